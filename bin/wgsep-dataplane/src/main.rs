@@ -1,0 +1,2 @@
+//! The dataplane program.
+fn main() {}
