@@ -1,0 +1,321 @@
+//! Transport keys: one keypair, and the three slots a peer has for them (whitepaper, section 6).
+
+use crate::aead::AeadKey;
+use crate::messages::{
+    MAX_INNER_LEN, ReceiverIndex, SenderIndex, TAG_LEN, TRANSPORT_HEADER_LEN, TransportHeader,
+};
+use crate::replay::ReplayWindow;
+use crate::symmetric::Secret;
+use crate::time::Instant;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Messages after which the initiator starts a new handshake.
+pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
+/// The first message counter that is never used: 2^64 − 2^13 − 1.
+pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// Age after which the initiator starts a new handshake.
+pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
+/// Age after which a keypair neither seals nor opens.
+pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
+
+/// A pair of transport keys, shared between the threads that seal and open with it.
+pub struct Keypair {
+    sending: AeadKey,
+    receiving: AeadKey,
+    sending_counter: AtomicU64,
+    sending_valid: AtomicBool,
+    replay: Mutex<ReplayWindow>,
+    created: Instant,
+    initiator: bool,
+    sender_index: SenderIndex,
+    receiver_index: ReceiverIndex,
+}
+
+/// What a handshake hands over to become a [`Keypair`].
+pub struct KeypairParts {
+    /// Key for what we send.
+    pub sending: Secret,
+    /// Key for what we receive.
+    pub receiving: Secret,
+    /// Our index, by which the peer names this keypair.
+    pub sender_index: SenderIndex,
+    /// The peer's index, which we write into every header.
+    pub receiver_index: ReceiverIndex,
+    /// True if we sent the initiation.
+    pub initiator: bool,
+}
+
+/// Why a transport message was not opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// The keypair is too old, or the counter past its end.
+    Expired,
+    /// The tag is wrong.
+    Unauthentic,
+}
+
+impl Keypair {
+    /// A keypair born at `now`.
+    #[must_use]
+    pub fn new(parts: &KeypairParts, now: Instant) -> Self {
+        Self {
+            sending: AeadKey::new(&parts.sending),
+            receiving: AeadKey::new(&parts.receiving),
+            sending_counter: AtomicU64::new(0),
+            sending_valid: AtomicBool::new(true),
+            replay: Mutex::default(),
+            created: now,
+            initiator: parts.initiator,
+            sender_index: parts.sender_index,
+            receiver_index: parts.receiver_index,
+        }
+    }
+
+    /// Our index.
+    #[must_use]
+    pub const fn sender_index(&self) -> SenderIndex {
+        self.sender_index
+    }
+
+    /// True once the keypair is `age` old or older.
+    fn is_older_than(&self, age: Duration, now: Instant) -> bool {
+        now.since(self.created) >= age
+    }
+
+    /// True while the keypair may seal.
+    #[must_use]
+    pub fn can_send(&self, now: Instant) -> bool {
+        self.sending_valid.load(Ordering::Acquire)
+            && !self.is_older_than(REJECT_AFTER_TIME, now)
+            && self.sending_counter.load(Ordering::Relaxed) < REJECT_AFTER_MESSAGES
+    }
+
+    /// Takes `count` consecutive nonces, all of them or none; returns the first.
+    ///
+    /// `None` means the keypair can send no more, and it then never will.
+    #[must_use]
+    pub fn assign_nonces(&self, count: u64, now: Instant) -> Option<u64> {
+        if !self.can_send(now) {
+            self.invalidate_sending();
+            return None;
+        }
+        let taken = self.sending_counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
+            next.checked_add(count).filter(|end| *end <= REJECT_AFTER_MESSAGES)
+        });
+        if taken.is_err() {
+            self.invalidate_sending();
+        }
+        taken.ok()
+    }
+
+    /// Never seals again.
+    pub fn invalidate_sending(&self) {
+        self.sending_valid.store(false, Ordering::Release);
+    }
+
+    /// After sending: is it time for a new handshake? (kernel send.c, keep_key_fresh)
+    #[must_use]
+    pub fn wants_rekey_after_send(&self, now: Instant) -> bool {
+        self.sending_valid.load(Ordering::Acquire)
+            && (self.sending_counter.load(Ordering::Relaxed) > REKEY_AFTER_MESSAGES
+                || (self.initiator && self.is_older_than(REKEY_AFTER_TIME, now)))
+    }
+
+    /// After receiving: does the initiator have to hurry? (kernel receive.c, keep_key_fresh)
+    #[must_use]
+    pub fn wants_rekey_after_receive(&self, age: Duration, now: Instant) -> bool {
+        self.initiator && self.sending_valid.load(Ordering::Acquire) && self.is_older_than(age, now)
+    }
+
+    /// Seals in place a datagram laid out as header room (16), the padded packet, tag room (16).
+    /// False, and nothing sent, if the datagram is shorter than that or beyond the cipher's limit.
+    #[must_use]
+    pub fn seal(&self, counter: u64, datagram: &mut [u8]) -> bool {
+        let Some((header, rest)) = datagram.split_first_chunk_mut::<TRANSPORT_HEADER_LEN>() else {
+            return false;
+        };
+        let Some((packet, tag)) = rest.split_last_chunk_mut::<TAG_LEN>() else { return false };
+        if packet.len() > MAX_INNER_LEN {
+            return false;
+        }
+        let receiver_index = self.receiver_index;
+        *header = TransportHeader { receiver_index, counter }.to_bytes();
+        let Some(sealed) = self.sending.seal(counter, packet) else { return false };
+        *tag = sealed;
+        true
+    }
+
+    /// Opens in place what follows a transport header. The packet is all but the last 16 bytes.
+    ///
+    /// # Errors
+    /// [`OpenError`]; the buffer's content is then worthless.
+    pub fn open(&self, counter: u64, sealed: &mut [u8], now: Instant) -> Result<(), OpenError> {
+        if counter >= REJECT_AFTER_MESSAGES || self.is_older_than(REJECT_AFTER_TIME, now) {
+            return Err(OpenError::Expired);
+        }
+        if self.receiving.open(counter, sealed) { Ok(()) } else { Err(OpenError::Unauthentic) }
+    }
+
+    /// True, once, for each fresh authenticated counter.
+    pub fn validate_counter(&self, counter: u64) -> bool {
+        self.replay.lock().unwrap_or_else(PoisonError::into_inner).validate(counter)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_sending_counter(&self, counter: u64) {
+        self.sending_counter.store(counter, Ordering::Relaxed);
+    }
+}
+
+/// A peer's keypairs: the one before, the one in use, the one the peer has yet to confirm.
+#[derive(Default)]
+pub struct Keypairs {
+    /// Still opens what was under way when the current one came.
+    pub previous: Option<Arc<Keypair>>,
+    /// Seals and opens.
+    pub current: Option<Arc<Keypair>>,
+    /// We responded; opens only, until the initiator has used it.
+    pub next: Option<Arc<Keypair>>,
+}
+
+/// Keypairs that lost their slot; whoever holds the index table releases their indices.
+pub type Displaced = [Option<Arc<Keypair>>; 2];
+
+impl Keypairs {
+    /// Puts a new keypair into its slot by the kernel's rules (noise.c, add_new_keypair).
+    pub fn add(&mut self, keypair: Arc<Keypair>) -> Displaced {
+        if keypair.initiator {
+            // A `next` means both sides initiated: it takes the place of the previous, in case the
+            // peer settles on it, and the old current gives way.
+            let old_previous = self.previous.take();
+            let old_current = self.current.replace(keypair);
+            let Some(next) = self.next.take() else {
+                self.previous = old_current;
+                return [old_previous, None];
+            };
+            self.previous = Some(next);
+            [old_previous, old_current]
+        } else {
+            [self.next.replace(keypair), self.previous.take()]
+        }
+    }
+
+    /// An authenticated message came with `keypair`: if it is the unconfirmed one, it is now the
+    /// current, and the keypair that fell out at the end comes back in `Some`.
+    pub fn received_with_keypair(&mut self, keypair: &Arc<Keypair>) -> Option<Displaced> {
+        if !self.next.as_ref().is_some_and(|next| Arc::ptr_eq(next, keypair)) {
+            return None;
+        }
+        let displaced = self.previous.take();
+        self.previous = self.current.take();
+        self.current = self.next.take();
+        Some([displaced, None])
+    }
+
+    /// Takes all three out.
+    pub fn clear(&mut self) -> [Option<Arc<Keypair>>; 3] {
+        [self.previous.take(), self.current.take(), self.next.take()]
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn keypair(sender_index: u32, initiator: bool) -> Arc<Keypair> {
+        let parts = KeypairParts {
+            sending: Secret::new([1; 32]),
+            receiving: Secret::new([1; 32]),
+            sender_index,
+            receiver_index: 0,
+            initiator,
+        };
+        Arc::new(Keypair::new(&parts, Instant::from_nanos(0)))
+    }
+
+    fn slots(keypairs: &Keypairs) -> [Option<u32>; 3] {
+        [&keypairs.previous, &keypairs.current, &keypairs.next].map(|k| k.as_ref().map(|k| k.sender_index))
+    }
+
+    fn indices(displaced: &Displaced) -> Vec<u32> {
+        displaced.iter().flatten().map(|k| k.sender_index).collect()
+    }
+
+    #[test]
+    fn initiators_keypairs_move_from_current_to_previous() {
+        let mut keypairs = Keypairs::default();
+        assert!(indices(&keypairs.add(keypair(1, true))).is_empty());
+        assert!(indices(&keypairs.add(keypair(2, true))).is_empty());
+        assert_eq!(slots(&keypairs), [Some(1), Some(2), None]);
+        assert_eq!(indices(&keypairs.add(keypair(3, true))), [1]);
+        assert_eq!(slots(&keypairs), [Some(2), Some(3), None]);
+    }
+
+    #[test]
+    fn responders_keypair_waits_in_next_until_used() {
+        let mut keypairs = Keypairs::default();
+        let unconfirmed = keypair(1, false);
+        keypairs.add(Arc::clone(&unconfirmed));
+        assert_eq!(slots(&keypairs), [None, None, Some(1)]);
+        assert!(keypairs.received_with_keypair(&keypair(1, false)).is_none());
+        assert!(keypairs.received_with_keypair(&unconfirmed).is_some());
+        assert_eq!(slots(&keypairs), [None, Some(1), None]);
+        assert!(keypairs.received_with_keypair(&unconfirmed).is_none());
+        assert!(indices(&keypairs.add(keypair(2, false))).is_empty());
+        assert_eq!(indices(&keypairs.add(keypair(3, false))), [2]);
+        assert_eq!(slots(&keypairs), [None, Some(1), Some(3)]);
+    }
+
+    #[test]
+    fn simultaneous_initiation_keeps_next_as_previous() {
+        let mut keypairs = Keypairs::default();
+        keypairs.add(keypair(1, true));
+        keypairs.add(keypair(2, true));
+        keypairs.add(keypair(3, false));
+        assert_eq!(slots(&keypairs), [None, Some(2), Some(3)]);
+        assert_eq!(indices(&keypairs.add(keypair(4, true))), [2]);
+        assert_eq!(slots(&keypairs), [Some(3), Some(4), None]);
+    }
+
+    #[test]
+    fn nonces_end_exactly_at_the_limit_for_good() {
+        let now = Instant::from_nanos(0);
+        let keypair = keypair(1, true);
+        keypair.set_sending_counter(REJECT_AFTER_MESSAGES - 3);
+        assert_eq!(keypair.assign_nonces(2, now), Some(REJECT_AFTER_MESSAGES - 3));
+        assert_eq!(keypair.assign_nonces(1, now), Some(REJECT_AFTER_MESSAGES - 1));
+        assert_eq!(keypair.assign_nonces(1, now), None);
+        assert!(!keypair.can_send(now));
+        assert_eq!(keypair.open(REJECT_AFTER_MESSAGES, &mut [0; 16], now), Err(OpenError::Expired));
+        assert_eq!(keypair.open(REJECT_AFTER_MESSAGES - 1, &mut [0; 16], now), Err(OpenError::Unauthentic));
+    }
+
+    #[test]
+    fn a_keypair_dies_at_180_seconds_both_ways() {
+        let keypair = keypair(1, true);
+        let mut datagram = [0u8; 48];
+        assert!(keypair.seal(0, &mut datagram));
+        let just_before = Instant::from_nanos(REJECT_AFTER_TIME.as_nanos() as u64 - 1);
+        let at = Instant::from_nanos(REJECT_AFTER_TIME.as_nanos() as u64);
+        assert!(keypair.can_send(just_before) && !keypair.can_send(at));
+        let sealed = &mut datagram[16..];
+        assert_eq!(keypair.open(0, &mut sealed.to_vec(), at), Err(OpenError::Expired));
+        assert_eq!(keypair.open(0, sealed, just_before), Ok(()));
+    }
+
+    #[test]
+    fn only_the_initiator_rekeys_by_age_both_by_count() {
+        let at = Instant::from_nanos(REKEY_AFTER_TIME.as_nanos() as u64);
+        let before = Instant::from_nanos(REKEY_AFTER_TIME.as_nanos() as u64 - 1);
+        assert!(keypair(1, true).wants_rekey_after_send(at));
+        assert!(!keypair(1, true).wants_rekey_after_send(before));
+        let responder = keypair(1, false);
+        assert!(!responder.wants_rekey_after_send(at));
+        responder.set_sending_counter(REKEY_AFTER_MESSAGES);
+        assert!(!responder.wants_rekey_after_send(before));
+        responder.set_sending_counter(REKEY_AFTER_MESSAGES + 1);
+        assert!(responder.wants_rekey_after_send(before));
+    }
+}
