@@ -142,7 +142,7 @@ mod tests {
     fn public_key_displays_the_ends_of_its_base64() {
         // base64 of bytes 0..32 is AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=
         let bytes: [u8; KEY_LEN] = core::array::from_fn(|i| u8::try_from(i).unwrap());
-        assert_eq!(PublicKey::from_bytes(bytes).to_string(), "peer(AAEC…Hh8=)".replace("Hh8=", "dHh8"));
+        assert_eq!(PublicKey::from_bytes(bytes).to_string(), "peer(AAEC…dHh8)");
         assert_eq!(&base64(&bytes), b"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
     }
 

@@ -1,0 +1,291 @@
+//! Denial-of-service protection: mac1, mac2 and cookies (whitepaper, sections 5.3 and 5.4.7).
+
+use crate::keys::PublicKey;
+use crate::messages::{COOKIE_LEN, COOKIE_NONCE_LEN, CookieReply, MAC_LEN, ReceiverIndex, TAG_LEN};
+use crate::symmetric::{hash, mac};
+use crate::time::Instant;
+use chacha20poly1305::aead::AeadInOut;
+use chacha20poly1305::aead::inout::InOutBuf;
+use chacha20poly1305::{KeyInit, Tag, XChaCha20Poly1305};
+use core::net::{IpAddr, SocketAddr};
+use core::time::Duration;
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// Age at which the secret behind our cookies changes, and past which none is accepted.
+pub const COOKIE_SECRET_MAX_AGE: Duration = Duration::from_secs(120);
+/// How much earlier a peer stops using a cookie, for the time it is under way.
+pub const COOKIE_SECRET_LATENCY: Duration = Duration::from_secs(5);
+
+const LABEL_MAC1: &[u8] = b"mac1----";
+const LABEL_COOKIE: &[u8] = b"cookie--";
+
+type Cookie = [u8; COOKIE_LEN];
+type Mac = [u8; MAC_LEN];
+
+/// A handshake message, cut where its macs are.
+struct Macs<'a> {
+    before_mac1: &'a [u8],
+    before_mac2: &'a [u8],
+    mac1: Mac,
+    mac2: Mac,
+}
+
+impl<'a> Macs<'a> {
+    fn of(datagram: &'a [u8]) -> Option<Self> {
+        let (before_mac2, mac2) = datagram.split_last_chunk()?;
+        let (before_mac1, mac1) = before_mac2.split_last_chunk()?;
+        Some(Self { before_mac1, before_mac2, mac1: *mac1, mac2: *mac2 })
+    }
+}
+
+/// What the macs of a handshake message say about its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MacState {
+    /// mac1 is wrong: the sender does not know our public key.
+    Invalid,
+    /// mac1 is right; mac2 is wrong, or was not asked for.
+    ValidMac1,
+    /// Both are right: the sender receives what is sent to its address.
+    ValidMac2,
+}
+
+/// Checks macs and hands out cookies on behalf of one device.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct CookieChecker {
+    mac1_key: [u8; 32],
+    cookie_key: [u8; 32],
+    secret: [u8; 32],
+    #[zeroize(skip)]
+    secret_born: Option<Instant>,
+}
+
+impl CookieChecker {
+    /// A checker for messages to `public_key`.
+    #[must_use]
+    pub fn new(public_key: &PublicKey) -> Self {
+        Self {
+            mac1_key: hash(&[LABEL_MAC1, public_key.as_bytes()]),
+            cookie_key: hash(&[LABEL_COOKIE, public_key.as_bytes()]),
+            secret: [0; 32],
+            secret_born: None,
+        }
+    }
+
+    /// Validates the macs of a handshake message from `source`, mac2 only if `check_cookie`.
+    #[must_use]
+    pub fn validate_macs(
+        &self,
+        datagram: &[u8],
+        source: SocketAddr,
+        check_cookie: bool,
+        now: Instant,
+    ) -> MacState {
+        let Some(macs) = Macs::of(datagram) else { return MacState::Invalid };
+        if !bool::from(mac(&self.mac1_key, &[macs.before_mac1]).ct_eq(&macs.mac1)) {
+            return MacState::Invalid;
+        }
+        let Some(cookie) = check_cookie.then(|| self.cookie(source, now)).flatten() else {
+            return MacState::ValidMac1;
+        };
+        if bool::from(mac(&cookie, &[macs.before_mac2]).ct_eq(&macs.mac2)) {
+            MacState::ValidMac2
+        } else {
+            MacState::ValidMac1
+        }
+    }
+
+    /// The cookie reply to a handshake message from `source`. `fresh_secret` takes over where the
+    /// present secret is too old.
+    #[must_use]
+    pub fn create_reply(
+        &mut self,
+        datagram: &[u8],
+        sender_index: ReceiverIndex,
+        source: SocketAddr,
+        (fresh_secret, nonce): ([u8; 32], [u8; COOKIE_NONCE_LEN]),
+        now: Instant,
+    ) -> Option<CookieReply> {
+        if !self.secret_is_live(now) {
+            self.secret = fresh_secret;
+            self.secret_born = Some(now);
+        }
+        let cookie = self.cookie(source, now)?;
+        let macs = Macs::of(datagram)?;
+        let mut sealed_cookie = [0; COOKIE_LEN + TAG_LEN];
+        let (body, tag) = sealed_cookie.split_at_mut(COOKIE_LEN);
+        body.copy_from_slice(&cookie);
+        let sealed = XChaCha20Poly1305::new((&self.cookie_key).into())
+            .encrypt_inout_detached(&nonce.into(), &macs.mac1, InOutBuf::from(&mut *body))
+            .ok()?;
+        tag.copy_from_slice(&sealed);
+        Some(CookieReply { receiver_index: sender_index, nonce, sealed_cookie })
+    }
+
+    fn secret_is_live(&self, now: Instant) -> bool {
+        self.secret_born.is_some_and(|born| now.since(born) < COOKIE_SECRET_MAX_AGE)
+    }
+
+    /// `MAC(secret, address || port)`.
+    fn cookie(&self, source: SocketAddr, now: Instant) -> Option<Cookie> {
+        if !self.secret_is_live(now) {
+            return None;
+        }
+        let port = source.port().to_be_bytes();
+        Some(match source.ip() {
+            IpAddr::V4(v4) => mac(&self.secret, &[&v4.octets(), &port]),
+            IpAddr::V6(v6) => mac(&self.secret, &[&v6.octets(), &port]),
+        })
+    }
+}
+
+/// Puts macs on what we send to one peer, and keeps the cookie it gave us.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct CookieGenerator {
+    mac1_key: [u8; 32],
+    cookie_key: [u8; 32],
+    cookie: Cookie,
+    #[zeroize(skip)]
+    cookie_born: Option<Instant>,
+    #[zeroize(skip)]
+    last_mac1: Option<Mac>,
+}
+
+impl CookieGenerator {
+    /// A generator for messages to `public_key`.
+    #[must_use]
+    pub fn new(public_key: &PublicKey) -> Self {
+        Self {
+            mac1_key: hash(&[LABEL_MAC1, public_key.as_bytes()]),
+            cookie_key: hash(&[LABEL_COOKIE, public_key.as_bytes()]),
+            cookie: [0; COOKIE_LEN],
+            cookie_born: None,
+            last_mac1: None,
+        }
+    }
+
+    /// Fills in the last 32 bytes of a handshake message: mac1, and mac2 if we have a cookie.
+    pub fn add_macs(&mut self, datagram: &mut [u8], now: Instant) {
+        let Some((before_mac2, mac2)) = datagram.split_last_chunk_mut::<MAC_LEN>() else { return };
+        let Some((before_mac1, mac1)) = before_mac2.split_last_chunk_mut::<MAC_LEN>() else { return };
+        *mac1 = mac(&self.mac1_key, &[before_mac1]);
+        self.last_mac1 = Some(*mac1);
+        let lifetime = COOKIE_SECRET_MAX_AGE.saturating_sub(COOKIE_SECRET_LATENCY);
+        *mac2 = match self.cookie_born {
+            Some(born) if now.since(born) < lifetime => mac(&self.cookie, &[before_mac2]),
+            _ => [0; MAC_LEN],
+        };
+    }
+
+    /// Takes the cookie out of a reply to the last message we sent; true if it was genuine.
+    pub fn consume_reply(&mut self, reply: &CookieReply, now: Instant) -> bool {
+        let Some(last_mac1) = self.last_mac1 else { return false };
+        let (body, tag) = reply.sealed_cookie.split_at(COOKIE_LEN);
+        let (Ok(mut cookie), Ok(tag)) = (Cookie::try_from(body), <[u8; TAG_LEN]>::try_from(tag)) else {
+            return false;
+        };
+        let opened = XChaCha20Poly1305::new((&self.cookie_key).into()).decrypt_inout_detached(
+            &reply.nonce.into(),
+            &last_mac1,
+            InOutBuf::from(cookie.as_mut_slice()),
+            &Tag::from(tag),
+        );
+        if opened.is_err() {
+            return false;
+        }
+        self.cookie = cookie;
+        self.cookie_born = Some(now);
+        self.last_mac1 = None;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::messages::INITIATION_LEN;
+
+    const OURS: PublicKey = PublicKey::from_bytes([3; 32]);
+    const NONCE: [u8; 24] = [5; 24];
+
+    fn seconds(s: u64) -> Instant {
+        Instant::from_nanos(s * 1_000_000_000)
+    }
+
+    fn source(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn message(generator: &mut CookieGenerator, now: Instant) -> [u8; INITIATION_LEN] {
+        let mut datagram = [9; INITIATION_LEN];
+        generator.add_macs(&mut datagram, now);
+        datagram
+    }
+
+    #[test]
+    fn mac1_is_always_checked_and_every_byte_counts() {
+        let checker = CookieChecker::new(&OURS);
+        let datagram = message(&mut CookieGenerator::new(&OURS), seconds(1));
+        let from = source("192.0.2.1:5000");
+        assert_eq!(checker.validate_macs(&datagram, from, false, seconds(1)), MacState::ValidMac1);
+        for at in 0..INITIATION_LEN - MAC_LEN {
+            let mut bad = datagram;
+            bad[at] ^= 1;
+            assert_eq!(checker.validate_macs(&bad, from, false, seconds(1)), MacState::Invalid);
+        }
+        let stranger = message(&mut CookieGenerator::new(&PublicKey::from_bytes([4; 32])), seconds(1));
+        assert_eq!(checker.validate_macs(&stranger, from, false, seconds(1)), MacState::Invalid);
+    }
+
+    /// A checker, and a generator that holds its cookie for `from`.
+    fn with_cookie(from: SocketAddr) -> (CookieChecker, CookieGenerator) {
+        let (mut checker, mut generator) = (CookieChecker::new(&OURS), CookieGenerator::new(&OURS));
+        let datagram = message(&mut generator, seconds(0));
+        let reply = checker.create_reply(&datagram, 1, from, ([7; 32], NONCE), seconds(0)).unwrap();
+        assert!(generator.consume_reply(&reply, seconds(0)));
+        (checker, generator)
+    }
+
+    #[test]
+    fn a_cookie_is_bound_to_address_and_port() {
+        for (from, elsewhere) in [
+            ("192.0.2.1:5000", ["192.0.2.1:5001", "192.0.2.2:5000"]),
+            ("[2001:db8::1]:5000", ["[2001:db8::1]:5001", "[2001:db8::2]:5000"]),
+        ] {
+            let (checker, mut generator) = with_cookie(source(from));
+            let datagram = message(&mut generator, seconds(1));
+            let state = |from| checker.validate_macs(&datagram, from, true, seconds(1));
+            assert_eq!(state(source(from)), MacState::ValidMac2);
+            for other in elsewhere {
+                assert_eq!(state(source(other)), MacState::ValidMac1);
+            }
+        }
+    }
+
+    #[test]
+    fn a_peer_uses_a_cookie_for_115_seconds_and_we_accept_it_for_120() {
+        let from = source("192.0.2.1:5000");
+        let (checker, mut generator) = with_cookie(from);
+        let before = Instant::from_nanos(115_000_000_000 - 1);
+        let last = message(&mut generator, before);
+        assert_ne!(last[INITIATION_LEN - MAC_LEN..], [0; MAC_LEN]);
+        assert_eq!(checker.validate_macs(&last, from, true, seconds(119)), MacState::ValidMac2);
+        assert_eq!(checker.validate_macs(&last, from, true, seconds(120)), MacState::ValidMac1);
+        assert_eq!(message(&mut generator, seconds(115))[INITIATION_LEN - MAC_LEN..], [0; MAC_LEN]);
+    }
+
+    #[test]
+    fn a_reply_needs_a_mac1_we_sent_and_counts_once() {
+        let from = source("192.0.2.1:5000");
+        let (mut checker, mut generator) = (CookieChecker::new(&OURS), CookieGenerator::new(&OURS));
+        let datagram = message(&mut CookieGenerator::new(&OURS), seconds(0));
+        let reply = checker.create_reply(&datagram, 1, from, ([7; 32], NONCE), seconds(0)).unwrap();
+        assert!(!generator.consume_reply(&reply, seconds(0)));
+        assert_eq!(message(&mut generator, seconds(0)), datagram);
+        let mut forged = reply.clone();
+        forged.sealed_cookie[0] ^= 1;
+        assert!(!generator.consume_reply(&forged, seconds(0)));
+        assert!(generator.consume_reply(&reply, seconds(0)));
+        assert!(!generator.consume_reply(&reply, seconds(0)));
+    }
+}

@@ -1,0 +1,203 @@
+//! What the workers share: the way from a packet to its peer and keypair, and back.
+//!
+//! The control thread publishes routes and indices here; workers seal and open without it, and
+//! leave it a note about the few peers it has to look at.
+
+use crate::allowed_ips::AllowedIps;
+use crate::index_table::IndexTable;
+use crate::peer::{Peer, PeerId, event};
+use crate::timers::Attention;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Whose an allowed IP is.
+#[derive(Clone)]
+pub struct Route {
+    /// The peer.
+    pub peer: Arc<Peer>,
+    /// Its place in the order in which allowed IPs were given.
+    pub(crate) order: u64,
+}
+
+/// All routes, as published at one moment.
+pub type Routes = AllowedIps<Route>;
+
+/// A value that one thread replaces and others read from copies of their own, without a lock until
+/// it was replaced.
+#[derive(Default)]
+pub struct Published<T> {
+    generation: AtomicU64,
+    value: Mutex<T>,
+}
+
+impl<T: Clone> Published<T> {
+    /// Publishes a value that holds from the start.
+    pub fn new(value: T) -> Self {
+        Self { generation: AtomicU64::new(0), value: Mutex::new(value) }
+    }
+
+    /// Replaces the value.
+    pub fn publish(&self, value: T) {
+        let replaced = {
+            let mut place = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+            self.generation.fetch_add(1, Ordering::Release);
+            core::mem::replace(&mut *place, value)
+        };
+        drop(replaced);
+    }
+
+    /// A copy that [`Reader::current`] keeps up to date.
+    pub fn reader(&self) -> Reader<T> {
+        let value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        Reader { generation: self.generation.load(Ordering::Acquire), value: value.clone() }
+    }
+}
+
+/// One thread's copy of a [`Published`] value.
+pub struct Reader<T> {
+    generation: u64,
+    value: T,
+}
+
+impl<T: Clone> Reader<T> {
+    /// The value as last published; true if it was replaced since the call before.
+    pub fn refresh(&mut self, published: &Published<T>) -> bool {
+        let stale = published.generation.load(Ordering::Acquire) != self.generation;
+        if stale {
+            *self = published.reader();
+        }
+        stale
+    }
+
+    /// The copy.
+    pub const fn value(&self) -> &T {
+        &self.value
+    }
+}
+
+/// Packets that went nowhere, by cause.
+#[derive(Default)]
+pub struct DropCounters {
+    counters: [AtomicU64; DropCause::ALL.len()],
+}
+
+/// Why a packet went nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropCause {
+    /// Out: not an IP packet, or its length is wrong.
+    OutboundMalformed,
+    /// Out: no allowed IP contains its destination.
+    NoPeer,
+    /// Out: its peer has no endpoint.
+    NoEndpoint,
+    /// Out: too many waited for a keypair.
+    StagedOverflow,
+    /// Out: the network refused it.
+    SendFailed,
+    /// In: not a WireGuard message.
+    InboundMalformed,
+    /// In: no handshake or keypair has its index.
+    UnknownIndex,
+    /// In: mac1 is wrong.
+    InvalidMac,
+    /// In: a handshake message that is not authentic, replayed or too frequent.
+    InvalidHandshake,
+    /// In: too many handshake messages waited, or their source is limited.
+    HandshakeOverload,
+    /// In: it does not open, or its keypair is too old.
+    Unauthentic,
+    /// In: its counter was seen or is too old.
+    Replayed,
+    /// In: what is inside is not an IP packet, or its length is wrong.
+    InnerMalformed,
+    /// In: its source address is not among the peer's allowed IPs.
+    WrongSource,
+    /// In: the TUN device refused it.
+    WriteFailed,
+}
+
+impl DropCause {
+    /// Every cause.
+    pub const ALL: [Self; 15] = [
+        Self::OutboundMalformed,
+        Self::NoPeer,
+        Self::NoEndpoint,
+        Self::StagedOverflow,
+        Self::SendFailed,
+        Self::InboundMalformed,
+        Self::UnknownIndex,
+        Self::InvalidMac,
+        Self::InvalidHandshake,
+        Self::HandshakeOverload,
+        Self::Unauthentic,
+        Self::Replayed,
+        Self::InnerMalformed,
+        Self::WrongSource,
+        Self::WriteFailed,
+    ];
+}
+
+impl DropCounters {
+    /// Counts `packets` lost to one cause.
+    pub fn add(&self, cause: DropCause, packets: usize) {
+        let packets = u64::try_from(packets).unwrap_or(u64::MAX);
+        self.counters[cause as usize].fetch_add(packets, Ordering::Relaxed);
+    }
+
+    /// Packets lost to one cause so far.
+    #[must_use]
+    pub fn count(&self, cause: DropCause) -> u64 {
+        self.counters[cause as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// Everything the packet path needs of a device.
+#[derive(Default)]
+pub struct DataPath {
+    /// Who has which allowed IP.
+    pub routes: Published<Routes>,
+    /// What indices stand for.
+    pub index_table: IndexTable,
+    /// What was dropped and why.
+    pub drops: DropCounters,
+    mtu: AtomicU32,
+    attention: Mutex<Vec<PeerId>>,
+    wake: AtomicBool,
+}
+
+impl DataPath {
+    /// The interface's MTU, which bounds padding; 0 for no bound.
+    #[must_use]
+    pub fn mtu(&self) -> usize {
+        self.mtu.load(Ordering::Relaxed) as usize
+    }
+
+    /// Follows the interface's MTU.
+    pub fn set_mtu(&self, mtu: u32) {
+        self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// True, once, if the control thread has been left a note since the last call.
+    #[must_use]
+    pub fn take_wake(&self) -> bool {
+        self.wake.load(Ordering::Acquire) && self.wake.swap(false, Ordering::AcqRel)
+    }
+
+    /// Leaves the control thread a note about a peer.
+    pub(crate) fn raise(&self, peer: &Peer, event: u8) {
+        if peer.raise(event) {
+            self.attention.lock().unwrap_or_else(PoisonError::into_inner).push(peer.id());
+            self.wake.store(true, Ordering::Release);
+        }
+    }
+
+    pub(crate) fn raise_timer(&self, peer: &Peer, attention: Attention) {
+        if attention.0 {
+            self.raise(peer, event::TIMER);
+        }
+    }
+
+    pub(crate) fn take_attention(&self) -> Vec<PeerId> {
+        core::mem::take(&mut *self.attention.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,239 @@
+//! Configuration: applying a `set`, answering a `get`.
+
+use super::{Device, Identity, PeerEntry};
+use crate::config::{AllowedIp, AllowedIpChange, Configuration, DeviceStatus, PeerConfiguration, PeerStatus};
+use crate::cookie::{CookieChecker, CookieGenerator};
+use crate::data_path::Route;
+use crate::handshake::{Handshake, StaticIdentity};
+use crate::keys::{PrivateKey, PublicKey};
+use crate::peer::{Endpoint, Peer, PeerId};
+use crate::time::Now;
+use core::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+impl Device {
+    /// Applies a checked `set` in the kernel's order: mark, port, replace_peers, key, peers. It
+    /// cannot fail, so it is never half-applied; the caller has opened the port beforehand.
+    pub fn configure(&mut self, configuration: Configuration, now: Now) {
+        if let Some(fwmark) = configuration.fwmark {
+            self.fwmark = fwmark;
+            self.clear_sources();
+        }
+        if let Some(listen_port) = configuration.listen_port {
+            self.set_listen_port(listen_port);
+        }
+        if configuration.replace_peers {
+            for id in self.ids() {
+                self.remove_peer(id);
+            }
+        }
+        if let Some(private_key) = configuration.private_key {
+            self.set_private_key(private_key);
+        }
+        for peer in configuration.peers {
+            self.configure_peer(peer, now);
+        }
+        self.data_path.routes.publish(self.routes.clone());
+    }
+
+    /// The port in use, as the caller bound it; cached sources went with the old socket.
+    pub fn set_listen_port(&mut self, listen_port: u16) {
+        if self.listen_port != listen_port {
+            self.listen_port = listen_port;
+            self.clear_sources();
+        }
+    }
+
+    /// Lets the routing table choose the source address for every peer anew.
+    pub fn clear_sources(&mut self) {
+        for entry in self.peers.iter().flatten() {
+            entry.peer.clear_source();
+        }
+    }
+
+    /// The port in use, 0 if none.
+    #[must_use]
+    pub const fn listen_port(&self) -> u16 {
+        self.listen_port
+    }
+
+    /// The mark on outgoing packets, 0 if none.
+    #[must_use]
+    pub const fn fwmark(&self) -> u32 {
+        self.fwmark
+    }
+
+    /// Answers a `get`, but for the peers.
+    #[must_use]
+    pub fn status(&self) -> DeviceStatus {
+        DeviceStatus {
+            private_key: self.identity.as_ref().map(|identity| identity.private_key.clone()),
+            listen_port: self.listen_port,
+            fwmark: self.fwmark,
+        }
+    }
+
+    /// Answers a `get`: each peer, in the order of creation.
+    pub fn peers(&self) -> impl Iterator<Item = PeerStatus> {
+        self.peers.iter().flatten().map(|entry| PeerStatus {
+            public_key: *entry.peer.public_key(),
+            preshared_key: entry.handshake.preshared_key().clone(),
+            endpoint: entry.peer.endpoint().map(|endpoint| endpoint.destination),
+            last_handshake: entry.last_handshake,
+            rx_bytes: entry.peer.rx_bytes(),
+            tx_bytes: entry.peer.tx_bytes(),
+            persistent_keepalive_interval: entry.peer.timers.persistent_keepalive_interval(),
+            allowed_ips: entry.allowed_ips.values().copied().collect(),
+        })
+    }
+
+    /// Takes a new private key. Sessions stay for receiving; the next packet to each peer makes a
+    /// new handshake, at once. A peer whose key is now ours goes.
+    fn set_private_key(&mut self, private_key: Option<PrivateKey>) {
+        if self.identity.as_ref().map(|identity| &identity.private_key) == private_key.as_ref() {
+            return;
+        }
+        self.identity = private_key.map(|private_key| {
+            let keys = StaticIdentity::new(&private_key);
+            let cookie_checker = CookieChecker::new(keys.public_key());
+            Identity { private_key, keys, cookie_checker }
+        });
+        if let Some(ourselves) = self.our_peer_id() {
+            self.remove_peer(ourselves);
+        }
+        for id in self.ids() {
+            self.clear_handshake(id);
+            let keys = self.identity.as_ref().map(|identity| &identity.keys);
+            let Some(entry) = self.peers.get_mut(id.0 as usize).and_then(Option::as_mut) else {
+                continue;
+            };
+            entry.handshake.precompute_static_static(keys);
+            entry.peer.timers.reset_last_sent_handshake();
+            let state = entry.peer.state();
+            for keypair in [&state.keypairs.current, &state.keypairs.next].into_iter().flatten() {
+                keypair.invalidate_sending();
+            }
+        }
+    }
+
+    /// The peer that has our own key.
+    fn our_peer_id(&self) -> Option<PeerId> {
+        self.by_key.get(self.identity.as_ref()?.keys.public_key()).copied()
+    }
+
+    fn configure_peer(&mut self, change: PeerConfiguration, now: Now) {
+        let known = self.by_key.get(&change.public_key).copied();
+        if change.remove {
+            if let Some(id) = known {
+                self.remove_peer(id);
+            }
+            return;
+        }
+        let id = match known {
+            Some(id) => id,
+            None if change.update_only || self.is_our_key(&change.public_key) => return,
+            None => self.create_peer(change.public_key),
+        };
+        let Some(entry) = self.entry_mut(id) else { return };
+        let peer = Arc::clone(&entry.peer);
+        if let Some(preshared_key) = change.preshared_key {
+            entry.handshake.set_preshared_key(preshared_key);
+        }
+        if let Some(destination) = change.endpoint {
+            peer.set_endpoint(Endpoint::new(destination));
+        }
+        if change.replace_allowed_ips {
+            self.remove_allowed_ips(id);
+        }
+        for AllowedIpChange { allowed_ip, remove } in change.allowed_ips {
+            if remove {
+                self.remove_allowed_ip(id, allowed_ip);
+            } else {
+                self.insert_allowed_ip(id, allowed_ip);
+            }
+        }
+        let switched_on = match change.persistent_keepalive_interval {
+            Some(seconds) => {
+                let before = peer.timers.persistent_keepalive_interval();
+                peer.timers.set_persistent_keepalive_interval(seconds);
+                before == 0 && seconds != 0
+            }
+            None => false,
+        };
+        if self.up && switched_on {
+            self.send_keepalive(id, now);
+        }
+        self.send_staged_packets(id, now);
+        self.reschedule(id);
+    }
+
+    fn is_our_key(&self, public_key: &PublicKey) -> bool {
+        self.identity.as_ref().is_some_and(|identity| identity.keys.public_key() == public_key)
+    }
+
+    fn create_peer(&mut self, public_key: PublicKey) -> PeerId {
+        let id = self.vacant.pop().unwrap_or_else(|| {
+            self.peers.push(None);
+            PeerId(u32::try_from(self.peers.len() - 1).unwrap_or(u32::MAX))
+        });
+        let keys = self.identity.as_ref().map(|identity| &identity.keys);
+        let entry = PeerEntry {
+            peer: Arc::new(Peer::new(id, public_key)),
+            handshake: Handshake::new(public_key, keys),
+            cookie: CookieGenerator::new(&public_key),
+            allowed_ips: BTreeMap::new(),
+            last_handshake: Duration::ZERO,
+            agenda: None,
+        };
+        if let Some(slot) = self.peers.get_mut(id.0 as usize) {
+            *slot = Some(entry);
+        }
+        self.by_key.insert(public_key, id);
+        id
+    }
+
+    /// Removes a peer: index, keypairs, staged packets and allowed IPs are gone at once.
+    fn remove_peer(&mut self, id: PeerId) {
+        self.remove_allowed_ips(id);
+        if let Some(entry) = self.entry(id) {
+            // Before the keypairs are cleared, so that no worker brings anything back.
+            entry.peer.retire();
+        }
+        self.quiesce(id);
+        let Some(entry) = self.peers.get_mut(id.0 as usize).and_then(Option::take) else { return };
+        if let Some(at) = entry.agenda {
+            self.agenda.remove(&(at, id));
+        }
+        self.by_key.remove(entry.peer.public_key());
+        self.vacant.push(id);
+    }
+
+    /// Gives an allowed IP to a peer, taking it from whoever has it.
+    fn insert_allowed_ip(&mut self, id: PeerId, allowed_ip: AllowedIp) {
+        let order = self.next_order;
+        let Some(entry) = self.entry_mut(id) else { return };
+        entry.allowed_ips.insert(order, allowed_ip);
+        let route = Route { peer: Arc::clone(&entry.peer), order };
+        self.next_order += 1;
+        if let Some(before) = self.routes.insert(allowed_ip, route) {
+            if let Some(entry) = self.entry_mut(before.peer.id()) {
+                entry.allowed_ips.remove(&before.order);
+            }
+        }
+    }
+
+    fn remove_allowed_ip(&mut self, id: PeerId, allowed_ip: AllowedIp) {
+        let removed = self.routes.remove(allowed_ip, |route| route.peer.id() == id);
+        if let (Some(route), Some(entry)) = (removed, self.entry_mut(id)) {
+            entry.allowed_ips.remove(&route.order);
+        }
+    }
+
+    fn remove_allowed_ips(&mut self, id: PeerId) {
+        let Some(entry) = self.entry_mut(id) else { return };
+        for (_, allowed_ip) in core::mem::take(&mut entry.allowed_ips) {
+            self.routes.remove(allowed_ip, |route| route.peer.id() == id);
+        }
+    }
+}

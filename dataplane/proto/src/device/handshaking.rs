@@ -1,0 +1,308 @@
+//! Handshake messages: sending them, and what follows from those received (kernel send.c and
+//! receive.c).
+
+use super::{Device, Event, Transmit};
+use crate::cookie::MacState;
+use crate::data_path::DropCause;
+use crate::handshake::{IncomingInitiation, InitiationError};
+use crate::index_table::Entry;
+use crate::keypair::Keypair;
+use crate::messages::{CookieReply, Initiation, Message, Response, SenderIndex};
+use crate::peer::{Endpoint, Peer, PeerId};
+use crate::tai64n::Tai64n;
+use crate::time::{Instant, Now};
+use core::time::Duration;
+use std::sync::Arc;
+
+/// Handshake messages that may wait to be consumed; more are dropped.
+pub const MAX_QUEUED_HANDSHAKES: usize = 4096;
+/// As many waiting mean that the device is under load,
+pub const UNDER_LOAD_THRESHOLD: usize = MAX_QUEUED_HANDSHAKES / 8;
+/// and stays so for this long after.
+pub const UNDER_LOAD_TIME: Duration = Duration::from_secs(1);
+
+/// Traffic class of initiations and responses: AF41, so that they get through before the data.
+pub const HANDSHAKE_TRAFFIC_CLASS: u8 = 0x88;
+
+impl Device {
+    // ------------------------------------------------------------ out
+
+    /// A fresh reason to talk to a peer: starts the count of repetitions anew.
+    pub(super) fn request_initiation(&mut self, id: PeerId, now: Now) {
+        if let Some(entry) = self.entry(id) {
+            entry.peer.timers.reset_handshake_attempts();
+        }
+        self.send_initiation(id, now);
+    }
+
+    /// Sends an initiation, at most one every `REKEY_TIMEOUT`.
+    pub(super) fn send_initiation(&mut self, id: PeerId, now: Now) {
+        let ephemeral = self.random_array();
+        let jitter = u32::from_ne_bytes(self.random_array());
+        let Some(entry) = self.entry(id).filter(|_| self.up) else { return };
+        let peer = Arc::clone(&entry.peer);
+        let Some(endpoint) = peer.endpoint() else { return };
+        if self.identity.is_none() || !peer.timers.may_send_initiation(now.instant) {
+            return;
+        }
+        peer.timers.note_handshake_sent(now.instant);
+        self.clear_handshake(id);
+        let index = self.allocate_index(id);
+        let (Some(identity), Some(entry)) =
+            (&self.identity, self.peers.get_mut(id.0 as usize).and_then(Option::as_mut))
+        else {
+            return;
+        };
+        let timestamp = Tai64n::from_wall(now.wall);
+        match entry.handshake.create_initiation(&identity.keys, ephemeral, timestamp, index) {
+            Ok(initiation) => {
+                let mut datagram = initiation.to_bytes();
+                entry.cookie.add_macs(&mut datagram, now.instant);
+                peer.timers.set_jitter(jitter);
+                let _rescheduled = peer.timers.handshake_initiated(now.instant);
+                self.send_handshake_message(&peer, endpoint, datagram.to_vec(), now.instant);
+            }
+            Err(_) => self.data_path.index_table.release(index),
+        }
+        self.reschedule(id);
+    }
+
+    fn send_response(&mut self, id: PeerId, now: Now) {
+        let ephemeral = self.random_array();
+        let index = self.allocate_index(id);
+        let Some(entry) = self.entry_mut(id) else { return };
+        let peer = Arc::clone(&entry.peer);
+        let Ok(response) = entry.handshake.create_response(ephemeral, index) else {
+            self.data_path.index_table.release(index);
+            return;
+        };
+        let mut datagram = response.to_bytes();
+        entry.cookie.add_macs(&mut datagram, now.instant);
+        peer.timers.note_handshake_sent(now.instant);
+        if self.begin_session(id, now.instant) {
+            let _rescheduled = peer.timers.session_derived(now.instant);
+            if let Some(endpoint) = peer.endpoint() {
+                self.send_handshake_message(&peer, endpoint, datagram.to_vec(), now.instant);
+            }
+        }
+    }
+
+    fn send_handshake_message(
+        &mut self,
+        peer: &Peer,
+        endpoint: Endpoint,
+        datagram: Vec<u8>,
+        now: Instant,
+    ) {
+        let _rescheduled = peer.timers.any_authenticated_packet_traversal(now);
+        peer.timers.any_authenticated_packet_sent();
+        peer.add_tx_bytes(u64::try_from(datagram.len()).unwrap_or(0));
+        self.transmits.push_back(Transmit {
+            endpoint,
+            traffic_class: HANDSHAKE_TRAFFIC_CLASS,
+            datagram,
+        });
+    }
+
+    fn allocate_index(&mut self, id: PeerId) -> SenderIndex {
+        let Self { data_path, random, .. } = self;
+        data_path.index_table.allocate(id, || {
+            let mut bytes = [0; 4];
+            random.fill(&mut bytes);
+            u32::from_ne_bytes(bytes)
+        })
+    }
+
+    /// Turns the finished handshake of a peer into a keypair.
+    fn begin_session(&mut self, id: PeerId, now: Instant) -> bool {
+        let Some(entry) = self.entry_mut(id) else { return false };
+        let Some(parts) = entry.handshake.begin_session() else { return false };
+        let peer = Arc::clone(&entry.peer);
+        let keypair = Arc::new(Keypair::new(&parts, now));
+        let displaced = peer.state().keypairs.add(Arc::clone(&keypair));
+        self.data_path.index_table.swap_handshake_for_keypair(peer, keypair);
+        for keypair in displaced.iter().flatten() {
+            self.data_path.index_table.release(keypair.sender_index());
+        }
+        true
+    }
+
+    // ------------------------------------------------------------ in
+
+    /// Consumes a handshake message or cookie reply. `waiting` is how many more are queued behind it:
+    /// from [`UNDER_LOAD_THRESHOLD`] on, senders have to prove their address with a cookie.
+    pub fn receive_handshake(&mut self, source: Endpoint, datagram: &[u8], waiting: usize, now: Now) {
+        match Message::parse(datagram) {
+            Some(Message::Initiation(message)) => {
+                if self.admit(source, datagram, message.sender_index, waiting, now) {
+                    self.receive_initiation(source, datagram.len(), &message, now);
+                }
+            }
+            Some(Message::Response(message)) => {
+                if self.admit(source, datagram, message.sender_index, waiting, now) {
+                    self.receive_response(source, datagram.len(), &message, now);
+                }
+            }
+            Some(Message::CookieReply(message)) => self.receive_cookie_reply(&message, now),
+            Some(Message::Transport(_)) | None => {
+                self.data_path.drops.add(DropCause::InboundMalformed, 1);
+            }
+        }
+    }
+
+    /// Validates the macs; under load also the cookie and the sender's rate.
+    fn admit(
+        &mut self,
+        source: Endpoint,
+        datagram: &[u8],
+        sender_index: SenderIndex,
+        waiting: usize,
+        now: Now,
+    ) -> bool {
+        let under_load = self.is_under_load(waiting, now.instant);
+        let Some(identity) = &self.identity else { return false };
+        let from = source.destination;
+        let macs = identity.cookie_checker.validate_macs(datagram, from, under_load, now.instant);
+        match macs {
+            MacState::Invalid => {
+                self.data_path.drops.add(DropCause::InvalidMac, 1);
+                false
+            }
+            MacState::ValidMac1 if under_load => {
+                self.send_cookie_reply(source, datagram, sender_index, now.instant);
+                false
+            }
+            MacState::ValidMac1 => true,
+            MacState::ValidMac2 => {
+                let allowed = self.rate_limiter.allow(from.ip(), now.instant);
+                if !allowed {
+                    self.data_path.drops.add(DropCause::HandshakeOverload, 1);
+                }
+                allowed
+            }
+        }
+    }
+
+    fn is_under_load(&mut self, waiting: usize, now: Instant) -> bool {
+        if waiting >= UNDER_LOAD_THRESHOLD {
+            if self.under_load_since.is_none() {
+                self.log(Event::UnderLoad);
+            }
+            self.under_load_since = Some(now);
+        } else if self.under_load_since.is_some_and(|since| now.since(since) >= UNDER_LOAD_TIME) {
+            self.under_load_since = None;
+            self.rate_limiter.clear();
+        }
+        self.under_load_since.is_some()
+    }
+
+    /// Answers with a cookie: to the sender's address whoever it is, touching no peer.
+    fn send_cookie_reply(
+        &mut self,
+        source: Endpoint,
+        datagram: &[u8],
+        sender_index: SenderIndex,
+        now: Instant,
+    ) {
+        let fresh = (self.random_array(), self.random_array());
+        let Some(identity) = &mut self.identity else { return };
+        let from = source.destination;
+        if let Some(reply) = identity.cookie_checker.create_reply(datagram, sender_index, from, fresh, now) {
+            let datagram = reply.to_bytes().to_vec();
+            self.transmits.push_back(Transmit { endpoint: source, traffic_class: 0, datagram });
+        }
+    }
+
+    fn receive_initiation(&mut self, source: Endpoint, len: usize, message: &Initiation, now: Now) {
+        let Some(identity) = &self.identity else { return };
+        let Ok(incoming) = IncomingInitiation::open_static(&identity.keys, message) else {
+            self.data_path.drops.add(DropCause::InvalidHandshake, 1);
+            return;
+        };
+        let Some(id) = self.by_key.get(&incoming.remote_static).copied() else {
+            self.data_path.drops.add(DropCause::InvalidHandshake, 1);
+            self.log(Event::UnknownPeer(source.destination));
+            return;
+        };
+        let Some(entry) = self.entry_mut(id) else { return };
+        let peer = Arc::clone(&entry.peer);
+        match entry.handshake.consume_initiation(incoming, now.instant) {
+            Ok(replaced) => {
+                if let Some(index) = replaced {
+                    self.data_path.index_table.release(index);
+                }
+            }
+            Err(error) => {
+                self.data_path.drops.add(DropCause::InvalidHandshake, 1);
+                if error == InitiationError::Replayed {
+                    self.log(Event::InitiationReplayed(*peer.public_key()));
+                }
+                return;
+            }
+        }
+        self.received_from(&peer, source, len, now.instant);
+        self.send_response(id, now);
+        self.reschedule(id);
+    }
+
+    fn receive_response(&mut self, source: Endpoint, len: usize, message: &Response, now: Now) {
+        let Some(Entry::Handshake(id)) = self.data_path.index_table.lookup(message.receiver_index) else {
+            self.data_path.drops.add(DropCause::UnknownIndex, 1);
+            return;
+        };
+        let (Some(identity), Some(entry)) =
+            (&self.identity, self.peers.get_mut(id.0 as usize).and_then(Option::as_mut))
+        else {
+            return;
+        };
+        let peer = Arc::clone(&entry.peer);
+        if entry.handshake.consume_response(&identity.keys, message).is_err() {
+            self.data_path.drops.add(DropCause::InvalidHandshake, 1);
+            self.log(Event::ResponseRefused(*peer.public_key()));
+            return;
+        }
+        self.received_from(&peer, source, len, now.instant);
+        if self.begin_session(id, now.instant) {
+            let _rescheduled = peer.timers.session_derived(now.instant);
+            self.handshake_complete(id, now);
+            self.send_keepalive(id, now);
+        }
+        self.reschedule(id);
+    }
+
+    /// A handshake message proved authentic: the peer is where it came from.
+    fn received_from(&mut self, peer: &Peer, source: Endpoint, len: usize, now: Instant) {
+        if peer.endpoint().is_some_and(|before| before.destination != source.destination) {
+            self.log(Event::EndpointMoved(*peer.public_key(), source.destination));
+        }
+        peer.set_endpoint(source);
+        peer.add_rx_bytes(u64::try_from(len).unwrap_or(0));
+        peer.timers.any_authenticated_packet_received();
+        let _rescheduled = peer.timers.any_authenticated_packet_traversal(now);
+    }
+
+    /// Notes that a handshake with a peer is complete on both sides.
+    pub(super) fn handshake_complete(&mut self, id: PeerId, now: Now) {
+        let Some(entry) = self.entry_mut(id) else { return };
+        entry.peer.timers.handshake_complete();
+        entry.last_handshake = now.wall;
+        let public_key = *entry.peer.public_key();
+        self.log(Event::HandshakeComplete(public_key));
+    }
+
+    /// A cookie touches neither endpoint nor timers: it does not prove who sent it.
+    fn receive_cookie_reply(&mut self, message: &CookieReply, now: Now) {
+        let id = match self.data_path.index_table.lookup(message.receiver_index) {
+            Some(Entry::Handshake(id)) => id,
+            Some(Entry::Keypair(peer, _)) => peer.id(),
+            None => {
+                self.data_path.drops.add(DropCause::UnknownIndex, 1);
+                return;
+            }
+        };
+        let Some(entry) = self.entry_mut(id) else { return };
+        if !entry.cookie.consume_reply(message, now.instant) {
+            self.data_path.drops.add(DropCause::InvalidHandshake, 1);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! A WireGuard interface: its peers, and all that one thread alone does for them.
+//!
+//! A `Device` owns configuration, handshakes, cookies and the expiry of timers. Packets do not pass
+//! through it: whoever carries them (the daemon's workers, or [`crate::inline`] on a single thread)
+//! works on its shared [`DataPath`]. What the device wants done comes out of `poll_transmit`,
+//! `poll_flush` and `poll_event`.
+
+mod configure;
+mod expiry;
+mod handshaking;
+
+pub use handshaking::{
+    HANDSHAKE_TRAFFIC_CLASS, MAX_QUEUED_HANDSHAKES, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME,
+};
+
+use crate::config::AllowedIp;
+use crate::cookie::{CookieChecker, CookieGenerator};
+use crate::data_path::{DataPath, Routes};
+use crate::handshake::{Handshake, StaticIdentity};
+use crate::keys::{PrivateKey, PublicKey};
+use crate::peer::{Endpoint, Peer, PeerId, StagedPackets};
+use crate::ratelimiter::RateLimiter;
+use crate::time::{Instant, Now};
+use core::net::SocketAddr;
+use core::time::Duration;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Events kept for the log; older ones go first.
+const MAX_EVENTS: usize = 256;
+
+/// Where the device gets its random numbers.
+pub trait Random: Send {
+    /// Fills `bytes` from a cryptographically secure generator.
+    fn fill(&mut self, bytes: &mut [u8]);
+}
+
+/// A datagram to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where to, and from where.
+    pub endpoint: Endpoint,
+    /// Traffic class of the outer header.
+    pub traffic_class: u8,
+    /// UDP payload.
+    pub datagram: Vec<u8>,
+}
+
+/// What an operator might want to read of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A handshake completed; the first with this peer for the given reason is worth a line.
+    HandshakeComplete(PublicKey),
+    /// Nobody answered 20 initiations.
+    HandshakeGivenUp(PublicKey),
+    /// The peer's initiation was not newer than one before it: replayed, or its clock went back.
+    InitiationReplayed(PublicKey),
+    /// Someone knows our public key but is none of our peers.
+    UnknownPeer(SocketAddr),
+    /// A response that does not fit: mostly a preshared key that differs.
+    ResponseRefused(PublicKey),
+    /// A peer moved, and a handshake message from the new place proved it.
+    EndpointMoved(PublicKey, SocketAddr),
+    /// Too many handshakes: from now on, senders have to prove their address.
+    UnderLoad,
+}
+
+/// What the device alone keeps of a peer.
+struct PeerEntry {
+    peer: Arc<Peer>,
+    handshake: Handshake,
+    cookie: CookieGenerator,
+    allowed_ips: BTreeMap<u64, AllowedIp>,
+    last_handshake: Duration,
+    /// When the agenda has this peer.
+    agenda: Option<Instant>,
+}
+
+/// Our keys, with what depends on them.
+struct Identity {
+    private_key: PrivateKey,
+    keys: StaticIdentity,
+    cookie_checker: CookieChecker,
+}
+
+/// A WireGuard interface.
+pub struct Device {
+    data_path: Arc<DataPath>,
+    identity: Option<Identity>,
+    listen_port: u16,
+    fwmark: u32,
+    up: bool,
+    peers: Vec<Option<PeerEntry>>,
+    vacant: Vec<PeerId>,
+    by_key: HashMap<PublicKey, PeerId>,
+    routes: Routes,
+    next_order: u64,
+    agenda: BTreeSet<(Instant, PeerId)>,
+    rate_limiter: RateLimiter,
+    under_load_since: Option<Instant>,
+    transmits: VecDeque<Transmit>,
+    flushes: VecDeque<Arc<Peer>>,
+    events: VecDeque<Event>,
+    random: Box<dyn Random>,
+}
+
+impl Device {
+    /// A device with no key and no peers, down.
+    #[must_use]
+    pub fn new(random: Box<dyn Random>) -> Self {
+        Self {
+            data_path: Arc::default(),
+            identity: None,
+            listen_port: 0,
+            fwmark: 0,
+            up: false,
+            peers: Vec::new(),
+            vacant: Vec::new(),
+            by_key: HashMap::new(),
+            routes: Routes::default(),
+            next_order: 0,
+            agenda: BTreeSet::new(),
+            rate_limiter: RateLimiter::default(),
+            under_load_since: None,
+            transmits: VecDeque::new(),
+            flushes: VecDeque::new(),
+            events: VecDeque::new(),
+            random,
+        }
+    }
+
+    /// What whoever carries packets works on.
+    #[must_use]
+    pub const fn data_path(&self) -> &Arc<DataPath> {
+        &self.data_path
+    }
+
+    /// A datagram to send, if any.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    pub(crate) fn push_transmit(&mut self, transmit: Transmit) {
+        self.transmits.push_back(transmit);
+    }
+
+    /// A peer whose staged packets can go now, if any: take a lease of 0 packets and send them.
+    pub fn poll_flush(&mut self) -> Option<Arc<Peer>> {
+        self.flushes.pop_front()
+    }
+
+    /// Something for the log, if any.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] is due next; `None` if nothing waits.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Instant> {
+        self.agenda.first().map(|(at, _)| *at)
+    }
+
+    /// True between link up and link down.
+    #[must_use]
+    pub const fn is_up(&self) -> bool {
+        self.up
+    }
+
+    /// Link up lets staged packets and persistent keepalives go; link down forgets all keypairs,
+    /// handshakes and staged packets and stops the timers (kernel device.c, wg_open and wg_stop).
+    pub fn set_up(&mut self, up: bool, now: Now) {
+        if self.up == up {
+            return;
+        }
+        self.up = up;
+        for id in self.ids() {
+            if up {
+                self.send_staged_packets(id, now);
+                self.send_persistent_keepalive(id, now);
+            } else {
+                self.quiesce(id);
+            }
+            self.reschedule(id);
+        }
+        if !up {
+            self.transmits.clear();
+            self.flushes.clear();
+        }
+    }
+
+    fn ids(&self) -> Vec<PeerId> {
+        self.peers.iter().flatten().map(|entry| entry.peer.id()).collect()
+    }
+
+    fn entry(&self, id: PeerId) -> Option<&PeerEntry> {
+        self.peers.get(id.0 as usize)?.as_ref()
+    }
+
+    fn entry_mut(&mut self, id: PeerId) -> Option<&mut PeerEntry> {
+        self.peers.get_mut(id.0 as usize)?.as_mut()
+    }
+
+    /// Ends everything under way with a peer.
+    fn quiesce(&mut self, id: PeerId) {
+        self.clear_handshake(id);
+        self.clear_keypairs(id);
+        let Some(entry) = self.entry_mut(id) else { return };
+        entry.peer.timers.stop();
+        drop(entry.peer.state().take_staged());
+    }
+
+    fn clear_handshake(&mut self, id: PeerId) {
+        let index = self.entry_mut(id).and_then(|entry| entry.handshake.clear());
+        if let Some(index) = index {
+            self.data_path.index_table.release(index);
+        }
+    }
+
+    fn clear_keypairs(&self, id: PeerId) {
+        let Some(entry) = self.entry(id) else { return };
+        let cleared = entry.peer.state().keypairs.clear();
+        for keypair in cleared.iter().flatten() {
+            self.data_path.index_table.release(keypair.sender_index());
+        }
+    }
+
+    /// Lets the staged packets of a peer go, or asks for the handshake they need.
+    fn send_staged_packets(&mut self, id: PeerId, now: Now) {
+        let Some(entry) = self.entry(id).filter(|_| self.up) else { return };
+        let peer = Arc::clone(&entry.peer);
+        let (waiting, can_send) = {
+            let state = peer.state();
+            let current = state.keypairs.current.as_ref();
+            (!state.staged.is_empty(), current.is_some_and(|keypair| keypair.can_send(now.instant)))
+        };
+        match (waiting, can_send) {
+            (false, _) => {}
+            (true, true) => self.flushes.push_back(peer),
+            (true, false) => self.request_initiation(id, now),
+        }
+    }
+
+    /// Sends what is staged, or an empty packet if there is nothing.
+    fn send_keepalive(&mut self, id: PeerId, now: Now) {
+        if let Some(entry) = self.entry(id) {
+            let staged: &mut StagedPackets = &mut entry.peer.state().staged;
+            if staged.is_empty() {
+                staged.stage_packet(&[]);
+            }
+        }
+        self.send_staged_packets(id, now);
+    }
+
+    fn send_persistent_keepalive(&mut self, id: PeerId, now: Now) {
+        if self.entry(id).is_some_and(|entry| entry.peer.timers.persistent_keepalive_interval() > 0) {
+            self.send_keepalive(id, now);
+        }
+    }
+
+    fn log(&mut self, event: Event) {
+        if self.events.len() >= MAX_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    fn random_array<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.random.fill(&mut bytes);
+        bytes
+    }
+}

@@ -1,0 +1,446 @@
+//! The Noise_IKpsk2 handshake with one peer (whitepaper, section 5.4; kernel noise.c).
+//!
+//! Every `consume_` computes on locals and commits only what proved authentic; a message that fails
+//! leaves the handshake as it was.
+
+use crate::keypair::KeypairParts;
+use crate::keys::{PresharedKey, PrivateKey, PublicKey};
+use crate::messages::{Initiation, ReceiverIndex, Response, SenderIndex};
+use crate::symmetric::{SymmetricState, Unauthentic};
+use crate::tai64n::{TAI64N_LEN, Tai64n};
+use crate::time::Instant;
+use core::time::Duration;
+use x25519_dalek::{PublicKey as Point, StaticSecret};
+use zeroize::Zeroizing;
+
+/// Initiations of one peer that are consumed a second.
+pub const INITIATIONS_PER_SECOND: u32 = 50;
+const INITIATION_INTERVAL: Duration = Duration::from_millis(1000 / INITIATIONS_PER_SECOND as u64);
+
+/// Our static keys.
+pub struct StaticIdentity {
+    private: StaticSecret,
+    public: PublicKey,
+}
+
+impl StaticIdentity {
+    /// The identity of a private key.
+    #[must_use]
+    pub fn new(private: &PrivateKey) -> Self {
+        Self { private: StaticSecret::from(*private.as_bytes()), public: private.public_key() }
+    }
+
+    /// Our public key.
+    #[must_use]
+    pub const fn public_key(&self) -> &PublicKey {
+        &self.public
+    }
+}
+
+/// A Diffie-Hellman result, erased on drop.
+type Shared = Zeroizing<[u8; 32]>;
+
+/// `DH(private, public)`; an all-zero result, which only a low-order point gives, is refused.
+fn dh(private: &StaticSecret, public: &[u8; 32]) -> Result<Shared, Unauthentic> {
+    let shared = private.diffie_hellman(&Point::from(*public));
+    if shared.was_contributory() { Ok(Zeroizing::new(shared.to_bytes())) } else { Err(Unauthentic) }
+}
+
+/// Where a handshake stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandshakeState {
+    /// None is under way.
+    Zeroed,
+    /// We sent an initiation.
+    InitiationCreated,
+    /// We accepted an initiation.
+    InitiationConsumed,
+    /// We sent a response.
+    ResponseCreated,
+    /// We accepted a response.
+    ResponseConsumed,
+}
+
+/// The handshake with one peer, and what outlives each: its keys, its newest timestamp.
+pub struct Handshake {
+    state: HandshakeState,
+    symmetric: SymmetricState,
+    ephemeral: Option<StaticSecret>,
+    remote_ephemeral: [u8; 32],
+    remote_static: PublicKey,
+    static_static: Option<Shared>,
+    preshared_key: PresharedKey,
+    sender_index: Option<SenderIndex>,
+    receiver_index: ReceiverIndex,
+    latest_timestamp: Tai64n,
+    last_initiation_consumption: Option<Instant>,
+}
+
+/// An initiation whose sender's static key is known, but not yet whether it is fresh.
+pub struct IncomingInitiation<'a> {
+    message: &'a Initiation,
+    symmetric: SymmetricState,
+    /// Who sent it, on the word of its sender until the timestamp opens.
+    pub remote_static: PublicKey,
+}
+
+/// Why an initiation was not consumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InitiationError {
+    /// A field does not open, or a key is of low order.
+    Unauthentic,
+    /// The timestamp is not newer than the newest seen: a replay, or the peer's clock went back.
+    Replayed,
+    /// More than 50 a second.
+    Flooding,
+}
+
+impl From<Unauthentic> for InitiationError {
+    fn from(_: Unauthentic) -> Self {
+        Self::Unauthentic
+    }
+}
+
+impl<'a> IncomingInitiation<'a> {
+    /// Opens the static key: the first half of `consume_initiation`, before a peer is known.
+    ///
+    /// # Errors
+    /// If it does not open.
+    pub fn open_static(identity: &StaticIdentity, message: &'a Initiation) -> Result<Self, Unauthentic> {
+        let mut symmetric = SymmetricState::new(identity.public.as_bytes());
+        symmetric.mix_hash(&message.ephemeral);
+        symmetric.mix_key(&message.ephemeral);
+        let key = symmetric.mix_dh(&*dh(&identity.private, &message.ephemeral)?);
+        let remote_static = symmetric.decrypt_and_hash(&key, &message.sealed_static)?;
+        Ok(Self { message, symmetric, remote_static: PublicKey::from_bytes(remote_static) })
+    }
+}
+
+impl Handshake {
+    /// No handshake yet with the peer of this key.
+    #[must_use]
+    pub fn new(remote_static: PublicKey, identity: Option<&StaticIdentity>) -> Self {
+        let mut handshake = Self {
+            state: HandshakeState::Zeroed,
+            symmetric: SymmetricState::zeroed(),
+            ephemeral: None,
+            remote_ephemeral: [0; 32],
+            remote_static,
+            static_static: None,
+            preshared_key: PresharedKey::default(),
+            sender_index: None,
+            receiver_index: 0,
+            latest_timestamp: Tai64n::default(),
+            last_initiation_consumption: None,
+        };
+        handshake.precompute_static_static(identity);
+        handshake
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub const fn state(&self) -> HandshakeState {
+        self.state
+    }
+
+    /// Computes the Diffie-Hellman of both static keys anew, after our key changed.
+    pub fn precompute_static_static(&mut self, identity: Option<&StaticIdentity>) {
+        self.static_static =
+            identity.and_then(|identity| dh(&identity.private, self.remote_static.as_bytes()).ok());
+    }
+
+    /// The key both sides mix in; it counts from the next handshake on.
+    pub fn set_preshared_key(&mut self, preshared_key: PresharedKey) {
+        self.preshared_key = preshared_key;
+    }
+
+    /// The key both sides mix in.
+    #[must_use]
+    pub const fn preshared_key(&self) -> &PresharedKey {
+        &self.preshared_key
+    }
+
+    /// Our index in the handshake under way.
+    #[must_use]
+    pub const fn sender_index(&self) -> Option<SenderIndex> {
+        self.sender_index
+    }
+
+    /// Forgets the handshake under way; returns our index in it, to be released.
+    pub fn clear(&mut self) -> Option<SenderIndex> {
+        self.state = HandshakeState::Zeroed;
+        self.symmetric = SymmetricState::zeroed();
+        self.ephemeral = None;
+        self.remote_ephemeral = [0; 32];
+        self.receiver_index = 0;
+        self.sender_index.take()
+    }
+
+    /// Writes an initiation, its macs still zero, and makes the one before void: its index is the
+    /// caller's to release, see [`Self::sender_index`].
+    ///
+    /// # Errors
+    /// If the peer's key is of low order: no handshake with it can ever complete.
+    pub fn create_initiation(
+        &mut self,
+        identity: &StaticIdentity,
+        ephemeral: [u8; 32],
+        timestamp: Tai64n,
+        sender_index: SenderIndex,
+    ) -> Result<Initiation, Unauthentic> {
+        let static_static = self.static_static.as_ref().ok_or(Unauthentic)?;
+        let ephemeral = StaticSecret::from(ephemeral);
+        let public = Point::from(&ephemeral).to_bytes();
+        let mut symmetric = SymmetricState::new(self.remote_static.as_bytes());
+        symmetric.mix_hash(&public);
+        symmetric.mix_key(&public);
+        let key = symmetric.mix_dh(&*dh(&ephemeral, self.remote_static.as_bytes())?);
+        let sealed_static = symmetric.encrypt_and_hash(&key, identity.public.as_bytes());
+        let key = symmetric.mix_dh(static_static);
+        let sealed_timestamp = symmetric.encrypt_and_hash(&key, timestamp.as_bytes());
+
+        self.symmetric = symmetric;
+        self.ephemeral = Some(ephemeral);
+        self.sender_index = Some(sender_index);
+        self.state = HandshakeState::InitiationCreated;
+        Ok(Initiation { sender_index, ephemeral: public, sealed_static, sealed_timestamp })
+    }
+
+    /// The second half of consuming an initiation, once its sender is known to be this peer. Our
+    /// index in a handshake this replaces comes back, to be released.
+    ///
+    /// # Errors
+    /// [`InitiationError`]; the handshake is then as it was.
+    pub fn consume_initiation(
+        &mut self,
+        incoming: IncomingInitiation<'_>,
+        now: Instant,
+    ) -> Result<Option<SenderIndex>, InitiationError> {
+        let IncomingInitiation { message, mut symmetric, .. } = incoming;
+        let static_static = self.static_static.as_ref().ok_or(InitiationError::Unauthentic)?;
+        let key = symmetric.mix_dh(static_static);
+        let timestamp: [u8; TAI64N_LEN] = symmetric.decrypt_and_hash(&key, &message.sealed_timestamp)?;
+        let timestamp = Tai64n::from_bytes(timestamp);
+        if timestamp <= self.latest_timestamp {
+            return Err(InitiationError::Replayed);
+        }
+        if self.last_initiation_consumption.is_some_and(|last| now.since(last) < INITIATION_INTERVAL) {
+            return Err(InitiationError::Flooding);
+        }
+
+        let replaced = self.clear();
+        self.symmetric = symmetric;
+        self.remote_ephemeral = message.ephemeral;
+        self.receiver_index = message.sender_index;
+        self.latest_timestamp = timestamp;
+        self.last_initiation_consumption = Some(now);
+        self.state = HandshakeState::InitiationConsumed;
+        Ok(replaced)
+    }
+
+    /// Writes the response to the initiation consumed, its macs still zero.
+    ///
+    /// # Errors
+    /// If there is none, or a key is of low order; the handshake is then as it was.
+    pub fn create_response(
+        &mut self,
+        ephemeral: [u8; 32],
+        sender_index: SenderIndex,
+    ) -> Result<Response, Unauthentic> {
+        if self.state != HandshakeState::InitiationConsumed {
+            return Err(Unauthentic);
+        }
+        let ephemeral = StaticSecret::from(ephemeral);
+        let public = Point::from(&ephemeral).to_bytes();
+        let mut symmetric = self.symmetric.clone();
+        symmetric.mix_hash(&public);
+        symmetric.mix_key(&public);
+        let _no_payload = symmetric.mix_dh(&*dh(&ephemeral, &self.remote_ephemeral)?);
+        let _no_payload = symmetric.mix_dh(&*dh(&ephemeral, self.remote_static.as_bytes())?);
+        let key = symmetric.mix_psk(self.preshared_key.as_bytes());
+        let sealed_nothing = symmetric.encrypt_and_hash(&key, &[]);
+
+        self.symmetric = symmetric;
+        self.sender_index = Some(sender_index);
+        self.state = HandshakeState::ResponseCreated;
+        let receiver_index = self.receiver_index;
+        Ok(Response { sender_index, receiver_index, ephemeral: public, sealed_nothing })
+    }
+
+    /// Accepts the response to our initiation.
+    ///
+    /// # Errors
+    /// If we wait for none, or it is not genuine; the handshake is then as it was.
+    pub fn consume_response(
+        &mut self,
+        identity: &StaticIdentity,
+        message: &Response,
+    ) -> Result<(), Unauthentic> {
+        if self.state != HandshakeState::InitiationCreated {
+            return Err(Unauthentic);
+        }
+        let ephemeral = self.ephemeral.as_ref().ok_or(Unauthentic)?;
+        let mut symmetric = self.symmetric.clone();
+        symmetric.mix_hash(&message.ephemeral);
+        symmetric.mix_key(&message.ephemeral);
+        let _no_payload = symmetric.mix_dh(&*dh(ephemeral, &message.ephemeral)?);
+        let _no_payload = symmetric.mix_dh(&*dh(&identity.private, &message.ephemeral)?);
+        let key = symmetric.mix_psk(self.preshared_key.as_bytes());
+        let _nothing: [u8; 0] = symmetric.decrypt_and_hash(&key, &message.sealed_nothing)?;
+
+        self.symmetric = symmetric;
+        self.remote_ephemeral = message.ephemeral;
+        self.receiver_index = message.sender_index;
+        self.state = HandshakeState::ResponseConsumed;
+        Ok(())
+    }
+
+    /// Turns a finished handshake into keys and forgets it; its index is the keypair's from now on.
+    pub fn begin_session(&mut self) -> Option<KeypairParts> {
+        let initiator = match self.state {
+            HandshakeState::ResponseConsumed => true,
+            HandshakeState::ResponseCreated => false,
+            _ => return None,
+        };
+        let (first, second) = self.symmetric.split();
+        let (sending, receiving) = if initiator { (first, second) } else { (second, first) };
+        let receiver_index = self.receiver_index;
+        let sender_index = self.clear()?;
+        Some(KeypairParts { sending, receiving, sender_index, receiver_index, initiator })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(seed: u8) -> StaticIdentity {
+        StaticIdentity::new(&PrivateKey::from_bytes([seed; 32]).unwrap())
+    }
+
+    fn pair(psk: [u8; 32]) -> [(StaticIdentity, Handshake); 2] {
+        [(1, 2), (2, 1)].map(|(ours, theirs)| {
+            let us = identity(ours);
+            let mut handshake = Handshake::new(*identity(theirs).public_key(), Some(&us));
+            handshake.set_preshared_key(PresharedKey::from_bytes(psk));
+            (us, handshake)
+        })
+    }
+
+    fn stamp(seconds: u64) -> Tai64n {
+        Tai64n::from_wall(Duration::from_secs(seconds))
+    }
+
+    fn consume(
+        (us, handshake): &mut (StaticIdentity, Handshake),
+        message: &Initiation,
+        now: Instant,
+    ) -> Result<Option<u32>, InitiationError> {
+        let incoming = IncomingInitiation::open_static(us, message)?;
+        handshake.consume_initiation(incoming, now)
+    }
+
+    const NOW: Instant = Instant::from_nanos(1_000_000_000);
+
+    #[test]
+    fn both_sides_derive_the_same_keys() {
+        let [mut a, mut b] = pair([9; 32]);
+        let initiation = a.1.create_initiation(&a.0, [3; 32], stamp(1), 11).unwrap();
+        consume(&mut b, &initiation, NOW).unwrap();
+        let response = b.1.create_response([4; 32], 22).unwrap();
+        a.1.consume_response(&a.0, &response).unwrap();
+        let (ours, theirs) = (a.1.begin_session().unwrap(), b.1.begin_session().unwrap());
+        assert_eq!((*ours.sending, *ours.receiving), (*theirs.receiving, *theirs.sending));
+        assert_ne!(ours.sending, ours.receiving);
+        assert_eq!((ours.sender_index, ours.receiver_index), (11, 22));
+        assert_eq!((theirs.sender_index, theirs.receiver_index), (22, 11));
+        assert!(ours.initiator && !theirs.initiator);
+        assert!(a.1.begin_session().is_none());
+    }
+
+    #[test]
+    fn a_different_psk_fails_at_the_response_and_keeps_the_initiation_pending() {
+        let [mut a, mut b] = pair([9; 32]);
+        b.1.set_preshared_key(PresharedKey::from_bytes([8; 32]));
+        let initiation = a.1.create_initiation(&a.0, [3; 32], stamp(1), 11).unwrap();
+        consume(&mut b, &initiation, NOW).unwrap();
+        let response = b.1.create_response([4; 32], 22).unwrap();
+        assert_eq!(a.1.consume_response(&a.0, &response), Err(Unauthentic));
+        assert_eq!(a.1.state(), HandshakeState::InitiationCreated);
+    }
+
+    #[test]
+    fn an_invalid_response_does_not_disturb_the_valid_one_after_it() {
+        let [mut a, mut b] = pair([0; 32]);
+        let initiation = a.1.create_initiation(&a.0, [3; 32], stamp(1), 11).unwrap();
+        consume(&mut b, &initiation, NOW).unwrap();
+        let response = b.1.create_response([4; 32], 22).unwrap();
+        for forge in [
+            |r: &mut Response| r.ephemeral[5] ^= 1,
+            |r: &mut Response| r.sealed_nothing[0] ^= 1,
+            |r: &mut Response| r.ephemeral = [0; 32],
+        ] {
+            let mut forged = response.clone();
+            forge(&mut forged);
+            assert_eq!(a.1.consume_response(&a.0, &forged), Err(Unauthentic));
+        }
+        assert_eq!(a.1.consume_response(&a.0, &response), Ok(()));
+    }
+
+    #[test]
+    fn replayed_and_older_initiations_are_refused() {
+        let [mut a, mut b] = pair([0; 32]);
+        let later = Instant::from_nanos(2_000_000_000);
+        let first = a.1.create_initiation(&a.0, [3; 32], stamp(5), 1).unwrap();
+        let older = a.1.create_initiation(&a.0, [4; 32], stamp(4), 2).unwrap();
+        consume(&mut b, &first, NOW).unwrap();
+        for replay in [&first, &older] {
+            assert_eq!(consume(&mut b, replay, later), Err(InitiationError::Replayed));
+        }
+    }
+
+    #[test]
+    fn initiations_within_20_ms_are_a_flood() {
+        let [mut a, mut b] = pair([0; 32]);
+        let mut consume_at = |seconds, nanos| {
+            let message = a.1.create_initiation(&a.0, [3; 32], stamp(seconds), 1).unwrap();
+            consume(&mut b, &message, Instant::from_nanos(nanos))
+        };
+        assert!(consume_at(1, 1_000_000_000).is_ok());
+        assert_eq!(consume_at(2, 1_019_999_999), Err(InitiationError::Flooding));
+        assert!(consume_at(3, 1_020_000_000).is_ok());
+    }
+
+    #[test]
+    fn low_order_keys_never_complete() {
+        let us = identity(1);
+        let mut low_order = [[0; 32], [0; 32]];
+        low_order[1][0] = 1;
+        for point in low_order {
+            let mut handshake = Handshake::new(PublicKey::from_bytes(point), Some(&us));
+            assert!(handshake.create_initiation(&us, [3; 32], stamp(1), 1).is_err());
+        }
+        let [mut a, b] = pair([0; 32]);
+        let mut message = a.1.create_initiation(&a.0, [3; 32], stamp(1), 1).unwrap();
+        message.ephemeral = [0; 32];
+        assert!(IncomingInitiation::open_static(&b.0, &message).is_err());
+    }
+
+    #[test]
+    fn every_bit_of_an_initiation_counts() {
+        let [mut a, b] = pair([0; 32]);
+        let message = a.1.create_initiation(&a.0, [3; 32], stamp(1), 1).unwrap();
+        for byte in 0..48 {
+            let mut forged = message.clone();
+            forged.sealed_static[byte] ^= 0x80;
+            assert!(IncomingInitiation::open_static(&b.0, &forged).is_err());
+        }
+        for byte in 0..28 {
+            let [_, mut b] = pair([0; 32]);
+            let mut forged = message.clone();
+            forged.sealed_timestamp[byte] ^= 0x80;
+            assert_eq!(consume(&mut b, &forged, NOW), Err(InitiationError::Unauthentic));
+            assert_eq!(b.1.state(), HandshakeState::Zeroed);
+        }
+    }
+}

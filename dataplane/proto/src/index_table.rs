@@ -1,0 +1,118 @@
+//! The 32-bit indices by which messages name a handshake or a keypair (kernel peerlookup.c).
+//!
+//! Split into shards so that a worker's look-up never waits for a handshake elsewhere.
+
+use crate::keypair::Keypair;
+use crate::messages::{ReceiverIndex, SenderIndex};
+use crate::peer::{Peer, PeerId};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+const SHARDS: usize = 64;
+
+/// What an index stands for.
+#[derive(Clone)]
+pub enum Entry {
+    /// The handshake under way with a peer.
+    Handshake(PeerId),
+    /// A keypair and its peer.
+    Keypair(Arc<Peer>, Arc<Keypair>),
+}
+
+type Shard = HashMap<SenderIndex, Entry>;
+
+/// All indices of a device.
+pub struct IndexTable {
+    shards: [RwLock<Shard>; SHARDS],
+}
+
+impl Default for IndexTable {
+    fn default() -> Self {
+        Self { shards: core::array::from_fn(|_| RwLock::default()) }
+    }
+}
+
+impl IndexTable {
+    /// Indices are random, so their low bits spread them evenly.
+    fn shard(&self, index: SenderIndex) -> &RwLock<Shard> {
+        &self.shards[index as usize % SHARDS]
+    }
+
+    fn read(&self, index: SenderIndex) -> RwLockReadGuard<'_, Shard> {
+        self.shard(index).read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, index: SenderIndex) -> RwLockWriteGuard<'_, Shard> {
+        self.shard(index).write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers a handshake of `peer` under the first unused index that `random` gives.
+    pub fn allocate(&self, peer: PeerId, mut random: impl FnMut() -> u32) -> SenderIndex {
+        loop {
+            let index = random();
+            if let Slot::Vacant(slot) = self.write(index).entry(index) {
+                slot.insert(Entry::Handshake(peer));
+                return index;
+            }
+        }
+    }
+
+    /// The index of a handshake that finished now stands for its keypair.
+    pub fn swap_handshake_for_keypair(&self, peer: Arc<Peer>, keypair: Arc<Keypair>) {
+        let index = keypair.sender_index();
+        self.write(index).insert(index, Entry::Keypair(peer, keypair));
+    }
+
+    /// Frees an index.
+    pub fn release(&self, index: SenderIndex) {
+        self.write(index).remove(&index);
+    }
+
+    /// What a message's index stands for.
+    #[must_use]
+    pub fn lookup(&self, index: ReceiverIndex) -> Option<Entry> {
+        self.read(index).get(&index).cloned()
+    }
+
+    /// The keypair a transport message names.
+    #[must_use]
+    pub fn lookup_keypair(&self, index: ReceiverIndex) -> Option<(Arc<Peer>, Arc<Keypair>)> {
+        match self.read(index).get(&index)? {
+            Entry::Keypair(peer, keypair) => Some((Arc::clone(peer), Arc::clone(keypair))),
+            Entry::Handshake(_) => None,
+        }
+    }
+
+    /// Indices in use.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner).len()).sum()
+    }
+
+    /// True if none is in use.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn allocate_skips_indices_in_use_and_release_frees_them() {
+        let table = IndexTable::default();
+        let peer = PeerId::default();
+        let mut numbers = [5, 5, 5, 6].into_iter();
+        let mut random = || numbers.next().unwrap();
+        assert_eq!(table.allocate(peer, &mut random), 5);
+        assert_eq!(table.allocate(peer, &mut random), 6);
+        assert_eq!(table.len(), 2);
+        assert!(table.lookup_keypair(5).is_none());
+        table.release(5);
+        table.release(6);
+        assert!(table.is_empty());
+    }
+}

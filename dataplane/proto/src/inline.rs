@@ -1,0 +1,122 @@
+//! A whole device on one thread: packets in, datagrams out, as a library or a simulation wants it.
+//!
+//! The daemon's workers do the same with the same functions, on several threads and in batches.
+
+use crate::data_path::DropCause;
+use crate::device::{Device, Transmit};
+use crate::ip::Ecn;
+use crate::messages::{Message, TRANSPORT_HEADER_LEN, TransportHeader};
+use crate::peer::{Endpoint, Peer};
+use crate::receive::Received;
+use crate::send::{Lease, datagram_len, seal};
+use crate::messages::TAG_LEN;
+use crate::time::Now;
+use std::sync::Arc;
+
+impl Device {
+    /// Sends a packet from the TUN side: datagrams come out of [`Device::poll_transmit`], now or
+    /// when a handshake has completed.
+    pub fn encapsulate(&mut self, packet: &[u8], now: Now) {
+        let data_path = Arc::clone(self.data_path());
+        let routes = data_path.routes.reader();
+        if let Some((peer, inner)) = data_path.route(routes.value(), packet) {
+            let packet = packet.get(..inner.len).unwrap_or(packet);
+            let lease =
+                data_path.lease(peer, 1, now.instant, |staged| staged.stage_packet(packet));
+            if let Some(lease) = lease {
+                self.send_leased(peer, &lease, Some((packet, inner.ecn)));
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Takes a datagram from the network, decrypting in place; returns the packet for the TUN side.
+    pub fn decapsulate<'d>(
+        &mut self,
+        source: Endpoint,
+        ecn: Ecn,
+        datagram: &'d mut [u8],
+        now: Now,
+    ) -> Option<&'d [u8]> {
+        let packet = match Message::parse(datagram) {
+            Some(Message::Transport(header)) => {
+                let sealed = datagram.get_mut(TRANSPORT_HEADER_LEN..)?;
+                self.open(header, source, ecn, sealed, now)
+            }
+            Some(_) => {
+                self.receive_handshake(source, datagram, 0, now);
+                None
+            }
+            None => {
+                self.data_path().drops.add(DropCause::InboundMalformed, 1);
+                None
+            }
+        };
+        self.settle(now);
+        packet
+    }
+
+    /// Expires timers and lets out what they cause; see [`Device::next_timeout`].
+    pub fn advance(&mut self, now: Now) {
+        self.handle_timeout(now);
+        self.settle(now);
+    }
+
+    fn open<'d>(
+        &self,
+        header: TransportHeader,
+        endpoint: Endpoint,
+        ecn: Ecn,
+        sealed: &'d mut [u8],
+        now: Now,
+    ) -> Option<&'d [u8]> {
+        let data_path = self.data_path();
+        let Some((peer, keypair)) = data_path.index_table.lookup_keypair(header.receiver_index) else {
+            data_path.drops.add(DropCause::UnknownIndex, 1);
+            return None;
+        };
+        if keypair.open(header.counter, sealed, now.instant).is_err() {
+            data_path.drops.add(DropCause::Unauthentic, 1);
+            return None;
+        }
+        let plaintext = sealed.len().checked_sub(TAG_LEN).and_then(|len| sealed.get_mut(..len))?;
+        let received =
+            Received { peer: &peer, keypair: &keypair, counter: header.counter, endpoint, ecn };
+        let routes = data_path.routes.reader();
+        data_path.accept(&received, routes.value(), plaintext, now.instant).map(|packet| &*packet)
+    }
+
+    /// Does what the packet path asked for, and sends what became free to go.
+    pub fn settle(&mut self, now: Now) {
+        self.handle_attention(now);
+        while let Some(peer) = self.poll_flush() {
+            let lease = self.data_path().lease(&peer, 0, now.instant, |_| 0);
+            if let Some(lease) = lease {
+                self.send_leased(&peer, &lease, None);
+            }
+            self.handle_attention(now);
+        }
+    }
+
+    fn send_leased(&mut self, peer: &Peer, lease: &Lease, last: Option<(&[u8], Ecn)>) {
+        let mtu = self.data_path().mtu();
+        let staged = lease.staged.iter().map(|packet| {
+            let ecn = crate::ip::InnerPacket::parse(packet).map_or(Ecn::NOT_CAPABLE, |inner| inner.ecn);
+            (packet.as_slice(), ecn)
+        });
+        for (counter, (packet, ecn)) in (lease.first_counter..).zip(staged.chain(last)) {
+            let mut datagram = vec![0; datagram_len(packet.len(), mtu)];
+            if let Some(place) = datagram.get_mut(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + packet.len()) {
+                place.copy_from_slice(packet);
+            }
+            if seal(&lease.keypair, counter, &mut datagram, packet.len()) {
+                peer.add_tx_bytes(u64::try_from(datagram.len()).unwrap_or(0));
+                self.push_transmit(Transmit {
+                    endpoint: lease.endpoint,
+                    traffic_class: ecn.encapsulated().bits(),
+                    datagram,
+                });
+            }
+        }
+    }
+}

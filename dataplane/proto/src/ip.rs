@@ -1,0 +1,232 @@
+//! The few fields of an inner IP packet that a tunnel reads (RFC 791, RFC 8200), and ECN (RFC 6040).
+#![deny(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+const IPV4_HEADER_LEN: usize = 20;
+const IPV6_HEADER_LEN: usize = 40;
+
+/// An inner packet whose header is whole and whose length is that of its header's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InnerPacket {
+    /// Where it comes from.
+    pub source: IpAddr,
+    /// Where it goes.
+    pub destination: IpAddr,
+    /// Its length by its own header, at most that of the buffer.
+    pub len: usize,
+    /// Its congestion notification bits.
+    pub ecn: Ecn,
+}
+
+/// The two ECN bits of a traffic class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ecn(u8);
+
+impl Ecn {
+    /// Not capable of congestion notification.
+    pub const NOT_CAPABLE: Self = Self(0);
+    /// Capable, the first code point.
+    pub const CAPABLE: Self = Self(2);
+    /// Congestion was experienced.
+    pub const CONGESTION: Self = Self(3);
+
+    /// The ECN bits of a type of service or traffic class.
+    #[must_use]
+    pub const fn of_traffic_class(class: u8) -> Self {
+        Self(class & 3)
+    }
+
+    /// As a traffic class with no other bit.
+    #[must_use]
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// What the outer header of a packet with these inner bits carries: congestion met before the
+    /// tunnel stays inside (RFC 6040, section 4.1, as the kernel has it).
+    #[must_use]
+    pub const fn encapsulated(self) -> Self {
+        if self.0 == Self::CONGESTION.0 { Self::CAPABLE } else { self }
+    }
+}
+
+impl InnerPacket {
+    /// Reads the header. `None` if it is not IP, is cut short, or says it is longer than `packet`.
+    #[must_use]
+    pub fn parse(packet: &[u8]) -> Option<Self> {
+        match packet.first()? >> 4 {
+            4 => Self::parse_v4(packet),
+            6 => Self::parse_v6(packet),
+            _ => None,
+        }
+    }
+
+    fn parse_v4(packet: &[u8]) -> Option<Self> {
+        let header = packet.first_chunk::<IPV4_HEADER_LEN>()?;
+        let [_, class, high, low, .., s0, s1, s2, s3, d0, d1, d2, d3] = *header;
+        let len = usize::from(u16::from_be_bytes([high, low]));
+        (IPV4_HEADER_LEN..=packet.len()).contains(&len).then_some(Self {
+            source: Ipv4Addr::new(s0, s1, s2, s3).into(),
+            destination: Ipv4Addr::new(d0, d1, d2, d3).into(),
+            len,
+            ecn: Ecn::of_traffic_class(class),
+        })
+    }
+
+    fn parse_v6(packet: &[u8]) -> Option<Self> {
+        let (start, rest) = packet.split_first_chunk::<8>()?;
+        let (source, rest) = rest.split_first_chunk::<16>()?;
+        let (destination, _) = rest.split_first_chunk::<16>()?;
+        let [_, class_low, _, _, high, low, _, _] = *start;
+        let len = usize::from(u16::from_be_bytes([high, low])).checked_add(IPV6_HEADER_LEN)?;
+        (len <= packet.len()).then_some(Self {
+            source: Ipv6Addr::from(*source).into(),
+            destination: Ipv6Addr::from(*destination).into(),
+            len,
+            ecn: Ecn::of_traffic_class(class_low >> 4),
+        })
+    }
+}
+
+/// Marks an ECN-capable packet as having met congestion, as its outer header said (RFC 6040).
+pub fn set_congestion(packet: &mut [u8]) {
+    match packet {
+        [first, class, ..] if *first >> 4 == 4 => {
+            if *class & 3 != 0 && *class & 3 != 3 {
+                let before = *class;
+                *class |= 3;
+                let after = *class;
+                update_checksum(packet, u16::from(before), u16::from(after));
+            }
+        }
+        [first, second, ..] if *first >> 4 == 6 => {
+            if *second & 0x30 != 0 {
+                *second |= 0x30;
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Corrects an IPv4 header checksum for one changed word (RFC 1624, equation 3).
+fn update_checksum(packet: &mut [u8], before: u16, after: u16) {
+    let Some([high, low]) = packet.get_mut(10..12) else { return };
+    let checksum = u16::from_be_bytes([*high, *low]);
+    let sum = u32::from(!checksum).wrapping_add(u32::from(!before)).wrapping_add(u32::from(after));
+    let folded = (sum & 0xffff).wrapping_add(sum >> 16);
+    let folded = (folded & 0xffff).wrapping_add(folded >> 16);
+    [*high, *low] = (!u16::try_from(folded & 0xffff).unwrap_or(0)).to_be_bytes();
+}
+
+/// Length of the zeros that follow a packet of `len` bytes: up to a multiple of 16, but never past
+/// the MTU; beyond the MTU the remainder counts (kernel send.c, calculate_skb_padding).
+#[must_use]
+pub const fn padding(len: usize, mtu: usize) -> usize {
+    let Some(last) = len.checked_rem(mtu) else {
+        return len.next_multiple_of(16).saturating_sub(len);
+    };
+    // A packet of exactly the MTU is full, not empty.
+    let last = if last == 0 && len != 0 { mtu } else { last };
+    let padded = last.next_multiple_of(16);
+    let padded = if padded > mtu { mtu } else { padded };
+    padded.saturating_sub(last)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+mod tests {
+    use super::*;
+
+    fn v4(len: u16, class: u8) -> Vec<u8> {
+        let mut packet = vec![0; usize::from(len)];
+        packet[0] = 0x45;
+        packet[1] = class;
+        packet[2..4].copy_from_slice(&len.to_be_bytes());
+        packet[12..20].copy_from_slice(&[192, 0, 2, 1, 198, 51, 100, 2]);
+        let sum = checksum(&packet[..20]);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        packet
+    }
+
+    fn checksum(header: &[u8]) -> u16 {
+        let mut sum: u32 =
+            header.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+        while sum >> 16 != 0 {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !(sum as u16)
+    }
+
+    #[test]
+    fn ipv4_length_is_20_to_the_buffers() {
+        let parsed = InnerPacket::parse(&v4(28, 0)).unwrap();
+        assert_eq!(parsed.len, 28);
+        assert_eq!(parsed.source, Ipv4Addr::new(192, 0, 2, 1));
+        assert_eq!(parsed.destination, Ipv4Addr::new(198, 51, 100, 2));
+        let mut short = v4(28, 0);
+        short[3] = 19;
+        assert!(InnerPacket::parse(&short).is_none());
+        short[3] = 29;
+        assert!(InnerPacket::parse(&short).is_none());
+        assert!(InnerPacket::parse(&v4(28, 0)[..19]).is_none());
+    }
+
+    #[test]
+    fn ipv6_length_is_payload_and_40() {
+        let mut packet = vec![0; 60];
+        packet[0] = 0x6c;
+        packet[1] = 0x30;
+        packet[5] = 8;
+        let parsed = InnerPacket::parse(&packet).unwrap();
+        assert_eq!((parsed.len, parsed.ecn), (48, Ecn::CONGESTION));
+        packet[5] = 21;
+        assert!(InnerPacket::parse(&packet).is_none());
+        assert!(InnerPacket::parse(&packet[..39]).is_none());
+    }
+
+    #[test]
+    fn nothing_else_is_ip() {
+        assert!(InnerPacket::parse(&[]).is_none());
+        assert!(InnerPacket::parse(&[0; 60]).is_none());
+        assert!(InnerPacket::parse(&[0x55; 60]).is_none());
+    }
+
+    #[test]
+    fn congestion_is_marked_only_where_capable_and_the_checksum_stays_right() {
+        for (class, expected) in [(0, 0), (1, 3), (2, 3), (3, 3), (0xb8, 0xb8), (0xb9, 0xbb)] {
+            let mut packet = v4(20, class);
+            set_congestion(&mut packet);
+            assert_eq!(packet[1], expected);
+            assert_eq!(checksum(&packet), 0);
+        }
+        for (second, expected) in [(0x00, 0x00), (0x10, 0x30), (0x2f, 0x3f)] {
+            let mut packet = vec![0x60, second];
+            set_congestion(&mut packet);
+            assert_eq!(packet[1], expected);
+        }
+        assert_eq!(Ecn::CONGESTION.encapsulated(), Ecn::CAPABLE);
+        assert_eq!(Ecn::of_traffic_class(0xb9).encapsulated().bits(), 1);
+    }
+
+    #[test]
+    fn padding_is_to_16_but_never_past_the_mtu() {
+        for (len, mtu, expected) in [
+            (0, 1420, 0),
+            (1, 1420, 15),
+            (16, 1420, 0),
+            (1409, 1420, 11),
+            (1420, 1420, 0),
+            (1421, 1420, 15),
+            (2840, 1420, 0),
+            (17, 0, 15),
+        ] {
+            assert_eq!(padding(len, mtu), expected, "{len} in {mtu}");
+        }
+    }
+}

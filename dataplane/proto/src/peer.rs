@@ -1,0 +1,258 @@
+//! A peer as the threads share it: keypairs, endpoint, staged packets, timers and counters.
+//!
+//! The control thread alone owns the rest of a peer (see `device`): its handshake, its cookie, the
+//! list of its allowed IPs.
+
+use crate::keypair::Keypairs;
+use crate::keys::PublicKey;
+use crate::timers::Timers;
+use core::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Packets that wait for a keypair, at most; the oldest go first.
+pub const MAX_STAGED_PACKETS: usize = 128;
+
+/// Which peer of a device; reused after removal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerId(pub(crate) u32);
+
+/// The address of ours that a peer spoke to, from which it expects the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Our address.
+    pub address: IpAddr,
+    /// Index of the network interface the datagram came in by; 0 where any will do.
+    pub interface: u32,
+}
+
+/// Where a peer is, and from where we answer it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The peer's address and port.
+    pub destination: SocketAddr,
+    /// The cached source of ours, if any.
+    pub source: Option<Source>,
+}
+
+impl Endpoint {
+    /// An endpoint with no cached source; an IPv4-mapped address becomes IPv4.
+    #[must_use]
+    pub fn new(destination: SocketAddr) -> Self {
+        Self { destination: canonical(destination), source: None }
+    }
+}
+
+/// IPv4-mapped becomes IPv4; a scope stays only where it means something, on link-local addresses.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => (v4, v6.port()).into(),
+            None => SocketAddrV6::new(*v6.ip(), v6.port(), 0, scope(v6)).into(),
+        },
+        SocketAddr::V4(_) => address,
+    }
+}
+
+fn scope(address: SocketAddrV6) -> u32 {
+    if is_link_local(address.ip()) { address.scope_id() } else { 0 }
+}
+
+/// Whether an address is of `fe80::/10`, so that it needs a scope.
+#[must_use]
+pub const fn is_link_local(address: &Ipv6Addr) -> bool {
+    address.segments()[0] & 0xffc0 == 0xfe80
+}
+
+/// Packets that wait for a keypair. An empty packet is a keepalive.
+#[derive(Default)]
+pub struct StagedPackets(VecDeque<Vec<u8>>);
+
+impl StagedPackets {
+    /// Adds a packet, dropping the oldest if there are too many; returns how many were dropped.
+    pub fn stage_packet(&mut self, packet: &[u8]) -> usize {
+        let mut dropped = 0;
+        while self.0.len() >= MAX_STAGED_PACKETS {
+            self.0.pop_front();
+            dropped += 1;
+        }
+        self.0.push_back(packet.to_vec());
+        dropped
+    }
+
+    /// Packets waiting.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// True if none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What the lock of a peer guards.
+#[derive(Default)]
+pub(crate) struct PeerState {
+    pub(crate) keypairs: Keypairs,
+    pub(crate) endpoint: Option<Endpoint>,
+    pub(crate) staged: StagedPackets,
+}
+
+impl PeerState {
+    pub(crate) fn take_staged(&mut self) -> VecDeque<Vec<u8>> {
+        core::mem::take(&mut self.staged.0)
+    }
+}
+
+/// Why the control thread should look at a peer.
+pub(crate) mod event {
+    /// A timer expires sooner than it looks next.
+    pub(crate) const TIMER: u8 = 1;
+    /// Somebody wants a handshake.
+    pub(crate) const HANDSHAKE: u8 = 2;
+    /// The peer used the keypair that waited for it.
+    pub(crate) const CONFIRMED: u8 = 4;
+}
+
+/// A peer as the threads share it.
+pub struct Peer {
+    id: PeerId,
+    public_key: PublicKey,
+    pub(crate) timers: Timers,
+    state: Mutex<PeerState>,
+    events: AtomicU8,
+    alive: AtomicBool,
+    rx_bytes: AtomicU64,
+    tx_bytes: AtomicU64,
+}
+
+impl Peer {
+    pub(crate) fn new(id: PeerId, public_key: PublicKey) -> Self {
+        Self {
+            id,
+            public_key,
+            timers: Timers::default(),
+            state: Mutex::default(),
+            events: AtomicU8::new(0),
+            alive: AtomicBool::new(true),
+            rx_bytes: AtomicU64::new(0),
+            tx_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Which peer it is.
+    #[must_use]
+    pub const fn id(&self) -> PeerId {
+        self.id
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn public_key(&self) -> &PublicKey {
+        &self.public_key
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, PeerState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the peer is.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        self.state().endpoint
+    }
+
+    /// Moves the peer.
+    pub fn set_endpoint(&self, endpoint: Endpoint) {
+        self.state().endpoint = Some(endpoint);
+    }
+
+    /// Forgets from which address of ours the peer expects us, so that the route decides.
+    pub fn clear_source(&self) {
+        if let Some(endpoint) = &mut self.state().endpoint {
+            endpoint.source = None;
+        }
+    }
+
+    /// False once the peer was removed.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn retire(&self) {
+        self.alive.store(false, Ordering::Release);
+    }
+
+    /// Notes an event; true if the peer had none, so that it has to be queued.
+    pub(crate) fn raise(&self, event: u8) -> bool {
+        // Reads first: under load the event is mostly there already.
+        self.events.load(Ordering::SeqCst) & event == 0
+            && self.events.fetch_or(event, Ordering::SeqCst) == 0
+    }
+
+    pub(crate) fn take_events(&self) -> u8 {
+        self.events.swap(0, Ordering::SeqCst)
+    }
+
+    /// UDP payload bytes received and authenticated.
+    #[must_use]
+    pub fn rx_bytes(&self) -> u64 {
+        self.rx_bytes.load(Ordering::Relaxed)
+    }
+
+    /// UDP payload bytes sent.
+    #[must_use]
+    pub fn tx_bytes(&self) -> u64 {
+        self.tx_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Counts UDP payload received from the peer.
+    pub fn add_rx_bytes(&self, bytes: u64) {
+        self.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts UDP payload that the socket took.
+    pub fn add_tx_bytes(&self, bytes: u64) {
+        self.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn staging_keeps_the_newest_128() {
+        let mut staged = StagedPackets::default();
+        for number in 0..130u8 {
+            assert_eq!(staged.stage_packet(&[number]), usize::from(number >= 128));
+        }
+        assert_eq!(staged.len(), MAX_STAGED_PACKETS);
+        assert_eq!(staged.0.front().unwrap(), &[2]);
+    }
+
+    #[test]
+    fn endpoints_are_canonical() {
+        for (given, kept) in [
+            ("[::ffff:192.0.2.1]:1", "192.0.2.1:1"),
+            ("[fe80::1%3]:1", "[fe80::1%3]:1"),
+            ("[2001:db8::1%3]:1", "[2001:db8::1]:1"),
+        ] {
+            assert_eq!(Endpoint::new(given.parse().unwrap()).destination, kept.parse().unwrap());
+        }
+    }
+
+    #[test]
+    fn an_event_queues_the_peer_once() {
+        let peer = Peer::new(PeerId(1), PublicKey::from_bytes([1; 32]));
+        assert!(peer.raise(event::TIMER));
+        assert!(!peer.raise(event::TIMER));
+        assert!(!peer.raise(event::HANDSHAKE));
+        assert_eq!(peer.take_events(), event::TIMER | event::HANDSHAKE);
+        assert!(peer.raise(event::TIMER));
+    }
+}

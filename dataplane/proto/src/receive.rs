@@ -1,0 +1,118 @@
+//! The way in of a datagram, from the network to the TUN device.
+//!
+//! 1. `Message::parse`: which of the four messages; handshake messages go to the control thread.
+//! 2. `IndexTable::lookup_keypair`: the receiver index names the keypair and its peer.
+//! 3. `Keypair::open`: decrypt in place. (parallel; all else below is in the order of arrival)
+//! 4. `accept`: drop replays; move endpoint, keypair slots and timers.
+//! 5. `check_source`: trim to the inner length; the inner source must be routed to this very peer.
+//! 6. The caller writes the packet to the TUN device.
+#![deny(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
+
+use crate::data_path::{DataPath, DropCause, Routes};
+use crate::ip::{Ecn, InnerPacket, set_congestion};
+use crate::keypair::Keypair;
+use crate::messages::TRANSPORT_OVERHEAD;
+use crate::peer::{Endpoint, Peer, event};
+use crate::time::Instant;
+use crate::timers::RECEIVE_REKEY_AGE;
+use std::sync::Arc;
+
+/// An authenticated transport message.
+pub struct Received<'a> {
+    /// Who sent it.
+    pub peer: &'a Arc<Peer>,
+    /// What opened it.
+    pub keypair: &'a Arc<Keypair>,
+    /// Its counter.
+    pub counter: u64,
+    /// From where, and to which address of ours.
+    pub endpoint: Endpoint,
+    /// The outer header's ECN bits.
+    pub ecn: Ecn,
+}
+
+impl DataPath {
+    /// Takes an authenticated message into account. Returns the packet inside, trimmed, or `None`
+    /// for a keepalive and for anything that must not reach the TUN device (which is counted).
+    pub fn accept<'p>(
+        &self,
+        received: &Received<'_>,
+        routes: &Routes,
+        plaintext: &'p mut [u8],
+        now: Instant,
+    ) -> Option<&'p mut [u8]> {
+        let Received { peer, keypair, .. } = received;
+        if !keypair.validate_counter(received.counter) {
+            self.drops.add(DropCause::Replayed, 1);
+            return None;
+        }
+        self.move_peer(received, now);
+        let timers = &peer.timers;
+        timers.any_authenticated_packet_received();
+        let mut attention = timers.any_authenticated_packet_traversal(now);
+        let message_len = u64::try_from(plaintext.len().saturating_add(TRANSPORT_OVERHEAD)).unwrap_or(0);
+        if plaintext.is_empty() {
+            self.raise_timer(peer, attention);
+            peer.add_rx_bytes(message_len);
+            return None;
+        }
+        attention = attention | timers.data_received(now);
+        self.raise_timer(peer, attention);
+        let packet = self.check_source(received, routes, plaintext)?;
+        peer.add_rx_bytes(message_len);
+        Some(packet)
+    }
+
+    /// The peer is where this message came from, and uses the keypair it came with.
+    fn move_peer(&self, received: &Received<'_>, now: Instant) {
+        let Received { peer, keypair, .. } = received;
+        let confirmed = {
+            let mut state = peer.state();
+            if !peer.is_alive() {
+                return;
+            }
+            state.endpoint = Some(received.endpoint);
+            state.keypairs.received_with_keypair(keypair)
+        };
+        if let Some(displaced) = confirmed {
+            for keypair in displaced.iter().flatten() {
+                self.index_table.release(keypair.sender_index());
+            }
+            peer.timers.handshake_complete();
+            self.raise(peer, event::CONFIRMED);
+        }
+        if keypair.wants_rekey_after_receive(RECEIVE_REKEY_AGE, now)
+            && peer.timers.take_lastminute_handshake()
+        {
+            self.want_handshake(peer, now);
+        }
+    }
+
+    /// The packet, if it is one and may come from this peer.
+    fn check_source<'p>(
+        &self,
+        received: &Received<'_>,
+        routes: &Routes,
+        plaintext: &'p mut [u8],
+    ) -> Option<&'p mut [u8]> {
+        let Some(inner) = InnerPacket::parse(plaintext) else {
+            self.drops.add(DropCause::InnerMalformed, 1);
+            return None;
+        };
+        let owner = routes.lookup(inner.source);
+        if !owner.is_some_and(|route| Arc::ptr_eq(&route.peer, received.peer)) {
+            self.drops.add(DropCause::WrongSource, 1);
+            return None;
+        }
+        let packet = plaintext.get_mut(..inner.len)?;
+        if received.ecn == Ecn::CONGESTION {
+            set_congestion(packet);
+        }
+        Some(packet)
+    }
+}

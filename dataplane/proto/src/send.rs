@@ -1,0 +1,133 @@
+//! The way out of a packet, from the TUN device to the network.
+//!
+//! 1. `route`: the longest allowed IP that contains the destination names the peer. (sequential)
+//! 2. `lease`: under the peer's lock, either take the keypair and one nonce for each packet of a
+//!    run, together with the packets that were staged before, or stage the run and ask the control
+//!    thread for a handshake. (sequential: this fixes the order of packets)
+//! 3. `seal`: pad, encrypt and tag each datagram in place. (parallel)
+//! 4. The caller sends them to the lease's endpoint, in the order of their leases, and counts the
+//!    bytes that the socket took.
+
+use crate::data_path::{DataPath, DropCause, Routes};
+use crate::ip::{InnerPacket, padding};
+use crate::keypair::Keypair;
+use crate::messages::{TAG_LEN, TRANSPORT_HEADER_LEN};
+use crate::peer::{Endpoint, Peer, PeerState, StagedPackets, event};
+use crate::time::Instant;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Leave to send to one peer: a keypair, the nonces from `first_counter` on, and where to.
+pub struct Lease {
+    /// Seals the packets.
+    pub keypair: Arc<Keypair>,
+    /// Where they go.
+    pub endpoint: Endpoint,
+    /// Counter of the first packet; the staged ones come first.
+    pub first_counter: u64,
+    /// Packets that waited for the keypair, oldest first.
+    pub staged: VecDeque<Vec<u8>>,
+}
+
+/// Length of the datagram that carries a packet of `len` bytes.
+#[must_use]
+pub const fn datagram_len(len: usize, mtu: usize) -> usize {
+    TRANSPORT_HEADER_LEN + len + padding(len, mtu) + TAG_LEN
+}
+
+impl DataPath {
+    /// Finds the peer for a packet; `None`, and counted, if it is malformed or nobody's.
+    pub fn route<'r>(&self, routes: &'r Routes, packet: &[u8]) -> Option<(&'r Arc<Peer>, InnerPacket)> {
+        let Some(inner) = InnerPacket::parse(packet) else {
+            self.drops.add(DropCause::OutboundMalformed, 1);
+            return None;
+        };
+        let Some(route) = routes.lookup(inner.destination) else {
+            self.drops.add(DropCause::NoPeer, 1);
+            return None;
+        };
+        Some((&route.peer, inner))
+    }
+
+    /// Leave to send `count` packets to `peer`, or else stages them by calling `stage`.
+    ///
+    /// With a `count` of 0 it is for the staged packets alone.
+    pub fn lease(
+        &self,
+        peer: &Arc<Peer>,
+        count: usize,
+        now: Instant,
+        stage: impl FnOnce(&mut StagedPackets) -> usize,
+    ) -> Option<Lease> {
+        let mut state = peer.state();
+        if !peer.is_alive() {
+            return None;
+        }
+        if state.endpoint.is_none() {
+            self.drops.add(DropCause::NoEndpoint, count);
+            return None;
+        }
+        match take_lease(&mut state, count, now) {
+            Some(lease) => {
+                drop(state);
+                let has_data = count > 0 || lease.staged.iter().any(|packet| !packet.is_empty());
+                self.sent(peer, &lease.keypair, has_data, now);
+                Some(lease)
+            }
+            None => {
+                let dropped = stage(&mut state.staged);
+                let wanted = !state.staged.is_empty();
+                drop(state);
+                self.drops.add(DropCause::StagedOverflow, dropped);
+                if wanted {
+                    self.want_handshake(peer, now);
+                }
+                None
+            }
+        }
+    }
+
+    /// Moves the timers for packets that are about to leave, and looks at the age of their keypair.
+    fn sent(&self, peer: &Peer, keypair: &Keypair, has_data: bool, now: Instant) {
+        let timers = &peer.timers;
+        let mut attention = timers.any_authenticated_packet_traversal(now);
+        timers.any_authenticated_packet_sent();
+        if has_data {
+            attention = attention | timers.data_sent(now);
+        }
+        self.raise_timer(peer, attention);
+        if keypair.wants_rekey_after_send(now) {
+            self.want_handshake(peer, now);
+        }
+    }
+
+    /// Asks the control thread for an initiation, unless one went out just now.
+    pub(crate) fn want_handshake(&self, peer: &Peer, now: Instant) {
+        peer.timers.reset_handshake_attempts();
+        if peer.timers.may_send_initiation(now) {
+            self.raise(peer, event::HANDSHAKE);
+        }
+    }
+}
+
+fn take_lease(state: &mut PeerState, count: usize, now: Instant) -> Option<Lease> {
+    let endpoint = state.endpoint?;
+    let keypair = state.keypairs.current.as_ref()?;
+    let packets = u64::try_from(state.staged.len().checked_add(count)?).ok()?;
+    let first_counter = keypair.assign_nonces(packets, now)?;
+    let keypair = Arc::clone(keypair);
+    Some(Lease { keypair, endpoint, first_counter, staged: state.take_staged() })
+}
+
+/// Seals a packet that lies `TRANSPORT_HEADER_LEN` bytes into `datagram`, which is
+/// [`datagram_len`] bytes long: zeroes the padding, encrypts, writes header and tag. False if the
+/// datagram is too short for that.
+#[must_use]
+pub fn seal(keypair: &Keypair, counter: u64, datagram: &mut [u8], packet_len: usize) -> bool {
+    let Some(end) = datagram.len().checked_sub(TAG_LEN) else { return false };
+    let Some(padding) = datagram.get_mut(TRANSPORT_HEADER_LEN + packet_len..end) else {
+        return false;
+    };
+    padding.fill(0);
+    keypair.seal(counter, datagram)
+}
