@@ -1,1 +1,25 @@
-//! Under construction.
+//! What the tests of wgsep stand on: real namespaces, real daemons, real tools.
+//!
+//! A system test makes [`netns::Netns`]s joined by a [`link`], starts a [`daemon::Daemon`] of any
+//! [`implementation::Implementation`] in each, configures them with [`wg`], sends [`traffic`] and
+//! looks at what came of it. Everything is removed when its value is dropped, and what a killed
+//! run left is removed by the next.
+//!
+//! Functions here panic when the machine does not do what they were told: they are the assertions
+//! of the tests that call them, and name the caller's line.
+
+pub mod daemon;
+pub mod implementation;
+pub mod link;
+pub mod netns;
+pub mod nft;
+pub mod process;
+pub mod procfs;
+pub mod relay;
+pub mod skip;
+mod sweep;
+pub mod traffic;
+pub mod tunnel;
+pub mod uapi;
+pub mod wait;
+pub mod wg;

@@ -1,0 +1,160 @@
+//! What the kernel says of a process: its threads, capabilities, identity and descriptors.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Pid;
+
+/// The fields of a `status` file, by name.
+#[derive(Debug)]
+pub struct Status {
+    fields: BTreeMap<String, String>,
+    origin: PathBuf,
+}
+
+impl Status {
+    /// A field's text.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel does not show it.
+    #[track_caller]
+    #[must_use]
+    pub fn text(&self, field: &str) -> &str {
+        match self.fields.get(field) {
+            Some(text) => text,
+            None => panic!("{} has no {field}", self.origin.display()),
+        }
+    }
+
+    /// A capability set, one bit a capability.
+    ///
+    /// # Panics
+    ///
+    /// When the field is missing or not hexadecimal.
+    #[track_caller]
+    #[must_use]
+    pub fn capabilities(&self, field: &str) -> u64 {
+        match u64::from_str_radix(self.text(field), 16) {
+            Ok(set) => set,
+            Err(error) => panic!("{field} of {}: {error}", self.origin.display()),
+        }
+    }
+
+    /// Real, effective, saved and file-system id, from `Uid` or `Gid`.
+    #[track_caller]
+    #[must_use]
+    pub fn ids(&self, field: &str) -> Vec<u32> {
+        self.text(field)
+            .split_whitespace()
+            .filter_map(|id| id.parse().ok())
+            .collect()
+    }
+}
+
+/// The status of every thread of a process.
+///
+/// # Panics
+///
+/// When the process has none, that is, does not exist.
+#[track_caller]
+#[must_use]
+pub fn threads(pid: Pid) -> Vec<Status> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let threads: Vec<_> = tasks
+        .filter_map(|task| status(&task.path().join("status")))
+        .collect();
+    assert!(!threads.is_empty(), "process {pid} does not exist");
+    threads
+}
+
+fn status(path: &Path) -> Option<Status> {
+    let text = fs::read_to_string(path).ok()?;
+    let fields = text.lines().filter_map(|line| line.split_once(':'));
+    let fields = fields
+        .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+        .collect();
+    Some(Status {
+        fields,
+        origin: path.to_owned(),
+    })
+}
+
+/// Whether a process exists and is not a zombie.
+#[must_use]
+pub fn is_running(pid: Pid) -> bool {
+    let path = PathBuf::from(format!("/proc/{pid}/status"));
+    status(&path).is_some_and(|status| !status.text("State").starts_with('Z'))
+}
+
+/// The children of a process, zombies not counted.
+#[must_use]
+pub fn children(parent: Pid) -> Vec<Pid> {
+    let is_child = |pid: &Pid| {
+        let path = PathBuf::from(format!("/proc/{pid}/status"));
+        status(&path).is_some_and(|status| {
+            status.text("PPid") == parent.to_string() && !status.text("State").starts_with('Z')
+        })
+    };
+    processes().into_iter().filter(is_child).collect()
+}
+
+/// Every running process that was started with `argument` among its arguments.
+#[must_use]
+pub fn with_argument(argument: &str) -> Vec<Pid> {
+    let has_argument = |pid: &Pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0)
+            .any(|word| word == argument.as_bytes())
+    };
+    processes().into_iter().filter(has_argument).collect()
+}
+
+fn processes() -> Vec<Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names
+        .filter_map(|name| name.parse().ok())
+        .map(Pid::from_raw)
+        .collect()
+}
+
+/// What each descriptor of a process refers to, as the kernel names it.
+///
+/// # Panics
+///
+/// When the table may not be read.
+#[track_caller]
+#[must_use]
+pub fn descriptors(pid: Pid) -> BTreeMap<i32, String> {
+    let directory = format!("/proc/{pid}/fd");
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries.flatten(),
+        Err(error) => panic!("cannot read {directory}: {error}"),
+    };
+    let named = entries.filter_map(|entry| {
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        let target = fs::read_link(entry.path()).ok()?;
+        Some((number, target.to_string_lossy().into_owned()))
+    });
+    named.collect()
+}
+
+/// A namespace's identity, such as `net:[4026531840]`.
+///
+/// # Panics
+///
+/// When it may not be read.
+#[track_caller]
+#[must_use]
+pub fn namespace(pid: Pid, kind: &str) -> String {
+    let path = format!("/proc/{pid}/ns/{kind}");
+    match fs::read_link(&path) {
+        Ok(target) => target.to_string_lossy().into_owned(),
+        Err(error) => panic!("cannot read {path}: {error}"),
+    }
+}

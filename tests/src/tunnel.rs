@@ -1,0 +1,154 @@
+//! A configured tunnel between two daemons, each in a namespace of its own.
+
+use std::net::SocketAddr;
+
+use crate::daemon::Daemon;
+use crate::implementation::Implementation;
+use crate::link::{self, Family, Side};
+use crate::wg::{KeyPair, preshared_key};
+
+/// The port both ends listen on.
+pub const PORT: u16 = 51820;
+
+/// What a tunnel is to be.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The daemon on the left.
+    pub left: Implementation,
+    /// The daemon on the right.
+    pub right: Implementation,
+    /// The family of the endpoints.
+    pub outer: Family,
+    /// Whether both share a preshared key.
+    pub preshared: bool,
+    /// Who knows the other's endpoint, and so can begin.
+    pub knows_endpoint: Knows,
+}
+
+/// Which ends are told the other's endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Knows {
+    /// Both.
+    Both,
+    /// Only this one; the other must learn it from the first handshake.
+    Only(Side),
+}
+
+impl Plan {
+    /// A tunnel over IPv4 without a preshared key, whose ends know each other's endpoint.
+    #[must_use]
+    pub fn new(left: Implementation, right: Implementation) -> Self {
+        Self {
+            left,
+            right,
+            outer: Family::V4,
+            preshared: false,
+            knows_endpoint: Knows::Both,
+        }
+    }
+
+    /// Starts and configures both ends.
+    #[track_caller]
+    #[must_use]
+    pub fn build(&self) -> Tunnel {
+        let (left, right) = link::joined();
+        let left = End::new(Side::Left, Daemon::start(self.left, &left));
+        let right = End::new(Side::Right, Daemon::start(self.right, &right));
+        let psk = self.preshared.then(preshared_key);
+        for (end, other) in [(&left, &right), (&right, &left)] {
+            let known = matches!(self.knows_endpoint, Knows::Both)
+                || self.knows_endpoint == Knows::Only(end.side);
+            let endpoint = known.then(|| other.endpoint(self.outer));
+            end.configure(&other.key.public, endpoint, psk.as_deref());
+        }
+        Tunnel { left, right }
+    }
+}
+
+/// A tunnel between two daemons. Nothing has been sent through it yet.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// The end numbered 1.
+    pub left: End,
+    /// The end numbered 2.
+    pub right: End,
+}
+
+impl Tunnel {
+    /// Both ends, each with the other.
+    pub fn directions(&self) -> [(&End, &End); 2] {
+        [(&self.left, &self.right), (&self.right, &self.left)]
+    }
+}
+
+/// One end of a tunnel.
+#[derive(Debug)]
+pub struct End {
+    /// Which of the two, and thereby its addresses.
+    pub side: Side,
+    /// Its static key.
+    pub key: KeyPair,
+    /// The daemon.
+    pub daemon: Daemon,
+}
+
+impl End {
+    /// An end with a fresh key and nothing configured.
+    #[track_caller]
+    #[must_use]
+    pub fn new(side: Side, daemon: Daemon) -> Self {
+        Self {
+            side,
+            key: KeyPair::generate(),
+            daemon,
+        }
+    }
+
+    /// Where the other end finds this one.
+    #[must_use]
+    pub fn endpoint(&self, outer: Family) -> SocketAddr {
+        SocketAddr::new(self.side.outer(outer), PORT)
+    }
+
+    /// Sets key, port and the one peer, gives the interface its addresses and takes it up.
+    #[track_caller]
+    pub fn configure(&self, peer: &str, endpoint: Option<SocketAddr>, psk: Option<&str>) {
+        let other = if self.side == Side::Left {
+            Side::Right
+        } else {
+            Side::Left
+        };
+        let mut text = format!(
+            "[Interface]\nPrivateKey = {}\nListenPort = {PORT}\n\
+             [Peer]\nPublicKey = {peer}\nAllowedIPs = {}/32, {}/128\n",
+            self.key.private,
+            other.inner(Family::V4),
+            other.inner(Family::V6),
+        );
+        if let Some(psk) = psk {
+            text.push_str(&format!("PresharedKey = {psk}\n"));
+        }
+        if let Some(endpoint) = endpoint {
+            text.push_str(&format!("Endpoint = {endpoint}\n"));
+        }
+        self.daemon.wg_conf("setconf", &text);
+        self.take_up();
+    }
+
+    /// Gives the interface its addresses and takes it up.
+    #[track_caller]
+    pub fn take_up(&self) {
+        let (netns, interface) = (&self.daemon.netns, &self.daemon.interface);
+        let (v4, v6) = (self.side.inner(Family::V4), self.side.inner(Family::V6));
+        netns.run(format!("ip addr add {v4}/24 dev {interface}"));
+        netns.run(format!("ip addr add {v6}/64 dev {interface} nodad"));
+        netns.run(format!("ip link set {interface} up"));
+    }
+
+    /// `wg set INTERFACE peer THE-OTHER ARGUMENTS`.
+    #[track_caller]
+    pub fn set_peer(&self, other: &End, arguments: impl AsRef<str>) {
+        self.daemon
+            .wg_set(format!("peer {} {}", other.key.public, arguments.as_ref()));
+    }
+}

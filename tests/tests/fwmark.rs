@@ -1,0 +1,118 @@
+//! `wg set fwmark`, at run time, with the kernel's firewall as the witness: what the dataplane may
+//! not do itself, the helper does for it.
+
+use wgsep_tests::implementation::Implementation::{self, Wgsep, WireguardGo};
+use wgsep_tests::link::Family;
+use wgsep_tests::nft::Counter;
+use wgsep_tests::require;
+use wgsep_tests::traffic::{Pinging, until_ping};
+use wgsep_tests::tunnel::{PORT, Plan, Tunnel};
+
+#[test]
+fn the_mark_follows_wg_set_while_traffic_flows_over_v4() {
+    require!(Wgsep);
+    the_mark_follows(Wgsep, Family::V4);
+}
+
+#[test]
+fn the_mark_follows_wg_set_while_traffic_flows_over_v6() {
+    require!(Wgsep);
+    the_mark_follows(Wgsep, Family::V6);
+}
+
+#[test]
+fn control_wireguard_go_follows_wg_set() {
+    require!(WireguardGo);
+    the_mark_follows(WireguardGo, Family::V4);
+}
+
+/// wg-quick configures `fwmark=0` first of all and 51820 later, then brings the link up and down.
+#[test]
+fn the_mark_outlives_a_link_that_goes_down_and_up() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    let marked = counter(left, 51820);
+    left.daemon.wg_set("fwmark 51820");
+    for state in ["down", "up"] {
+        left.daemon
+            .netns
+            .run(format!("ip link set {} {state}", left.daemon.interface));
+    }
+    until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+    assert!(
+        marked.packets() > 0,
+        "nothing sent after the link came up carries the mark"
+    );
+}
+
+fn the_mark_follows(implementation: Implementation, outer: Family) {
+    let tunnel = Plan {
+        outer,
+        ..Plan::new(implementation, implementation)
+    }
+    .build();
+    let Tunnel { left, right } = &tunnel;
+    let unmarked = counter(left, 0);
+    let wg_quick = counter(left, 51820);
+    let large = counter(left, u32::MAX);
+
+    left.daemon.wg_set("fwmark 0");
+    until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+    assert!(unmarked.packets() > 0, "nothing is sent unmarked");
+    assert_eq!(
+        wg_quick.packets() + large.packets(),
+        0,
+        "marked before a mark was set"
+    );
+    assert_eq!(left.daemon.wg("show", "fwmark").trim(), "off");
+
+    let handshake = right.daemon.peer().latest_handshake;
+    let pinging = Pinging::start(&left.daemon.netns, right.side.inner(Family::V6));
+    pinging.until_more(3);
+    for (mark, shown, witness) in [
+        ("51820", "0xca6c", &wg_quick),
+        ("0xffffffff", "0xffffffff", &large),
+        ("0", "off", &unmarked),
+    ] {
+        left.daemon.wg_set(format!("fwmark {mark}"));
+        assert_eq!(left.daemon.wg("show", "fwmark").trim(), shown);
+        let others = [&unmarked, &wg_quick, &large].map(Counter::packets);
+        let before = witness.packets();
+        pinging.until_more(3);
+        assert!(
+            witness.packets() >= before + 3,
+            "mark {mark} is not on the packets"
+        );
+        let total: u64 = [&unmarked, &wg_quick, &large]
+            .map(Counter::packets)
+            .iter()
+            .sum();
+        let elsewhere = total - others.iter().sum::<u64>() - (witness.packets() - before);
+        assert!(
+            elsewhere <= 1,
+            "{elsewhere} packets still carry another mark than {mark}"
+        );
+    }
+    let pings = pinging.stop();
+    assert!(
+        pings.received + 2 >= pings.sent,
+        "{pings:?} while the mark changed"
+    );
+    assert_eq!(
+        right.daemon.peer().latest_handshake,
+        handshake,
+        "the session went on"
+    );
+}
+
+/// Counts what leaves an end for the other's port with exactly this mark.
+fn counter(end: &wgsep_tests::tunnel::End, mark: u32) -> Counter {
+    let expression = format!("udp dport {PORT} meta mark {mark}");
+    Counter::new(
+        &end.daemon.netns,
+        &format!("mark{mark}"),
+        "output",
+        &expression,
+    )
+}

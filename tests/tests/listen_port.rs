@@ -1,0 +1,155 @@
+//! `wg set listen-port` at run time: a new socket from the helper, the same sessions.
+
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+
+use wgsep_tests::implementation::Implementation::{self, Wgsep, WireguardGo};
+use wgsep_tests::link::Family;
+use wgsep_tests::require;
+use wgsep_tests::traffic::{Pinging, until_ping};
+use wgsep_tests::tunnel::{PORT, Plan, Tunnel};
+
+/// A port the other tests of this file do not use, and neither does the kernel by itself: it is
+/// below the ephemeral range.
+const OTHER: u16 = 20_820;
+
+#[test]
+fn a_session_survives_a_change_under_traffic() {
+    require!(Wgsep);
+    survives_a_change(Wgsep);
+}
+
+#[test]
+fn control_wireguard_go_survives_a_change_under_traffic() {
+    require!(WireguardGo);
+    survives_a_change(WireguardGo);
+}
+
+fn survives_a_change(implementation: Implementation) {
+    let tunnel = Plan::new(implementation, implementation).build();
+    let Tunnel { left, right } = &tunnel;
+    until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+    let handshake = right.daemon.peer().latest_handshake;
+    let pinging = Pinging::start(&left.daemon.netns, right.side.inner(Family::V6));
+    pinging.until_more(3);
+    for port in [OTHER, OTHER + 1, PORT] {
+        left.daemon.wg_set(format!("listen-port {port}"));
+        assert_eq!(left.daemon.listen_port(), port);
+        pinging.until_more(3);
+        let endpoint = right.daemon.peer().endpoint;
+        assert!(
+            endpoint.ends_with(&format!(":{port}")),
+            "{endpoint} after {port}"
+        );
+    }
+    let pings = pinging.stop();
+    assert!(
+        pings.received + 3 >= pings.sent,
+        "{pings:?} while the port changed thrice"
+    );
+    assert_eq!(
+        right.daemon.peer().latest_handshake,
+        handshake,
+        "the session went on"
+    );
+}
+
+#[test]
+fn a_port_in_use_is_refused_and_the_old_one_goes_on() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+    let handshake = right.daemon.peer().latest_handshake;
+
+    // One family taken is enough: both must be had.
+    let taken_v4 = left
+        .daemon
+        .netns
+        .inside(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, OTHER)));
+    let refused = left.daemon.try_wg_set(format!("listen-port {OTHER}"));
+    assert!(taken_v4.is_ok(), "{taken_v4:?}");
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success(), "a port in use was accepted");
+    assert!(
+        message.contains("Address already in use"),
+        "wg(8) says: {message}"
+    );
+
+    drop(taken_v4);
+    let taken_v6 = left
+        .daemon
+        .netns
+        .inside(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, OTHER)));
+    assert!(taken_v6.is_ok(), "{taken_v6:?}");
+    assert!(
+        !left
+            .daemon
+            .try_wg_set(format!("listen-port {OTHER}"))
+            .status
+            .success()
+    );
+
+    assert_eq!(left.daemon.listen_port(), PORT);
+    until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+    until_ping(&right.daemon.netns, left.side.inner(Family::V6));
+    assert_eq!(
+        right.daemon.peer().endpoint,
+        left.endpoint(Family::V4).to_string()
+    );
+    assert_eq!(
+        right.daemon.peer().latest_handshake,
+        handshake,
+        "the session went on"
+    );
+
+    drop(taken_v6);
+    left.daemon.wg_set(format!("listen-port {OTHER}"));
+    until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+}
+
+#[test]
+fn port_0_picks_one_free_port_for_both_families() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    left.daemon.wg_set("listen-port 0");
+    let port = left.daemon.listen_port();
+    assert!(port != 0 && port != PORT, "port {port}");
+    let sockets = left.daemon.netns.run("ss -H -u -l -n");
+    let wanted = [format!("0.0.0.0:{port}"), format!("[::]:{port}")];
+    for address in wanted {
+        // ss writes the unspecified IPv6 address as [::] or, for a dual socket, as *.
+        assert!(sockets.contains(&address), "{address} is not in\n{sockets}");
+    }
+    until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+}
+
+#[test]
+fn the_old_port_is_free_after_a_change() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let left = &tunnel.left;
+    left.daemon.wg_set(format!("listen-port {OTHER}"));
+    let rebound = left
+        .daemon
+        .netns
+        .inside(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)));
+    assert!(rebound.is_ok(), "port {PORT} is still held: {rebound:?}");
+}
+
+/// No SO_REUSEADDR: a second daemon must not steal datagrams from the first.
+#[test]
+fn a_second_daemon_cannot_have_the_port_of_the_first() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let second = wgsep_tests::daemon::Daemon::start(Wgsep, &tunnel.left.daemon.netns);
+    second
+        .netns
+        .run(format!("ip link set {} up", second.interface));
+    let refused = second.try_wg_set(format!("listen-port {PORT}"));
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        message.contains("Address already in use"),
+        "wg(8) says: {message}"
+    );
+}
