@@ -35,23 +35,14 @@ fn the_mark_outlives_a_link_that_goes_down_and_up() {
     let marked = counter(left, 51820);
     left.daemon.wg_set("fwmark 51820");
     for state in ["down", "up"] {
-        left.daemon
-            .netns
-            .run(format!("ip link set {} {state}", left.daemon.interface));
+        left.daemon.netns.run(format!("ip link set {} {state}", left.daemon.interface));
     }
     until_ping(&left.daemon.netns, right.side.inner(Family::V4));
-    assert!(
-        marked.packets() > 0,
-        "nothing sent after the link came up carries the mark"
-    );
+    assert!(marked.packets() > 0, "nothing sent after the link came up carries the mark");
 }
 
 fn the_mark_follows(implementation: Implementation, outer: Family) {
-    let tunnel = Plan {
-        outer,
-        ..Plan::new(implementation, implementation)
-    }
-    .build();
+    let tunnel = Plan { outer, ..Plan::new(implementation, implementation) }.build();
     let Tunnel { left, right } = &tunnel;
     let unmarked = counter(left, 0);
     let wg_quick = counter(left, 51820);
@@ -60,11 +51,7 @@ fn the_mark_follows(implementation: Implementation, outer: Family) {
     left.daemon.wg_set("fwmark 0");
     until_ping(&left.daemon.netns, right.side.inner(Family::V4));
     assert!(unmarked.packets() > 0, "nothing is sent unmarked");
-    assert_eq!(
-        wg_quick.packets() + large.packets(),
-        0,
-        "marked before a mark was set"
-    );
+    assert_eq!(wg_quick.packets() + large.packets(), 0, "marked before a mark was set");
     assert_eq!(left.daemon.wg("show", "fwmark").trim(), "off");
 
     let handshake = right.daemon.peer().latest_handshake;
@@ -80,39 +67,18 @@ fn the_mark_follows(implementation: Implementation, outer: Family) {
         let others = [&unmarked, &wg_quick, &large].map(Counter::packets);
         let before = witness.packets();
         pinging.until_more(3);
-        assert!(
-            witness.packets() >= before + 3,
-            "mark {mark} is not on the packets"
-        );
-        let total: u64 = [&unmarked, &wg_quick, &large]
-            .map(Counter::packets)
-            .iter()
-            .sum();
+        assert!(witness.packets() >= before + 3, "mark {mark} is not on the packets");
+        let total: u64 = [&unmarked, &wg_quick, &large].map(Counter::packets).iter().sum();
         let elsewhere = total - others.iter().sum::<u64>() - (witness.packets() - before);
-        assert!(
-            elsewhere <= 1,
-            "{elsewhere} packets still carry another mark than {mark}"
-        );
+        assert!(elsewhere <= 1, "{elsewhere} packets still carry another mark than {mark}");
     }
     let pings = pinging.stop();
-    assert!(
-        pings.received + 2 >= pings.sent,
-        "{pings:?} while the mark changed"
-    );
-    assert_eq!(
-        right.daemon.peer().latest_handshake,
-        handshake,
-        "the session went on"
-    );
+    assert!(pings.received + 2 >= pings.sent, "{pings:?} while the mark changed");
+    assert_eq!(right.daemon.peer().latest_handshake, handshake, "the session went on");
 }
 
 /// Counts what leaves an end for the other's port with exactly this mark.
 fn counter(end: &wgsep_tests::tunnel::End, mark: u32) -> Counter {
     let expression = format!("udp dport {PORT} meta mark {mark}");
-    Counter::new(
-        &end.daemon.netns,
-        &format!("mark{mark}"),
-        "output",
-        &expression,
-    )
+    Counter::new(&end.daemon.netns, &format!("mark{mark}"), "output", &expression)
 }

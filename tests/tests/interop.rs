@@ -63,29 +63,17 @@ pairs! {
 }
 
 fn carries_traffic_both_ways(left: Implementation, right: Implementation, outer: Family) {
-    let tunnel = Plan {
-        outer,
-        ..Plan::new(left, right)
-    }
-    .build();
+    let tunnel = Plan { outer, ..Plan::new(left, right) }.build();
     for (from, to) in tunnel.directions() {
         for inner in [Family::V4, Family::V6] {
             let (client, server) = (&from.daemon.netns, &to.daemon.netns);
             let address = to.side.inner(inner);
             until_ping(client, address);
             let pings = ping(client, address, 10);
-            assert_eq!(
-                pings.received, pings.sent,
-                "{inner:?} from the {:?}",
-                from.side
-            );
+            assert_eq!(pings.received, pings.sent, "{inner:?} from the {:?}", from.side);
 
             let tcp = iperf(client, server, address, Load::Tcp);
-            assert!(
-                tcp.bytes > 0,
-                "TCP {inner:?} from the {:?}: {tcp:?}",
-                from.side
-            );
+            assert!(tcp.bytes > 0, "TCP {inner:?} from the {:?}: {tcp:?}", from.side);
 
             let udp = iperf(client, server, address, Load::Udp);
             let arrived = udp.bytes > 0 && udp.lost_percent <= TOLERATED_LOSS;
@@ -95,44 +83,26 @@ fn carries_traffic_both_ways(left: Implementation, right: Implementation, outer:
 }
 
 fn one_side_begins(left: Implementation, right: Implementation, first: Side) {
-    let tunnel = Plan {
-        knows_endpoint: Knows::Only(first),
-        ..Plan::new(left, right)
-    }
-    .build();
+    let tunnel = Plan { knows_endpoint: Knows::Only(first), ..Plan::new(left, right) }.build();
     let Tunnel { left, right } = &tunnel;
-    let (from, to) = if first == Side::Left {
-        (left, right)
-    } else {
-        (right, left)
-    };
+    let (from, to) = if first == Side::Left { (left, right) } else { (right, left) };
     assert_eq!(to.daemon.peer().endpoint, "(none)");
     until_ping(&from.daemon.netns, to.side.inner(Family::V4));
     until_ping(&to.daemon.netns, from.side.inner(Family::V6));
-    assert_eq!(
-        to.daemon.peer().endpoint,
-        from.endpoint(Family::V4).to_string()
-    );
+    assert_eq!(to.daemon.peer().endpoint, from.endpoint(Family::V4).to_string());
     assert_ne!(from.daemon.peer().received, 0);
     assert_ne!(to.daemon.peer().received, 0);
 }
 
 fn preshared_key_must_match(left: Implementation, right: Implementation) {
-    let tunnel = Plan {
-        preshared: true,
-        ..Plan::new(left, right)
-    }
-    .build();
+    let tunnel = Plan { preshared: true, ..Plan::new(left, right) }.build();
     let Tunnel { left, right } = &tunnel;
     until_ping(&left.daemon.netns, right.side.inner(Family::V4));
     let shared = left.daemon.peer().preshared_key;
 
     replace_peer(left, right, &preshared_key());
     let pings = ping(&left.daemon.netns, right.side.inner(Family::V4), 3);
-    assert_eq!(
-        pings.received, 0,
-        "{pings:?} with two different preshared keys"
-    );
+    assert_eq!(pings.received, 0, "{pings:?} with two different preshared keys");
 
     replace_peer(left, right, &shared);
     until_ping(&left.daemon.netns, right.side.inner(Family::V4));

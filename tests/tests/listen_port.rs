@@ -36,21 +36,11 @@ fn survives_a_change(implementation: Implementation) {
         assert_eq!(left.daemon.listen_port(), port);
         pinging.until_more(3);
         let endpoint = right.daemon.peer().endpoint;
-        assert!(
-            endpoint.ends_with(&format!(":{port}")),
-            "{endpoint} after {port}"
-        );
+        assert!(endpoint.ends_with(&format!(":{port}")), "{endpoint} after {port}");
     }
     let pings = pinging.stop();
-    assert!(
-        pings.received + 3 >= pings.sent,
-        "{pings:?} while the port changed thrice"
-    );
-    assert_eq!(
-        right.daemon.peer().latest_handshake,
-        handshake,
-        "the session went on"
-    );
+    assert!(pings.received + 3 >= pings.sent, "{pings:?} while the port changed thrice");
+    assert_eq!(right.daemon.peer().latest_handshake, handshake, "the session went on");
 }
 
 #[test]
@@ -62,45 +52,23 @@ fn a_port_in_use_is_refused_and_the_old_one_goes_on() {
     let handshake = right.daemon.peer().latest_handshake;
 
     // One family taken is enough: both must be had.
-    let taken_v4 = left
-        .daemon
-        .netns
-        .inside(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, OTHER)));
+    let taken_v4 = left.daemon.netns.inside(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, OTHER)));
     let refused = left.daemon.try_wg_set(format!("listen-port {OTHER}"));
     assert!(taken_v4.is_ok(), "{taken_v4:?}");
     let message = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success(), "a port in use was accepted");
-    assert!(
-        message.contains("Address already in use"),
-        "wg(8) says: {message}"
-    );
+    assert!(message.contains("Address already in use"), "wg(8) says: {message}");
 
     drop(taken_v4);
-    let taken_v6 = left
-        .daemon
-        .netns
-        .inside(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, OTHER)));
+    let taken_v6 = left.daemon.netns.inside(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, OTHER)));
     assert!(taken_v6.is_ok(), "{taken_v6:?}");
-    assert!(
-        !left
-            .daemon
-            .try_wg_set(format!("listen-port {OTHER}"))
-            .status
-            .success()
-    );
+    assert!(!left.daemon.try_wg_set(format!("listen-port {OTHER}")).status.success());
 
     assert_eq!(left.daemon.listen_port(), PORT);
     until_ping(&left.daemon.netns, right.side.inner(Family::V4));
     until_ping(&right.daemon.netns, left.side.inner(Family::V6));
-    assert_eq!(
-        right.daemon.peer().endpoint,
-        left.endpoint(Family::V4).to_string()
-    );
-    assert_eq!(
-        right.daemon.peer().latest_handshake,
-        handshake,
-        "the session went on"
-    );
+    assert_eq!(right.daemon.peer().endpoint, left.endpoint(Family::V4).to_string());
+    assert_eq!(right.daemon.peer().latest_handshake, handshake, "the session went on");
 
     drop(taken_v6);
     left.daemon.wg_set(format!("listen-port {OTHER}"));
@@ -130,10 +98,7 @@ fn the_old_port_is_free_after_a_change() {
     let tunnel = Plan::new(Wgsep, Wgsep).build();
     let left = &tunnel.left;
     left.daemon.wg_set(format!("listen-port {OTHER}"));
-    let rebound = left
-        .daemon
-        .netns
-        .inside(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)));
+    let rebound = left.daemon.netns.inside(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)));
     assert!(rebound.is_ok(), "port {PORT} is still held: {rebound:?}");
 }
 
@@ -143,13 +108,8 @@ fn a_second_daemon_cannot_have_the_port_of_the_first() {
     require!(Wgsep);
     let tunnel = Plan::new(Wgsep, Wgsep).build();
     let second = wgsep_tests::daemon::Daemon::start(Wgsep, &tunnel.left.daemon.netns);
-    second
-        .netns
-        .run(format!("ip link set {} up", second.interface));
+    second.netns.run(format!("ip link set {} up", second.interface));
     let refused = second.try_wg_set(format!("listen-port {PORT}"));
     let message = String::from_utf8_lossy(&refused.stderr);
-    assert!(
-        message.contains("Address already in use"),
-        "wg(8) says: {message}"
-    );
+    assert!(message.contains("Address already in use"), "wg(8) says: {message}");
 }

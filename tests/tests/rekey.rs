@@ -24,10 +24,7 @@ fn sessions_are_renewed_after_two_minutes_and_no_ping_is_lost() {
     let renewals: Vec<_> = pairs
         .iter()
         .map(|&(left, right)| {
-            Renewal::begin(&Plan {
-                knows_endpoint: begin,
-                ..Plan::new(left, right)
-            })
+            Renewal::begin(&Plan { knows_endpoint: begin, ..Plan::new(left, right) })
         })
         .collect();
     for renewal in renewals {
@@ -46,20 +43,12 @@ struct Renewal {
 impl Renewal {
     fn begin(plan: &Plan) -> Self {
         let tunnel = plan.build();
-        let (netns, address) = (
-            &tunnel.left.daemon.netns,
-            tunnel.right.side.inner(Family::V4),
-        );
+        let (netns, address) = (&tunnel.left.daemon.netns, tunnel.right.side.inner(Family::V4));
         until_ping(netns, address);
         let pinging = Pinging::start(netns, address);
         let first = handshake_time(&tunnel.left);
         assert_ne!(first, 0);
-        Self {
-            first,
-            pinging,
-            tunnel,
-            pair: format!("{:?} to {:?}", plan.left, plan.right),
-        }
+        Self { first, pinging, tunnel, pair: format!("{:?} to {:?}", plan.left, plan.right) }
     }
 
     fn complete(self) {
@@ -69,11 +58,7 @@ impl Renewal {
             wait::until(&what, LIMIT, || handshake_time(end) > self.first + 100);
         }
         let age = handshake_time(&self.tunnel.left) - self.first;
-        assert!(
-            (119..=LIMIT.as_secs()).contains(&age),
-            "{}: renewed after {age} s",
-            self.pair
-        );
+        assert!((119..=LIMIT.as_secs()).contains(&age), "{}: renewed after {age} s", self.pair);
         // Traffic on the new keys, not only a handshake.
         self.pinging.until_more(5);
         let pings = self.pinging.stop();

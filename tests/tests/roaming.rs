@@ -40,16 +40,9 @@ fn control_wireguard_go_follows_a_client() {
 
 /// The client, on the left, is always wgsep: it must send from where it is told, too.
 fn roaming(server: Implementation, outer: Family) -> Tunnel {
-    let plan = Plan {
-        outer,
-        knows_endpoint: Knows::Only(Side::Left),
-        ..Plan::new(Wgsep, server)
-    };
+    let plan = Plan { outer, knows_endpoint: Knows::Only(Side::Left), ..Plan::new(Wgsep, server) };
     let tunnel = plan.build();
-    until_ping(
-        &tunnel.left.daemon.netns,
-        tunnel.right.side.inner(Family::V4),
-    );
+    until_ping(&tunnel.left.daemon.netns, tunnel.right.side.inner(Family::V4));
     tunnel
 }
 
@@ -57,21 +50,14 @@ fn follows_port(server: Implementation, outer: Family) {
     let tunnel = roaming(server, outer);
     let Tunnel { left, right } = &tunnel;
     let handshake = right.daemon.peer().latest_handshake;
-    assert_eq!(
-        right.daemon.peer().endpoint,
-        left.endpoint(outer).to_string()
-    );
+    assert_eq!(right.daemon.peer().endpoint, left.endpoint(outer).to_string());
 
     left.daemon.wg_set(format!("listen-port {}", PORT + 7));
     until_ping(&left.daemon.netns, right.side.inner(Family::V4));
     let mut moved = left.endpoint(outer);
     moved.set_port(PORT + 7);
     assert_eq!(right.daemon.peer().endpoint, moved.to_string());
-    assert_eq!(
-        right.daemon.peer().latest_handshake,
-        handshake,
-        "the session went on"
-    );
+    assert_eq!(right.daemon.peer().latest_handshake, handshake, "the session went on");
     until_ping(&right.daemon.netns, left.side.inner(Family::V6));
 }
 
@@ -81,14 +67,8 @@ fn follows_address(server: Implementation, outer: Family) {
     let handshake = right.daemon.peer().latest_handshake;
 
     let (old, new) = match outer {
-        Family::V4 => (
-            format!("{}/24", left.side.outer(outer)),
-            format!("{MOVED_V4}/24"),
-        ),
-        Family::V6 => (
-            format!("{}/64", left.side.outer(outer)),
-            format!("{MOVED_V6}/64 nodad"),
-        ),
+        Family::V4 => (format!("{}/24", left.side.outer(outer)), format!("{MOVED_V4}/24")),
+        Family::V6 => (format!("{}/64", left.side.outer(outer)), format!("{MOVED_V6}/64 nodad")),
     };
     let netns = &left.daemon.netns;
     netns.run(format!("ip addr del {old} dev {DEVICE}"));
@@ -101,10 +81,6 @@ fn follows_address(server: Implementation, outer: Family) {
         Family::V6 => format!("[{MOVED_V6}]:{PORT}"),
     };
     assert_eq!(right.daemon.peer().endpoint, expected);
-    assert_eq!(
-        right.daemon.peer().latest_handshake,
-        handshake,
-        "the session went on"
-    );
+    assert_eq!(right.daemon.peer().latest_handshake, handshake, "the session went on");
     until_ping(&right.daemon.netns, left.side.inner(Family::V6));
 }

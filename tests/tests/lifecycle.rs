@@ -1,0 +1,284 @@
+//! Start and end: what is there when the daemon says it is ready, and what is left when it ends,
+//! whoever ends it and however.
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getsid};
+use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
+use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::link::Family;
+use wgsep_tests::netns::Netns;
+use wgsep_tests::procfs::{is_running, with_argument};
+use wgsep_tests::traffic::{Load, Pinging, iperf, ping, until_ping};
+use wgsep_tests::tunnel::{Plan, Tunnel};
+use wgsep_tests::{require, wait};
+
+/// Within this time of the cause, processes, interface and socket are gone.
+const END_LIMIT: Duration = Duration::from_secs(1);
+
+/// A running daemon, and who it consists of, noted before it ends.
+struct Ending {
+    daemon: Daemon,
+    dataplane: Pid,
+}
+
+impl Ending {
+    fn new() -> Self {
+        let daemon = Daemon::start(Wgsep, &Netns::new());
+        let dataplane = daemon.dataplane();
+        assert!(daemon.has_interface() && daemon.has_socket());
+        Self { daemon, dataplane }
+    }
+
+    /// Asserts that all of it goes within the limit and gives the helper's exit status.
+    #[track_caller]
+    fn complete(mut self) -> ExitStatus {
+        let status = self.daemon.process.exit_within(END_LIMIT);
+        wait::until("the dataplane is gone", END_LIMIT, || !is_running(self.dataplane));
+        wait::until("the interface is gone", END_LIMIT, || !self.daemon.has_interface());
+        wait::until("the socket is gone", END_LIMIT, || !self.daemon.has_socket());
+        status
+    }
+}
+
+#[test]
+fn sigterm_ends_it_in_order() {
+    require!(Wgsep);
+    let ending = Ending::new();
+    ending.daemon.process.signal(Signal::SIGTERM);
+    assert_eq!(ending.complete().code(), Some(0));
+}
+
+#[test]
+fn sigint_ends_it_in_order() {
+    require!(Wgsep);
+    let ending = Ending::new();
+    ending.daemon.process.signal(Signal::SIGINT);
+    assert_eq!(ending.complete().code(), Some(0));
+}
+
+#[test]
+fn deleting_the_interface_ends_it_in_order() {
+    require!(Wgsep);
+    let ending = Ending::new();
+    ending.daemon.netns.run(format!("ip link del {}", ending.daemon.interface));
+    assert_eq!(ending.complete().code(), Some(0));
+}
+
+#[test]
+fn removing_the_socket_ends_it_in_order() {
+    require!(Wgsep);
+    let ending = Ending::new();
+    std::fs::remove_file(socket_path(&ending.daemon.interface)).unwrap();
+    assert_eq!(ending.complete().code(), Some(0));
+}
+
+#[test]
+fn the_dataplanes_death_ends_the_helper_with_an_error_that_names_the_signal() {
+    require!(Wgsep);
+    let ending = Ending::new();
+    kill(ending.dataplane, Signal::SIGKILL).unwrap();
+    wait::until("the helper tells why", END_LIMIT, || {
+        let log = ending.daemon.process.log();
+        log.contains("SIGKILL") || log.contains("signal 9")
+    });
+    let status = ending.complete();
+    assert!(status.code().is_some_and(|code| code != 0), "{status}");
+}
+
+/// Nobody is left to unlink the socket; the next daemon replaces it.
+#[test]
+fn the_helpers_death_ends_the_dataplane_and_the_interface() {
+    require!(Wgsep);
+    let Ending { mut daemon, dataplane } = Ending::new();
+    daemon.process.signal(Signal::SIGKILL);
+    let status = daemon.process.exit_within(END_LIMIT);
+    assert_eq!(status.signal(), Some(Signal::SIGKILL as i32));
+    wait::until("the dataplane is gone", END_LIMIT, || !is_running(dataplane));
+    wait::until("the interface is gone", END_LIMIT, || !daemon.has_interface());
+}
+
+#[test]
+fn a_death_under_load_ends_all_within_a_second() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = tunnel;
+    until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+    let _load = left.daemon.netns.spawn(format!("ping -f {}", right.side.inner(Family::V4)));
+    let dataplane = right.daemon.dataplane();
+    kill(dataplane, Signal::SIGKILL).unwrap();
+    let status = Ending { daemon: right.daemon, dataplane }.complete();
+    assert!(status.code().is_some_and(|code| code != 0), "{status}");
+}
+
+/// What was started without `-f`, found by its interface's name; ended when dropped.
+struct Background {
+    netns: Arc<Netns>,
+    interface: String,
+}
+
+impl Background {
+    fn start() -> Self {
+        let (netns, interface) = (Netns::new(), unique_interface());
+        let program = wgsep_program("wgsep");
+        let output = netns.output(format!("{} {interface}", program.display()));
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{}: {stderr}", output.status);
+        Self { netns, interface }
+    }
+
+    fn helper(&self) -> Pid {
+        let found = with_argument(&self.interface);
+        let helpers: Vec<_> = found
+            .into_iter()
+            .filter(|pid| !wgsep_tests::procfs::children(*pid).is_empty())
+            .collect();
+        assert_eq!(helpers.len(), 1, "processes with a child: {helpers:?}");
+        helpers[0]
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        // The helper dies with the namespace; its socket would stay.
+        let _ = std::fs::remove_file(socket_path(&self.interface));
+    }
+}
+
+/// wg-quick calls `wg setconf` the moment the command returns.
+#[test]
+fn in_the_background_it_returns_when_wg_works() {
+    require!(Wgsep);
+    let background = Background::start();
+    let (netns, interface) = (&background.netns, &background.interface);
+    netns.run(format!("wg set {interface} listen-port 51820 fwmark 0"));
+    netns.run(format!("ip link set {interface} up"));
+    assert_eq!(netns.run(format!("wg show {interface} listen-port")).trim(), "51820");
+}
+
+#[test]
+fn in_the_background_it_leaves_the_session_directory_and_terminal() {
+    require!(Wgsep);
+    let background = Background::start();
+    let helper = background.helper();
+    assert_eq!(std::fs::read_link(format!("/proc/{helper}/cwd")).unwrap().to_str(), Some("/"));
+    assert_ne!(getsid(Some(helper)).unwrap(), getsid(None).unwrap());
+    let descriptors = wgsep_tests::procfs::descriptors(helper);
+    for number in 0..=2 {
+        let target = descriptors.get(&number).map(String::as_str);
+        // The caller's pipes must be let go, or the caller waits for their end for ever. That
+        // `output` returned at all shows it for 1 and 2.
+        assert!(target != Some("/dev/tty"), "descriptor {number} is {target:?}");
+    }
+    kill(helper, Signal::SIGTERM).unwrap();
+    wait::until("the helper is gone", END_LIMIT, || !is_running(helper));
+    let socket = socket_path(&background.interface);
+    wait::until("the socket is gone", END_LIMIT, || !socket.exists());
+}
+
+#[test]
+fn in_the_background_a_failure_is_one_line_and_a_status() {
+    require!(Wgsep);
+    let first = Background::start();
+    let program = wgsep_program("wgsep");
+    let output = first.netns.output(format!("{} {}", program.display(), first.interface));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code().is_some_and(|code| code != 0), "{}", output.status);
+    assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
+    assert!(stderr.contains(&first.interface), "{stderr}");
+    // And the first is none the worse.
+    first.netns.run(format!("wg show {}", first.interface));
+}
+
+#[test]
+fn the_link_goes_down_and_up_again() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    let (netns, interface) = (&left.daemon.netns, &left.daemon.interface);
+    for _ in 0..3 {
+        until_ping(netns, right.side.inner(Family::V4));
+        netns.run(format!("ip link set {interface} down"));
+        // Down means no socket: a port that is held is a surprise to whoever wants it.
+        wait::until("the port is let go", END_LIMIT, || {
+            !netns.run("ss -H -u -l -n").contains(":51820")
+        });
+        netns.run(format!("ip link set {interface} up"));
+        // Taking a link down takes its IPv6 addresses, not its IPv4 ones.
+    }
+    until_ping(netns, right.side.inner(Family::V4));
+    until_ping(&right.daemon.netns, left.side.inner(Family::V4));
+    assert_eq!(left.daemon.listen_port(), 51820);
+}
+
+#[test]
+fn the_mtu_is_1420_and_follows_the_operator() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    let address = right.side.inner(Family::V4);
+    until_ping(&left.daemon.netns, address);
+    let shown = left.daemon.netns.run(format!("ip link show {}", left.daemon.interface));
+    assert!(shown.contains("mtu 1420"), "{shown}");
+    for mtu in [1280, 1420, 9000] {
+        for end in [&left.daemon, &right.daemon] {
+            end.netns.run(format!("ip link set {} mtu {mtu}", end.interface));
+        }
+        // 28 bytes are the headers of IPv4 and ICMP.
+        let size = mtu - 28;
+        wait::until(&format!("a packet of {mtu} bytes passes"), Duration::from_secs(10), || {
+            let line = format!("ping -n -q -c 1 -W 1 -M do -s {size} {address}");
+            left.daemon.netns.output(line).status.success()
+        });
+        let tcp = iperf(&left.daemon.netns, &right.daemon.netns, address, Load::Tcp);
+        assert!(tcp.bytes > 0, "MTU {mtu}: {tcp:?}");
+    }
+}
+
+/// The sockets stay where they were opened, so a namespace can have nothing but the tunnel.
+#[test]
+fn an_interface_moved_to_another_namespace_works_there() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    let elsewhere = Netns::new();
+    let interface = &left.daemon.interface;
+    left.daemon.netns.run(format!("ip link set {interface} netns {}", elsewhere.name()));
+    elsewhere.run(format!("ip addr add {}/24 dev {interface}", left.side.inner(Family::V4)));
+    elsewhere.run(format!("ip link set {interface} up"));
+    until_ping(&elsewhere, right.side.inner(Family::V4));
+    let pings = ping(&elsewhere, right.side.inner(Family::V4), 5);
+    assert_eq!(pings.received, 5, "{pings:?}");
+}
+
+/// The helper serves requests only: without it the tunnel goes on.
+#[test]
+fn a_stopped_helper_does_not_stop_the_traffic() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+    left.daemon.process.signal(Signal::SIGSTOP);
+    let pinging = Pinging::start(&left.daemon.netns, right.side.inner(Family::V4));
+    pinging.until_more(5);
+    assert_eq!(left.daemon.listen_port(), 51820, "and wg(8) can look");
+    left.daemon.process.signal(Signal::SIGCONT);
+    left.daemon.wg_set("fwmark 7");
+    pinging.until_more(5);
+}
+
+#[test]
+fn ten_starts_and_ends_in_a_row_leave_nothing() {
+    require!(Wgsep);
+    for _ in 0..10 {
+        let ending = Ending::new();
+        ending.daemon.process.signal(Signal::SIGTERM);
+        assert_eq!(ending.complete().code(), Some(0));
+    }
+}

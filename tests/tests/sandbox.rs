@@ -1,0 +1,323 @@
+//! The confinement of both processes as the kernel tells it, thread by thread. What is asserted
+//! here was read from /proc; nothing is taken from the processes' own word.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::unistd::Pid;
+use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
+use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::link::Family;
+use wgsep_tests::netns::Netns;
+use wgsep_tests::process::{Process, output};
+use wgsep_tests::procfs::{self, Status, descriptors, namespace, threads};
+use wgsep_tests::traffic::until_ping;
+use wgsep_tests::tunnel::Plan;
+use wgsep_tests::{require, uapi, wait};
+
+/// The five sets of capabilities(7).
+const SETS: [&str; 5] = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
+
+const CAP_KILL: u64 = 1 << 5;
+const CAP_NET_ADMIN: u64 = 1 << 12;
+
+/// The uid the kernel shows for ids it cannot map, and NFS for nobody in particular.
+const NOBODY: u32 = 65_534;
+
+/// A tunnel end that has carried traffic: all threads started, all descriptors passed.
+fn after_traffic(check: impl FnOnce(&Daemon)) {
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    until_ping(&tunnel.left.daemon.netns, tunnel.right.side.inner(Family::V4));
+    check(&tunnel.left.daemon);
+}
+
+fn assert_sealed(status: &Status) {
+    assert_eq!(status.text("NoNewPrivs"), "1", "no_new_privs");
+    assert_eq!(status.text("Seccomp"), "2", "seccomp filter mode");
+}
+
+#[test]
+fn every_thread_of_the_dataplane_is_without_capability_and_sealed() {
+    require!(Wgsep);
+    after_traffic(|daemon| {
+        for thread in threads(daemon.dataplane()) {
+            for set in SETS {
+                assert_eq!(thread.capabilities(set), 0, "{set} of {}", thread.text("Name"));
+            }
+            assert_sealed(&thread);
+        }
+    });
+}
+
+#[test]
+fn every_thread_of_the_dataplane_has_a_uid_of_its_own_and_no_groups() {
+    require!(Wgsep);
+    after_traffic(|daemon| {
+        let helper = threads(daemon.process.pid())[0].ids("Uid")[0];
+        for thread in threads(daemon.dataplane()) {
+            for field in ["Uid", "Gid"] {
+                let ids: BTreeSet<_> = thread.ids(field).into_iter().collect();
+                assert_eq!(
+                    ids.len(),
+                    1,
+                    "{field}: real, effective, saved and file system: {ids:?}"
+                );
+                for id in ids {
+                    assert!(id != 0 && id != NOBODY && id != helper, "{field} {id}");
+                }
+            }
+            assert_eq!(thread.text("Groups"), "", "supplementary groups");
+        }
+    });
+}
+
+#[test]
+fn two_daemons_dataplanes_cannot_reach_each_other() {
+    require!(Wgsep);
+    let first = Daemon::start(Wgsep, &Netns::new());
+    let second = Daemon::start(Wgsep, &Netns::new());
+    let (first, second) = (first.dataplane(), second.dataplane());
+    for kind in ["net", "mnt", "ipc", "uts"] {
+        assert_ne!(namespace(first, kind), namespace(second, kind), "{kind}");
+    }
+}
+
+#[test]
+fn the_dataplane_sees_an_empty_root() {
+    require!(Wgsep);
+    after_traffic(|daemon| {
+        let root = format!("/proc/{}/root/", daemon.dataplane());
+        let entries: Vec<_> = fs::read_dir(&root).unwrap().flatten().collect();
+        assert!(entries.is_empty(), "{entries:?}");
+        let made = fs::create_dir(format!("{root}made"));
+        assert!(made.is_err(), "the root can be written");
+        let cwd = fs::read_dir(format!("/proc/{}/cwd/", daemon.dataplane())).unwrap();
+        assert_eq!(cwd.count(), 0, "the working directory is outside the root");
+    });
+}
+
+#[test]
+fn the_dataplane_is_in_namespaces_of_its_own() {
+    require!(Wgsep);
+    after_traffic(|daemon| {
+        let (helper, dataplane) = (daemon.process.pid(), daemon.dataplane());
+        for kind in ["net", "mnt", "ipc", "uts"] {
+            assert_ne!(namespace(helper, kind), namespace(dataplane, kind), "{kind}");
+        }
+        let interfaces = fs::read_to_string(format!("/proc/{dataplane}/net/dev")).unwrap();
+        let names: Vec<_> = interfaces.lines().skip(2).map(str::trim).collect();
+        assert!(names.iter().all(|line| line.starts_with("lo:")), "{names:?}");
+    });
+}
+
+#[test]
+fn no_process_dumps_core() {
+    require!(Wgsep);
+    after_traffic(|daemon| {
+        for pid in [daemon.process.pid(), daemon.dataplane()] {
+            let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+            let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+            let values: Vec<_> = core.split_whitespace().skip(4).take(2).collect();
+            assert_eq!(values, ["0", "0"], "{core}");
+        }
+    });
+}
+
+/// A non-dumpable process's /proc entries belong to root, whoever runs it: its own uid may not
+/// read its memory, descriptors or environment.
+#[test]
+fn the_dataplane_is_not_dumpable() {
+    require!(Wgsep);
+    after_traffic(|daemon| {
+        let dataplane = daemon.dataplane();
+        let uid = threads(dataplane)[0].ids("Uid")[0];
+        for (file, reader) in [("environ", "cat"), ("maps", "cat"), ("mem", "cat"), ("fd", "ls")] {
+            let path = format!("/proc/{dataplane}/{file}");
+            let mut command = Command::new("setpriv");
+            command.args([&format!("--reuid={uid}"), &format!("--regid={uid}"), "--clear-groups"]);
+            let output = output(command.args([reader, &path]));
+            let message = String::from_utf8_lossy(&output.stderr);
+            assert!(message.contains("Permission denied"), "{path} as uid {uid}: {message}");
+        }
+    });
+}
+
+#[test]
+fn the_helper_holds_two_capabilities_and_is_sealed() {
+    require!(Wgsep);
+    after_traffic(|daemon| {
+        let threads = threads(daemon.process.pid());
+        assert_eq!(threads.len(), 1, "the helper has one thread");
+        let helper = &threads[0];
+        for (set, expected) in
+            SETS.into_iter().zip([0, CAP_NET_ADMIN | CAP_KILL, CAP_NET_ADMIN | CAP_KILL, 0, 0])
+        {
+            assert_eq!(helper.capabilities(set), expected, "{set}");
+        }
+        assert_eq!(helper.text("Groups"), "", "supplementary groups");
+        assert_sealed(helper);
+    });
+}
+
+/// A short name for what a descriptor refers to; the kernel's own where it is nothing expected.
+fn kind(pid: Pid, sockets: &BTreeMap<String, String>, target: &str) -> String {
+    if let Some(inode) = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')) {
+        return sockets.get(inode).cloned().unwrap_or_else(|| format!("unknown socket of {pid}"));
+    }
+    let names = [
+        ("/dev/net/tun", "tun"),
+        ("/dev/null", "null"),
+        ("anon_inode:[eventpoll]", "epoll"),
+        ("anon_inode:[timerfd]", "timer"),
+        ("anon_inode:[eventfd]", "event"),
+        ("anon_inode:[pidfd]", "pidfd"),
+        ("anon_inode:[signalfd]", "signalfd"),
+        ("anon_inode:inotify", "inotify"),
+    ];
+    let known = names.into_iter().find(|(name, _)| *name == target).map(|(_, kind)| kind);
+    let prefixes = [("pipe:[", "pipe"), ("/secretmem", "secret memory"), ("pidfd:[", "pidfd")];
+    let prefixed = prefixes.into_iter().find(|(name, _)| target.starts_with(name));
+    known.or(prefixed.map(|(_, kind)| kind)).unwrap_or(target).to_owned()
+}
+
+/// The sockets that exist in a process's network namespace, by inode.
+fn sockets_seen_by(pid: Pid) -> BTreeMap<String, String> {
+    // The column of the inode in each table, counted from 0.
+    let tables = [("udp", 9), ("udp6", 9), ("unix", 6), ("netlink", 9), ("raw", 9), ("tcp", 9)];
+    let mut found = BTreeMap::new();
+    for (table, column) in tables {
+        let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap();
+        for line in text.lines().skip(1) {
+            let columns: Vec<_> = line.split_whitespace().collect();
+            if let Some(inode) = columns.get(column) {
+                // A unix socket's type is its fifth column: 1 stream, 2 datagram, 5 packets.
+                let kind = match (table, columns[4]) {
+                    ("unix", "0005") => "helper's socket",
+                    ("unix", "0001") => "UAPI socket",
+                    ("unix", _) => "unix datagram socket",
+                    (other, _) => other,
+                };
+                found.insert((*inode).to_owned(), kind.to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// Counts the descriptors of a process by kind; 0, 1 and 2 apart, which are the launcher's or null.
+fn held(daemon: &Daemon, pid: Pid) -> BTreeMap<String, usize> {
+    let sockets = sockets_seen_by(daemon.process.pid());
+    let mut held = BTreeMap::new();
+    for (number, target) in descriptors(pid) {
+        if number > 2 {
+            *held.entry(kind(pid, &sockets, &target)).or_default() += 1;
+        }
+    }
+    held
+}
+
+#[test]
+fn the_dataplane_holds_exactly_what_it_works_with() {
+    require!(Wgsep);
+    after_traffic(|daemon| {
+        let held = held(daemon, daemon.dataplane());
+        let once = ["udp", "udp6", "UAPI socket", "helper's socket", "netlink"];
+        for kind in once {
+            assert_eq!(held.get(kind), Some(&1), "{kind}: {held:?}");
+        }
+        assert!(held.contains_key("tun"), "{held:?}");
+        let allowed = ["tun", "epoll", "timer", "event", "pipe", "secret memory"];
+        for kind in held.keys() {
+            assert!(once.contains(&&**kind) || allowed.contains(&&**kind), "{kind}: {held:?}");
+        }
+        for number in 0..=2 {
+            let target = descriptors(daemon.dataplane()).remove(&number).unwrap_or_default();
+            let harmless = target == "/dev/null" || target.starts_with("pipe:");
+            assert!(harmless || target.is_empty(), "descriptor {number} is {target}");
+        }
+    });
+}
+
+#[test]
+fn the_helper_holds_no_tun_and_no_listener() {
+    require!(Wgsep);
+    after_traffic(|daemon| {
+        let held = held(daemon, daemon.process.pid());
+        for kind in ["tun", "UAPI socket", "tcp", "raw"] {
+            assert_eq!(held.get(kind), None, "{kind}: {held:?}");
+        }
+        for kind in ["udp", "udp6", "helper's socket"] {
+            assert_eq!(held.get(kind), Some(&1), "{kind}: {held:?}");
+        }
+    });
+}
+
+/// A launcher that forgot O_CLOEXEC must not hand its files to the dataplane, nor the helper.
+#[test]
+fn a_descriptor_leaked_by_the_launcher_reaches_neither_process() {
+    require!(Wgsep);
+    let (netns, name) = (Netns::new(), unique_interface());
+    let mut command = netns.command("sh");
+    command.args(["-c", "exec 9</etc/passwd 77>/dev/full; exec \"$@\"", "sh"]);
+    command.arg(wgsep_program("wgsep")).args(["-f", &name]);
+    let process = Process::spawn(command, "wgsep with leaked descriptors");
+    wait::until("it answers", Duration::from_secs(10), || uapi::is_answering(&name));
+    let children = procfs::children(process.pid());
+    assert_eq!(children.len(), 1);
+    for pid in [process.pid(), children[0]] {
+        let open = descriptors(pid);
+        let leaked =
+            open.values().find(|target| ["/etc/passwd", "/dev/full"].contains(&&***target));
+        assert_eq!(leaked, None, "{pid} has {open:?}");
+    }
+    let _ = fs::remove_file(socket_path(&name));
+}
+
+/// Descriptors are listed first and the seal is read after: where it is not yet there, it was not
+/// when they were listed. So whatever is seen here was held before the seal.
+#[test]
+fn nothing_of_the_network_is_held_before_the_seal() {
+    require!(Wgsep);
+    let mut unsealed = 0;
+    for _ in 0..20 {
+        let (netns, name) = (Netns::new(), unique_interface());
+        let process = Process::spawn(Wgsep.command(&netns, &name), "wgsep while it starts");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !uapi::is_answering(&name) {
+            assert!(Instant::now() < deadline, "{name} does not start");
+            for child in procfs::children(process.pid()) {
+                unsealed += usize::from(holds_nothing_unless_sealed(process.pid(), child));
+            }
+        }
+        let _ = fs::remove_file(socket_path(&name));
+    }
+    assert!(unsealed > 0, "no start was caught before its seal, so this shows nothing");
+}
+
+/// Whether the child was seen before its seal.
+fn holds_nothing_unless_sealed(helper: Pid, child: Pid) -> bool {
+    let sockets = sockets_seen_by(helper);
+    let Ok(entries) = fs::read_dir(format!("/proc/{child}/fd")) else {
+        return false;
+    };
+    let targets: Vec<_> =
+        entries.flatten().filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+    let Ok(status) = fs::read_to_string(format!("/proc/{child}/status")) else {
+        return false;
+    };
+    // Until exec the child is a copy of the helper, with the helper's descriptors.
+    let program = fs::read_link(format!("/proc/{child}/exe")).unwrap_or_default();
+    if !program.ends_with("wgsep-dataplane") || !status.contains("\nSeccomp:\t0\n") {
+        return false;
+    }
+    for target in targets {
+        let kind = kind(child, &sockets, &target.to_string_lossy());
+        let network = ["tun", "udp", "udp6", "UAPI socket", "netlink"].contains(&&*kind);
+        assert!(!network, "{kind} is held before the seal");
+    }
+    true
+}
