@@ -1,1 +1,46 @@
-//! Under construction.
+//! The typed, bounded contract between the helper and the dataplane.
+//!
+//! The dataplane asks, the helper answers, each request once; see [`Request`] and [`Reply`]. The
+//! helper takes every frame for hostile: there is no string or path in any, and whatever is not
+//! exactly a message is an [`Error`] that ends the dataplane.
+
+mod channel;
+mod message;
+
+pub use channel::{Channel, MAX_DESCRIPTORS, Received, is_udp_socket};
+pub use message::{
+    FromHelper, LayerState, LogLevel, MAX_FRAME, MAX_LAYERS, Notice, Reply, Report, Request,
+    VERSION, decode,
+};
+
+/// What can go wrong on the channel. All but a full socket buffer end the conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The descriptor is no SOCK_SEQPACKET socket.
+    NotAChannel,
+    /// The frame is none of ours: too short, too long, another version, trailing bytes, unknown tag.
+    Malformed,
+    /// The message does not fit a frame.
+    TooLong,
+    /// The number of descriptors is not what the message says.
+    Descriptors,
+    /// A reply that nobody waits for.
+    Unexpected,
+    /// The kernel says no.
+    Io(nix::Error),
+}
+
+impl core::fmt::Display for Error {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::NotAChannel => f.write_str("not a SOCK_SEQPACKET socket"),
+            Self::Malformed => f.write_str("malformed frame"),
+            Self::TooLong => f.write_str("message too long for a frame"),
+            Self::Descriptors => f.write_str("wrong number of descriptors"),
+            Self::Unexpected => f.write_str("reply that nobody waits for"),
+            Self::Io(errno) => write!(f, "{}", errno.desc()),
+        }
+    }
+}
+
+impl core::error::Error for Error {}

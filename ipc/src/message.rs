@@ -1,0 +1,261 @@
+//! The messages, and the one place where they become bytes and back.
+//!
+//! A frame is a version byte, a sequence number (u32, little-endian) and a body in bincode. It holds
+//! no string and no path, and is at most [`MAX_FRAME`] bytes.
+
+use crate::Error;
+use serde::{Deserialize, Serialize};
+
+/// The longest frame, in bytes.
+pub const MAX_FRAME: usize = 256;
+/// Version of the contract; both programs are built together, so only equal ones talk.
+pub const VERSION: u8 = 1;
+/// Layers a [`Report`] has room for.
+pub const MAX_LAYERS: usize = 24;
+
+const HEADER_LEN: usize = 5;
+
+/// What the dataplane asks of the helper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// The sandbox is closed; see for yourself. Answered by [`Reply::Granted`].
+    Sealed(Report),
+    /// Open UDP sockets for both families on one port, 0 for any, marked. Answered by
+    /// [`Reply::UdpOpened`]; the sockets before are given up only if it succeeds.
+    OpenUdp {
+        /// UDP port, 0 for any.
+        port: u16,
+        /// SO_MARK, 0 for none.
+        mark: u32,
+    },
+    /// Give up the sockets, so that the port is free.
+    CloseUdp,
+    /// Change the mark of the open sockets.
+    SetMark {
+        /// SO_MARK, 0 for none.
+        mark: u32,
+    },
+    /// The dataplane ends in good order.
+    Bye,
+}
+
+/// The helper's answer; each request gets one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The sandbox was verified. Comes with the UAPI listener, the netlink socket, and the TUN
+    /// queues, in this order.
+    Granted {
+        /// Index of the interface.
+        ifindex: u32,
+        /// How many TUN queues come with it.
+        tun_queues: u8,
+        /// Whether packets have a virtio_net_hdr before them (IFF_VNET_HDR).
+        vnet_hdr: bool,
+    },
+    /// Comes with the IPv4 socket, if any, and the IPv6 socket, if any, in this order.
+    UdpOpened {
+        /// The port bound in both families.
+        port: u16,
+        /// An IPv4 socket comes with it.
+        v4: bool,
+        /// An IPv6 socket comes with it.
+        v6: bool,
+    },
+    /// Done.
+    Done,
+    /// Not done, nothing changed.
+    Refused {
+        /// Positive errno for whoever asked.
+        errno: i32,
+    },
+}
+
+impl Reply {
+    /// How many descriptors come with it.
+    #[must_use]
+    pub const fn descriptors(&self) -> usize {
+        match self {
+            Self::Granted { tun_queues, .. } => 2 + *tun_queues as usize,
+            Self::UdpOpened { v4, v6, .. } => *v4 as usize + *v6 as usize,
+            Self::Done | Self::Refused { .. } => 0,
+        }
+    }
+}
+
+/// What the helper says unasked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Notice {
+    /// Log this much from now on.
+    LogLevel(LogLevel),
+    /// End now.
+    Shutdown,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogLevel {
+    /// Nothing.
+    Silent,
+    /// What failed.
+    Error,
+    /// What an operator acts on.
+    Info,
+    /// What explains the rest.
+    Debug,
+}
+
+/// Everything the helper says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromHelper {
+    /// An answer.
+    Reply {
+        /// Sequence number of the request it answers.
+        sequence: u32,
+        /// The answer.
+        reply: Reply,
+    },
+    /// Unasked.
+    Notice(Notice),
+}
+
+impl FromHelper {
+    /// How many descriptors come with it.
+    #[must_use]
+    pub const fn descriptors(&self) -> usize {
+        match self {
+            Self::Reply { reply, .. } => reply.descriptors(),
+            Self::Notice(_) => 0,
+        }
+    }
+}
+
+/// How one layer of the sandbox turned out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LayerState {
+    /// The program has no such layer.
+    #[default]
+    Absent,
+    /// In force.
+    Applied,
+    /// Refused by the kernel with this errno.
+    Degraded(u16),
+    /// This kernel does not have it.
+    Unsupported,
+}
+
+/// How each layer of the dataplane's sandbox turned out, in the order of the policy's layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// One state for each layer.
+    pub layers: [LayerState; MAX_LAYERS],
+}
+
+/// A frame's bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Frame {
+    bytes: [u8; MAX_FRAME],
+    len: usize,
+}
+
+impl Frame {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    /// Encodes a body.
+    pub(crate) fn encode(sequence: u32, body: impl Serialize) -> Result<Self, Error> {
+        let mut bytes = [0; MAX_FRAME];
+        let (header, rest) = bytes.split_at_mut(HEADER_LEN);
+        header[0] = VERSION;
+        header[1..].copy_from_slice(&sequence.to_le_bytes());
+        let len =
+            bincode::serde::encode_into_slice(body, rest, CODEC).map_err(|_| Error::TooLong)?;
+        Ok(Self { bytes, len: HEADER_LEN + len })
+    }
+}
+
+const CODEC: bincode::config::Configuration<
+    bincode::config::LittleEndian,
+    bincode::config::Varint,
+    bincode::config::Limit<MAX_FRAME>,
+> = bincode::config::standard().with_limit::<MAX_FRAME>();
+
+/// Decodes a frame into its sequence number and body.
+///
+/// # Errors
+/// [`Error::Malformed`] for anything but exactly one whole frame of this version.
+pub fn decode<T: serde::de::DeserializeOwned>(frame: &[u8]) -> Result<(u32, T), Error> {
+    let (header, body) = frame.split_first_chunk::<HEADER_LEN>().ok_or(Error::Malformed)?;
+    let [version, sequence @ ..] = *header;
+    if version != VERSION || frame.len() > MAX_FRAME {
+        return Err(Error::Malformed);
+    }
+    let (message, len) =
+        bincode::serde::decode_from_slice(body, CODEC).map_err(|_| Error::Malformed)?;
+    if len != body.len() {
+        return Err(Error::Malformed);
+    }
+    Ok((u32::from_le_bytes(sequence), message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn requests() -> Vec<Request> {
+        let report = Report { layers: [LayerState::Degraded(u16::MAX); MAX_LAYERS] };
+        vec![
+            Request::Sealed(report),
+            Request::OpenUdp { port: 65535, mark: u32::MAX },
+            Request::CloseUdp,
+            Request::SetMark { mark: 7 },
+            Request::Bye,
+        ]
+    }
+
+    #[test]
+    fn every_message_fits_a_frame_and_survives_it() {
+        for request in requests() {
+            let frame = Frame::encode(u32::MAX, request).unwrap();
+            assert!(frame.len <= MAX_FRAME);
+            assert_eq!(decode(frame.as_bytes()), Ok((u32::MAX, request)));
+        }
+        let reply = Reply::Granted { ifindex: u32::MAX, tun_queues: 255, vnet_hdr: true };
+        let said = FromHelper::Reply { sequence: 3, reply };
+        assert_eq!(decode(Frame::encode(0, said).unwrap().as_bytes()), Ok((0, said)));
+        assert_eq!(said.descriptors(), 257);
+    }
+
+    #[test]
+    fn short_long_and_foreign_frames_are_refused() {
+        for request in requests() {
+            let frame = Frame::encode(1, request).unwrap();
+            let bytes = frame.as_bytes();
+            for len in 0..bytes.len() {
+                assert!(decode::<Request>(&bytes[..len]).is_err(), "{request:?} cut to {len}");
+            }
+            let mut trailing = bytes.to_vec();
+            trailing.push(0);
+            assert!(decode::<Request>(&trailing).is_err());
+            let mut foreign = bytes.to_vec();
+            foreign[0] = VERSION + 1;
+            assert!(decode::<Request>(&foreign).is_err());
+        }
+        assert!(decode::<Request>(&[VERSION, 0, 0, 0, 0, 5]).is_err());
+        assert!(decode::<Request>(&[VERSION; MAX_FRAME + 1]).is_err());
+    }
+
+    #[test]
+    fn no_single_byte_makes_decoding_panic() {
+        for request in requests() {
+            let frame = Frame::encode(1, request).unwrap();
+            for at in 0..frame.len {
+                for byte in 0..=255 {
+                    let mut bytes = frame.as_bytes().to_vec();
+                    bytes[at] = byte;
+                    let _either = decode::<Request>(&bytes);
+                }
+            }
+        }
+    }
+}
