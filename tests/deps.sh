@@ -1,0 +1,85 @@
+#!/bin/sh
+# Installs what building and testing need:
+#   deps.sh system   Debian packages; and says how to get Rust where it is missing
+#   deps.sh peers    the implementations the tests talk to, from crates.io, into a cache
+#   deps.sh deny     cargo-deny, into the same cache
+set -eu
+
+packages="gcc libc6-dev make binutils ca-certificates iproute2 iputils-ping iperf3 nftables procps
+	util-linux wireguard-tools wireguard-go"
+
+# The oldest Rust that builds the workspace: rust-version in Cargo.toml.
+rust_minor=88
+
+# Outside the tree, so that neither `make clean` nor a fresh clone costs the build again.
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/wgsep/peers"
+
+say() { echo "deps: $*" >&2; }
+fail() { say "$*"; exit 1; }
+
+missing_packages() {
+	for package in $packages; do
+		status=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null) || status=
+		[ "$status" = "install ok installed" ] || echo "$package"
+	done
+}
+
+install_packages() {
+	if ! command -v apt-get >/dev/null; then
+		say "this is no Debian: see to it that these are installed: $(echo $packages)"
+		return
+	fi
+	missing=$(missing_packages)
+	[ -n "$missing" ] || return 0
+	missing=$(echo $missing)
+	[ "$(id -u)" = 0 ] || fail "as root, run: apt-get install --no-install-recommends $missing"
+	say "installing $missing"
+	# wireguard-tools recommends a whole kernel; nothing here needs one.
+	install="env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends"
+	$install $missing >/dev/null 2>&1 && return
+	# The package lists are missing or old.
+	apt-get update -qq || fail "apt-get update failed: is there a network?"
+	$install $missing >/dev/null || fail "cannot install $missing"
+}
+
+check_rust() {
+	if ! command -v cargo >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null &&
+		apt-cache show rustup >/dev/null 2>&1; then
+		say "installing rustup and a Rust toolchain"
+		apt-get install -qq -y --no-install-recommends rustup >/dev/null
+		rustup toolchain install stable --profile minimal -c clippy -c rustfmt
+	fi
+	get="install Rust 1.$rust_minor or newer with rustup (https://rustup.rs), then run this again"
+	command -v cargo >/dev/null || fail "there is no cargo: $get"
+	version=$(cargo --version)
+	minor=$(echo "$version" | sed -n 's/^cargo 1\.\([0-9]*\)\..*/\1/p')
+	[ "${minor:-0}" -ge "$rust_minor" ] || fail "$version is too old: $get"
+}
+
+# cargo_install CRATE VERSION: nothing to do where that very version is there already.
+cargo_install() {
+	if cargo install --list --root "$cache" 2>/dev/null | grep -q "^$1 v$2:"; then
+		return
+	fi
+	say "building $1 $2 into $cache (once)"
+	cargo install --quiet --locked --root "$cache" --target-dir "$cache/target" "$1@$2"
+	rm -rf "$cache/target"
+}
+
+case "${1:-}" in
+system)
+	install_packages
+	check_rust
+	;;
+peers)
+	# A peer that cannot be built is a skipped test, named there, and no reason to run none.
+	cargo_install boringtun-cli 0.7.1 || say "boringtun-cli cannot be built here"
+	cargo_install gotatun-cli 0.10.2 || say "gotatun-cli cannot be built here"
+	;;
+deny)
+	cargo_install cargo-deny 0.20.2
+	;;
+*)
+	fail "usage: deps.sh system|peers|deny"
+	;;
+esac

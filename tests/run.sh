@@ -1,0 +1,36 @@
+#!/bin/bash
+# Runs every test of the workspace and tells what passed, failed and was skipped.
+# Called by `make test`, which builds the programs first.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+output=$(mktemp)
+WGSEP_SKIP_FILE=$(mktemp)
+export WGSEP_SKIP_FILE
+trap 'rm -f "$output" "$WGSEP_SKIP_FILE"' EXIT
+
+# System tests mostly wait for each other's processes. Two at a time keep two cores busy; more
+# would make timings of one the load of another.
+threads=2
+
+failed=0
+test_packages() {
+	cargo test --locked --no-fail-fast "$@" 2>&1 | tee -a "$output" || failed=1
+}
+test_packages --workspace --exclude wgsep-tests
+test_packages -p wgsep-tests -- --test-threads="$threads"
+
+echo
+awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
+	END { printf "%d passed, %d failed, %d ignored", passed, failed, ignored }' "$output"
+echo ", $(wc -l <"$WGSEP_SKIP_FILE") skipped"
+
+# In CI a skip must be one that is known and accepted; anywhere else it is only told.
+while IFS= read -r skip; do
+	echo "skipped: $skip"
+	if [ "${CI:-}" = true ] && ! grep -qxF "${skip%%: *}" tests/skips.allow; then
+		echo "  which tests/skips.allow does not accept" >&2
+		failed=1
+	fi
+done <"$WGSEP_SKIP_FILE"
+exit "$failed"

@@ -1,0 +1,74 @@
+//! What the built programs contain, read from the files that are installed.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::process::run;
+
+/// Names that code of cryptography, of the protocol and of the dataplane leaves in a program: in
+/// its symbols and in the paths of its line tables.
+const DATAPLANE_ONLY: [&str; 8] = [
+    "chacha20",
+    "poly1305",
+    "x25519",
+    "curve25519",
+    "blake2",
+    "ring_core",
+    "wgsep_proto",
+    "wgsep_dataplane",
+];
+
+fn contains(program: &[u8], name: &str) -> bool {
+    program.windows(name.len()).any(|window| window == name.as_bytes())
+}
+
+#[test]
+fn the_helper_has_no_cryptography_no_protocol_and_no_uapi_parser() {
+    let helper = fs::read(wgsep_program("wgsep")).unwrap();
+    let dataplane = fs::read(wgsep_program("wgsep-dataplane")).unwrap();
+    // Were the programs stripped, the absence of a name would show nothing.
+    assert!(contains(&helper, "wgsep_privileged"), "the helper has no symbols to look at");
+    for name in DATAPLANE_ONLY {
+        assert!(
+            contains(&dataplane, name),
+            "{name} is not in the dataplane: look for another name"
+        );
+        assert!(!contains(&helper, name), "{name} is in the helper");
+    }
+    // The keys of the UAPI are in whatever parses it.
+    for key in ["replace_allowed_ips", "preshared_key", "persistent_keepalive_interval"] {
+        assert!(contains(&dataplane, key), "{key} is not in the dataplane");
+        assert!(!contains(&helper, key), "{key} is in the helper");
+    }
+}
+
+fn headers(program: &str) -> String {
+    run(Command::new("readelf")
+        .args(["--file-header", "--program-headers", "--dynamic", "--wide"])
+        .arg(wgsep_program(program)))
+}
+
+/// It is executed by descriptor inside an empty root, where no loader could be found.
+#[test]
+fn the_dataplane_is_static_and_position_independent() {
+    let headers = headers("wgsep-dataplane");
+    assert!(headers.contains("DYN (Position-Independent Executable file)"), "{headers}");
+    assert!(!headers.contains("INTERP"), "{headers}");
+    assert!(!headers.contains("(NEEDED)"), "{headers}");
+}
+
+#[test]
+fn both_programs_are_hardened() {
+    for program in ["wgsep", "wgsep-dataplane"] {
+        let headers = headers(program);
+        assert!(headers.contains("DYN"), "{program} is at a fixed address");
+        assert!(headers.contains("GNU_RELRO") && headers.contains("NOW"), "{program}: {headers}");
+        let stack = headers.lines().find(|line| line.contains("GNU_STACK")).unwrap();
+        assert!(!stack.contains("RWE"), "{program} has an executable stack");
+        let mode = fs::metadata(wgsep_program(program)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7022, 0, "{program} may be written by others, or is setuid: {mode:o}");
+    }
+}
