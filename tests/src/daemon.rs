@@ -68,11 +68,7 @@ impl Daemon {
         adjust(&mut command);
         let label = format!("{implementation:?} on {interface}");
         let process = Process::spawn(command, label);
-        let mut daemon = Self {
-            process,
-            interface,
-            netns: Arc::clone(netns),
-        };
+        let mut daemon = Self { process, interface, netns: Arc::clone(netns) };
         daemon.wait_until_ready();
         daemon
     }
@@ -103,10 +99,7 @@ impl Daemon {
     /// Whether the interface is there.
     #[must_use]
     pub fn has_interface(&self) -> bool {
-        self.netns
-            .output(format!("ip link show {}", self.interface))
-            .status
-            .success()
+        self.netns.output(format!("ip link show {}", self.interface)).status.success()
     }
 
     /// Whether the socket file is there.

@@ -96,11 +96,7 @@ pub fn wgsep_program(name: &str) -> PathBuf {
         PathBuf::from,
     );
     let path = directory.join(name);
-    assert!(
-        path.is_file(),
-        "{} is missing: run `make` first",
-        path.display()
-    );
+    assert!(path.is_file(), "{} is missing: run `make` first", path.display());
     path
 }
 
@@ -114,8 +110,6 @@ fn peers_cache() -> PathBuf {
 /// The first `program` of the search path, or its bare name.
 fn in_path(program: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
-    let found = env::split_paths(&path)
-        .map(|entry| entry.join(program))
-        .find(|at| at.is_file());
+    let found = env::split_paths(&path).map(|entry| entry.join(program)).find(|at| at.is_file());
     found.unwrap_or_else(|| PathBuf::from(program))
 }

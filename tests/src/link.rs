@@ -53,20 +53,11 @@ impl Side {
 #[must_use]
 pub fn joined() -> (Arc<Netns>, Arc<Netns>) {
     let (left, right) = (Netns::new(), Netns::new());
-    left.run(format!(
-        "ip link add {DEVICE} type veth peer name {DEVICE} netns {}",
-        right.name()
-    ));
+    left.run(format!("ip link add {DEVICE} type veth peer name {DEVICE} netns {}", right.name()));
     for (netns, side) in [(&left, Side::Left), (&right, Side::Right)] {
-        netns.run(format!(
-            "ip addr add {}/24 dev {DEVICE}",
-            side.outer(Family::V4)
-        ));
+        netns.run(format!("ip addr add {}/24 dev {DEVICE}", side.outer(Family::V4)));
         // Without duplicate address detection the address may be used at once.
-        netns.run(format!(
-            "ip addr add {}/64 dev {DEVICE} nodad",
-            side.outer(Family::V6)
-        ));
+        netns.run(format!("ip addr add {}/64 dev {DEVICE} nodad", side.outer(Family::V6)));
         netns.run(format!("ip link set {DEVICE} up"));
     }
     (left, right)

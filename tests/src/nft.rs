@@ -24,13 +24,8 @@ impl Counter {
         netns.run(format!(
             "nft add chain {TABLE} {hook} {{ type filter hook {hook} priority 0 ; }}"
         ));
-        netns.run(format!(
-            "nft add rule {TABLE} {hook} {expression} counter name {name}"
-        ));
-        Self {
-            netns: Arc::clone(netns),
-            name: name.to_owned(),
-        }
+        netns.run(format!("nft add rule {TABLE} {hook} {expression} counter name {name}"));
+        Self { netns: Arc::clone(netns), name: name.to_owned() }
     }
 
     /// Packets that matched so far.
@@ -41,13 +36,8 @@ impl Counter {
     #[track_caller]
     #[must_use]
     pub fn packets(&self) -> u64 {
-        let listing = self
-            .netns
-            .run(format!("nft list counter {TABLE} {}", self.name));
-        let mut words = listing
-            .split_whitespace()
-            .skip_while(|word| *word != "packets")
-            .skip(1);
+        let listing = self.netns.run(format!("nft list counter {TABLE} {}", self.name));
+        let mut words = listing.split_whitespace().skip_while(|word| *word != "packets").skip(1);
         match words.next().and_then(|number| number.parse().ok()) {
             Some(packets) => packets,
             None => panic!("nft list counter printed {listing:?}"),

@@ -68,17 +68,9 @@ impl Process {
         let (Ok(stdout), Ok(stderr)) = (log.try_clone(), log.try_clone()) else {
             panic!("cannot duplicate a log file's descriptor");
         };
-        command
-            .stdin(Stdio::null())
-            .stdout(stdout)
-            .stderr(stderr)
-            .process_group(0);
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).process_group(0);
         match command.spawn() {
-            Ok(child) => Self {
-                child,
-                log,
-                label: label.into(),
-            },
+            Ok(child) => Self { child, log, label: label.into() },
             Err(error) => panic!("cannot start {command:?}: {error}"),
         }
     }
@@ -140,12 +132,7 @@ impl Drop for Process {
         }
         let _ = self.child.wait();
         if thread::panicking() {
-            let _ = writeln!(
-                io::stderr(),
-                "--- log of {} ---\n{}---",
-                self.label,
-                self.log()
-            );
+            let _ = writeln!(io::stderr(), "--- log of {} ---\n{}---", self.label, self.log());
         }
     }
 }
@@ -153,15 +140,9 @@ impl Drop for Process {
 /// A file without a name: nothing to clean up, whatever becomes of the test.
 fn unnamed_file() -> File {
     let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .append(true)
-        .custom_flags(OFlag::O_TMPFILE.bits());
+    options.read(true).append(true).custom_flags(OFlag::O_TMPFILE.bits());
     match options.open(env::temp_dir()) {
         Ok(file) => file,
-        Err(error) => panic!(
-            "cannot make a log file in {}: {error}",
-            env::temp_dir().display()
-        ),
+        Err(error) => panic!("cannot make a log file in {}: {error}", env::temp_dir().display()),
     }
 }

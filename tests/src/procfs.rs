@@ -46,10 +46,7 @@ impl Status {
     #[track_caller]
     #[must_use]
     pub fn ids(&self, field: &str) -> Vec<u32> {
-        self.text(field)
-            .split_whitespace()
-            .filter_map(|id| id.parse().ok())
-            .collect()
+        self.text(field).split_whitespace().filter_map(|id| id.parse().ok()).collect()
     }
 }
 
@@ -61,13 +58,8 @@ impl Status {
 #[track_caller]
 #[must_use]
 pub fn threads(pid: Pid) -> Vec<Status> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let threads: Vec<_> = tasks
-        .filter_map(|task| status(&task.path().join("status")))
-        .collect();
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let threads: Vec<_> = tasks.filter_map(|task| status(&task.path().join("status"))).collect();
     assert!(!threads.is_empty(), "process {pid} does not exist");
     threads
 }
@@ -75,13 +67,8 @@ pub fn threads(pid: Pid) -> Vec<Status> {
 fn status(path: &Path) -> Option<Status> {
     let text = fs::read_to_string(path).ok()?;
     let fields = text.lines().filter_map(|line| line.split_once(':'));
-    let fields = fields
-        .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
-        .collect();
-    Some(Status {
-        fields,
-        origin: path.to_owned(),
-    })
+    let fields = fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect();
+    Some(Status { fields, origin: path.to_owned() })
 }
 
 /// Whether a process exists and is not a zombie.
@@ -108,8 +95,7 @@ pub fn children(parent: Pid) -> Vec<Pid> {
 pub fn with_argument(argument: &str) -> Vec<Pid> {
     let has_argument = |pid: &Pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0)
-            .any(|word| word == argument.as_bytes())
+        line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
     };
     processes().into_iter().filter(has_argument).collect()
 }
@@ -117,10 +103,7 @@ pub fn with_argument(argument: &str) -> Vec<Pid> {
 fn processes() -> Vec<Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names
-        .filter_map(|name| name.parse().ok())
-        .map(Pid::from_raw)
-        .collect()
+    names.filter_map(|name| name.parse().ok()).map(Pid::from_raw).collect()
 }
 
 /// What each descriptor of a process refers to, as the kernel names it.

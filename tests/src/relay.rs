@@ -49,11 +49,8 @@ impl Relay {
         let recorded = Arc::new(Mutex::new(Vec::new()));
         let ending = Arc::new(AtomicBool::new(false));
         let thread = {
-            let (sockets, recorded, ending) = (
-                Arc::clone(&sockets),
-                Arc::clone(&recorded),
-                Arc::clone(&ending),
-            );
+            let (sockets, recorded, ending) =
+                (Arc::clone(&sockets), Arc::clone(&recorded), Arc::clone(&ending));
             thread::spawn(move || {
                 let mut client = None;
                 while !ending.load(Ordering::Relaxed) {
@@ -62,21 +59,13 @@ impl Relay {
                 }
             })
         };
-        Self {
-            sockets,
-            recorded,
-            ending,
-            thread: Some(thread),
-        }
+        Self { sockets, recorded, ending, thread: Some(thread) }
     }
 
     /// The datagrams the client has sent so far.
     #[must_use]
     pub fn recorded(&self) -> Vec<Vec<u8>> {
-        self.recorded
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sends a datagram to the server from the address it knows the client by.
@@ -96,10 +85,7 @@ impl Sockets {
         towards_server.connect(server)?;
         towards_client.set_nonblocking(true)?;
         towards_server.set_nonblocking(true)?;
-        Ok(Self {
-            towards_client,
-            towards_server,
-        })
+        Ok(Self { towards_client, towards_server })
     }
 
     /// Waits a tick for datagrams and forwards at most one each way.
@@ -117,10 +103,7 @@ impl Sockets {
             let (length, sender) = self.towards_client.recv_from(&mut buffer)?;
             *client = Some(sender);
             let datagram = &buffer[..length];
-            recorded
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(datagram.to_vec());
+            recorded.lock().unwrap_or_else(PoisonError::into_inner).push(datagram.to_vec());
             self.towards_server.send(datagram)?;
         }
         if let (true, Some(client)) = (from_server, *client) {

@@ -18,28 +18,18 @@ pub fn skip(reason: &str) {
     if let Some(path) = env::var_os(RECORD).map(PathBuf::from) {
         let record = OpenOptions::new().create(true).append(true).open(&path);
         let written = record.and_then(|mut file| writeln!(file, "{name}: {reason}"));
-        assert!(
-            written.is_ok(),
-            "cannot record a skip in {}: {written:?}",
-            path.display()
-        );
+        assert!(written.is_ok(), "cannot record a skip in {}: {written:?}", path.display());
     }
 }
 
 /// `binary::test`, as libtest names its threads; `main` where it runs one test at a time.
 fn test_name() -> String {
     let binary = env::current_exe().ok();
-    let stem = binary
-        .as_deref()
-        .and_then(|path| path.file_stem())
-        .unwrap_or_default();
+    let stem = binary.as_deref().and_then(|path| path.file_stem()).unwrap_or_default();
     let stem = stem.to_string_lossy();
     // cargo appends `-<hash>` to the names of test programs.
     let binary = stem.rsplit_once('-').map_or(&*stem, |(name, _hash)| name);
-    format!(
-        "{binary}::{}",
-        thread::current().name().unwrap_or("unnamed")
-    )
+    format!("{binary}::{}", thread::current().name().unwrap_or("unnamed"))
 }
 
 /// Whether the test may make namespaces; says so when not.

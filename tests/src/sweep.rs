@@ -1,6 +1,7 @@
 //! Removing what tests leave: each namespace at its end, and those of runs that were killed.
 
 use std::collections::BTreeSet;
+use std::env;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -20,27 +21,36 @@ pub(crate) const NETNS_PREFIX: &str = "wgsep-";
 /// Interfaces of tests are called `wt<pid>n<number>`: at most 2 + 7 + 1 + 5 = 15 bytes.
 pub(crate) const INTERFACE_PREFIX: &str = "wt";
 
+/// Directories of tests are called after an interface of theirs.
+pub(crate) const DIRECTORY_PREFIX: &str = "wgsep-tests-";
+
 /// Removes what dead runs left, once in the life of this process.
 pub(crate) fn once() {
     static SWEPT: Once = Once::new();
     SWEPT.call_once(|| {
         for name in names_in("/run/netns") {
-            let owner = name
-                .strip_prefix(NETNS_PREFIX)
-                .and_then(|rest| rest.split_once('-'));
+            let owner = name.strip_prefix(NETNS_PREFIX).and_then(|rest| rest.split_once('-'));
             if owner.is_some_and(|(pid, _number)| is_dead(pid)) {
                 remove_netns(&name);
             }
         }
         for name in names_in(SOCKETS) {
-            let owner = name
-                .strip_prefix(INTERFACE_PREFIX)
-                .and_then(|rest| rest.split_once('n'));
-            if owner.is_some_and(|(pid, _number)| is_dead(pid)) {
+            if is_interface_of_the_dead(&name) {
                 let _ = fs::remove_file(Path::new(SOCKETS).join(&name));
             }
         }
+        for name in names_in(env::temp_dir()) {
+            if name.strip_prefix(DIRECTORY_PREFIX).is_some_and(is_interface_of_the_dead) {
+                let _ = fs::remove_dir_all(env::temp_dir().join(&name));
+            }
+        }
     });
+}
+
+/// Whether a name begins as the interfaces of a test run that is over do.
+fn is_interface_of_the_dead(name: &str) -> bool {
+    let owner = name.strip_prefix(INTERFACE_PREFIX).and_then(|rest| rest.split_once('n'));
+    owner.is_some_and(|(pid, _number)| is_dead(pid))
 }
 
 /// Kills all that runs in a namespace and deletes it.
@@ -64,17 +74,13 @@ fn processes_in(name: &str) -> BTreeSet<Pid> {
         fs::metadata(format!("/proc/{pid}/ns/net"))
             .is_ok_and(|own| (own.dev(), own.ino()) == (namespace.dev(), namespace.ino()))
     };
-    let pids = names_in("/proc")
-        .into_iter()
-        .filter_map(|name| name.parse().ok());
+    let pids = names_in("/proc").into_iter().filter_map(|name| name.parse().ok());
     pids.map(Pid::from_raw).filter(is_inside).collect()
 }
 
-fn names_in(directory: &str) -> Vec<String> {
+fn names_in(directory: impl AsRef<Path>) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect()
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 /// Whether `pid` is a number and no process has it.

@@ -39,15 +39,9 @@ pub fn ping(from: &Netns, to: IpAddr, count: u32) -> Pings {
 /// When none is within 15 s: enough for two handshakes to get lost.
 #[track_caller]
 pub fn until_ping(from: &Netns, to: IpAddr) {
-    wait::until(
-        &format!("{to} answers a ping"),
-        Duration::from_secs(15),
-        || {
-            from.output(format!("ping -n -q -c 1 -W 1 {to}"))
-                .status
-                .success()
-        },
-    );
+    wait::until(&format!("{to} answers a ping"), Duration::from_secs(15), || {
+        from.output(format!("ping -n -q -c 1 -W 1 {to}")).status.success()
+    });
 }
 
 /// Pings that run while a test does something else.
@@ -61,9 +55,7 @@ impl Pinging {
     #[track_caller]
     #[must_use]
     pub fn start(from: &Netns, to: IpAddr) -> Self {
-        Self {
-            process: from.spawn(format!("ping -n -i 0.1 -W 2 {to}")),
-        }
+        Self { process: from.spawn(format!("ping -n -i 0.1 -W 2 {to}")) }
     }
 
     /// Replies received so far.
@@ -77,9 +69,7 @@ impl Pinging {
     pub fn until_more(&self, more: usize) {
         let before = self.replies();
         let limit = Duration::from_secs(15);
-        wait::until("pings go on being answered", limit, || {
-            self.replies() >= before + more
-        });
+        wait::until("pings go on being answered", limit, || self.replies() >= before + more);
     }
 
     /// Ends the pinging and counts.
@@ -95,9 +85,7 @@ impl Pinging {
 /// Reads ping's summary: `3 packets transmitted, 3 received, …`.
 #[track_caller]
 fn pings(text: &str) -> Pings {
-    let summary = text
-        .lines()
-        .find(|line| line.contains(" packets transmitted, "));
+    let summary = text.lines().find(|line| line.contains(" packets transmitted, "));
     let numbers: Vec<_> = summary
         .into_iter()
         .flat_map(|line| line.split(", "))
@@ -136,27 +124,19 @@ pub struct Received {
 #[must_use]
 pub fn iperf(from: &Netns, to: &Netns, address: IpAddr, load: Load) -> Received {
     let server = to.spawn(format!("iperf3 -s -1 --forceflush -p {PORT}"));
-    wait::until("iperf3 listens", IPERF_LIMIT, || {
-        server.log().contains("Server listening")
-    });
+    wait::until("iperf3 listens", IPERF_LIMIT, || server.log().contains("Server listening"));
     let kind = match load {
         Load::Tcp => "",
         Load::Udp => "-u -b 20M -l 1200",
     };
     let limit = IPERF_LIMIT.as_secs();
-    let report = from.run(format!(
-        "timeout {limit} iperf3 -c {address} -p {PORT} -t 1 -J {kind}"
-    ));
+    let report = from.run(format!("timeout {limit} iperf3 -c {address} -p {PORT} -t 1 -J {kind}"));
     let report: Value = match serde_json::from_str(&report) {
         Ok(report) => report,
         Err(error) => panic!("iperf3 printed no JSON: {error}\n{report}"),
     };
     let end = &report["end"];
-    let sum = if load == Load::Tcp {
-        &end["sum_received"]
-    } else {
-        &end["sum"]
-    };
+    let sum = if load == Load::Tcp { &end["sum_received"] } else { &end["sum"] };
     Received {
         bytes: sum["bytes"].as_u64().unwrap_or(0),
         lost_percent: sum["lost_percent"].as_f64().unwrap_or(0.0),

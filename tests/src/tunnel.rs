@@ -38,13 +38,7 @@ impl Plan {
     /// A tunnel over IPv4 without a preshared key, whose ends know each other's endpoint.
     #[must_use]
     pub fn new(left: Implementation, right: Implementation) -> Self {
-        Self {
-            left,
-            right,
-            outer: Family::V4,
-            preshared: false,
-            knows_endpoint: Knows::Both,
-        }
+        Self { left, right, outer: Family::V4, preshared: false, knows_endpoint: Knows::Both }
     }
 
     /// Starts and configures both ends.
@@ -97,11 +91,7 @@ impl End {
     #[track_caller]
     #[must_use]
     pub fn new(side: Side, daemon: Daemon) -> Self {
-        Self {
-            side,
-            key: KeyPair::generate(),
-            daemon,
-        }
+        Self { side, key: KeyPair::generate(), daemon }
     }
 
     /// Where the other end finds this one.
@@ -113,11 +103,7 @@ impl End {
     /// Sets key, port and the one peer, gives the interface its addresses and takes it up.
     #[track_caller]
     pub fn configure(&self, peer: &str, endpoint: Option<SocketAddr>, psk: Option<&str>) {
-        let other = if self.side == Side::Left {
-            Side::Right
-        } else {
-            Side::Left
-        };
+        let other = if self.side == Side::Left { Side::Right } else { Side::Left };
         let mut text = format!(
             "[Interface]\nPrivateKey = {}\nListenPort = {PORT}\n\
              [Peer]\nPublicKey = {peer}\nAllowedIPs = {}/32, {}/128\n",
@@ -148,7 +134,6 @@ impl End {
     /// `wg set INTERFACE peer THE-OTHER ARGUMENTS`.
     #[track_caller]
     pub fn set_peer(&self, other: &End, arguments: impl AsRef<str>) {
-        self.daemon
-            .wg_set(format!("peer {} {}", other.key.public, arguments.as_ref()));
+        self.daemon.wg_set(format!("peer {} {}", other.key.public, arguments.as_ref()));
     }
 }

@@ -68,10 +68,7 @@ impl Uapi {
 /// The `errno=` of an answer, if it has one.
 #[must_use]
 pub fn errno(answer: &str) -> Option<i32> {
-    answer
-        .lines()
-        .find_map(|line| line.strip_prefix("errno="))
-        .and_then(|text| text.parse().ok())
+    answer.lines().find_map(|line| line.strip_prefix("errno=")).and_then(|text| text.parse().ok())
 }
 
 /// Whether the daemon of an interface answers a request for its configuration.

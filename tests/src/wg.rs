@@ -70,11 +70,7 @@ pub fn hex(base64: &str) -> String {
 pub fn with_input(line: &str, input: &str) -> String {
     let output = output_with_input(line, input);
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{line}: {}\n{stderr}",
-        output.status
-    );
+    assert!(output.status.success(), "{line}: {}\n{stderr}", output.status);
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -83,11 +79,7 @@ pub fn with_input(line: &str, input: &str) -> String {
 pub fn output_with_input(line: &str, input: &str) -> Output {
     let mut words = line.split_ascii_whitespace();
     let mut command = Command::new(words.next().unwrap_or_default());
-    command
-        .args(words)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let outcome = command.spawn().and_then(|mut child| {
         if let Some(mut stdin) = child.stdin.take() {
             stdin.write_all(input.as_bytes())?;
@@ -125,8 +117,7 @@ impl Daemon {
     /// `wg COMMAND INTERFACE ARGUMENTS`, which must succeed; returns its stdout.
     #[track_caller]
     pub fn wg(&self, command: &str, arguments: &str) -> String {
-        self.netns
-            .run(format!("wg {command} {} {arguments}", self.interface))
+        self.netns.run(format!("wg {command} {} {arguments}", self.interface))
     }
 
     /// `wg set INTERFACE ARGUMENTS`, which must succeed.
@@ -138,8 +129,7 @@ impl Daemon {
     /// `wg set INTERFACE ARGUMENTS`, which may fail.
     #[track_caller]
     pub fn try_wg_set(&self, arguments: impl AsRef<str>) -> Output {
-        self.netns
-            .output(format!("wg set {} {}", self.interface, arguments.as_ref()))
+        self.netns.output(format!("wg set {} {}", self.interface, arguments.as_ref()))
     }
 
     /// Gives wg(8) a configuration file's text for `setconf`, `addconf` or `syncconf`.
@@ -171,11 +161,7 @@ impl Daemon {
     #[track_caller]
     #[must_use]
     pub fn peers(&self) -> Vec<PeerState> {
-        self.wg("show", "dump")
-            .lines()
-            .skip(1)
-            .map(peer_state)
-            .collect()
+        self.wg("show", "dump").lines().skip(1).map(peer_state).collect()
     }
 
     /// Its only peer.
@@ -195,16 +181,7 @@ impl Daemon {
 #[track_caller]
 fn peer_state(line: &str) -> PeerState {
     let columns: Vec<_> = line.split('\t').collect();
-    let [
-        public,
-        preshared,
-        endpoint,
-        allowed,
-        handshake,
-        received,
-        sent,
-        keepalive,
-    ] = columns[..]
+    let [public, preshared, endpoint, allowed, handshake, received, sent, keepalive] = columns[..]
     else {
         panic!("wg show dump printed {line:?}");
     };

@@ -13,6 +13,7 @@ use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{self, Process};
+use wgsep_tests::scratch::Scratch;
 use wgsep_tests::uapi::is_answering;
 use wgsep_tests::{procfs, require, wait};
 
@@ -281,9 +282,7 @@ fn the_dataplane_refuses_to_run_by_itself() {
 fn a_dataplane_that_others_may_write_is_not_started() {
     require!(Wgsep);
     let (netns, name) = (Netns::new(), unique_interface());
-    let directory = std::env::temp_dir().join(format!("wgsep-tests-{name}"));
-    fs::create_dir(&directory).unwrap();
-    let _cleanup = RemovedAtEnd(directory.clone());
+    let directory = Scratch::new();
     for program in ["wgsep", "wgsep-dataplane"] {
         fs::copy(wgsep_program(program), directory.join(program)).unwrap();
     }
@@ -315,13 +314,5 @@ impl Planted {
 impl Drop for Planted {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path).or_else(|_| fs::remove_dir(&self.path));
-    }
-}
-
-struct RemovedAtEnd(PathBuf);
-
-impl Drop for RemovedAtEnd {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
