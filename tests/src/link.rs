@@ -58,6 +58,8 @@ pub fn joined() -> (Arc<Netns>, Arc<Netns>) {
         netns.run(format!("ip addr add {}/24 dev {DEVICE}", side.outer(Family::V4)));
         // Without duplicate address detection the address may be used at once.
         netns.run(format!("ip addr add {}/64 dev {DEVICE} nodad", side.outer(Family::V6)));
+        // No link-local address either: one would appear only after its detection.
+        netns.run(format!("ip link set {DEVICE} addrgenmode none"));
         netns.run(format!("ip link set {DEVICE} up"));
     }
     (left, right)
