@@ -190,9 +190,13 @@ mod tests {
     #[test]
     fn the_longest_prefix_wins() {
         let mut table = AllowedIps::default();
-        for (value, prefix) in
-            [(0, "0.0.0.0/0"), (1, "10.0.0.0/8"), (2, "10.1.0.0/16"), (3, "10.1.1.1/32"), (6, "::/0")]
-        {
+        for (value, prefix) in [
+            (0, "0.0.0.0/0"),
+            (1, "10.0.0.0/8"),
+            (2, "10.1.0.0/16"),
+            (3, "10.1.1.1/32"),
+            (6, "::/0"),
+        ] {
             assert_eq!(table.insert(ip(prefix), value), None);
         }
         assert_eq!(at(&table, "192.0.2.1"), Some(0));

@@ -167,7 +167,9 @@ impl CookieGenerator {
     /// Fills in the last 32 bytes of a handshake message: mac1, and mac2 if we have a cookie.
     pub fn add_macs(&mut self, datagram: &mut [u8], now: Instant) {
         let Some((before_mac2, mac2)) = datagram.split_last_chunk_mut::<MAC_LEN>() else { return };
-        let Some((before_mac1, mac1)) = before_mac2.split_last_chunk_mut::<MAC_LEN>() else { return };
+        let Some((before_mac1, mac1)) = before_mac2.split_last_chunk_mut::<MAC_LEN>() else {
+            return;
+        };
         *mac1 = mac(&self.mac1_key, &[before_mac1]);
         self.last_mac1 = Some(*mac1);
         let lifetime = COOKIE_SECRET_MAX_AGE.saturating_sub(COOKIE_SECRET_LATENCY);
@@ -181,7 +183,8 @@ impl CookieGenerator {
     pub fn consume_reply(&mut self, reply: &CookieReply, now: Instant) -> bool {
         let Some(last_mac1) = self.last_mac1 else { return false };
         let (body, tag) = reply.sealed_cookie.split_at(COOKIE_LEN);
-        let (Ok(mut cookie), Ok(tag)) = (Cookie::try_from(body), <[u8; TAG_LEN]>::try_from(tag)) else {
+        let (Ok(mut cookie), Ok(tag)) = (Cookie::try_from(body), <[u8; TAG_LEN]>::try_from(tag))
+        else {
             return false;
         };
         let opened = XChaCha20Poly1305::new((&self.cookie_key).into()).decrypt_inout_detached(
@@ -233,7 +236,8 @@ mod tests {
             bad[at] ^= 1;
             assert_eq!(checker.validate_macs(&bad, from, false, seconds(1)), MacState::Invalid);
         }
-        let stranger = message(&mut CookieGenerator::new(&PublicKey::from_bytes([4; 32])), seconds(1));
+        let stranger =
+            message(&mut CookieGenerator::new(&PublicKey::from_bytes([4; 32])), seconds(1));
         assert_eq!(checker.validate_macs(&stranger, from, false, seconds(1)), MacState::Invalid);
     }
 

@@ -106,7 +106,10 @@ impl<'a> IncomingInitiation<'a> {
     ///
     /// # Errors
     /// If it does not open.
-    pub fn open_static(identity: &StaticIdentity, message: &'a Initiation) -> Result<Self, Unauthentic> {
+    pub fn open_static(
+        identity: &StaticIdentity,
+        message: &'a Initiation,
+    ) -> Result<Self, Unauthentic> {
         let mut symmetric = SymmetricState::new(identity.public.as_bytes());
         symmetric.mix_hash(&message.ephemeral);
         symmetric.mix_key(&message.ephemeral);
@@ -219,12 +222,16 @@ impl Handshake {
         let IncomingInitiation { message, mut symmetric, .. } = incoming;
         let static_static = self.static_static.as_ref().ok_or(InitiationError::Unauthentic)?;
         let key = symmetric.mix_dh(static_static);
-        let timestamp: [u8; TAI64N_LEN] = symmetric.decrypt_and_hash(&key, &message.sealed_timestamp)?;
+        let timestamp: [u8; TAI64N_LEN] =
+            symmetric.decrypt_and_hash(&key, &message.sealed_timestamp)?;
         let timestamp = Tai64n::from_bytes(timestamp);
         if timestamp <= self.latest_timestamp {
             return Err(InitiationError::Replayed);
         }
-        if self.last_initiation_consumption.is_some_and(|last| now.since(last) < INITIATION_INTERVAL) {
+        if self
+            .last_initiation_consumption
+            .is_some_and(|last| now.since(last) < INITIATION_INTERVAL)
+        {
             return Err(InitiationError::Flooding);
         }
 

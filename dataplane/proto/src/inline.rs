@@ -5,11 +5,11 @@
 use crate::data_path::DropCause;
 use crate::device::{Device, Transmit};
 use crate::ip::Ecn;
+use crate::messages::TAG_LEN;
 use crate::messages::{Message, TRANSPORT_HEADER_LEN, TransportHeader};
 use crate::peer::{Endpoint, Peer};
 use crate::receive::Received;
 use crate::send::{Lease, datagram_len, seal};
-use crate::messages::TAG_LEN;
 use crate::time::Now;
 use std::sync::Arc;
 
@@ -21,8 +21,7 @@ impl Device {
         let routes = data_path.routes.reader();
         if let Some((peer, inner)) = data_path.route(routes.value(), packet) {
             let packet = packet.get(..inner.len).unwrap_or(packet);
-            let lease =
-                data_path.lease(peer, 1, now.instant, |staged| staged.stage_packet(packet));
+            let lease = data_path.lease(peer, 1, now.instant, |staged| staged.stage_packet(packet));
             if let Some(lease) = lease {
                 self.send_leased(peer, &lease, Some((packet, inner.ecn)));
             }
@@ -71,7 +70,8 @@ impl Device {
         now: Now,
     ) -> Option<&'d [u8]> {
         let data_path = self.data_path();
-        let Some((peer, keypair)) = data_path.index_table.lookup_keypair(header.receiver_index) else {
+        let Some((peer, keypair)) = data_path.index_table.lookup_keypair(header.receiver_index)
+        else {
             data_path.drops.add(DropCause::UnknownIndex, 1);
             return None;
         };
@@ -101,12 +101,15 @@ impl Device {
     fn send_leased(&mut self, peer: &Peer, lease: &Lease, last: Option<(&[u8], Ecn)>) {
         let mtu = self.data_path().mtu();
         let staged = lease.staged.iter().map(|packet| {
-            let ecn = crate::ip::InnerPacket::parse(packet).map_or(Ecn::NOT_CAPABLE, |inner| inner.ecn);
+            let ecn =
+                crate::ip::InnerPacket::parse(packet).map_or(Ecn::NOT_CAPABLE, |inner| inner.ecn);
             (packet.as_slice(), ecn)
         });
         for (counter, (packet, ecn)) in (lease.first_counter..).zip(staged.chain(last)) {
             let mut datagram = vec![0; datagram_len(packet.len(), mtu)];
-            if let Some(place) = datagram.get_mut(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + packet.len()) {
+            if let Some(place) =
+                datagram.get_mut(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + packet.len())
+            {
                 place.copy_from_slice(packet);
             }
             if seal(&lease.keypair, counter, &mut datagram, packet.len()) {

@@ -101,9 +101,10 @@ impl Keypair {
             self.invalidate_sending();
             return None;
         }
-        let taken = self.sending_counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
-            next.checked_add(count).filter(|end| *end <= REJECT_AFTER_MESSAGES)
-        });
+        let taken =
+            self.sending_counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
+                next.checked_add(count).filter(|end| *end <= REJECT_AFTER_MESSAGES)
+            });
         if taken.is_err() {
             self.invalidate_sending();
         }
@@ -236,7 +237,8 @@ pub(crate) mod tests {
     }
 
     fn slots(keypairs: &Keypairs) -> [Option<u32>; 3] {
-        [&keypairs.previous, &keypairs.current, &keypairs.next].map(|k| k.as_ref().map(|k| k.sender_index))
+        [&keypairs.previous, &keypairs.current, &keypairs.next]
+            .map(|k| k.as_ref().map(|k| k.sender_index))
     }
 
     fn indices(displaced: &Displaced) -> Vec<u32> {
@@ -289,7 +291,10 @@ pub(crate) mod tests {
         assert_eq!(keypair.assign_nonces(1, now), None);
         assert!(!keypair.can_send(now));
         assert_eq!(keypair.open(REJECT_AFTER_MESSAGES, &mut [0; 16], now), Err(OpenError::Expired));
-        assert_eq!(keypair.open(REJECT_AFTER_MESSAGES - 1, &mut [0; 16], now), Err(OpenError::Unauthentic));
+        assert_eq!(
+            keypair.open(REJECT_AFTER_MESSAGES - 1, &mut [0; 16], now),
+            Err(OpenError::Unauthentic)
+        );
     }
 
     #[test]

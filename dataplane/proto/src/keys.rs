@@ -60,7 +60,8 @@ fn base64(bytes: &[u8; KEY_LEN]) -> [u8; 44] {
         }
         let characters = group.len().saturating_add(1);
         for (position, character) in four.iter_mut().take(characters).enumerate() {
-            let shift = 18u32.saturating_sub(u32::try_from(position).unwrap_or(0).saturating_mul(6));
+            let shift =
+                18u32.saturating_sub(u32::try_from(position).unwrap_or(0).saturating_mul(6));
             let sextet = usize::try_from((word >> shift) & 63).unwrap_or(0);
             *character = ALPHABET.get(sextet).copied().unwrap_or(b'=');
         }

@@ -264,7 +264,8 @@ mod tests {
 
     #[test]
     fn fields_survive_the_wire() {
-        let header = TransportHeader { receiver_index: 0x0403_0201, counter: 0x0807_0605_0403_0201 };
+        let header =
+            TransportHeader { receiver_index: 0x0403_0201, counter: 0x0807_0605_0403_0201 };
         let mut bytes = header.to_bytes().to_vec();
         assert_eq!(bytes, [4, 0, 0, 0, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8]);
         bytes.resize(32, 0);
@@ -276,7 +277,9 @@ mod tests {
             sealed_static: [2; 48],
             sealed_timestamp: [3; 28],
         };
-        let Some(Message::Initiation(parsed)) = Message::parse(&initiation.to_bytes()) else { panic!() };
+        let Some(Message::Initiation(parsed)) = Message::parse(&initiation.to_bytes()) else {
+            panic!()
+        };
         assert_eq!(parsed.to_bytes(), initiation.to_bytes());
         assert_eq!(initiation.to_bytes()[116..], [0; 32]);
     }

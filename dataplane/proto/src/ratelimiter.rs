@@ -36,7 +36,8 @@ impl RateLimiter {
         if self.buckets.len() >= MAX_ENTRIES && !self.buckets.contains_key(&key(source)) {
             return false;
         }
-        let bucket = self.buckets.entry(key(source)).or_insert(Bucket { tokens: TOKEN_MAX, filled: now });
+        let bucket =
+            self.buckets.entry(key(source)).or_insert(Bucket { tokens: TOKEN_MAX, filled: now });
         let gained = u64::try_from(now.since(bucket.filled).as_nanos()).unwrap_or(TOKEN_MAX);
         bucket.tokens = bucket.tokens.saturating_add(gained).min(TOKEN_MAX);
         bucket.filled = now;

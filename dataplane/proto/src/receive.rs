@@ -55,7 +55,8 @@ impl DataPath {
         let timers = &peer.timers;
         timers.any_authenticated_packet_received();
         let mut attention = timers.any_authenticated_packet_traversal(now);
-        let message_len = u64::try_from(plaintext.len().saturating_add(TRANSPORT_OVERHEAD)).unwrap_or(0);
+        let message_len =
+            u64::try_from(plaintext.len().saturating_add(TRANSPORT_OVERHEAD)).unwrap_or(0);
         if plaintext.is_empty() {
             self.raise_timer(peer, attention);
             peer.add_rx_bytes(message_len);

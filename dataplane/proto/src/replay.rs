@@ -24,7 +24,8 @@ impl ReplayWindow {
     /// True, once, for a counter that is fresh; false if it was seen, is too old, or is past the
     /// end of the keypair's life.
     pub fn validate(&mut self, counter: u64) -> bool {
-        if counter >= REJECT_AFTER_MESSAGES || counter.saturating_add(REPLAY_WINDOW + 1) < self.next {
+        if counter >= REJECT_AFTER_MESSAGES || counter.saturating_add(REPLAY_WINDOW + 1) < self.next
+        {
             return false;
         }
         if counter >= self.next {
@@ -42,7 +43,9 @@ impl ReplayWindow {
         let newest = self.next.saturating_sub(1);
         let steps = (counter / WORD_BITS).saturating_sub(newest / WORD_BITS).min(WORDS);
         for step in 0..steps {
-            if let Some(word) = self.seen.get_mut(Self::word(counter.saturating_sub(step * WORD_BITS))) {
+            if let Some(word) =
+                self.seen.get_mut(Self::word(counter.saturating_sub(step * WORD_BITS)))
+            {
                 *word = 0;
             }
         }
@@ -83,9 +86,12 @@ mod tests {
     fn a_counter_may_be_8128_behind_the_newest() {
         assert_eq!(REPLAY_WINDOW, 8128);
         let newest = 100_000;
-        for (counter, fresh) in
-            [(newest - 8129, false), (newest - 8128, true), (newest - 8127, true), (newest - 8128, false)]
-        {
+        for (counter, fresh) in [
+            (newest - 8129, false),
+            (newest - 8128, true),
+            (newest - 8127, true),
+            (newest - 8128, false),
+        ] {
             let mut window = ReplayWindow::default();
             assert!(window.validate(newest));
             if !fresh {

@@ -37,7 +37,11 @@ pub const fn datagram_len(len: usize, mtu: usize) -> usize {
 
 impl DataPath {
     /// Finds the peer for a packet; `None`, and counted, if it is malformed or nobody's.
-    pub fn route<'r>(&self, routes: &'r Routes, packet: &[u8]) -> Option<(&'r Arc<Peer>, InnerPacket)> {
+    pub fn route<'r>(
+        &self,
+        routes: &'r Routes,
+        packet: &[u8],
+    ) -> Option<(&'r Arc<Peer>, InnerPacket)> {
         let Some(inner) = InnerPacket::parse(packet) else {
             self.drops.add(DropCause::OutboundMalformed, 1);
             return None;

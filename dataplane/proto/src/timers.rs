@@ -125,8 +125,12 @@ impl Timers {
 
     fn arm_unless_pending(&self, timer: Timer, deadline: Instant) -> Attention {
         let deadline = deadline.as_nanos();
-        let armed =
-            self.deadline(timer).compare_exchange(IDLE, deadline, Ordering::SeqCst, Ordering::SeqCst);
+        let armed = self.deadline(timer).compare_exchange(
+            IDLE,
+            deadline,
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        );
         Attention(armed.is_ok() && deadline < self.examined_at.load(Ordering::SeqCst))
     }
 
@@ -147,7 +151,7 @@ impl Timers {
     /// Takes the chance that timers armed from now on get.
     pub fn set_jitter(&self, random: u32) {
         let most = u64::try_from(REKEY_TIMEOUT_JITTER_MAX.as_nanos()).unwrap_or(0);
-        self.jitter.store(u64::from(random) * most >> 32, Ordering::Relaxed);
+        self.jitter.store((u64::from(random) * most) >> 32, Ordering::Relaxed);
     }
 
     /// Takes a timer that is due, so that it expires once.
@@ -333,7 +337,10 @@ mod tests {
     fn the_constants_are_the_whitepapers() {
         assert_eq!(RECEIVE_REKEY_AGE, Duration::from_secs(165));
         assert_eq!(ZERO_KEY_MATERIAL_TIME, Duration::from_secs(540));
-        assert_eq!(u64::from(MAX_HANDSHAKE_RETRIES), REKEY_ATTEMPT_TIME.as_secs() / REKEY_TIMEOUT.as_secs() + 1);
+        assert_eq!(
+            u64::from(MAX_HANDSHAKE_RETRIES),
+            REKEY_ATTEMPT_TIME.as_secs() / REKEY_TIMEOUT.as_secs() + 1
+        );
     }
 
     #[test]

@@ -39,8 +39,11 @@ impl Tunnel {
             .collect();
         let mut device = Device::new(random);
         let start = Now { instant: Instant::from_nanos(0), wall: core::time::Duration::ZERO };
-        let configuration =
-            Configuration { private_key: Some(Some(private_key)), peers: vec![peer], ..Configuration::default() };
+        let configuration = Configuration {
+            private_key: Some(Some(private_key)),
+            peers: vec![peer],
+            ..Configuration::default()
+        };
         device.configure(configuration, start);
         device.set_up(true, start);
         Self { device }
@@ -51,7 +54,8 @@ impl Tunnel {
         let mut change = PeerConfiguration::new(peer);
         change.update_only = true;
         change.persistent_keepalive_interval = Some(seconds);
-        self.device.configure(Configuration { peers: vec![change], ..Configuration::default() }, now);
+        self.device
+            .configure(Configuration { peers: vec![change], ..Configuration::default() }, now);
         self.device.settle(now);
     }
 

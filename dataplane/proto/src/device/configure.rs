@@ -1,7 +1,9 @@
 //! Configuration: applying a `set`, answering a `get`.
 
 use super::{Device, Identity, PeerEntry};
-use crate::config::{AllowedIp, AllowedIpChange, Configuration, DeviceStatus, PeerConfiguration, PeerStatus};
+use crate::config::{
+    AllowedIp, AllowedIpChange, Configuration, DeviceStatus, PeerConfiguration, PeerStatus,
+};
 use crate::cookie::{CookieChecker, CookieGenerator};
 use crate::data_path::Route;
 use crate::handshake::{Handshake, StaticIdentity};

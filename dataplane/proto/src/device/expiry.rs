@@ -9,7 +9,8 @@ use std::sync::Arc;
 impl Device {
     /// Does what is due at `now`. Call it at [`Self::next_timeout`]; earlier is harmless.
     pub fn handle_timeout(&mut self, now: Now) {
-        while let Some((at, id)) = self.agenda.first().copied().filter(|(at, _)| *at <= now.instant) {
+        while let Some((at, id)) = self.agenda.first().copied().filter(|(at, _)| *at <= now.instant)
+        {
             self.agenda.remove(&(at, id));
             if let Some(entry) = self.entry_mut(id) {
                 entry.agenda = None;

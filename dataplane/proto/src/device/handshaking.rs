@@ -131,7 +131,13 @@ impl Device {
 
     /// Consumes a handshake message or cookie reply. `waiting` is how many more are queued behind it:
     /// from [`UNDER_LOAD_THRESHOLD`] on, senders have to prove their address with a cookie.
-    pub fn receive_handshake(&mut self, source: Endpoint, datagram: &[u8], waiting: usize, now: Now) {
+    pub fn receive_handshake(
+        &mut self,
+        source: Endpoint,
+        datagram: &[u8],
+        waiting: usize,
+        now: Now,
+    ) {
         match Message::parse(datagram) {
             Some(Message::Initiation(message)) => {
                 if self.admit(source, datagram, message.sender_index, waiting, now) {
@@ -207,7 +213,9 @@ impl Device {
         let fresh = (self.random_array(), self.random_array());
         let Some(identity) = &mut self.identity else { return };
         let from = source.destination;
-        if let Some(reply) = identity.cookie_checker.create_reply(datagram, sender_index, from, fresh, now) {
+        if let Some(reply) =
+            identity.cookie_checker.create_reply(datagram, sender_index, from, fresh, now)
+        {
             let datagram = reply.to_bytes().to_vec();
             self.transmits.push_back(Transmit { endpoint: source, traffic_class: 0, datagram });
         }
@@ -246,7 +254,8 @@ impl Device {
     }
 
     fn receive_response(&mut self, source: Endpoint, len: usize, message: &Response, now: Now) {
-        let Some(Entry::Handshake(id)) = self.data_path.index_table.lookup(message.receiver_index) else {
+        let Some(Entry::Handshake(id)) = self.data_path.index_table.lookup(message.receiver_index)
+        else {
             self.data_path.drops.add(DropCause::UnknownIndex, 1);
             return;
         };

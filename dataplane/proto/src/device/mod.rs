@@ -252,7 +252,8 @@ impl Device {
     }
 
     fn send_persistent_keepalive(&mut self, id: PeerId, now: Now) {
-        if self.entry(id).is_some_and(|entry| entry.peer.timers.persistent_keepalive_interval() > 0) {
+        if self.entry(id).is_some_and(|entry| entry.peer.timers.persistent_keepalive_interval() > 0)
+        {
             self.send_keepalive(id, now);
         }
     }
