@@ -3,8 +3,6 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::fd::BorrowedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Output};
@@ -66,15 +64,22 @@ impl Netns {
     }
 
     /// A command that will run in this namespace and die with the test's thread.
+    ///
+    /// # Panics
+    ///
+    /// When the namespace's descriptor cannot be duplicated.
+    #[track_caller]
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        let handle = self.handle.as_raw_fd();
+        // The command has the namespace to itself, however long it is kept.
+        let handle = match self.handle.try_clone() {
+            Ok(handle) => handle,
+            Err(error) => panic!("cannot duplicate the handle of {}: {error}", self.name),
+        };
         // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are
-        // allowed: setns and prctl are bare system calls, and nothing here allocates. `handle` is
-        // open for as long as `self`, and a command outliving that gets EBADF, not another file,
-        // unless the number was reused; the callers run their commands at once.
+        // allowed: it makes two bare system calls on what it owns, and allocates nothing.
         unsafe {
-            command.pre_exec(move || enter(handle));
+            command.pre_exec(move || enter(&handle));
         }
         command
     }
@@ -136,9 +141,7 @@ pub(crate) fn handle_path(name: &str) -> PathBuf {
 }
 
 /// In a child between fork and exec: joins the namespace and asks to die with the parent thread.
-fn enter(handle: i32) -> io::Result<()> {
-    // SAFETY: the parent's `Netns` holds the descriptor open and fork duplicated it.
-    let handle = unsafe { BorrowedFd::borrow_raw(handle) };
+fn enter(handle: &File) -> io::Result<()> {
     setns(handle, CloneFlags::CLONE_NEWNET)?;
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     Ok(())
