@@ -1,1 +1,23 @@
-//! Under construction.
+//! The dataplane: a process without capabilities, files, network of its own or most system calls,
+//! that holds the keys, carries the packets and serves the UAPI.
+//!
+//! One control thread owns the protocol's state; workers carry packets from end to end. What they
+//! work on, sockets and TUN queues, comes from the helper once the process is sealed.
+
+mod buffers;
+mod clock;
+mod control;
+mod helper;
+mod link;
+mod log;
+mod ordered;
+mod random;
+mod shared;
+mod start;
+mod sys;
+mod tun;
+mod uapi;
+mod udp;
+mod worker;
+
+pub use start::run;

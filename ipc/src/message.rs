@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 pub const MAX_FRAME: usize = 256;
 /// Version of the contract; both programs are built together, so only equal ones talk.
 pub const VERSION: u8 = 1;
-/// Layers a [`Report`] has room for.
-pub const MAX_LAYERS: usize = 24;
+/// Layers in a [`SealReport`].
+pub const REPORT_LAYERS: usize = 14;
 
 const HEADER_LEN: usize = 5;
 
@@ -19,7 +19,7 @@ const HEADER_LEN: usize = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// The sandbox is closed; see for yourself. Answered by [`Reply::Granted`].
-    Sealed(Report),
+    Sealed(SealReport),
     /// Open UDP sockets for both families on one port, 0 for any, marked. Answered by
     /// [`Reply::UdpOpened`]; the sockets before are given up only if it succeeds.
     OpenUdp {
@@ -129,26 +129,8 @@ impl FromHelper {
     }
 }
 
-/// How one layer of the sandbox turned out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LayerState {
-    /// The program has no such layer.
-    #[default]
-    Absent,
-    /// In force.
-    Applied,
-    /// Refused by the kernel with this errno.
-    Degraded(u16),
-    /// This kernel does not have it.
-    Unsupported,
-}
-
-/// How each layer of the dataplane's sandbox turned out, in the order of the policy's layers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
-    /// One state for each layer.
-    pub layers: [LayerState; MAX_LAYERS],
-}
+/// How each layer of the dataplane's sandbox turned out, as the policy encodes it.
+pub type SealReport = [[u8; 3]; REPORT_LAYERS];
 
 /// A frame's bytes.
 #[derive(Clone, Copy)]
@@ -203,9 +185,8 @@ mod tests {
     use super::*;
 
     fn requests() -> Vec<Request> {
-        let report = Report { layers: [LayerState::Degraded(u16::MAX); MAX_LAYERS] };
         vec![
-            Request::Sealed(report),
+            Request::Sealed([[0xff; 3]; REPORT_LAYERS]),
             Request::OpenUdp { port: 65535, mark: u32::MAX },
             Request::CloseUdp,
             Request::SetMark { mark: 7 },

@@ -1,1 +1,181 @@
-//! Under construction.
+//! The confinement of both processes: what they give up, in which order, and the proof.
+//!
+//! The dataplane is confined in two steps. Before it is executed, the helper's child calls
+//! [`prepare_dataplane`]; the dataplane itself then calls [`Sandbox::enter`] before it reads a byte,
+//! starts its threads, and calls [`Sandbox::seal`]. The helper confines itself with
+//! [`drop_helper_privileges`] and, once the dataplane is verified, [`seal_helper`].
+
+pub mod capabilities;
+pub mod filters;
+pub mod landlock;
+pub mod limits;
+pub mod namespaces;
+mod report;
+pub mod seccomp;
+mod sys;
+pub mod user;
+
+pub use caps::Capability;
+pub use report::{Layer, Report, State};
+
+use nix::unistd::{Gid, Pid, Uid};
+use std::os::fd::BorrowedFd;
+
+/// A step of confinement that failed though nothing may run without it.
+#[derive(Debug)]
+pub struct Refused {
+    /// What failed.
+    pub step: &'static str,
+    /// What the kernel said.
+    pub reason: String,
+}
+
+impl core::fmt::Display for Refused {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "sandbox: {}: {}", self.step, self.reason)
+    }
+}
+
+impl core::error::Error for Refused {}
+
+fn required(step: &'static str, result: nix::Result<()>) -> Result<(), Refused> {
+    result.map_err(|errno| Refused { step, reason: errno.desc().to_owned() })
+}
+
+/// The dataplane's first half, in the helper's child: everything that needs privileges, and giving
+/// them up. Ends with no capability and no_new_privs; only executing the program is left to do.
+///
+/// `user` is `None` where the launcher may not change it. All layers are tried; see the report for
+/// those that the kernel refused.
+#[must_use]
+pub fn prepare_dataplane(user: Option<(Uid, Gid)>) -> Report {
+    let mut report = Report::default();
+    report.note(Layer::Limits, State::of(limits::limit_dataplane()));
+    match namespaces::enter() {
+        Ok(()) => report.note(Layer::Namespaces, State::Applied),
+        Err(_) => {
+            let entered = State::of(namespaces::enter_with_user_namespace());
+            report.note(Layer::UserNamespace, entered);
+            report.note(Layer::Namespaces, entered);
+        }
+    }
+    report.note(Layer::EmptyRoot, State::of(namespaces::empty_root()));
+    report.note(Layer::BoundingSet, State::of(capabilities::drop_bounding_set()));
+    report.note(Layer::SecureBits, State::of(capabilities::lock_securebits()));
+    let own_user = match user {
+        Some((uid, gid)) => State::of(user::become_user(uid, gid)),
+        None => State::of::<()>(Err(nix::Error::EPERM)),
+    };
+    report.note(Layer::User, own_user);
+    report.note(Layer::Capabilities, State::of(capabilities::clear_all()));
+    report.note(Layer::NoNewPrivs, State::of(sys::set_no_new_privs()));
+    report
+}
+
+/// Closes every descriptor that the launcher left open, but standard input, output, error and `kept`.
+/// To be called first, before anything is opened.
+///
+/// # Errors
+/// As close_range(2).
+pub fn close_inherited_descriptors(kept: &[u32]) -> nix::Result<()> {
+    let mut kept = kept.to_vec();
+    kept.sort_unstable();
+    let mut first = 3;
+    for number in kept {
+        if number > first {
+            sys::close_range(first, number - 1)?;
+        }
+        first = first.max(number.saturating_add(1));
+    }
+    sys::close_range(first, u32::MAX)
+}
+
+/// The dataplane's second half, under way.
+pub struct Sandbox {
+    report: Report,
+}
+
+impl Sandbox {
+    /// Before anything else, on the only thread: dies with its parent, which must be `helper`; cannot
+    /// be traced; can open no file.
+    ///
+    /// # Errors
+    /// If a capability is left, the parent is not the helper, or a mandatory layer is refused.
+    pub fn enter(helper: Pid) -> Result<Self, Refused> {
+        let mut report = Report::default();
+        required("set the death signal", sys::set_death_signal())?;
+        if sys::parent() != helper {
+            let reason = "started by someone else, or the helper is already gone".to_owned();
+            return Err(Refused { step: "find the helper", reason });
+        }
+        report.note(Layer::DeathSignal, State::Applied);
+        required("become non-dumpable", sys::set_non_dumpable())?;
+        report.note(Layer::NonDumpable, State::Applied);
+        if !capabilities::has_none() || !sys::no_new_privs() {
+            let reason = "capabilities left, or no_new_privs missing".to_owned();
+            return Err(Refused { step: "check what the helper left", reason });
+        }
+        report.note(Layer::Landlock, landlock::deny_all());
+        Ok(Self { report })
+    }
+
+    /// When all threads run and wait: no more of them, and only the filter's system calls, on every
+    /// thread.
+    ///
+    /// # Errors
+    /// If the filter is refused: nothing runs without it.
+    pub fn seal(mut self) -> Result<Report, Refused> {
+        let refused =
+            |error: seccompiler::Error| Refused { step: "seccomp", reason: error.to_string() };
+        let program = seccomp::compile(filters::DATAPLANE).map_err(refused)?;
+        self.report.note(Layer::NoProcesses, State::of(limits::no_processes()));
+        if !capabilities::has_none() {
+            let reason = "a capability came back".to_owned();
+            return Err(Refused { step: "check capabilities", reason });
+        }
+        seccomp::close(&program).map_err(refused)?;
+        self.report.note(Layer::Seccomp, State::Applied);
+        Ok(self.report)
+    }
+}
+
+/// Capabilities that the helper keeps: to mark sockets; to end a child of another uid; and, if low
+/// ports are allowed, to bind them.
+#[must_use]
+pub fn helper_capabilities(low_ports: bool) -> Vec<Capability> {
+    let mut kept = vec![Capability::CAP_NET_ADMIN, Capability::CAP_KILL];
+    if low_ports {
+        kept.push(Capability::CAP_NET_BIND_SERVICE);
+    }
+    kept
+}
+
+/// The helper's first half: all capabilities but the few it needs, for good.
+///
+/// # Errors
+/// If the sets cannot be reduced, or no_new_privs cannot be set. What only a full root may do
+/// (bounding set, securebits, groups) is left out where the kernel refuses it.
+pub fn drop_helper_privileges(low_ports: bool) -> Result<(), Refused> {
+    required("core limit", limits::no_core())?;
+    let _without_setpcap = capabilities::drop_bounding_set();
+    let _without_setpcap =
+        sys::set_keep_capabilities().and_then(|()| capabilities::lock_securebits());
+    let _without_setgid = nix::unistd::setgroups(&[]);
+    required("reduce capabilities", capabilities::keep_only(&helper_capabilities(low_ports)))?;
+    required("no_new_privs", sys::set_no_new_privs())?;
+    required("become non-dumpable", sys::set_non_dumpable())
+}
+
+/// The helper's second half, once the dataplane is verified: it can only remove files in the socket
+/// directory, and only make the filter's system calls.
+///
+/// # Errors
+/// If the filter is refused.
+pub fn seal_helper(socket_directory: BorrowedFd<'_>) -> Result<State, Refused> {
+    let refused =
+        |error: seccompiler::Error| Refused { step: "seccomp", reason: error.to_string() };
+    let program = seccomp::compile(filters::HELPER).map_err(refused)?;
+    let landlock = landlock::deny_all_but_removing_in(socket_directory);
+    seccomp::close(&program).map_err(refused)?;
+    Ok(landlock)
+}

@@ -1,1 +1,165 @@
-//! Under construction.
+//! The helper: the only part of wgsep with privileges. It opens descriptors, starts the dataplane,
+//! verifies that it is confined, hands the descriptors over, and answers four requests.
+//!
+//! It holds no key and sees no packet. Read it in the order in which it runs: [`run`], `startup`,
+//! `tun`, `uapi_socket`, `spawn`, `verify`, `monitor`, `udp`; `sys` has all the unsafe code.
+
+mod error;
+mod log;
+mod monitor;
+mod spawn;
+mod startup;
+mod sys;
+mod tun;
+mod uapi_socket;
+mod udp;
+mod verify;
+
+pub use error::Error;
+pub use log::{Format, Level};
+pub use spawn::channel_number;
+pub use startup::complain;
+pub use tun::check_name;
+pub use udp::Grants;
+
+use error::{Result, Step};
+use log::Log;
+use monitor::{End, Monitor};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{Gid, Uid};
+use startup::{Inherited, Launcher};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use tun::TunDevice;
+use uapi_socket::UapiSocket;
+use wgsep_ipc::Reply;
+use wgsep_policy::Report;
+
+/// What an operator asked for.
+pub struct Options {
+    /// Name of the interface, or a template such as `wg%d`.
+    pub interface: String,
+    /// Stay in the foreground and log to standard error.
+    pub foreground: bool,
+    /// Account of the dataplane.
+    pub user: Option<String>,
+    /// Refuse to run with any layer of the sandbox degraded.
+    pub strict: bool,
+    /// What the dataplane may ask for.
+    pub grants: Grants,
+    /// Worker threads.
+    pub workers: usize,
+    /// As the dataplane is told.
+    pub log_level: String,
+    /// Of the helper's own lines; none with `silent`.
+    pub log_most: Option<Level>,
+    /// How lines look.
+    pub log_format: Format,
+    /// Instead of standard error or syslog.
+    pub log_file: Option<PathBuf>,
+}
+
+/// Runs the daemon to its end; true if that was an orderly one.
+pub fn run(options: &Options) -> bool {
+    let mut launcher = Launcher::foreground();
+    let end = match start(options, &mut launcher) {
+        Ok(monitor) => monitor.serve(),
+        Err(error) => {
+            if !launcher.failed(&error) {
+                complain(&error.to_string());
+            }
+            return false;
+        }
+    };
+    matches!(end, End::Orderly(_))
+}
+
+/// Everything up to the moment when the dataplane serves: the order of these lines is the design.
+fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
+    check_name(&options.interface)?;
+    let user = spawn::choose_user(options.user.as_deref())?;
+    let Inherited { tun, uapi } = startup::clean_process()?;
+    if !options.foreground {
+        *launcher = startup::daemonize()?;
+    }
+    let mut log = open_log(options)?;
+    spawn::block(&startup::handled_signals())?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&startup::handled_signals(), flags).step("signalfd")?;
+
+    let tun = match tun {
+        Some(queue) => TunDevice::adopt(queue)?,
+        None => TunDevice::create(&options.interface)?,
+    };
+    log.set_interface(&tun.name);
+    let uapi = match uapi {
+        Some(listener) => UapiSocket::adopt(listener, &tun.name)?,
+        None => UapiSocket::bind(&tun.name)?,
+    };
+    let netlink = tun::open_netlink()?;
+    let dataplane = start_dataplane(options, &tun, user).inspect_err(|_| uapi.remove())?;
+    let (pid, uid) = (dataplane.pid, dataplane.uid);
+    let mut report = dataplane.report;
+    let mut monitor = Monitor::new(dataplane, uapi, signals, log, options.grants);
+    wgsep_policy::drop_helper_privileges(options.grants.low_ports)?;
+
+    let (sequence, sealed) = monitor.wait_for_seal()?;
+    let sealed =
+        Report::from_bytes(&sealed).ok_or_else(|| Error::new("the seal report makes no sense"))?;
+    report.merge(&sealed);
+    verify::verify(pid, uid, options.workers + 1, &report)?;
+    check_strictness(options, &report)?;
+    let landlock = wgsep_policy::seal_helper(monitor.uapi().directory())?;
+
+    let queues = u8::try_from(tun.queues.len()).map_err(|_| Error::new("too many TUN queues"))?;
+    let reply = Reply::Granted { ifindex: tun.ifindex, tun_queues: queues, vnet_hdr: tun.vnet_hdr };
+
+    let queues: Vec<_> = tun.queues.iter().map(AsFd::as_fd).collect();
+    monitor.grant(sequence, &reply, netlink.as_fd(), &queues)?;
+    monitor.log().info(&format!(
+        "started: dataplane pid {pid} uid {uid}, sandbox {report}, helper landlock={landlock:?}"
+    ));
+    launcher.ready();
+    // Our own copies of the TUN queues close here, so that the interface goes with the dataplane.
+    Ok(monitor)
+}
+
+fn start_dataplane(
+    options: &Options,
+    tun: &TunDevice,
+    user: Option<(Uid, Gid)>,
+) -> Result<spawn::Dataplane> {
+    let arguments = spawn::Arguments {
+        interface: &tun.name,
+        workers: options.workers,
+        log_level: &options.log_level,
+        port: options.grants.port.unwrap_or(0),
+        mark: options.grants.mark.map_or(0, |(value, mask)| value & mask),
+    };
+    spawn::start(&arguments, user)
+}
+
+fn open_log(options: &Options) -> Result<Log> {
+    let (format, most) = (options.log_format, options.log_most);
+    let log = match &options.log_file {
+        Some(path) => Log::to_file(path, format, most)?,
+        None if options.foreground => Log::to_stderr(format, most)?,
+        None => Log::to_system(&options.interface, format, most)?,
+    };
+    if !options.foreground {
+        startup::release_standard_descriptors()?;
+    }
+    Ok(log)
+}
+
+fn check_strictness(options: &Options, report: &Report) -> Result<()> {
+    let degraded: Vec<_> =
+        report.degraded().map(|(layer, state)| format!("{}: {state:?}", layer.name())).collect();
+    if !options.strict || degraded.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "--sandbox strict, and these layers are degraded: {}",
+        degraded.join(", ")
+    )))
+}

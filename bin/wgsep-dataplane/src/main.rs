@@ -1,2 +1,7 @@
-//! The dataplane program.
-fn main() {}
+//! `wgsep-dataplane`: started by `wgsep`, never by hand.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wgsep_dataplane::run(std::env::args().skip(1))
+}

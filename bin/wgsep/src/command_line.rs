@@ -1,0 +1,207 @@
+//! Options and the environment that the other implementations understand, turned into [`Options`].
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use wgsep_privileged::{Format, Grants, Level, Options, check_name, complain};
+
+const USES: &str = "\
+Three common uses:
+  wgsep wg0 --foreground                    a server under your eyes, or a supervisor's
+  wgsep wg0 && wg setconf wg0 wg0.conf      in the background, ready when it returns
+  WG_QUICK_USERSPACE_IMPLEMENTATION=wgsep wg-quick up wg0
+
+Manage it with wg(8). It ends with SIGTERM, `ip link delete wg0`, or when its socket is removed.";
+
+fn command() -> Command {
+    let value = |name: &'static str, placeholder: &'static str| {
+        Arg::new(name).long(name).value_name(placeholder)
+    };
+    let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
+    Command::new("wgsep")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("WireGuard in userspace, in two processes: the one that reads packets can do nothing else")
+        .after_help(USES)
+        .arg(Arg::new("interface").value_name("IF").required(true).help("Interface to create, or wg%d for the first free number"))
+        .arg(flag("foreground").short('f').help("Stay in the foreground, log to standard error"))
+        .arg(value("user", "NAME").help("Account of the dataplane [default: wgsep, else an unused uid]"))
+        .arg(value("sandbox", "MODE").value_parser(["strict", "report"]).default_value("report").help("strict: refuse to run with a layer degraded"))
+        .arg(value("listen-port", "PORT").value_parser(value_parser!(u16).range(1..)).help("The only UDP port that wg(8) may choose"))
+        .arg(value("fwmark", "MARK[/MASK]").value_parser(parse_mark).help("The only marks that wg(8) may choose"))
+        .arg(flag("allow-low-ports").help("Let wg(8) choose a port below 1024"))
+        .arg(value("workers", "N").value_parser(value_parser!(u8).range(1..=64)).help("Worker threads [default: one per core]"))
+        .arg(value("log-level", "LEVEL").value_parser(["silent", "error", "info", "debug"]).help("[default: info, or LOG_LEVEL]"))
+        .arg(value("log-format", "FORMAT").value_parser(["text", "json"]).default_value("text").help("How log lines look"))
+        .arg(value("log-file", "PATH").value_parser(value_parser!(PathBuf)).help("Log there instead of standard error or syslog"))
+        .arg(Arg::new("drop").long("disable-drop-privileges").num_args(0..=1).require_equals(true).action(ArgAction::Append).hide(true))
+}
+
+/// The command line and environment as options; or how to exit, after having said why.
+pub fn parse() -> Result<Options, ExitCode> {
+    let matches = command().try_get_matches().map_err(|error| {
+        let _nobody_reads = error.print();
+        ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+    })?;
+    options(&matches, &|name| std::env::var_os(name)).map_err(|line| {
+        complain(&line);
+        ExitCode::from(2)
+    })
+}
+
+fn options(
+    matches: &ArgMatches,
+    variable: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<Options, String> {
+    let text = |name: &str| matches.get_one::<String>(name).cloned();
+    let interface = text("interface").unwrap_or_default();
+    check_name(&interface).map_err(|error| error.to_string())?;
+    let foreground = matches.get_flag("foreground") || is_on(variable("WG_PROCESS_FOREGROUND"));
+    if matches.contains_id("drop") || is_on(variable("WG_SUDO")) {
+        complain(
+            "--disable-drop-privileges and WG_SUDO change nothing: privileges are always dropped, and marks and ports can be changed all the same",
+        );
+    }
+    let level = text("log-level").map_or_else(|| level_from(variable("LOG_LEVEL")), Ok)?;
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Ok(Options {
+        interface,
+        foreground,
+        user: text("user"),
+        strict: text("sandbox").as_deref() == Some("strict"),
+        grants: Grants {
+            port: matches.get_one("listen-port").copied(),
+            mark: matches.get_one("fwmark").copied(),
+            low_ports: matches.get_flag("allow-low-ports"),
+        },
+        workers: matches
+            .get_one::<u8>("workers")
+            .map_or_else(cores, |workers| usize::from(*workers)),
+        log_most: match level.as_str() {
+            "silent" => None,
+            "error" => Some(Level::Error),
+            "debug" => Some(Level::Debug),
+            _ => Some(Level::Info),
+        },
+        log_level: level,
+        log_format: if text("log-format").as_deref() == Some("json") {
+            Format::Json
+        } else {
+            Format::Text
+        },
+        log_file: matches.get_one("log-file").cloned(),
+    })
+}
+
+/// LOG_LEVEL as the other implementations spell it.
+fn level_from(value: Option<OsString>) -> Result<String, String> {
+    let value = value.unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let level = match value.as_str() {
+        "" | "info" => "info",
+        "silent" | "off" => "silent",
+        "error" => "error",
+        "debug" | "verbose" | "trace" => "debug",
+        _ => {
+            return Err(format!(
+                "LOG_LEVEL is {value:?}; it must be silent, error, info, debug or verbose"
+            ));
+        }
+    };
+    Ok(level.to_owned())
+}
+
+fn is_on(value: Option<OsString>) -> bool {
+    value.is_some_and(|value| ["1", "true", "yes"].iter().any(|on| value.eq_ignore_ascii_case(on)))
+}
+
+/// `MARK` or `MARK/MASK`, decimal or 0x-hexadecimal; without a mask every bit counts.
+fn parse_mark(text: &str) -> Result<(u32, u32), String> {
+    let number = |text: &str| {
+        let parsed = match text.strip_prefix("0x") {
+            Some(digits) => u32::from_str_radix(digits, 16),
+            None => text.parse(),
+        };
+        parsed.map_err(|_| format!("{text:?} is not a 32-bit number, such as 51820 or 0xca6c"))
+    };
+    match text.split_once('/') {
+        Some((mark, mask)) => Ok((number(mark)?, number(mask)?)),
+        None => Ok((number(text)?, u32::MAX)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &[&str], environment: &[(&str, &str)]) -> Result<Options, String> {
+        let words = ["wgsep"].iter().chain(words);
+        let matches = command().try_get_matches_from(words).map_err(|error| error.to_string())?;
+        options(&matches, &|name| {
+            environment.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
+        })
+    }
+
+    #[test]
+    fn options_are_what_was_typed() {
+        let words = [
+            "-f",
+            "wg0",
+            "--fwmark",
+            "0x100/0xff00",
+            "--listen-port=51820",
+            "--workers",
+            "3",
+            "--sandbox",
+            "strict",
+        ];
+        let options = parsed(&words, &[]).unwrap();
+        assert!(options.foreground && options.strict);
+        assert_eq!((options.interface.as_str(), options.workers), ("wg0", 3));
+        assert_eq!(options.grants.mark, Some((0x100, 0xff00)));
+        assert_eq!(options.grants.port, Some(51820));
+        assert_eq!(
+            parsed(&["wg0", "--fwmark", "51820"], &[]).unwrap().grants.mark,
+            Some((51820, u32::MAX))
+        );
+    }
+
+    #[test]
+    fn the_environment_of_the_others_is_understood() {
+        for value in ["1", "true", "YES"] {
+            assert!(parsed(&["wg0"], &[("WG_PROCESS_FOREGROUND", value)]).unwrap().foreground);
+        }
+        assert!(!parsed(&["wg0"], &[("WG_PROCESS_FOREGROUND", "0")]).unwrap().foreground);
+        assert_eq!(parsed(&["wg0"], &[("LOG_LEVEL", "verbose")]).unwrap().log_level, "debug");
+        assert!(parsed(&["wg0"], &[("LOG_LEVEL", "loud")]).is_err());
+        for spelling in [
+            "--disable-drop-privileges",
+            "--disable-drop-privileges=1",
+            "--disable-drop-privileges=true",
+        ] {
+            assert!(parsed(&["wg0", spelling], &[]).is_ok());
+        }
+    }
+
+    #[test]
+    fn mistakes_are_errors_that_name_the_option() {
+        for (words, named) in [
+            (&["wg0", "--fwmark", "red"][..], "fwmark"),
+            (&["wg0", "--listen-port", "0"], "listen-port"),
+            (&["wg0", "--listen-port", "70000"], "listen-port"),
+            (&["wg0", "--workers", "0"], "workers"),
+            (&["wg0", "--sandbox", "off"], "sandbox"),
+            (&["wg0", "--loud"], "--loud"),
+            (&["a/b"], "bad interface name"),
+            (&[], "<IF>"),
+        ] {
+            let error = parsed(words, &[]).err().unwrap();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn help_fits_a_screen() {
+        let help = command().render_help().to_string();
+        assert!(help.lines().count() <= 40 && help.contains("wg-quick"), "{help}");
+    }
+}

@@ -1,0 +1,215 @@
+//! The network interface as rtnetlink reports it: up or down, its MTU, the names of its neighbours.
+//!
+//! The helper opened the socket and subscribed it to link and route changes; here it is only read,
+//! and asked once for what there is. Sources: rtnetlink(7), linux/rtnetlink.h, linux/if_link.h.
+
+use nix::libc;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+const HEADER_LEN: usize = 16;
+const IFINFO_LEN: usize = 16;
+const ATTRIBUTE_HEADER_LEN: usize = 4;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+
+/// Our interface as last heard of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LinkState {
+    /// IFF_UP.
+    pub(crate) up: bool,
+    /// In bytes.
+    pub(crate) mtu: u32,
+}
+
+/// What a batch of messages brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    /// The interface's new state, if it was mentioned.
+    pub(crate) link: Option<LinkState>,
+    /// Some route or neighbour interface changed: cached source addresses may be wrong.
+    pub(crate) routes: bool,
+}
+
+/// The netlink socket, and what it said so far.
+pub(crate) struct LinkMonitor {
+    socket: OwnedFd,
+    ifindex: u32,
+    names: HashMap<u32, String>,
+    buffer: Vec<u8>,
+}
+
+impl LinkMonitor {
+    /// Watches the interface of index `ifindex`, and asks for all there are.
+    ///
+    /// # Errors
+    /// As send(2).
+    pub(crate) fn new(socket: OwnedFd, ifindex: u32) -> nix::Result<Self> {
+        let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+        let mut request = [0; HEADER_LEN + IFINFO_LEN];
+        request[..4].copy_from_slice(&((HEADER_LEN + IFINFO_LEN) as u32).to_ne_bytes());
+        request[4..6].copy_from_slice(&libc::RTM_GETLINK.to_ne_bytes());
+        request[6..8].copy_from_slice(&flags.to_ne_bytes());
+        nix::sys::socket::send(
+            socket.as_raw_fd(),
+            &request,
+            nix::sys::socket::MsgFlags::MSG_DONTWAIT | nix::sys::socket::MsgFlags::MSG_NOSIGNAL,
+        )?;
+        Ok(Self { socket, ifindex, names: HashMap::new(), buffer: vec![0; 64 * 1024] })
+    }
+
+    /// Reads everything that waits.
+    pub(crate) fn read(&mut self) -> Changes {
+        let mut changes = Changes::default();
+        let mut buffer = core::mem::take(&mut self.buffer);
+        loop {
+            match nix::unistd::read(&self.socket, &mut buffer) {
+                Ok(len) => self.parse(buffer.get(..len).unwrap_or_default(), &mut changes),
+                // Overrun: something was lost, so whatever depends on routes starts anew.
+                Err(nix::Error::ENOBUFS) => changes.routes = true,
+                Err(nix::Error::EINTR) => {}
+                Err(_) => break,
+            }
+        }
+        self.buffer = buffer;
+        changes
+    }
+
+    fn parse(&mut self, mut bytes: &[u8], changes: &mut Changes) {
+        while let Some((kind, body, rest)) = split_message(bytes) {
+            bytes = rest;
+            match kind {
+                libc::RTM_NEWLINK => self.link_changed(body, changes),
+                libc::RTM_DELLINK => {
+                    if let Some(ifindex) = word(body, 4) {
+                        self.names.remove(&ifindex);
+                    }
+                }
+                libc::RTM_NEWROUTE | libc::RTM_DELROUTE => changes.routes = true,
+                _ => {}
+            }
+        }
+    }
+
+    fn link_changed(&mut self, body: &[u8], changes: &mut Changes) {
+        let (Some(ifindex), Some(flags)) = (word(body, 4), word(body, 8)) else { return };
+        let attributes = body.get(IFINFO_LEN..).unwrap_or_default();
+        if let Some(name) = attribute(attributes, IFLA_IFNAME) {
+            let name = name.strip_suffix(&[0]).unwrap_or(name);
+            self.names.insert(ifindex, String::from_utf8_lossy(name).into_owned());
+        }
+        if ifindex != self.ifindex {
+            return;
+        }
+        let mtu = attribute(attributes, IFLA_MTU).and_then(|mtu| word(mtu, 0)).unwrap_or(0);
+        changes.link = Some(LinkState { up: flags & libc::IFF_UP as u32 != 0, mtu });
+    }
+
+    /// The index of an interface of this name or number.
+    pub(crate) fn index_of(&self, name: &str) -> Option<u32> {
+        let named = self.names.iter().find(|(_, known)| known.as_str() == name);
+        named.map(|(index, _)| *index).or_else(|| name.parse().ok())
+    }
+
+    /// The name of the interface with this index.
+    pub(crate) fn name_of(&self, ifindex: u32) -> Option<String> {
+        self.names.get(&ifindex).cloned()
+    }
+}
+
+impl AsFd for LinkMonitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// The first message's type and body, and what follows it.
+fn split_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let len = usize::try_from(word(bytes, 0)?).ok()?;
+    let kind = half(bytes, 4)?;
+    let body = bytes.get(HEADER_LEN..len)?;
+    Some((kind, body, bytes.get(len.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+/// The value of the first attribute of a type.
+fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let (len, kind) = (usize::from(half(bytes, 0)?), half(bytes, 2)?);
+        let value = bytes.get(ATTRIBUTE_HEADER_LEN..len)?;
+        if kind == wanted {
+            return Some(value);
+        }
+        bytes = bytes.get(len.next_multiple_of(4)..)?;
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|word| u32::from_ne_bytes(*word))
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().map(|half| u16::from_ne_bytes(*half))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    fn monitor() -> LinkMonitor {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let (ours, _kernels) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        LinkMonitor { socket: ours, ifindex: 7, names: HashMap::new(), buffer: Vec::new() }
+    }
+
+    fn link_message(kind: u16, ifindex: u32, flags: u32) -> Vec<u8> {
+        let mut body = vec![0; IFINFO_LEN];
+        body[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+        body[8..12].copy_from_slice(&flags.to_ne_bytes());
+        for (kind, value) in
+            [(IFLA_IFNAME, b"wg0\0\0\0\0\0".as_slice()), (IFLA_MTU, &1420u32.to_ne_bytes())]
+        {
+            let len = if kind == IFLA_IFNAME { 4 } else { value.len() };
+            body.extend_from_slice(&((len + 4) as u16).to_ne_bytes());
+            body.extend_from_slice(&kind.to_ne_bytes());
+            body.extend_from_slice(&value[..len]);
+        }
+        let mut message = ((HEADER_LEN + body.len()) as u32).to_ne_bytes().to_vec();
+        message.extend_from_slice(&kind.to_ne_bytes());
+        message.resize(HEADER_LEN, 0);
+        message.extend_from_slice(&body);
+        message
+    }
+
+    #[test]
+    fn our_links_state_and_every_links_name_are_read() {
+        let mut monitor = monitor();
+        let mut changes = Changes::default();
+        let mut bytes = link_message(libc::RTM_NEWLINK, 7, libc::IFF_UP as u32);
+        bytes.extend(link_message(libc::RTM_NEWLINK, 8, 0));
+        monitor.parse(&bytes, &mut changes);
+        assert_eq!(changes.link, Some(LinkState { up: true, mtu: 1420 }));
+        assert!(!changes.routes);
+        assert_eq!(monitor.index_of("wg0").map(|index| index == 7 || index == 8), Some(true));
+        assert_eq!(monitor.index_of("12"), Some(12));
+        assert_eq!(monitor.name_of(8).as_deref(), Some("wg0"));
+        monitor.parse(&link_message(libc::RTM_DELLINK, 8, 0), &mut changes);
+        assert_eq!(monitor.name_of(8), None);
+        monitor.parse(&link_message(libc::RTM_NEWROUTE, 0, 0), &mut changes);
+        assert!(changes.routes);
+    }
+
+    #[test]
+    fn cut_and_lying_messages_end_the_parse_without_harm() {
+        let whole = link_message(libc::RTM_NEWLINK, 7, 1);
+        for len in 0..whole.len() {
+            monitor().parse(&whole[..len], &mut Changes::default());
+        }
+        for (at, byte) in (0..whole.len()).flat_map(|at| [(at, 0), (at, 1), (at, 0xff)]) {
+            let mut bad = whole.clone();
+            bad[at] = byte;
+            monitor().parse(&bad, &mut Changes::default());
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What the threads of the dataplane share.
+
+use crate::buffers::{InboundBatch, OutboundBatch};
+use crate::ordered::Ordered;
+use crate::tun::Tun;
+use crate::udp::UdpSockets;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use wgsep_proto::data_path::{DataPath, DropCause, Published};
+use wgsep_proto::device::MAX_QUEUED_HANDSHAKES;
+use wgsep_proto::messages::INITIATION_LEN;
+use wgsep_proto::peer::{Endpoint, Peer};
+
+/// Batches under way at most, for each worker and source: one in hand, one parked.
+const BATCHES_PER_WORKER: usize = 2;
+
+/// A handshake message or cookie reply on its way to the control thread.
+pub(crate) struct QueuedHandshake {
+    pub(crate) endpoint: Endpoint,
+    bytes: [u8; INITIATION_LEN],
+    len: usize,
+}
+
+impl QueuedHandshake {
+    /// A copy of a datagram no longer than the longest handshake message.
+    pub(crate) fn new(endpoint: Endpoint, datagram: &[u8]) -> Option<Self> {
+        let mut bytes = [0; INITIATION_LEN];
+        bytes.get_mut(..datagram.len())?.copy_from_slice(datagram);
+        Some(Self { endpoint, bytes, len: datagram.len() })
+    }
+
+    pub(crate) fn datagram(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
+/// A TUN queue, and the turns to read it.
+pub(crate) struct TunQueue {
+    pub(crate) tun: Tun,
+    pub(crate) outbound: Ordered<OutboundBatch>,
+}
+
+/// What the threads share.
+pub(crate) struct Shared {
+    pub(crate) data_path: Arc<DataPath>,
+    /// The TUN queues, once the helper has handed them over.
+    pub(crate) tuns: OnceLock<Vec<TunQueue>>,
+    /// The UDP sockets of the moment.
+    pub(crate) sockets: Published<Arc<UdpSockets>>,
+    /// Turns to read the IPv4 and the IPv6 socket, whichever those are at the moment.
+    pub(crate) inbound: [Ordered<InboundBatch>; 2],
+    handshakes: Mutex<VecDeque<QueuedHandshake>>,
+    flushes: Mutex<Vec<Arc<Peer>>>,
+    /// Wakes the control thread.
+    pub(crate) control: EventFd,
+    /// Wake each worker.
+    pub(crate) workers: Vec<EventFd>,
+    device_gone: AtomicBool,
+}
+
+impl Shared {
+    /// Everything but the descriptors that are yet to come.
+    ///
+    /// # Errors
+    /// If the kernel gives no eventfd.
+    pub(crate) fn new(data_path: Arc<DataPath>, workers: usize) -> nix::Result<Self> {
+        let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
+        let batches =
+            || (0..workers * BATCHES_PER_WORKER).map(|_| InboundBatch::new()).collect::<Vec<_>>();
+        Ok(Self {
+            data_path,
+            tuns: OnceLock::new(),
+            sockets: Published::default(),
+            inbound: [Ordered::new(batches()), Ordered::new(batches())],
+            handshakes: Mutex::new(VecDeque::with_capacity(MAX_QUEUED_HANDSHAKES)),
+            flushes: Mutex::default(),
+            control: event()?,
+            workers: (0..workers).map(|_| event()).collect::<nix::Result<_>>()?,
+            device_gone: AtomicBool::new(false),
+        })
+    }
+
+    /// Takes the TUN queues, once.
+    pub(crate) fn set_tuns(&self, tuns: Vec<Tun>) {
+        let workers = self.workers.len();
+        let ordered = tuns.into_iter().map(|tun| {
+            let batches = (0..workers * BATCHES_PER_WORKER).map(|_| OutboundBatch::new()).collect();
+            TunQueue { tun, outbound: Ordered::new(batches) }
+        });
+        let _first = self.tuns.set(ordered.collect());
+    }
+
+    /// Wakes the control thread if a worker has something for it. A write can only fail if the
+    /// counter is full, and then it is awake.
+    pub(crate) fn wake_control(&self) {
+        let _full = self.control.write(1);
+    }
+
+    /// Makes every worker look at what was published, and flush what can go.
+    pub(crate) fn wake_workers(&self) {
+        for worker in &self.workers {
+            let _full = worker.write(1);
+        }
+    }
+
+    /// Queues a message for the control thread, or drops and counts it. True if the queue was empty,
+    /// so that the control thread has to be woken.
+    pub(crate) fn queue_handshake(&self, message: QueuedHandshake) -> bool {
+        let mut queue = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.len() >= MAX_QUEUED_HANDSHAKES {
+            drop(queue);
+            self.data_path.drops.add(DropCause::HandshakeOverload, 1);
+            return false;
+        }
+        queue.push_back(message);
+        queue.len() == 1
+    }
+
+    /// The oldest queued message, and how many wait behind it.
+    pub(crate) fn next_handshake(&self) -> Option<(QueuedHandshake, usize)> {
+        let mut queue = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.pop_front().map(|message| (message, queue.len()))
+    }
+
+    /// Forgets the queued messages, when the sockets close.
+    pub(crate) fn clear_handshakes(&self) {
+        self.handshakes.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Leaves the staged packets of peers to whichever worker reads the TUN device next, so that
+    /// they keep their place before the packets read after them.
+    pub(crate) fn request_flushes(&self, peers: impl Iterator<Item = Arc<Peer>>) {
+        let mut flushes = self.flushes.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = flushes.len();
+        flushes.extend(peers);
+        let requested = flushes.len() > before;
+        drop(flushes);
+        if let (true, Some(worker)) = (requested, self.workers.first()) {
+            let _full = worker.write(1);
+        }
+    }
+
+    /// The peers whose staged packets can go.
+    pub(crate) fn take_flushes(&self) -> Vec<Arc<Peer>> {
+        core::mem::take(&mut *self.flushes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Notes that the TUN device was deleted.
+    pub(crate) fn set_device_gone(&self) {
+        self.device_gone.store(true, Ordering::Release);
+        self.wake_control();
+    }
+
+    /// True once the TUN device was deleted.
+    pub(crate) fn is_device_gone(&self) -> bool {
+        self.device_gone.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,119 @@
+//! From the first instruction to the sealed process: the order of these lines is the design.
+
+use crate::control::{Control, End};
+use crate::helper::Helper;
+use crate::worker::Worker;
+use crate::{log, sys};
+use std::process::ExitCode;
+use std::sync::{Arc, Barrier};
+use wgsep_ipc::Channel;
+use wgsep_policy::Sandbox;
+
+/// Stack of a worker, in bytes: its buffers are on the heap.
+const WORKER_STACK: usize = 256 * 1024;
+
+/// What the helper put on the command line.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Arguments {
+    interface: String,
+    workers: usize,
+    verbosity: u8,
+    listen_port: u16,
+    fwmark: u32,
+}
+
+impl Arguments {
+    fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut arguments = Self { workers: 1, verbosity: 3, ..Self::default() };
+        while let Some(option) = words.next() {
+            let value = words.next().ok_or(format!("{option} needs a value"))?;
+            let bad = || format!("{option}: bad value {value:?}");
+            match option.as_str() {
+                "--interface" => arguments.interface = value,
+                "--workers" => arguments.workers = value.parse().map_err(|_| bad())?,
+                "--log-level" => arguments.verbosity = log::verbosity(&value).ok_or_else(bad)?,
+                "--listen-port" => arguments.listen_port = value.parse().map_err(|_| bad())?,
+                "--fwmark" => arguments.fwmark = value.parse().map_err(|_| bad())?,
+                _ => return Err(format!("unknown option {option}")),
+            }
+        }
+        Ok(arguments)
+    }
+}
+
+/// Runs the dataplane to its end: confines the process for good, then serves.
+pub fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
+    match start(arguments) {
+        Ok(End::Orderly) => ExitCode::SUCCESS,
+        Ok(End::HelperLost | End::Failed) => ExitCode::FAILURE,
+        Err(line) => {
+            tracing::error!("{line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(arguments: impl Iterator<Item = String>) -> Result<End, String> {
+    log::start(3);
+    let channel = sys::take_channel()
+        .and_then(|socket| Channel::new(socket).ok())
+        .ok_or("wgsep-dataplane is started by wgsep; run: wgsep INTERFACE --foreground")?;
+    let helper = sys::peer_pid(&channel).map_err(|errno| format!("who is the helper: {errno}"))?;
+    let sandbox = Sandbox::enter(helper).map_err(|refused| refused.to_string())?;
+    let arguments = Arguments::parse(arguments)?;
+    log::set_verbosity(arguments.verbosity);
+
+    let (port, mark) = (arguments.listen_port, arguments.fwmark);
+    let control = Control::new(Helper::new(channel), arguments.workers, port, mark)
+        .map_err(|errno| format!("set up the control thread: {errno}"))?;
+    start_workers(&control, arguments.workers)?;
+    let report = sandbox.seal().map_err(|refused| refused.to_string())?;
+    Ok(control.run(report.to_bytes()))
+}
+
+/// Starts the workers and waits until all of them run: a thread that is still starting would be
+/// killed by the filter.
+fn start_workers(control: &Control, workers: usize) -> Result<(), String> {
+    let all_run = Arc::new(Barrier::new(workers + 1));
+    for number in 0..workers {
+        let worker = Worker::new(number, Arc::clone(control.shared()))
+            .map_err(|errno| format!("set up worker {number}: {errno}"))?;
+        let runs = Arc::clone(&all_run);
+        let body = move || {
+            runs.wait();
+            worker.run();
+        };
+        std::thread::Builder::new()
+            .name(format!("worker {number}"))
+            .stack_size(WORKER_STACK)
+            .spawn(body)
+            .map_err(|error| format!("start worker {number}: {error}"))?;
+    }
+    all_run.wait();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, String> {
+        Arguments::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn arguments_are_what_the_helper_passes() {
+        let line = "--interface wg0 --workers 2 --log-level debug --listen-port 7 --fwmark 9";
+        let expected = Arguments {
+            interface: "wg0".to_owned(),
+            workers: 2,
+            verbosity: 4,
+            listen_port: 7,
+            fwmark: 9,
+        };
+        assert_eq!(parse(line), Ok(expected));
+        for bad in ["--workers", "--workers x", "--log-level loud", "--fwmark -1", "wg0 x"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

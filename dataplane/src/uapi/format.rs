@@ -1,0 +1,151 @@
+//! The answer to a `get`, key by key as the protocol has them.
+
+use super::Scopes;
+use super::secret_text::SecretText;
+use std::fmt::Write;
+use std::net::SocketAddr;
+use wgsep_proto::config::{DeviceStatus, PeerStatus};
+
+/// Writes the whole reply, with `errno=0` and the blank line.
+pub(super) fn format(
+    device: &DeviceStatus,
+    peers: impl Iterator<Item = PeerStatus>,
+    scopes: &dyn Scopes,
+) -> SecretText {
+    let mut text = SecretText::with_capacity(4096);
+    // Writing to memory cannot fail.
+    let _infallible = write_reply(&mut text, device, peers, scopes);
+    text
+}
+
+fn write_reply(
+    text: &mut SecretText,
+    device: &DeviceStatus,
+    peers: impl Iterator<Item = PeerStatus>,
+    scopes: &dyn Scopes,
+) -> std::fmt::Result {
+    if let Some(private_key) = &device.private_key {
+        write_key(text, "private_key", private_key.as_bytes());
+    }
+    if device.listen_port != 0 {
+        writeln!(text, "listen_port={}", device.listen_port)?;
+    }
+    if device.fwmark != 0 {
+        writeln!(text, "fwmark={}", device.fwmark)?;
+    }
+    for peer in peers {
+        write_peer(text, &peer, scopes)?;
+    }
+    text.write_str("errno=0\n\n")
+}
+
+fn write_peer(text: &mut SecretText, peer: &PeerStatus, scopes: &dyn Scopes) -> std::fmt::Result {
+    write_key(text, "public_key", peer.public_key.as_bytes());
+    write_key(text, "preshared_key", peer.preshared_key.as_bytes());
+    text.write_str("protocol_version=1\n")?;
+    if let Some(endpoint) = peer.endpoint {
+        write_endpoint(text, endpoint, scopes)?;
+    }
+    writeln!(text, "last_handshake_time_sec={}", peer.last_handshake.as_secs())?;
+    writeln!(text, "last_handshake_time_nsec={}", peer.last_handshake.subsec_nanos())?;
+    writeln!(text, "tx_bytes={}", peer.tx_bytes)?;
+    writeln!(text, "rx_bytes={}", peer.rx_bytes)?;
+    writeln!(text, "persistent_keepalive_interval={}", peer.persistent_keepalive_interval)?;
+    for allowed_ip in &peer.allowed_ips {
+        writeln!(text, "allowed_ip={}/{}", allowed_ip.address(), allowed_ip.cidr())?;
+    }
+    Ok(())
+}
+
+fn write_key(text: &mut SecretText, name: &str, key: &[u8; 32]) {
+    text.push(name.as_bytes());
+    text.push(b"=");
+    text.push_hex(key);
+    text.push(b"\n");
+}
+
+/// With the scope by its name, as it was likely given.
+fn write_endpoint(
+    text: &mut SecretText,
+    endpoint: SocketAddr,
+    scopes: &dyn Scopes,
+) -> std::fmt::Result {
+    let scope = match endpoint {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => scopes.name_of(v6.scope_id()),
+        _ => None,
+    };
+    match scope {
+        Some(name) => writeln!(text, "endpoint=[{}%{name}]:{}", endpoint.ip(), endpoint.port()),
+        None => writeln!(text, "endpoint={endpoint}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Operation;
+    use super::super::parse::{parse, tests::Eth0};
+    use super::*;
+    use std::time::Duration;
+    use wgsep_proto::config::AllowedIp;
+    use wgsep_proto::keys::{PresharedKey, PrivateKey, PublicKey};
+
+    fn peer() -> PeerStatus {
+        PeerStatus {
+            public_key: PublicKey::from_bytes([0xab; 32]),
+            preshared_key: PresharedKey::default(),
+            endpoint: Some("[fe80::1%7]:51820".parse().unwrap()),
+            last_handshake: Duration::new(1_795_000_000, 5),
+            rx_bytes: 1372,
+            tx_bytes: 1428,
+            persistent_keepalive_interval: 25,
+            allowed_ips: vec![AllowedIp::new("10.0.0.0".parse().unwrap(), 24).unwrap()],
+        }
+    }
+
+    #[test]
+    fn the_reply_is_as_the_protocol_has_it() {
+        let device = DeviceStatus {
+            private_key: PrivateKey::from_bytes([0xff; 32]),
+            listen_port: 51820,
+            fwmark: 0,
+        };
+        let text = format(&device, std::iter::once(peer()), &Eth0);
+        let expected = format!(
+            "private_key=f8{}7f\nlisten_port=51820\npublic_key={}\npreshared_key={}\n\
+             protocol_version=1\nendpoint=[fe80::1%eth0]:51820\nlast_handshake_time_sec=1795000000\n\
+             last_handshake_time_nsec=5\ntx_bytes=1428\nrx_bytes=1372\n\
+             persistent_keepalive_interval=25\nallowed_ip=10.0.0.0/24\nerrno=0\n\n",
+            "ff".repeat(30),
+            "ab".repeat(32),
+            "00".repeat(32),
+        );
+        assert_eq!(std::str::from_utf8(text.as_bytes()).unwrap(), expected);
+        let empty = DeviceStatus { private_key: None, listen_port: 0, fwmark: 0 };
+        assert_eq!(format(&empty, std::iter::empty(), &Eth0).as_bytes(), b"errno=0\n\n");
+    }
+
+    #[test]
+    fn what_is_got_can_be_set_again() {
+        let device = DeviceStatus {
+            private_key: PrivateKey::from_bytes([7; 32]),
+            listen_port: 1,
+            fwmark: u32::MAX,
+        };
+        let text = format(&device, std::iter::once(peer()), &Eth0);
+        let settable: String = std::str::from_utf8(text.as_bytes())
+            .unwrap()
+            .lines()
+            .filter(|line| {
+                !["errno", "last_", "tx_", "rx_"].iter().any(|key| line.starts_with(key))
+            })
+            .fold("set=1\n".to_owned(), |text, line| text + line + "\n");
+        let Ok(Operation::Set(set)) = parse(settable.trim_end().as_bytes(), &Eth0) else {
+            panic!()
+        };
+        assert!(set.private_key.flatten() == device.private_key);
+        assert_eq!((set.listen_port, set.fwmark), (Some(1), Some(u32::MAX)));
+        let [parsed] = &set.peers[..] else { panic!() };
+        assert_eq!(parsed.endpoint, peer().endpoint);
+        assert_eq!(parsed.allowed_ips.len(), 1);
+    }
+}

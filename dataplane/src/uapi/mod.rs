@@ -1,0 +1,30 @@
+//! The cross-platform UAPI that wg(8) speaks: lines of `key=value`, a blank line at the end.
+//!
+//! `parse` turns a whole transaction into a [`Configuration`], or refuses it as a whole; `format`
+//! writes the answer to a `get`; `server` keeps the clients. Who may connect is decided by the mode
+//! of the socket file alone.
+
+mod format;
+mod parse;
+mod secret_text;
+mod server;
+
+pub(crate) use server::{ClientId, Server};
+
+use wgsep_proto::config::Configuration;
+
+/// A whole transaction.
+pub(crate) enum Operation {
+    /// `get=1`.
+    Get,
+    /// `set=1`, checked.
+    Set(Configuration),
+}
+
+/// Names and indices of network interfaces, for the scopes of link-local endpoints.
+pub(crate) trait Scopes {
+    /// The index of an interface, by name or number.
+    fn index_of(&self, name: &str) -> Option<u32>;
+    /// The name of an interface.
+    fn name_of(&self, index: u32) -> Option<String>;
+}

@@ -1,0 +1,330 @@
+//! A transaction's text to an [`Operation`], or the errno and the line that refuse it as a whole.
+#![deny(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
+
+use super::{Operation, Scopes};
+use nix::libc;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use wgsep_proto::config::{AllowedIp, AllowedIpChange, Configuration, PeerConfiguration};
+use wgsep_proto::keys::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
+use zeroize::Zeroizing;
+
+/// Why a transaction was refused. Never holds what the line said after `=`, which may be a key.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// As the client is told: negative for a `set`, positive for a `get`.
+    pub(super) errno: i32,
+    /// Number of the line, from 1.
+    pub(super) line: usize,
+    /// What is wrong.
+    pub(super) reason: &'static str,
+}
+
+type Parsed<T> = Result<T, &'static str>;
+
+/// Parses a transaction, without the blank line at its end.
+pub(super) fn parse(text: &[u8], scopes: &dyn Scopes) -> Result<Operation, Refusal> {
+    let mut lines = (1..).zip(text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()));
+    let refuse = |errno: i32, line, reason| Refusal { errno, line, reason };
+    match lines.next() {
+        Some((_, b"get=1")) => match lines.next() {
+            None => Ok(Operation::Get),
+            Some((line, _)) => Err(refuse(libc::EINVAL, line, "a get takes no more lines")),
+        },
+        Some((_, b"set=1")) => {
+            let mut configuration = Configuration::default();
+            for (number, line) in lines {
+                set_line(&mut configuration, line, scopes)
+                    .map_err(|reason| refuse(-libc::EINVAL, number, reason))?;
+            }
+            Ok(Operation::Set(configuration))
+        }
+        _ => Err(refuse(-libc::EINVAL, 1, "a transaction starts with get=1 or set=1")),
+    }
+}
+
+fn set_line(configuration: &mut Configuration, line: &[u8], scopes: &dyn Scopes) -> Parsed<()> {
+    let line = core::str::from_utf8(line).map_err(|_| "not text")?;
+    let (key, value) = line.split_once('=').ok_or("not of the form key=value")?;
+    if key == "public_key" {
+        let public_key = PublicKey::from_bytes(*hex_key(value)?);
+        configuration.peers.push(PeerConfiguration::new(public_key));
+        return Ok(());
+    }
+    match configuration.peers.last_mut() {
+        None => device_line(configuration, key, value),
+        Some(peer) => peer_line(peer, key, value, scopes),
+    }
+}
+
+fn device_line(configuration: &mut Configuration, key: &str, value: &str) -> Parsed<()> {
+    match key {
+        "private_key" => configuration.private_key = Some(PrivateKey::from_bytes(*hex_key(value)?)),
+        "listen_port" => {
+            configuration.listen_port = Some(number(value).ok_or("listen_port is 0 to 65535")?);
+        }
+        "fwmark" => configuration.fwmark = Some(mark(value).ok_or("fwmark is a 32-bit number")?),
+        "replace_peers" => configuration.replace_peers = boolean(value)?,
+        _ => return Err("no such key for the device"),
+    }
+    Ok(())
+}
+
+fn peer_line(
+    peer: &mut PeerConfiguration,
+    key: &str,
+    value: &str,
+    scopes: &dyn Scopes,
+) -> Parsed<()> {
+    match key {
+        "remove" => peer.remove = boolean(value)?,
+        "update_only" => peer.update_only = boolean(value)?,
+        "preshared_key" => peer.preshared_key = Some(PresharedKey::from_bytes(*hex_key(value)?)),
+        "endpoint" => peer.endpoint = Some(endpoint(value, scopes)?),
+        "persistent_keepalive_interval" => {
+            let seconds = number(value).ok_or("persistent_keepalive_interval is 0 to 65535")?;
+            peer.persistent_keepalive_interval = Some(seconds);
+        }
+        "replace_allowed_ips" => peer.replace_allowed_ips = boolean(value)?,
+        "allowed_ip" => peer.allowed_ips.push(allowed_ip(value)?),
+        "protocol_version" if value == "1" => {}
+        "protocol_version" => return Err("the only protocol_version is 1"),
+        _ => return Err("no such key for a peer"),
+    }
+    Ok(())
+}
+
+fn boolean(value: &str) -> Parsed<bool> {
+    if value == "true" { Ok(true) } else { Err("the only value is true") }
+}
+
+/// Decimal digits and nothing else: no sign, no space.
+fn number<N: core::str::FromStr>(value: &str) -> Option<N> {
+    let is_digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+    is_digits.then(|| value.parse().ok()).flatten()
+}
+
+/// Decimal, or hexadecimal after 0x.
+fn mark(value: &str) -> Option<u32> {
+    match value.strip_prefix("0x") {
+        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+            u32::from_str_radix(digits, 16).ok()
+        }
+        Some(_) => None,
+        None => number(value),
+    }
+}
+
+fn hex_key(value: &str) -> Parsed<Zeroizing<[u8; KEY_LEN]>> {
+    const BAD: &str = "a key is 64 hexadecimal digits";
+    let mut key = Zeroizing::new([0; KEY_LEN]);
+    if value.len() != KEY_LEN.saturating_mul(2) {
+        return Err(BAD);
+    }
+    for (byte, digits) in key.iter_mut().zip(value.as_bytes().chunks_exact(2)) {
+        for digit in digits {
+            let digit = char::from(*digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+            *byte = (*byte << 4) | digit.ok_or(BAD)?;
+        }
+    }
+    Ok(key)
+}
+
+/// `1.2.3.4:5`, `[2001:db8::1]:5` or `[fe80::1%eth0]:5`.
+fn endpoint(value: &str, scopes: &dyn Scopes) -> Parsed<SocketAddr> {
+    const BAD: &str = "endpoint is ADDRESS:PORT or [ADDRESS]:PORT, without names";
+    let (host, port) = value.rsplit_once(':').ok_or(BAD)?;
+    let port: u16 = number(port).ok_or(BAD)?;
+    let Some(bracketed) = host.strip_prefix('[') else {
+        let address: std::net::Ipv4Addr = host.parse().map_err(|_| BAD)?;
+        return Ok((address, port).into());
+    };
+    let inside = bracketed.strip_suffix(']').ok_or(BAD)?;
+    let (address, scope) = match inside.split_once('%') {
+        Some((address, scope)) => {
+            (address, scopes.index_of(scope).ok_or("no interface has the endpoint's scope")?)
+        }
+        None => (inside, 0),
+    };
+    let address: Ipv6Addr = address.parse().map_err(|_| BAD)?;
+    Ok(SocketAddrV6::new(address, port, 0, scope).into())
+}
+
+/// `-` to remove it; then an address, and `/CIDR` unless it is a single address.
+fn allowed_ip(value: &str) -> Parsed<AllowedIpChange> {
+    const BAD: &str = "allowed_ip is ADDRESS/CIDR";
+    let (remove, prefix) = match value.strip_prefix('-') {
+        Some(prefix) => (true, prefix),
+        None => (false, value),
+    };
+    let (address, cidr) = match prefix.split_once('/') {
+        Some((address, cidr)) => (address, Some(number::<u8>(cidr).ok_or(BAD)?)),
+        None => (prefix, None),
+    };
+    let address: IpAddr = address.parse().map_err(|_| BAD)?;
+    let whole = if address.is_ipv4() { 32 } else { 128 };
+    let allowed_ip = AllowedIp::new(address, cidr.unwrap_or(whole)).ok_or(BAD)?;
+    Ok(AllowedIpChange { allowed_ip, remove })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) struct Eth0;
+
+    impl Scopes for Eth0 {
+        fn index_of(&self, name: &str) -> Option<u32> {
+            if name == "eth0" { Some(7) } else { name.parse().ok() }
+        }
+
+        fn name_of(&self, index: u32) -> Option<String> {
+            (index == 7).then(|| "eth0".to_owned())
+        }
+    }
+
+    const KEY: &str = "0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1F20";
+
+    fn set(lines: &str) -> Result<Configuration, Refusal> {
+        match parse(format!("set=1\n{lines}").as_bytes(), &Eth0)? {
+            Operation::Set(configuration) => Ok(configuration),
+            Operation::Get => panic!("a set became a get"),
+        }
+    }
+
+    fn peer(lines: &str) -> Result<PeerConfiguration, Refusal> {
+        set(&format!("public_key={KEY}\n{lines}")).map(|mut set| set.peers.pop().unwrap())
+    }
+
+    #[test]
+    fn a_device_takes_its_keys() {
+        let parsed = set(&format!(
+            "private_key={KEY}\nlisten_port=51820\nfwmark=0xca6c\nreplace_peers=true\n"
+        ))
+        .unwrap();
+        assert!(parsed.private_key.unwrap().is_some() && parsed.replace_peers);
+        assert_eq!((parsed.listen_port, parsed.fwmark), (Some(51820), Some(51820)));
+        let cleared = set(&format!("private_key={}\nfwmark=0", "0".repeat(64))).unwrap();
+        assert!(cleared.private_key.unwrap().is_none());
+        assert_eq!((cleared.listen_port, cleared.fwmark), (None, Some(0)));
+    }
+
+    #[test]
+    fn a_peer_takes_its_keys_and_each_public_key_starts_afresh() {
+        let lines = format!(
+            "public_key={KEY}\npreshared_key={KEY}\nendpoint=192.0.2.1:1\n\
+             persistent_keepalive_interval=65535\nreplace_allowed_ips=true\nallowed_ip=10.0.0.1/8\n\
+             allowed_ip=-fd00::/64\nprotocol_version=1\nupdate_only=true\npublic_key={KEY}\nremove=true"
+        );
+        let peers = set(&lines).unwrap().peers;
+        assert_eq!(peers.len(), 2);
+        let [first, second] = &peers[..] else { panic!() };
+        assert_eq!(first.public_key.as_bytes()[31], 0x20);
+        assert!(first.preshared_key.is_some() && first.update_only && first.replace_allowed_ips);
+        assert_eq!(first.persistent_keepalive_interval, Some(65535));
+        assert_eq!(first.allowed_ips[0].allowed_ip.address(), IpAddr::from([10, 0, 0, 0]));
+        assert!(!first.allowed_ips[0].remove && first.allowed_ips[1].remove);
+        assert!(second.remove && second.preshared_key.is_none() && !second.update_only);
+        assert!(second.endpoint.is_none() && second.allowed_ips.is_empty());
+    }
+
+    #[test]
+    fn endpoints_and_scopes() {
+        for (text, expected) in [
+            ("192.0.2.1:51820", "192.0.2.1:51820"),
+            ("[2001:db8::1]:0", "[2001:db8::1]:0"),
+            ("[fe80::1%eth0]:1", "[fe80::1%7]:1"),
+            ("[fe80::1%3]:1", "[fe80::1%3]:1"),
+        ] {
+            let endpoint = peer(&format!("endpoint={text}")).unwrap().endpoint.unwrap();
+            assert_eq!(endpoint, expected.parse().unwrap());
+        }
+        for bad in [
+            "192.0.2.1",
+            "192.0.2.1:",
+            "192.0.2.1:65536",
+            "192.0.2.1:-1",
+            "192.0.2.1:+1",
+            "host:1",
+            "2001:db8::1:1",
+            "[2001:db8::1]",
+            "[::1:1",
+            "[fe80::1%nope]:1",
+            "[192.0.2.1]:1",
+            "",
+            ":1",
+        ] {
+            assert!(peer(&format!("endpoint={bad}")).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_lone_address_is_a_whole_prefix() {
+        for (text, cidr) in [("10.0.0.1", 32), ("fd00::1", 128), ("10.0.0.1/0", 0)] {
+            assert_eq!(
+                peer(&format!("allowed_ip={text}")).unwrap().allowed_ips[0].allowed_ip.cidr(),
+                cidr
+            );
+        }
+    }
+
+    #[test]
+    fn every_bad_line_refuses_the_whole_with_its_number_and_sign() {
+        for bad in [
+            "private_key=",
+            "private_key=0",
+            "listen_port=65536",
+            "listen_port=-1",
+            "listen_port=+1",
+            "listen_port= 1",
+            "listen_port=",
+            "fwmark=4294967296",
+            "fwmark=0x",
+            "fwmark=0x+1",
+            "fwmark=x",
+            "replace_peers=false",
+            "replace_peers=1",
+            "replace_peers=True",
+            "nonsense=1",
+            "nonsense",
+            "=",
+            "endpoint=192.0.2.1:1",
+            "set=1",
+            "get=1",
+            "errno=0",
+            "private_key=\u{ff}",
+        ] {
+            let refusal = set(&format!("listen_port=1\n{bad}")).err().unwrap();
+            assert_eq!((refusal.errno, refusal.line), (-libc::EINVAL, 3), "{bad}");
+        }
+        for bad in [
+            "allowed_ip=10.0.0.0/33",
+            "allowed_ip=fd00::/129",
+            "allowed_ip=10.0.0.0/",
+            "allowed_ip=/8",
+            "allowed_ip=10.0.0/8",
+            "allowed_ip=10.0.0.0/-8",
+            "allowed_ip=--10.0.0.0/8",
+            "remove=yes",
+            "persistent_keepalive_interval=65536",
+            "persistent_keepalive_interval=off",
+            "protocol_version=2",
+            "protocol_version=",
+            "listen_port=1",
+            "preshared_key=zz",
+        ] {
+            assert_eq!(peer(bad).err().unwrap().errno, -libc::EINVAL, "{bad}");
+        }
+        assert_eq!(parse(b"get=1\nset=1", &Eth0).err().unwrap().errno, libc::EINVAL);
+        for bad in [&b""[..], b"get=2", b"set=", b"\xff\xfe", b"public_key=1"] {
+            assert_eq!(parse(bad, &Eth0).err().unwrap().errno, -libc::EINVAL);
+        }
+        let not_text = [b"set=1\nlisten_port=", &[0xff, 0xfe][..]].concat();
+        assert!(parse(&not_text, &Eth0).is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! Text that holds keys: erased when dropped, and when it moves to grow.
+
+use std::fmt;
+use zeroize::{Zeroize, Zeroizing};
+
+/// Bytes that leave no copy behind.
+#[derive(Default)]
+pub(super) struct SecretText(Zeroizing<Vec<u8>>);
+
+impl SecretText {
+    /// Room for `capacity` bytes.
+    pub(super) fn with_capacity(capacity: usize) -> Self {
+        Self(Zeroizing::new(Vec::with_capacity(capacity)))
+    }
+
+    /// Adds bytes. Where there is no room, moves to twice the place and erases the old one, which
+    /// `Vec` itself would not.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        let needed = self.0.len() + bytes.len();
+        if needed > self.0.capacity() {
+            let mut larger =
+                Zeroizing::new(Vec::with_capacity(needed.next_power_of_two().max(512)));
+            larger.extend_from_slice(&self.0);
+            self.0 = larger;
+        }
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// Adds a key in hexadecimal.
+    pub(super) fn push_hex(&mut self, key: &[u8; 32]) {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        for byte in key {
+            let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or(b'?');
+            self.push(&[digit(byte >> 4), digit(byte & 15)]);
+        }
+    }
+
+    /// Removes the first `count` bytes and erases the place they leave.
+    pub(super) fn consume(&mut self, count: usize) {
+        let count = count.min(self.0.len());
+        let left = self.0.len() - count;
+        self.0.copy_within(count.., 0);
+        if let Some(tail) = self.0.get_mut(left..) {
+            tail.zeroize();
+        }
+        self.0.truncate(left);
+    }
+
+    /// Erases everything and gives the memory back.
+    pub(super) fn clear(&mut self) {
+        self.0 = Zeroizing::default();
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Write for SecretText {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.push(text.as_bytes());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growing_and_consuming_keep_the_rest() {
+        let mut text = SecretText::with_capacity(1);
+        for number in 0..2000u32 {
+            text.push(&number.to_le_bytes());
+        }
+        text.consume(4 * 1999);
+        assert_eq!(text.as_bytes(), 1999u32.to_le_bytes());
+        text.consume(100);
+        assert_eq!(text.as_bytes(), b"");
+        text.push_hex(&[0xa5; 32]);
+        assert_eq!(text.as_bytes(), "a5".repeat(32).as_bytes());
+    }
+}

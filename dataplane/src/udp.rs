@@ -1,0 +1,150 @@
+//! The UDP sockets, as the helper opened them, and sending many datagrams at once.
+
+use crate::sys;
+use nix::libc;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use wgsep_proto::data_path::{DataPath, DropCause};
+use wgsep_proto::peer::{Endpoint, Peer};
+
+/// Most segments that one UDP_SEGMENT send takes on every kernel that has it.
+pub(crate) const MAX_SEGMENTS: usize = 64;
+/// Most bytes that one send takes: what fits into an IPv4 datagram.
+pub(crate) const MAX_SEND: usize = 65_507;
+
+/// The sockets of both families, either of which a machine may lack.
+#[derive(Default)]
+pub(crate) struct UdpSockets {
+    pub(crate) v4: Option<OwnedFd>,
+    pub(crate) v6: Option<OwnedFd>,
+    segment_limit: SegmentLimit,
+}
+
+/// The longest segment that the kernel has not refused to split for us.
+struct SegmentLimit {
+    len: AtomicUsize,
+    reported: AtomicBool,
+}
+
+impl Default for SegmentLimit {
+    fn default() -> Self {
+        Self { len: AtomicUsize::new(usize::MAX), reported: AtomicBool::new(false) }
+    }
+}
+
+impl SegmentLimit {
+    fn refuses(&self, segment_len: usize) -> bool {
+        segment_len > self.len.load(Ordering::Relaxed)
+    }
+
+    /// Remembers a refusal. EINVAL means that a segment does not fit the path's MTU, so a shorter one
+    /// may; EIO that the device cannot do it at all.
+    fn learn(&self, segment_len: usize, error: &io::Error) {
+        let limit =
+            if error.raw_os_error() == Some(libc::EIO) { 0 } else { segment_len.saturating_sub(1) };
+        self.len.fetch_min(limit, Ordering::Relaxed);
+        if !self.reported.swap(true, Ordering::Relaxed) {
+            tracing::info!(
+                "UDP segmentation offload refused for {segment_len}-byte datagrams ({error}); sending those one by one"
+            );
+        }
+    }
+}
+
+/// True if the kernel might take the same datagrams one by one.
+fn may_go_singly(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
+    )
+}
+
+impl UdpSockets {
+    /// Takes the sockets.
+    pub(crate) fn new(v4: Option<OwnedFd>, v6: Option<OwnedFd>) -> Self {
+        Self { v4, v6, segment_limit: SegmentLimit::default() }
+    }
+
+    /// Both, in the order IPv4, IPv6.
+    pub(crate) fn families(&self) -> [Option<BorrowedFd<'_>>; 2] {
+        [self.v4.as_ref().map(AsFd::as_fd), self.v6.as_ref().map(AsFd::as_fd)]
+    }
+
+    fn towards(&self, destination: SocketAddr) -> Option<BorrowedFd<'_>> {
+        let [v4, v6] = self.families();
+        if destination.is_ipv4() { v4 } else { v6 }
+    }
+
+    /// Sends `payload` as datagrams of `segment_len` bytes, the last maybe shorter, to a peer.
+    /// Returns the bytes that went; counts the datagrams that did not.
+    pub(crate) fn send(
+        &self,
+        peer: &Peer,
+        endpoint: &Endpoint,
+        traffic_class: u8,
+        payload: &[u8],
+        segment_len: usize,
+        data_path: &DataPath,
+    ) -> usize {
+        if payload.len() > segment_len && !self.segment_limit.refuses(segment_len) {
+            let segment = u16::try_from(segment_len).ok();
+            match self.send_from_any(peer, endpoint, traffic_class, payload, segment) {
+                Ok(()) => return payload.len(),
+                Err(error) if may_go_singly(&error) => {
+                    self.segment_limit.learn(segment_len, &error)
+                }
+                Err(_) => {
+                    data_path.drops.add(DropCause::SendFailed, payload.len().div_ceil(segment_len));
+                    return 0;
+                }
+            }
+        }
+        let mut sent = 0;
+        for datagram in payload.chunks(segment_len.max(1)) {
+            match self.send_from_any(peer, endpoint, traffic_class, datagram, None) {
+                Ok(()) => sent += datagram.len(),
+                Err(_) => data_path.drops.add(DropCause::SendFailed, 1),
+            }
+        }
+        sent
+    }
+
+    /// Sends from the cached source; if that address is no longer ours, forgets it and lets the
+    /// route choose one.
+    fn send_from_any(
+        &self,
+        peer: &Peer,
+        endpoint: &Endpoint,
+        traffic_class: u8,
+        payload: &[u8],
+        segment: Option<u16>,
+    ) -> io::Result<()> {
+        match self.send_once(endpoint, traffic_class, payload, segment) {
+            Err(error)
+                if endpoint.source.is_some() && error.raw_os_error() == Some(libc::EINVAL) =>
+            {
+                let anywhere = Endpoint { source: None, ..*endpoint };
+                self.send_once(&anywhere, traffic_class, payload, segment)?;
+                peer.clear_source();
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// One send; no socket of the family is ENETUNREACH.
+    pub(crate) fn send_once(
+        &self,
+        endpoint: &Endpoint,
+        traffic_class: u8,
+        payload: &[u8],
+        segment: Option<u16>,
+    ) -> io::Result<()> {
+        let socket = self
+            .towards(endpoint.destination)
+            .ok_or(io::Error::from_raw_os_error(libc::ENETUNREACH))?;
+        sys::send(socket, endpoint, traffic_class, payload, segment)
+    }
+}

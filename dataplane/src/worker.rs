@@ -1,0 +1,354 @@
+//! A worker: whole batches from end to end, each while it is hot in the cache.
+//!
+//! Out of the tunnel, `outbound`:
+//! 1. take the TUN queue's turn; staged packets whose keypair has come go first (in turn)
+//! 2. read packets, route each (in turn)
+//! 3. lease a keypair and nonces for each run of packets to one peer, or stage it (in turn)
+//! 4. seal (parallel)
+//! 5. send, in the order of the turns
+//!
+//! Into the tunnel, `inbound`:
+//! 1. take the socket's turn; read datagrams (in turn)
+//! 2. parse; hand handshake messages to the control thread; look up keypairs; open (parallel)
+//! 3. accept and write to the TUN device, in the order of the turns
+
+use crate::buffers::{InboundBatch, Opened, OutboundBatch};
+use crate::clock;
+use crate::shared::{QueuedHandshake, Shared, TunQueue};
+use crate::sys;
+use crate::tun::{Read, Tun};
+use crate::udp::UdpSockets;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use wgsep_proto::data_path::{DropCause, Reader, Routes};
+use wgsep_proto::messages::{Message, TAG_LEN, TRANSPORT_HEADER_LEN};
+use wgsep_proto::receive::Received;
+use wgsep_proto::time::Instant;
+
+/// What an epoll event is about.
+const WAKE: u64 = 0;
+const UDP_V4: u64 = 1;
+const UDP_V6: u64 = 2;
+const FIRST_TUN: u64 = 3;
+
+/// A worker thread's own state.
+pub(crate) struct Worker {
+    number: usize,
+    shared: Arc<Shared>,
+    epoll: Epoll,
+    routes: Reader<Routes>,
+    sockets: Reader<Arc<UdpSockets>>,
+    watches_tuns: bool,
+}
+
+impl Worker {
+    /// A worker that waits for descriptors.
+    ///
+    /// # Errors
+    /// If the kernel gives no epoll instance.
+    pub(crate) fn new(number: usize, shared: Arc<Shared>) -> nix::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        if let Some(wake) = shared.workers.get(number) {
+            epoll.add(wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        }
+        Ok(Self {
+            number,
+            epoll,
+            routes: shared.data_path.routes.reader(),
+            sockets: shared.sockets.reader(),
+            watches_tuns: false,
+            shared,
+        })
+    }
+
+    /// Works until the process ends.
+    pub(crate) fn run(mut self) {
+        let mut events = [EpollEvent::empty(); 8];
+        loop {
+            let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Ok(ready) => ready,
+                Err(nix::Error::EINTR) => continue,
+                Err(error) => {
+                    tracing::error!("worker {}: epoll_wait: {error}", self.number);
+                    std::process::abort();
+                }
+            };
+            for event in events.get(..ready).unwrap_or_default() {
+                self.routes.refresh(&self.shared.data_path.routes);
+                match event.data() {
+                    WAKE => self.woken(),
+                    UDP_V4 => self.inbound(0),
+                    UDP_V6 => self.inbound(1),
+                    tun => self.tun_event(tun, event.events()),
+                }
+            }
+        }
+    }
+
+    /// The control thread published something, or has staged packets to flush.
+    fn woken(&mut self) {
+        if let Some(wake) = self.shared.workers.get(self.number) {
+            let _count = wake.read();
+        }
+        let shared = Arc::clone(&self.shared);
+        let before = Arc::clone(self.sockets.value());
+        if self.sockets.refresh(&shared.sockets) {
+            self.watch_sockets(&before);
+        }
+        let Some(tuns) = shared.tuns.get() else { return };
+        if !self.watches_tuns {
+            self.watches_tuns = true;
+            for (queue, token) in tuns.iter().zip(FIRST_TUN..) {
+                self.watch(queue.tun.as_fd(), token);
+            }
+        }
+        if let Some(queue) = tuns.first() {
+            self.outbound(queue);
+        }
+    }
+
+    fn watch_sockets(&self, before: &UdpSockets) {
+        for socket in before.families().into_iter().flatten() {
+            // The helper holds duplicates, so closing ours does not end the watch.
+            let _not_watched = self.epoll.delete(socket);
+        }
+        for (socket, token) in self.sockets.value().families().into_iter().zip([UDP_V4, UDP_V6]) {
+            if let Some(socket) = socket {
+                self.watch(socket, token);
+            }
+        }
+    }
+
+    /// Watches a descriptor that the other workers watch too; an event wakes one of us.
+    fn watch(&self, descriptor: BorrowedFd<'_>, token: u64) {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
+        if let Err(error) = self.epoll.add(descriptor, EpollEvent::new(flags, token)) {
+            tracing::error!("worker {}: epoll_ctl: {error}", self.number);
+        }
+    }
+
+    fn tun_event(&mut self, token: u64, flags: EpollFlags) {
+        let shared = Arc::clone(&self.shared);
+        let number = usize::try_from(token - FIRST_TUN).unwrap_or(usize::MAX);
+        let Some(queue) = shared.tuns.get().and_then(|tuns| tuns.get(number)) else { return };
+        if flags.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
+            // Deleted: stop watching, or the error would be reported for ever.
+            let _not_watched = self.epoll.delete(queue.tun.as_fd());
+            shared.set_device_gone();
+            return;
+        }
+        self.outbound(queue);
+    }
+
+    // ------------------------------------------------------------ out of the tunnel
+
+    fn outbound(&self, queue: &TunQueue) {
+        let TunQueue { tun, outbound } = queue;
+        let shared = Arc::clone(&self.shared);
+        let data_path = &shared.data_path;
+        let mut batch = outbound.take_batch();
+        let ticket = {
+            let mut turn = outbound.turn();
+            let now = clock::instant();
+            self.lease_staged(&mut batch, now);
+            self.read_packets(tun, &mut batch);
+            batch.lease(data_path, now);
+            (!batch.is_empty()).then(|| turn.take_ticket())
+        };
+        match ticket {
+            Some(ticket) => {
+                batch.seal(data_path.mtu());
+                let sockets = self.sockets.value();
+                outbound.complete(ticket, batch, |batch| batch.send(sockets, data_path));
+            }
+            None => {
+                batch.clear();
+                outbound.return_batch(batch);
+            }
+        }
+        if data_path.take_wake() {
+            shared.wake_control();
+        }
+    }
+
+    fn lease_staged(&self, batch: &mut OutboundBatch, now: Instant) {
+        for peer in self.shared.take_flushes() {
+            if let Some(lease) = self.shared.data_path.lease(&peer, 0, now, |_| 0) {
+                batch.add_staged(peer, lease);
+            }
+        }
+    }
+
+    fn read_packets(&self, tun: &Tun, batch: &mut OutboundBatch) {
+        let data_path = &self.shared.data_path;
+        let mtu = data_path.mtu();
+        while let Some(room) = batch.room() {
+            match tun.read(room, TRANSPORT_HEADER_LEN) {
+                Read::Packet(len) => {
+                    let route = data_path.route(self.routes.value(), batch.latest(len));
+                    if let Some((peer, inner)) = route {
+                        batch.keep(peer, &inner, mtu);
+                    }
+                }
+                Read::Empty => return,
+                Read::Gone => {
+                    self.shared.set_device_gone();
+                    return;
+                }
+            }
+        }
+    }
+
+    // ------------------------------------------------------------ into the tunnel
+
+    fn inbound(&self, family: usize) {
+        let shared = Arc::clone(&self.shared);
+        let Some(inbound) = shared.inbound.get(family) else { return };
+        let mut batch = inbound.take_batch();
+        let ticket = {
+            let mut turn = inbound.turn();
+            self.read_datagrams(family, &mut batch);
+            (!batch.is_empty()).then(|| turn.take_ticket())
+        };
+        let Some(ticket) = ticket else {
+            inbound.return_batch(batch);
+            return;
+        };
+        let now = clock::instant();
+        let queued = open_all(&shared, &mut batch, now);
+        let queues = shared.tuns.get().map_or(&[][..], Vec::as_slice);
+        if let Some(TunQueue { tun, .. }) = queues.get(self.number % queues.len().max(1)) {
+            let deliver = |batch: &mut InboundBatch| self.deliver(tun, batch, now);
+            inbound.complete(ticket, batch, deliver);
+        } else {
+            inbound.complete(ticket, batch, InboundBatch::clear);
+        }
+        if queued | shared.data_path.take_wake() {
+            shared.wake_control();
+        }
+    }
+
+    fn read_datagrams(&self, family: usize, batch: &mut InboundBatch) {
+        let Some(socket) = self.sockets.value().families().get(family).copied().flatten() else {
+            return;
+        };
+        while let Some(room) = batch.room() {
+            match sys::receive(socket, room) {
+                Ok(datagram) => batch.keep(&datagram),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    self.shared.data_path.drops.add(DropCause::InboundMalformed, 1);
+                }
+                // Nothing waits; or an error that the socket had pending, which is now gone.
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Accepts what opened, writes it to the TUN device, and empties the batch.
+    fn deliver(&self, tun: &Tun, batch: &mut InboundBatch, now: Instant) {
+        let data_path = &self.shared.data_path;
+        let (storage, arrived, opened, sessions) = batch.parts();
+        for Opened { plaintext, session, counter, arrived: from } in opened {
+            let (Some((_, peer, keypair)), Some(from)) =
+                (sessions.get(*session), arrived.get(*from))
+            else {
+                continue;
+            };
+            let received = Received {
+                peer,
+                keypair,
+                counter: *counter,
+                endpoint: from.endpoint,
+                ecn: from.ecn,
+            };
+            let Some(bytes) = storage.get_mut(plaintext.clone()) else { continue };
+            let accepted = data_path.accept(&received, self.routes.value(), bytes, now);
+            let Some(len) = accepted.map(|packet| packet.len()) else { continue };
+            // The packet's transport header is headroom now.
+            let start = plaintext.start - TRANSPORT_HEADER_LEN;
+            let Some(frame) = storage.get_mut(start..plaintext.start + len) else { continue };
+            if tun.write(frame, TRANSPORT_HEADER_LEN).is_err() {
+                data_path.drops.add(DropCause::WriteFailed, 1);
+            }
+        }
+        batch.clear();
+    }
+}
+
+/// Opens every transport message of a batch and queues every handshake message. True if the control
+/// thread has to be woken.
+fn open_all(shared: &Shared, batch: &mut InboundBatch, now: Instant) -> bool {
+    let mut wake = false;
+    for arrived in 0..batch.received.len() {
+        let Some((bytes, segment_len)) =
+            batch.received.get(arrived).map(|arrived| (arrived.bytes.clone(), arrived.segment_len))
+        else {
+            break;
+        };
+        let mut start = bytes.start;
+        while start < bytes.end {
+            let end = bytes.end.min(start + segment_len);
+            wake |= open_one(shared, batch, arrived, start, end, now);
+            start = end;
+        }
+    }
+    wake
+}
+
+fn open_one(
+    shared: &Shared,
+    batch: &mut InboundBatch,
+    arrived: usize,
+    start: usize,
+    end: usize,
+    now: Instant,
+) -> bool {
+    let drops = &shared.data_path.drops;
+    let header = match Message::parse(batch.bytes_mut(start..end)) {
+        Some(Message::Transport(header)) => header,
+        Some(_) => {
+            let Some(endpoint) = batch.received.get(arrived).map(|arrived| arrived.endpoint) else {
+                return false;
+            };
+            let message = QueuedHandshake::new(endpoint, batch.bytes_mut(start..end));
+            return message.is_some_and(|message| shared.queue_handshake(message));
+        }
+        None => {
+            drops.add(DropCause::InboundMalformed, 1);
+            return false;
+        }
+    };
+    let Some(session) = find_session(shared, batch, header.receiver_index) else {
+        drops.add(DropCause::UnknownIndex, 1);
+        return false;
+    };
+    let Some(keypair) = batch.sessions.get(session).map(|(_, _, keypair)| Arc::clone(keypair))
+    else {
+        return false;
+    };
+    let start = start + TRANSPORT_HEADER_LEN;
+    match keypair.open(header.counter, batch.bytes_mut(start..end), now) {
+        Ok(()) => batch.opened.push(Opened {
+            plaintext: start..end.saturating_sub(TAG_LEN),
+            session,
+            counter: header.counter,
+            arrived,
+        }),
+        Err(_) => drops.add(DropCause::Unauthentic, 1),
+    }
+    false
+}
+
+/// The place among the batch's sessions of the one with this index, most likely the last.
+fn find_session(shared: &Shared, batch: &mut InboundBatch, index: u32) -> Option<usize> {
+    const LOOK_BACK: usize = 8;
+    let known = batch.sessions.iter().enumerate().rev().take(LOOK_BACK);
+    if let Some((place, _)) = known.into_iter().find(|(_, (known, ..))| *known == index) {
+        return Some(place);
+    }
+    let (peer, keypair) = shared.data_path.index_table.lookup_keypair(index)?;
+    batch.sessions.push((index, peer, keypair));
+    Some(batch.sessions.len() - 1)
+}

@@ -1,0 +1,235 @@
+//! Which system calls each process may make once it is sealed, and why.
+//!
+//! One line a call. The calls of the packet path take no argument rule, so that the kernel answers
+//! them from its bitmap without running the filter. Everything else kills the process.
+//!
+//! Never here: ioctl, connect, open, clone, prctl, execve, io_uring. On the descriptors held, even a
+//! process without capabilities could otherwise make the TUN device persistent or change its owner.
+
+use nix::libc;
+
+/// What an argument must be.
+#[derive(Clone, Copy, Debug)]
+pub struct Argument {
+    /// Which, from 0.
+    pub number: u8,
+    /// How it is compared.
+    pub test: Test,
+}
+
+/// How an argument is compared; as 32 bits where the kernel takes an int, else as 64.
+#[derive(Clone, Copy, Debug)]
+pub enum Test {
+    /// Equal, as an int.
+    Is(u32),
+    /// No bit outside these, as 64 bits.
+    Within(u64),
+    /// All these bits of the mask, as 64 bits.
+    Masked(u64, u64),
+}
+
+/// A system call that is allowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Allowed {
+    /// Its number.
+    pub call: libc::c_long,
+    /// Any one of these combinations of arguments; none means any arguments.
+    pub arguments: &'static [&'static [Argument]],
+    /// Why.
+    pub reason: &'static str,
+}
+
+const fn any(call: libc::c_long, reason: &'static str) -> Allowed {
+    Allowed { call, arguments: &[], reason }
+}
+
+const fn only(
+    call: libc::c_long,
+    arguments: &'static [&'static [Argument]],
+    reason: &'static str,
+) -> Allowed {
+    Allowed { call, arguments, reason }
+}
+
+const fn is(number: u8, value: libc::c_int) -> Argument {
+    Argument { number, test: Test::Is(value.cast_unsigned()) }
+}
+
+const fn within(number: u8, bits: libc::c_int) -> Argument {
+    Argument { number, test: Test::Within(bits.cast_unsigned() as u64) }
+}
+
+/// Memory that can be read and written, but never executed.
+const READ_WRITE: Argument = within(2, libc::PROT_READ | libc::PROT_WRITE);
+/// Private memory that no file backs.
+const ANONYMOUS: Argument = Argument {
+    number: 3,
+    test: Test::Masked(
+        (libc::MAP_PRIVATE | libc::MAP_SHARED | libc::MAP_ANONYMOUS).cast_unsigned() as u64,
+        (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).cast_unsigned() as u64,
+    ),
+};
+const MADVISE: &[&[Argument]] = &[&[is(2, libc::MADV_DONTNEED)], &[is(2, libc::MADV_FREE)]];
+const PRIVATE: i32 = libc::FUTEX_PRIVATE_FLAG;
+/// Waiting and waking, as std's and glibc's locks do it.
+const FUTEX: &[&[Argument]] = &[
+    &[is(1, libc::FUTEX_WAIT | PRIVATE)],
+    &[is(1, libc::FUTEX_WAKE | PRIVATE)],
+    &[is(1, libc::FUTEX_WAIT_BITSET | PRIVATE)],
+    &[is(1, libc::FUTEX_WAIT_BITSET | PRIVATE | libc::FUTEX_CLOCK_REALTIME)],
+    &[is(1, libc::FUTEX_WAKE)],
+];
+const SOCKET_KIND: &[&[Argument]] = &[
+    &[is(1, libc::SOL_SOCKET), is(2, libc::SO_TYPE)],
+    &[is(1, libc::SOL_SOCKET), is(2, libc::SO_DOMAIN)],
+];
+
+/// The dataplane, from `seal` to its end.
+pub const DATAPLANE: &[Allowed] = &[
+    // The packet path.
+    any(libc::SYS_read, "TUN packets, eventfds, the timer, netlink, UAPI clients"),
+    any(libc::SYS_write, "TUN packets, eventfds, UAPI replies, the log"),
+    any(libc::SYS_recvmsg, "UDP datagrams, the helper"),
+    any(libc::SYS_sendmsg, "UDP datagrams, the helper"),
+    #[cfg(target_arch = "x86_64")]
+    any(libc::SYS_epoll_wait, "waiting"),
+    any(libc::SYS_epoll_pwait, "waiting, where glibc or the architecture prefers it"),
+    only(libc::SYS_futex, FUTEX, "locks between the threads"),
+    any(libc::SYS_clock_gettime, "the time, where the vDSO cannot tell it"),
+    // The control thread.
+    any(libc::SYS_epoll_ctl, "watching what the helper hands over, and UAPI clients"),
+    any(libc::SYS_timerfd_settime, "the earliest protocol timer"),
+    any(libc::SYS_getrandom, "ephemeral keys, indices, cookies"),
+    any(libc::SYS_accept4, "UAPI clients"),
+    any(libc::SYS_shutdown, "UAPI clients that break the rules"),
+    any(libc::SYS_close, "UAPI clients, old UDP sockets"),
+    any(libc::SYS_sendto, "asking netlink for the links there are"),
+    only(libc::SYS_getsockopt, SOCKET_KIND, "checking what the helper handed over"),
+    any(libc::SYS_getsockname, "checking what the helper handed over"),
+    // Memory.
+    any(libc::SYS_brk, "the allocator"),
+    only(libc::SYS_mmap, &[&[READ_WRITE, ANONYMOUS]], "the allocator"),
+    any(libc::SYS_munmap, "the allocator"),
+    any(libc::SYS_mremap, "the allocator"),
+    only(libc::SYS_mprotect, &[&[READ_WRITE]], "glibc grows its arenas so"),
+    only(libc::SYS_madvise, MADVISE, "the allocator gives memory back"),
+    // The end, and what precedes it.
+    any(libc::SYS_rt_sigprocmask, "abort"),
+    any(libc::SYS_rt_sigaction, "abort takes the handler of SIGABRT away"),
+    any(libc::SYS_rt_sigreturn, "returning from a signal"),
+    any(libc::SYS_restart_syscall, "going on after SIGSTOP and SIGCONT"),
+    any(libc::SYS_sigaltstack, "a thread ends"),
+    any(libc::SYS_gettid, "abort"),
+    any(libc::SYS_getpid, "abort"),
+    only(libc::SYS_tgkill, &[&[is(2, libc::SIGABRT)]], "abort"),
+    any(libc::SYS_exit, "a thread ends"),
+    any(libc::SYS_exit_group, "the process ends"),
+];
+
+const fn option(level: libc::c_int, name: libc::c_int) -> [Argument; 2] {
+    [is(1, level), is(2, name)]
+}
+
+/// Exactly the socket options that the helper sets.
+const SOCKET_OPTIONS: &[&[Argument]] = &[
+    &option(libc::SOL_SOCKET, libc::SO_MARK),
+    &option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE),
+    &option(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE),
+    &option(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
+    &option(libc::IPPROTO_IP, libc::IP_PKTINFO),
+    &option(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+    &option(libc::IPPROTO_IP, libc::IP_RECVTOS),
+    &option(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+    &option(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+    &option(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+    &option(libc::SOL_UDP, libc::UDP_GRO),
+];
+
+const DATAGRAM: libc::c_int = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+
+/// The helper, from the moment the dataplane is verified.
+pub const HELPER: &[Allowed] = &[
+    any(libc::SYS_ppoll, "waiting"),
+    any(libc::SYS_recvmsg, "the dataplane's requests"),
+    any(libc::SYS_sendmsg, "replies with descriptors"),
+    any(libc::SYS_sendto, "the log, where it is syslog"),
+    any(libc::SYS_read, "the dataplane's log, signals, the watch on the UAPI socket"),
+    any(libc::SYS_write, "the log, and telling the launcher that all is ready"),
+    only(
+        libc::SYS_socket,
+        &[&[is(0, libc::AF_INET), is(1, DATAGRAM)], &[is(0, libc::AF_INET6), is(1, DATAGRAM)]],
+        "UDP sockets; keeps CAP_NET_ADMIN from netlink",
+    ),
+    only(
+        libc::SYS_setsockopt,
+        SOCKET_OPTIONS,
+        "the mark, buffers, and what the dataplane must be told",
+    ),
+    any(libc::SYS_bind, "the UDP port"),
+    any(libc::SYS_getsockname, "the UDP port that the kernel chose"),
+    any(libc::SYS_close, "UDP sockets"),
+    only(libc::SYS_pidfd_send_signal, &[&[is(1, libc::SIGKILL)]], "ending the dataplane"),
+    any(libc::SYS_waitid, "how the dataplane ended"),
+    any(libc::SYS_unlinkat, "removing the UAPI socket; Landlock holds it to that directory"),
+    any(libc::SYS_clock_gettime, "the time, where the vDSO cannot tell it"),
+    any(libc::SYS_brk, "the allocator"),
+    only(libc::SYS_mmap, &[&[READ_WRITE, ANONYMOUS]], "the allocator"),
+    any(libc::SYS_munmap, "the allocator"),
+    any(libc::SYS_mremap, "the allocator"),
+    only(libc::SYS_mprotect, &[&[READ_WRITE]], "the allocator"),
+    only(libc::SYS_madvise, MADVISE, "the allocator gives memory back"),
+    only(libc::SYS_futex, FUTEX, "locks of the standard library"),
+    any(libc::SYS_rt_sigprocmask, "abort"),
+    any(libc::SYS_rt_sigaction, "abort takes the handler of SIGABRT away"),
+    any(libc::SYS_rt_sigreturn, "returning from a signal"),
+    any(libc::SYS_restart_syscall, "going on after SIGSTOP and SIGCONT"),
+    any(libc::SYS_sigaltstack, "the standard library, at exit"),
+    any(libc::SYS_gettid, "abort"),
+    any(libc::SYS_getpid, "abort"),
+    only(libc::SYS_tgkill, &[&[is(2, libc::SIGABRT)]], "abort"),
+    any(libc::SYS_exit_group, "the end"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn each_call_is_listed_once_with_a_reason() {
+        for table in [DATAPLANE, HELPER] {
+            let calls: BTreeSet<_> = table.iter().map(|allowed| allowed.call).collect();
+            assert_eq!(calls.len(), table.len());
+            assert!(table.iter().all(|allowed| !allowed.reason.is_empty()));
+        }
+    }
+
+    #[test]
+    fn calls_that_would_open_the_sandbox_are_in_no_table() {
+        let forbidden = [
+            libc::SYS_ioctl,
+            libc::SYS_connect,
+            libc::SYS_open,
+            libc::SYS_openat,
+            libc::SYS_openat2,
+            libc::SYS_clone,
+            libc::SYS_clone3,
+            libc::SYS_fork,
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_prctl,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_readv,
+            libc::SYS_io_uring_setup,
+            libc::SYS_bpf,
+            libc::SYS_kill,
+            libc::SYS_setns,
+            libc::SYS_unshare,
+        ];
+        for table in [DATAPLANE, HELPER] {
+            assert!(table.iter().all(|allowed| !forbidden.contains(&allowed.call)));
+        }
+        let dataplane_only = [libc::SYS_socket, libc::SYS_bind, libc::SYS_setsockopt];
+        assert!(DATAPLANE.iter().all(|allowed| !dataplane_only.contains(&allowed.call)));
+    }
+}

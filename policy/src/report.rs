@@ -1,0 +1,246 @@
+//! How each layer of a sandbox turned out.
+
+use core::fmt;
+
+/// A layer of the dataplane's confinement, in the order in which they close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Layer {
+    /// No core file, few descriptors, no file growth.
+    Limits,
+    /// A user namespace of its own, where the launcher's privileges do not suffice for the rest.
+    UserNamespace,
+    /// Mount, network, IPC and UTS namespaces of its own, with nothing in them.
+    Namespaces,
+    /// An empty, read-only root directory.
+    EmptyRoot,
+    /// No capability can come back: bounding and ambient sets empty.
+    BoundingSet,
+    /// Root is nobody special, and stays so.
+    SecureBits,
+    /// A uid of its own, no groups.
+    User,
+    /// No capability in any set.
+    Capabilities,
+    /// Executing a file gains nothing.
+    NoNewPrivs,
+    /// Dies with the helper.
+    DeathSignal,
+    /// Not traceable by its own uid, no core.
+    NonDumpable,
+    /// No file can be opened, whatever the path.
+    Landlock,
+    /// No process or thread can be started.
+    NoProcesses,
+    /// Only the system calls of the filter, on every thread.
+    Seccomp,
+}
+
+impl Layer {
+    /// Every layer.
+    pub const ALL: [Self; 14] = [
+        Self::Limits,
+        Self::UserNamespace,
+        Self::Namespaces,
+        Self::EmptyRoot,
+        Self::BoundingSet,
+        Self::SecureBits,
+        Self::User,
+        Self::Capabilities,
+        Self::NoNewPrivs,
+        Self::DeathSignal,
+        Self::NonDumpable,
+        Self::Landlock,
+        Self::NoProcesses,
+        Self::Seccomp,
+    ];
+
+    /// True for the layers without which wgsep refuses to run.
+    #[must_use]
+    pub const fn is_mandatory(self) -> bool {
+        matches!(
+            self,
+            Self::Limits
+                | Self::Capabilities
+                | Self::NoNewPrivs
+                | Self::NonDumpable
+                | Self::Seccomp
+        )
+    }
+
+    /// Its name in logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Limits => "limits",
+            Self::UserNamespace => "user-namespace",
+            Self::Namespaces => "namespaces",
+            Self::EmptyRoot => "empty-root",
+            Self::BoundingSet => "bounding-set",
+            Self::SecureBits => "securebits",
+            Self::User => "user",
+            Self::Capabilities => "capabilities",
+            Self::NoNewPrivs => "no-new-privs",
+            Self::DeathSignal => "death-signal",
+            Self::NonDumpable => "non-dumpable",
+            Self::Landlock => "landlock",
+            Self::NoProcesses => "no-processes",
+            Self::Seccomp => "seccomp",
+        }
+    }
+}
+
+/// How a layer turned out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum State {
+    /// Not tried here.
+    #[default]
+    Absent,
+    /// In force.
+    Applied,
+    /// Refused by the kernel with this errno.
+    Degraded(u16),
+    /// This kernel does not have it.
+    Unsupported,
+}
+
+impl State {
+    /// The state after a system call.
+    #[must_use]
+    pub fn of<T>(result: Result<T, nix::Error>) -> Self {
+        match result {
+            Ok(_) => Self::Applied,
+            Err(errno) => Self::Degraded(u16::try_from(errno as i32).unwrap_or(u16::MAX)),
+        }
+    }
+}
+
+/// How every layer turned out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    states: [State; Layer::ALL.len()],
+}
+
+impl Report {
+    /// Notes how a layer turned out.
+    pub fn note(&mut self, layer: Layer, state: State) {
+        self.states[layer as usize] = state;
+    }
+
+    /// How a layer turned out.
+    #[must_use]
+    pub const fn state(&self, layer: Layer) -> State {
+        self.states[layer as usize]
+    }
+
+    /// Takes over what `later` knows and this does not.
+    pub fn merge(&mut self, later: &Self) {
+        for (state, later) in self.states.iter_mut().zip(later.states) {
+            if *state == State::Absent {
+                *state = later;
+            }
+        }
+    }
+
+    /// The layers that are not in force though they were tried, or should have been.
+    pub fn degraded(&self) -> impl Iterator<Item = (Layer, State)> {
+        Layer::ALL.into_iter().zip(self.states).filter(|(layer, state)| match state {
+            State::Applied => false,
+            // Only tried where it is needed.
+            State::Absent => *layer != Layer::UserNamespace,
+            State::Degraded(_) | State::Unsupported => true,
+        })
+    }
+
+    /// Three bytes a layer: kind, then errno, little-endian.
+    #[must_use]
+    pub fn to_bytes(&self) -> [[u8; 3]; Layer::ALL.len()] {
+        self.states.map(|state| {
+            let (kind, errno) = match state {
+                State::Absent => (0, 0),
+                State::Applied => (1, 0),
+                State::Degraded(errno) => (2, errno),
+                State::Unsupported => (3, 0),
+            };
+            let [low, high] = u16::to_le_bytes(errno);
+            [kind, low, high]
+        })
+    }
+
+    /// What [`Self::to_bytes`] made; `None` for anything else.
+    #[must_use]
+    pub fn from_bytes(bytes: &[[u8; 3]; Layer::ALL.len()]) -> Option<Self> {
+        let mut report = Self::default();
+        for (state, bytes) in report.states.iter_mut().zip(bytes) {
+            *state = match bytes {
+                [0, 0, 0] => State::Absent,
+                [1, 0, 0] => State::Applied,
+                [2, low, high] => State::Degraded(u16::from_le_bytes([*low, *high])),
+                [3, 0, 0] => State::Unsupported,
+                _ => return None,
+            };
+        }
+        Some(report)
+    }
+}
+
+impl fmt::Display for Report {
+    /// `limits=applied namespaces=degraded(EPERM) …`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for (layer, state) in Layer::ALL.into_iter().zip(self.states) {
+            write!(f, "{separator}{}=", layer.name())?;
+            separator = " ";
+            match state {
+                State::Absent => f.write_str("not-needed")?,
+                State::Applied => f.write_str("applied")?,
+                State::Degraded(errno) => {
+                    write!(f, "degraded({:?})", nix::Error::from_raw(i32::from(errno)))?;
+                }
+                State::Unsupported => f.write_str("unsupported")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_numbered_in_their_order() {
+        for (number, layer) in Layer::ALL.into_iter().enumerate() {
+            assert_eq!(layer as usize, number);
+        }
+    }
+
+    #[test]
+    fn a_report_survives_its_bytes_and_reads_as_a_line() {
+        let mut report = Report::default();
+        report.note(Layer::Limits, State::Applied);
+        report.note(Layer::Namespaces, State::of::<()>(Err(nix::Error::EPERM)));
+        report.note(Layer::Landlock, State::Unsupported);
+        assert_eq!(Report::from_bytes(&report.to_bytes()), Some(report));
+        let line = report.to_string();
+        assert!(
+            line.starts_with("limits=applied user-namespace=not-needed namespaces=degraded(EPERM)")
+        );
+        assert!(line.contains("landlock=unsupported"));
+        assert_eq!(report.degraded().count(), Layer::ALL.len() - 2);
+        let mut bytes = report.to_bytes();
+        bytes[0][0] = 4;
+        assert_eq!(Report::from_bytes(&bytes), None);
+    }
+
+    #[test]
+    fn merging_keeps_what_was_known() {
+        let (mut before, mut later) = (Report::default(), Report::default());
+        before.note(Layer::User, State::Degraded(1));
+        later.note(Layer::User, State::Applied);
+        later.note(Layer::Seccomp, State::Applied);
+        before.merge(&later);
+        assert_eq!(before.state(Layer::User), State::Degraded(1));
+        assert_eq!(before.state(Layer::Seccomp), State::Applied);
+    }
+}

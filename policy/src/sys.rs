@@ -1,0 +1,89 @@
+//! The system calls of confinement that no safe crate offers. All the unsafe code of this crate is
+//! here.
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::unistd::Pid;
+
+fn prctl(option: libc::c_int, argument: libc::c_ulong) -> nix::Result<libc::c_int> {
+    // SAFETY: the options used in this module take plain integers, no pointers.
+    Errno::result(unsafe { libc::prctl(option, argument, 0, 0, 0) })
+}
+
+/// Takes a capability out of the bounding set.
+pub(crate) fn drop_bounding(capability: u32) -> nix::Result<()> {
+    prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability)).map(drop)
+}
+
+/// Empties the ambient set.
+pub(crate) fn clear_ambient() -> nix::Result<()> {
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong).map(drop)
+}
+
+/// Sets the securebits.
+pub(crate) fn set_securebits(bits: u32) -> nix::Result<()> {
+    prctl(libc::PR_SET_SECUREBITS, libc::c_ulong::from(bits)).map(drop)
+}
+
+/// Keeps permitted capabilities across a change of uid.
+pub(crate) fn set_keep_capabilities() -> nix::Result<()> {
+    prctl(libc::PR_SET_KEEPCAPS, 1).map(drop)
+}
+
+/// Executing a file gains nothing from now on.
+pub(crate) fn set_no_new_privs() -> nix::Result<()> {
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map(drop)
+}
+
+/// True if executing a file gains nothing.
+pub(crate) fn no_new_privs() -> bool {
+    prctl(libc::PR_GET_NO_NEW_PRIVS, 0) == Ok(1)
+}
+
+/// No core file, no tracing by the same uid.
+pub(crate) fn set_non_dumpable() -> nix::Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 0).map(drop)
+}
+
+/// SIGKILL when the parent thread ends.
+pub(crate) fn set_death_signal() -> nix::Result<()> {
+    prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong).map(drop)
+}
+
+/// Closes the descriptors from `first` to `last`, both included.
+pub(crate) fn close_range(first: u32, last: u32) -> nix::Result<()> {
+    // SAFETY: plain integers. The caller holds no object that owns a descriptor of that range, or
+    // does not use it any more.
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
+/// Empties effective, permitted and inheritable sets of this thread.
+pub(crate) fn clear_capabilities() -> nix::Result<()> {
+    capset([0; 2])
+}
+
+/// Sets effective and permitted to `bits` (low word, high word) and inheritable to nothing.
+pub(crate) fn capset(bits: [u32; 2]) -> nix::Result<()> {
+    const VERSION_3: u32 = 0x2008_0522;
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: libc::c_int,
+    }
+    #[repr(C)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let header = Header { version: VERSION_3, pid: 0 };
+    let data = bits.map(|bits| Data { effective: bits, permitted: bits, inheritable: 0 });
+    // SAFETY: header and data have the layout of capset(2) version 3 and are live for the call.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) })
+        .map(drop)
+}
+
+/// The process that made this end of a socketpair.
+pub(crate) fn parent() -> Pid {
+    nix::unistd::getppid()
+}

@@ -1,0 +1,295 @@
+//! The log: the helper's own lines, and the dataplane's, which reach it through a pipe.
+//!
+//! Whatever comes from the dataplane is taken for hostile: a line is bounded, and characters that
+//! could move a terminal's cursor or forge a line are escaped.
+
+use crate::error::{Error, Result, Step};
+use nix::fcntl::{OFlag, open};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket,
+};
+use nix::sys::stat::Mode;
+use nix::unistd::{read, write};
+use std::fmt::Write;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Longest line that is written whole, in bytes.
+const MAX_LINE: usize = 1024;
+/// Facility of syslog(3) messages: daemon.
+const FACILITY: u8 = 3 << 3;
+
+/// How grave a line is, in the numbers of syslog(3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Something failed.
+    Error = 3,
+    /// Something an operator should look at.
+    Warn = 4,
+    /// Something an operator acts on.
+    Info = 6,
+    /// What explains the rest.
+    Debug = 7,
+}
+
+impl Level {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Error => "ERROR",
+            Self::Warn => "WARN",
+            Self::Info => "INFO",
+            Self::Debug => "DEBUG",
+        }
+    }
+
+    fn parse(word: &str) -> Option<Self> {
+        [Self::Error, Self::Warn, Self::Info, Self::Debug]
+            .into_iter()
+            .find(|level| level.name() == word)
+    }
+}
+
+/// How lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+enum Sink {
+    Stream(OwnedFd),
+    Syslog(OwnedFd),
+}
+
+/// Where lines go.
+pub struct Log {
+    sink: Sink,
+    format: Format,
+    most: Option<Level>,
+    interface: String,
+    partial: Vec<u8>,
+}
+
+impl Log {
+    /// Lines to standard error.
+    ///
+    /// # Errors
+    /// If it cannot be duplicated.
+    pub fn to_stderr(format: Format, most: Option<Level>) -> Result<Self> {
+        let stderr = std::io::stderr().as_fd().try_clone_to_owned().step("standard error")?;
+        Ok(Self::new(Sink::Stream(stderr), format, most))
+    }
+
+    /// Lines to the end of a file.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn to_file(path: &Path, format: Format, most: Option<Level>) -> Result<Self> {
+        let flags = OFlag::O_WRONLY
+            | OFlag::O_APPEND
+            | OFlag::O_CREAT
+            | OFlag::O_CLOEXEC
+            | OFlag::O_NOFOLLOW;
+        let file = open(path, flags, Mode::from_bits_truncate(0o600)).map_err(|errno| {
+            Error::new(format!(
+                "cannot log to {}: {}; choose another --log-file",
+                path.display(),
+                errno.desc()
+            ))
+        })?;
+        Ok(Self::new(Sink::Stream(file), format, most))
+    }
+
+    /// Lines to the system's log; where there is none, to a file under /var/log.
+    ///
+    /// # Errors
+    /// If there is neither.
+    pub fn to_system(interface: &str, format: Format, most: Option<Level>) -> Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket =
+            socket(AddressFamily::Unix, SockType::Datagram, flags, None).step("syslog socket")?;
+        let address = UnixAddr::new("/dev/log").step("syslog address")?;
+        if connect(socket.as_raw_fd(), &address).is_ok() {
+            return Ok(Self::new(Sink::Syslog(socket), format, most));
+        }
+        Self::to_file(Path::new(&format!("/var/log/wgsep-{interface}.log")), format, most)
+    }
+
+    fn new(sink: Sink, format: Format, most: Option<Level>) -> Self {
+        Self { sink, format, most, interface: String::new(), partial: Vec::new() }
+    }
+
+    /// Names the interface in every line.
+    pub fn set_interface(&mut self, interface: &str) {
+        interface.clone_into(&mut self.interface);
+    }
+
+    /// Writes a line. What the sink does not take is lost: logging never stops the daemon.
+    pub fn line(&self, level: Level, message: &str) {
+        if !self.most.is_some_and(|most| level <= most) {
+            return;
+        }
+        let message = escape(message);
+        let interface = &self.interface;
+        let _lost = match (&self.sink, self.format) {
+            (Sink::Syslog(socket), _) => {
+                let line = format!("<{}>wgsep[{interface}]: {message}", FACILITY | level as u8);
+                send(socket.as_raw_fd(), line.as_bytes(), MsgFlags::MSG_NOSIGNAL)
+            }
+            (Sink::Stream(stream), Format::Text) => {
+                let line =
+                    format!("{} {} wgsep[{interface}]: {message}\n", timestamp(), level.name());
+                write(stream, line.as_bytes())
+            }
+            (Sink::Stream(stream), Format::Json) => {
+                let line = format!(
+                    "{{\"time\":\"{}\",\"level\":\"{}\",\"interface\":\"{}\",\"message\":\"{}\"}}\n",
+                    timestamp(),
+                    level.name(),
+                    json(interface),
+                    json(&message)
+                );
+                write(stream, line.as_bytes())
+            }
+        };
+    }
+
+    /// What an operator acts on.
+    pub fn info(&self, message: &str) {
+        self.line(Level::Info, message);
+    }
+
+    /// What failed.
+    pub fn error(&self, message: &str) {
+        self.line(Level::Error, message);
+    }
+
+    /// Passes on the lines that wait in the dataplane's pipe; false at its end.
+    pub fn forward(&mut self, pipe: BorrowedFd<'_>) -> bool {
+        let mut buffer = [0; 4096];
+        let Ok(len) = read(pipe, &mut buffer) else { return true };
+        for byte in buffer.get(..len).unwrap_or_default() {
+            if *byte != b'\n' {
+                self.partial.push(*byte);
+            }
+            if *byte == b'\n' || self.partial.len() >= MAX_LINE {
+                let line = core::mem::take(&mut self.partial);
+                self.dataplane_line(&String::from_utf8_lossy(&line));
+            }
+        }
+        len > 0
+    }
+
+    /// A line of the dataplane: its level, then the message.
+    fn dataplane_line(&self, line: &str) {
+        let line = line.trim();
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match Level::parse(word) {
+            Some(level) => self.line(level, rest.trim_start()),
+            None if line.is_empty() => {}
+            None => self.line(Level::Error, line),
+        }
+    }
+}
+
+/// Makes control characters visible.
+fn escape(message: &str) -> String {
+    let mut escaped = String::with_capacity(message.len());
+    for character in message.chars() {
+        if character.is_control()
+            || matches!(character, '\u{200e}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        {
+            escaped.extend(character.escape_unicode());
+        } else {
+            escaped.push(character);
+        }
+    }
+    escaped
+}
+
+/// Inside a JSON string.
+fn json(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"")
+}
+
+/// The time in UTC as RFC 3339 has it, with milliseconds.
+fn timestamp() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (now.as_secs() / 86_400, now.as_secs() % 86_400);
+    let (year, month, day) = date(days);
+    let mut text = String::new();
+    let _infallible = write!(
+        text,
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
+        second / 3600,
+        second / 60 % 60,
+        second % 60,
+        now.subsec_millis()
+    );
+    text
+}
+
+/// Year, month and day of a day since 1970-01-01.
+fn date(mut days: u64) -> (u64, usize, u64) {
+    let is_leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
+    let mut year = 1970;
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(is_leap(year));
+    let mut month = 1;
+    for len in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if days < len {
+            break;
+        }
+        days -= len;
+        month += 1;
+    }
+    (year, month, days + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_become_dates() {
+        assert_eq!(date(0), (1970, 1, 1));
+        assert_eq!(date(59), (1970, 3, 1));
+        assert_eq!(date(11_016), (2000, 2, 29));
+        assert_eq!(date(11_017), (2000, 3, 1));
+        assert_eq!(date(20_778), (2026, 11, 21));
+        assert_eq!(date(364), (1970, 12, 31));
+    }
+
+    #[test]
+    fn hostile_lines_are_escaped_bounded_and_keep_their_level() {
+        let path = std::env::temp_dir().join(format!("wgsep-log-test-{}", std::process::id()));
+        let mut log = Log::to_file(&path, Format::Text, Some(Level::Info)).unwrap();
+        log.set_interface("wg0");
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let long = "x".repeat(3000);
+        let hostile = format!(" INFO fine\nDEBUG hidden\nERROR \x1b[2Jred\r\nno level\n{long}\n");
+        write(&writer, hostile.as_bytes()).unwrap();
+        drop(writer);
+        while log.forward(reader.as_fd()) {}
+        let written = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let lines: Vec<&str> = written.lines().collect();
+        assert!(lines[0].ends_with(" INFO wgsep[wg0]: fine"));
+        assert!(lines[1].ends_with(" ERROR wgsep[wg0]: \\u{1b}[2Jred"));
+        assert!(lines[2].ends_with(" ERROR wgsep[wg0]: no level"));
+        assert!(lines[3..].iter().all(|line| line.len() < MAX_LINE + 80) && lines.len() == 6);
+    }
+
+    #[test]
+    fn json_lines_are_json() {
+        assert_eq!(json(r#"say "\""#), r#"say \"\\\""#);
+    }
+}

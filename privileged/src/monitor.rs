@@ -1,0 +1,418 @@
+//! Serving the dataplane until one of the two ends.
+//!
+//! What the dataplane may ask depends on the phase; [`permit`] is the whole table. Anything else is
+//! a violation, and the dataplane is killed.
+
+use crate::error::{Error, Result, Step};
+use crate::log::Log;
+use crate::spawn::Dataplane;
+use crate::sys;
+use crate::uapi_socket::UapiSocket;
+use crate::udp::{Grants, UdpSockets};
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+use wgsep_ipc::{Notice, Received, Reply, Request, SealReport};
+
+/// How long the dataplane may take to start and to seal itself.
+const SEAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may take to end once told to.
+const GRACE: Duration = Duration::from_millis(500);
+/// Requests a second that are answered at once; more wait for the next second.
+const REQUESTS_PER_SECOND: u32 = 100;
+
+/// How far the dataplane has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Started, not verified.
+    Init,
+    /// Verified; has the interface.
+    Running,
+}
+
+/// The table of what may be asked when. `Sealed` comes once, because it ends its phase.
+const fn permit(phase: Phase, request: &Request) -> bool {
+    match (phase, request) {
+        (Phase::Init, Request::Sealed(_)) => true,
+        (Phase::Running, Request::Sealed(_)) => false,
+        (
+            Phase::Running,
+            Request::OpenUdp { .. } | Request::CloseUdp | Request::SetMark { .. } | Request::Bye,
+        ) => true,
+        (
+            Phase::Init,
+            Request::OpenUdp { .. } | Request::CloseUdp | Request::SetMark { .. } | Request::Bye,
+        ) => false,
+    }
+}
+
+/// Why the daemon ends.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// Asked for: by a signal, by removing the socket, or by deleting the interface.
+    Orderly(&'static str),
+    /// Something went wrong; the line says what.
+    Failed(String),
+}
+
+/// The running daemon, as the helper sees it.
+pub struct Monitor {
+    dataplane: Dataplane,
+    uapi: UapiSocket,
+    signals: SignalFd,
+    log: Log,
+    grants: Grants,
+    phase: Phase,
+    sockets: Option<UdpSockets>,
+    second: Instant,
+    requests: u32,
+    said_bye: bool,
+}
+
+impl Monitor {
+    /// A monitor of a dataplane that was just started.
+    pub fn new(
+        dataplane: Dataplane,
+        uapi: UapiSocket,
+        signals: SignalFd,
+        log: Log,
+        grants: Grants,
+    ) -> Self {
+        Self {
+            dataplane,
+            uapi,
+            signals,
+            log,
+            grants,
+            phase: Phase::Init,
+            sockets: None,
+            second: Instant::now(),
+            requests: 0,
+            said_bye: false,
+        }
+    }
+
+    /// The UAPI socket.
+    pub const fn uapi(&self) -> &UapiSocket {
+        &self.uapi
+    }
+
+    /// The log.
+    pub const fn log(&self) -> &Log {
+        &self.log
+    }
+
+    // ------------------------------------------------------------ before it is trusted
+
+    /// Waits for the dataplane to say that it is sealed; its report, and the number to answer to.
+    ///
+    /// # Errors
+    /// If it says anything else, dies, or takes too long.
+    pub fn wait_for_seal(&mut self) -> Result<(u32, SealReport)> {
+        let deadline = Instant::now() + SEAL_TIMEOUT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::new("the dataplane did not seal itself in time"));
+            }
+            let ready = poll(
+                [self.dataplane.log.as_fd(), self.dataplane.channel.as_fd(), self.signals.as_fd()],
+                left,
+            )?;
+            let [log, channel, signal] = ready;
+            if log {
+                self.log.forward(self.dataplane.log.as_fd());
+            }
+            if signal {
+                return Err(Error::new("interrupted before the dataplane was ready"));
+            }
+            if channel {
+                match self.dataplane.channel.receive_request() {
+                    Ok(Received::Nothing) => {}
+                    Ok(Received::Message((sequence, request), _))
+                        if permit(self.phase, &request) =>
+                    {
+                        if let Request::Sealed(report) = request {
+                            return Ok((sequence, report));
+                        }
+                    }
+                    Ok(Received::Message((_, request), _)) => {
+                        return Err(Error::new(format!(
+                            "the dataplane asked before it was sealed: {request:?}"
+                        )));
+                    }
+                    Ok(Received::Closed) => return Err(Error::new(self.death())),
+                    Err(error) => {
+                        return Err(Error::new(format!(
+                            "the dataplane broke the contract: {error}"
+                        )));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The dataplane was verified: hands over the interface.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn grant(
+        &mut self,
+        sequence: u32,
+        reply: &Reply,
+        netlink: BorrowedFd<'_>,
+        queues: &[BorrowedFd<'_>],
+    ) -> Result<()> {
+        self.phase = Phase::Running;
+        let descriptors = [&[self.uapi.listener(), netlink], queues].concat();
+        let sent = self.dataplane.channel.send_reply(sequence, reply, &descriptors);
+        sent.map_err(|error| Error::new(format!("hand over the interface: {error}")))
+    }
+
+    // ------------------------------------------------------------ serving
+
+    /// Serves until the end, and ends the dataplane.
+    pub fn serve(mut self) -> End {
+        let end = match self.serve_until_end() {
+            Ok(end) => end,
+            Err(error) => End::Failed(error.to_string()),
+        };
+        if matches!(end, End::Orderly(_)) {
+            self.ask_to_end();
+        }
+        self.kill();
+        self.uapi.remove();
+        match &end {
+            End::Orderly(why) => self.log.info(&format!("ended: {why}")),
+            End::Failed(why) => self.log.error(&format!("ended: {why}")),
+        }
+        end
+    }
+
+    fn serve_until_end(&mut self) -> Result<End> {
+        loop {
+            let wait = self.back_pressure();
+            let dataplane = &self.dataplane;
+            let sources = [
+                dataplane.log.as_fd(),
+                self.signals.as_fd(),
+                self.uapi.watch(),
+                dataplane.pidfd.as_fd(),
+                dataplane.channel.as_fd(),
+            ];
+            // Requests beyond the rate stay where they are until the next second.
+            let [log, signal, watch, died, asked] = match wait {
+                None => poll(sources, Duration::MAX)?,
+                Some(wait) => {
+                    let [log, signal, watch, died, _] = sources;
+                    let [log, signal, watch, died] = poll([log, signal, watch, died], wait)?;
+                    [log, signal, watch, died, false]
+                }
+            };
+            if log {
+                self.log.forward(self.dataplane.log.as_fd());
+            }
+            if signal && let Some(end) = self.signal() {
+                return Ok(end);
+            }
+            if watch && self.uapi.was_removed() {
+                return Ok(End::Orderly("the UAPI socket was removed"));
+            }
+            if asked && let Some(end) = self.request() {
+                return Ok(end);
+            }
+            if died {
+                return Ok(self.died());
+            }
+        }
+    }
+
+    /// How long to leave requests unread, if there were too many in this second.
+    fn back_pressure(&mut self) -> Option<Duration> {
+        const SECOND: Duration = Duration::from_secs(1);
+        let elapsed = self.second.elapsed();
+        if elapsed >= SECOND {
+            self.second = Instant::now();
+            self.requests = 0;
+        }
+        (self.requests >= REQUESTS_PER_SECOND).then(|| SECOND.saturating_sub(elapsed))
+    }
+
+    fn signal(&self) -> Option<End> {
+        let info = self.signals.read_signal().ok().flatten()?;
+        match Signal::try_from(info.ssi_signo.cast_signed()).ok()? {
+            Signal::SIGTERM => Some(End::Orderly("SIGTERM")),
+            Signal::SIGINT => Some(End::Orderly("SIGINT")),
+            // Nothing to read again: there is no configuration file.
+            _ => None,
+        }
+    }
+
+    /// Answers one request; `Some` if it was the last.
+    fn request(&mut self) -> Option<End> {
+        let (sequence, request) = match self.dataplane.channel.receive_request() {
+            Ok(Received::Nothing) => return None,
+            Ok(Received::Closed) => return Some(self.died()),
+            Ok(Received::Message((sequence, request), _)) => (sequence, request),
+            Err(error) => return Some(violation(&error.to_string())),
+        };
+        if !permit(self.phase, &request) {
+            return Some(violation(&format!("{request:?} is not permitted now")));
+        }
+        self.requests += 1;
+        let answered = match request {
+            Request::OpenUdp { port, mark } => self.open_udp(sequence, port, mark),
+            Request::SetMark { mark } => {
+                self.answer(sequence, self.grants.permit_mark(mark), |monitor| {
+                    monitor.sockets.as_mut().map_or(Ok(()), |sockets| sockets.set_mark(mark))
+                })
+            }
+            Request::CloseUdp => {
+                self.sockets = None;
+                self.answer(sequence, Ok(()), |_| Ok(()))
+            }
+            Request::Bye => {
+                self.said_bye = true;
+                self.answer(sequence, Ok(()), |_| Ok(()))
+            }
+            Request::Sealed(_) => return Some(violation("a second Sealed")),
+        };
+        answered.err().map(|error| violation(&error.to_string()))
+    }
+
+    fn answer(
+        &mut self,
+        sequence: u32,
+        permitted: nix::Result<()>,
+        act: impl FnOnce(&mut Self) -> nix::Result<()>,
+    ) -> core::result::Result<(), wgsep_ipc::Error> {
+        let reply = match permitted.and_then(|()| act(self)) {
+            Ok(()) => Reply::Done,
+            Err(errno) => Reply::Refused { errno: errno as i32 },
+        };
+        self.dataplane.channel.send_reply(sequence, &reply, &[])
+    }
+
+    /// Opens new sockets beside the old, which go only once the new ones are there.
+    fn open_udp(
+        &mut self,
+        sequence: u32,
+        port: u16,
+        mark: u32,
+    ) -> core::result::Result<(), wgsep_ipc::Error> {
+        let permitted = self.grants.permit_mark(mark).and_then(|()| self.grants.permit_port(port));
+        let channel = &self.dataplane.channel;
+        match permitted.and_then(|port| UdpSockets::open(port, mark)) {
+            Ok(sockets) => {
+                let descriptors: Vec<_> = sockets.families().into_iter().flatten().collect();
+                let [v4, v6] = sockets.families().map(|family| family.is_some());
+                channel.send_reply(
+                    sequence,
+                    &Reply::UdpOpened { port: sockets.port, v4, v6 },
+                    &descriptors,
+                )?;
+                self.sockets = Some(sockets);
+                Ok(())
+            }
+            Err(errno) => {
+                channel.send_reply(sequence, &Reply::Refused { errno: errno as i32 }, &[])
+            }
+        }
+    }
+
+    // ------------------------------------------------------------ the end
+
+    /// Gives the dataplane a moment to end by itself.
+    fn ask_to_end(&mut self) {
+        let _already_gone = self.dataplane.channel.send_notice(&Notice::Shutdown);
+        let _either_way = poll([self.dataplane.pidfd.as_fd()], GRACE);
+    }
+
+    /// Makes sure that it is gone, and passes on its last words.
+    fn kill(&mut self) {
+        let _already_gone = sys::kill(self.dataplane.pidfd.as_fd());
+        let _reaped = waitid(Id::PIDFd(self.dataplane.pidfd.as_fd()), WaitPidFlag::WEXITED);
+        while poll([self.dataplane.log.as_fd()], Duration::ZERO).is_ok_and(|[log]| log)
+            && self.log.forward(self.dataplane.log.as_fd())
+        {}
+    }
+
+    fn died(&mut self) -> End {
+        // The last words explain the death, and a Bye may have crossed with it.
+        while let Ok(Received::Message((_, Request::Bye), _)) =
+            self.dataplane.channel.receive_request()
+        {
+            self.said_bye = true;
+        }
+        let death = self.death();
+        if self.said_bye { End::Orderly("the interface was deleted") } else { End::Failed(death) }
+    }
+
+    /// How the dataplane ended.
+    fn death(&self) -> String {
+        let pidfd = self.dataplane.pidfd.as_fd();
+        let _gone = poll([pidfd], GRACE);
+        match waitid(
+            Id::PIDFd(pidfd),
+            WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG,
+        ) {
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                format!("the dataplane was killed by {signal}")
+            }
+            Ok(WaitStatus::Exited(_, status)) => {
+                format!("the dataplane exited with status {status}")
+            }
+            _ => "the dataplane closed its channel".to_owned(),
+        }
+    }
+}
+
+impl Drop for Monitor {
+    /// However we get here, no dataplane and no socket file stays behind.
+    fn drop(&mut self) {
+        self.kill();
+        self.uapi.remove();
+    }
+}
+
+fn violation(what: &str) -> End {
+    End::Failed(format!("the dataplane broke the contract and was killed: {what}"))
+}
+
+/// Waits until one of the descriptors is readable or closed, or the time is over.
+fn poll<const N: usize>(descriptors: [BorrowedFd<'_>; N], wait: Duration) -> Result<[bool; N]> {
+    let mut polled = descriptors.map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
+    let timeout = match wait {
+        Duration::MAX => None,
+        wait => Some(nix::sys::time::TimeSpec::from(wait)),
+    };
+    match nix::poll::ppoll(&mut polled, timeout, None) {
+        Ok(_) | Err(nix::Error::EINTR) => {}
+        Err(errno) => return Err(errno).step("ppoll"),
+    }
+    Ok(polled.map(|polled| polled.any().unwrap_or(false)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wgsep_ipc::REPORT_LAYERS;
+
+    #[test]
+    fn only_sealed_is_permitted_before_and_everything_else_after() {
+        let sealed = Request::Sealed([[0; 3]; REPORT_LAYERS]);
+        let others = [
+            Request::OpenUdp { port: 1, mark: 0 },
+            Request::CloseUdp,
+            Request::SetMark { mark: 0 },
+            Request::Bye,
+        ];
+        assert!(permit(Phase::Init, &sealed) && !permit(Phase::Running, &sealed));
+        for other in &others {
+            assert!(!permit(Phase::Init, other) && permit(Phase::Running, other));
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The system calls that no safe crate offers. All the unsafe code of this crate is here.
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::unistd::Pid;
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+nix::ioctl_write_ptr_bad!(tunsetiff, libc::TUNSETIFF, libc::ifreq);
+nix::ioctl_read_bad!(tungetiff, libc::TUNGETIFF, libc::ifreq);
+nix::ioctl_write_ptr_bad!(siocsifmtu, libc::SIOCSIFMTU, libc::ifreq);
+
+fn request(name: &[u8]) -> libc::ifreq {
+    // SAFETY: an all-zero ifreq is a valid one: an empty name, flags 0.
+    let mut request: libc::ifreq = unsafe { core::mem::zeroed() };
+    for (place, byte) in request.ifr_name.iter_mut().zip(name.iter().take(libc::IFNAMSIZ - 1)) {
+        *place = byte.cast_signed();
+    }
+    request
+}
+
+fn name_of(request: &libc::ifreq) -> String {
+    let bytes =
+        request.ifr_name.iter().map(|byte| byte.cast_unsigned()).take_while(|byte| *byte != 0);
+    String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).into_owned()
+}
+
+/// Makes an open /dev/net/tun a queue of the interface `name`, which may be a template such as
+/// `wg%d`; returns the interface's real name.
+pub(crate) fn attach_tun(
+    tun: BorrowedFd<'_>,
+    name: &str,
+    flags: libc::c_int,
+) -> nix::Result<String> {
+    let mut request = request(name.as_bytes());
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or(0);
+    // SAFETY: the request is live; TUNSETIFF reads it and writes the real name back into it.
+    unsafe { tunsetiff(tun.as_raw_fd(), &raw mut request) }?;
+    Ok(name_of(&request))
+}
+
+/// Name and flags of the interface that a TUN queue belongs to.
+pub(crate) fn tun_identity(tun: BorrowedFd<'_>) -> nix::Result<(String, libc::c_int)> {
+    let mut request = request(b"");
+    // SAFETY: the request is live; TUNGETIFF writes it.
+    unsafe { tungetiff(tun.as_raw_fd(), &raw mut request) }?;
+    // SAFETY: TUNGETIFF wrote the flags, which are plain integers.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok((name_of(&request), libc::c_int::from(flags.cast_unsigned())))
+}
+
+/// Sets an interface's MTU by way of any socket.
+pub(crate) fn set_mtu(socket: BorrowedFd<'_>, name: &str, mtu: libc::c_int) -> nix::Result<()> {
+    let mut request = request(name.as_bytes());
+    request.ifr_ifru.ifru_mtu = mtu;
+    // SAFETY: the request is live; SIOCSIFMTU reads it.
+    unsafe { siocsifmtu(socket.as_raw_fd(), &raw const request) }.map(drop)
+}
+
+/// Sets a socket option whose value is an int.
+pub(crate) fn set_option(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> nix::Result<()> {
+    let len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the value is live and as long as said.
+    let set = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len)
+    };
+    Errno::result(set).map(drop)
+}
+
+/// Removes a variable of the environment, while there is a single thread.
+pub(crate) fn remove_variable(name: &std::ffi::OsStr) {
+    // SAFETY: no other thread exists that could read the environment meanwhile.
+    unsafe { std::env::remove_var(name) };
+}
+
+/// What a fork returned.
+pub(crate) enum Forked {
+    Parent(Pid),
+    Child,
+}
+
+/// Forks this process, which has a single thread, so that the child may do anything.
+pub(crate) fn fork() -> nix::Result<Forked> {
+    // SAFETY: no other thread exists (see the module `startup`), so no lock is held in the child.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Ok(Forked::Parent(child)),
+        nix::unistd::ForkResult::Child => Ok(Forked::Child),
+    }
+}
+
+/// A descriptor that stands for a child that was not yet waited for.
+pub(crate) fn pidfd_open(child: Pid) -> nix::Result<OwnedFd> {
+    // SAFETY: plain integers.
+    let opened = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, child.as_raw(), 0) })?;
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(opened as RawFd) })
+}
+
+/// Kills the process that a pidfd stands for.
+pub(crate) fn kill(child: BorrowedFd<'_>) -> nix::Result<()> {
+    let none: *const libc::siginfo_t = core::ptr::null();
+    // SAFETY: plain integers, and a null pointer, which means no further information.
+    let sent = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, child.as_raw_fd(), libc::SIGKILL, none, 0)
+    };
+    Errno::result(sent).map(drop)
+}
+
+/// Takes over a descriptor that was passed by number; it must be open.
+pub(crate) fn take_descriptor(number: RawFd) -> nix::Result<OwnedFd> {
+    nix::fcntl::fcntl(borrow(number), nix::fcntl::FcntlArg::F_GETFD)?;
+    // SAFETY: it is open, was passed to us for this, and is taken once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Borrows a descriptor by number, to ask whether it is open at all.
+fn borrow(number: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: only used for F_GETFD, which does no harm to a number that is not open. -1 is excluded.
+    unsafe { BorrowedFd::borrow_raw(number.max(0)) }
+}
+
+/// Puts a descriptor at a number, without close-on-exec, in a child that is about to execute.
+pub(crate) fn place_descriptor(descriptor: BorrowedFd<'_>, number: RawFd) -> nix::Result<()> {
+    // SAFETY: plain integers. The child uses nothing that was open at `number` before.
+    Errno::result(unsafe { libc::dup2(descriptor.as_raw_fd(), number) }).map(drop)
+}
+
+/// Executes an open program in place of this process.
+pub(crate) fn execute(program: BorrowedFd<'_>, arguments: &[&CStr]) -> Errno {
+    let mut pointers: Vec<*const libc::c_char> =
+        arguments.iter().map(|argument| argument.as_ptr()).collect();
+    pointers.push(core::ptr::null());
+    let environment: [*const libc::c_char; 1] = [core::ptr::null()];
+    // SAFETY: both arrays are live, hold live strings and end with a null pointer; the path is empty,
+    // which AT_EMPTY_PATH turns into the descriptor itself.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            pointers.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    Errno::last()
+}
+
+/// Ends this process at once, running nothing on the way.
+pub(crate) fn exit(status: libc::c_int) -> ! {
+    // SAFETY: _exit runs no handler and touches no memory.
+    unsafe { libc::_exit(status) }
+}

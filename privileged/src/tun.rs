@@ -1,0 +1,171 @@
+//! The TUN device and the socket that tells of its state.
+
+use crate::error::{Error, Result, Step};
+use crate::sys;
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,
+};
+use nix::sys::stat::Mode;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use wgsep_policy::{Capability, capabilities};
+
+const DEVICE: &str = "/dev/net/tun";
+/// Longest interface name, in bytes.
+const MAX_NAME_LEN: usize = libc::IFNAMSIZ - 1;
+/// Of the interface at its birth: what fits into 1500 with IPv6 outside.
+const DEFAULT_MTU: libc::c_int = 1420;
+const RTMGRP_LINK: u32 = 0x1;
+const RTMGRP_IPV4_ROUTE: u32 = 0x40;
+const RTMGRP_IPV6_ROUTE: u32 = 0x400;
+
+/// The interface.
+pub struct TunDevice {
+    /// Its queues, in order.
+    pub queues: Vec<OwnedFd>,
+    /// Its real name.
+    pub name: String,
+    /// Its index, in the network namespace it was made in.
+    pub ifindex: u32,
+    /// Whether packets have a virtio_net_hdr before them.
+    pub vnet_hdr: bool,
+}
+
+/// Checks a name as an operator typed it.
+///
+/// # Errors
+/// If the kernel would refuse it, or it could not be the name of a socket file.
+pub fn check_name(name: &str) -> Result<()> {
+    let bad = |why: &str| Err(Error::new(format!("bad interface name {name:?}: {why}")));
+    if name.is_empty() || name.len() > MAX_NAME_LEN {
+        return bad("it must have 1 to 15 bytes");
+    }
+    if name == "." || name == ".." {
+        return bad("it names a directory");
+    }
+    if let Some(odd) =
+        name.chars().find(|c| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':'))
+    {
+        return bad(&format!("{odd:?} is not allowed"));
+    }
+    if name.contains('%') && (name.matches('%').count() > 1 || !name.contains("%d")) {
+        return bad("the only use of % is one %d, for the first free number");
+    }
+    Ok(())
+}
+
+impl TunDevice {
+    /// Creates the interface, which goes when its last queue is closed.
+    ///
+    /// # Errors
+    /// If there is no /dev/net/tun, no permission, or the name is taken.
+    pub fn create(name: &str) -> Result<Self> {
+        let queue = open_device()?;
+        let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
+        let name = sys::attach_tun(queue.as_fd(), name, flags).map_err(|errno| match errno {
+            nix::Error::EBUSY | nix::Error::EINVAL | nix::Error::EEXIST => Error::new(format!(
+                "interface {name} already exists; delete it (ip link delete {name}) or choose another name"
+            )),
+            nix::Error::EPERM => Error::new(format!(
+                "no permission to create interface {name}: CAP_NET_ADMIN is missing; run as root, or: setcap cap_net_admin+ep wgsep"
+            )),
+            errno => Error::call(&format!("create interface {name}"), errno),
+        })?;
+        let device = Self::identified(queue, name, true)?;
+        device.set_mtu()?;
+        Ok(device)
+    }
+
+    /// Takes over an interface that somebody else created (WG_TUN_FD).
+    ///
+    /// # Errors
+    /// If the descriptor is no TUN queue.
+    pub fn adopt(queue: OwnedFd) -> Result<Self> {
+        let (name, flags) = sys::tun_identity(queue.as_fd())
+            .map_err(|errno| Error::call("WG_TUN_FD is not a TUN device", errno))?;
+        if flags & libc::IFF_TUN == 0 || flags & libc::IFF_NO_PI == 0 {
+            return Err(Error::new("WG_TUN_FD must be opened with IFF_TUN and IFF_NO_PI"));
+        }
+        nix::fcntl::fcntl(&queue, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_RDWR))
+            .step("WG_TUN_FD")?;
+        Self::identified(queue, name, flags & libc::IFF_VNET_HDR != 0)
+    }
+
+    fn identified(queue: OwnedFd, name: String, vnet_hdr: bool) -> Result<Self> {
+        let ifindex =
+            nix::net::if_::if_nametoindex(name.as_str()).step("index of the interface")?;
+        Ok(Self { queues: vec![queue], name, ifindex, vnet_hdr })
+    }
+
+    fn set_mtu(&self) -> Result<()> {
+        let any = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+            .step("socket to set the MTU")?;
+        sys::set_mtu(any.as_fd(), &self.name, DEFAULT_MTU).step("set the MTU")
+    }
+}
+
+fn open_device() -> Result<OwnedFd> {
+    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    open(DEVICE, flags, Mode::empty()).map_err(|errno| match errno {
+        nix::Error::ENOENT | nix::Error::ENXIO | nix::Error::ENODEV => Error::new(format!(
+            "{DEVICE} is missing; load it: modprobe tun (in a container, pass the device in)"
+        )),
+        nix::Error::EACCES | nix::Error::EPERM => {
+            let missing = if capabilities::has(Capability::CAP_NET_ADMIN) {
+                "allow this user to open the device"
+            } else {
+                "CAP_NET_ADMIN is missing too; run as root"
+            };
+            Error::new(format!("no permission to open {DEVICE}: {missing}"))
+        }
+        errno => Error::call(&format!("open {DEVICE}"), errno),
+    })
+}
+
+/// A netlink socket that hears of link and route changes, of the interface also after it was moved to
+/// another network namespace.
+///
+/// # Errors
+/// If the kernel refuses the socket.
+pub fn open_netlink() -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)
+        .step("netlink")?;
+    let groups = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE;
+    bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups)).step("subscribe to link changes")?;
+    // Without CAP_NET_BROADCAST only moves to other namespaces go unheard.
+    let _refused =
+        sys::set_option(netlink.as_fd(), libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID, 1);
+    Ok(netlink)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_not_be_interfaces_or_files_are_refused() {
+        for good in ["wg0", "a", "abcdefghijklmno", "wg%d", "wg-home.1", "ünï"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "abcdefghijklmnop",
+            ".",
+            "..",
+            "a/b",
+            "../x",
+            "a b",
+            "a\tb",
+            "a\nb",
+            "a:b",
+            "%",
+            "%s",
+            "%d%d",
+            "\0",
+        ] {
+            assert!(check_name(bad).is_err(), "{bad:?}");
+        }
+    }
+}

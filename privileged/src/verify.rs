@@ -1,0 +1,107 @@
+//! What the kernel says of the dataplane, against what the dataplane says of itself.
+
+use crate::error::{Error, Result, Step};
+use nix::unistd::{Pid, Uid};
+use std::fs;
+use wgsep_policy::{Layer, Report, State};
+
+/// Checks every thread of a dataplane that says it is sealed.
+///
+/// # Errors
+/// If any thread has a capability, lacks no_new_privs or the filter, or is of another user; or if
+/// there are not exactly `threads` of them.
+pub fn verify(pid: Pid, uid: Uid, threads: usize, report: &Report) -> Result<()> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).step("look at the dataplane in /proc")?;
+    let mut count = 0;
+    for task in tasks {
+        let status = task.step("look at the dataplane in /proc")?.path().join("status");
+        let status = fs::read_to_string(status).step("look at the dataplane in /proc")?;
+        check_thread(&status, uid, report)?;
+        count += 1;
+    }
+    if count != threads {
+        return Err(Error::new(format!(
+            "the dataplane has {count} threads where {threads} were expected"
+        )));
+    }
+    for layer in Layer::ALL.into_iter().filter(|layer| layer.is_mandatory()) {
+        if report.state(layer) != State::Applied {
+            return Err(Error::new(format!(
+                "refusing to run: the mandatory layer {} is missing ({report})",
+                layer.name()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_thread(status: &str, uid: Uid, report: &Report) -> Result<()> {
+    let uids = format!("{uid}\t{uid}\t{uid}\t{uid}");
+    let none = "0000000000000000";
+    let bounding = (report.state(Layer::BoundingSet) == State::Applied).then_some(none);
+    let expected = [
+        ("Uid", Some(uids.as_str())),
+        ("CapInh", Some(none)),
+        ("CapPrm", Some(none)),
+        ("CapEff", Some(none)),
+        ("CapBnd", bounding),
+        ("CapAmb", Some(none)),
+        ("NoNewPrivs", Some("1")),
+        ("Seccomp", Some("2")),
+    ];
+    for (field, expected) in expected {
+        let Some(expected) = expected else { continue };
+        let found = value(status, field);
+        if found != Some(expected) {
+            return Err(Error::new(format!(
+                "the dataplane is not sealed as it says: {field} is {}, not {expected}",
+                found.unwrap_or("missing")
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn value<'s>(status: &'s str, field: &str) -> Option<&'s str> {
+    status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(":\t")).map(str::trim_end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEALED: &str = "Name:\twgsep-dataplane\nUid:\t9\t9\t9\t9\nCapInh:\t0000000000000000\n\
+        CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000000\n\
+        CapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t1\n";
+
+    fn check(status: &str) -> Result<()> {
+        let mut report = Report::default();
+        report.note(Layer::BoundingSet, State::Applied);
+        check_thread(status, Uid::from_raw(9), &report)
+    }
+
+    #[test]
+    fn every_field_of_every_thread_counts() {
+        assert!(check(SEALED).is_ok());
+        for (right, wrong) in [
+            ("Uid:\t9\t9", "Uid:\t9\t0"),
+            ("CapInh:\t0", "CapInh:\t1"),
+            ("CapPrm:\t0", "CapPrm:\t1"),
+            ("CapEff:\t0", "CapEff:\t1"),
+            ("CapBnd:\t0", "CapBnd:\t1"),
+            ("CapAmb:\t0", "CapAmb:\t1"),
+            ("NoNewPrivs:\t1", "NoNewPrivs:\t0"),
+            ("Seccomp:\t2", "Seccomp:\t0"),
+            ("Seccomp:\t2", "Seccompx:\t2"),
+        ] {
+            assert!(check(&SEALED.replace(right, wrong)).is_err(), "{wrong}");
+        }
+        assert!(check("").is_err());
+    }
+
+    #[test]
+    fn an_unsealed_process_is_refused() {
+        let error = verify(nix::unistd::getpid(), nix::unistd::getuid(), 1, &Report::default());
+        assert!(error.unwrap_err().to_string().contains("not sealed"));
+    }
+}
