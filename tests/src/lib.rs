@@ -16,6 +16,7 @@ pub mod nft;
 pub mod process;
 pub mod procfs;
 pub mod relay;
+pub mod sim;
 pub mod scratch;
 pub mod skip;
 mod sweep;

@@ -1,0 +1,17 @@
+//! A simulated network of WireGuard devices on a virtual clock.
+//!
+//! [`simulation::Simulation`] holds any number of devices and the datagrams between them, and jumps
+//! from one thing that happens to the next: the arrival of a datagram, or the timer of a device. So
+//! days of protocol pass in milliseconds, and a seed reproduces every run. Nothing here sleeps, reads
+//! a clock or opens a socket.
+//!
+//! [`oracle`] speaks WireGuard by other means, for the other end of a device under test; [`fuzz`]
+//! has the functions that both the fuzzer and the replay of its corpora call.
+
+pub mod dice;
+pub mod fuzz;
+pub mod host;
+pub mod link;
+pub mod oracle;
+pub mod packet;
+pub mod simulation;

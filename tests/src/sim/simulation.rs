@@ -1,0 +1,329 @@
+//! Hosts, the datagrams between them, and the clock they share.
+
+use super::dice::Dice;
+use super::host::{Host, HostId};
+use super::link::{Datagram, Kind, Link};
+use super::packet;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+use wgsep_proto::config::{Configuration, PeerConfiguration, PeerStatus};
+use wgsep_proto::ip::Ecn;
+use wgsep_proto::peer::Endpoint;
+use wgsep_proto::time::{Instant, Now};
+
+/// The UDP port of every host, until a NAT gives it another.
+pub const PORT: u16 = 51_820;
+
+/// Time on the boot clock when a simulation starts: not 0, so that nothing mistakes 0 for a time.
+const START: Duration = Duration::from_secs(1000);
+/// Time of day when a simulation starts.
+const START_WALL: Duration = Duration::from_secs(1_800_000_000);
+
+/// Decides whether a datagram goes on its way.
+pub type Filter = Box<dyn FnMut(&Datagram) -> bool>;
+
+/// A network of hosts.
+pub struct Simulation {
+    /// What datagrams meet on their way.
+    pub link: Link,
+    /// Every datagram that any host sent, lost ones included.
+    pub sent: Vec<Datagram>,
+    elapsed: Duration,
+    hosts: Vec<Host>,
+    under_way: BTreeMap<(Instant, u64), Datagram>,
+    sequence: u64,
+    filter: Filter,
+    dice: Dice,
+}
+
+impl Simulation {
+    /// No hosts yet.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            link: Link::default(),
+            sent: Vec::new(),
+            elapsed: Duration::ZERO,
+            hosts: Vec::new(),
+            under_way: BTreeMap::new(),
+            sequence: 0,
+            filter: Box::new(|_| true),
+            dice: Dice::new(seed),
+        }
+    }
+
+    /// Two hosts, each the other's peer, that know where the other is.
+    #[must_use]
+    pub fn pair(seed: u64) -> (Self, HostId, HostId) {
+        let mut simulation = Self::new(seed);
+        let (a, b) = (simulation.add_host(), simulation.add_host());
+        simulation.introduce(a, b);
+        simulation.introduce(b, a);
+        (simulation, a, b)
+    }
+
+    /// Adds a host that is up and has a key.
+    pub fn add_host(&mut self) -> HostId {
+        let number = self.hosts.len();
+        let [.., high, low] = (number + 1).to_be_bytes();
+        let address = SocketAddr::from((Ipv4Addr::new(192, 0, high, low), PORT));
+        let now = self.now();
+        self.hosts.push(Host::new(number, address, &mut self.dice, now));
+        HostId(number)
+    }
+
+    /// Makes `peer` a peer of `host`.
+    pub fn introduce(&mut self, host: HostId, peer: HostId) {
+        let peer = self.host(peer).as_peer();
+        self.configure_peer(host, peer);
+    }
+
+    // ------------------------------------------------------------ looking
+
+    /// Both clocks.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        let nanoseconds = u64::try_from((START + self.elapsed).as_nanos()).unwrap_or(u64::MAX);
+        Now { instant: Instant::from_nanos(nanoseconds), wall: START_WALL + self.elapsed }
+    }
+
+    /// A host.
+    #[must_use]
+    pub fn host(&self, id: HostId) -> &Host {
+        &self.hosts[id.0]
+    }
+
+    /// A host, to be changed; see [`Self::settle`] for what its device then has to say.
+    #[must_use]
+    pub fn host_mut(&mut self, id: HostId) -> &mut Host {
+        &mut self.hosts[id.0]
+    }
+
+    /// What `host` knows of `peer`.
+    #[must_use]
+    pub fn peer(&self, host: HostId, peer: HostId) -> PeerStatus {
+        self.host(host).peer(&self.host(peer).public_key)
+    }
+
+    /// The datagrams that `host` sent from its present address.
+    pub fn sent_by(&self, host: HostId) -> impl Iterator<Item = &Datagram> {
+        let from = self.host(host).address;
+        self.sent.iter().filter(move |datagram| datagram.from == from)
+    }
+
+    /// How many of a kind it sent.
+    #[must_use]
+    pub fn count(&self, host: HostId, kind: Kind) -> usize {
+        self.sent_by(host).filter(|datagram| datagram.kind() == kind).count()
+    }
+
+    /// When it sent those of a kind.
+    #[must_use]
+    pub fn times(&self, host: HostId, kind: Kind) -> Vec<Instant> {
+        let of_kind = self.sent_by(host).filter(|datagram| datagram.kind() == kind);
+        of_kind.map(|datagram| datagram.at).collect()
+    }
+
+    /// The last datagram of a kind it sent.
+    ///
+    /// # Panics
+    /// If it sent none.
+    #[must_use]
+    pub fn last(&self, host: HostId, kind: Kind) -> Datagram {
+        let last = self.sent_by(host).filter(|datagram| datagram.kind() == kind).last();
+        let Some(last) = last else { panic!("no {kind:?} was sent") };
+        last.clone()
+    }
+
+    // ------------------------------------------------------------ acting
+
+    /// Applies a `set` to a host.
+    pub fn configure(&mut self, host: HostId, configuration: Configuration) {
+        let now = self.now();
+        self.host_mut(host).device.configure(configuration, now);
+        self.settle(host);
+    }
+
+    /// Applies changes to one peer of a host.
+    pub fn configure_peer(&mut self, host: HostId, peer: PeerConfiguration) {
+        self.configure(host, Configuration { peers: vec![peer], ..Configuration::default() });
+    }
+
+    /// Changes what `host` has configured of `peer`.
+    pub fn change_peer(
+        &mut self,
+        host: HostId,
+        peer: HostId,
+        change: impl FnOnce(&mut PeerConfiguration),
+    ) {
+        let mut configuration = PeerConfiguration::new(self.host(peer).public_key);
+        change(&mut configuration);
+        self.configure_peer(host, configuration);
+    }
+
+    /// Sets the interface of a host up or down.
+    pub fn set_up(&mut self, host: HostId, up: bool) {
+        let now = self.now();
+        self.host_mut(host).device.set_up(up, now);
+        self.settle(host);
+    }
+
+    /// Sends a packet into the tunnel of a host.
+    pub fn send(&mut self, host: HostId, packet: &[u8]) {
+        let now = self.now();
+        self.host_mut(host).device.encapsulate(packet, now);
+        self.settle(host);
+    }
+
+    /// Sends an echo request of ping's length from one host to another; returns its tag.
+    pub fn ping(&mut self, from: HostId, to: HostId) -> u64 {
+        let tag = self.dice.roll();
+        let (source, destination) = (self.host(from).inner_v4(), self.host(to).inner_v4());
+        self.send(from, &packet::request(source, destination, packet::PING_LEN, 0, tag));
+        tag
+    }
+
+    /// Pings and waits a second for the answer.
+    #[must_use]
+    pub fn reaches(&mut self, from: HostId, to: HostId) -> bool {
+        let tag = self.ping(from, to);
+        self.run_for(Duration::from_secs(1));
+        self.host(from).replies().contains(&tag)
+    }
+
+    /// Gives a host another address, as a NAT does that forgot the one it had.
+    pub fn rebind(&mut self, host: HostId, address: SocketAddr) {
+        self.host_mut(host).address = address;
+    }
+
+    /// Lets only those datagrams go on their way that `filter` likes.
+    pub fn set_filter(&mut self, filter: impl FnMut(&Datagram) -> bool + 'static) {
+        self.filter = Box::new(filter);
+    }
+
+    /// Loses every datagram of these kinds.
+    pub fn lose(&mut self, kinds: &'static [Kind]) {
+        self.set_filter(move |datagram| !kinds.contains(&datagram.kind()));
+    }
+
+    /// Loses nothing any more.
+    pub fn heal(&mut self) {
+        self.set_filter(|_| true);
+    }
+
+    /// Hands a datagram to a host at once, as if it came from `from`.
+    pub fn inject(&mut self, from: SocketAddr, to: HostId, payload: &[u8]) {
+        let datagram = Datagram {
+            at: self.now().instant,
+            from,
+            to: self.host(to).address,
+            traffic_class: 0,
+            payload: payload.to_vec(),
+        };
+        self.arrive(to, datagram);
+    }
+
+    // ------------------------------------------------------------ time
+
+    /// Runs for a time.
+    pub fn run_for(&mut self, duration: Duration) {
+        let end = self.elapsed + duration;
+        while let Some(at) = self.next_happening() {
+            let at = self.elapsed + at.since(self.now().instant);
+            if at > end {
+                break;
+            }
+            self.elapsed = at;
+            self.step();
+        }
+        self.elapsed = end;
+    }
+
+    /// Stops everything for a time, as a suspended machine does: datagrams under way are lost, and
+    /// what was due meanwhile is due afterwards.
+    pub fn suspend(&mut self, duration: Duration) {
+        self.under_way.clear();
+        self.elapsed += duration;
+        self.step();
+    }
+
+    fn next_happening(&self) -> Option<Instant> {
+        let arrival = self.under_way.keys().next().map(|(at, _)| *at);
+        let timers = self.hosts.iter().filter_map(|host| host.device.next_timeout());
+        timers.chain(arrival).min()
+    }
+
+    /// Does all that is due now.
+    fn step(&mut self) {
+        let now = self.now();
+        for id in (0..self.hosts.len()).map(HostId) {
+            let device = &mut self.host_mut(id).device;
+            if device.next_timeout().is_some_and(|at| at <= now.instant) {
+                device.advance(now);
+                self.settle(id);
+            }
+        }
+        while let Some(entry) = self.under_way.first_entry().filter(|e| e.key().0 <= now.instant) {
+            let datagram = entry.remove();
+            let receiver = self.hosts.iter().position(|host| host.address == datagram.to);
+            if let Some(receiver) = receiver.map(HostId) {
+                self.arrive(receiver, datagram);
+            }
+        }
+    }
+
+    fn arrive(&mut self, id: HostId, mut datagram: Datagram) {
+        let now = self.now();
+        let host = &mut self.hosts[id.0];
+        let source = Endpoint::new(datagram.from);
+        let mut answer = None;
+        if matches!(datagram.kind(), Kind::Initiation | Kind::Response | Kind::CookieReply) {
+            host.device.receive_handshake(source, &datagram.payload, host.waiting, now);
+            host.device.settle(now);
+        } else {
+            let ecn = Ecn::of_traffic_class(datagram.traffic_class);
+            let packet = host.device.decapsulate(source, ecn, &mut datagram.payload, now);
+            if let Some(packet) = packet {
+                answer = packet::reply(packet).filter(|_| host.answers);
+                host.received.push((now.instant, packet.to_vec()));
+            }
+        }
+        self.settle(id);
+        if let Some(answer) = answer {
+            self.send(id, &answer);
+        }
+    }
+
+    /// Takes what the device of a host has to send and to tell.
+    pub fn settle(&mut self, id: HostId) {
+        let now = self.now();
+        let host = &mut self.hosts[id.0];
+        host.device.settle(now);
+        while let Some(event) = host.device.poll_event() {
+            host.events.push((now.instant, event));
+        }
+        while let Some(transmit) = self.hosts[id.0].device.poll_transmit() {
+            let datagram = Datagram {
+                at: now.instant,
+                from: self.hosts[id.0].address,
+                to: transmit.endpoint.destination,
+                traffic_class: transmit.traffic_class,
+                payload: transmit.datagram,
+            };
+            self.post(datagram);
+        }
+    }
+
+    fn post(&mut self, datagram: Datagram) {
+        self.sent.push(datagram.clone());
+        if !(self.filter)(&datagram) {
+            return;
+        }
+        for delay in self.link.fates(&mut self.dice) {
+            self.sequence += 1;
+            let arrival = datagram.at.after(delay);
+            self.under_way.insert((arrival, self.sequence), datagram.clone());
+        }
+    }
+}
