@@ -133,14 +133,17 @@ measure() {
 			END { exit !seen }' || fail "iperf3 did not finish"
 }
 
+# A zombie has ended, however late its parent notices.
+is_running() { [ -d "/proc/$1" ] && ! grep -q '^State:[[:space:]]*Z' "/proc/$1/status" 2>/dev/null; }
+
 end_all() {
 	for end in 1 2; do
 		kill "${helper[$end]}"
 		for _ in $(seq 100); do
-			[ -d "/proc/${helper[$end]}" ] || break
+			is_running "${helper[$end]}" || break
 			sleep 0.01
 		done
-		[ ! -d "/proc/${helper[$end]}" ] || fail "wgsep ${interface[$end]} has not ended within a second"
+		! is_running "${helper[$end]}" || fail "wgsep ${interface[$end]} has not ended within a second"
 		[ ! -e "/var/run/wireguard/${interface[$end]}.sock" ] || fail "its socket is left behind"
 		! ip -n "${netns[$end]}" link show "${interface[$end]}" >/dev/null 2>&1 ||
 			fail "its interface is left behind"

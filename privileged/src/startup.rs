@@ -5,6 +5,7 @@ use crate::sys::{self, Forked};
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
+use nix::sys::wait::waitpid;
 use nix::unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, pipe2, read, setsid, write};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -86,8 +87,9 @@ impl Launcher {
 pub fn daemonize() -> Result<Launcher> {
     let (outcome, outcome_end) = pipe2(OFlag::O_CLOEXEC).step("pipe")?;
     match sys::fork().step("fork")? {
-        Forked::Parent(_) => {
+        Forked::Parent(child) => {
             drop(outcome_end);
+            let _reaped = waitpid(child, None);
             wait_for_daemon(outcome)
         }
         Forked::Child => {

@@ -33,7 +33,7 @@ pub(crate) fn attach_tun(
     flags: libc::c_int,
 ) -> nix::Result<String> {
     let mut request = request(name.as_bytes());
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or(0);
+    request.ifr_ifru.ifru_flags = u16::try_from(flags).unwrap_or(0).cast_signed();
     // SAFETY: the request is live; TUNSETIFF reads it and writes the real name back into it.
     unsafe { tunsetiff(tun.as_raw_fd(), &raw mut request) }?;
     Ok(name_of(&request))
