@@ -14,9 +14,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Packets that wait for a keypair, at most; the oldest go first.
 pub const MAX_STAGED_PACKETS: usize = 128;
 
-/// Which peer of a device; reused after removal.
+/// Which peer of a device, in the order of creation; never used again after removal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PeerId(pub(crate) u32);
+pub struct PeerId(pub(crate) u64);
 
 /// The address of ours that a peer spoke to, from which it expects the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -49,7 +49,7 @@ impl Device {
 
     /// Lets the routing table choose the source address for every peer anew.
     pub fn clear_sources(&mut self) {
-        for entry in self.peers.iter().flatten() {
+        for entry in self.peers.values() {
             entry.peer.clear_source();
         }
     }
@@ -78,7 +78,7 @@ impl Device {
 
     /// Answers a `get`: each peer, in the order of creation.
     pub fn peers(&self) -> impl Iterator<Item = PeerStatus> {
-        self.peers.iter().flatten().map(|entry| PeerStatus {
+        self.peers.values().map(|entry| PeerStatus {
             public_key: *entry.peer.public_key(),
             preshared_key: entry.handshake.preshared_key().clone(),
             endpoint: entry.peer.endpoint().map(|endpoint| endpoint.destination),
@@ -107,9 +107,7 @@ impl Device {
         for id in self.ids() {
             self.clear_handshake(id);
             let keys = self.identity.as_ref().map(|identity| &identity.keys);
-            let Some(entry) = self.peers.get_mut(id.0 as usize).and_then(Option::as_mut) else {
-                continue;
-            };
+            let Some(entry) = self.peers.get_mut(&id) else { continue };
             entry.handshake.precompute_static_static(keys);
             entry.peer.timers.reset_last_sent_handshake();
             let state = entry.peer.state();
@@ -175,10 +173,8 @@ impl Device {
     }
 
     fn create_peer(&mut self, public_key: PublicKey) -> PeerId {
-        let id = self.vacant.pop().unwrap_or_else(|| {
-            self.peers.push(None);
-            PeerId(u32::try_from(self.peers.len() - 1).unwrap_or(u32::MAX))
-        });
+        let id = self.next_id;
+        self.next_id = PeerId(id.0 + 1);
         let keys = self.identity.as_ref().map(|identity| &identity.keys);
         let entry = PeerEntry {
             peer: Arc::new(Peer::new(id, public_key)),
@@ -188,9 +184,7 @@ impl Device {
             last_handshake: Duration::ZERO,
             agenda: None,
         };
-        if let Some(slot) = self.peers.get_mut(id.0 as usize) {
-            *slot = Some(entry);
-        }
+        self.peers.insert(id, entry);
         self.by_key.insert(public_key, id);
         id
     }
@@ -203,12 +197,11 @@ impl Device {
             entry.peer.retire();
         }
         self.quiesce(id);
-        let Some(entry) = self.peers.get_mut(id.0 as usize).and_then(Option::take) else { return };
+        let Some(entry) = self.peers.remove(&id) else { return };
         if let Some(at) = entry.agenda {
             self.agenda.remove(&(at, id));
         }
         self.by_key.remove(entry.peer.public_key());
-        self.vacant.push(id);
     }
 
     /// Gives an allowed IP to a peer, taking it from whoever has it.
@@ -218,10 +211,10 @@ impl Device {
         entry.allowed_ips.insert(order, allowed_ip);
         let route = Route { peer: Arc::clone(&entry.peer), order };
         self.next_order += 1;
-        if let Some(before) = self.routes.insert(allowed_ip, route) {
-            if let Some(entry) = self.entry_mut(before.peer.id()) {
-                entry.allowed_ips.remove(&before.order);
-            }
+        if let Some(before) = self.routes.insert(allowed_ip, route)
+            && let Some(entry) = self.entry_mut(before.peer.id())
+        {
+            entry.allowed_ips.remove(&before.order);
         }
     }
 

@@ -39,7 +39,7 @@ impl Device {
     /// Puts a peer on the agenda at its earliest deadline.
     pub(super) fn reschedule(&mut self, id: PeerId) {
         let Self { agenda, peers, random, .. } = self;
-        let Some(entry) = peers.get_mut(id.0 as usize).and_then(Option::as_mut) else { return };
+        let Some(entry) = peers.get_mut(&id) else { return };
         let mut jitter = [0; 4];
         random.fill(&mut jitter);
         entry.peer.timers.set_jitter(u32::from_ne_bytes(jitter));

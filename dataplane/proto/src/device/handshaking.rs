@@ -48,9 +48,7 @@ impl Device {
         peer.timers.note_handshake_sent(now.instant);
         self.clear_handshake(id);
         let index = self.allocate_index(id);
-        let (Some(identity), Some(entry)) =
-            (&self.identity, self.peers.get_mut(id.0 as usize).and_then(Option::as_mut))
-        else {
+        let (Some(identity), Some(entry)) = (&self.identity, self.peers.get_mut(&id)) else {
             return;
         };
         let timestamp = Tai64n::from_wall(now.wall);
@@ -259,9 +257,7 @@ impl Device {
             self.data_path.drops.add(DropCause::UnknownIndex, 1);
             return;
         };
-        let (Some(identity), Some(entry)) =
-            (&self.identity, self.peers.get_mut(id.0 as usize).and_then(Option::as_mut))
-        else {
+        let (Some(identity), Some(entry)) = (&self.identity, self.peers.get_mut(&id)) else {
             return;
         };
         let peer = Arc::clone(&entry.peer);

@@ -90,8 +90,8 @@ pub struct Device {
     listen_port: u16,
     fwmark: u32,
     up: bool,
-    peers: Vec<Option<PeerEntry>>,
-    vacant: Vec<PeerId>,
+    peers: BTreeMap<PeerId, PeerEntry>,
+    next_id: PeerId,
     by_key: HashMap<PublicKey, PeerId>,
     routes: Routes,
     next_order: u64,
@@ -114,8 +114,8 @@ impl Device {
             listen_port: 0,
             fwmark: 0,
             up: false,
-            peers: Vec::new(),
-            vacant: Vec::new(),
+            peers: BTreeMap::new(),
+            next_id: PeerId::default(),
             by_key: HashMap::new(),
             routes: Routes::default(),
             next_order: 0,
@@ -189,15 +189,15 @@ impl Device {
     }
 
     fn ids(&self) -> Vec<PeerId> {
-        self.peers.iter().flatten().map(|entry| entry.peer.id()).collect()
+        self.peers.keys().copied().collect()
     }
 
     fn entry(&self, id: PeerId) -> Option<&PeerEntry> {
-        self.peers.get(id.0 as usize)?.as_ref()
+        self.peers.get(&id)
     }
 
     fn entry_mut(&mut self, id: PeerId) -> Option<&mut PeerEntry> {
-        self.peers.get_mut(id.0 as usize)?.as_mut()
+        self.peers.get_mut(&id)
     }
 
     /// Ends everything under way with a peer.
