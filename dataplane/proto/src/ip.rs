@@ -54,6 +54,18 @@ impl Ecn {
     pub const fn encapsulated(self) -> Self {
         if self.0 == Self::CONGESTION.0 { Self::CAPABLE } else { self }
     }
+
+    /// What these inner bits become under an outer header that arrived with `outer`: congestion met
+    /// on the way counts, and so does the second code point, but not for a packet that is not
+    /// capable (RFC 6040, section 4.2; as the kernel has it, such a packet is not dropped either).
+    #[must_use]
+    pub const fn decapsulated(self, outer: Self) -> Self {
+        match (self.0, outer.0) {
+            (1 | 2, 3) => Self::CONGESTION,
+            (2, 1) => outer,
+            _ => self,
+        }
+    }
 }
 
 impl InnerPacket {
@@ -94,21 +106,18 @@ impl InnerPacket {
     }
 }
 
-/// Marks an ECN-capable packet as having met congestion, as its outer header said (RFC 6040).
-pub fn set_congestion(packet: &mut [u8]) {
+/// Brings to an inner packet what happened to the ECN bits of its outer header.
+pub fn propagate_ecn(packet: &mut [u8], outer: Ecn) {
     match packet {
         [first, class, ..] if *first >> 4 == 4 => {
-            if *class & 3 != 0 && *class & 3 != 3 {
-                let before = *class;
-                *class |= 3;
-                let after = *class;
-                update_checksum(packet, u16::from(before), u16::from(after));
-            }
+            let before = *class;
+            let after = (before & !3) | Ecn::of_traffic_class(before).decapsulated(outer).bits();
+            *class = after;
+            update_checksum(packet, u16::from(before), u16::from(after));
         }
         [first, second, ..] if *first >> 4 == 6 => {
-            if *second & 0x30 != 0 {
-                *second |= 0x30;
-            }
+            let inner = Ecn::of_traffic_class(*second >> 4);
+            *second = (*second & !0x30) | (inner.decapsulated(outer).bits() << 4);
         }
         _ => {}
     }
@@ -116,6 +125,9 @@ pub fn set_congestion(packet: &mut [u8]) {
 
 /// Corrects an IPv4 header checksum for one changed word (RFC 1624, equation 3).
 fn update_checksum(packet: &mut [u8], before: u16, after: u16) {
+    if before == after {
+        return;
+    }
     let Some([high, low]) = packet.get_mut(10..12) else { return };
     let checksum = u16::from_be_bytes([*high, *low]);
     let sum = u32::from(!checksum).wrapping_add(u32::from(!before)).wrapping_add(u32::from(after));
@@ -198,17 +210,20 @@ mod tests {
     }
 
     #[test]
-    fn congestion_is_marked_only_where_capable_and_the_checksum_stays_right() {
-        for (class, expected) in [(0, 0), (1, 3), (2, 3), (3, 3), (0xb8, 0xb8), (0xb9, 0xbb)] {
-            let mut packet = v4(20, class);
-            set_congestion(&mut packet);
-            assert_eq!(packet[1], expected);
-            assert_eq!(checksum(&packet), 0);
-        }
-        for (second, expected) in [(0x00, 0x00), (0x10, 0x30), (0x2f, 0x3f)] {
-            let mut packet = vec![0x60, second];
-            set_congestion(&mut packet);
-            assert_eq!(packet[1], expected);
+    fn the_outer_ecn_reaches_capable_packets_and_the_checksum_stays_right() {
+        // Rows: inner not capable, ECT(1), ECT(0), CE; columns: outer the same (RFC 6040, figure 4).
+        let expected = [[0, 0, 0, 0], [1, 1, 1, 3], [2, 1, 2, 3], [3, 3, 3, 3]];
+        for (inner, row) in (0u8..).zip(expected) {
+            for (outer, after) in (0u8..).zip(row) {
+                let outer = Ecn::of_traffic_class(outer);
+                let mut packet = v4(20, 0xb8 | inner);
+                propagate_ecn(&mut packet, outer);
+                assert_eq!(packet[1], 0xb8 | after);
+                assert_eq!(checksum(&packet[..20]), 0);
+                let mut packet = vec![0x6b, 0x8f | inner << 4];
+                propagate_ecn(&mut packet, outer);
+                assert_eq!(packet, [0x6b, 0x8f | after << 4]);
+            }
         }
         assert_eq!(Ecn::CONGESTION.encapsulated(), Ecn::CAPABLE);
         assert_eq!(Ecn::of_traffic_class(0xb9).encapsulated().bits(), 1);

@@ -14,7 +14,7 @@
 )]
 
 use crate::data_path::{DataPath, DropCause, Routes};
-use crate::ip::{Ecn, InnerPacket, set_congestion};
+use crate::ip::{Ecn, InnerPacket, propagate_ecn};
 use crate::keypair::Keypair;
 use crate::messages::TRANSPORT_OVERHEAD;
 use crate::peer::{Endpoint, Peer, event};
@@ -111,9 +111,7 @@ impl DataPath {
             return None;
         }
         let packet = plaintext.get_mut(..inner.len)?;
-        if received.ecn == Ecn::CONGESTION {
-            set_congestion(packet);
-        }
+        propagate_ecn(packet, received.ecn);
         Some(packet)
     }
 }

@@ -9,7 +9,7 @@ use super::packet;
 use super::simulation::Simulation;
 use std::time::Duration;
 use wgsep_proto::config::{Configuration, PeerConfiguration};
-use wgsep_proto::ip::{Ecn, InnerPacket, padding, set_congestion};
+use wgsep_proto::ip::{Ecn, InnerPacket, padding, propagate_ecn};
 use wgsep_proto::keys::{PresharedKey, PrivateKey};
 use wgsep_proto::messages::Message;
 use wgsep_proto::peer::Endpoint;
@@ -93,9 +93,7 @@ pub fn ip_inner(data: &[u8]) {
     let Some(inner) = InnerPacket::parse(&before) else { return };
     assert!((20..=before.len()).contains(&inner.len));
     let mut after = before.clone();
-    if outer == Ecn::CONGESTION {
-        set_congestion(&mut after);
-    }
+    propagate_ecn(&mut after, outer);
     let Some(marked) = InnerPacket::parse(&after) else { panic!("marking broke the packet") };
     assert_eq!(InnerPacket { ecn: inner.ecn, ..marked }, inner);
     assert_eq!(inner.ecn == Ecn::NOT_CAPABLE, marked.ecn == Ecn::NOT_CAPABLE);
