@@ -24,6 +24,8 @@ pub enum Test {
     Is(u32),
     /// No bit outside these, as 64 bits.
     Within(u64),
+    /// The process itself, as an int.
+    OwnProcess,
     /// All these bits of the mask, as 64 bits.
     Masked(u64, u64),
 }
@@ -79,6 +81,9 @@ const FUTEX: &[&[Argument]] = &[
     &[is(1, libc::FUTEX_WAIT_BITSET | PRIVATE | libc::FUTEX_CLOCK_REALTIME)],
     &[is(1, libc::FUTEX_WAKE)],
 ];
+/// No other process's threads, though they may have the same uid.
+const ABORT: &[&[Argument]] =
+    &[&[Argument { number: 0, test: Test::OwnProcess }, is(2, libc::SIGABRT)]];
 const SOCKET_KIND: &[&[Argument]] = &[
     &[is(1, libc::SOL_SOCKET), is(2, libc::SO_TYPE)],
     &[is(1, libc::SOL_SOCKET), is(2, libc::SO_DOMAIN)],
@@ -121,7 +126,7 @@ pub const DATAPLANE: &[Allowed] = &[
     any(libc::SYS_sigaltstack, "a thread ends"),
     any(libc::SYS_gettid, "abort"),
     any(libc::SYS_getpid, "abort"),
-    only(libc::SYS_tgkill, &[&[is(2, libc::SIGABRT)]], "abort"),
+    only(libc::SYS_tgkill, ABORT, "abort"),
     any(libc::SYS_exit, "a thread ends"),
     any(libc::SYS_exit_group, "the process ends"),
 ];
@@ -157,7 +162,10 @@ pub const HELPER: &[Allowed] = &[
     any(libc::SYS_write, "the log, and telling the launcher that all is ready"),
     only(
         libc::SYS_socket,
-        &[&[is(0, libc::AF_INET), is(1, DATAGRAM)], &[is(0, libc::AF_INET6), is(1, DATAGRAM)]],
+        &[
+            &[is(0, libc::AF_INET), is(1, DATAGRAM), is(2, 0)],
+            &[is(0, libc::AF_INET6), is(1, DATAGRAM), is(2, 0)],
+        ],
         "UDP sockets; keeps CAP_NET_ADMIN from netlink",
     ),
     only(
@@ -170,7 +178,11 @@ pub const HELPER: &[Allowed] = &[
     any(libc::SYS_close, "UDP sockets"),
     only(libc::SYS_pidfd_send_signal, &[&[is(1, libc::SIGKILL)]], "ending the dataplane"),
     any(libc::SYS_waitid, "how the dataplane ended"),
-    any(libc::SYS_unlinkat, "removing the UAPI socket; Landlock holds it to that directory"),
+    only(
+        libc::SYS_unlinkat,
+        &[&[is(2, 0)]],
+        "removing the UAPI socket; Landlock holds it to that directory",
+    ),
     any(libc::SYS_clock_gettime, "the time, where the vDSO cannot tell it"),
     any(libc::SYS_brk, "the allocator"),
     only(libc::SYS_mmap, &[&[READ_WRITE, ANONYMOUS]], "the allocator"),
@@ -186,7 +198,7 @@ pub const HELPER: &[Allowed] = &[
     any(libc::SYS_sigaltstack, "the standard library, at exit"),
     any(libc::SYS_gettid, "abort"),
     any(libc::SYS_getpid, "abort"),
-    only(libc::SYS_tgkill, &[&[is(2, libc::SIGABRT)]], "abort"),
+    only(libc::SYS_tgkill, ABORT, "abort"),
     any(libc::SYS_exit_group, "the end"),
 ];
 
@@ -209,11 +221,13 @@ mod tests {
         let forbidden = [
             libc::SYS_ioctl,
             libc::SYS_connect,
+            #[cfg(target_arch = "x86_64")]
             libc::SYS_open,
             libc::SYS_openat,
             libc::SYS_openat2,
             libc::SYS_clone,
             libc::SYS_clone3,
+            #[cfg(target_arch = "x86_64")]
             libc::SYS_fork,
             libc::SYS_execve,
             libc::SYS_execveat,

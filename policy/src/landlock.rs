@@ -16,14 +16,14 @@ const NEWEST: ABI = ABI::V6;
 /// Denies everything, the connecting to abstract sockets and the sending of signals included.
 #[must_use]
 pub fn deny_all() -> State {
-    state(restrict(None::<BorrowedFd<'_>>, true))
+    state(&restrict(None::<BorrowedFd<'_>>, true))
 }
 
 /// Denies everything but removing files in `directory`. Signals stay allowed: the helper has to be
 /// able to end its child.
 #[must_use]
 pub fn deny_all_but_removing_in(directory: BorrowedFd<'_>) -> State {
-    state(restrict(Some(directory), false))
+    state(&restrict(Some(directory), false))
 }
 
 fn restrict(removable: Option<impl AsFd>, scoped: bool) -> Result<RulesetStatus, RulesetError> {
@@ -43,10 +43,10 @@ fn restrict(removable: Option<impl AsFd>, scoped: bool) -> Result<RulesetStatus,
 }
 
 /// An older kernel's partial enforcement still closes what it knows, so it counts.
-fn state(result: Result<RulesetStatus, RulesetError>) -> State {
+fn state(result: &Result<RulesetStatus, RulesetError>) -> State {
     match result {
         Ok(RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced) => State::Applied,
         Ok(RulesetStatus::NotEnforced) => State::Unsupported,
-        Err(_) => State::of::<()>(Err(nix::Error::last())),
+        Err(_) => State::degraded(nix::Error::last()),
     }
 }

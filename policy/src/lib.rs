@@ -50,25 +50,25 @@ fn required(step: &'static str, result: nix::Result<()>) -> Result<(), Refused> 
 #[must_use]
 pub fn prepare_dataplane(user: Option<(Uid, Gid)>) -> Report {
     let mut report = Report::default();
-    report.note(Layer::Limits, State::of(limits::limit_dataplane()));
+    report.note(Layer::Limits, State::from(limits::limit_dataplane()));
     match namespaces::enter() {
         Ok(()) => report.note(Layer::Namespaces, State::Applied),
         Err(_) => {
-            let entered = State::of(namespaces::enter_with_user_namespace());
+            let entered = State::from(namespaces::enter_with_user_namespace());
             report.note(Layer::UserNamespace, entered);
             report.note(Layer::Namespaces, entered);
         }
     }
-    report.note(Layer::EmptyRoot, State::of(namespaces::empty_root()));
-    report.note(Layer::BoundingSet, State::of(capabilities::drop_bounding_set()));
-    report.note(Layer::SecureBits, State::of(capabilities::lock_securebits()));
+    report.note(Layer::EmptyRoot, State::from(namespaces::empty_root()));
+    report.note(Layer::BoundingSet, State::from(capabilities::drop_bounding_set()));
+    report.note(Layer::SecureBits, State::from(capabilities::lock_securebits()));
     let own_user = match user {
-        Some((uid, gid)) => State::of(user::become_user(uid, gid)),
-        None => State::of::<()>(Err(nix::Error::EPERM)),
+        Some((uid, gid)) => State::from(user::become_user(uid, gid)),
+        None => State::degraded(nix::Error::EPERM),
     };
     report.note(Layer::User, own_user);
-    report.note(Layer::Capabilities, State::of(capabilities::clear_all()));
-    report.note(Layer::NoNewPrivs, State::of(sys::set_no_new_privs()));
+    report.note(Layer::Capabilities, State::from(capabilities::clear_all()));
+    report.note(Layer::NoNewPrivs, State::from(sys::set_no_new_privs()));
     report
 }
 
@@ -128,7 +128,7 @@ impl Sandbox {
         let refused =
             |error: seccompiler::Error| Refused { step: "seccomp", reason: error.to_string() };
         let program = seccomp::compile(filters::DATAPLANE).map_err(refused)?;
-        self.report.note(Layer::NoProcesses, State::of(limits::no_processes()));
+        self.report.note(Layer::NoProcesses, State::from(limits::no_processes()));
         if !capabilities::has_none() {
             let reason = "a capability came back".to_owned();
             return Err(Refused { step: "check capabilities", reason });

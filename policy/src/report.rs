@@ -105,13 +105,17 @@ pub enum State {
 }
 
 impl State {
-    /// The state after a system call.
+    /// Refused by the kernel.
     #[must_use]
-    pub fn of<T>(result: Result<T, nix::Error>) -> Self {
-        match result {
-            Ok(_) => Self::Applied,
-            Err(errno) => Self::Degraded(u16::try_from(errno as i32).unwrap_or(u16::MAX)),
-        }
+    pub fn degraded(errno: nix::Error) -> Self {
+        Self::Degraded(u16::try_from(errno as i32).unwrap_or(u16::MAX))
+    }
+}
+
+impl From<nix::Result<()>> for State {
+    /// The state after a system call.
+    fn from(result: nix::Result<()>) -> Self {
+        result.map_or_else(Self::degraded, |()| Self::Applied)
     }
 }
 
@@ -219,7 +223,7 @@ mod tests {
     fn a_report_survives_its_bytes_and_reads_as_a_line() {
         let mut report = Report::default();
         report.note(Layer::Limits, State::Applied);
-        report.note(Layer::Namespaces, State::of::<()>(Err(nix::Error::EPERM)));
+        report.note(Layer::Namespaces, State::degraded(nix::Error::EPERM));
         report.note(Layer::Landlock, State::Unsupported);
         assert_eq!(Report::from_bytes(&report.to_bytes()), Some(report));
         let line = report.to_string();

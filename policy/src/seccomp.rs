@@ -10,6 +10,10 @@ use std::collections::BTreeMap;
 fn condition(argument: &Argument) -> Result<SeccompCondition, Error> {
     let (len, operator, value) = match argument.test {
         Test::Is(value) => (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(value)),
+        Test::OwnProcess => {
+            let own = u64::from(std::process::id());
+            (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, own)
+        }
         Test::Within(bits) => (SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(!bits), 0),
         Test::Masked(mask, value) => (SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), value),
     };
