@@ -5,10 +5,12 @@
 
 use crate::error::{Error, Result, Step};
 use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket,
 };
 use nix::sys::stat::Mode;
+use nix::sys::time::TimeSpec;
 use nix::unistd::{read, write};
 use std::fmt::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,6 +19,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Longest line that is written whole, in bytes.
 const MAX_LINE: usize = 1024;
+/// Longest message that is written, escaped, in bytes. Even if JSON escapes all of it once more, a line
+/// stays below the 4096 bytes (PIPE_BUF) that a pipe takes whole.
+const MAX_MESSAGE: usize = 1536;
 /// Facility of syslog(3) messages: daemon.
 const FACILITY: u8 = 3 << 3;
 
@@ -129,7 +134,7 @@ impl Log {
 
     /// Writes a line. What the sink does not take is lost: logging never stops the daemon.
     pub fn line(&self, level: Level, message: &str) {
-        if !self.most.is_some_and(|most| level <= most) {
+        if self.most.is_none_or(|most| level > most) {
             return;
         }
         let message = escape(message);
@@ -142,7 +147,7 @@ impl Log {
             (Sink::Stream(stream), Format::Text) => {
                 let line =
                     format!("{} {} wgsep[{interface}]: {message}\n", timestamp(), level.name());
-                write(stream, line.as_bytes())
+                write_now(stream, line.as_bytes())
             }
             (Sink::Stream(stream), Format::Json) => {
                 let line = format!(
@@ -152,7 +157,7 @@ impl Log {
                     json(interface),
                     json(&message)
                 );
-                write(stream, line.as_bytes())
+                write_now(stream, line.as_bytes())
             }
         };
     }
@@ -195,10 +200,22 @@ impl Log {
     }
 }
 
-/// Makes control characters visible.
+/// Writes to a stream that has room. The operator's pipe or terminal, if nobody reads it, must not stop
+/// the helper.
+fn write_now(stream: &OwnedFd, line: &[u8]) -> nix::Result<usize> {
+    let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+    ppoll(&mut polled, Some(TimeSpec::new(0, 0)), None)?;
+    if polled[0].any() == Some(true) { write(stream, line) } else { Err(nix::Error::EAGAIN) }
+}
+
+/// Makes control characters visible, and cuts what is too long.
 fn escape(message: &str) -> String {
     let mut escaped = String::with_capacity(message.len());
     for character in message.chars() {
+        if escaped.len() > MAX_MESSAGE {
+            escaped.push('…');
+            break;
+        }
         if character.is_control()
             || matches!(character, '\u{200e}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
         {
@@ -286,6 +303,16 @@ mod tests {
         assert!(lines[1].ends_with(" ERROR wgsep[wg0]: \\u{1b}[2Jred"));
         assert!(lines[2].ends_with(" ERROR wgsep[wg0]: no level"));
         assert!(lines[3..].iter().all(|line| line.len() < MAX_LINE + 80) && lines.len() == 6);
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_does_not_stop_the_log() {
+        let (_reader, writer) = nix::unistd::pipe().unwrap();
+        let log = Log::new(Sink::Stream(writer), Format::Json, Some(Level::Info));
+        let longest = "\u{1b}\"".repeat(MAX_LINE);
+        for _ in 0..100 {
+            log.info(&longest);
+        }
     }
 
     #[test]
