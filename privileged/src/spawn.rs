@@ -8,7 +8,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::{Mode, SFlag, fstat, stat};
 use nix::unistd::{Gid, Pid, Uid, User, geteuid, pipe2, read, setsid};
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use wgsep_ipc::{Channel, REPORT_LAYERS};
 use wgsep_policy::{Report, user::DYNAMIC_UIDS};
@@ -197,6 +197,10 @@ fn become_dataplane(
         Ok(both) => both,
         Err(errno) => return errno,
     };
+    let kept = [CHANNEL, program.as_raw_fd(), outcome.as_raw_fd()].map(i32::cast_unsigned);
+    if let Err(errno) = wgsep_policy::close_inherited_descriptors(&kept) {
+        return errno;
+    }
     let report = wgsep_policy::prepare_dataplane(user);
     if let Err(errno) = nix::unistd::write(&outcome, &report.to_bytes().concat()) {
         return errno;

@@ -111,17 +111,13 @@ pub(crate) fn kill(child: BorrowedFd<'_>) -> nix::Result<()> {
     Errno::result(sent).map(drop)
 }
 
-/// Takes over a descriptor that was passed by number; it must be open.
+/// Takes over a descriptor that was passed by number; it must be open, and is no longer inherited.
 pub(crate) fn take_descriptor(number: RawFd) -> nix::Result<OwnedFd> {
-    nix::fcntl::fcntl(borrow(number), nix::fcntl::FcntlArg::F_GETFD)?;
+    // SAFETY: plain integers; a number that is not open is an error and nothing else.
+    let set = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    Errno::result(set)?;
     // SAFETY: it is open, was passed to us for this, and is taken once.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
-/// Borrows a descriptor by number, to ask whether it is open at all.
-fn borrow(number: RawFd) -> BorrowedFd<'static> {
-    // SAFETY: only used for F_GETFD, which does no harm to a number that is not open. -1 is excluded.
-    unsafe { BorrowedFd::borrow_raw(number.max(0)) }
 }
 
 /// Puts a descriptor at a number, without close-on-exec, in a child that is about to execute.
