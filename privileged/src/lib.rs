@@ -97,7 +97,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
         None => UapiSocket::bind(&tun.name)?,
     };
     let netlink = tun::open_netlink()?;
-    let dataplane = start_dataplane(options, &tun, user).inspect_err(|_| uapi.remove())?;
+    let dataplane = start_dataplane(options, &tun, user)?;
     let (pid, uid) = (dataplane.pid, dataplane.uid);
     let mut report = dataplane.report;
     let mut monitor = Monitor::new(dataplane, uapi, signals, log, options.grants);

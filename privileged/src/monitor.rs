@@ -35,17 +35,11 @@ enum Phase {
 
 /// The table of what may be asked when. `Sealed` comes once, because it ends its phase.
 const fn permit(phase: Phase, request: &Request) -> bool {
-    match (phase, request) {
-        (Phase::Init, Request::Sealed(_)) => true,
-        (Phase::Running, Request::Sealed(_)) => false,
-        (
-            Phase::Running,
-            Request::OpenUdp { .. } | Request::CloseUdp | Request::SetMark { .. } | Request::Bye,
-        ) => true,
-        (
-            Phase::Init,
-            Request::OpenUdp { .. } | Request::CloseUdp | Request::SetMark { .. } | Request::Bye,
-        ) => false,
+    match request {
+        Request::Sealed(_) => matches!(phase, Phase::Init),
+        Request::OpenUdp { .. } | Request::CloseUdp | Request::SetMark { .. } | Request::Bye => {
+            matches!(phase, Phase::Running)
+        }
     }
 }
 
@@ -167,7 +161,10 @@ impl Monitor {
         queues: &[BorrowedFd<'_>],
     ) -> Result<()> {
         self.phase = Phase::Running;
-        let descriptors = [&[self.uapi.listener(), netlink], queues].concat();
+        let listener = self.uapi.take_listener();
+        let listener =
+            listener.as_ref().ok_or_else(|| Error::new("no UAPI socket to hand over"))?;
+        let descriptors = [&[listener.as_fd(), netlink], queues].concat();
         let sent = self.dataplane.channel.send_reply(sequence, reply, &descriptors);
         sent.map_err(|error| Error::new(format!("hand over the interface: {error}")))
     }
@@ -184,7 +181,6 @@ impl Monitor {
             self.ask_to_end();
         }
         self.kill();
-        self.uapi.remove();
         match &end {
             End::Orderly(why) => self.log.info(&format!("ended: {why}")),
             End::Failed(why) => self.log.error(&format!("ended: {why}")),
@@ -212,8 +208,8 @@ impl Monitor {
                     [log, signal, watch, died, false]
                 }
             };
-            if log {
-                self.log.forward(self.dataplane.log.as_fd());
+            if log && !self.log.forward(self.dataplane.log.as_fd()) {
+                return Ok(self.died());
             }
             if signal && let Some(end) = self.signal() {
                 return Ok(end);
@@ -280,7 +276,14 @@ impl Monitor {
             }
             Request::Sealed(_) => return Some(violation("a second Sealed")),
         };
-        answered.err().map(|error| violation(&error.to_string()))
+        match answered {
+            Ok(()) => None,
+            // It did not wait for the answer, as after Bye.
+            Err(wgsep_ipc::Error::Io(nix::Error::EPIPE | nix::Error::ECONNRESET)) => {
+                Some(self.died())
+            }
+            Err(error) => Some(violation(&error.to_string())),
+        }
     }
 
     fn answer(
@@ -296,7 +299,6 @@ impl Monitor {
         self.dataplane.channel.send_reply(sequence, &reply, &[])
     }
 
-    /// Opens new sockets beside the old, which go only once the new ones are there.
     fn open_udp(
         &mut self,
         sequence: u32,
@@ -304,23 +306,17 @@ impl Monitor {
         mark: u32,
     ) -> core::result::Result<(), wgsep_ipc::Error> {
         let permitted = self.grants.permit_mark(mark).and_then(|()| self.grants.permit_port(port));
-        let channel = &self.dataplane.channel;
-        match permitted.and_then(|port| UdpSockets::open(port, mark)) {
+        let opened = permitted.and_then(|port| ensure_open(&mut self.sockets, port, mark));
+        let (reply, descriptors) = match opened {
             Ok(sockets) => {
-                let descriptors: Vec<_> = sockets.families().into_iter().flatten().collect();
-                let [v4, v6] = sockets.families().map(|family| family.is_some());
-                channel.send_reply(
-                    sequence,
-                    &Reply::UdpOpened { port: sockets.port, v4, v6 },
-                    &descriptors,
-                )?;
-                self.sockets = Some(sockets);
-                Ok(())
+                let families = sockets.families();
+                let [v4, v6] = families.map(|family| family.is_some());
+                let reply = Reply::UdpOpened { port: sockets.port, v4, v6 };
+                (reply, families.into_iter().flatten().collect())
             }
-            Err(errno) => {
-                channel.send_reply(sequence, &Reply::Refused { errno: errno as i32 }, &[])
-            }
-        }
+            Err(errno) => (Reply::Refused { errno: errno as i32 }, Vec::new()),
+        };
+        self.dataplane.channel.send_reply(sequence, &reply, &descriptors)
     }
 
     // ------------------------------------------------------------ the end
@@ -340,15 +336,22 @@ impl Monitor {
         {}
     }
 
+    /// It is gone, or has closed what it talks to us by.
     fn died(&mut self) -> End {
-        // The last words explain the death, and a Bye may have crossed with it.
-        while let Ok(Received::Message((_, Request::Bye), _)) =
-            self.dataplane.channel.receive_request()
+        let ended_by_itself = poll([self.dataplane.pidfd.as_fd()], GRACE).is_ok_and(|[gone]| gone);
+        let _already_gone = sys::kill(self.dataplane.pidfd.as_fd());
+        // A Bye may have crossed with the end.
+        while let Ok(Received::Message((_, request), _)) = self.dataplane.channel.receive_request()
         {
-            self.said_bye = true;
+            self.said_bye |= request == Request::Bye;
         }
-        let death = self.death();
-        if self.said_bye { End::Orderly("the interface was deleted") } else { End::Failed(death) }
+        if self.said_bye {
+            return End::Orderly("the interface was deleted");
+        }
+        if !ended_by_itself {
+            return violation("it closed its channel or its log");
+        }
+        End::Failed(self.death())
     }
 
     /// How the dataplane ended.
@@ -371,10 +374,26 @@ impl Monitor {
 }
 
 impl Drop for Monitor {
-    /// However we get here, no dataplane and no socket file stays behind.
+    /// However we get here, no dataplane stays behind.
     fn drop(&mut self) {
         self.kill();
-        self.uapi.remove();
+    }
+}
+
+/// Opens new sockets beside the old, which go only once the new ones are there; on the same port the
+/// old ones stay.
+fn ensure_open(
+    held: &mut Option<UdpSockets>,
+    port: u16,
+    mark: u32,
+) -> nix::Result<&mut UdpSockets> {
+    match held.take_if(|sockets| sockets.port == port) {
+        Some(mut sockets) => {
+            let marked = sockets.set_mark(mark);
+            let kept = held.insert(sockets);
+            marked.map(|()| kept)
+        }
+        None => UdpSockets::open(port, mark).map(|new| held.insert(new)),
     }
 }
 
@@ -400,6 +419,18 @@ fn poll<const N: usize>(descriptors: [BorrowedFd<'_>; N], wait: Duration) -> Res
 mod tests {
     use super::*;
     use wgsep_ipc::REPORT_LAYERS;
+
+    #[test]
+    fn the_same_port_keeps_its_sockets_and_a_failure_keeps_the_old_ones() {
+        let mut held = None;
+        let port = ensure_open(&mut held, 0, 0).unwrap().port;
+        let taken = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let taken_port = taken.local_addr().unwrap().port();
+        assert_eq!(ensure_open(&mut held, taken_port, 7).err(), Some(nix::Error::EADDRINUSE));
+        assert_eq!(held.as_ref().map(|sockets| (sockets.port, sockets.mark)), Some((port, 0)));
+        assert_eq!(ensure_open(&mut held, port, 7).unwrap().mark, 7);
+        assert_ne!(ensure_open(&mut held, 0, 7).unwrap().port, port);
+    }
 
     #[test]
     fn only_sealed_is_permitted_before_and_everything_else_after() {

@@ -1,25 +1,30 @@
 //! The UAPI socket that wg(8) looks for: /var/run/wireguard/INTERFACE.sock.
 
 use crate::error::{Error, Result, Step};
-use nix::fcntl::{AtFlags, OFlag, open};
+use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, open};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockname, getsockopt,
+    listen, socket, sockopt,
 };
 use nix::sys::stat::{Mode, SFlag, fstatat, umask};
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use std::ffi::CString;
+use std::cell::Cell;
+use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Where every WireGuard program looks.
 pub const DIRECTORY: &str = "/var/run/wireguard";
 
-/// The listening socket, and what it takes to remove its file.
+/// The listening socket, and its file, which is removed when this is dropped.
 pub struct UapiSocket {
-    listener: OwnedFd,
+    /// `None` once handed over: what the helper keeps open would go on accepting clients after the
+    /// dataplane's death.
+    listener: Option<OwnedFd>,
     directory: OwnedFd,
     watch: Inotify,
     file: CString,
+    was_removed: Cell<bool>,
 }
 
 impl UapiSocket {
@@ -31,43 +36,44 @@ impl UapiSocket {
     pub fn bind(interface: &str) -> Result<Self> {
         let directory = open_directory()?;
         let path = format!("{DIRECTORY}/{interface}.sock");
-        let file = CString::new(format!("{interface}.sock"))
-            .map_err(|_| Error::new("bad interface name"))?;
+        let file = file_name(interface)?;
         remove_stale(directory.as_fd(), &file, &path)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let listener =
             socket(AddressFamily::Unix, SockType::Stream, flags, None).step("UAPI socket")?;
         let address = UnixAddr::new(path.as_str()).step("UAPI socket address")?;
+        // Before the file exists, so that no removal goes unseen.
+        let watch = watch_directory()?;
         let before = umask(Mode::from_bits_truncate(0o177));
         let bound = bind(listener.as_raw_fd(), &address);
         umask(before);
         bound.map_err(|errno| not_writable(&path, errno))?;
-        listen(&listener, Backlog::MAXCONN).step("listen on the UAPI socket")?;
-        Self::watched(listener, directory, file)
+        let listening = listen(&listener, Backlog::MAXCONN);
+        let bound = Self::new(listener, directory, watch, file);
+        listening.step("listen on the UAPI socket").map(|()| bound)
     }
 
     /// Takes over a socket that is already bound and listening (WG_UAPI_FD).
     ///
     /// # Errors
-    /// If the directory cannot be watched.
+    /// If it is no listening unix socket, or the directory cannot be watched.
     pub fn adopt(listener: OwnedFd, interface: &str) -> Result<Self> {
-        let file = CString::new(format!("{interface}.sock"))
-            .map_err(|_| Error::new("bad interface name"))?;
-        Self::watched(listener, open_directory()?, file)
+        let is_unix = getsockname::<UnixAddr>(listener.as_raw_fd()).is_ok();
+        if !is_unix || getsockopt(&listener, sockopt::AcceptConn) != Ok(true) {
+            return Err(Error::new("WG_UAPI_FD is not a listening unix socket"));
+        }
+        fcntl(&listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).step("WG_UAPI_FD")?;
+        let file = file_name(interface)?;
+        Ok(Self::new(listener, open_directory()?, watch_directory()?, file))
     }
 
-    fn watched(listener: OwnedFd, directory: OwnedFd, file: CString) -> Result<Self> {
-        let watch =
-            Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).step("inotify")?;
-        watch
-            .add_watch(DIRECTORY, AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM)
-            .step("watch the UAPI socket")?;
-        Ok(Self { listener, directory, watch, file })
+    fn new(listener: OwnedFd, directory: OwnedFd, watch: Inotify, file: CString) -> Self {
+        Self { listener: Some(listener), directory, watch, file, was_removed: Cell::new(false) }
     }
 
-    /// What the dataplane accepts clients on.
-    pub fn listener(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
+    /// What the dataplane accepts clients on; gone from here with the returned value.
+    pub const fn take_listener(&mut self) -> Option<OwnedFd> {
+        self.listener.take()
     }
 
     /// The directory that the socket is in.
@@ -80,21 +86,41 @@ impl UapiSocket {
         self.watch.as_fd()
     }
 
-    /// Reads the watch: true if our file was removed.
+    /// Reads the watch: true if our file was removed, renamed or replaced.
     pub fn was_removed(&self) -> bool {
-        let file = self.file.as_bytes();
-        self.watch.read_events().is_ok_and(|events| {
-            events.iter().any(|event| {
-                event.name.as_ref().is_some_and(|name| name.as_encoded_bytes() == file)
-            })
-        })
+        while let Ok(events) = self.watch.read_events() {
+            let ours = self.file.as_bytes();
+            let is_ours = |name: &OsString| name.as_encoded_bytes() == ours;
+            if events.iter().any(|event| event.name.as_ref().is_some_and(is_ours)) {
+                self.was_removed.set(true);
+            }
+        }
+        self.was_removed.get()
     }
+}
 
-    /// Removes the file, at the end.
-    pub fn remove(&self) {
-        let _already_gone =
-            unlinkat(&self.directory, self.file.as_c_str(), UnlinkatFlags::NoRemoveDir);
+impl Drop for UapiSocket {
+    /// A file that has taken the place of ours is somebody else's.
+    fn drop(&mut self) {
+        if !self.was_removed() {
+            let file = self.file.as_c_str();
+            let _already_gone = unlinkat(&self.directory, file, UnlinkatFlags::NoRemoveDir);
+        }
     }
+}
+
+fn file_name(interface: &str) -> Result<CString> {
+    CString::new(format!("{interface}.sock")).map_err(|_| Error::new("bad interface name: NUL"))
+}
+
+/// Hears of every file that leaves the directory, or that another is renamed over.
+fn watch_directory() -> Result<Inotify> {
+    let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
+    let watch = Inotify::init(flags).step("inotify")?;
+    let leaves =
+        AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM | AddWatchFlags::IN_MOVED_TO;
+    watch.add_watch(DIRECTORY, leaves).step("watch the UAPI socket")?;
+    Ok(watch)
 }
 
 fn not_writable(path: &str, errno: nix::Error) -> Error {
@@ -129,15 +155,17 @@ fn remove_stale(directory: BorrowedFd<'_>, file: &CString, path: &str) -> Result
     if SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFSOCK {
         return Err(Error::new(format!("{path} exists and is not a socket; move it away")));
     }
-    let probe = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
-        .step("probe the UAPI socket")?;
+    // Not waiting: a stopped daemon with a full backlog would never answer.
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let probe =
+        socket(AddressFamily::Unix, SockType::Stream, flags, None).step("probe the UAPI socket")?;
     let address = UnixAddr::new(path).step("UAPI socket address")?;
     match connect(probe.as_raw_fd(), &address) {
         Err(nix::Error::ECONNREFUSED) => {
             unlinkat(directory, file.as_c_str(), UnlinkatFlags::NoRemoveDir)
                 .map_err(|errno| not_writable(path, errno))
         }
-        Ok(()) => Err(Error::new(format!(
+        Ok(()) | Err(nix::Error::EAGAIN) => Err(Error::new(format!(
             "{path} is in use by a running daemon; stop it, or choose another interface name"
         ))),
         Err(errno) => Err(Error::call(&format!("{path} exists and cannot be probed"), errno)),
