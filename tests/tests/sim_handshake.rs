@@ -207,7 +207,7 @@ fn nothing_is_accepted_or_sent_with_a_keypair_of_180_seconds() {
 
 #[test]
 fn simultaneous_initiation_converges_and_traffic_flows_both_ways() {
-    for seed in 0..100 {
+    for seed in 0..150 {
         let (mut simulation, a, b) = Simulation::pair(seed);
         let (from_a, from_b) = (simulation.ping(a, b), simulation.ping(b, a));
         // Chance parts the two at the first repetition, or one of the next.

@@ -187,12 +187,12 @@ impl Handshake {
     pub fn create_initiation(
         &mut self,
         identity: &StaticIdentity,
-        ephemeral: [u8; 32],
+        ephemeral: &[u8; 32],
         timestamp: Tai64n,
         sender_index: SenderIndex,
     ) -> Result<Initiation, Unauthentic> {
         let static_static = self.static_static.as_ref().ok_or(Unauthentic)?;
-        let ephemeral = StaticSecret::from(ephemeral);
+        let ephemeral = StaticSecret::from(*ephemeral);
         let public = Point::from(&ephemeral).to_bytes();
         let mut symmetric = SymmetricState::new(self.remote_static.as_bytes());
         symmetric.mix_hash(&public);
@@ -251,13 +251,13 @@ impl Handshake {
     /// If there is none, or a key is of low order; the handshake is then as it was.
     pub fn create_response(
         &mut self,
-        ephemeral: [u8; 32],
+        ephemeral: &[u8; 32],
         sender_index: SenderIndex,
     ) -> Result<Response, Unauthentic> {
         if self.state != HandshakeState::InitiationConsumed {
             return Err(Unauthentic);
         }
-        let ephemeral = StaticSecret::from(ephemeral);
+        let ephemeral = StaticSecret::from(*ephemeral);
         let public = Point::from(&ephemeral).to_bytes();
         let mut symmetric = self.symmetric.clone();
         symmetric.mix_hash(&public);
@@ -352,9 +352,9 @@ mod tests {
     #[test]
     fn both_sides_derive_the_same_keys() {
         let [mut a, mut b] = pair([9; 32]);
-        let initiation = a.1.create_initiation(&a.0, [3; 32], stamp(1), 11).unwrap();
+        let initiation = a.1.create_initiation(&a.0, &[3; 32], stamp(1), 11).unwrap();
         consume(&mut b, &initiation, NOW).unwrap();
-        let response = b.1.create_response([4; 32], 22).unwrap();
+        let response = b.1.create_response(&[4; 32], 22).unwrap();
         a.1.consume_response(&a.0, &response).unwrap();
         let (ours, theirs) = (a.1.begin_session().unwrap(), b.1.begin_session().unwrap());
         assert_eq!((*ours.sending, *ours.receiving), (*theirs.receiving, *theirs.sending));
@@ -369,9 +369,9 @@ mod tests {
     fn a_different_psk_fails_at_the_response_and_keeps_the_initiation_pending() {
         let [mut a, mut b] = pair([9; 32]);
         b.1.set_preshared_key(PresharedKey::from_bytes([8; 32]));
-        let initiation = a.1.create_initiation(&a.0, [3; 32], stamp(1), 11).unwrap();
+        let initiation = a.1.create_initiation(&a.0, &[3; 32], stamp(1), 11).unwrap();
         consume(&mut b, &initiation, NOW).unwrap();
-        let response = b.1.create_response([4; 32], 22).unwrap();
+        let response = b.1.create_response(&[4; 32], 22).unwrap();
         assert_eq!(a.1.consume_response(&a.0, &response), Err(Unauthentic));
         assert_eq!(a.1.state(), HandshakeState::InitiationCreated);
     }
@@ -379,9 +379,9 @@ mod tests {
     #[test]
     fn an_invalid_response_does_not_disturb_the_valid_one_after_it() {
         let [mut a, mut b] = pair([0; 32]);
-        let initiation = a.1.create_initiation(&a.0, [3; 32], stamp(1), 11).unwrap();
+        let initiation = a.1.create_initiation(&a.0, &[3; 32], stamp(1), 11).unwrap();
         consume(&mut b, &initiation, NOW).unwrap();
-        let response = b.1.create_response([4; 32], 22).unwrap();
+        let response = b.1.create_response(&[4; 32], 22).unwrap();
         for forge in [
             |r: &mut Response| r.ephemeral[5] ^= 1,
             |r: &mut Response| r.sealed_nothing[0] ^= 1,
@@ -398,8 +398,8 @@ mod tests {
     fn replayed_and_older_initiations_are_refused() {
         let [mut a, mut b] = pair([0; 32]);
         let later = Instant::from_nanos(2_000_000_000);
-        let first = a.1.create_initiation(&a.0, [3; 32], stamp(5), 1).unwrap();
-        let older = a.1.create_initiation(&a.0, [4; 32], stamp(4), 2).unwrap();
+        let first = a.1.create_initiation(&a.0, &[3; 32], stamp(5), 1).unwrap();
+        let older = a.1.create_initiation(&a.0, &[4; 32], stamp(4), 2).unwrap();
         consume(&mut b, &first, NOW).unwrap();
         for replay in [&first, &older] {
             assert_eq!(consume(&mut b, replay, later), Err(InitiationError::Replayed));
@@ -410,7 +410,7 @@ mod tests {
     fn initiations_within_20_ms_are_a_flood() {
         let [mut a, mut b] = pair([0; 32]);
         let mut consume_at = |seconds, nanos| {
-            let message = a.1.create_initiation(&a.0, [3; 32], stamp(seconds), 1).unwrap();
+            let message = a.1.create_initiation(&a.0, &[3; 32], stamp(seconds), 1).unwrap();
             consume(&mut b, &message, Instant::from_nanos(nanos))
         };
         assert!(consume_at(1, 1_000_000_000).is_ok());
@@ -425,10 +425,10 @@ mod tests {
         low_order[1][0] = 1;
         for point in low_order {
             let mut handshake = Handshake::new(PublicKey::from_bytes(point), Some(&us));
-            assert!(handshake.create_initiation(&us, [3; 32], stamp(1), 1).is_err());
+            assert!(handshake.create_initiation(&us, &[3; 32], stamp(1), 1).is_err());
         }
         let [mut a, b] = pair([0; 32]);
-        let mut message = a.1.create_initiation(&a.0, [3; 32], stamp(1), 1).unwrap();
+        let mut message = a.1.create_initiation(&a.0, &[3; 32], stamp(1), 1).unwrap();
         message.ephemeral = [0; 32];
         assert!(IncomingInitiation::open_static(&b.0, &message).is_err());
     }
@@ -436,7 +436,7 @@ mod tests {
     #[test]
     fn every_bit_of_an_initiation_counts() {
         let [mut a, b] = pair([0; 32]);
-        let message = a.1.create_initiation(&a.0, [3; 32], stamp(1), 1).unwrap();
+        let message = a.1.create_initiation(&a.0, &[3; 32], stamp(1), 1).unwrap();
         for byte in 0..48 {
             let mut forged = message.clone();
             forged.sealed_static[byte] ^= 0x80;

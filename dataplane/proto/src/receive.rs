@@ -51,7 +51,10 @@ impl DataPath {
             self.drops.add(DropCause::Replayed, 1);
             return None;
         }
-        self.move_peer(received, now);
+        if !self.move_peer(received, now) {
+            self.drops.add(DropCause::UnknownIndex, 1);
+            return None;
+        }
         let timers = &peer.timers;
         timers.any_authenticated_packet_received();
         let mut attention = timers.any_authenticated_packet_traversal(now);
@@ -69,16 +72,23 @@ impl DataPath {
         Some(packet)
     }
 
-    /// The peer is where this message came from, and uses the keypair it came with.
-    fn move_peer(&self, received: &Received<'_>, now: Instant) {
+    /// The peer is where this message came from, and uses the keypair it came with. False if the
+    /// peer was removed since the look-up.
+    fn move_peer(&self, received: &Received<'_>, now: Instant) -> bool {
         let Received { peer, keypair, .. } = received;
-        let confirmed = {
+        let (confirmed, current_is_old) = {
             let mut state = peer.state();
             if !peer.is_alive() {
-                return;
+                return false;
             }
             state.endpoint = Some(received.endpoint);
-            state.keypairs.received_with_keypair(keypair)
+            let confirmed = state.keypairs.received_with_keypair(keypair);
+            // The current one, which this message need not have come with.
+            let current = state.keypairs.current.as_ref();
+            (
+                confirmed,
+                current.is_some_and(|c| c.wants_rekey_after_receive(RECEIVE_REKEY_AGE, now)),
+            )
         };
         if let Some(displaced) = confirmed {
             for keypair in displaced.iter().flatten() {
@@ -87,11 +97,10 @@ impl DataPath {
             peer.timers.handshake_complete();
             self.raise(peer, event::CONFIRMED);
         }
-        if keypair.wants_rekey_after_receive(RECEIVE_REKEY_AGE, now)
-            && peer.timers.take_lastminute_handshake()
-        {
+        if current_is_old && peer.timers.take_lastminute_handshake() {
             self.want_handshake(peer, now);
         }
+        true
     }
 
     /// The packet, if it is one and may come from this peer.

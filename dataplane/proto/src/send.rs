@@ -14,6 +14,7 @@ use crate::keypair::Keypair;
 use crate::messages::{TAG_LEN, TRANSPORT_HEADER_LEN};
 use crate::peer::{Endpoint, Peer, PeerState, StagedPackets, event};
 use crate::time::Instant;
+use crate::timers::Timer;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -64,7 +65,7 @@ impl DataPath {
         stage: impl FnOnce(&mut StagedPackets) -> usize,
     ) -> Option<Lease> {
         let mut state = peer.state();
-        if !peer.is_alive() {
+        if !peer.is_alive() || (count == 0 && state.staged.is_empty()) {
             return None;
         }
         if state.endpoint.is_none() {
@@ -84,7 +85,7 @@ impl DataPath {
                 drop(state);
                 self.drops.add(DropCause::StagedOverflow, dropped);
                 if wanted {
-                    self.want_handshake(peer, now);
+                    self.need_handshake(peer, now);
                 }
                 None
             }
@@ -102,6 +103,16 @@ impl DataPath {
         self.raise_timer(peer, attention);
         if keypair.wants_rekey_after_send(now) {
             self.want_handshake(peer, now);
+        }
+    }
+
+    /// Packets wait for an initiation: asks for it unless it is under way. If it may not go yet, the
+    /// control thread notes it for later.
+    fn need_handshake(&self, peer: &Peer, now: Instant) {
+        peer.timers.reset_handshake_attempts();
+        let under_way = peer.timers.is_pending(Timer::RetransmitHandshake);
+        if !under_way || peer.timers.may_send_initiation(now) {
+            self.raise(peer, event::HANDSHAKE);
         }
     }
 

@@ -30,7 +30,7 @@ pub const ZERO_KEY_MATERIAL_TIME: Duration = REJECT_AFTER_TIME.saturating_mul(3)
 /// The five timers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timer {
-    /// An initiation was not answered.
+    /// An initiation was not answered, or had to wait.
     RetransmitHandshake,
     /// Data was received and nothing sent since.
     SendKeepalive,
@@ -43,12 +43,13 @@ pub enum Timer {
 }
 
 impl Timer {
-    /// All five, in the order in which those due at the same time expire.
+    /// All five, in the order in which those due at the same time expire: after a suspension, what
+    /// is old is erased before anything new begins.
     pub const ALL: [Self; 5] = [
+        Self::ZeroKeyMaterial,
         Self::RetransmitHandshake,
         Self::SendKeepalive,
         Self::NewHandshake,
-        Self::ZeroKeyMaterial,
         Self::PersistentKeepalive,
     ];
 }
@@ -317,6 +318,13 @@ impl Timers {
         self.cancel(Timer::RetransmitHandshake);
         self.handshake_attempts.store(0, Ordering::Relaxed);
         self.sent_lastminute_handshake.store(false, Ordering::Relaxed);
+    }
+
+    /// An initiation was wanted sooner after the last handshake message than [`REKEY_TIMEOUT`].
+    pub fn handshake_postponed(&self) -> Attention {
+        let last = Instant::from_nanos(self.last_sent_handshake.load(Ordering::Relaxed));
+        let deadline = last.after(REKEY_TIMEOUT).after(self.jitter());
+        self.arm_unless_pending(Timer::RetransmitHandshake, deadline)
     }
 
     /// A keypair was derived.

@@ -161,7 +161,7 @@ impl Device {
             }
             None => false,
         };
-        if self.up && switched_on {
+        if switched_on {
             self.send_keepalive(id, now);
         }
         self.send_staged_packets(id, now);

@@ -26,7 +26,7 @@ impl Device {
             let Some(entry) = self.entry(id) else { continue };
             let events = entry.peer.take_events();
             if events & event::CONFIRMED != 0 {
-                self.handshake_complete(id, now);
+                self.record_handshake(id, now);
                 self.send_staged_packets(id, now);
             }
             if events & event::HANDSHAKE != 0 {

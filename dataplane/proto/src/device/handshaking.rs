@@ -13,6 +13,7 @@ use crate::tai64n::Tai64n;
 use crate::time::{Instant, Now};
 use core::time::Duration;
 use std::sync::Arc;
+use zeroize::Zeroizing;
 
 /// Handshake messages that may wait to be consumed; more are dropped.
 pub const MAX_QUEUED_HANDSHAKES: usize = 4096;
@@ -37,12 +38,16 @@ impl Device {
 
     /// Sends an initiation, at most one every `REKEY_TIMEOUT`.
     pub(super) fn send_initiation(&mut self, id: PeerId, now: Now) {
-        let ephemeral = self.random_array();
+        let ephemeral = Zeroizing::new(self.random_array());
         let jitter = u32::from_ne_bytes(self.random_array());
         let Some(entry) = self.entry(id).filter(|_| self.up) else { return };
         let peer = Arc::clone(&entry.peer);
         let Some(endpoint) = peer.endpoint() else { return };
-        if self.identity.is_none() || !peer.timers.may_send_initiation(now.instant) {
+        if self.identity.is_none() {
+            return;
+        }
+        if !peer.timers.may_send_initiation(now.instant) {
+            self.postpone_initiation(id, now);
             return;
         }
         peer.timers.note_handshake_sent(now.instant);
@@ -52,7 +57,7 @@ impl Device {
             return;
         };
         let timestamp = Tai64n::from_wall(now.wall);
-        match entry.handshake.create_initiation(&identity.keys, ephemeral, timestamp, index) {
+        match entry.handshake.create_initiation(&identity.keys, &ephemeral, timestamp, index) {
             Ok(initiation) => {
                 let mut datagram = initiation.to_bytes();
                 entry.cookie.add_macs(&mut datagram, now.instant);
@@ -65,12 +70,27 @@ impl Device {
         self.reschedule(id);
     }
 
+    /// An initiation was wanted too soon after the last handshake message. Where nothing can be sent
+    /// without it, it goes as soon as it may. (The kernel forgets it until the next packet, which
+    /// after a simultaneous initiation can leave both sides waiting for the other.)
+    fn postpone_initiation(&mut self, id: PeerId, now: Now) {
+        let Some(entry) = self.entry(id) else { return };
+        let can_send = {
+            let state = entry.peer.state();
+            state.keypairs.current.as_ref().is_some_and(|keypair| keypair.can_send(now.instant))
+        };
+        if !can_send {
+            let _rescheduled = entry.peer.timers.handshake_postponed();
+            self.reschedule(id);
+        }
+    }
+
     fn send_response(&mut self, id: PeerId, now: Now) {
-        let ephemeral = self.random_array();
+        let ephemeral = Zeroizing::new(self.random_array());
         let index = self.allocate_index(id);
         let Some(entry) = self.entry_mut(id) else { return };
         let peer = Arc::clone(&entry.peer);
-        let Ok(response) = entry.handshake.create_response(ephemeral, index) else {
+        let Ok(response) = entry.handshake.create_response(&ephemeral, index) else {
             self.data_path.index_table.release(index);
             return;
         };
@@ -128,7 +148,8 @@ impl Device {
     // ------------------------------------------------------------ in
 
     /// Consumes a handshake message or cookie reply. `waiting` is how many more are queued behind it:
-    /// from [`UNDER_LOAD_THRESHOLD`] on, senders have to prove their address with a cookie.
+    /// from [`UNDER_LOAD_THRESHOLD`] on, senders have to prove their address with a cookie. A device
+    /// that is down takes no notice.
     pub fn receive_handshake(
         &mut self,
         source: Endpoint,
@@ -136,6 +157,9 @@ impl Device {
         waiting: usize,
         now: Now,
     ) {
+        if !self.up {
+            return;
+        }
         match Message::parse(datagram) {
             Some(Message::Initiation(message)) => {
                 if self.admit(source, datagram, message.sender_index, waiting, now) {
@@ -269,7 +293,8 @@ impl Device {
         self.received_from(&peer, source, len, now.instant);
         if self.begin_session(id, now.instant) {
             let _rescheduled = peer.timers.session_derived(now.instant);
-            self.handshake_complete(id, now);
+            peer.timers.handshake_complete();
+            self.record_handshake(id, now);
             self.send_keepalive(id, now);
         }
         self.reschedule(id);
@@ -286,10 +311,10 @@ impl Device {
         let _rescheduled = peer.timers.any_authenticated_packet_traversal(now);
     }
 
-    /// Notes that a handshake with a peer is complete on both sides.
-    pub(super) fn handshake_complete(&mut self, id: PeerId, now: Now) {
+    /// Records that a handshake with a peer is complete on both sides. Whoever found it complete has
+    /// moved the timers: here it may be too late for that, with the next handshake under way.
+    pub(super) fn record_handshake(&mut self, id: PeerId, now: Now) {
         let Some(entry) = self.entry_mut(id) else { return };
-        entry.peer.timers.handshake_complete();
         entry.last_handshake = now.wall;
         let public_key = *entry.peer.public_key();
         self.log(Event::HandshakeComplete(public_key));

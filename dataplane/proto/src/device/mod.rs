@@ -242,7 +242,7 @@ impl Device {
 
     /// Sends what is staged, or an empty packet if there is nothing.
     fn send_keepalive(&mut self, id: PeerId, now: Now) {
-        if let Some(entry) = self.entry(id) {
+        if let Some(entry) = self.entry(id).filter(|_| self.up) {
             let staged: &mut StagedPackets = &mut entry.peer.state().staged;
             if staged.is_empty() {
                 staged.stage_packet(&[]);
