@@ -10,6 +10,7 @@ use crate::link::{LinkMonitor, LinkState};
 use crate::log;
 use crate::random::KernelRandom;
 use crate::shared::Shared;
+use crate::start::Arguments;
 use crate::tun::Tun;
 use crate::uapi::{ClientId, Operation, Server};
 use crate::udp::UdpSockets;
@@ -71,6 +72,7 @@ pub(crate) struct Control {
     armed: Option<Instant>,
     helper: Helper,
     uapi: Server,
+    interface: String,
     link: Option<LinkMonitor>,
     link_state: LinkState,
     jobs: VecDeque<Job>,
@@ -83,15 +85,15 @@ impl Control {
     ///
     /// # Errors
     /// If the kernel refuses an epoll instance, a timer or an eventfd.
-    pub(crate) fn new(helper: Helper, workers: usize, port: u16, mark: u32) -> nix::Result<Self> {
+    pub(crate) fn new(helper: Helper, settings: Arguments) -> nix::Result<Self> {
         let mut device = Device::new(Box::new(KernelRandom));
         let initial = Configuration {
-            listen_port: Some(port),
-            fwmark: Some(mark),
+            listen_port: Some(settings.listen_port),
+            fwmark: Some(settings.fwmark),
             ..Configuration::default()
         };
         device.configure(initial, clock::now());
-        let shared = Arc::new(Shared::new(Arc::clone(device.data_path()), workers)?);
+        let shared = Arc::new(Shared::new(Arc::clone(device.data_path()), settings.workers)?);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let timer = TimerFd::new(
             ClockId::CLOCK_BOOTTIME,
@@ -108,6 +110,7 @@ impl Control {
             armed: None,
             helper,
             uapi: Server::new(FIRST_UAPI),
+            interface: settings.interface,
             link: None,
             link_state: LinkState::default(),
             jobs: VecDeque::new(),
@@ -316,7 +319,7 @@ impl Control {
         self.shared.set_tuns(descriptors.map(|queue| Tun::new(queue, *vnet_hdr)).collect());
         self.shared.wake_workers();
         let ready = self.uapi.listen(listener, &self.epoll).and_then(|()| {
-            let link = LinkMonitor::new(netlink, *ifindex)?;
+            let link = LinkMonitor::new(netlink, *ifindex, &self.interface)?;
             self.epoll.add(&link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;
             self.link = Some(link);
             Ok(())
@@ -367,9 +370,10 @@ impl Control {
                 tracing::info!("interface up, UDP port {port}");
             }
             Err(errno) => tracing::error!(
-                "interface up, but UDP port {} cannot be opened: {}; choose another with: wg set INTERFACE listen-port PORT",
+                "interface up, but UDP port {} cannot be opened: {}; choose another: wg set {} listen-port PORT",
                 self.device.listen_port(),
                 nix::Error::from_raw(errno).desc(),
+                self.interface,
             ),
         }
     }

@@ -12,6 +12,21 @@ const IFINFO_LEN: usize = 16;
 const ATTRIBUTE_HEADER_LEN: usize = 4;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_NEW_NETNSID: u16 = 45;
+const IFLA_NEW_IFINDEX: u16 = 49;
+
+/// A network namespace as seen from the socket's own, which is `None`.
+type Namespace = Option<i32>;
+
+/// Where our interface is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Its index in a namespace.
+    At(Namespace, u32),
+    /// It left a namespace other than the socket's own, whose name for the new one says nothing to
+    /// us: it is the next interface that appears anywhere with this index and its own name.
+    OnTheMove(u32),
+}
 
 /// Our interface as last heard of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,17 +49,18 @@ pub(crate) struct Changes {
 /// The netlink socket, and what it said so far.
 pub(crate) struct LinkMonitor {
     socket: OwnedFd,
-    ifindex: u32,
+    place: Place,
+    name: String,
     names: HashMap<u32, String>,
     buffer: Vec<u8>,
 }
 
 impl LinkMonitor {
-    /// Watches the interface of index `ifindex`, and asks for all there are.
+    /// Watches the interface `name` of index `ifindex`, and asks for all there are.
     ///
     /// # Errors
     /// As send(2).
-    pub(crate) fn new(socket: OwnedFd, ifindex: u32) -> nix::Result<Self> {
+    pub(crate) fn new(socket: OwnedFd, ifindex: u32, name: &str) -> nix::Result<Self> {
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
         let mut request = [0; HEADER_LEN + IFINFO_LEN];
         request[..4].copy_from_slice(&((HEADER_LEN + IFINFO_LEN) as u32).to_ne_bytes());
@@ -55,7 +71,9 @@ impl LinkMonitor {
             &request,
             nix::sys::socket::MsgFlags::MSG_DONTWAIT | nix::sys::socket::MsgFlags::MSG_NOSIGNAL,
         )?;
-        Ok(Self { socket, ifindex, names: HashMap::new(), buffer: vec![0; 64 * 1024] })
+        let place = Place::At(None, ifindex);
+        let name = name.to_owned();
+        Ok(Self { socket, place, name, names: HashMap::new(), buffer: vec![0; 64 * 1024] })
     }
 
     /// Reads everything that waits.
@@ -63,8 +81,10 @@ impl LinkMonitor {
         let mut changes = Changes::default();
         let mut buffer = core::mem::take(&mut self.buffer);
         loop {
-            match nix::unistd::read(&self.socket, &mut buffer) {
-                Ok(len) => self.parse(buffer.get(..len).unwrap_or_default(), &mut changes),
+            match crate::sys::receive_netlink(self.socket.as_fd(), &mut buffer) {
+                Ok((len, namespace)) => {
+                    self.parse(buffer.get(..len).unwrap_or_default(), namespace, &mut changes);
+                }
                 // Overrun: something was lost, so whatever depends on routes starts anew.
                 Err(nix::Error::ENOBUFS) => changes.routes = true,
                 Err(nix::Error::EINTR) => {}
@@ -75,34 +95,56 @@ impl LinkMonitor {
         changes
     }
 
-    fn parse(&mut self, mut bytes: &[u8], changes: &mut Changes) {
+    fn parse(&mut self, mut bytes: &[u8], namespace: Namespace, changes: &mut Changes) {
         while let Some((kind, body, rest)) = split_message(bytes) {
             bytes = rest;
             match kind {
-                libc::RTM_NEWLINK => self.link_changed(body, changes),
-                libc::RTM_DELLINK => {
-                    if let Some(ifindex) = word(body, 4) {
-                        self.names.remove(&ifindex);
-                    }
+                libc::RTM_NEWLINK => self.link_changed(body, namespace, changes),
+                libc::RTM_DELLINK => self.link_left(body, namespace),
+                // Routes count where the sockets are.
+                libc::RTM_NEWROUTE | libc::RTM_DELROUTE if namespace.is_none() => {
+                    changes.routes = true;
                 }
-                libc::RTM_NEWROUTE | libc::RTM_DELROUTE => changes.routes = true,
                 _ => {}
             }
         }
     }
 
-    fn link_changed(&mut self, body: &[u8], changes: &mut Changes) {
+    fn link_changed(&mut self, body: &[u8], namespace: Namespace, changes: &mut Changes) {
         let (Some(ifindex), Some(flags)) = (word(body, 4), word(body, 8)) else { return };
         let attributes = body.get(IFINFO_LEN..).unwrap_or_default();
-        if let Some(name) = attribute(attributes, IFLA_IFNAME) {
-            let name = name.strip_suffix(&[0]).unwrap_or(name);
-            self.names.insert(ifindex, String::from_utf8_lossy(name).into_owned());
+        let name = attribute(attributes, IFLA_IFNAME).unwrap_or_default();
+        let name = String::from_utf8_lossy(name.strip_suffix(&[0]).unwrap_or(name));
+        if self.place == Place::OnTheMove(ifindex) && name == self.name {
+            self.place = Place::At(namespace, ifindex);
         }
-        if ifindex != self.ifindex {
+        if self.place == Place::At(namespace, ifindex) {
+            let mtu = attribute(attributes, IFLA_MTU).and_then(|mtu| word(mtu, 0)).unwrap_or(0);
+            changes.link = Some(LinkState { up: flags & libc::IFF_UP as u32 != 0, mtu });
+            name.as_ref().clone_into(&mut self.name);
+        }
+        if namespace.is_none() {
+            self.names.insert(ifindex, name.into_owned());
+        }
+    }
+
+    /// An interface was deleted, or moved to another namespace; ours is followed there.
+    fn link_left(&mut self, body: &[u8], namespace: Namespace) {
+        let Some(ifindex) = word(body, 4) else { return };
+        if namespace.is_none() {
+            self.names.remove(&ifindex);
+        }
+        if self.place != Place::At(namespace, ifindex) {
             return;
         }
-        let mtu = attribute(attributes, IFLA_MTU).and_then(|mtu| word(mtu, 0)).unwrap_or(0);
-        changes.link = Some(LinkState { up: flags & libc::IFF_UP as u32 != 0, mtu });
+        let attributes = body.get(IFINFO_LEN..).unwrap_or_default();
+        let number = |kind| attribute(attributes, kind).and_then(|value| word(value, 0));
+        let Some(new_namespace) = number(IFLA_NEW_NETNSID) else { return };
+        let new_ifindex = number(IFLA_NEW_IFINDEX).unwrap_or(ifindex);
+        self.place = match namespace {
+            None => Place::At(Some(new_namespace.cast_signed()), new_ifindex),
+            Some(_) => Place::OnTheMove(new_ifindex),
+        };
     }
 
     /// The index of an interface of this name or number.
@@ -160,10 +202,20 @@ mod tests {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let (ours, _kernels) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
-        LinkMonitor { socket: ours, ifindex: 7, names: HashMap::new(), buffer: Vec::new() }
+        LinkMonitor {
+            socket: ours,
+            place: Place::At(None, 7),
+            name: "wg0".to_owned(),
+            names: HashMap::new(),
+            buffer: Vec::new(),
+        }
     }
 
     fn link_message(kind: u16, ifindex: u32, flags: u32) -> Vec<u8> {
+        moving_message(kind, ifindex, flags, &[])
+    }
+
+    fn moving_message(kind: u16, ifindex: u32, flags: u32, more: &[(u16, u32)]) -> Vec<u8> {
         let mut body = vec![0; IFINFO_LEN];
         body[4..8].copy_from_slice(&ifindex.to_ne_bytes());
         body[8..12].copy_from_slice(&flags.to_ne_bytes());
@@ -174,6 +226,11 @@ mod tests {
             body.extend_from_slice(&((len + 4) as u16).to_ne_bytes());
             body.extend_from_slice(&kind.to_ne_bytes());
             body.extend_from_slice(&value[..len]);
+        }
+        for (kind, value) in more {
+            body.extend_from_slice(&8u16.to_ne_bytes());
+            body.extend_from_slice(&kind.to_ne_bytes());
+            body.extend_from_slice(&value.to_ne_bytes());
         }
         let mut message = ((HEADER_LEN + body.len()) as u32).to_ne_bytes().to_vec();
         message.extend_from_slice(&kind.to_ne_bytes());
@@ -188,28 +245,55 @@ mod tests {
         let mut changes = Changes::default();
         let mut bytes = link_message(libc::RTM_NEWLINK, 7, libc::IFF_UP as u32);
         bytes.extend(link_message(libc::RTM_NEWLINK, 8, 0));
-        monitor.parse(&bytes, &mut changes);
+        monitor.parse(&bytes, None, &mut changes);
         assert_eq!(changes.link, Some(LinkState { up: true, mtu: 1420 }));
         assert!(!changes.routes);
         assert_eq!(monitor.index_of("wg0").map(|index| index == 7 || index == 8), Some(true));
         assert_eq!(monitor.index_of("12"), Some(12));
         assert_eq!(monitor.name_of(8).as_deref(), Some("wg0"));
-        monitor.parse(&link_message(libc::RTM_DELLINK, 8, 0), &mut changes);
+        monitor.parse(&link_message(libc::RTM_DELLINK, 8, 0), None, &mut changes);
         assert_eq!(monitor.name_of(8), None);
-        monitor.parse(&link_message(libc::RTM_NEWROUTE, 0, 0), &mut changes);
+        monitor.parse(&link_message(libc::RTM_NEWROUTE, 0, 0), None, &mut changes);
         assert!(changes.routes);
+    }
+
+    #[test]
+    fn the_same_index_in_another_namespace_is_another_interface() {
+        let (mut monitor, mut changes) = (monitor(), Changes::default());
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 1), Some(3), &mut changes);
+        monitor.parse(&link_message(libc::RTM_NEWROUTE, 0, 0), Some(3), &mut changes);
+        assert_eq!(changes, Changes::default());
+        assert_eq!(monitor.name_of(7), None);
+    }
+
+    #[test]
+    fn our_interface_is_followed_to_other_namespaces_and_back() {
+        let (mut monitor, mut changes) = (monitor(), Changes::default());
+        let leave = |ifindex, namespace, new_ifindex| {
+            let more = [(IFLA_NEW_NETNSID, namespace), (IFLA_NEW_IFINDEX, new_ifindex)];
+            moving_message(libc::RTM_DELLINK, ifindex, 0, &more)
+        };
+        monitor.parse(&leave(7, 3, 9), None, &mut changes);
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 1), None, &mut changes);
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 9, 1), Some(4), &mut changes);
+        assert_eq!(changes.link, None);
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 9, 1), Some(3), &mut changes);
+        assert_eq!(changes.link, Some(LinkState { up: true, mtu: 1420 }));
+        monitor.parse(&leave(9, 0, 7), Some(3), &mut changes);
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 0), None, &mut changes);
+        assert_eq!(changes.link, Some(LinkState { up: false, mtu: 1420 }));
     }
 
     #[test]
     fn cut_and_lying_messages_end_the_parse_without_harm() {
         let whole = link_message(libc::RTM_NEWLINK, 7, 1);
         for len in 0..whole.len() {
-            monitor().parse(&whole[..len], &mut Changes::default());
+            monitor().parse(&whole[..len], None, &mut Changes::default());
         }
         for (at, byte) in (0..whole.len()).flat_map(|at| [(at, 0), (at, 1), (at, 0xff)]) {
             let mut bad = whole.clone();
             bad[at] = byte;
-            monitor().parse(&bad, &mut Changes::default());
+            monitor().parse(&bad, None, &mut Changes::default());
         }
     }
 }

@@ -14,12 +14,17 @@ const WORKER_STACK: usize = 256 * 1024;
 
 /// What the helper put on the command line.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Arguments {
-    interface: String,
-    workers: usize,
-    verbosity: u8,
-    listen_port: u16,
-    fwmark: u32,
+pub(crate) struct Arguments {
+    /// Name of the interface, for the log and to follow it.
+    pub(crate) interface: String,
+    /// Worker threads.
+    pub(crate) workers: usize,
+    /// As `log::set_verbosity` takes it.
+    pub(crate) verbosity: u8,
+    /// UDP port to start with, 0 for any.
+    pub(crate) listen_port: u16,
+    /// Mark to start with, 0 for none.
+    pub(crate) fwmark: u32,
 }
 
 impl Arguments {
@@ -63,10 +68,10 @@ fn start(arguments: impl Iterator<Item = String>) -> Result<End, String> {
     let arguments = Arguments::parse(arguments)?;
     log::set_verbosity(arguments.verbosity);
 
-    let (port, mark) = (arguments.listen_port, arguments.fwmark);
-    let control = Control::new(Helper::new(channel), arguments.workers, port, mark)
+    let workers = arguments.workers;
+    let control = Control::new(Helper::new(channel), arguments)
         .map_err(|errno| format!("set up the control thread: {errno}"))?;
-    start_workers(&control, arguments.workers)?;
+    start_workers(&control, workers)?;
     let report = sandbox.seal().map_err(|refused| refused.to_string())?;
     Ok(control.run(report.to_bytes()))
 }

@@ -262,6 +262,42 @@ pub(crate) fn take_channel() -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(CHANNEL) })
 }
 
+/// Reads a netlink message; with it the id of the network namespace it tells of, `None` for the
+/// socket's own (NETLINK_LISTEN_ALL_NSID).
+///
+/// # Errors
+/// As recvmsg(2).
+pub(crate) fn receive_netlink(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> nix::Result<(usize, Option<i32>)> {
+    let mut control = Control([0; 128]);
+    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: an all-zero msghdr is a valid one with nothing in it.
+    let mut message: libc::msghdr = unsafe { zeroed() };
+    message.msg_iov = &raw mut iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_controllen = control.0.len();
+    // SAFETY: iov, buffer and control are live and as long as `message` says.
+    let received =
+        unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+    let len = nix::errno::Errno::result(received)?;
+    // SAFETY: `message` describes a control buffer that the kernel filled and that is still live; the
+    // result is null or a header that lies within it.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message).as_ref() };
+    let namespace = header.filter(|header| {
+        (header.cmsg_level, header.cmsg_type) == (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID)
+    });
+    let namespace = namespace.map(|header| {
+        // SAFETY: the data of a header follows it within the buffer.
+        let data = unsafe { libc::CMSG_DATA(header) };
+        // SAFETY: the kernel wrote an int; the read need not be aligned.
+        unsafe { data.cast::<i32>().read_unaligned() }
+    });
+    Ok((usize::try_from(len).unwrap_or(0), namespace))
+}
+
 /// Takes ownership of a descriptor that accept4(2) has just returned.
 pub(crate) fn own_accepted(raw: RawFd) -> OwnedFd {
     // SAFETY: the caller passes what accept4 made for it, and nothing else has it.

@@ -154,20 +154,16 @@ fn endpoint(value: &str, scopes: &dyn Scopes) -> Parsed<SocketAddr> {
     Ok(SocketAddrV6::new(address, port, 0, scope).into())
 }
 
-/// `-` to remove it; then an address, and `/CIDR` unless it is a single address.
+/// ADDRESS/CIDR, after `-` to remove it.
 fn allowed_ip(value: &str) -> Parsed<AllowedIpChange> {
     const BAD: &str = "allowed_ip is ADDRESS/CIDR";
     let (remove, prefix) = match value.strip_prefix('-') {
         Some(prefix) => (true, prefix),
         None => (false, value),
     };
-    let (address, cidr) = match prefix.split_once('/') {
-        Some((address, cidr)) => (address, Some(number::<u8>(cidr).ok_or(BAD)?)),
-        None => (prefix, None),
-    };
+    let (address, cidr) = prefix.split_once('/').ok_or(BAD)?;
     let address: IpAddr = address.parse().map_err(|_| BAD)?;
-    let whole = if address.is_ipv4() { 32 } else { 128 };
-    let allowed_ip = AllowedIp::new(address, cidr.unwrap_or(whole)).ok_or(BAD)?;
+    let allowed_ip = number(cidr).and_then(|cidr| AllowedIp::new(address, cidr)).ok_or(BAD)?;
     Ok(AllowedIpChange { allowed_ip, remove })
 }
 
@@ -264,16 +260,6 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_lone_address_is_a_whole_prefix() {
-        for (text, cidr) in [("10.0.0.1", 32), ("fd00::1", 128), ("10.0.0.1/0", 0)] {
-            assert_eq!(
-                peer(&format!("allowed_ip={text}")).unwrap().allowed_ips[0].allowed_ip.cidr(),
-                cidr
-            );
-        }
-    }
-
-    #[test]
     fn every_bad_line_refuses_the_whole_with_its_number_and_sign() {
         for bad in [
             "private_key=",
@@ -303,6 +289,8 @@ pub(super) mod tests {
             assert_eq!((refusal.errno, refusal.line), (-libc::EINVAL, 3), "{bad}");
         }
         for bad in [
+            "allowed_ip=10.0.0.0",
+            "allowed_ip=fd00::1",
             "allowed_ip=10.0.0.0/33",
             "allowed_ip=fd00::/129",
             "allowed_ip=10.0.0.0/",
