@@ -50,26 +50,34 @@ fn required(step: &'static str, result: nix::Result<()>) -> Result<(), Refused> 
 #[must_use]
 pub fn prepare_dataplane(user: Option<(Uid, Gid)>) -> Report {
     let mut report = Report::default();
-    report.note(Layer::Limits, State::from(limits::limit_dataplane()));
-    match namespaces::enter() {
-        Ok(()) => report.note(Layer::Namespaces, State::Applied),
-        Err(_) => {
-            let entered = State::from(namespaces::enter_with_user_namespace());
-            report.note(Layer::UserNamespace, entered);
-            report.note(Layer::Namespaces, entered);
-        }
+    report.note(Layer::Limits, limits::limit_dataplane().into());
+    let entered = namespaces::enter();
+    report.note(Layer::Namespaces, entered.into());
+    if entered.is_err() {
+        // A user namespace has a single user, so we have to be that one already.
+        report.note(Layer::User, take_user(user));
+        let (entered, mapped) = namespaces::enter_with_user_namespace();
+        report.note(Layer::Namespaces, entered.into());
+        report.note(Layer::UserNamespace, entered.and(mapped).into());
     }
-    report.note(Layer::EmptyRoot, State::from(namespaces::empty_root()));
-    report.note(Layer::BoundingSet, State::from(capabilities::drop_bounding_set()));
-    report.note(Layer::SecureBits, State::from(capabilities::lock_securebits()));
-    let own_user = match user {
-        Some((uid, gid)) => State::from(user::become_user(uid, gid)),
-        None => State::degraded(nix::Error::EPERM),
+    // In the mount namespace of everybody else it would empty everybody's root.
+    let empty_root = match report.state(Layer::Namespaces) {
+        State::Applied => namespaces::empty_root().into(),
+        refused => refused,
     };
-    report.note(Layer::User, own_user);
-    report.note(Layer::Capabilities, State::from(capabilities::clear_all()));
-    report.note(Layer::NoNewPrivs, State::from(sys::set_no_new_privs()));
+    report.note(Layer::EmptyRoot, empty_root);
+    report.note(Layer::BoundingSet, capabilities::drop_bounding_set().into());
+    report.note(Layer::SecureBits, capabilities::lock_securebits().into());
+    if report.state(Layer::User) == State::Absent {
+        report.note(Layer::User, take_user(user));
+    }
+    report.note(Layer::Capabilities, capabilities::clear_all().into());
+    report.note(Layer::NoNewPrivs, sys::set_no_new_privs().into());
     report
+}
+
+fn take_user(user: Option<(Uid, Gid)>) -> State {
+    user.map_or(State::degraded(nix::Error::EPERM), |(uid, gid)| user::become_user(uid, gid).into())
 }
 
 /// Closes every descriptor that the launcher left open, but standard input, output, error and `kept`.
@@ -150,32 +158,42 @@ pub fn helper_capabilities(low_ports: bool) -> Vec<Capability> {
     kept
 }
 
-/// The helper's first half: all capabilities but the few it needs, for good.
+/// The helper's first half: all capabilities but the few it needs, for good. What only a full root may
+/// do is in the report where the kernel refuses it.
 ///
 /// # Errors
-/// If the sets cannot be reduced, or no_new_privs cannot be set. What only a full root may do
-/// (bounding set, securebits, groups) is left out where the kernel refuses it.
-pub fn drop_helper_privileges(low_ports: bool) -> Result<(), Refused> {
+/// If a mandatory layer is refused.
+pub fn drop_helper_privileges(low_ports: bool) -> Result<Report, Refused> {
+    let mut report = Report::default();
     required("core limit", limits::no_core())?;
-    let _without_setpcap = capabilities::drop_bounding_set();
-    let _without_setpcap =
-        sys::set_keep_capabilities().and_then(|()| capabilities::lock_securebits());
+    report.note(Layer::Limits, State::Applied);
+    // Its launcher's groups; without CAP_SETGID it keeps them, as it keeps its uid.
     let _without_setgid = nix::unistd::setgroups(&[]);
+    report.note(Layer::BoundingSet, capabilities::drop_bounding_set().into());
+    report.note(Layer::SecureBits, capabilities::lock_securebits().into());
     required("reduce capabilities", capabilities::keep_only(&helper_capabilities(low_ports)))?;
+    report.note(Layer::Capabilities, State::Applied);
     required("no_new_privs", sys::set_no_new_privs())?;
-    required("become non-dumpable", sys::set_non_dumpable())
+    report.note(Layer::NoNewPrivs, State::Applied);
+    required("become non-dumpable", sys::set_non_dumpable())?;
+    report.note(Layer::NonDumpable, State::Applied);
+    Ok(report)
 }
 
 /// The helper's second half, once the dataplane is verified: it can only remove files in the socket
-/// directory, and only make the filter's system calls.
+/// directory, and only make the filter's system calls. Completes the report of the first half.
 ///
 /// # Errors
 /// If the filter is refused.
-pub fn seal_helper(socket_directory: BorrowedFd<'_>) -> Result<State, Refused> {
+pub fn seal_helper(
+    mut report: Report,
+    socket_directory: BorrowedFd<'_>,
+) -> Result<Report, Refused> {
     let refused =
         |error: seccompiler::Error| Refused { step: "seccomp", reason: error.to_string() };
     let program = seccomp::compile(filters::HELPER).map_err(refused)?;
-    let landlock = landlock::deny_all_but_removing_in(socket_directory);
+    report.note(Layer::Landlock, landlock::deny_all_but_removing_in(socket_directory));
     seccomp::close(&program).map_err(refused)?;
-    Ok(landlock)
+    report.note(Layer::Seccomp, State::Applied);
+    Ok(report)
 }

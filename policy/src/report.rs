@@ -55,6 +55,35 @@ impl Layer {
         Self::Seccomp,
     ];
 
+    /// Those that the dataplane should have. Its own user namespace is only a means to the others.
+    pub const DATAPLANE: &[Self] = &[
+        Self::Limits,
+        Self::Namespaces,
+        Self::EmptyRoot,
+        Self::BoundingSet,
+        Self::SecureBits,
+        Self::User,
+        Self::Capabilities,
+        Self::NoNewPrivs,
+        Self::DeathSignal,
+        Self::NonDumpable,
+        Self::Landlock,
+        Self::NoProcesses,
+        Self::Seccomp,
+    ];
+
+    /// Those that the helper should have.
+    pub const HELPER: &[Self] = &[
+        Self::Limits,
+        Self::BoundingSet,
+        Self::SecureBits,
+        Self::Capabilities,
+        Self::NoNewPrivs,
+        Self::NonDumpable,
+        Self::Landlock,
+        Self::Seccomp,
+    ];
+
     /// True for the layers without which wgsep refuses to run.
     #[must_use]
     pub const fn is_mandatory(self) -> bool {
@@ -146,14 +175,10 @@ impl Report {
         }
     }
 
-    /// The layers that are not in force though they were tried, or should have been.
-    pub fn degraded(&self) -> impl Iterator<Item = (Layer, State)> {
-        Layer::ALL.into_iter().zip(self.states).filter(|(layer, state)| match state {
-            State::Applied => false,
-            // Only tried where it is needed.
-            State::Absent => *layer != Layer::UserNamespace,
-            State::Degraded(_) | State::Unsupported => true,
-        })
+    /// Those of `layers` that are not in force.
+    pub fn degraded(&self, layers: &'static [Layer]) -> impl Iterator<Item = (Layer, State)> {
+        let states = layers.iter().map(|layer| (*layer, self.state(*layer)));
+        states.filter(|(_, state)| *state != State::Applied)
     }
 
     /// Three bytes a layer: kind, then errno, little-endian.
@@ -188,21 +213,27 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
-    /// `limits=applied namespaces=degraded(EPERM) …`
+impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = "";
-        for (layer, state) in Layer::ALL.into_iter().zip(self.states) {
-            write!(f, "{separator}{}=", layer.name())?;
-            separator = " ";
-            match state {
-                State::Absent => f.write_str("not-needed")?,
-                State::Applied => f.write_str("applied")?,
-                State::Degraded(errno) => {
-                    write!(f, "degraded({:?})", nix::Error::from_raw(i32::from(errno)))?;
-                }
-                State::Unsupported => f.write_str("unsupported")?,
+        match self {
+            Self::Absent => f.write_str("absent"),
+            Self::Applied => f.write_str("applied"),
+            Self::Degraded(errno) => {
+                write!(f, "degraded({:?})", nix::Error::from_raw(i32::from(*errno)))
             }
+            Self::Unsupported => f.write_str("unsupported"),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    /// `limits=applied namespaces=degraded(EPERM) …`, without what was not tried.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tried = Layer::ALL.into_iter().zip(self.states);
+        let mut separator = "";
+        for (layer, state) in tried.filter(|(_, state)| *state != State::Absent) {
+            write!(f, "{separator}{}={state}", layer.name())?;
+            separator = " ";
         }
         Ok(())
     }
@@ -226,15 +257,26 @@ mod tests {
         report.note(Layer::Namespaces, State::degraded(nix::Error::EPERM));
         report.note(Layer::Landlock, State::Unsupported);
         assert_eq!(Report::from_bytes(&report.to_bytes()), Some(report));
-        let line = report.to_string();
-        assert!(
-            line.starts_with("limits=applied user-namespace=not-needed namespaces=degraded(EPERM)")
-        );
-        assert!(line.contains("landlock=unsupported"));
-        assert_eq!(report.degraded().count(), Layer::ALL.len() - 2);
+        let line = "limits=applied namespaces=degraded(EPERM) landlock=unsupported";
+        assert_eq!(report.to_string(), line);
         let mut bytes = report.to_bytes();
         bytes[0][0] = 4;
         assert_eq!(Report::from_bytes(&bytes), None);
+    }
+
+    #[test]
+    fn what_was_not_tried_is_degraded_where_it_should_be() {
+        let mut report = Report::default();
+        for layer in Layer::HELPER {
+            assert!(report.degraded(Layer::HELPER).any(|(missing, _)| missing == *layer));
+            report.note(*layer, State::Applied);
+        }
+        assert_eq!(report.degraded(Layer::HELPER).count(), 0);
+        let missing = Layer::DATAPLANE.len() - Layer::HELPER.len();
+        assert_eq!(report.degraded(Layer::DATAPLANE).count(), missing);
+        for layer in Layer::ALL.into_iter().filter(|layer| layer.is_mandatory()) {
+            assert!(Layer::HELPER.contains(&layer) && Layer::DATAPLANE.contains(&layer));
+        }
     }
 
     #[test]

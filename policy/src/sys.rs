@@ -25,11 +25,6 @@ pub(crate) fn set_securebits(bits: u32) -> nix::Result<()> {
     prctl(libc::PR_SET_SECUREBITS, libc::c_ulong::from(bits)).map(drop)
 }
 
-/// Keeps permitted capabilities across a change of uid.
-pub(crate) fn set_keep_capabilities() -> nix::Result<()> {
-    prctl(libc::PR_SET_KEEPCAPS, 1).map(drop)
-}
-
 /// Executing a file gains nothing from now on.
 pub(crate) fn set_no_new_privs() -> nix::Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map(drop)
@@ -43,6 +38,11 @@ pub(crate) fn no_new_privs() -> bool {
 /// No core file, no tracing by the same uid.
 pub(crate) fn set_non_dumpable() -> nix::Result<()> {
     prctl(libc::PR_SET_DUMPABLE, 0).map(drop)
+}
+
+/// Lets this process write the files of its own in /proc, until it executes a program.
+pub(crate) fn set_dumpable() -> nix::Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 1).map(drop)
 }
 
 /// SIGKILL when the parent thread ends.

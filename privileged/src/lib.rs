@@ -33,7 +33,7 @@ use std::path::PathBuf;
 use tun::TunDevice;
 use uapi_socket::UapiSocket;
 use wgsep_ipc::Reply;
-use wgsep_policy::Report;
+use wgsep_policy::{Layer, Report};
 
 /// What an operator asked for.
 pub struct Options {
@@ -79,10 +79,11 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     check_name(&options.interface)?;
     let user = spawn::choose_user(options.user.as_deref())?;
     let Inherited { tun, uapi } = startup::clean_process()?;
+    let mut log = open_log(options)?;
     if !options.foreground {
         *launcher = startup::daemonize()?;
+        startup::release_standard_descriptors()?;
     }
-    let mut log = open_log(options)?;
     spawn::block(&startup::handled_signals())?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&startup::handled_signals(), flags).step("signalfd")?;
@@ -101,15 +102,18 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     let (pid, uid) = (dataplane.pid, dataplane.uid);
     let mut report = dataplane.report;
     let mut monitor = Monitor::new(dataplane, uapi, signals, log, options.grants);
-    wgsep_policy::drop_helper_privileges(options.grants.low_ports)?;
+    let helper_report = wgsep_policy::drop_helper_privileges(options.grants.low_ports)?;
 
     let (sequence, sealed) = monitor.wait_for_seal()?;
     let sealed =
         Report::from_bytes(&sealed).ok_or_else(|| Error::new("the seal report makes no sense"))?;
     report.merge(&sealed);
     verify::verify(pid, uid, options.workers + 1, &report)?;
-    check_strictness(options, &report)?;
-    let landlock = wgsep_policy::seal_helper(monitor.uapi().directory())?;
+    let helper_report = wgsep_policy::seal_helper(helper_report, monitor.uapi().directory())?;
+    if options.strict {
+        refuse_degraded("dataplane", &report, Layer::DATAPLANE)?;
+        refuse_degraded("helper", &helper_report, Layer::HELPER)?;
+    }
 
     let queues = u8::try_from(tun.queues.len()).map_err(|_| Error::new("too many TUN queues"))?;
     let reply = Reply::Granted { ifindex: tun.ifindex, tun_queues: queues, vnet_hdr: tun.vnet_hdr };
@@ -117,7 +121,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     let queues: Vec<_> = tun.queues.iter().map(AsFd::as_fd).collect();
     monitor.grant(sequence, &reply, netlink.as_fd(), &queues)?;
     monitor.log().info(&format!(
-        "started: dataplane pid {pid} uid {uid}, sandbox {report}, helper landlock={landlock:?}"
+        "started: dataplane pid {pid} uid {uid}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}"
     ));
     launcher.ready();
     // Our own copies of the TUN queues close here, so that the interface goes with the dataplane.
@@ -141,25 +145,21 @@ fn start_dataplane(
 
 fn open_log(options: &Options) -> Result<Log> {
     let (format, most) = (options.log_format, options.log_most);
-    let log = match &options.log_file {
-        Some(path) => Log::to_file(path, format, most)?,
-        None if options.foreground => Log::to_stderr(format, most)?,
-        None => Log::to_system(&options.interface, format, most)?,
-    };
-    if !options.foreground {
-        startup::release_standard_descriptors()?;
+    match &options.log_file {
+        Some(path) => Log::to_file(path, format, most),
+        None if options.foreground => Log::to_stderr(format, most),
+        None => Log::to_system(&options.interface, format, most),
     }
-    Ok(log)
 }
 
-fn check_strictness(options: &Options, report: &Report) -> Result<()> {
+fn refuse_degraded(process: &str, report: &Report, layers: &'static [Layer]) -> Result<()> {
     let degraded: Vec<_> =
-        report.degraded().map(|(layer, state)| format!("{}: {state:?}", layer.name())).collect();
-    if !options.strict || degraded.is_empty() {
+        report.degraded(layers).map(|(layer, state)| format!("{} {state}", layer.name())).collect();
+    if degraded.is_empty() {
         return Ok(());
     }
     Err(Error::new(format!(
-        "--sandbox strict, and these layers are degraded: {}",
+        "--sandbox strict, and of the {process}'s sandbox: {}; run as root on a kernel with Landlock, or without the option",
         degraded.join(", ")
     )))
 }

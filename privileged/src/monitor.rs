@@ -327,10 +327,13 @@ impl Monitor {
         let _either_way = poll([self.dataplane.pidfd.as_fd()], GRACE);
     }
 
-    /// Makes sure that it is gone, and passes on its last words.
+    /// Makes sure that it is gone, and passes on its last words. Where the launcher has no CAP_KILL it
+    /// may outlive this, until it sees that its channel is closed.
     fn kill(&mut self) {
-        let _already_gone = sys::kill(self.dataplane.pidfd.as_fd());
-        let _reaped = waitid(Id::PIDFd(self.dataplane.pidfd.as_fd()), WaitPidFlag::WEXITED);
+        let pidfd = self.dataplane.pidfd.as_fd();
+        let _already_gone = sys::kill(pidfd);
+        let _either_way = poll([pidfd], GRACE);
+        let _reaped = waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
         while poll([self.dataplane.log.as_fd()], Duration::ZERO).is_ok_and(|[log]| log)
             && self.log.forward(self.dataplane.log.as_fd())
         {}

@@ -6,12 +6,13 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::{Mode, SFlag, fstat, stat};
-use nix::unistd::{Gid, Pid, Uid, User, geteuid, pipe2, read, setsid};
+use nix::unistd::{Gid, Pid, Uid, User, chdir, geteuid, pipe2, read, setsid};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use wgsep_ipc::{Channel, REPORT_LAYERS};
-use wgsep_policy::{Report, user::DYNAMIC_UIDS};
+use wgsep_policy::user::DYNAMIC_UIDS;
+use wgsep_policy::{Layer, Report, State};
 
 const PROGRAM: &str = "wgsep-dataplane";
 /// Where packages put it, if not beside the helper.
@@ -102,9 +103,12 @@ pub fn choose_user(name: Option<&str>) -> Result<Option<(Uid, Gid)>> {
     }
 }
 
-/// An unused uid of the range meant for services without an account.
+/// An unused uid of the range meant for services without an account. Each daemon starts to look at
+/// another, so that two of them hardly ever share one.
 fn unallocated_user() -> Result<(Uid, Gid)> {
-    for uid in DYNAMIC_UIDS.rev() {
+    let (first, last) = (*DYNAMIC_UIDS.start(), *DYNAMIC_UIDS.end());
+    let start = first + std::process::id() % (last - first + 1);
+    for uid in (start..=last).chain(first..start) {
         if matches!(User::from_uid(Uid::from_raw(uid)), Ok(None)) {
             return Ok((Uid::from_raw(uid), Gid::from_raw(uid)));
         }
@@ -115,9 +119,12 @@ fn unallocated_user() -> Result<(Uid, Gid)> {
 /// Opens the program once, and checks that nobody but its owner could have written it.
 fn open_program() -> Result<OwnedFd> {
     let helper = std::env::current_exe().step("find the helper's own program")?;
-    let beside = helper.parent().map(|directory| directory.join(PROGRAM));
-    let candidates: Vec<PathBuf> =
-        beside.into_iter().chain([PathBuf::from(LIBEXEC).join(PROGRAM)]).collect();
+    let directory = helper.parent().unwrap_or(Path::new("/"));
+    let candidates: [PathBuf; 3] = [
+        directory.join(PROGRAM),
+        directory.join("../libexec/wgsep").join(PROGRAM),
+        PathBuf::from(LIBEXEC).join(PROGRAM),
+    ];
     let found = candidates.iter().find_map(|path| {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         open(path, flags, Mode::empty()).ok().map(|program| (path, program))
@@ -164,7 +171,8 @@ pub fn start(arguments: &Arguments<'_>, user: Option<(Uid, Gid)>) -> Result<Data
     drop((theirs, log_end, outcome_end));
     let pidfd = sys::pidfd_open(pid).step("pidfd_open")?;
     let report = read_outcome(&outcome)?;
-    let uid = user.map_or_else(geteuid, |(uid, _)| uid);
+    let changed = user.filter(|_| report.state(Layer::User) == State::Applied);
+    let uid = changed.map_or_else(geteuid, |(uid, _)| uid);
     let channel = Channel::new(ours).map_err(|error| Error::new(format!("channel: {error}")))?;
     Ok(Dataplane { pidfd, pid, channel, log, uid, report })
 }
@@ -191,6 +199,7 @@ fn become_dataplane(
         sys::place_descriptor(channel?.as_fd(), CHANNEL)?;
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
         setsid()?;
+        chdir("/")?;
         Ok((program, outcome))
     };
     let (program, outcome) = match prepared() {
@@ -244,6 +253,9 @@ fn not_executed(errno: nix::Error) -> Error {
     match errno {
         nix::Error::ENOENT => Error::new(format!(
             "cannot execute {PROGRAM} in its empty root: it must be linked statically; build it with: make"
+        )),
+        nix::Error::EACCES => Error::new(format!(
+            "cannot execute {PROGRAM}: its user may not; make it executable by everybody: chmod a+rx"
         )),
         errno => Error::call(&format!("execute {PROGRAM}"), errno),
     }
