@@ -82,10 +82,11 @@ pub fn is_running(pid: Pid) -> bool {
 #[must_use]
 pub fn children(parent: Pid) -> Vec<Pid> {
     let is_child = |pid: &Pid| {
-        let path = PathBuf::from(format!("/proc/{pid}/status"));
-        status(&path).is_some_and(|status| {
-            status.text("PPid") == parent.to_string() && !status.text("State").starts_with('Z')
-        })
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name, in parentheses, may contain anything; state and parent follow it.
+        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let state = fields.next();
+        state != Some("Z") && fields.next() == Some(&parent.to_string())
     };
     processes().into_iter().filter(is_child).collect()
 }

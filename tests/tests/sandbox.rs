@@ -7,6 +7,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
@@ -262,7 +263,7 @@ fn a_descriptor_leaked_by_the_launcher_reaches_neither_process() {
     require!(Wgsep);
     let (netns, name) = (Netns::new(), unique_interface());
     let mut command = netns.command("sh");
-    command.args(["-c", "exec 9</etc/passwd 77>/dev/full; exec \"$@\"", "sh"]);
+    command.args(["-c", "exec 8</etc/passwd 9>/dev/full; exec \"$@\"", "sh"]);
     command.arg(wgsep_program("wgsep")).args(["-f", &name]);
     let process = Process::spawn(command, "wgsep with leaked descriptors");
     wait::until("it answers", Duration::from_secs(10), || uapi::is_answering(&name));
@@ -277,47 +278,55 @@ fn a_descriptor_leaked_by_the_launcher_reaches_neither_process() {
     let _ = fs::remove_file(socket_path(&name));
 }
 
-/// Descriptors are listed first and the seal is read after: where it is not yet there, it was not
-/// when they were listed. So whatever is seen here was held before the seal.
+/// A start takes a few milliseconds between exec and seal, so the child is stopped for each look,
+/// and runs on only between two looks.
 #[test]
 fn nothing_of_the_network_is_held_before_the_seal() {
     require!(Wgsep);
-    let mut unsealed = 0;
-    for _ in 0..20 {
+    let mut looks = 0;
+    for _ in 0..10 {
         let (netns, name) = (Netns::new(), unique_interface());
         let process = Process::spawn(Wgsep.command(&netns, &name), "wgsep while it starts");
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !uapi::is_answering(&name) {
-            assert!(Instant::now() < deadline, "{name} does not start");
-            for child in procfs::children(process.pid()) {
-                unsealed += usize::from(holds_nothing_unless_sealed(process.pid(), child));
+        let child = loop {
+            assert!(Instant::now() < deadline, "the helper starts no child");
+            if let Some(child) = procfs::children(process.pid()).first() {
+                break *child;
             }
+        };
+        while !is_sealed(child) {
+            assert!(Instant::now() < deadline, "the dataplane is never sealed");
+            kill(child, Signal::SIGSTOP).unwrap();
+            looks += usize::from(holds_nothing_if_unsealed(process.pid(), child));
+            kill(child, Signal::SIGCONT).unwrap();
         }
+        wait::until("it answers", Duration::from_secs(10), || uapi::is_answering(&name));
         let _ = fs::remove_file(socket_path(&name));
     }
-    assert!(unsealed > 0, "no start was caught before its seal, so this shows nothing");
+    assert!(looks > 0, "no start was caught before its seal, so this shows nothing");
 }
 
-/// Whether the child was seen before its seal.
-fn holds_nothing_unless_sealed(helper: Pid, child: Pid) -> bool {
-    let sockets = sockets_seen_by(helper);
-    let Ok(entries) = fs::read_dir(format!("/proc/{child}/fd")) else {
-        return false;
-    };
-    let targets: Vec<_> =
-        entries.flatten().filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
-    let Ok(status) = fs::read_to_string(format!("/proc/{child}/status")) else {
-        return false;
-    };
+fn is_sealed(child: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
+    status.contains("\nSeccomp:\t2\n")
+}
+
+/// Whether the dataplane was seen before its seal.
+///
+/// Descriptors are listed first and the seal is read after: where it is not there yet, it was not
+/// when they were listed.
+fn holds_nothing_if_unsealed(helper: Pid, child: Pid) -> bool {
+    let held = descriptors(child);
     // Until exec the child is a copy of the helper, with the helper's descriptors.
     let program = fs::read_link(format!("/proc/{child}/exe")).unwrap_or_default();
-    if !program.ends_with("wgsep-dataplane") || !status.contains("\nSeccomp:\t0\n") {
+    if is_sealed(child) || !program.ends_with("wgsep-dataplane") {
         return false;
     }
-    for target in targets {
-        let kind = kind(child, &sockets, &target.to_string_lossy());
+    let sockets = sockets_seen_by(helper);
+    for target in held.values() {
+        let kind = kind(child, &sockets, target);
         let network = ["tun", "udp", "udp6", "UAPI socket", "netlink"].contains(&&*kind);
-        assert!(!network, "{kind} is held before the seal");
+        assert!(!network, "{kind} is held before the seal: {held:?}");
     }
     true
 }
