@@ -45,7 +45,7 @@ pub struct Session {
 
 /// `HASH` of the whitepaper.
 fn hash(parts: [&[u8]; 2]) -> [u8; 32] {
-    parts.iter().fold(Blake2s256::new(), |hash, part| hash.chain_update(part)).finalize().into()
+    parts.iter().fold(Blake2s256::new(), Digest::chain_update).finalize().into()
 }
 
 /// `MAC` of the whitepaper.

@@ -311,13 +311,13 @@ impl Simulation {
                 traffic_class: transmit.traffic_class,
                 payload: transmit.datagram,
             };
-            self.post(datagram);
+            self.post(&datagram);
+            self.sent.push(datagram);
         }
     }
 
-    fn post(&mut self, datagram: Datagram) {
-        self.sent.push(datagram.clone());
-        if !(self.filter)(&datagram) {
+    fn post(&mut self, datagram: &Datagram) {
+        if !(self.filter)(datagram) {
             return;
         }
         for delay in self.link.fates(&mut self.dice) {
