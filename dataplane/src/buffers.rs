@@ -96,7 +96,7 @@ impl OutboundBatch {
         self.used = end;
         match self.runs.last_mut() {
             Some(run) if Arc::ptr_eq(&run.peer, peer) && run.lease.is_none() => {
-                run.packets.end += 1
+                run.packets.end += 1;
             }
             _ => self.runs.push(Run::new(Arc::clone(peer), at..at + 1, None)),
         }

@@ -79,12 +79,12 @@ impl<B> Ordered<B> {
     }
 
     /// Writes a batch when its turn has come, and those parked behind it; or parks it.
-    pub(crate) fn complete(&self, ticket: Ticket, batch: B, mut write: impl FnMut(&mut B)) {
+    pub(crate) fn complete(&self, Ticket(ticket): Ticket, batch: B, mut write: impl FnMut(&mut B)) {
         let mut batch = batch;
         {
             let mut exit = lock(&self.exit);
-            if exit.busy || exit.next != ticket.0 {
-                exit.parked.push((ticket.0, batch));
+            if exit.busy || exit.next != ticket {
+                exit.parked.push((ticket, batch));
                 return;
             }
             exit.busy = true;
@@ -132,7 +132,7 @@ mod tests {
                             batch = turn.next_ticket;
                             let ticket = turn.take_ticket();
                             drop(turn);
-                            if (batch + worker as u64) % 97 == 0 {
+                            if (batch + worker as u64).is_multiple_of(97) {
                                 std::thread::sleep(Duration::from_micros(50));
                             }
                             ordered.complete(ticket, batch, |batch| lock(&written).push(*batch));

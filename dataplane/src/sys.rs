@@ -158,7 +158,7 @@ pub(crate) fn send(
     let class = libc::c_int::from(traffic_class).to_ne_bytes();
     match endpoint.destination {
         SocketAddr::V4(_) if traffic_class != 0 => {
-            writer.push(libc::IPPROTO_IP, libc::IP_TOS, &class)
+            writer.push(libc::IPPROTO_IP, libc::IP_TOS, &class);
         }
         SocketAddr::V6(_) if traffic_class != 0 => {
             writer.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &class);
@@ -283,9 +283,10 @@ pub(crate) fn receive_netlink(
     let received =
         unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
     let len = nix::errno::Errno::result(received)?;
-    // SAFETY: `message` describes a control buffer that the kernel filled and that is still live; the
-    // result is null or a header that lies within it.
-    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message).as_ref() };
+    // SAFETY: `message` describes a control buffer that the kernel filled and that is still live.
+    let first = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    // SAFETY: that is null or a header that lies within the buffer.
+    let header = unsafe { first.as_ref() };
     let namespace = header.filter(|header| {
         (header.cmsg_level, header.cmsg_type) == (libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID)
     });

@@ -93,7 +93,7 @@ impl UdpSockets {
             match self.send_from_any(peer, endpoint, traffic_class, payload, segment) {
                 Ok(()) => return payload.len(),
                 Err(error) if may_go_singly(&error) => {
-                    self.segment_limit.learn(segment_len, &error)
+                    self.segment_limit.learn(segment_len, &error);
                 }
                 Err(_) => {
                     data_path.drops.add(DropCause::SendFailed, payload.len().div_ceil(segment_len));

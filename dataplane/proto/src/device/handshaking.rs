@@ -315,9 +315,9 @@ impl Device {
     /// moved the timers: here it may be too late for that, with the next handshake under way.
     pub(super) fn record_handshake(&mut self, id: PeerId, now: Now) {
         let Some(entry) = self.entry_mut(id) else { return };
+        let (peer, first) = (*entry.peer.public_key(), entry.last_handshake.is_zero());
         entry.last_handshake = now.wall;
-        let public_key = *entry.peer.public_key();
-        self.log(Event::HandshakeComplete(public_key));
+        self.log(Event::HandshakeComplete { peer, first });
     }
 
     /// A cookie touches neither endpoint nor timers: it does not prove who sent it.

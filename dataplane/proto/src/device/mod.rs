@@ -49,8 +49,13 @@ pub struct Transmit {
 /// What an operator might want to read of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A handshake completed; the first with this peer for the given reason is worth a line.
-    HandshakeComplete(PublicKey),
+    /// A handshake completed.
+    HandshakeComplete {
+        /// With whom.
+        peer: PublicKey,
+        /// It is the first with this peer.
+        first: bool,
+    },
     /// Nobody answered 20 initiations.
     HandshakeGivenUp(PublicKey),
     /// The peer's initiation was not newer than one before it: replayed, or its clock went back.

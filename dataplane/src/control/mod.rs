@@ -4,26 +4,25 @@
 //! earliest timer and the workers' notes, and after each round lets out what that caused. What needs
 //! the helper is a job; jobs run one after the other, and nothing else ever waits for them.
 
+mod events;
+mod jobs;
+
+use self::events::Reporter;
 use crate::clock;
-use crate::helper::{Helper, Said};
+use crate::helper::Helper;
 use crate::link::{LinkMonitor, LinkState};
-use crate::log;
 use crate::random::KernelRandom;
 use crate::shared::Shared;
 use crate::start::Arguments;
-use crate::tun::Tun;
 use crate::uapi::{ClientId, Operation, Server};
-use crate::udp::UdpSockets;
-use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use wgsep_ipc::{LogLevel, Notice, Reply, Request};
+use wgsep_ipc::Request;
 use wgsep_proto::config::Configuration;
-use wgsep_proto::device::{Device, Event};
+use wgsep_proto::device::Device;
 use wgsep_proto::time::Instant;
 
 /// What an epoll event is about; UAPI descriptors come after.
@@ -78,6 +77,7 @@ pub(crate) struct Control {
     jobs: VecDeque<Job>,
     awaiting: Option<Awaiting>,
     end: Option<End>,
+    reporter: Reporter,
 }
 
 impl Control {
@@ -116,6 +116,7 @@ impl Control {
             jobs: VecDeque::new(),
             awaiting: None,
             end: None,
+            reporter: Reporter::default(),
         })
     }
 
@@ -199,7 +200,7 @@ impl Control {
         let device = &mut self.device;
         self.shared.request_flushes(std::iter::from_fn(|| device.poll_flush()));
         while let Some(event) = self.device.poll_event() {
-            report(event);
+            self.reporter.report(event, now.instant);
         }
         self.arm_timer();
     }
@@ -240,103 +241,6 @@ impl Control {
         }
     }
 
-    // ------------------------------------------------------------ jobs, and the helper's answers
-
-    /// Starts jobs until one has to wait for the helper; true if there were any.
-    fn run_jobs(&mut self) -> bool {
-        let mut ran = false;
-        while self.awaiting.is_none() && self.end.is_none() {
-            let Some(job) = self.jobs.pop_front() else { break };
-            ran = true;
-            match job {
-                Job::Configure(client, configuration) => {
-                    self.start_configure(client, configuration)
-                }
-                Job::LinkUp => self.start_link_up(),
-                Job::LinkDown => self.start_link_down(),
-            }
-        }
-        ran
-    }
-
-    fn request(&mut self, request: &Request, awaiting: Awaiting) {
-        match self.helper.request(request) {
-            Ok(()) => self.awaiting = Some(awaiting),
-            Err(error) => {
-                tracing::error!("cannot ask the helper: {error}");
-                self.end = Some(End::HelperLost);
-            }
-        }
-    }
-
-    fn helper_spoke(&mut self) {
-        loop {
-            match self.helper.receive() {
-                Ok(None) => return,
-                Ok(Some(Said::Reply(reply, descriptors))) => self.answered(&reply, descriptors),
-                Ok(Some(Said::Notice(Notice::LogLevel(level)))) => {
-                    log::set_verbosity(verbosity(level))
-                }
-                Ok(Some(Said::Notice(Notice::Shutdown))) => {
-                    self.end = Some(End::Orderly);
-                    return;
-                }
-                Ok(Some(Said::Closed)) => {
-                    tracing::error!("the helper is gone");
-                    self.end = Some(End::HelperLost);
-                    return;
-                }
-                Err(error) => {
-                    tracing::error!("the helper broke the contract: {error}");
-                    self.end = Some(End::HelperLost);
-                    return;
-                }
-            }
-        }
-    }
-
-    fn answered(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) {
-        match self.awaiting.take() {
-            Some(Awaiting::Sealed) => self.granted(reply, descriptors),
-            Some(Awaiting::Configure(client, configuration)) => {
-                self.finish_configure(client, configuration, reply, descriptors);
-            }
-            Some(Awaiting::LinkUp) => self.finish_link_up(reply, descriptors),
-            Some(Awaiting::LinkDown) | None => {}
-        }
-    }
-
-    /// The helper has verified the sandbox: here are the TUN device, the UAPI and the link monitor.
-    fn granted(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) {
-        let mut descriptors = descriptors.into_iter();
-        let (Reply::Granted { ifindex, vnet_hdr, .. }, Some(listener), Some(netlink)) =
-            (reply, descriptors.next(), descriptors.next())
-        else {
-            tracing::error!("the helper refused to hand over the interface");
-            self.end = Some(End::HelperLost);
-            return;
-        };
-        self.shared.set_tuns(descriptors.map(|queue| Tun::new(queue, *vnet_hdr)).collect());
-        self.shared.wake_workers();
-        let ready = self.uapi.listen(listener, &self.epoll).and_then(|()| {
-            let link = LinkMonitor::new(netlink, *ifindex, &self.interface)?;
-            self.epoll.add(&link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;
-            self.link = Some(link);
-            Ok(())
-        });
-        if let Err(error) = ready {
-            tracing::error!("cannot serve the interface: {error}");
-            self.end = Some(End::Failed);
-        }
-    }
-
-    fn bye(&mut self) {
-        if self.end.is_none() {
-            let _gone = self.helper.request(&Request::Bye);
-            self.end = Some(End::Orderly);
-        }
-    }
-
     // ------------------------------------------------------------ the interface
 
     fn link_spoke(&mut self) {
@@ -354,55 +258,6 @@ impl Control {
             self.jobs.push_back(if state.up { Job::LinkUp } else { Job::LinkDown });
         }
         self.link_state = state;
-    }
-
-    fn start_link_up(&mut self) {
-        let request =
-            Request::OpenUdp { port: self.device.listen_port(), mark: self.device.fwmark() };
-        self.request(&request, Awaiting::LinkUp);
-    }
-
-    fn finish_link_up(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) {
-        match self.take_sockets(reply, descriptors) {
-            Ok(port) => {
-                self.device.set_listen_port(port);
-                self.device.set_up(true, clock::now());
-                tracing::info!("interface up, UDP port {port}");
-            }
-            Err(errno) => tracing::error!(
-                "interface up, but UDP port {} cannot be opened: {}; choose another: wg set {} listen-port PORT",
-                self.device.listen_port(),
-                nix::Error::from_raw(errno).desc(),
-                self.interface,
-            ),
-        }
-    }
-
-    fn start_link_down(&mut self) {
-        self.device.set_up(false, clock::now());
-        self.publish_sockets(UdpSockets::default());
-        self.shared.clear_handshakes();
-        tracing::info!("interface down, UDP port closed");
-        self.request(&Request::CloseUdp, Awaiting::LinkDown);
-    }
-
-    /// Takes over new sockets; or the errno that there are none.
-    fn take_sockets(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) -> Result<u16, i32> {
-        let (port, v4, v6) = match reply {
-            Reply::UdpOpened { port, v4, v6 } => (*port, *v4, *v6),
-            Reply::Refused { errno } => return Err(*errno),
-            Reply::Granted { .. } | Reply::Done => return Err(libc::EPROTO),
-        };
-        let mut descriptors = descriptors.into_iter();
-        let v4 = v4.then(|| descriptors.next()).flatten();
-        let v6 = v6.then(|| descriptors.next()).flatten();
-        self.publish_sockets(UdpSockets::new(v4, v6));
-        Ok(port)
-    }
-
-    fn publish_sockets(&self, sockets: UdpSockets) {
-        self.shared.sockets.publish(Arc::new(sockets));
-        self.shared.wake_workers();
     }
 
     // ------------------------------------------------------------ UAPI
@@ -428,62 +283,6 @@ impl Control {
         let Self { uapi, device, epoll, link, .. } = self;
         uapi.reply_get(client, &device.status(), device.peers(), &Scopes(link.as_ref()), epoll);
     }
-
-    /// Applies a `set`, after the helper has opened the new port or moved the mark if it has to.
-    fn start_configure(&mut self, client: ClientId, configuration: Configuration) {
-        let (old_port, old_mark) = (self.device.listen_port(), self.device.fwmark());
-        let mark = configuration.fwmark.unwrap_or(old_mark);
-        let port = configuration.listen_port.unwrap_or(old_port);
-        let must_open = self.link_state.up
-            && (port != old_port || (configuration.listen_port.is_some() && !self.device.is_up()));
-        if must_open {
-            self.request(
-                &Request::OpenUdp { port, mark },
-                Awaiting::Configure(client, configuration),
-            );
-        } else if mark != old_mark {
-            self.request(&Request::SetMark { mark }, Awaiting::Configure(client, configuration));
-        } else {
-            self.apply(client, configuration);
-        }
-    }
-
-    fn finish_configure(
-        &mut self,
-        client: ClientId,
-        mut configuration: Configuration,
-        reply: &Reply,
-        descriptors: Vec<OwnedFd>,
-    ) {
-        match reply {
-            Reply::Done => self.apply(client, configuration),
-            _ => match self.take_sockets(reply, descriptors) {
-                Ok(port) => {
-                    configuration.listen_port = Some(port);
-                    self.apply(client, configuration);
-                    self.device.set_up(true, clock::now());
-                    tracing::info!("UDP port {port}");
-                }
-                Err(errno) => {
-                    tracing::warn!(
-                        "UAPI set refused, nothing changed: {}",
-                        nix::Error::from_raw(errno).desc()
-                    );
-                    self.reply_set(client, -errno);
-                }
-            },
-        }
-    }
-
-    fn apply(&mut self, client: ClientId, configuration: Configuration) {
-        self.device.configure(configuration, clock::now());
-        self.reply_set(client, 0);
-    }
-
-    fn reply_set(&mut self, client: ClientId, errno: i32) {
-        let Self { uapi, epoll, .. } = self;
-        uapi.reply_set(client, errno, epoll);
-    }
 }
 
 /// Interface names, as the link monitor knows them.
@@ -496,37 +295,5 @@ impl crate::uapi::Scopes for Scopes<'_> {
 
     fn name_of(&self, index: u32) -> Option<String> {
         self.0.and_then(|link| link.name_of(index))
-    }
-}
-
-const fn verbosity(level: LogLevel) -> u8 {
-    match level {
-        LogLevel::Silent => 0,
-        LogLevel::Error => 1,
-        LogLevel::Info => 3,
-        LogLevel::Debug => 4,
-    }
-}
-
-/// Writes an event that an operator acts on.
-fn report(event: Event) {
-    match event {
-        Event::HandshakeComplete(peer) => tracing::debug!("{peer}: handshake complete"),
-        Event::HandshakeGivenUp(peer) => tracing::info!(
-            "{peer}: no answer to 20 initiations in 90 s; check its endpoint, the route there and both public keys"
-        ),
-        Event::InitiationReplayed(peer) => tracing::info!(
-            "{peer}: initiation with an old timestamp ignored: a replay, or its clock went back"
-        ),
-        Event::UnknownPeer(from) => {
-            tracing::debug!("initiation from {from} by a key that is no peer's")
-        }
-        Event::ResponseRefused(peer) => {
-            tracing::info!(
-                "{peer}: response does not fit; check that both sides have the same preshared key"
-            );
-        }
-        Event::EndpointMoved(peer, to) => tracing::info!("{peer}: endpoint is now {to}"),
-        Event::UnderLoad => tracing::info!("under load: handshakes need a cookie from now on"),
     }
 }

@@ -1,0 +1,232 @@
+//! What needs the helper: jobs, one after the other, and its answers.
+//!
+//! A job sends one request at most and is finished when the answer comes; meanwhile packets,
+//! handshakes and every `get` go on.
+
+use super::{Awaiting, Control, End, Job, LINK};
+use crate::clock;
+use crate::helper::Said;
+use crate::link::LinkMonitor;
+use crate::log;
+use crate::tun::Tun;
+use crate::uapi::ClientId;
+use crate::udp::UdpSockets;
+use nix::libc;
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use wgsep_ipc::{LogLevel, Notice, Reply, Request};
+use wgsep_proto::config::Configuration;
+
+impl Control {
+    // ------------------------------------------------------------ jobs, and the helper's answers
+
+    /// Starts jobs until one has to wait for the helper; true if there were any.
+    pub(super) fn run_jobs(&mut self) -> bool {
+        let mut ran = false;
+        while self.awaiting.is_none() && self.end.is_none() {
+            let Some(job) = self.jobs.pop_front() else { break };
+            ran = true;
+            match job {
+                Job::Configure(client, configuration) => {
+                    self.start_configure(client, configuration);
+                }
+                Job::LinkUp => self.start_link_up(),
+                Job::LinkDown => self.start_link_down(),
+            }
+        }
+        ran
+    }
+
+    pub(super) fn request(&mut self, request: &Request, awaiting: Awaiting) {
+        match self.helper.request(request) {
+            Ok(()) => self.awaiting = Some(awaiting),
+            Err(error) => {
+                tracing::error!("cannot ask the helper: {error}");
+                self.end = Some(End::HelperLost);
+            }
+        }
+    }
+
+    pub(super) fn helper_spoke(&mut self) {
+        loop {
+            match self.helper.receive() {
+                Ok(None) => return,
+                Ok(Some(Said::Reply(reply, descriptors))) => self.answered(&reply, descriptors),
+                Ok(Some(Said::Notice(Notice::LogLevel(level)))) => {
+                    log::set_verbosity(verbosity(level));
+                }
+                Ok(Some(Said::Notice(Notice::Shutdown))) => {
+                    self.end = Some(End::Orderly);
+                    return;
+                }
+                Ok(Some(Said::Closed)) => {
+                    tracing::error!("the helper is gone");
+                    self.end = Some(End::HelperLost);
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!("the helper broke the contract: {error}");
+                    self.end = Some(End::HelperLost);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn answered(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) {
+        match self.awaiting.take() {
+            Some(Awaiting::Sealed) => self.granted(reply, descriptors),
+            Some(Awaiting::Configure(client, configuration)) => {
+                self.finish_configure(client, configuration, reply, descriptors);
+            }
+            Some(Awaiting::LinkUp) => self.finish_link_up(reply, descriptors),
+            Some(Awaiting::LinkDown) | None => {}
+        }
+    }
+
+    /// The helper has verified the sandbox: here are the TUN device, the UAPI and the link monitor.
+    fn granted(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) {
+        let mut descriptors = descriptors.into_iter();
+        let (Reply::Granted { ifindex, vnet_hdr, .. }, Some(listener), Some(netlink)) =
+            (reply, descriptors.next(), descriptors.next())
+        else {
+            tracing::error!("the helper refused to hand over the interface");
+            self.end = Some(End::HelperLost);
+            return;
+        };
+        self.shared.set_tuns(descriptors.map(|queue| Tun::new(queue, *vnet_hdr)).collect());
+        self.shared.wake_workers();
+        let ready = self.uapi.listen(listener, &self.epoll).and_then(|()| {
+            let link = LinkMonitor::new(netlink, *ifindex, &self.interface)?;
+            self.epoll.add(&link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;
+            self.link = Some(link);
+            Ok(())
+        });
+        if let Err(error) = ready {
+            tracing::error!("cannot serve the interface: {error}");
+            self.end = Some(End::Failed);
+        }
+    }
+
+    pub(super) fn bye(&mut self) {
+        if self.end.is_none() {
+            let _gone = self.helper.request(&Request::Bye);
+            self.end = Some(End::Orderly);
+        }
+    }
+
+    fn start_link_up(&mut self) {
+        let request =
+            Request::OpenUdp { port: self.device.listen_port(), mark: self.device.fwmark() };
+        self.request(&request, Awaiting::LinkUp);
+    }
+
+    fn finish_link_up(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) {
+        match self.take_sockets(reply, descriptors) {
+            Ok(port) => {
+                self.device.set_listen_port(port);
+                self.device.set_up(true, clock::now());
+                tracing::info!("interface up, UDP port {port}");
+            }
+            Err(errno) => tracing::error!(
+                "interface up, but UDP port {} cannot be opened: {}; choose another: wg set {} listen-port PORT",
+                self.device.listen_port(),
+                nix::Error::from_raw(errno).desc(),
+                self.interface,
+            ),
+        }
+    }
+
+    fn start_link_down(&mut self) {
+        self.device.set_up(false, clock::now());
+        self.publish_sockets(UdpSockets::default());
+        self.shared.clear_handshakes();
+        tracing::info!("interface down, UDP port closed");
+        self.request(&Request::CloseUdp, Awaiting::LinkDown);
+    }
+
+    /// Takes over new sockets; or the errno that there are none.
+    fn take_sockets(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) -> Result<u16, i32> {
+        let (port, v4, v6) = match reply {
+            Reply::UdpOpened { port, v4, v6 } => (*port, *v4, *v6),
+            Reply::Refused { errno } => return Err(*errno),
+            Reply::Granted { .. } | Reply::Done => return Err(libc::EPROTO),
+        };
+        let mut descriptors = descriptors.into_iter();
+        let v4 = v4.then(|| descriptors.next()).flatten();
+        let v6 = v6.then(|| descriptors.next()).flatten();
+        self.publish_sockets(UdpSockets::new(v4, v6));
+        Ok(port)
+    }
+
+    fn publish_sockets(&self, sockets: UdpSockets) {
+        self.shared.sockets.publish(Arc::new(sockets));
+        self.shared.wake_workers();
+    }
+
+    /// Applies a `set`, after the helper has opened the new port or moved the mark if it has to.
+    fn start_configure(&mut self, client: ClientId, configuration: Configuration) {
+        let (old_port, old_mark) = (self.device.listen_port(), self.device.fwmark());
+        let mark = configuration.fwmark.unwrap_or(old_mark);
+        let port = configuration.listen_port.unwrap_or(old_port);
+        let must_open = self.link_state.up
+            && (port != old_port || (configuration.listen_port.is_some() && !self.device.is_up()));
+        if must_open {
+            self.request(
+                &Request::OpenUdp { port, mark },
+                Awaiting::Configure(client, configuration),
+            );
+        } else if mark != old_mark {
+            self.request(&Request::SetMark { mark }, Awaiting::Configure(client, configuration));
+        } else {
+            self.apply(client, configuration);
+        }
+    }
+
+    fn finish_configure(
+        &mut self,
+        client: ClientId,
+        mut configuration: Configuration,
+        reply: &Reply,
+        descriptors: Vec<OwnedFd>,
+    ) {
+        match reply {
+            Reply::Done => self.apply(client, configuration),
+            _ => match self.take_sockets(reply, descriptors) {
+                Ok(port) => {
+                    configuration.listen_port = Some(port);
+                    self.apply(client, configuration);
+                    self.device.set_up(true, clock::now());
+                    tracing::info!("UDP port {port}");
+                }
+                Err(errno) => {
+                    tracing::warn!(
+                        "UAPI set refused, nothing changed: {}",
+                        nix::Error::from_raw(errno).desc()
+                    );
+                    self.reply_set(client, -errno);
+                }
+            },
+        }
+    }
+
+    fn apply(&mut self, client: ClientId, configuration: Configuration) {
+        self.device.configure(configuration, clock::now());
+        self.reply_set(client, 0);
+    }
+
+    fn reply_set(&mut self, client: ClientId, errno: i32) {
+        let Self { uapi, epoll, .. } = self;
+        uapi.reply_set(client, errno, epoll);
+    }
+}
+
+const fn verbosity(level: LogLevel) -> u8 {
+    match level {
+        LogLevel::Silent => 0,
+        LogLevel::Error => 1,
+        LogLevel::Info => 3,
+        LogLevel::Debug => 4,
+    }
+}
