@@ -39,6 +39,20 @@ pub enum Request {
     Bye,
 }
 
+impl Request {
+    /// Its name in logs.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Sealed(_) => "Sealed",
+            Self::OpenUdp { .. } => "OpenUdp",
+            Self::CloseUdp => "CloseUdp",
+            Self::SetMark { .. } => "SetMark",
+            Self::Bye => "Bye",
+        }
+    }
+}
+
 /// The helper's answer; each request gets one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {

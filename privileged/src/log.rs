@@ -15,10 +15,13 @@ use nix::unistd::{read, write};
 use std::fmt::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Longest line that is written whole, in bytes.
 const MAX_LINE: usize = 1024;
+/// Lines of the dataplane that are written in a second, so that it cannot fill a disk in a minute. The
+/// rest is counted.
+const LINES_PER_SECOND: u32 = 500;
 /// Longest message that is written, escaped, in bytes. Even if JSON escapes all of it once more, a line
 /// stays below the 4096 bytes (PIPE_BUF) that a pipe takes whole.
 const MAX_MESSAGE: usize = 1536;
@@ -76,6 +79,8 @@ pub struct Log {
     most: Option<Level>,
     interface: String,
     partial: Vec<u8>,
+    second: Instant,
+    lines: u32,
 }
 
 impl Log {
@@ -124,7 +129,8 @@ impl Log {
     }
 
     fn new(sink: Sink, format: Format, most: Option<Level>) -> Self {
-        Self { sink, format, most, interface: String::new(), partial: Vec::new() }
+        let (interface, partial) = (String::new(), Vec::new());
+        Self { sink, format, most, interface, partial, second: Instant::now(), lines: 0 }
     }
 
     /// Names the interface in every line.
@@ -189,7 +195,19 @@ impl Log {
     }
 
     /// A line of the dataplane: its level, then the message.
-    fn dataplane_line(&self, line: &str) {
+    fn dataplane_line(&mut self, line: &str) {
+        if self.second.elapsed() >= Duration::from_secs(1) {
+            let lost = self.lines.saturating_sub(LINES_PER_SECOND);
+            if lost > 0 {
+                self.error(&format!("{lost} lines of the dataplane dropped: too many a second"));
+            }
+            self.second = Instant::now();
+            self.lines = 0;
+        }
+        self.lines = self.lines.saturating_add(1);
+        if self.lines > LINES_PER_SECOND {
+            return;
+        }
         let line = line.trim();
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match Level::parse(word) {
@@ -303,6 +321,27 @@ mod tests {
         assert!(lines[1].ends_with(" ERROR wgsep[wg0]: \\u{1b}[2Jred"));
         assert!(lines[2].ends_with(" ERROR wgsep[wg0]: no level"));
         assert!(lines[3..].iter().all(|line| line.len() < MAX_LINE + 80) && lines.len() == 6);
+    }
+
+    #[test]
+    fn a_flood_of_lines_is_cut_and_counted() {
+        let (reader, writer) = nix::unistd::pipe2(OFlag::O_NONBLOCK).unwrap();
+        let mut log = Log::new(Sink::Stream(writer), Format::Text, Some(Level::Info));
+        let written = || {
+            let mut buffer = vec![0; 1 << 20];
+            let len = read(&reader, &mut buffer).unwrap_or(0);
+            String::from_utf8_lossy(&buffer[..len]).into_owned()
+        };
+        let mut text = String::new();
+        for number in 0..LINES_PER_SECOND + 7 {
+            log.dataplane_line(&format!("INFO line {number}"));
+            text += &written();
+        }
+        assert_eq!(text.lines().count(), usize::try_from(LINES_PER_SECOND).unwrap());
+        log.second -= Duration::from_secs(1);
+        log.dataplane_line("INFO after");
+        let text = written();
+        assert!(text.contains("7 lines") && text.contains("after"), "{text}");
     }
 
     #[test]

@@ -135,7 +135,8 @@ impl Monitor {
                     }
                     Ok(Received::Message((_, request), _)) => {
                         return Err(Error::new(format!(
-                            "the dataplane asked before it was sealed: {request:?}"
+                            "the dataplane sent {} before it was sealed",
+                            request.name()
                         )));
                     }
                     Ok(Received::Closed) => return Err(Error::new(self.death())),
@@ -256,7 +257,7 @@ impl Monitor {
             Err(error) => return Some(violation(&error.to_string())),
         };
         if !permit(self.phase, &request) {
-            return Some(violation(&format!("{request:?} is not permitted now")));
+            return Some(violation(&format!("{} is not permitted now", request.name())));
         }
         self.requests += 1;
         let answered = match request {
@@ -281,6 +282,9 @@ impl Monitor {
             // It did not wait for the answer, as after Bye.
             Err(wgsep_ipc::Error::Io(nix::Error::EPIPE | nix::Error::ECONNRESET)) => {
                 Some(self.died())
+            }
+            Err(wgsep_ipc::Error::Io(nix::Error::EAGAIN)) => {
+                Some(violation("it does not read its replies"))
             }
             Err(error) => Some(violation(&error.to_string())),
         }
