@@ -8,6 +8,7 @@ use super::oracle;
 use super::packet;
 use super::simulation::Simulation;
 use std::time::Duration;
+use wgsep_ipc::{FromHelper, MAX_FRAME, Request, VERSION, decode};
 use wgsep_proto::config::{Configuration, PeerConfiguration};
 use wgsep_proto::ip::{Ecn, InnerPacket, padding, propagate_ecn};
 use wgsep_proto::keys::{PresharedKey, PrivateKey};
@@ -23,11 +24,12 @@ const MAX_INDICES_PER_PEER: usize = 4;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     ("message_parse", message_parse),
     ("handshake_consume", handshake_consume),
     ("device", device),
     ("ip_inner", ip_inner),
+    ("ipc", ipc),
 ];
 
 /// Takes one decision after the other off the input; zeros when it has ended.
@@ -101,6 +103,22 @@ pub fn ip_inner(data: &[u8]) {
         // A header that was right stays right; one that was wrong is not repaired.
         let right = |packet: &[u8]| packet::header_checksum(packet) == 0;
         assert_eq!(right(&before), right(&after));
+    }
+}
+
+/// Whatever decodes as a message between helper and dataplane came in a whole frame of this version
+/// and announces no more descriptors than its counts can say.
+///
+/// # Panics
+/// If not.
+pub fn ipc(data: &[u8]) {
+    let requested = decode::<Request>(data).is_ok();
+    let said = decode::<FromHelper>(data);
+    if requested || said.is_ok() {
+        assert!(data.len() <= MAX_FRAME && data.first() == Some(&VERSION));
+    }
+    if let Ok((_, message)) = said {
+        assert!(message.descriptors() <= 2 + usize::from(u8::MAX));
     }
 }
 
