@@ -175,20 +175,21 @@ impl Control {
 
     // ------------------------------------------------------------ the protocol
 
-    /// Consumes handshake messages the workers queued; true if more are left.
+    /// Consumes handshake messages the workers queued; true if more may be left.
     fn consume_handshakes(&mut self) -> bool {
-        for _ in 0..HANDSHAKES_PER_ROUND {
-            let Some((message, waiting)) = self.shared.next_handshake() else { return false };
-            self.device.receive_handshake(
-                message.endpoint,
-                message.datagram(),
-                waiting,
-                clock::now(),
-            );
+        let mut consumed = 0;
+        while consumed < HANDSHAKES_PER_ROUND
+            && let Some((message, waiting)) = self.shared.next_handshake()
+        {
+            let (source, datagram) = (message.endpoint, message.datagram());
+            self.device.receive_handshake(source, datagram, waiting, clock::now());
             self.transmit();
+            consumed += 1;
         }
-        self.settle();
-        true
+        if consumed > 0 {
+            self.settle();
+        }
+        consumed == HANDSHAKES_PER_ROUND
     }
 
     /// Lets out what this round caused.

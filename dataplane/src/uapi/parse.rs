@@ -7,7 +7,7 @@
 )]
 
 use super::{Operation, Scopes};
-use nix::libc;
+use nix::errno::Errno;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use wgsep_proto::config::{AllowedIp, AllowedIpChange, Configuration, PeerConfiguration};
 use wgsep_proto::keys::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
@@ -24,32 +24,63 @@ pub(super) struct Refusal {
     pub(super) reason: &'static str,
 }
 
-type Parsed<T> = Result<T, &'static str>;
-
-/// Parses a transaction, without the blank line at its end.
-pub(super) fn parse(text: &[u8], scopes: &dyn Scopes) -> Result<Operation, Refusal> {
-    let mut lines = (1..).zip(text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()));
-    let refuse = |errno: i32, line, reason| Refusal { errno, line, reason };
-    match lines.next() {
-        Some((_, b"get=1")) => match lines.next() {
-            None => Ok(Operation::Get),
-            Some((line, _)) => Err(refuse(libc::EINVAL, line, "a get takes no more lines")),
-        },
-        Some((_, b"set=1")) => {
-            let mut configuration = Configuration::default();
-            for (number, line) in lines {
-                set_line(&mut configuration, line, scopes)
-                    .map_err(|reason| refuse(-libc::EINVAL, number, reason))?;
-            }
-            Ok(Operation::Set(configuration))
-        }
-        _ => Err(refuse(-libc::EINVAL, 1, "a transaction starts with get=1 or set=1")),
+impl Refusal {
+    /// Refuses a transaction that starts as `text` does, which decides the sign of the errno.
+    pub(super) fn new(text: &[u8], errno: Errno, line: usize, reason: &'static str) -> Self {
+        let number = errno as i32;
+        let errno = if text.starts_with(b"get=") { number } else { number.saturating_neg() };
+        Self { errno, line, reason }
     }
 }
 
-fn set_line(configuration: &mut Configuration, line: &[u8], scopes: &dyn Scopes) -> Parsed<()> {
+/// What a line sets, or why it is refused.
+type Parsed<T> = Result<T, &'static str>;
+
+/// Parses a transaction. `EPROTO` refuses what is not the protocol at all, `EINVAL` a key or value.
+pub(super) fn parse(text: &[u8], scopes: &dyn Scopes) -> Result<Operation, Refusal> {
+    let mut lines = (1..).zip(text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()));
+    let refuse = |errno, line, reason| Err(Refusal::new(text, errno, line, reason));
+    match lines.next() {
+        Some((_, b"get=1")) => match lines.next() {
+            None => Ok(Operation::Get),
+            Some((line, _)) => refuse(Errno::EINVAL, line, "a get takes no more lines"),
+        },
+        Some((_, b"set=1")) => {
+            let mut configuration = Configuration::default();
+            configuration.peers.reserve_exact(lines.clone().filter(|(_, line)| names_peer(line)).count());
+            for (number, line) in lines {
+                let (key, value) = match split(line) {
+                    Ok(pair) => pair,
+                    Err(reason) => return refuse(Errno::EPROTO, number, reason),
+                };
+                if let Err(reason) = set(&mut configuration, key, value, scopes) {
+                    return refuse(Errno::EINVAL, number, reason);
+                }
+            }
+            Ok(Operation::Set(configuration))
+        }
+        _ => refuse(Errno::EPROTO, 1, "a transaction starts with get=1 or set=1"),
+    }
+}
+
+/// Whether a line has the form of a peer's name. All of them are counted before any is taken: peers
+/// hold preshared keys, of which a `Vec` that grows would leave copies behind.
+fn names_peer(line: &[u8]) -> bool {
+    const NAME: &[u8] = b"public_key=";
+    line.starts_with(NAME) && line.len() == KEY_LEN.saturating_mul(2).saturating_add(NAME.len())
+}
+
+fn split(line: &[u8]) -> Parsed<(&str, &str)> {
     let line = core::str::from_utf8(line).map_err(|_| "not text")?;
-    let (key, value) = line.split_once('=').ok_or("not of the form key=value")?;
+    line.split_once('=').ok_or("not of the form key=value")
+}
+
+fn set(
+    configuration: &mut Configuration,
+    key: &str,
+    value: &str,
+    scopes: &dyn Scopes,
+) -> Parsed<()> {
     if key == "public_key" {
         let public_key = PublicKey::from_bytes(*hex_key(value)?);
         configuration.peers.push(PeerConfiguration::new(public_key));
@@ -171,6 +202,7 @@ fn allowed_ip(value: &str) -> Parsed<AllowedIpChange> {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 pub(super) mod tests {
     use super::*;
+    use nix::libc;
 
     pub(crate) struct Eth0;
 
@@ -186,7 +218,7 @@ pub(super) mod tests {
 
     const KEY: &str = "0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1F20";
 
-    fn set(lines: &str) -> Result<Configuration, Refusal> {
+    fn parse_set(lines: &str) -> Result<Configuration, Refusal> {
         match parse(format!("set=1\n{lines}").as_bytes(), &Eth0)? {
             Operation::Set(configuration) => Ok(configuration),
             Operation::Get => panic!("a set became a get"),
@@ -194,18 +226,18 @@ pub(super) mod tests {
     }
 
     fn peer(lines: &str) -> Result<PeerConfiguration, Refusal> {
-        set(&format!("public_key={KEY}\n{lines}")).map(|mut set| set.peers.pop().unwrap())
+        parse_set(&format!("public_key={KEY}\n{lines}")).map(|mut set| set.peers.pop().unwrap())
     }
 
     #[test]
     fn a_device_takes_its_keys() {
-        let parsed = set(&format!(
+        let parsed = parse_set(&format!(
             "private_key={KEY}\nlisten_port=51820\nfwmark=0xca6c\nreplace_peers=true\n"
         ))
         .unwrap();
         assert!(parsed.private_key.unwrap().is_some() && parsed.replace_peers);
         assert_eq!((parsed.listen_port, parsed.fwmark), (Some(51820), Some(51820)));
-        let cleared = set(&format!("private_key={}\nfwmark=0", "0".repeat(64))).unwrap();
+        let cleared = parse_set(&format!("private_key={}\nfwmark=0", "0".repeat(64))).unwrap();
         assert!(cleared.private_key.unwrap().is_none());
         assert_eq!((cleared.listen_port, cleared.fwmark), (None, Some(0)));
     }
@@ -217,7 +249,7 @@ pub(super) mod tests {
              persistent_keepalive_interval=65535\nreplace_allowed_ips=true\nallowed_ip=10.0.0.1/8\n\
              allowed_ip=-fd00::/64\nprotocol_version=1\nupdate_only=true\npublic_key={KEY}\nremove=true"
         );
-        let peers = set(&lines).unwrap().peers;
+        let peers = parse_set(&lines).unwrap().peers;
         assert_eq!(peers.len(), 2);
         let [first, second] = &peers[..] else { panic!() };
         assert_eq!(first.public_key.as_bytes()[31], 0x20);
@@ -277,15 +309,17 @@ pub(super) mod tests {
             "replace_peers=1",
             "replace_peers=True",
             "nonsense=1",
-            "nonsense",
             "=",
             "endpoint=192.0.2.1:1",
             "set=1",
             "get=1",
             "errno=0",
             "private_key=\u{ff}",
+            " listen_port=1",
+            "listen_port=1 ",
+            "listen_port=1\r",
         ] {
-            let refusal = set(&format!("listen_port=1\n{bad}")).err().unwrap();
+            let refusal = parse_set(&format!("listen_port=1\n{bad}")).err().unwrap();
             assert_eq!((refusal.errno, refusal.line), (-libc::EINVAL, 3), "{bad}");
         }
         for bad in [
@@ -308,11 +342,28 @@ pub(super) mod tests {
         ] {
             assert_eq!(peer(bad).err().unwrap().errno, -libc::EINVAL, "{bad}");
         }
-        assert_eq!(parse(b"get=1\nset=1", &Eth0).err().unwrap().errno, libc::EINVAL);
-        for bad in [&b""[..], b"get=2", b"set=", b"\xff\xfe", b"public_key=1"] {
-            assert_eq!(parse(bad, &Eth0).err().unwrap().errno, -libc::EINVAL);
-        }
-        let not_text = [b"set=1\nlisten_port=", &[0xff, 0xfe][..]].concat();
-        assert!(parse(&not_text, &Eth0).is_err());
     }
+
+    #[test]
+    fn what_is_not_the_protocol_is_told_apart_and_a_get_has_the_other_sign() {
+        let refused = |text: &[u8]| {
+            let refusal = parse(text, &Eth0).err().unwrap();
+            (refusal.errno, refusal.line)
+        };
+        for bad in [&b""[..], b"set=", b"set=2", b"set=1 ", b"\xff\xfe", b"public_key=1", b"fwmark=1\nset=1"] {
+            assert_eq!(refused(bad), (-libc::EPROTO, 1));
+        }
+        assert_eq!(refused(b"set=1\nreplace_peers=true\nnonsense"), (-libc::EPROTO, 3));
+        assert_eq!(refused(b"set=1\nlisten_port=\xff\xfe"), (-libc::EPROTO, 2));
+        assert_eq!(refused(b"get=2"), (libc::EPROTO, 1));
+        assert_eq!(refused(b"get=1\nset=1"), (libc::EINVAL, 2));
+    }
+
+    #[test]
+    fn no_copy_of_a_preshared_key_is_left_by_growing() {
+        let lines = format!("public_key={KEY}\npreshared_key={KEY}\n").repeat(100);
+        let peers = parse_set(&lines).unwrap().peers;
+        assert_eq!((peers.len(), peers.capacity()), (100, 100));
+    }
+
 }

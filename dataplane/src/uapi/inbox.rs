@@ -1,0 +1,210 @@
+//! What a client has sent, cut into transactions; bounded by the line and by the transaction.
+#![deny(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
+
+use super::parse::{Refusal, parse};
+use super::secret_text::SecretText;
+use super::{Operation, Scopes};
+use nix::errno::Errno;
+
+/// Longest line, in bytes.
+const MAX_LINE: usize = 64 * 1024;
+/// Longest transaction, in bytes.
+const MAX_TRANSACTION: usize = 64 * 1024 * 1024;
+
+/// The input that is not carried out yet.
+#[derive(Default)]
+pub(super) struct Inbox {
+    text: SecretText,
+    /// How far `text` was searched for the end of a transaction, so that each byte is seen once.
+    searched: usize,
+    /// Length of the line under way, as far as it was searched.
+    line_len: usize,
+    /// Lines before the one under way.
+    lines: usize,
+    /// The transaction under way is out of bounds: it is read to its end, but not kept.
+    refused: Option<Refusal>,
+}
+
+impl Inbox {
+    /// Adds what was read.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.text.push(bytes);
+    }
+
+    /// Whether part of a transaction is here.
+    pub(super) fn has_begun(&self) -> bool {
+        self.lines > 0 || self.line_len > 0 || !self.text.as_bytes().is_empty()
+    }
+
+    /// Takes the next whole transaction, parsed or refused; `None` until its blank line is here.
+    pub(super) fn next_transaction(
+        &mut self,
+        scopes: &dyn Scopes,
+    ) -> Option<Result<Operation, Refusal>> {
+        let Some(end) = self.find_end() else {
+            if self.refused.is_some() {
+                self.text.clear();
+                self.searched = 0;
+            }
+            return None;
+        };
+        let text = self.text.as_bytes().get(..end).unwrap_or_default();
+        let result = self.refused.take().map_or_else(|| parse(text, scopes), Err);
+        self.text.consume(end);
+        (self.searched, self.line_len, self.lines) = (0, 0, 0);
+        Some(result)
+    }
+
+    /// Where the transaction under way ends, past its blank line.
+    fn find_end(&mut self) -> Option<usize> {
+        loop {
+            let rest = self.text.as_bytes().get(self.searched..).unwrap_or_default();
+            if rest.is_empty() {
+                return None;
+            }
+            let part = rest.iter().position(|byte| *byte == b'\n');
+            let len = part.unwrap_or(rest.len());
+            if part == Some(0) && self.line_len == 0 {
+                return Some(self.searched.saturating_add(1));
+            }
+            self.searched = self.searched.saturating_add(len);
+            self.line_len = self.line_len.saturating_add(len);
+            self.check_bounds();
+            if part.is_some() {
+                self.searched = self.searched.saturating_add(1);
+                self.lines = self.lines.saturating_add(1);
+                self.line_len = 0;
+            }
+        }
+    }
+
+    fn check_bounds(&mut self) {
+        let (errno, reason) = if self.line_len > MAX_LINE {
+            (Errno::EPROTO, "a line is longer than 64 KiB")
+        } else if self.searched > MAX_TRANSACTION {
+            (Errno::ENOMEM, "a transaction is longer than 64 MiB")
+        } else {
+            return;
+        };
+        let (text, line) = (self.text.as_bytes(), self.lines.saturating_add(1));
+        self.refused.get_or_insert_with(|| Refusal::new(text, errno, line, reason));
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, clippy::unwrap_used)]
+mod tests {
+    use super::super::parse::tests::Eth0;
+    use super::*;
+    use nix::libc;
+
+    /// What comes out: the mark of a set, or the refusal's errno and line.
+    type Outcome = Result<Option<u32>, (i32, usize)>;
+
+    fn drain(inbox: &mut Inbox) -> Vec<Outcome> {
+        let next = || {
+            inbox.next_transaction(&Eth0).map(|transaction| match transaction {
+                Ok(Operation::Set(configuration)) => Ok(configuration.fwmark),
+                Ok(Operation::Get) => Ok(None),
+                Err(refusal) => Err((refusal.errno, refusal.line)),
+            })
+        };
+        std::iter::from_fn(next).collect()
+    }
+
+    #[test]
+    fn transactions_are_the_same_however_the_bytes_arrive() {
+        let text = b"set=1\nfwmark=1\n\nget=1\n\n\nset=1\nfwmark=x\n\nnonsense\n\nset=1\nfwmark=2\n\n";
+        let expected: [Outcome; 6] = [
+            Ok(Some(1)),
+            Ok(None),
+            Err((-libc::EPROTO, 1)),
+            Err((-libc::EINVAL, 2)),
+            Err((-libc::EPROTO, 1)),
+            Ok(Some(2)),
+        ];
+        for size in 1..=text.len() {
+            let mut inbox = Inbox::default();
+            let mut outcomes = Vec::new();
+            for part in text.chunks(size) {
+                inbox.push(part);
+                outcomes.extend(drain(&mut inbox));
+            }
+            assert_eq!(outcomes, expected, "in parts of {size}");
+            assert!(!inbox.has_begun());
+        }
+    }
+
+    #[test]
+    fn a_transaction_has_begun_until_its_blank_line() {
+        let mut inbox = Inbox::default();
+        for byte in b"set=1\n" {
+            inbox.push(&[*byte]);
+            assert!(inbox.has_begun());
+            assert_eq!(drain(&mut inbox), []);
+            assert!(inbox.has_begun());
+        }
+        inbox.push(b"\n");
+        assert_eq!(drain(&mut inbox), [Ok(None)]);
+        assert!(!inbox.has_begun());
+    }
+
+    /// Refuses one byte too much with the line it is in, keeps none of what follows in that
+    /// transaction, and takes the next one.
+    #[test]
+    fn a_line_has_64_kib_and_no_more() {
+        let fits = format!("set=1\nfwmark={:0>65529}\n\n", 7);
+        let mut inbox = Inbox::default();
+        inbox.push(fits.as_bytes());
+        assert_eq!(drain(&mut inbox), [Ok(Some(7))]);
+        for size in [1000, 1 << 20] {
+            for tail in ["", "\n", "\nfwmark=1", "fwmark=1"] {
+                let long = format!("set=1\nfwmark={:0>65530}{tail}\n\nset=1\nfwmark=8\n\n", 7);
+                let mut outcomes = Vec::new();
+                for part in long.as_bytes().chunks(size) {
+                    inbox.push(part);
+                    outcomes.extend(drain(&mut inbox));
+                }
+                let refused = (-libc::EPROTO, 2);
+                if tail == "\n" {
+                    // The blank line came early; what follows starts with another blank line.
+                    assert_eq!(outcomes, [Err(refused), Err((-libc::EPROTO, 1)), Ok(Some(8))]);
+                } else {
+                    assert_eq!(outcomes, [Err(refused), Ok(Some(8))], "{tail:?}");
+                }
+            }
+        }
+        let long = format!("get={}\n\n", "1".repeat(MAX_LINE));
+        inbox.push(long.as_bytes());
+        assert_eq!(drain(&mut inbox), [Err((libc::EPROTO, 1))]);
+    }
+
+    #[test]
+    fn a_transaction_has_64_mib_and_no_more_and_memory_stays_bounded() {
+        let mut inbox = Inbox::default();
+        let line = format!("fwmark={:0>65528}\n", 7);
+        assert_eq!(line.len(), 1 << 16);
+        inbox.push(b"set=1\n");
+        for _ in 0..1023 {
+            inbox.push(line.as_bytes());
+            assert_eq!(drain(&mut inbox), []);
+        }
+        // The last line fills the transaction to the byte.
+        inbox.push(&line.as_bytes()[6..]);
+        assert_eq!(drain(&mut inbox), []);
+        assert!(inbox.refused.is_none());
+        inbox.push(b"x");
+        for _ in 0..10 {
+            inbox.push(line.as_bytes());
+            assert_eq!(drain(&mut inbox), []);
+            assert_eq!(inbox.text.as_bytes(), b"");
+        }
+        inbox.push(b"\n\nget=1\n\n");
+        assert_eq!(drain(&mut inbox), [Err((-libc::ENOMEM, 1026)), Ok(None)]);
+    }
+}
