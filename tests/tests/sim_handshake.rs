@@ -9,7 +9,7 @@ use wgsep_proto::keypair::{REJECT_AFTER_TIME, REKEY_AFTER_TIME};
 use wgsep_proto::keys::{PresharedKey, PrivateKey, PublicKey};
 use wgsep_proto::timers::{RECEIVE_REKEY_AGE, REKEY_TIMEOUT};
 use wgsep_tests::sim::host::HostId;
-use wgsep_tests::sim::link::Kind;
+use wgsep_tests::sim::link::{Datagram, Kind};
 use wgsep_tests::sim::simulation::Simulation;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -31,7 +31,7 @@ fn set_psk(simulation: &mut Simulation, host: HostId, peer: HostId, psk: [u8; 32
 #[test]
 fn a_ping_shakes_hands_and_is_answered() {
     let (simulation, a, b) = connected(1);
-    let kinds: Vec<_> = simulation.sent.iter().map(|datagram| datagram.kind()).collect();
+    let kinds: Vec<_> = simulation.sent.iter().map(Datagram::kind).collect();
     assert_eq!(kinds, [Kind::Initiation, Kind::Response, Kind::Data, Kind::Data]);
     for (host, peer) in [(a, b), (b, a)] {
         let status = simulation.peer(host, peer);
@@ -65,7 +65,7 @@ fn without_staged_packets_the_initiator_confirms_with_a_keepalive() {
     let (mut simulation, a, b) = Simulation::pair(4);
     simulation.change_peer(a, b, |peer| peer.persistent_keepalive_interval = Some(25));
     simulation.run_for(SECOND);
-    let kinds: Vec<_> = simulation.sent.iter().map(|datagram| datagram.kind()).collect();
+    let kinds: Vec<_> = simulation.sent.iter().map(Datagram::kind).collect();
     assert_eq!(kinds, [Kind::Initiation, Kind::Response, Kind::Keepalive]);
 }
 
