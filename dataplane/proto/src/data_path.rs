@@ -46,7 +46,7 @@ impl<T: Clone> Published<T> {
         drop(replaced);
     }
 
-    /// A copy that [`Reader::current`] keeps up to date.
+    /// A copy that [`Reader::refresh`] keeps up to date.
     pub fn reader(&self) -> Reader<T> {
         let value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
         Reader { generation: self.generation.load(Ordering::Acquire), value: value.clone() }
