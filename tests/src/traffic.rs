@@ -102,7 +102,7 @@ fn pings(text: &str) -> Pings {
 pub enum Load {
     /// One TCP stream as fast as it goes.
     Tcp,
-    /// UDP datagrams of 1,200 bytes, at 20 Mbit/s.
+    /// UDP datagrams of 1,200 bytes, at 5 Mbit/s.
     Udp,
 }
 
@@ -127,7 +127,7 @@ pub fn iperf(from: &Netns, to: &Netns, address: IpAddr, load: Load) -> Received 
     wait::until("iperf3 listens", IPERF_LIMIT, || server.log().contains("Server listening"));
     let kind = match load {
         Load::Tcp => "",
-        Load::Udp => "-u -b 20M -l 1200",
+        Load::Udp => "-u -b 5M -l 1200",
     };
     let limit = IPERF_LIMIT.as_secs();
     let report = from.run(format!("timeout {limit} iperf3 -c {address} -p {PORT} -t 1 -J {kind}"));

@@ -221,10 +221,13 @@ fn it_starts_again_after_both_processes_were_killed() {
     let netns = Netns::new();
     let first = Daemon::start(Wgsep, &netns);
     let name = first.interface.clone();
-    for pid in [first.process.pid(), first.dataplane()] {
+    let processes = [first.process.pid(), first.dataplane()];
+    for pid in processes {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     }
-    wait::until("the interface is gone", Duration::from_secs(1), || !first.has_interface());
+    let are_gone = || !processes.iter().any(|pid| procfs::is_running(*pid));
+    wait::until("both processes are gone", Duration::from_secs(1), are_gone);
+    assert!(!first.has_interface());
     assert!(first.has_socket(), "somebody else cleaned up, so this shows nothing");
     let _again = Process::spawn(Wgsep.command(&netns, &name), "wgsep again");
     wait::until("the daemon answers", Duration::from_secs(10), || is_answering(&name));

@@ -5,13 +5,14 @@
 use wgsep_tests::implementation::Implementation::{self, Boringtun, Gotatun, Wgsep, WireguardGo};
 use wgsep_tests::link::{Family, Side};
 use wgsep_tests::require;
-use wgsep_tests::traffic::{Load, iperf, ping, until_ping};
+use wgsep_tests::traffic::{Load, Received, iperf, ping, until_ping};
 use wgsep_tests::tunnel::{End, Knows, Plan, Tunnel};
 use wgsep_tests::wg::preshared_key;
 
-/// UDP at 20 Mbit/s is far below what any implementation carries; what is lost beyond this many
-/// percent is lost by a fault, not by the load of two cores.
-const TOLERATED_LOSS: f64 = 5.0;
+/// UDP at 5 Mbit/s is far below what any implementation carries, so more than this many percent are
+/// lost by a fault, or by a machine that was busy elsewhere: which is not so three times in a row.
+const TOLERATED_LOSS: f64 = 2.0;
+const ATTEMPTS: usize = 3;
 
 macro_rules! pairs {
     ($($name:ident: $left:expr, $right:expr;)+) => {$(
@@ -75,9 +76,10 @@ fn carries_traffic_both_ways(left: Implementation, right: Implementation, outer:
             let tcp = iperf(client, server, address, Load::Tcp);
             assert!(tcp.bytes > 0, "TCP {inner:?} from the {:?}: {tcp:?}", from.side);
 
-            let udp = iperf(client, server, address, Load::Udp);
-            let arrived = udp.bytes > 0 && udp.lost_percent <= TOLERATED_LOSS;
-            assert!(arrived, "UDP {inner:?} from the {:?}: {udp:?}", from.side);
+            let runs = (0..ATTEMPTS).map(|_| iperf(client, server, address, Load::Udp));
+            let arrived = |udp: &Received| udp.bytes > 0 && udp.lost_percent <= TOLERATED_LOSS;
+            let arrived = { runs }.any(|udp| arrived(&udp));
+            assert!(arrived, "UDP {inner:?} from the {:?} is lost, thrice", from.side);
         }
     }
 }
