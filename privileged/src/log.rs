@@ -234,15 +234,20 @@ fn escape(message: &str) -> String {
             escaped.push('…');
             break;
         }
-        if character.is_control()
-            || matches!(character, '\u{200e}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-        {
+        if character.is_control() || is_invisible(character) {
             escaped.extend(character.escape_unicode());
         } else {
             escaped.push(character);
         }
     }
     escaped
+}
+
+/// Characters that turn the direction of writing, break lines or take no room.
+const fn is_invisible(character: char) -> bool {
+    matches!(character,
+        '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{feff}')
 }
 
 /// Inside a JSON string.
@@ -321,6 +326,12 @@ mod tests {
         assert!(lines[1].ends_with(" ERROR wgsep[wg0]: \\u{1b}[2Jred"));
         assert!(lines[2].ends_with(" ERROR wgsep[wg0]: no level"));
         assert!(lines[3..].iter().all(|line| line.len() < MAX_LINE + 80) && lines.len() == 6);
+    }
+
+    #[test]
+    fn what_can_be_seen_is_left_as_it_is() {
+        assert_eq!(escape("peer(TjO8…n9wA) é"), "peer(TjO8…n9wA) é");
+        assert_eq!(escape("a\u{202e}b\u{2028}\0"), "a\\u{202e}b\\u{2028}\\u{0}");
     }
 
     #[test]

@@ -63,17 +63,18 @@ fn options(
         );
     }
     let level = text("log-level").map_or_else(|| level_from(variable("LOG_LEVEL")), Ok)?;
+    let (port, low_ports) =
+        (matches.get_one("listen-port").copied(), matches.get_flag("allow-low-ports"));
+    if let Some(port) = port.filter(|port: &u16| *port < 1024 && !low_ports) {
+        return Err(format!("--listen-port {port} is below 1024; add --allow-low-ports"));
+    }
     let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Ok(Options {
         interface,
         foreground,
         user: text("user"),
         strict: text("sandbox").as_deref() == Some("strict"),
-        grants: Grants {
-            port: matches.get_one("listen-port").copied(),
-            mark: matches.get_one("fwmark").copied(),
-            low_ports: matches.get_flag("allow-low-ports"),
-        },
+        grants: Grants { port, mark: matches.get_one("fwmark").copied(), low_ports },
         workers: matches
             .get_one::<u8>("workers")
             .map_or_else(cores, |workers| usize::from(*workers)),
@@ -188,6 +189,7 @@ mod tests {
             (&["wg0", "--fwmark", "red"][..], "fwmark"),
             (&["wg0", "--listen-port", "0"], "listen-port"),
             (&["wg0", "--listen-port", "70000"], "listen-port"),
+            (&["wg0", "--listen-port", "53"], "allow-low-ports"),
             (&["wg0", "--workers", "0"], "workers"),
             (&["wg0", "--sandbox", "off"], "sandbox"),
             (&["wg0", "--loud"], "--loud"),
