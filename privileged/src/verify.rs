@@ -39,7 +39,9 @@ fn check_thread(status: &str, uid: Uid, report: &Report) -> Result<()> {
     let uids = format!("{uid}\t{uid}\t{uid}\t{uid}");
     let none = "0000000000000000";
     let bounding = (report.state(Layer::BoundingSet) == State::Applied).then_some(none);
+    let groups = (report.state(Layer::User) == State::Applied).then_some("");
     let expected = [
+        ("Groups", groups),
         ("Uid", Some(uids.as_str())),
         ("CapInh", Some(none)),
         ("CapPrm", Some(none)),
@@ -70,13 +72,14 @@ fn value<'s>(status: &'s str, field: &str) -> Option<&'s str> {
 mod tests {
     use super::*;
 
-    const SEALED: &str = "Name:\twgsep-dataplane\nUid:\t9\t9\t9\t9\nCapInh:\t0000000000000000\n\
+    const SEALED: &str = "Name:\twgsep-dataplane\nUid:\t9\t9\t9\t9\nGroups:\t \nCapInh:\t0000000000000000\n\
         CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000000\n\
         CapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t1\n";
 
     fn check(status: &str) -> Result<()> {
         let mut report = Report::default();
         report.note(Layer::BoundingSet, State::Applied);
+        report.note(Layer::User, State::Applied);
         check_thread(status, Uid::from_raw(9), &report)
     }
 
@@ -85,6 +88,7 @@ mod tests {
         assert!(check(SEALED).is_ok());
         for (right, wrong) in [
             ("Uid:\t9\t9", "Uid:\t9\t0"),
+            ("Groups:\t ", "Groups:\t27 "),
             ("CapInh:\t0", "CapInh:\t1"),
             ("CapPrm:\t0", "CapPrm:\t1"),
             ("CapEff:\t0", "CapEff:\t1"),
