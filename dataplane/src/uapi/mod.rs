@@ -1,10 +1,12 @@
 //! The cross-platform UAPI that wg(8) speaks: lines of `key=value`, a blank line at the end.
 //!
-//! `parse` turns a whole transaction into a [`Configuration`], or refuses it as a whole; `format`
-//! writes the answer to a `get`; `server` keeps the clients. Who may connect is decided by the mode
+//! `inbox` cuts what a client sent into transactions; `parse` turns one into a [`Configuration`], or
+//! refuses it as a whole; `format` writes the answer to a `get`; `client` and `server` carry them. Who may connect is decided by the mode
 //! of the socket file alone.
 
+mod client;
 mod format;
+mod inbox;
 mod parse;
 mod secret_text;
 mod server;

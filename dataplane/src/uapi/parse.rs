@@ -39,28 +39,30 @@ type Parsed<T> = Result<T, &'static str>;
 /// Parses a transaction. `EPROTO` refuses what is not the protocol at all, `EINVAL` a key or value.
 pub(super) fn parse(text: &[u8], scopes: &dyn Scopes) -> Result<Operation, Refusal> {
     let mut lines = (1..).zip(text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()));
-    let refuse = |errno, line, reason| Err(Refusal::new(text, errno, line, reason));
-    match lines.next() {
+    let operation = match lines.next() {
         Some((_, b"get=1")) => match lines.next() {
             None => Ok(Operation::Get),
-            Some((line, _)) => refuse(Errno::EINVAL, line, "a get takes no more lines"),
+            Some((line, _)) => Err((Errno::EINVAL, line, "a get takes no more lines")),
         },
-        Some((_, b"set=1")) => {
-            let mut configuration = Configuration::default();
-            configuration.peers.reserve_exact(lines.clone().filter(|(_, line)| names_peer(line)).count());
-            for (number, line) in lines {
-                let (key, value) = match split(line) {
-                    Ok(pair) => pair,
-                    Err(reason) => return refuse(Errno::EPROTO, number, reason),
-                };
-                if let Err(reason) = set(&mut configuration, key, value, scopes) {
-                    return refuse(Errno::EINVAL, number, reason);
-                }
-            }
-            Ok(Operation::Set(configuration))
-        }
-        _ => refuse(Errno::EPROTO, 1, "a transaction starts with get=1 or set=1"),
+        Some((_, b"set=1")) => parse_set(lines, scopes).map(Operation::Set),
+        _ => Err((Errno::EPROTO, 1, "a transaction starts with get=1 or set=1")),
+    };
+    operation.map_err(|(errno, line, reason)| Refusal::new(text, errno, line, reason))
+}
+
+fn parse_set<'a>(
+    lines: impl Iterator<Item = (usize, &'a [u8])> + Clone,
+    scopes: &dyn Scopes,
+) -> Result<Configuration, (Errno, usize, &'static str)> {
+    let peers = lines.clone().filter(|(_, line)| names_peer(line)).count();
+    let mut configuration =
+        Configuration { peers: Vec::with_capacity(peers), ..Configuration::default() };
+    for (number, line) in lines {
+        let (key, value) = split(line).map_err(|reason| (Errno::EPROTO, number, reason))?;
+        set(&mut configuration, key, value, scopes)
+            .map_err(|reason| (Errno::EINVAL, number, reason))?;
     }
+    Ok(configuration)
 }
 
 /// Whether a line has the form of a peer's name. All of them are counted before any is taken: peers
@@ -218,7 +220,7 @@ pub(super) mod tests {
 
     const KEY: &str = "0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1F20";
 
-    fn parse_set(lines: &str) -> Result<Configuration, Refusal> {
+    fn set_of(lines: &str) -> Result<Configuration, Refusal> {
         match parse(format!("set=1\n{lines}").as_bytes(), &Eth0)? {
             Operation::Set(configuration) => Ok(configuration),
             Operation::Get => panic!("a set became a get"),
@@ -226,18 +228,18 @@ pub(super) mod tests {
     }
 
     fn peer(lines: &str) -> Result<PeerConfiguration, Refusal> {
-        parse_set(&format!("public_key={KEY}\n{lines}")).map(|mut set| set.peers.pop().unwrap())
+        set_of(&format!("public_key={KEY}\n{lines}")).map(|mut set| set.peers.pop().unwrap())
     }
 
     #[test]
     fn a_device_takes_its_keys() {
-        let parsed = parse_set(&format!(
+        let parsed = set_of(&format!(
             "private_key={KEY}\nlisten_port=51820\nfwmark=0xca6c\nreplace_peers=true\n"
         ))
         .unwrap();
         assert!(parsed.private_key.unwrap().is_some() && parsed.replace_peers);
         assert_eq!((parsed.listen_port, parsed.fwmark), (Some(51820), Some(51820)));
-        let cleared = parse_set(&format!("private_key={}\nfwmark=0", "0".repeat(64))).unwrap();
+        let cleared = set_of(&format!("private_key={}\nfwmark=0", "0".repeat(64))).unwrap();
         assert!(cleared.private_key.unwrap().is_none());
         assert_eq!((cleared.listen_port, cleared.fwmark), (None, Some(0)));
     }
@@ -249,7 +251,7 @@ pub(super) mod tests {
              persistent_keepalive_interval=65535\nreplace_allowed_ips=true\nallowed_ip=10.0.0.1/8\n\
              allowed_ip=-fd00::/64\nprotocol_version=1\nupdate_only=true\npublic_key={KEY}\nremove=true"
         );
-        let peers = parse_set(&lines).unwrap().peers;
+        let peers = set_of(&lines).unwrap().peers;
         assert_eq!(peers.len(), 2);
         let [first, second] = &peers[..] else { panic!() };
         assert_eq!(first.public_key.as_bytes()[31], 0x20);
@@ -319,7 +321,7 @@ pub(super) mod tests {
             "listen_port=1 ",
             "listen_port=1\r",
         ] {
-            let refusal = parse_set(&format!("listen_port=1\n{bad}")).err().unwrap();
+            let refusal = set_of(&format!("listen_port=1\n{bad}")).err().unwrap();
             assert_eq!((refusal.errno, refusal.line), (-libc::EINVAL, 3), "{bad}");
         }
         for bad in [
@@ -350,7 +352,15 @@ pub(super) mod tests {
             let refusal = parse(text, &Eth0).err().unwrap();
             (refusal.errno, refusal.line)
         };
-        for bad in [&b""[..], b"set=", b"set=2", b"set=1 ", b"\xff\xfe", b"public_key=1", b"fwmark=1\nset=1"] {
+        for bad in [
+            &b""[..],
+            b"set=",
+            b"set=2",
+            b"set=1 ",
+            b"\xff\xfe",
+            b"public_key=1",
+            b"fwmark=1\nset=1",
+        ] {
             assert_eq!(refused(bad), (-libc::EPROTO, 1));
         }
         assert_eq!(refused(b"set=1\nreplace_peers=true\nnonsense"), (-libc::EPROTO, 3));
@@ -362,8 +372,7 @@ pub(super) mod tests {
     #[test]
     fn no_copy_of_a_preshared_key_is_left_by_growing() {
         let lines = format!("public_key={KEY}\npreshared_key={KEY}\n").repeat(100);
-        let peers = parse_set(&lines).unwrap().peers;
+        let peers = set_of(&lines).unwrap().peers;
         assert_eq!((peers.len(), peers.capacity()), (100, 100));
     }
-
 }
