@@ -10,6 +10,8 @@ mod inbox;
 mod parse;
 mod secret_text;
 mod server;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use server::{ClientId, Server};
 

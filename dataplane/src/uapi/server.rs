@@ -25,7 +25,7 @@ pub(crate) struct ClientId(u64);
 /// All clients, and the socket they come by.
 pub(crate) struct Server {
     listener: Option<OwnedFd>,
-    /// There is no room for another client: the listener is not watched until there is.
+    /// There was no room for another client.
     paused: bool,
     first_token: u64,
     next: u64,
@@ -140,26 +140,25 @@ impl Server {
         }
     }
 
-    /// Accepts a bounded number of clients, so that the others get their turn.
+    /// Accepts the client that the listener's event is about; more of them cause more events.
     fn accept(&mut self, epoll: &Epoll) {
-        for _ in 0..MAX_CLIENTS {
-            if self.clients.len() >= MAX_CLIENTS && !self.close_the_idlest() {
-                self.pause(true, epoll);
-                return;
+        if self.clients.len() >= MAX_CLIENTS && !self.close_the_idlest() {
+            self.pause(true, epoll);
+            return;
+        }
+        let Some(listener) = &self.listener else { return };
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        match accept4(listener.as_raw_fd(), flags) {
+            Ok(raw) => {
+                self.admit(crate::sys::own_accepted(raw), epoll);
+                self.pause(false, epoll);
             }
-            let Some(listener) = &self.listener else { return };
-            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-            match accept4(listener.as_raw_fd(), flags) {
-                Ok(raw) => self.admit(crate::sys::own_accepted(raw), epoll),
-                Err(Errno::ECONNABORTED | Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return,
-                // Out of descriptors or memory; the connection stays in the listener's queue.
-                Err(error) => {
-                    if !self.close_the_idlest() {
-                        tracing::warn!("cannot accept a UAPI client: {}", error.desc());
-                        self.pause(true, epoll);
-                        return;
-                    }
+            Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => {}
+            // Out of descriptors or memory; the connection stays in the listener's queue.
+            Err(error) => {
+                if !self.close_the_idlest() {
+                    tracing::warn!("cannot accept a UAPI client: {}", error.desc());
+                    self.pause(true, epoll);
                 }
             }
         }
@@ -209,8 +208,8 @@ impl Server {
         }
     }
 
-    /// Stops or starts accepting. While paused the next connection still makes an attempt: room may
-    /// be made by other processes too, which nobody would tell us.
+    /// Stops or starts accepting. While paused, a new connection still causes one attempt: where
+    /// descriptors were short, other processes may have made room, which nobody would tell us.
     fn pause(&mut self, paused: bool, epoll: &Epoll) {
         let Some(listener) = &self.listener else { return };
         if self.paused == paused {
@@ -220,6 +219,12 @@ impl Server {
         let edge = if paused { EpollFlags::EPOLLET } else { EpollFlags::empty() };
         let mut event = EpollEvent::new(EpollFlags::EPOLLIN | edge, self.first_token);
         let _cannot_fail = epoll.modify(listener, &mut event);
+    }
+
+    /// Whether nobody is connected.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.clients.is_empty()
     }
 
     const fn token(&self, id: ClientId) -> u64 {

@@ -1,0 +1,492 @@
+//! The clients' side of it all: real sockets, a real device, and a loop as the control thread's.
+#![allow(clippy::unwrap_used)]
+
+use super::parse::tests::Eth0;
+use super::server::MAX_CLIENTS;
+use super::{ClientId, Operation, Server};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use wgsep_proto::config::Configuration;
+use wgsep_proto::device::{Device, Random};
+use wgsep_proto::time::{Instant, Now};
+
+const TOKEN: u64 = 100;
+const OK: &str = "errno=0\n\n";
+
+/// The same numbers in every run (SplitMix64).
+struct Seeded(u64);
+
+impl Seeded {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn one_in(&mut self, odds: u64) -> bool {
+        self.below(odds) == 0
+    }
+
+    fn key(&mut self) -> String {
+        (0..4).fold(String::new(), |key, _| key + &format!("{:016x}", self.next()))
+    }
+}
+
+impl Random for Seeded {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        bytes.fill_with(|| self.next() as u8);
+    }
+}
+
+/// A server with its device.
+struct House {
+    server: Server,
+    epoll: Epoll,
+    address: SocketAddr,
+    device: Device,
+    /// Sets are kept here instead of being carried out, while it is there.
+    delayed: Option<Vec<(ClientId, Configuration)>>,
+}
+
+impl House {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("wgsep-uapi-{}-{count}", std::process::id());
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        let mut server = Server::new(TOKEN);
+        server.listen(listener.into(), &epoll).unwrap();
+        let device = Device::new(Box::new(Seeded(0)));
+        Self { server, epoll, address, device, delayed: None }
+    }
+
+    fn connect(&self) -> Guest {
+        let socket = UnixStream::connect_addr(&self.address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        Guest(socket)
+    }
+
+    /// One round of a control loop; how many events there were.
+    fn round(&mut self, timeout: EpollTimeout) -> usize {
+        let mut events = [EpollEvent::empty(); 16];
+        let ready = self.epoll.wait(&mut events, timeout).unwrap();
+        for event in &events[..ready] {
+            self.server.handle(event, &self.epoll);
+        }
+        while let Some((client, operation)) = self.server.next_operation(&Eth0, &self.epoll) {
+            self.carry_out(client, operation);
+        }
+        ready
+    }
+
+    fn carry_out(&mut self, client: ClientId, operation: Operation) {
+        let Self { server, epoll, device, delayed, .. } = self;
+        match (operation, delayed) {
+            (Operation::Get, _) => {
+                server.reply_get(client, &device.status(), device.peers(), &Eth0, epoll);
+            }
+            (Operation::Set(configuration), Some(delayed)) => delayed.push((client, configuration)),
+            (Operation::Set(configuration), None) => {
+                let now = Now { instant: Instant::from_nanos(1), wall: Duration::ZERO };
+                device.configure(configuration, now);
+                server.reply_set(client, 0, epoll);
+            }
+        }
+    }
+
+    /// Rounds until nothing happens any more.
+    fn settle(&mut self) {
+        for _ in 0..10_000 {
+            if self.round(EpollTimeout::ZERO) == 0 {
+                return;
+            }
+        }
+        panic!("the server is never done");
+    }
+
+    /// Serves a guest who has a thread of his own, until he leaves.
+    fn host<T: Send + 'static>(&mut self, guest: impl FnOnce(Guest) -> T + Send + 'static) -> T {
+        let socket = self.connect();
+        let thread = std::thread::spawn(move || guest(socket));
+        while !thread.is_finished() {
+            self.round(EpollTimeout::from(10u8));
+        }
+        thread.join().unwrap()
+    }
+
+    /// A whole `get`, and a `set` that shall succeed, each on a connection of its own.
+    fn configuration(&mut self) -> String {
+        self.host(|mut guest| guest.transact("get=1\n\n"))
+    }
+
+    fn set(&mut self, lines: &str) {
+        let request = format!("set=1\n{lines}\n");
+        assert_eq!(self.host(move |mut guest| guest.transact(&request)), OK);
+    }
+}
+
+/// A client.
+struct Guest(UnixStream);
+
+impl Guest {
+    fn say(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// A reply, to its blank line.
+    fn hear(&mut self) -> String {
+        let mut text = Vec::new();
+        let mut part = [0; 65536];
+        while !text.ends_with(b"\n\n") {
+            let len = self.0.read(&mut part).unwrap();
+            assert_ne!(len, 0, "closed after {:?}", String::from_utf8_lossy(&text));
+            text.extend_from_slice(&part[..len]);
+        }
+        String::from_utf8(text).unwrap()
+    }
+
+    fn transact(&mut self, request: &str) -> String {
+        self.say(request);
+        self.hear()
+    }
+
+    /// What there is to read now: `None` if nothing, an empty text at the end.
+    fn peek(&mut self) -> Option<String> {
+        self.0.set_nonblocking(true).unwrap();
+        let mut part = [0; 4096];
+        let result = self.0.read(&mut part);
+        self.0.set_nonblocking(false).unwrap();
+        match result {
+            Ok(len) => Some(String::from_utf8(part[..len].to_vec()).unwrap()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            // Closed with input unread.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Some(String::new()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn is_shut(&mut self) -> bool {
+        self.peek().is_some_and(|text| text.is_empty())
+    }
+}
+
+/// So many peers that the reply does not fit a socket's buffer.
+fn many_peers(count: u32) -> String {
+    (0..count).fold(String::new(), |mut text, number| {
+        writeln!(
+            text,
+            "public_key={number:064x}\nallowed_ip={}/32",
+            std::net::Ipv4Addr::from(number)
+        )
+        .unwrap();
+        text
+    })
+}
+
+#[test]
+fn transactions_follow_each_other_on_a_connection_and_a_bad_one_changes_nothing() {
+    let mut house = House::new();
+    let mut guest = house.connect();
+    let bad = "set=1\nfwmark=2\nreplace_peers=true\nlisten_port=x\n\n";
+    guest.say(&format!("set=1\nfwmark=1\n\n{bad}get=1\n\nget=1\nx\n\nnonsense\n\nget=1\n\n"));
+    house.settle();
+    let expected = "errno=0\n\nerrno=-22\n\nfwmark=1\nerrno=0\n\nerrno=22\n\nerrno=-71\n\nfwmark=1\nerrno=0\n\n";
+    assert_eq!(guest.peek().unwrap(), expected);
+    guest.say("get=1\n\n");
+    house.settle();
+    assert_eq!(guest.peek().unwrap(), "fwmark=1\nerrno=0\n\n");
+}
+
+#[test]
+fn a_probe_is_silent_and_leaves_nothing() {
+    let mut house = House::new();
+    for text in ["", "set=1\nfwmark=1\n", "get"] {
+        let mut guest = house.connect();
+        guest.say(text);
+        house.settle();
+        assert_eq!(guest.peek(), None);
+        drop(guest);
+        house.settle();
+        assert!(house.server.is_empty());
+    }
+    assert_eq!(house.configuration(), OK);
+}
+
+#[test]
+fn a_client_that_sends_no_more_still_gets_its_replies() {
+    let mut house = House::new();
+    let reply = house.host(|mut guest| {
+        guest.say("set=1\nfwmark=7\n\nget=1\n\nset=1\nfwmark=8\n");
+        guest.0.shutdown(Shutdown::Write).unwrap();
+        let mut text = String::new();
+        guest.0.read_to_string(&mut text).unwrap();
+        text
+    });
+    assert_eq!(reply, "errno=0\n\nfwmark=7\nerrno=0\n\n");
+    assert!(house.server.is_empty());
+}
+
+#[test]
+fn a_client_that_does_not_wait_for_the_reply_is_served_all_the_same() {
+    let mut house = House::new();
+    house.connect().say("set=1\nfwmark=7\n\n");
+    house.settle();
+    assert!(house.server.is_empty());
+    assert_eq!(house.configuration(), "fwmark=7\nerrno=0\n\n");
+}
+
+#[test]
+fn while_a_set_is_carried_out_its_client_waits_and_the_others_do_not() {
+    let mut house = House::new();
+    house.delayed = Some(Vec::new());
+    let (mut first, mut second) = (house.connect(), house.connect());
+    first.say("set=1\nfwmark=1\n\nget=1\n\n");
+    second.say("get=1\n\n");
+    house.settle();
+    assert_eq!((first.peek(), second.peek().as_deref()), (None, Some(OK)));
+    first.say("get=1\n\n");
+    house.settle();
+    assert_eq!(first.peek(), None);
+
+    let [(client, _)] = house.delayed.take().unwrap()[..] else { panic!("one set") };
+    house.server.reply_set(client, -98, &house.epoll);
+    house.settle();
+    assert_eq!(first.peek().unwrap(), format!("errno=-98\n\n{OK}{OK}"));
+}
+
+#[test]
+fn a_late_reply_reaches_nobody_else() {
+    let mut house = House::new();
+    house.delayed = Some(Vec::new());
+    let mut leaver = house.connect();
+    leaver.say("set=1\n\n");
+    house.settle();
+    drop(leaver);
+    house.settle();
+    assert!(house.server.is_empty());
+    let mut successor = house.connect();
+    successor.say("set=1\n\n");
+    house.settle();
+
+    let delayed = house.delayed.take().unwrap();
+    house.server.reply_set(delayed[0].0, -1, &house.epoll);
+    house.settle();
+    assert_eq!(successor.peek(), None);
+    house.server.reply_set(delayed[1].0, 0, &house.epoll);
+    assert_eq!(successor.peek().as_deref(), Some(OK));
+}
+
+#[test]
+fn who_reads_slowly_stalls_only_himself() {
+    let mut house = House::new();
+    house.set(&many_peers(10_000));
+    let expected = house.configuration();
+    assert!(expected.len() > 1 << 20);
+
+    let mut slow = house.connect();
+    slow.say("get=1\n\nset=1\nfwmark=9\n\nget=1\n\n");
+    house.settle();
+    // The reply fills the socket, and the next transaction has not been read.
+    let mut quick = house.connect();
+    quick.say("set=1\nlisten_port=0\n\n");
+    house.settle();
+    assert_eq!(quick.peek().as_deref(), Some(OK));
+    assert_eq!(house.device.fwmark(), 0);
+
+    let total = 2 * expected.len() + OK.len() + "fwmark=9\n".len();
+    let mut heard = String::new();
+    while heard.len() < total {
+        house.settle();
+        heard += &slow.peek().unwrap();
+    }
+    assert_eq!(heard, format!("{expected}{OK}fwmark=9\n{expected}"));
+}
+
+#[test]
+fn who_writes_slowly_stalls_only_himself() {
+    let mut house = House::new();
+    let mut slow = house.connect();
+    for byte in "set=1\nfwmark=5\n\n".chars() {
+        assert_eq!(slow.peek(), None);
+        assert_eq!(house.configuration(), OK);
+        slow.say(&byte.to_string());
+        house.settle();
+    }
+    assert_eq!(slow.peek().as_deref(), Some(OK));
+}
+
+#[test]
+fn one_too_many_takes_the_place_of_the_client_that_is_silent_for_longest() {
+    let mut house = House::new();
+    let mut guests: Vec<_> = (0..MAX_CLIENTS).map(|_| house.connect()).collect();
+    house.settle();
+    // All have come, and all but the third have spoken since; the first has not finished.
+    for (number, guest) in guests.iter_mut().enumerate().filter(|(number, _)| *number != 2) {
+        guest.say(if number == 0 { "set=1\n" } else { "get=1\n\n" });
+        house.settle();
+    }
+    let mut more: Vec<_> = (0..MAX_CLIENTS - 2).map(|_| house.connect()).collect();
+    house.settle();
+    assert!(guests[2].is_shut());
+    assert_eq!(guests[1].peek().as_deref(), Some(OK));
+    assert!(guests[1].is_shut() && guests[61].peek().is_some() && guests[61].is_shut());
+    assert_eq!(guests[63].peek().as_deref(), Some(OK));
+    assert_eq!((guests[0].peek(), guests[63].peek()), (None, None));
+    for guest in &mut more {
+        guest.say("get=1\n\n");
+    }
+    guests[0].say("\n");
+    house.settle();
+    assert!(more.iter_mut().all(|guest| guest.peek().as_deref() == Some(OK)));
+    assert_eq!(guests[0].peek().as_deref(), Some(OK));
+}
+
+#[test]
+fn a_crowd_that_comes_at_once_is_served_to_the_last() {
+    let mut house = House::new();
+    let mut crowd: Vec<_> = (0..5 * MAX_CLIENTS).map(|_| house.connect()).collect();
+    for guest in &mut crowd {
+        guest.say("get=1\n\n");
+    }
+    house.settle();
+    assert!(crowd.iter_mut().all(|guest| guest.peek().as_deref() == Some(OK)));
+}
+
+#[test]
+fn when_all_are_being_served_the_next_waits_and_nothing_spins() {
+    let mut house = House::new();
+    house.delayed = Some(Vec::new());
+    let mut served: Vec<_> = (0..MAX_CLIENTS).map(|_| house.connect()).collect();
+    for guest in &mut served {
+        guest.say("set=1\n\n");
+    }
+    house.settle();
+    let mut next = house.connect();
+    next.say("get=1\n\n");
+    house.settle();
+    assert_eq!(house.round(EpollTimeout::from(20u8)), 0);
+    assert_eq!(next.peek(), None);
+
+    let delayed = house.delayed.take().unwrap();
+    assert_eq!(delayed.len(), MAX_CLIENTS);
+    house.server.reply_set(delayed[5].0, 0, &house.epoll);
+    house.settle();
+    assert_eq!(next.peek().as_deref(), Some(OK));
+    assert_eq!(served[5].peek().as_deref(), Some(OK));
+}
+
+#[test]
+fn noise_is_answered_with_an_error_or_not_at_all() {
+    let mut random = Seeded(7);
+    let mut house = House::new();
+    for _ in 0..200 {
+        let mut guest = house.connect();
+        let len = random.below(3000);
+        let noise: Vec<u8> = (0..len).map(|_| b"\n=01seta\xff"[random.below(9) as usize]).collect();
+        guest.0.write_all(&noise).unwrap();
+        house.settle();
+        let heard = guest.peek().unwrap_or_default();
+        assert!(!heard.contains("errno=0\n"), "{:?}", String::from_utf8_lossy(&noise));
+        // The connection is in step again after a blank line.
+        guest.say("\n\n\n");
+        house.settle();
+        let _refusals = guest.peek();
+        guest.say("get=1\n\n");
+        house.settle();
+        assert_eq!(guest.peek().as_deref(), Some(OK));
+    }
+}
+
+/// A configuration of random keys and values, as a client would set it.
+fn random_configuration(random: &mut Seeded) -> String {
+    let mut text = format!("private_key={}\nlisten_port={}\n", random.key(), random.below(65536));
+    writeln!(text, "fwmark={}", random.next() as u32).unwrap();
+    for _ in 0..random.below(20) {
+        writeln!(text, "public_key={}", random.key()).unwrap();
+        if random.one_in(2) {
+            writeln!(text, "preshared_key={}", random.key()).unwrap();
+        }
+        if !random.one_in(4) {
+            writeln!(text, "endpoint={}", random_endpoint(random)).unwrap();
+        }
+        writeln!(text, "persistent_keepalive_interval={}", random.below(65536)).unwrap();
+        for _ in 0..random.below(10) {
+            writeln!(text, "allowed_ip={}", random_allowed_ip(random)).unwrap();
+        }
+    }
+    text
+}
+
+fn random_endpoint(random: &mut Seeded) -> String {
+    let port = random.below(65536);
+    let v4 = std::net::Ipv4Addr::from(random.next() as u32);
+    let v6 =
+        std::net::Ipv6Addr::from((u128::from(random.next()) << 64) | u128::from(random.next()));
+    match random.below(5) {
+        0 => format!("{v4}:{port}"),
+        1 => format!("[{v6}]:{port}"),
+        2 => format!("[fe80::{:x}%eth0]:{port}", random.below(65536)),
+        3 => format!("[fe80::{:x}%{}]:{port}", random.below(65536), 8 + random.below(99)),
+        _ => format!("[::ffff:{v4}]:{port}"),
+    }
+}
+
+fn random_allowed_ip(random: &mut Seeded) -> String {
+    if random.one_in(2) {
+        format!("{}/{}", std::net::Ipv4Addr::from(random.next() as u32), random.below(33))
+    } else {
+        let address = (u128::from(random.next()) << 64) | u128::from(random.next());
+        format!("{}/{}", std::net::Ipv6Addr::from(address), random.below(129))
+    }
+}
+
+/// What of a reply to `get` can be set.
+fn settable(reply: &str) -> String {
+    let told = ["errno=", "last_handshake_time_", "rx_bytes=", "tx_bytes="];
+    let lines = reply.lines().filter(|line| !told.iter().any(|key| line.starts_with(key)));
+    lines.filter(|line| !line.is_empty()).fold(String::new(), |text, line| text + line + "\n")
+}
+
+#[test]
+fn what_is_got_sets_a_device_to_the_same() {
+    let mut random = Seeded(1);
+    for _ in 0..100 {
+        let mut original = House::new();
+        original.set(&random_configuration(&mut random));
+        let got = original.configuration();
+        // Onto another device, which has other peers, and once more onto itself.
+        let mut copy = House::new();
+        copy.set(&random_configuration(&mut random));
+        for house in [&mut copy, &mut original] {
+            house.set(&format!("listen_port=0\nfwmark=0\nreplace_peers=true\n{}", settable(&got)));
+            assert_eq!(house.configuration(), got);
+        }
+    }
+}
+
+#[test]
+fn a_large_network_is_taken_in_one_call() {
+    let mut house = House::new();
+    house.set(&many_peers(24_000));
+    assert_eq!(house.configuration().matches("public_key=").count(), 24_000);
+    let one_peer = (0..130_560u32).fold(format!("public_key={:064x}\n", 1), |mut text, number| {
+        writeln!(text, "allowed_ip={}/32", std::net::Ipv4Addr::from(number)).unwrap();
+        text
+    });
+    house.set(&format!("replace_peers=true\n{one_peer}"));
+    assert_eq!(house.configuration().matches("allowed_ip=").count(), 130_560);
+}
