@@ -1,8 +1,8 @@
 //! The cross-platform UAPI that wg(8) speaks: lines of `key=value`, a blank line at the end.
 //!
 //! `inbox` cuts what a client sent into transactions; `parse` turns one into a [`Configuration`], or
-//! refuses it as a whole; `format` writes the answer to a `get`; `client` and `server` carry them. Who may connect is decided by the mode
-//! of the socket file alone.
+//! refuses it as a whole; `format` writes the answer to a `get`; `client` and `server` carry them.
+//! Who may connect, root and the socket's owner, is decided by the mode of the socket file alone.
 
 mod client;
 mod format;

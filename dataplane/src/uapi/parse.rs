@@ -263,6 +263,39 @@ pub(super) mod tests {
         assert!(second.endpoint.is_none() && second.allowed_ips.is_empty());
     }
 
+    /// Word for word what wg(8) 1.0.20210914 writes, but for the keys.
+    #[test]
+    fn all_that_wg_sends_is_understood() {
+        let setconf = format!(
+            "private_key={KEY}\nlisten_port=51820\nfwmark=51820\nreplace_peers=true\n\
+             public_key={KEY}\npreshared_key={KEY}\nendpoint=[fe80::1%eth0]:51820\n\
+             persistent_keepalive_interval=25\nreplace_allowed_ips=true\n\
+             allowed_ip=10.0.0.1/32\nallowed_ip=fd00::/64\n\
+             public_key={KEY}\nreplace_allowed_ips=true\n"
+        );
+        let parsed = set_of(&setconf).unwrap();
+        assert!(parsed.replace_peers && parsed.private_key.flatten().is_some());
+        assert_eq!((parsed.listen_port, parsed.fwmark), (Some(51820), Some(51820)));
+        let [full, bare] = &parsed.peers[..] else { panic!("two peers") };
+        assert_eq!(full.endpoint, Some("[fe80::1%7]:51820".parse().unwrap()));
+        assert_eq!(full.persistent_keepalive_interval, Some(25));
+        assert_eq!((full.allowed_ips.len(), bare.allowed_ips.len()), (2, 0));
+        assert!(full.preshared_key.is_some() && full.replace_allowed_ips);
+        assert!(bare.preshared_key.is_none() && bare.replace_allowed_ips && !bare.remove);
+
+        let off_and_removed = format!(
+            "private_key={}\nfwmark=0\nlisten_port=0\npublic_key={KEY}\nremove=true\n",
+            "0".repeat(64)
+        );
+        let parsed = set_of(&off_and_removed).unwrap();
+        assert!(parsed.private_key.unwrap().is_none() && parsed.peers[0].remove);
+        assert_eq!((parsed.listen_port, parsed.fwmark), (Some(0), Some(0)));
+        assert!(!parsed.replace_peers);
+
+        let mapped = peer("endpoint=[::ffff:1.2.3.4]:9\n").unwrap();
+        assert_eq!(mapped.endpoint, Some("[::ffff:1.2.3.4]:9".parse().unwrap()));
+    }
+
     #[test]
     fn endpoints_and_scopes() {
         for (text, expected) in [
