@@ -1,12 +1,13 @@
 //! `wg set listen-port` at run time: a new socket from the helper, the same sessions.
 
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::time::Duration;
 
 use wgsep_tests::implementation::Implementation::{self, Wgsep, WireguardGo};
 use wgsep_tests::link::Family;
-use wgsep_tests::require;
 use wgsep_tests::traffic::{Pinging, until_ping};
 use wgsep_tests::tunnel::{PORT, Plan, Tunnel};
+use wgsep_tests::{require, wait};
 
 /// A port the other tests of this file do not use, and neither does the kernel by itself: it is
 /// below the ephemeral range.
@@ -60,8 +61,10 @@ fn a_port_in_use_is_refused_and_the_old_one_goes_on() {
     assert!(message.contains("Address already in use"), "wg(8) says: {message}");
 
     drop(taken_v4);
-    let taken_v6 = left.daemon.netns.inside(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, OTHER)));
-    assert!(taken_v6.is_ok(), "{taken_v6:?}");
+    // A child that another test has just forked holds a copy of the socket until it executes.
+    let bind_v6 = || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, OTHER)).ok();
+    let taken_v6 = left.daemon.netns.inside(|| wait::poll(Duration::from_secs(1), bind_v6));
+    assert!(taken_v6.is_some(), "port {OTHER} is still held");
     assert!(!left.daemon.try_wg_set(format!("listen-port {OTHER}")).status.success());
 
     assert_eq!(left.daemon.listen_port(), PORT);
@@ -71,7 +74,9 @@ fn a_port_in_use_is_refused_and_the_old_one_goes_on() {
     assert_eq!(right.daemon.peer().latest_handshake, handshake, "the session went on");
 
     drop(taken_v6);
-    left.daemon.wg_set(format!("listen-port {OTHER}"));
+    wait::until("the freed port is taken", Duration::from_secs(1), || {
+        left.daemon.try_wg_set(format!("listen-port {OTHER}")).status.success()
+    });
     until_ping(&left.daemon.netns, right.side.inner(Family::V4));
 }
 
