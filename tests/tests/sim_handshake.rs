@@ -148,6 +148,20 @@ fn a_receiver_s_last_minute_rekey_comes_at_165_seconds() {
 }
 
 #[test]
+fn a_receiver_hurries_anew_with_every_keypair() {
+    let (mut simulation, a, b) = connected(28);
+    simulation.host_mut(a).answers = false;
+    for rekeys in 1..=3 {
+        // a owes a keepalive for this, but with the keypair too young to be replaced.
+        simulation.run_for(RECEIVE_REKEY_AGE);
+        assert_eq!(simulation.count(a, Kind::Initiation), rekeys);
+        simulation.ping(b, a);
+        simulation.run_for(SECOND);
+        assert_eq!(simulation.count(a, Kind::Initiation), rekeys + 1);
+    }
+}
+
+#[test]
 fn the_responder_does_not_use_the_new_keypair_before_the_initiator_did() {
     let (mut simulation, a, b) = connected(11);
     let old = simulation.last(b, Kind::Data).word(4);

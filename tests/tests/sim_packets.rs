@@ -3,14 +3,17 @@
 
 use std::net::SocketAddr;
 use std::time::Duration;
+use wgsep_proto::config::Configuration;
 use wgsep_proto::data_path::DropCause;
 use wgsep_proto::device::Event;
 use wgsep_proto::ip::Ecn;
-use wgsep_proto::peer::Endpoint;
+use wgsep_proto::messages::TRANSPORT_HEADER_LEN;
+use wgsep_proto::peer::{Endpoint, Source};
+use wgsep_proto::send::{datagram_len, seal};
 use wgsep_proto::tai64n::Tai64n;
-use wgsep_proto::timers::KEEPALIVE_TIMEOUT;
+use wgsep_proto::timers::{KEEPALIVE_TIMEOUT, REKEY_TIMEOUT, ZERO_KEY_MATERIAL_TIME};
 use wgsep_tests::sim::dice::Dice;
-use wgsep_tests::sim::host::{HostId, allow};
+use wgsep_tests::sim::host::{HostId, allow, inner_v4};
 use wgsep_tests::sim::link::Kind;
 use wgsep_tests::sim::oracle::{Oracle, Session};
 use wgsep_tests::sim::packet;
@@ -204,11 +207,9 @@ fn an_ipv4_mapped_endpoint_is_ipv4() {
     assert_eq!(simulation.peer(b, a).endpoint, Some(elsewhere()));
 }
 
-#[test]
-fn the_cached_source_is_forgotten_when_the_handshake_is_repeated() {
-    let (mut simulation, a, b) = connected(12);
-    let source =
-        wgsep_proto::peer::Source { address: "192.0.2.200".parse().unwrap(), interface: 3 };
+/// An address of `a`'s to which `b` has just spoken, and with it `a`'s source for `b`.
+fn spoken_to(simulation: &mut Simulation, a: HostId, b: HostId) -> Source {
+    let source = Source { address: "192.0.2.200".parse().unwrap(), interface: 3 };
     simulation.lose(&[Kind::Data]);
     simulation.ping(b, a);
     let mut data = simulation.last(b, Kind::Data);
@@ -216,16 +217,63 @@ fn the_cached_source_is_forgotten_when_the_handshake_is_repeated() {
     let endpoint = Endpoint { source: Some(source), ..Endpoint::new(data.from) };
     let device = &mut simulation.host_mut(a).device;
     device.decapsulate(endpoint, Ecn::NOT_CAPABLE, &mut data.payload, now).unwrap();
-    let peer = |simulation: &Simulation| {
-        let routes = simulation.host(a).device.data_path().routes.reader();
-        routes.value().lookup(simulation.host(b).inner_v4()).unwrap().peer.endpoint().unwrap()
-    };
-    assert_eq!(peer(&simulation).source, Some(source));
     simulation.set_filter(|_| false);
+    assert_eq!(source_for(simulation, a, b), Some(source));
+    source
+}
+
+fn source_for(simulation: &Simulation, host: HostId, peer: HostId) -> Option<Source> {
+    let routes = simulation.host(host).device.data_path().routes.reader();
+    let route = routes.value().lookup(simulation.host(peer).inner_v4()).unwrap();
+    route.peer.endpoint().unwrap().source
+}
+
+#[test]
+fn the_cached_source_is_forgotten_when_data_goes_unanswered() {
+    let (mut simulation, a, b) = connected(12);
+    let source = spoken_to(&mut simulation, a, b);
     simulation.ping(a, b);
-    // The new-handshake timer, after 15 s and jitter.
-    simulation.run_for(16 * SECOND);
-    assert_eq!(peer(&simulation).source, None);
+    simulation.run_for(15 * SECOND);
+    assert_eq!(source_for(&simulation, a, b), Some(source));
+    simulation.run_for(SECOND);
+    assert_eq!(source_for(&simulation, a, b), None);
+}
+
+#[test]
+fn the_cached_source_is_forgotten_when_an_initiation_is_repeated() {
+    let (mut simulation, a, b) = connected(25);
+    let source = spoken_to(&mut simulation, a, b);
+    simulation.run_for(ZERO_KEY_MATERIAL_TIME);
+    simulation.ping(a, b);
+    simulation.run_for(REKEY_TIMEOUT - SECOND);
+    assert_eq!(simulation.count(a, Kind::Initiation), 2);
+    assert_eq!(source_for(&simulation, a, b), Some(source));
+    simulation.run_for(2 * SECOND);
+    assert_eq!(simulation.count(a, Kind::Initiation), 3);
+    assert_eq!(source_for(&simulation, a, b), None);
+}
+
+#[test]
+fn the_cached_source_is_forgotten_with_a_new_endpoint_port_or_mark() {
+    let changes: [fn(&mut Simulation, HostId, HostId); 3] = [
+        |simulation, a, b| {
+            let endpoint = Some(simulation.host(b).address);
+            simulation.change_peer(a, b, |peer| peer.endpoint = endpoint);
+        },
+        |simulation, a, _| {
+            let listen_port = Some(1234);
+            simulation.configure(a, Configuration { listen_port, ..Configuration::default() });
+        },
+        |simulation, a, _| {
+            simulation.configure(a, Configuration { fwmark: Some(7), ..Configuration::default() });
+        },
+    ];
+    for change in changes {
+        let (mut simulation, a, b) = connected(26);
+        spoken_to(&mut simulation, a, b);
+        change(&mut simulation, a, b);
+        assert_eq!(source_for(&simulation, a, b), None);
+    }
 }
 
 // ---------------------------------------------------------------- cryptokey routing
@@ -316,12 +364,27 @@ fn ipv6_inside_works_like_ipv4() {
     assert_eq!(simulation.host(a).replies().last(), Some(&66));
 }
 
+#[test]
+fn a_removed_peer_s_allowed_ips_uncover_the_less_specific_of_another() {
+    let (mut simulation, a, b) = connected(27);
+    let c = simulation.add_host();
+    simulation.introduce(a, c);
+    simulation.introduce(c, a);
+    simulation.change_peer(a, c, |peer| {
+        peer.allowed_ips = vec![allow("0.0.0.0".parse().unwrap(), 0)];
+    });
+    simulation.change_peer(a, b, |peer| peer.remove = true);
+    simulation.ping(a, b);
+    simulation.run_for(SECOND);
+    assert_eq!(simulation.host(c).requests().len(), 1);
+}
+
 // ---------------------------------------------------------------- inner packets
 
 #[test]
 fn an_inner_packet_is_trimmed_to_its_own_length() {
     let (mut simulation, host, mut session, from) = with_oracle(18);
-    let (ours, theirs) = (simulation.host(host).inner_v4(), wgsep_tests::sim::host::inner_v4(1));
+    let (ours, theirs) = (simulation.host(host).inner_v4(), inner_v4(1));
     let genuine = packet::request(theirs, ours, 84, 0, 5);
     let mut padded = genuine.clone();
     padded.extend_from_slice(&[0xff; 700]);
@@ -333,7 +396,7 @@ fn an_inner_packet_is_trimmed_to_its_own_length() {
 #[test]
 fn inner_packets_that_lie_about_themselves_are_dropped() {
     let (mut simulation, host, mut session, from) = with_oracle(19);
-    let (ours, theirs) = (simulation.host(host).inner_v4(), wgsep_tests::sim::host::inner_v4(1));
+    let (ours, theirs) = (simulation.host(host).inner_v4(), inner_v4(1));
     let genuine = packet::request(theirs, ours, 96, 0, 5);
     let with = |at: usize, value: u8| {
         let mut packet = genuine.clone();
@@ -375,6 +438,24 @@ fn padding_is_to_16_bytes_and_never_past_the_mtu() {
         simulation.run_for(SECOND);
         assert_eq!(simulation.host(b).received.last().unwrap().1.len(), len);
     }
+}
+
+#[test]
+fn padding_is_zeros_whatever_the_buffer_held() {
+    let (mut simulation, host, mut session, from) = with_oracle(28);
+    let (ours, theirs) = (simulation.host(host).inner_v4(), inner_v4(1));
+    let request = packet::request(theirs, ours, 84, 0, 5);
+    let confirmation = session.seal(&request);
+    simulation.inject(from, host, &confirmation);
+    let data_path = simulation.host(host).device.data_path();
+    let routes = data_path.routes.reader();
+    let peer = &routes.value().lookup(theirs).unwrap().peer;
+    let lease = data_path.lease(peer, 1, simulation.now().instant, |_| 0).unwrap();
+    let mut datagram = vec![0xff; datagram_len(84, 1420)];
+    datagram[TRANSPORT_HEADER_LEN..][..84].copy_from_slice(&request);
+    assert!(seal(&lease.keypair, lease.first_counter, &mut datagram, 84));
+    let (_, padded) = session.open(&datagram);
+    assert_eq!((&padded[..84], &padded[84..]), (&request[..], &[0; 12][..]));
 }
 
 // ---------------------------------------------------------------- congestion

@@ -124,6 +124,19 @@ fn sending_a_response_counts_as_sending_an_initiation() {
     assert!(initiated[0].since(responded) >= REKEY_TIMEOUT);
 }
 
+#[test]
+fn a_confirmed_handshake_stops_the_repetition_of_our_own_initiation() {
+    let (mut simulation, a, b) = Simulation::pair(26);
+    let from_b = simulation.host(b).address;
+    simulation
+        .set_filter(move |datagram| datagram.from != from_b || datagram.kind() != Kind::Initiation);
+    simulation.ping(b, a);
+    simulation.run_for(SECOND);
+    assert!(simulation.reaches(a, b));
+    simulation.run_for(60 * SECOND);
+    assert_eq!(simulation.count(b, Kind::Initiation), 1);
+}
+
 // ---------------------------------------------------------------- staged packets
 
 #[test]
@@ -140,6 +153,8 @@ fn the_newest_128_packets_wait_and_arrive_in_order() {
 fn the_responder_s_staged_packets_go_when_the_initiator_confirms() {
     let (mut simulation, a, b) = Simulation::pair(6);
     simulation.link.latency = 100 * MILLISECOND;
+    // An answer would take the staged packets along.
+    simulation.host_mut(b).answers = false;
     simulation.ping(a, b);
     simulation.run_for(150 * MILLISECOND);
     assert_eq!(simulation.count(b, Kind::Response), 1);
