@@ -142,9 +142,15 @@ pub fn handshake_consume(data: &[u8]) {
         let public_key = *simulation.host(receiver).public_key.as_bytes();
         oracle::add_macs(&public_key, &mut forged);
     }
-    // mac2 counts only under load.
-    let significant = genuine.len() - if kind == Kind::CookieReply { 0 } else { 16 };
-    let unchanged = forged[..significant] == genuine[..significant];
+    // mac2 counts only under load. Of a handshake message, mac1 alone covers the sender index, so
+    // whoever knows the receiver's public key can change both.
+    let end = genuine.len() - if kind == Kind::CookieReply { 0 } else { MACS_LEN };
+    let same = |from: usize, to: usize| forged[from..to] == genuine[from..to];
+    let unchanged = match kind {
+        Kind::CookieReply => same(0, end),
+        _ if with_right_mac1 => same(0, 4) && same(8, end),
+        _ => same(0, end + 16),
+    };
     let sender = if receiver == a { b } else { a };
     let from = simulation.host(sender).address;
     let before = (simulation.sent.len(), simulation.host(receiver).indices());
