@@ -9,7 +9,7 @@ packages="gcc libc6-dev make binutils ca-certificates iproute2 iputils-ping iper
 	util-linux wireguard-tools wireguard-go"
 
 # The oldest Rust that builds the workspace: rust-version in Cargo.toml.
-rust_minor=88
+rust_minor=95
 
 # Outside the tree, so that neither `make clean` nor a fresh clone costs the build again.
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/wgsep/peers"

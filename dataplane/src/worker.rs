@@ -96,6 +96,9 @@ impl Worker {
         let before = Arc::clone(self.sockets.value());
         if self.sockets.refresh(&shared.sockets) {
             self.watch_sockets(&before);
+            drop(before);
+            // It may wait for the port to be free.
+            shared.wake_control();
         }
         let Some(tuns) = shared.tuns.get() else { return };
         if !self.watches_tuns {

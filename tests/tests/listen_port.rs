@@ -7,6 +7,7 @@ use wgsep_tests::implementation::Implementation::{self, Wgsep, WireguardGo};
 use wgsep_tests::link::Family;
 use wgsep_tests::traffic::{Pinging, until_ping};
 use wgsep_tests::tunnel::{PORT, Plan, Tunnel};
+use wgsep_tests::uapi::Uapi;
 use wgsep_tests::{require, wait};
 
 /// A port the other tests of this file do not use, and neither does the kernel by itself: it is
@@ -105,6 +106,25 @@ fn the_old_port_is_free_after_a_change() {
     left.daemon.wg_set(format!("listen-port {OTHER}"));
     let rebound = left.daemon.netns.inside(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)));
     assert!(rebound.is_ok(), "port {PORT} is still held: {rebound:?}");
+}
+
+/// Every change asks for a port that was open a moment ago, and some worker may not have looked yet.
+#[test]
+fn a_port_can_be_given_up_and_had_again_at_once() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    let mut uapi = Uapi::connect(&left.daemon.interface).unwrap();
+    for round in 0..100 {
+        let port = if round % 2 == 0 { OTHER } else { PORT };
+        let answer = uapi.transact(&format!("set=1\nlisten_port={port}\n\n")).unwrap();
+        assert_eq!(answer, "errno=0\n", "round {round}");
+        for state in ["down", "up"] {
+            left.daemon.netns.run(format!("ip link set {} {state}", left.daemon.interface));
+        }
+    }
+    until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+    assert_eq!(left.daemon.listen_port(), PORT);
 }
 
 /// No SO_REUSEADDR: a second daemon must not steal datagrams from the first.

@@ -301,6 +301,7 @@ fn peer_mistakes() -> Vec<String> {
         "persistent_keepalive_interval=-1",
         "persistent_keepalive_interval=off",
         "replace_allowed_ips=false",
+        "allowed_ip=10.0.0.0",
         "allowed_ip=10.0.0.0/",
         "allowed_ip=10.0.0.0/33",
         "allowed_ip=10.0.0.0/-1",

@@ -13,7 +13,7 @@ use crate::uapi::ClientId;
 use crate::udp::UdpSockets;
 use nix::libc;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use wgsep_ipc::{LogLevel, Notice, Reply, Request};
 use wgsep_proto::config::Configuration;
@@ -21,16 +21,18 @@ use wgsep_proto::config::Configuration;
 impl Control {
     // ------------------------------------------------------------ jobs, and the helper's answers
 
-    /// Starts jobs until one has to wait for the helper; true if there were any.
+    /// Starts jobs until one has to wait for the helper, or for a worker to let go of the sockets
+    /// that the job before replaced: their port is bound until then. True if there were any.
     pub(super) fn run_jobs(&mut self) -> bool {
         let mut ran = false;
-        while self.awaiting.is_none() && self.end.is_none() {
+        while self.awaiting.is_none() && self.end.is_none() && self.retiring.strong_count() == 0 {
             let Some(job) = self.jobs.pop_front() else { break };
             ran = true;
             match job {
                 Job::Configure(client, configuration) => {
                     self.start_configure(client, configuration);
                 }
+                Job::Configured(client) => self.reply_set(client, 0),
                 Job::LinkUp => self.start_link_up(),
                 Job::LinkDown => self.start_link_down(),
             }
@@ -156,11 +158,23 @@ impl Control {
         let mut descriptors = descriptors.into_iter();
         let v4 = v4.then(|| descriptors.next()).flatten();
         let v6 = v6.then(|| descriptors.next()).flatten();
+        for (socket, is_v6) in [(&v4, false), (&v6, true)] {
+            if let Some(socket) = socket
+                && !wgsep_ipc::is_udp_socket(socket.as_fd(), is_v6, port)
+            {
+                tracing::error!(
+                    "the helper broke the contract: that is no UDP socket on port {port}"
+                );
+                self.end = Some(End::HelperLost);
+                return Err(libc::EPROTO);
+            }
+        }
         self.publish_sockets(UdpSockets::new(v4, v6));
         Ok(port)
     }
 
-    fn publish_sockets(&self, sockets: UdpSockets) {
+    fn publish_sockets(&mut self, sockets: UdpSockets) {
+        self.retiring = Arc::downgrade(self.shared.sockets.reader().value());
         self.shared.sockets.publish(Arc::new(sockets));
         self.shared.wake_workers();
     }
@@ -196,8 +210,9 @@ impl Control {
             _ => match self.take_sockets(reply, descriptors) {
                 Ok(port) => {
                     configuration.listen_port = Some(port);
-                    self.apply(client, configuration);
+                    self.device.configure(configuration, clock::now());
                     self.device.set_up(true, clock::now());
+                    self.jobs.push_front(Job::Configured(client));
                     tracing::info!("UDP port {port}");
                 }
                 Err(errno) => {

@@ -15,11 +15,12 @@ use crate::random::KernelRandom;
 use crate::shared::Shared;
 use crate::start::Arguments;
 use crate::uapi::{ClientId, Operation, Server};
+use crate::udp::UdpSockets;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use wgsep_ipc::Request;
 use wgsep_proto::config::Configuration;
 use wgsep_proto::device::Device;
@@ -49,6 +50,8 @@ pub(crate) enum End {
 /// Something that may need the helper.
 enum Job {
     Configure(ClientId, Configuration),
+    /// A `set` that opened a port has taken effect, and the old port is free.
+    Configured(ClientId),
     LinkUp,
     LinkDown,
 }
@@ -75,6 +78,8 @@ pub(crate) struct Control {
     link: Option<LinkMonitor>,
     link_state: LinkState,
     jobs: VecDeque<Job>,
+    /// Sockets that were replaced, for as long as a worker still holds them.
+    retiring: Weak<UdpSockets>,
     awaiting: Option<Awaiting>,
     end: Option<End>,
     reporter: Reporter,
@@ -114,6 +119,7 @@ impl Control {
             link: None,
             link_state: LinkState::default(),
             jobs: VecDeque::new(),
+            retiring: Weak::new(),
             awaiting: None,
             end: None,
             reporter: Reporter::default(),
