@@ -2,7 +2,7 @@
 //!
 //! Out of the tunnel, `outbound`:
 //! 1. take the TUN queue's turn; staged packets whose keypair has come go first (in turn)
-//! 2. read packets, route each (in turn)
+//! 2. read packets, route each, tell the sender of one that has nowhere to go (in turn)
 //! 3. lease a keypair and nonces for each run of packets to one peer, or stage it (in turn)
 //! 4. seal (parallel)
 //! 5. send, in the order of the turns
@@ -23,6 +23,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use wgsep_proto::data_path::{DropCause, Reader, Routes};
+use wgsep_proto::icmp::MAX_ERROR_LEN;
 use wgsep_proto::messages::{Message, TAG_LEN, TRANSPORT_HEADER_LEN};
 use wgsep_proto::receive::Received;
 use wgsep_proto::time::Instant;
@@ -156,7 +157,7 @@ impl Worker {
             let mut turn = outbound.turn();
             let now = clock::instant();
             self.lease_staged(&mut batch, now);
-            self.read_packets(tun, &mut batch);
+            self.read_packets(tun, &mut batch, now);
             batch.lease(data_path, now);
             (!batch.is_empty()).then(|| turn.take_ticket())
         };
@@ -184,15 +185,16 @@ impl Worker {
         }
     }
 
-    fn read_packets(&self, tun: &Tun, batch: &mut OutboundBatch) {
+    fn read_packets(&self, tun: &Tun, batch: &mut OutboundBatch, now: Instant) {
         let data_path = &self.shared.data_path;
         let mtu = data_path.mtu();
         while let Some(room) = batch.room() {
             match tun.read(room, TRANSPORT_HEADER_LEN) {
                 Read::Packet(len) => {
-                    let route = data_path.route(self.routes.value(), batch.latest(len));
-                    if let Some((peer, inner)) = route {
-                        batch.keep(peer, &inner, mtu);
+                    let packet = batch.latest(len);
+                    match data_path.route(self.routes.value(), packet) {
+                        Ok((peer, inner)) => batch.keep(peer, &inner, mtu),
+                        Err(cause) => self.refuse(tun, cause, packet, now),
                     }
                 }
                 Read::Empty => return,
@@ -201,6 +203,18 @@ impl Worker {
                     return;
                 }
             }
+        }
+    }
+
+    /// Tells the sender of a packet that its destination cannot be reached, where that is so.
+    fn refuse(&self, tun: &Tun, cause: DropCause, packet: &[u8], now: Instant) {
+        let data_path = &self.shared.data_path;
+        let mut frame = [0; TRANSPORT_HEADER_LEN + MAX_ERROR_LEN];
+        let Some(room) = frame.get_mut(TRANSPORT_HEADER_LEN..) else { return };
+        let Some(len) = data_path.unreachable(cause, packet, now, room) else { return };
+        let Some(frame) = frame.get_mut(..TRANSPORT_HEADER_LEN + len) else { return };
+        if tun.write(frame, TRANSPORT_HEADER_LEN).is_err() {
+            data_path.drops.add(DropCause::WriteFailed, 1);
         }
     }
 

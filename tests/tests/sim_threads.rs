@@ -46,7 +46,7 @@ impl Worker {
         let mut routes = self.data_path.routes.reader();
         while !stop.load(Ordering::Relaxed) {
             routes.refresh(&self.data_path.routes);
-            if let Some((peer, _)) = self.data_path.route(routes.value(), &self.packet) {
+            if let Ok((peer, _)) = self.data_path.route(routes.value(), &self.packet) {
                 let lease = self.data_path.lease(peer, 3, self.now, |staged| {
                     (0..3).map(|_| staged.stage_packet(&self.packet)).sum()
                 });

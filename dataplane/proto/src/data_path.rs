@@ -4,6 +4,7 @@
 //! leave it a note about the few peers it has to look at.
 
 use crate::allowed_ips::AllowedIps;
+use crate::icmp::ErrorLimiter;
 use crate::index_table::IndexTable;
 use crate::peer::{Peer, PeerId, event};
 use crate::timers::Attention;
@@ -160,6 +161,7 @@ pub struct DataPath {
     pub index_table: IndexTable,
     /// What was dropped and why.
     pub drops: DropCounters,
+    pub(crate) icmp_errors: ErrorLimiter,
     mtu: AtomicU32,
     attention: Mutex<Vec<PeerId>>,
     wake: AtomicBool,

@@ -19,7 +19,7 @@ impl Device {
     pub fn encapsulate(&mut self, packet: &[u8], now: Now) {
         let data_path = Arc::clone(self.data_path());
         let routes = data_path.routes.reader();
-        if let Some((peer, inner)) = data_path.route(routes.value(), packet) {
+        if let Ok((peer, inner)) = data_path.route(routes.value(), packet) {
             let packet = packet.get(..inner.len).unwrap_or(packet);
             let lease = data_path.lease(peer, 1, now.instant, |staged| staged.stage_packet(packet));
             if let Some(lease) = lease {

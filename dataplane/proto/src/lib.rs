@@ -14,6 +14,7 @@ pub mod cookie;
 pub mod data_path;
 pub mod device;
 pub mod handshake;
+pub mod icmp;
 pub mod index_table;
 pub mod inline;
 pub mod ip;

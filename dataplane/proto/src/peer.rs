@@ -126,6 +126,7 @@ pub struct Peer {
     state: Mutex<PeerState>,
     events: AtomicU8,
     alive: AtomicBool,
+    has_endpoint: AtomicBool,
     rx_bytes: AtomicU64,
     tx_bytes: AtomicU64,
 }
@@ -139,6 +140,7 @@ impl Peer {
             state: Mutex::default(),
             events: AtomicU8::new(0),
             alive: AtomicBool::new(true),
+            has_endpoint: AtomicBool::new(false),
             rx_bytes: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
         }
@@ -168,7 +170,18 @@ impl Peer {
 
     /// Moves the peer.
     pub fn set_endpoint(&self, endpoint: Endpoint) {
-        self.state().endpoint = Some(endpoint);
+        self.move_to(&mut self.state(), endpoint);
+    }
+
+    pub(crate) fn move_to(&self, state: &mut PeerState, endpoint: Endpoint) {
+        if state.endpoint.replace(endpoint).is_none() {
+            self.has_endpoint.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether it was ever known where the peer is: without the lock, for each packet.
+    pub(crate) fn has_endpoint(&self) -> bool {
+        self.has_endpoint.load(Ordering::Acquire)
     }
 
     /// Forgets from which address of ours the peer expects us, so that the route decides.

@@ -81,7 +81,7 @@ impl DataPath {
             if !peer.is_alive() {
                 return false;
             }
-            state.endpoint = Some(received.endpoint);
+            peer.move_to(&mut state, received.endpoint);
             let confirmed = state.keypairs.received_with_keypair(keypair);
             // The current one, which this message need not have come with.
             let current = state.keypairs.current.as_ref();

@@ -1,6 +1,7 @@
 //! The way out of a packet, from the TUN device to the network.
 //!
-//! 1. `route`: the longest allowed IP that contains the destination names the peer. (sequential)
+//! 1. `route`: the longest allowed IP that contains the destination names the peer. Where there is
+//!    none, or it is nowhere, `unreachable` tells the sender. (sequential)
 //! 2. `lease`: under the peer's lock, either take the keypair and one nonce for each packet of a
 //!    run, together with the packets that were staged before, or stage the run and ask the control
 //!    thread for a handshake. (sequential: this fixes the order of packets)
@@ -9,6 +10,7 @@
 //!    bytes that the socket took.
 
 use crate::data_path::{DataPath, DropCause, Routes};
+use crate::icmp::{host_unreachable, may_answer};
 use crate::ip::{InnerPacket, padding};
 use crate::keypair::Keypair;
 use crate::messages::{TAG_LEN, TRANSPORT_HEADER_LEN};
@@ -37,21 +39,42 @@ pub const fn datagram_len(len: usize, mtu: usize) -> usize {
 }
 
 impl DataPath {
-    /// Finds the peer for a packet; `None`, and counted, if it is malformed or nobody's.
+    /// Finds the peer for a packet.
+    ///
+    /// # Errors
+    /// Why the packet goes nowhere, which is counted: it is malformed, nobody's, or its peer has no
+    /// endpoint. In the latter two cases [`Self::unreachable`] has an answer.
     pub fn route<'r>(
         &self,
         routes: &'r Routes,
         packet: &[u8],
-    ) -> Option<(&'r Arc<Peer>, InnerPacket)> {
-        let Some(inner) = InnerPacket::parse(packet) else {
-            self.drops.add(DropCause::OutboundMalformed, 1);
-            return None;
-        };
-        let Some(route) = routes.lookup(inner.destination) else {
-            self.drops.add(DropCause::NoPeer, 1);
-            return None;
-        };
-        Some((&route.peer, inner))
+    ) -> Result<(&'r Arc<Peer>, InnerPacket), DropCause> {
+        let found =
+            InnerPacket::parse(packet).ok_or(DropCause::OutboundMalformed).and_then(|inner| {
+                match routes.lookup(inner.destination) {
+                    Some(route) if route.peer.has_endpoint() => Ok((&route.peer, inner)),
+                    Some(_) => Err(DropCause::NoEndpoint),
+                    None => Err(DropCause::NoPeer),
+                }
+            });
+        found.inspect_err(|cause| self.drops.add(*cause, 1))
+    }
+
+    /// Writes to `room` the ICMP error for a packet that [`Self::route`] refused with `cause`;
+    /// returns its length. `None` where none may be sent, or too many were (kernel device.c, wg_xmit).
+    pub fn unreachable(
+        &self,
+        cause: DropCause,
+        packet: &[u8],
+        now: Instant,
+        room: &mut [u8],
+    ) -> Option<usize> {
+        let answered = matches!(cause, DropCause::NoPeer | DropCause::NoEndpoint);
+        if answered && may_answer(packet) && self.icmp_errors.allow(now) {
+            host_unreachable(packet, room)
+        } else {
+            None
+        }
     }
 
     /// Leave to send `count` packets to `peer`, or else stages them by calling `stage`.
