@@ -40,13 +40,25 @@ fn command() -> Command {
 /// The command line and environment as options; or how to exit, after having said why.
 pub fn parse() -> Result<Options, ExitCode> {
     let matches = command().try_get_matches().map_err(|error| {
+        if error.use_stderr() {
+            complain(&one_line(&error));
+            return ExitCode::from(2);
+        }
         let _nobody_reads = error.print();
-        ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+        ExitCode::SUCCESS
     })?;
     options(&matches, &|name| std::env::var_os(name)).map_err(|line| {
         complain(&line);
         ExitCode::from(2)
     })
+}
+
+/// What is wrong and what to do about it, without the usage around it.
+fn one_line(error: &clap::Error) -> String {
+    let rendered = error.render().to_string();
+    let told = rendered.split("\n\n").next().unwrap_or_default();
+    let words = told.split_whitespace().skip_while(|word| *word == "error:").collect::<Vec<_>>();
+    format!("{}; `wgsep --help` lists the options", words.join(" "))
 }
 
 fn options(
@@ -198,6 +210,25 @@ mod tests {
         ] {
             let error = parsed(words, &[]).err().unwrap();
             assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_is_told_in_one_line() {
+        for (words, line) in [
+            (&["wg0", "wg1"][..], "unexpected argument 'wg1' found"),
+            (
+                &["wg0", "--workers", "0"],
+                "invalid value '0' for '--workers <N>': 0 is not in 1..=64",
+            ),
+            (&[], "the following required arguments were not provided: <IF>"),
+            (&["wg0", "--log-level", "loud"], "[possible values: silent, error, info, debug]"),
+        ] {
+            let words = ["wgsep"].iter().chain(words);
+            let told = one_line(&command().try_get_matches_from(words).unwrap_err());
+            assert!(told.contains(line) && !told.contains('\n'), "{told}");
+            assert!(told.ends_with("; `wgsep --help` lists the options"), "{told}");
+            assert!(!told.contains("error:") && !told.contains("For more"), "{told}");
         }
     }
 
