@@ -8,6 +8,7 @@ mod buffers;
 mod clock;
 mod control;
 mod helper;
+mod line_limit;
 mod link;
 mod log;
 mod ordered;

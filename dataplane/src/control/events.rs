@@ -1,65 +1,32 @@
 //! The protocol's events as log lines. Strangers can cause some of them at will, so each kind has a
 //! limit, and what goes beyond it is only counted.
 
-use std::mem::discriminant;
-use std::time::Duration;
+use crate::line_limit::LineLimit;
+use std::mem::{Discriminant, discriminant};
 use wgsep_proto::device::Event;
 use wgsep_proto::time::Instant;
-
-/// Lines of one kind in one [`PERIOD`].
-const MOST_LINES: u32 = 10;
-const PERIOD: Duration = Duration::from_secs(60);
 
 /// Writes events that an operator acts on.
 #[derive(Default)]
 pub(super) struct Reporter {
-    limits: Vec<Limit>,
-}
-
-struct Limit {
-    kind: std::mem::Discriminant<Event>,
-    since: Instant,
-    lines: u32,
+    limits: Vec<(Discriminant<Event>, LineLimit)>,
 }
 
 impl Reporter {
     /// Writes an event, unless there were too many of its kind.
     pub(super) fn report(&mut self, event: Event, now: Instant) {
-        match self.admit(&event, now) {
-            Verdict::Write => write(event),
-            Verdict::WriteLast => {
-                write(event);
-                tracing::info!("more lines of this kind are left out for a minute");
-            }
-            Verdict::LeaveOut => {}
-        }
+        self.limit(&event).write(now, || write(event));
     }
 
-    fn admit(&mut self, event: &Event, now: Instant) -> Verdict {
+    fn limit(&mut self, event: &Event) -> &mut LineLimit {
         let kind = discriminant(event);
-        let place = self.limits.iter().position(|limit| limit.kind == kind);
-        let place = place.unwrap_or_else(|| {
-            self.limits.push(Limit { kind, since: now, lines: 0 });
-            self.limits.len() - 1
-        });
-        let Some(limit) = self.limits.get_mut(place) else { return Verdict::LeaveOut };
-        if now.since(limit.since) >= PERIOD {
-            *limit = Limit { kind, since: now, lines: 0 };
+        let known = self.limits.iter().position(|(limited, _)| *limited == kind);
+        let place = known.unwrap_or(self.limits.len());
+        if known.is_none() {
+            self.limits.push((kind, LineLimit::default()));
         }
-        limit.lines = limit.lines.saturating_add(1);
-        match limit.lines.cmp(&MOST_LINES) {
-            std::cmp::Ordering::Less => Verdict::Write,
-            std::cmp::Ordering::Equal => Verdict::WriteLast,
-            std::cmp::Ordering::Greater => Verdict::LeaveOut,
-        }
+        &mut self.limits[place].1
     }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    Write,
-    WriteLast,
-    LeaveOut,
 }
 
 fn write(event: Event) {
@@ -93,20 +60,13 @@ mod tests {
     use wgsep_proto::keys::PublicKey;
 
     #[test]
-    fn ten_lines_of_a_kind_a_minute() {
+    fn each_kind_of_event_has_a_limit_of_its_own() {
         let mut reporter = Reporter::default();
         let peer = PublicKey::from_bytes([1; 32]);
-        let start = Instant::from_nanos(0);
-        for number in 1..=20 {
-            let expected = match number {
-                1..=9 => Verdict::Write,
-                10 => Verdict::WriteLast,
-                _ => Verdict::LeaveOut,
-            };
-            assert_eq!(reporter.admit(&Event::InitiationReplayed(peer), start), expected);
+        for _ in 0..2 {
+            reporter.limit(&Event::InitiationReplayed(peer));
+            reporter.limit(&Event::ResponseRefused(peer));
         }
-        assert_eq!(reporter.admit(&Event::ResponseRefused(peer), start), Verdict::Write);
-        let later = start.after(PERIOD);
-        assert_eq!(reporter.admit(&Event::InitiationReplayed(peer), later), Verdict::Write);
+        assert_eq!(reporter.limits.len(), 2);
     }
 }

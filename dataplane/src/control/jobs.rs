@@ -216,10 +216,10 @@ impl Control {
                     tracing::info!("UDP port {port}");
                 }
                 Err(errno) => {
-                    tracing::warn!(
-                        "UAPI set refused, nothing changed: {}",
-                        nix::Error::from_raw(errno).desc()
-                    );
+                    let why = nix::Error::from_raw(errno).desc();
+                    self.refusals.write(clock::instant(), || {
+                        tracing::warn!("UAPI set refused, nothing changed: {why}");
+                    });
                     self.reply_set(client, -errno);
                 }
             },

@@ -10,6 +10,7 @@ mod jobs;
 use self::events::Reporter;
 use crate::clock;
 use crate::helper::Helper;
+use crate::line_limit::LineLimit;
 use crate::link::{LinkMonitor, LinkState};
 use crate::random::KernelRandom;
 use crate::shared::Shared;
@@ -83,6 +84,7 @@ pub(crate) struct Control {
     awaiting: Option<Awaiting>,
     end: Option<End>,
     reporter: Reporter,
+    refusals: LineLimit,
 }
 
 impl Control {
@@ -123,6 +125,7 @@ impl Control {
             awaiting: None,
             end: None,
             reporter: Reporter::default(),
+            refusals: LineLimit::default(),
         })
     }
 

@@ -7,6 +7,8 @@ use super::client::{Client, Input};
 use super::parse::Refusal;
 use super::secret_text::SecretText;
 use super::{Operation, Scopes, format};
+use crate::clock;
+use crate::line_limit::LineLimit;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{SockFlag, accept4};
@@ -34,11 +36,12 @@ pub(crate) struct Server {
     clients: BTreeMap<ClientId, Client>,
     /// Clients that may have a whole transaction waiting.
     runnable: VecDeque<ClientId>,
+    refusals: LineLimit,
 }
 
 impl Server {
     /// A server whose descriptors have epoll tokens from `first_token` on.
-    pub(crate) const fn new(first_token: u64) -> Self {
+    pub(crate) fn new(first_token: u64) -> Self {
         Self {
             listener: None,
             paused: false,
@@ -47,6 +50,7 @@ impl Server {
             now: 0,
             clients: BTreeMap::new(),
             runnable: VecDeque::new(),
+            refusals: LineLimit::default(),
         }
     }
 
@@ -88,7 +92,9 @@ impl Server {
                 }
                 Some(Err(refusal)) => {
                     let Refusal { errno, line, reason } = refusal;
-                    tracing::warn!("UAPI line {line}: {reason}; nothing changed");
+                    self.refusals.write(clock::instant(), || {
+                        tracing::warn!("UAPI line {line}: {reason}; nothing changed");
+                    });
                     self.reply_errno(id, errno, epoll);
                 }
                 None if client.is_finished() => self.remove(id, epoll),

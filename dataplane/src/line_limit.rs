@@ -1,0 +1,70 @@
+//! A limit on log lines of one kind, for what others can cause at will.
+
+use std::cmp::Ordering;
+use std::time::Duration;
+use wgsep_proto::time::Instant;
+
+/// Lines of one kind in one [`PERIOD`].
+const MOST_LINES: u32 = 10;
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// Ten lines a minute; what goes beyond is left out, which the last line says.
+#[derive(Default)]
+pub(crate) struct LineLimit {
+    since: Instant,
+    lines: u32,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Write,
+    WriteLast,
+    LeaveOut,
+}
+
+impl LineLimit {
+    /// Calls `write`, unless there were too many lines.
+    pub(crate) fn write(&mut self, now: Instant, write: impl FnOnce()) {
+        match self.admit(now) {
+            Verdict::Write => write(),
+            Verdict::WriteLast => {
+                write();
+                tracing::info!("more lines of this kind are left out for a minute");
+            }
+            Verdict::LeaveOut => {}
+        }
+    }
+
+    fn admit(&mut self, now: Instant) -> Verdict {
+        if self.lines == 0 || now.since(self.since) >= PERIOD {
+            *self = Self { since: now, lines: 0 };
+        }
+        self.lines = self.lines.saturating_add(1);
+        match self.lines.cmp(&MOST_LINES) {
+            Ordering::Less => Verdict::Write,
+            Ordering::Equal => Verdict::WriteLast,
+            Ordering::Greater => Verdict::LeaveOut,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_lines_a_minute_and_the_last_says_so() {
+        let mut limit = LineLimit::default();
+        let start = Instant::from_nanos(1);
+        for number in 1..=20 {
+            let expected = match number {
+                1..=9 => Verdict::Write,
+                10 => Verdict::WriteLast,
+                _ => Verdict::LeaveOut,
+            };
+            assert_eq!(limit.admit(start), expected, "line {number}");
+        }
+        assert_eq!(limit.admit(start.after(PERIOD - Duration::from_nanos(1))), Verdict::LeaveOut);
+        assert_eq!(limit.admit(start.after(PERIOD)), Verdict::Write);
+    }
+}
