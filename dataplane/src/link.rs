@@ -150,7 +150,9 @@ impl LinkMonitor {
     /// The index of an interface of this name or number.
     pub(crate) fn index_of(&self, name: &str) -> Option<u32> {
         let named = self.names.iter().find(|(_, known)| known.as_str() == name);
-        named.map(|(index, _)| *index).or_else(|| name.parse().ok())
+        // Digits alone: `parse` would also take a sign.
+        let number = || name.bytes().all(|byte| byte.is_ascii_digit()).then(|| name.parse().ok());
+        named.map(|(index, _)| *index).or_else(|| number().flatten())
     }
 
     /// The name of the interface with this index.
@@ -250,6 +252,9 @@ mod tests {
         assert!(!changes.routes);
         assert_eq!(monitor.index_of("wg0").map(|index| index == 7 || index == 8), Some(true));
         assert_eq!(monitor.index_of("12"), Some(12));
+        for odd in ["+3", "-3", "", "4294967296", "3 "] {
+            assert_eq!(monitor.index_of(odd), None, "{odd:?}");
+        }
         assert_eq!(monitor.name_of(8).as_deref(), Some("wg0"));
         monitor.parse(&link_message(libc::RTM_DELLINK, 8, 0), None, &mut changes);
         assert_eq!(monitor.name_of(8), None);

@@ -61,6 +61,23 @@ fn may_go_singly(error: &io::Error) -> bool {
     )
 }
 
+/// What became of the cached source of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// It was used, or there was none.
+    Kept,
+    /// The address is no longer ours: the peer should be sent to without it.
+    Refused,
+}
+
+impl Source {
+    fn settle(self, peer: &Peer) {
+        if self == Self::Refused {
+            peer.clear_source();
+        }
+    }
+}
+
 impl UdpSockets {
     /// Takes the sockets.
     pub(crate) fn new(v4: Option<OwnedFd>, v6: Option<OwnedFd>) -> Self {
@@ -90,8 +107,11 @@ impl UdpSockets {
     ) -> usize {
         if payload.len() > segment_len && !self.segment_limit.refuses(segment_len) {
             let segment = u16::try_from(segment_len).ok();
-            match self.send_from_any(peer, endpoint, traffic_class, payload, segment) {
-                Ok(()) => return payload.len(),
+            match self.send_from_any(endpoint, traffic_class, payload, segment) {
+                Ok(source) => {
+                    source.settle(peer);
+                    return payload.len();
+                }
                 Err(error) if may_go_singly(&error) => {
                     self.segment_limit.learn(segment_len, &error);
                 }
@@ -103,39 +123,39 @@ impl UdpSockets {
         }
         let mut sent = 0;
         for datagram in payload.chunks(segment_len.max(1)) {
-            match self.send_from_any(peer, endpoint, traffic_class, datagram, None) {
-                Ok(()) => sent += datagram.len(),
+            match self.send_from_any(endpoint, traffic_class, datagram, None) {
+                Ok(source) => {
+                    source.settle(peer);
+                    sent += datagram.len();
+                }
                 Err(_) => data_path.drops.add(DropCause::SendFailed, 1),
             }
         }
         sent
     }
 
-    /// Sends from the cached source; if that address is no longer ours, forgets it and lets the
-    /// route choose one.
-    fn send_from_any(
+    /// Sends from the cached source; if that address is no longer ours, lets the route choose one.
+    pub(crate) fn send_from_any(
         &self,
-        peer: &Peer,
         endpoint: &Endpoint,
         traffic_class: u8,
         payload: &[u8],
         segment: Option<u16>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Source> {
         match self.send_once(endpoint, traffic_class, payload, segment) {
             Err(error)
                 if endpoint.source.is_some() && error.raw_os_error() == Some(libc::EINVAL) =>
             {
                 let anywhere = Endpoint { source: None, ..*endpoint };
                 self.send_once(&anywhere, traffic_class, payload, segment)?;
-                peer.clear_source();
-                Ok(())
+                Ok(Source::Refused)
             }
-            result => result,
+            result => result.map(|()| Source::Kept),
         }
     }
 
     /// One send; no socket of the family is ENETUNREACH.
-    pub(crate) fn send_once(
+    fn send_once(
         &self,
         endpoint: &Endpoint,
         traffic_class: u8,

@@ -4,8 +4,9 @@
 use std::time::Duration;
 use wgsep_proto::config::{AllowedIp, Configuration, PeerConfiguration};
 use wgsep_proto::keys::PublicKey;
-use wgsep_tests::sim::host::{HostId, allow};
+use wgsep_tests::sim::host::{HostId, allow, inner_v4};
 use wgsep_tests::sim::link::Kind;
+use wgsep_tests::sim::packet::{PING_LEN, request};
 use wgsep_tests::sim::simulation::Simulation;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -146,4 +147,50 @@ fn a_removed_and_forgotten_device_leaves_nothing_behind() {
     assert_eq!((host.indices(), host.device.peers().count()), (0, 0));
     assert_eq!(host.device.next_timeout(), None);
     assert!(host.device.status().private_key.is_none());
+}
+
+#[test]
+fn what_waits_for_the_first_private_key_goes_when_it_is_set() {
+    let (mut simulation, a, b) = Simulation::pair(11);
+    let key = simulation.host(a).device.status().private_key;
+    let set = |key| Configuration { private_key: Some(key), ..Configuration::default() };
+    simulation.configure(a, set(None));
+    simulation.change_peer(a, b, |peer| peer.persistent_keepalive_interval = Some(1));
+    simulation.ping(a, b);
+    assert_eq!(simulation.peer(a, b).tx_bytes, 0);
+    simulation.configure(a, set(key));
+    assert_eq!(simulation.peer(a, b).tx_bytes, 148, "the initiation goes with the key");
+    simulation.run_for(SECOND);
+    assert_eq!(simulation.host(a).replies().len(), 1, "and then what was staged");
+}
+
+#[test]
+fn without_a_private_key_packets_do_not_wake_the_control_thread() {
+    let (mut simulation, a, _) = Simulation::pair(12);
+    let configuration = Configuration { private_key: Some(None), ..Configuration::default() };
+    simulation.configure(a, configuration);
+    let packet = request(inner_v4(0), inner_v4(1), PING_LEN, 0, 1);
+    let data_path = simulation.host(a).device.data_path();
+    let _before = data_path.take_wake();
+    let routes = data_path.routes.reader();
+    for _ in 0..3 {
+        let (peer, _) = data_path.route(routes.value(), &packet).unwrap();
+        let now = simulation.now().instant;
+        let lease = data_path.lease(peer, 1, now, |staged| staged.stage_packet(&packet));
+        assert!(lease.is_none() && !data_path.take_wake());
+    }
+}
+
+#[test]
+fn what_the_network_refused_is_not_counted_as_sent() {
+    let (mut simulation, a, b) = Simulation::pair(13);
+    let now = simulation.now();
+    let device = &mut simulation.host_mut(a).device;
+    device.encapsulate(&request(inner_v4(0), inner_v4(1), PING_LEN, 0, 1), now);
+    let initiation = device.poll_transmit().unwrap();
+    assert_eq!(device.peers().next().unwrap().tx_bytes, 148);
+    device.transmit_failed(&initiation);
+    assert_eq!(device.peers().next().unwrap().tx_bytes, 0);
+    simulation.run_for(10 * SECOND);
+    assert!(simulation.peer(a, b).tx_bytes > 0, "the next attempt is counted again");
 }

@@ -163,6 +163,7 @@ pub struct DataPath {
     pub drops: DropCounters,
     pub(crate) icmp_errors: ErrorLimiter,
     mtu: AtomicU32,
+    has_identity: AtomicBool,
     attention: Mutex<Vec<PeerId>>,
     wake: AtomicBool,
 }
@@ -177,6 +178,15 @@ impl DataPath {
     /// Follows the interface's MTU.
     pub fn set_mtu(&self, mtu: u32) {
         self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// Without a private key nobody needs to be asked for a handshake.
+    pub(crate) fn set_has_identity(&self, has_identity: bool) {
+        self.has_identity.store(has_identity, Ordering::Release);
+    }
+
+    pub(crate) fn has_identity(&self) -> bool {
+        self.has_identity.load(Ordering::Acquire)
     }
 
     /// True, once, if the control thread has been left a note since the last call.

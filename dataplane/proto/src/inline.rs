@@ -118,6 +118,7 @@ impl Device {
                     endpoint: lease.endpoint,
                     traffic_class: ecn.encapsulated().bits(),
                     datagram,
+                    peer: Some(peer.id()),
                 });
             }
         }

@@ -228,6 +228,11 @@ impl Peer {
         self.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Takes back what was counted before the socket refused it.
+    pub(crate) fn take_back_tx_bytes(&self, bytes: u64) {
+        self.tx_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     /// Counts UDP payload that the socket took.
     pub fn add_tx_bytes(&self, bytes: u64) {
         self.tx_bytes.fetch_add(bytes, Ordering::Relaxed);

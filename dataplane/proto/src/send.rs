@@ -132,6 +132,9 @@ impl DataPath {
     /// Packets wait for an initiation: asks for it unless it is under way. If it may not go yet, the
     /// control thread notes it for later.
     fn need_handshake(&self, peer: &Peer, now: Instant) {
+        if !self.has_identity() {
+            return;
+        }
         peer.timers.reset_handshake_attempts();
         let under_way = peer.timers.is_pending(Timer::RetransmitHandshake);
         if !under_way || peer.timers.may_send_initiation(now) {

@@ -16,7 +16,7 @@ use crate::random::KernelRandom;
 use crate::shared::Shared;
 use crate::start::Arguments;
 use crate::uapi::{ClientId, Operation, Server};
-use crate::udp::UdpSockets;
+use crate::udp::{Source, UdpSockets};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -24,7 +24,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use wgsep_ipc::Request;
 use wgsep_proto::config::Configuration;
-use wgsep_proto::device::Device;
+use wgsep_proto::device::{Device, Transmit};
 use wgsep_proto::time::Instant;
 
 /// What an epoll event is about; UAPI descriptors come after.
@@ -219,11 +219,14 @@ impl Control {
     fn transmit(&mut self) {
         let sockets = self.shared.sockets.reader();
         while let Some(transmit) = self.device.poll_transmit() {
-            let class = transmit.traffic_class;
-            let sent =
-                sockets.value().send_once(&transmit.endpoint, class, &transmit.datagram, None);
-            if let Err(error) = sent {
-                tracing::debug!("handshake message to {}: {error}", transmit.endpoint.destination);
+            let Transmit { endpoint, traffic_class, datagram, .. } = &transmit;
+            match sockets.value().send_from_any(endpoint, *traffic_class, datagram, None) {
+                Ok(Source::Kept) => {}
+                Ok(Source::Refused) => self.device.source_failed(&transmit),
+                Err(error) => {
+                    tracing::debug!("handshake message to {}: {error}", endpoint.destination);
+                    self.device.transmit_failed(&transmit);
+                }
             }
         }
     }

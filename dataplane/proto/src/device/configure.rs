@@ -31,7 +31,7 @@ impl Device {
             }
         }
         if let Some(private_key) = configuration.private_key {
-            self.set_private_key(private_key);
+            self.set_private_key(private_key, now);
         }
         for peer in configuration.peers {
             self.configure_peer(peer, now);
@@ -92,15 +92,18 @@ impl Device {
 
     /// Takes a new private key. Sessions stay for receiving; the next packet to each peer makes a
     /// new handshake, at once. A peer whose key is now ours goes.
-    fn set_private_key(&mut self, private_key: Option<PrivateKey>) {
+    /// What waited for the first key goes now (kernel netlink.c, wg_set_device).
+    fn set_private_key(&mut self, private_key: Option<PrivateKey>, now: Now) {
         if self.identity.as_ref().map(|identity| &identity.private_key) == private_key.as_ref() {
             return;
         }
+        let first = self.identity.is_none();
         self.identity = private_key.map(|private_key| {
             let keys = StaticIdentity::new(&private_key);
             let cookie_checker = CookieChecker::new(keys.public_key());
             Identity { private_key, keys, cookie_checker }
         });
+        self.data_path.set_has_identity(self.identity.is_some());
         if let Some(ourselves) = self.our_peer_id() {
             self.remove_peer(ourselves);
         }
@@ -113,6 +116,10 @@ impl Device {
             let state = entry.peer.state();
             for keypair in [&state.keypairs.current, &state.keypairs.next].into_iter().flatten() {
                 keypair.invalidate_sending();
+            }
+            drop(state);
+            if first {
+                self.send_staged_packets(id, now);
             }
         }
     }

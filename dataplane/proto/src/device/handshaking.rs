@@ -119,6 +119,7 @@ impl Device {
             endpoint,
             traffic_class: HANDSHAKE_TRAFFIC_CLASS,
             datagram,
+            peer: Some(peer.id()),
         });
     }
 
@@ -239,7 +240,12 @@ impl Device {
             identity.cookie_checker.create_reply(datagram, sender_index, from, fresh, now)
         {
             let datagram = reply.to_bytes().to_vec();
-            self.transmits.push_back(Transmit { endpoint: source, traffic_class: 0, datagram });
+            self.transmits.push_back(Transmit {
+                endpoint: source,
+                traffic_class: 0,
+                datagram,
+                peer: None,
+            });
         }
     }
 

@@ -44,6 +44,8 @@ pub struct Transmit {
     pub traffic_class: u8,
     /// UDP payload.
     pub datagram: Vec<u8>,
+    /// Whom it is counted for; `None` for a cookie, which goes to whoever asked.
+    pub peer: Option<PeerId>,
 }
 
 /// What an operator might want to read of.
@@ -143,6 +145,20 @@ impl Device {
     /// A datagram to send, if any.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         self.transmits.pop_front()
+    }
+
+    /// The network did not take a datagram: it counts as never sent.
+    pub fn transmit_failed(&mut self, transmit: &Transmit) {
+        if let Some(entry) = transmit.peer.and_then(|id| self.entry(id)) {
+            entry.peer.take_back_tx_bytes(u64::try_from(transmit.datagram.len()).unwrap_or(0));
+        }
+    }
+
+    /// The network took a datagram, but not from its source, which is no address of ours any more.
+    pub fn source_failed(&mut self, transmit: &Transmit) {
+        if let Some(entry) = transmit.peer.and_then(|id| self.entry(id)) {
+            entry.peer.clear_source();
+        }
     }
 
     pub(crate) fn push_transmit(&mut self, transmit: Transmit) {
