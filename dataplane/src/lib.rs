@@ -22,3 +22,5 @@ mod udp;
 mod worker;
 
 pub use start::run;
+#[cfg(feature = "fuzzing")]
+pub use uapi::Dialogue;

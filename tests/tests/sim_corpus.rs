@@ -52,6 +52,11 @@ fn ipc() {
 }
 
 #[test]
+fn uapi() {
+    replay(TARGETS[5]);
+}
+
+#[test]
 fn every_target_has_a_corpus_and_a_fuzzer() {
     let targets: BTreeSet<_> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
     assert_eq!(names(&fuzz().join("corpus")), targets);

@@ -5,6 +5,8 @@
 //! Who may connect, root and the socket's owner, is decided by the mode of the socket file alone.
 
 mod client;
+#[cfg(feature = "fuzzing")]
+mod dialogue;
 mod format;
 mod inbox;
 mod parse;
@@ -13,6 +15,8 @@ mod server;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "fuzzing")]
+pub use dialogue::Dialogue;
 pub(crate) use server::{ClientId, Server};
 
 use wgsep_proto::config::Configuration;

@@ -8,12 +8,15 @@ use super::oracle;
 use super::packet;
 use super::simulation::Simulation;
 use std::time::Duration;
+use wgsep_dataplane::Dialogue;
 use wgsep_ipc::{FromHelper, MAX_FRAME, Request, VERSION, decode};
 use wgsep_proto::config::{Configuration, PeerConfiguration};
+use wgsep_proto::device::Device;
 use wgsep_proto::ip::{Ecn, InnerPacket, padding, propagate_ecn};
 use wgsep_proto::keys::{PresharedKey, PrivateKey};
 use wgsep_proto::messages::Message;
 use wgsep_proto::peer::Endpoint;
+use wgsep_proto::time::{Instant, Now};
 
 /// Length of both macs, which a parsed message leaves to the cookie code.
 const MACS_LEN: usize = 32;
@@ -24,12 +27,13 @@ const MAX_INDICES_PER_PEER: usize = 4;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("message_parse", message_parse),
     ("handshake_consume", handshake_consume),
     ("device", device),
     ("ip_inner", ip_inner),
     ("ipc", ipc),
+    ("uapi", uapi),
 ];
 
 /// Takes one decision after the other off the input; zeros when it has ended.
@@ -120,6 +124,52 @@ pub fn ipc(data: &[u8]) {
     if let Ok((_, message)) = said {
         assert!(message.descriptors() <= 2 + usize::from(u8::MAX));
     }
+}
+
+/// Whatever a UAPI client says, in pieces of any length: each transaction is answered once, a refused
+/// one changes nothing, and what a `get` tells gives, as a `set`, a device that tells the same.
+///
+/// # Panics
+/// If not.
+pub fn uapi(data: &[u8]) {
+    let now = Now { instant: Instant::from_nanos(1), wall: Duration::ZERO };
+    let dialogue = || Dialogue::new(Device::new(Box::new(Dice::new(17))));
+    let mut client = dialogue();
+    let mut input = Input(data);
+    let piece = usize::from(input.byte()).max(1);
+    let mut before = client.state();
+    for bytes in input.0.chunks(piece) {
+        let answers = client.hear(bytes, now);
+        let after = client.state();
+        for answer in &answers {
+            assert!(answer.ends_with(b"\n\n"), "an answer without end");
+        }
+        let ends = bytes.iter().filter(|byte| **byte == b'\n').count();
+        assert!(answers.len() <= ends, "more answers than transactions");
+        let is_success = |answer: &Vec<u8>| answer == b"errno=0\n\n";
+        if !answers.iter().any(is_success) {
+            assert_eq!(before, after, "changed by what was refused, or not whole");
+        }
+        before = after;
+    }
+    let mut twin = dialogue();
+    let answers = twin.hear(&as_set(&before), now);
+    assert_eq!(answers, [b"errno=0\n\n".to_vec()], "our own words refused");
+    assert!(twin.state() == before, "a round trip changed the configuration");
+}
+
+/// The answer to a `get` as the `set` that makes it so: without what only a `get` tells.
+fn as_set(told: &[u8]) -> Vec<u8> {
+    const TOLD: [&[u8]; 4] = [b"last_handshake_time_", b"tx_bytes=", b"rx_bytes=", b"errno="];
+    let mut set = b"set=1\n".to_vec();
+    for line in told.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        if !TOLD.iter().any(|told| line.starts_with(told)) {
+            set.extend_from_slice(line);
+            set.push(b'\n');
+        }
+    }
+    set.push(b'\n');
+    set
 }
 
 /// A genuine handshake message with some bytes changed: accepted only if none was.

@@ -1,0 +1,59 @@
+//! A conversation without sockets, for the fuzzer: what a client's bytes do to a device, and what it
+//! is answered.
+
+use super::inbox::Inbox;
+use super::{Operation, Scopes, format};
+use wgsep_proto::device::Device;
+use wgsep_proto::time::Now;
+
+/// A client's half-read input, and the device it speaks to.
+pub struct Dialogue {
+    inbox: Inbox,
+    device: Device,
+}
+
+/// Interfaces go by their numbers, so that every scope there is can be written and read.
+struct Numbers;
+
+impl Scopes for Numbers {
+    fn index_of(&self, name: &str) -> Option<u32> {
+        name.parse().ok().filter(|index| *index != 0)
+    }
+
+    fn name_of(&self, index: u32) -> Option<String> {
+        Some(index.to_string())
+    }
+}
+
+impl Dialogue {
+    /// A client who has said nothing yet.
+    #[must_use]
+    pub fn new(device: Device) -> Self {
+        Self { inbox: Inbox::default(), device }
+    }
+
+    /// Takes in what one read gave; returns the answers to the transactions that are whole by it, in
+    /// their order.
+    pub fn hear(&mut self, bytes: &[u8], now: Now) -> Vec<Vec<u8>> {
+        self.inbox.push(bytes);
+        let mut answers = Vec::new();
+        while let Some(transaction) = self.inbox.next_transaction(&Numbers) {
+            answers.push(match transaction {
+                Ok(Operation::Get) => self.state(),
+                Ok(Operation::Set(configuration)) => {
+                    self.device.configure(configuration, now);
+                    b"errno=0\n\n".to_vec()
+                }
+                Err(refusal) => format!("errno={}\n\n", refusal.errno).into_bytes(),
+            });
+        }
+        answers
+    }
+
+    /// The answer to a `get`.
+    #[must_use]
+    pub fn state(&self) -> Vec<u8> {
+        let text = format::format(&self.device.status(), self.device.peers(), &Numbers);
+        text.as_bytes().to_vec()
+    }
+}
