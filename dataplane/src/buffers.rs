@@ -136,11 +136,11 @@ impl OutboundBatch {
     }
 
     /// Encrypts everything in place.
-    pub(crate) fn seal(&mut self, mtu: usize) {
+    pub(crate) fn seal(&mut self, data_path: &DataPath) {
         let Self { storage, packets, runs, .. } = self;
         for run in runs {
             let Some(lease) = &mut run.lease else { continue };
-            run.staged = seal_staged(lease, mtu);
+            run.staged = seal_staged(lease, data_path);
             for packet in packets.get(run.packets.clone()).unwrap_or_default() {
                 let Some(datagram) = storage.get_mut(packet.datagram.clone()) else { continue };
                 if !seal(&lease.keypair, packet.counter, datagram, packet.packet_len) {
@@ -219,11 +219,11 @@ fn segments(packets: &[Outgoing]) -> usize {
 }
 
 /// Turns each staged packet into its datagram, with its traffic class.
-fn seal_staged(lease: &mut Lease, mtu: usize) -> Vec<(Vec<u8>, u8)> {
+fn seal_staged(lease: &mut Lease, data_path: &DataPath) -> Vec<(Vec<u8>, u8)> {
     let staged: VecDeque<Vec<u8>> = core::mem::take(&mut lease.staged);
     let seal_one = |(packet, counter): (Vec<u8>, u64)| {
         let class = InnerPacket::parse(&packet).map_or(0, |inner| inner.ecn.encapsulated().bits());
-        let mut datagram = vec![0; datagram_len(packet.len(), mtu)];
+        let mut datagram = vec![0; data_path.datagram_len(&packet)];
         let place = datagram.get_mut(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + packet.len())?;
         place.copy_from_slice(&packet);
         seal(&lease.keypair, counter, &mut datagram, packet.len()).then_some((datagram, class))

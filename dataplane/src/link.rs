@@ -3,13 +3,18 @@
 //! The helper opened the socket and subscribed it to link and route changes; here it is only read,
 //! and asked once for what there is. Sources: rtnetlink(7), linux/rtnetlink.h, linux/if_link.h.
 
+use crate::netlink::{self, Message, attribute, number, split_message, word};
+use crate::routes::{self, RouteMtus};
 use nix::libc;
+use nix::sys::socket::{MsgFlags, send};
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-const HEADER_LEN: usize = 16;
+/// Length of struct ifinfomsg.
 const IFINFO_LEN: usize = 16;
-const ATTRIBUTE_HEADER_LEN: usize = 4;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_NEW_NETNSID: u16 = 45;
@@ -42,8 +47,10 @@ pub(crate) struct LinkState {
 pub(crate) struct Changes {
     /// The interface's new state, if it was mentioned.
     pub(crate) link: Option<LinkState>,
-    /// Some route or neighbour interface changed: cached source addresses may be wrong.
+    /// Some route or rule changed: datagrams may leave by another interface now.
     pub(crate) routes: bool,
+    /// Some route to our interface has another MTU now.
+    pub(crate) route_mtus: bool,
 }
 
 /// The netlink socket, and what it said so far.
@@ -52,6 +59,11 @@ pub(crate) struct LinkMonitor {
     place: Place,
     name: String,
     names: HashMap<u32, String>,
+    route_mtus: RouteMtus,
+    /// The last question's number, and the interface that was the answer.
+    question: (u32, Option<u32>),
+    /// What came along with an answer, and is yet to be told.
+    untold: Changes,
     buffer: Vec<u8>,
 }
 
@@ -61,24 +73,29 @@ impl LinkMonitor {
     /// # Errors
     /// As send(2).
     pub(crate) fn new(socket: OwnedFd, ifindex: u32, name: &str) -> nix::Result<Self> {
+        let monitor = Self {
+            socket,
+            place: Place::At(None, ifindex),
+            name: name.to_owned(),
+            names: HashMap::new(),
+            route_mtus: RouteMtus::default(),
+            question: (0, None),
+            untold: Changes::default(),
+            buffer: vec![0; 64 * 1024],
+        };
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
-        let mut request = [0; HEADER_LEN + IFINFO_LEN];
-        request[..4].copy_from_slice(&((HEADER_LEN + IFINFO_LEN) as u32).to_ne_bytes());
-        request[4..6].copy_from_slice(&libc::RTM_GETLINK.to_ne_bytes());
-        request[6..8].copy_from_slice(&flags.to_ne_bytes());
-        nix::sys::socket::send(
-            socket.as_raw_fd(),
-            &request,
-            nix::sys::socket::MsgFlags::MSG_DONTWAIT | nix::sys::socket::MsgFlags::MSG_NOSIGNAL,
-        )?;
-        let place = Place::At(None, ifindex);
-        let name = name.to_owned();
-        Ok(Self { socket, place, name, names: HashMap::new(), buffer: vec![0; 64 * 1024] })
+        monitor.send(&netlink::message(libc::RTM_GETLINK, flags, 0, &[0; IFINFO_LEN], &[]))?;
+        Ok(monitor)
+    }
+
+    fn send(&self, request: &[u8]) -> nix::Result<()> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        send(self.socket.as_raw_fd(), request, flags).map(drop)
     }
 
     /// Reads everything that waits.
     pub(crate) fn read(&mut self) -> Changes {
-        let mut changes = Changes::default();
+        let mut changes = core::mem::take(&mut self.untold);
         let mut buffer = core::mem::take(&mut self.buffer);
         loop {
             match crate::sys::receive_netlink(self.socket.as_fd(), &mut buffer) {
@@ -95,18 +112,60 @@ impl LinkMonitor {
         changes
     }
 
+    /// The interface by which a datagram with this source, destination and mark leaves; `None` if
+    /// there is no way from there. The kernel answers at once.
+    pub(crate) fn leaves_by(&mut self, from: Ipv4Addr, to: Ipv4Addr, mark: u32) -> Option<u32> {
+        let number = self.question.0.wrapping_add(1).max(1);
+        self.question = (number, None);
+        self.send(&routes::question(number, from, to, mark)).ok()?;
+        self.untold = self.read();
+        self.question.1
+    }
+
+    /// Whether an answer brought along something that only [`Self::read`] tells.
+    pub(crate) fn has_untold(&self) -> bool {
+        self.untold != Changes::default()
+    }
+
+    /// The MTUs of routes to our interface.
+    pub(crate) const fn route_mtus(&self) -> &RouteMtus {
+        &self.route_mtus
+    }
+
     fn parse(&mut self, mut bytes: &[u8], namespace: Namespace, changes: &mut Changes) {
-        while let Some((kind, body, rest)) = split_message(bytes) {
+        while let Some((message, rest)) = split_message(bytes) {
             bytes = rest;
+            let Message { kind, body, .. } = message;
             match kind {
                 libc::RTM_NEWLINK => self.link_changed(body, namespace, changes),
-                libc::RTM_DELLINK => self.link_left(body, namespace),
-                // Routes count where the sockets are.
-                libc::RTM_NEWROUTE | libc::RTM_DELROUTE if namespace.is_none() => {
-                    changes.routes = true;
+                libc::RTM_DELLINK => self.link_left(body, namespace, changes),
+                libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
+                    self.route_changed(&message, namespace, changes);
                 }
+                // Rules and routes count where the sockets are.
+                RTM_NEWRULE | RTM_DELRULE if namespace.is_none() => changes.routes = true,
                 _ => {}
             }
+        }
+    }
+
+    fn route_changed(
+        &mut self,
+        message: &Message<'_>,
+        namespace: Namespace,
+        changes: &mut Changes,
+    ) {
+        if let Some(interface) = routes::answer(message.body) {
+            if message.sequence == self.question.0 {
+                self.question.1 = Some(interface);
+            }
+            return;
+        }
+        changes.routes |= namespace.is_none();
+        if let Place::At(ours, interface) = self.place
+            && ours == namespace
+        {
+            changes.route_mtus |= self.route_mtus.changed(message.kind, message.body, interface);
         }
     }
 
@@ -119,8 +178,10 @@ impl LinkMonitor {
             self.place = Place::At(namespace, ifindex);
         }
         if self.place == Place::At(namespace, ifindex) {
-            let mtu = attribute(attributes, IFLA_MTU).and_then(|mtu| word(mtu, 0)).unwrap_or(0);
-            changes.link = Some(LinkState { up: flags & libc::IFF_UP as u32 != 0, mtu });
+            let mtu = number(attributes, IFLA_MTU).unwrap_or(0);
+            let up = flags & libc::IFF_UP as u32 != 0;
+            changes.link = Some(LinkState { up, mtu });
+            changes.route_mtus |= !up && self.route_mtus.clear();
             name.as_ref().clone_into(&mut self.name);
         }
         if namespace.is_none() {
@@ -129,7 +190,7 @@ impl LinkMonitor {
     }
 
     /// An interface was deleted, or moved to another namespace; ours is followed there.
-    fn link_left(&mut self, body: &[u8], namespace: Namespace) {
+    fn link_left(&mut self, body: &[u8], namespace: Namespace, changes: &mut Changes) {
         let Some(ifindex) = word(body, 4) else { return };
         if namespace.is_none() {
             self.names.remove(&ifindex);
@@ -137,10 +198,10 @@ impl LinkMonitor {
         if self.place != Place::At(namespace, ifindex) {
             return;
         }
+        changes.route_mtus |= self.route_mtus.clear();
         let attributes = body.get(IFINFO_LEN..).unwrap_or_default();
-        let number = |kind| attribute(attributes, kind).and_then(|value| word(value, 0));
-        let Some(new_namespace) = number(IFLA_NEW_NETNSID) else { return };
-        let new_ifindex = number(IFLA_NEW_IFINDEX).unwrap_or(ifindex);
+        let Some(new_namespace) = number(attributes, IFLA_NEW_NETNSID) else { return };
+        let new_ifindex = number(attributes, IFLA_NEW_IFINDEX).unwrap_or(ifindex);
         self.place = match namespace {
             None => Place::At(Some(new_namespace.cast_signed()), new_ifindex),
             Some(_) => Place::OnTheMove(new_ifindex),
@@ -167,34 +228,6 @@ impl AsFd for LinkMonitor {
     }
 }
 
-/// The first message's type and body, and what follows it.
-fn split_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let len = usize::try_from(word(bytes, 0)?).ok()?;
-    let kind = half(bytes, 4)?;
-    let body = bytes.get(HEADER_LEN..len)?;
-    Some((kind, body, bytes.get(len.next_multiple_of(4)..).unwrap_or_default()))
-}
-
-/// The value of the first attribute of a type.
-fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    loop {
-        let (len, kind) = (usize::from(half(bytes, 0)?), half(bytes, 2)?);
-        let value = bytes.get(ATTRIBUTE_HEADER_LEN..len)?;
-        if kind == wanted {
-            return Some(value);
-        }
-        bytes = bytes.get(len.next_multiple_of(4)..)?;
-    }
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().map(|word| u32::from_ne_bytes(*word))
-}
-
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().map(|half| u16::from_ne_bytes(*half))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +242,9 @@ mod tests {
             place: Place::At(None, 7),
             name: "wg0".to_owned(),
             names: HashMap::new(),
+            route_mtus: RouteMtus::default(),
+            question: (0, None),
+            untold: Changes::default(),
             buffer: Vec::new(),
         }
     }
@@ -234,11 +270,7 @@ mod tests {
             body.extend_from_slice(&kind.to_ne_bytes());
             body.extend_from_slice(&value.to_ne_bytes());
         }
-        let mut message = ((HEADER_LEN + body.len()) as u32).to_ne_bytes().to_vec();
-        message.extend_from_slice(&kind.to_ne_bytes());
-        message.resize(HEADER_LEN, 0);
-        message.extend_from_slice(&body);
-        message
+        netlink::message(kind, 0, 0, &body, &[])
     }
 
     #[test]
@@ -287,6 +319,29 @@ mod tests {
         monitor.parse(&leave(9, 0, 7), Some(3), &mut changes);
         monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 0), None, &mut changes);
         assert_eq!(changes.link, Some(LinkState { up: false, mtu: 1420 }));
+    }
+
+    #[test]
+    fn an_mtu_of_a_route_counts_where_our_interface_is_and_while_it_is_up() {
+        let (mut monitor, mut changes) = (monitor(), Changes::default());
+        let body = routes::tests::route(1, 7, 0, 1299);
+        let route = netlink::message(libc::RTM_NEWROUTE, 0, 0, &body, &[]);
+        monitor.parse(&route, Some(3), &mut changes);
+        assert_eq!(changes, Changes::default());
+        monitor.parse(&route, None, &mut changes);
+        assert!(changes.routes && changes.route_mtus);
+        let mut changes = Changes::default();
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 1), None, &mut changes);
+        assert!(!changes.route_mtus);
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 0), None, &mut changes);
+        assert!(changes.route_mtus, "the routes went with the link");
+    }
+
+    #[test]
+    fn rules_count_as_routes() {
+        let (mut monitor, mut changes) = (monitor(), Changes::default());
+        monitor.parse(&netlink::message(RTM_NEWRULE, 0, 0, &[0; 12], &[]), None, &mut changes);
+        assert!(changes.routes);
     }
 
     #[test]

@@ -61,6 +61,12 @@ fn may_go_singly(error: &io::Error) -> bool {
     )
 }
 
+/// True if the source address may be to blame. One that is not ours is EINVAL, over IPv4 on
+/// newer kernels ENETUNREACH; a link-local one whose interface is gone is ENODEV.
+fn may_be_the_source(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENETUNREACH | libc::ENODEV))
+}
+
 /// What became of the cached source of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -143,9 +149,7 @@ impl UdpSockets {
         segment: Option<u16>,
     ) -> io::Result<Source> {
         match self.send_once(endpoint, traffic_class, payload, segment) {
-            Err(error)
-                if endpoint.source.is_some() && error.raw_os_error() == Some(libc::EINVAL) =>
-            {
+            Err(error) if endpoint.source.is_some() && may_be_the_source(&error) => {
                 let anywhere = Endpoint { source: None, ..*endpoint };
                 self.send_once(&anywhere, traffic_class, payload, segment)?;
                 Ok(Source::Refused)
@@ -166,5 +170,36 @@ impl UdpSockets {
             .towards(endpoint.destination)
             .ok_or(io::Error::from_raw_os_error(libc::ENETUNREACH))?;
         sys::send(socket, endpoint, traffic_class, payload, segment)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use wgsep_proto::peer::Source as CachedSource;
+
+    #[test]
+    fn a_source_that_is_not_ours_is_refused_and_the_datagram_goes_all_the_same() {
+        for (host, not_ours, interface) in
+            [("127.0.0.1", "192.0.2.1", 0), ("::1", "2001:db8::1", 0), ("::1", "fe80::1", 9999)]
+        {
+            let receiver = UdpSocket::bind((host, 0)).unwrap();
+            let sender = UdpSocket::bind((host, 0)).unwrap();
+            let sockets = if host == "::1" {
+                UdpSockets::new(None, Some(sender.into()))
+            } else {
+                UdpSockets::new(Some(sender.into()), None)
+            };
+            let mut endpoint = Endpoint::new(receiver.local_addr().unwrap());
+            let send =
+                |endpoint: &Endpoint| sockets.send_from_any(endpoint, 0, b"x", None).unwrap();
+            assert_eq!(send(&endpoint), Source::Kept);
+            endpoint.source = Some(CachedSource { address: not_ours.parse().unwrap(), interface });
+            assert_eq!(send(&endpoint), Source::Refused);
+            for _ in 0..2 {
+                assert_eq!(receiver.recv(&mut [0; 2]).unwrap(), 1);
+            }
+        }
     }
 }

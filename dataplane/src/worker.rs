@@ -163,7 +163,7 @@ impl Worker {
         };
         match ticket {
             Some(ticket) => {
-                batch.seal(data_path.mtu());
+                batch.seal(data_path);
                 let sockets = self.sockets.value();
                 outbound.complete(ticket, batch, |batch| batch.send(sockets, data_path));
             }
@@ -187,13 +187,15 @@ impl Worker {
 
     fn read_packets(&self, tun: &Tun, batch: &mut OutboundBatch, now: Instant) {
         let data_path = &self.shared.data_path;
-        let mtu = data_path.mtu();
         while let Some(room) = batch.room() {
             match tun.read(room, TRANSPORT_HEADER_LEN) {
                 Read::Packet(len) => {
                     let packet = batch.latest(len);
                     match data_path.route(self.routes.value(), packet) {
-                        Ok((peer, inner)) => batch.keep(peer, &inner, mtu),
+                        Ok((peer, inner)) => {
+                            let mtu = data_path.mtu_towards(inner.destination, inner.len);
+                            batch.keep(peer, &inner, mtu);
+                        }
                         Err(cause) => self.refuse(tun, cause, packet, now),
                     }
                 }

@@ -18,6 +18,7 @@ const MAX_NAME_LEN: usize = libc::IFNAMSIZ - 1;
 const DEFAULT_MTU: libc::c_int = 1420;
 const RTMGRP_LINK: u32 = 0x1;
 const RTMGRP_IPV4_ROUTE: u32 = 0x40;
+const RTMGRP_IPV4_RULE: u32 = 0x80;
 const RTMGRP_IPV6_ROUTE: u32 = 0x400;
 
 /// The interface.
@@ -123,7 +124,7 @@ fn open_device() -> Result<OwnedFd> {
     })
 }
 
-/// A netlink socket that hears of link and route changes, of the interface also after it was moved to
+/// A netlink socket that hears of link, route and rule changes, of the interface also after it was moved to
 /// another network namespace.
 ///
 /// # Errors
@@ -132,7 +133,7 @@ pub fn open_netlink() -> Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)
         .step("netlink")?;
-    let groups = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE;
+    let groups = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE | RTMGRP_IPV6_ROUTE;
     bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups)).step("subscribe to link changes")?;
     // Without CAP_NET_BROADCAST only moves to other namespaces go unheard.
     let _refused =

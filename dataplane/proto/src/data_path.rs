@@ -8,6 +8,7 @@ use crate::icmp::ErrorLimiter;
 use crate::index_table::IndexTable;
 use crate::peer::{Peer, PeerId, event};
 use crate::timers::Attention;
+use core::net::IpAddr;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -163,6 +164,8 @@ pub struct DataPath {
     pub drops: DropCounters,
     pub(crate) icmp_errors: ErrorLimiter,
     mtu: AtomicU32,
+    has_route_mtus: AtomicBool,
+    route_mtus: Mutex<AllowedIps<u32>>,
     has_identity: AtomicBool,
     attention: Mutex<Vec<PeerId>>,
     wake: AtomicBool,
@@ -173,6 +176,25 @@ impl DataPath {
     #[must_use]
     pub fn mtu(&self) -> usize {
         self.mtu.load(Ordering::Relaxed) as usize
+    }
+
+    /// What bounds the padding of a packet of `len` bytes: the MTU of the route that it came by.
+    #[must_use]
+    pub fn mtu_towards(&self, destination: IpAddr, len: usize) -> usize {
+        let mtu = self.mtu();
+        if !self.has_route_mtus.load(Ordering::Acquire) {
+            return mtu;
+        }
+        let route_mtus = self.route_mtus.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_route = route_mtus.lookup(destination).and_then(|mtu| usize::try_from(*mtu).ok());
+        // A longer packet did not come by that route.
+        of_route.filter(|of_route| (len..mtu).contains(of_route)).unwrap_or(mtu)
+    }
+
+    /// Follows the MTUs of those routes to the interface that have one of their own.
+    pub fn set_route_mtus(&self, mtus: AllowedIps<u32>, any: bool) {
+        *self.route_mtus.lock().unwrap_or_else(PoisonError::into_inner) = mtus;
+        self.has_route_mtus.store(any, Ordering::Release);
     }
 
     /// Follows the interface's MTU.

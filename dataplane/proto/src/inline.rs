@@ -4,12 +4,12 @@
 
 use crate::data_path::DropCause;
 use crate::device::{Device, Transmit};
-use crate::ip::Ecn;
+use crate::ip::{Ecn, InnerPacket};
 use crate::messages::TAG_LEN;
 use crate::messages::{Message, TRANSPORT_HEADER_LEN, TransportHeader};
 use crate::peer::{Endpoint, Peer};
 use crate::receive::Received;
-use crate::send::{Lease, datagram_len, seal};
+use crate::send::{Lease, seal};
 use crate::time::Now;
 use std::sync::Arc;
 
@@ -99,14 +99,13 @@ impl Device {
     }
 
     fn send_leased(&mut self, peer: &Peer, lease: &Lease, last: Option<(&[u8], Ecn)>) {
-        let mtu = self.data_path().mtu();
+        let data_path = Arc::clone(self.data_path());
         let staged = lease.staged.iter().map(|packet| {
-            let ecn =
-                crate::ip::InnerPacket::parse(packet).map_or(Ecn::NOT_CAPABLE, |inner| inner.ecn);
+            let ecn = InnerPacket::parse(packet).map_or(Ecn::NOT_CAPABLE, |inner| inner.ecn);
             (packet.as_slice(), ecn)
         });
         for (counter, (packet, ecn)) in (lease.first_counter..).zip(staged.chain(last)) {
-            let mut datagram = vec![0; datagram_len(packet.len(), mtu)];
+            let mut datagram = vec![0; data_path.datagram_len(packet)];
             if let Some(place) =
                 datagram.get_mut(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + packet.len())
             {

@@ -77,6 +77,14 @@ impl DataPath {
         }
     }
 
+    /// Length of the datagram that carries a staged packet, maybe an empty one.
+    #[must_use]
+    pub fn datagram_len(&self, packet: &[u8]) -> usize {
+        let mtu = InnerPacket::parse(packet)
+            .map_or_else(|| self.mtu(), |inner| self.mtu_towards(inner.destination, inner.len));
+        datagram_len(packet.len(), mtu)
+    }
+
     /// Leave to send `count` packets to `peer`, or else stages them by calling `stage`.
     ///
     /// With a `count` of 0 it is for the staged packets alone.

@@ -6,8 +6,10 @@
 
 mod events;
 mod jobs;
+mod sources;
 
 use self::events::Reporter;
+use self::sources::SourceCheck;
 use crate::clock;
 use crate::helper::Helper;
 use crate::line_limit::LineLimit;
@@ -78,6 +80,7 @@ pub(crate) struct Control {
     interface: String,
     link: Option<LinkMonitor>,
     link_state: LinkState,
+    sources: SourceCheck,
     jobs: VecDeque<Job>,
     /// Sockets that were replaced, for as long as a worker still holds them.
     retiring: Weak<UdpSockets>,
@@ -120,6 +123,7 @@ impl Control {
             interface: settings.interface,
             link: None,
             link_state: LinkState::default(),
+            sources: SourceCheck::default(),
             jobs: VecDeque::new(),
             retiring: Weak::new(),
             awaiting: None,
@@ -139,7 +143,7 @@ impl Control {
         self.request(&Request::Sealed(report), Awaiting::Sealed);
         let mut events = [EpollEvent::empty(); 64];
         loop {
-            let more = self.consume_handshakes();
+            let more = self.consume_handshakes() | self.check_sources();
             if let Some(end) = self.end {
                 return end;
             }
@@ -259,8 +263,12 @@ impl Control {
     fn link_spoke(&mut self) {
         let Some(link) = &mut self.link else { return };
         let changes = link.read();
+        if changes.route_mtus {
+            let mtus = link.route_mtus();
+            self.device.data_path().set_route_mtus(mtus.by_prefix(), !mtus.is_empty());
+        }
         if changes.routes {
-            self.device.clear_sources();
+            self.sources.routes_changed(&self.device);
         }
         let Some(state) = changes.link else { return };
         if state.mtu != self.link_state.mtu {
@@ -271,6 +279,16 @@ impl Control {
             self.jobs.push_back(if state.up { Job::LinkUp } else { Job::LinkDown });
         }
         self.link_state = state;
+    }
+
+    /// Looks at some of the cached sources that may be wrong; true if more are left.
+    fn check_sources(&mut self) -> bool {
+        let Some(link) = &mut self.link else { return false };
+        let more = self.sources.check(&self.device, link);
+        if link.has_untold() {
+            self.link_spoke();
+        }
+        more
     }
 
     // ------------------------------------------------------------ UAPI

@@ -10,6 +10,7 @@ use crate::handshake::{Handshake, StaticIdentity};
 use crate::keys::{PrivateKey, PublicKey};
 use crate::peer::{Endpoint, Peer, PeerId};
 use crate::time::Now;
+use core::net::{IpAddr, Ipv4Addr};
 use core::time::Duration;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -50,6 +51,27 @@ impl Device {
     /// Lets the routing table choose the source address for every peer anew.
     pub fn clear_sources(&mut self) {
         for entry in self.peers.values() {
+            entry.peer.clear_source();
+        }
+    }
+
+    /// The peers with a cached IPv4 source: the route to one of them may lead elsewhere now. For IPv6
+    /// a source holds for as long as it is an address of ours (kernel socket.c, send6).
+    pub fn peers_with_source(&self) -> impl Iterator<Item = PeerId> {
+        let cached = |entry: &PeerEntry| cached_source(&entry.peer).is_some();
+        self.peers.iter().filter(move |(_, entry)| cached(entry)).map(|(id, _)| *id)
+    }
+
+    /// Forgets the cached IPv4 source of a peer, unless `leaves_by` says that a datagram with it
+    /// still leaves by the interface where the peer spoke to it (kernel socket.c, send4).
+    pub fn check_source(
+        &self,
+        id: PeerId,
+        leaves_by: impl FnOnce(Ipv4Addr, Ipv4Addr) -> Option<u32>,
+    ) {
+        let Some(entry) = self.entry(id) else { return };
+        let Some((from, to, interface)) = cached_source(&entry.peer) else { return };
+        if leaves_by(from, to) != Some(interface) {
             entry.peer.clear_source();
         }
     }
@@ -237,5 +259,15 @@ impl Device {
         for (_, allowed_ip) in core::mem::take(&mut entry.allowed_ips) {
             self.routes.remove(allowed_ip, |route| route.peer.id() == id);
         }
+    }
+}
+
+/// The cached IPv4 source of a peer, its destination, and the interface they met by.
+fn cached_source(peer: &Peer) -> Option<(Ipv4Addr, Ipv4Addr, u32)> {
+    let endpoint = peer.endpoint()?;
+    let source = endpoint.source?;
+    match (source.address, endpoint.destination.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => Some((from, to, source.interface)),
+        _ => None,
     }
 }

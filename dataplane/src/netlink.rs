@@ -1,0 +1,93 @@
+//! The bytes of rtnetlink: messages and their attributes (rtnetlink(7), linux/netlink.h).
+
+/// Length of struct nlmsghdr.
+pub(crate) const HEADER_LEN: usize = 16;
+const ATTRIBUTE_HEADER_LEN: usize = 4;
+
+/// One message of those in a datagram.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Message<'a> {
+    /// RTM_NEWLINK and the like.
+    pub(crate) kind: u16,
+    /// That of the request it answers.
+    pub(crate) sequence: u32,
+    /// The fixed header of its kind, and attributes.
+    pub(crate) body: &'a [u8],
+}
+
+/// The first message, and what follows it; `None` at the end, and where it is cut short.
+pub(crate) fn split_message(bytes: &[u8]) -> Option<(Message<'_>, &[u8])> {
+    let len = usize::try_from(word(bytes, 0)?).ok()?;
+    let (kind, sequence) = (half(bytes, 4)?, word(bytes, 8)?);
+    let message = Message { kind, sequence, body: bytes.get(HEADER_LEN..len)? };
+    Some((message, bytes.get(len.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+/// The value of the first attribute of a type.
+pub(crate) fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let (len, kind) = (usize::from(half(bytes, 0)?), half(bytes, 2)?);
+        let value = bytes.get(ATTRIBUTE_HEADER_LEN..len)?;
+        if kind == wanted {
+            return Some(value);
+        }
+        bytes = bytes.get(len.next_multiple_of(4)..)?;
+    }
+}
+
+/// The number in the first attribute of a type.
+pub(crate) fn number(bytes: &[u8], wanted: u16) -> Option<u32> {
+    attribute(bytes, wanted).and_then(|value| word(value, 0))
+}
+
+/// The 32-bit number at a place, in the machine's own order.
+pub(crate) fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|word| u32::from_ne_bytes(*word))
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().map(|half| u16::from_ne_bytes(*half))
+}
+
+/// A message of a fixed header and attributes, each of whole words.
+pub(crate) fn message(
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    fixed: &[u8],
+    attributes: &[(u16, [u8; 4])],
+) -> Vec<u8> {
+    let mut bytes = vec![0; HEADER_LEN];
+    bytes.extend_from_slice(fixed);
+    for (kind, value) in attributes {
+        let len = (ATTRIBUTE_HEADER_LEN + value.len()) as u16;
+        bytes.extend_from_slice(&len.to_ne_bytes());
+        bytes.extend_from_slice(&kind.to_ne_bytes());
+        bytes.extend_from_slice(value);
+    }
+    let len = bytes.len() as u32;
+    bytes[..4].copy_from_slice(&len.to_ne_bytes());
+    bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+    bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+    bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_reads_as_it_was_written() {
+        let mut bytes = message(26, 1, 7, &[9; 12], &[(1, [1, 2, 3, 4]), (5, 6u32.to_ne_bytes())]);
+        bytes.extend(message(24, 0, 8, &[], &[]));
+        let (first, rest) = split_message(&bytes).unwrap();
+        assert_eq!((first.kind, first.sequence, &first.body[..12]), (26, 7, &[9; 12][..]));
+        assert_eq!(attribute(&first.body[12..], 1), Some(&[1, 2, 3, 4][..]));
+        assert_eq!(number(&first.body[12..], 5), Some(6));
+        assert_eq!(number(&first.body[12..], 2), None);
+        let (second, rest) = split_message(rest).unwrap();
+        assert_eq!((second.kind, second.sequence, rest.len()), (24, 8, 0));
+        assert!(split_message(rest).is_none());
+    }
+}
