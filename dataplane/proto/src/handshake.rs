@@ -68,6 +68,7 @@ pub struct Handshake {
     ephemeral: Option<StaticSecret>,
     remote_ephemeral: [u8; 32],
     remote_static: PublicKey,
+    /// Computed when a handshake first needs it: with many peers, all at once would take seconds.
     static_static: Option<Shared>,
     preshared_key: PresharedKey,
     sender_index: Option<SenderIndex>,
@@ -78,6 +79,7 @@ pub struct Handshake {
 
 /// An initiation whose sender's static key is known, but not yet whether it is fresh.
 pub struct IncomingInitiation<'a> {
+    identity: &'a StaticIdentity,
     message: &'a Initiation,
     symmetric: SymmetricState,
     /// Who sent it, on the word of its sender until the timestamp opens.
@@ -107,7 +109,7 @@ impl<'a> IncomingInitiation<'a> {
     /// # Errors
     /// If it does not open.
     pub fn open_static(
-        identity: &StaticIdentity,
+        identity: &'a StaticIdentity,
         message: &'a Initiation,
     ) -> Result<Self, Unauthentic> {
         let mut symmetric = SymmetricState::new(identity.public.as_bytes());
@@ -115,15 +117,16 @@ impl<'a> IncomingInitiation<'a> {
         symmetric.mix_key(&message.ephemeral);
         let key = symmetric.mix_dh(&*dh(&identity.private, &message.ephemeral)?);
         let remote_static = symmetric.decrypt_and_hash(&key, &message.sealed_static)?;
-        Ok(Self { message, symmetric, remote_static: PublicKey::from_bytes(remote_static) })
+        let remote_static = PublicKey::from_bytes(remote_static);
+        Ok(Self { identity, message, symmetric, remote_static })
     }
 }
 
 impl Handshake {
     /// No handshake yet with the peer of this key.
     #[must_use]
-    pub fn new(remote_static: PublicKey, identity: Option<&StaticIdentity>) -> Self {
-        let mut handshake = Self {
+    pub fn new(remote_static: PublicKey) -> Self {
+        Self {
             state: HandshakeState::Zeroed,
             symmetric: SymmetricState::zeroed(),
             ephemeral: None,
@@ -135,9 +138,7 @@ impl Handshake {
             receiver_index: 0,
             latest_timestamp: Tai64n::default(),
             last_initiation_consumption: None,
-        };
-        handshake.precompute_static_static(identity);
-        handshake
+        }
     }
 
     /// Where it stands.
@@ -146,10 +147,20 @@ impl Handshake {
         self.state
     }
 
-    /// Computes the Diffie-Hellman of both static keys anew, after our key changed.
-    pub fn precompute_static_static(&mut self, identity: Option<&StaticIdentity>) {
-        self.static_static =
-            identity.and_then(|identity| dh(&identity.private, self.remote_static.as_bytes()).ok());
+    /// Forgets the Diffie-Hellman of both static keys, after ours changed.
+    pub fn forget_static_static(&mut self) {
+        self.static_static = None;
+    }
+
+    /// The Diffie-Hellman of both static keys.
+    ///
+    /// # Errors
+    /// If the peer's key is of low order.
+    fn static_static(&mut self, identity: &StaticIdentity) -> Result<Shared, Unauthentic> {
+        if self.static_static.is_none() {
+            self.static_static = Some(dh(&identity.private, self.remote_static.as_bytes())?);
+        }
+        self.static_static.clone().ok_or(Unauthentic)
     }
 
     /// The key both sides mix in; it counts from the next handshake on.
@@ -191,7 +202,7 @@ impl Handshake {
         timestamp: Tai64n,
         sender_index: SenderIndex,
     ) -> Result<Initiation, Unauthentic> {
-        let static_static = self.static_static.as_ref().ok_or(Unauthentic)?;
+        let static_static = self.static_static(identity)?;
         let ephemeral = StaticSecret::from(*ephemeral);
         let public = Point::from(&ephemeral).to_bytes();
         let mut symmetric = SymmetricState::new(self.remote_static.as_bytes());
@@ -199,7 +210,7 @@ impl Handshake {
         symmetric.mix_key(&public);
         let key = symmetric.mix_dh(&*dh(&ephemeral, self.remote_static.as_bytes())?);
         let sealed_static = symmetric.encrypt_and_hash(&key, identity.public.as_bytes());
-        let key = symmetric.mix_dh(static_static);
+        let key = symmetric.mix_dh(&static_static);
         let sealed_timestamp = symmetric.encrypt_and_hash(&key, timestamp.as_bytes());
 
         self.symmetric = symmetric;
@@ -219,9 +230,8 @@ impl Handshake {
         incoming: IncomingInitiation<'_>,
         now: Instant,
     ) -> Result<Option<SenderIndex>, InitiationError> {
-        let IncomingInitiation { message, mut symmetric, .. } = incoming;
-        let static_static = self.static_static.as_ref().ok_or(InitiationError::Unauthentic)?;
-        let key = symmetric.mix_dh(static_static);
+        let IncomingInitiation { identity, message, mut symmetric, .. } = incoming;
+        let key = symmetric.mix_dh(&*self.static_static(identity)?);
         let timestamp: [u8; TAI64N_LEN] =
             symmetric.decrypt_and_hash(&key, &message.sealed_timestamp)?;
         let timestamp = Tai64n::from_bytes(timestamp);
@@ -328,7 +338,7 @@ mod tests {
     fn pair(psk: [u8; 32]) -> [(StaticIdentity, Handshake); 2] {
         [(1, 2), (2, 1)].map(|(ours, theirs)| {
             let us = identity(ours);
-            let mut handshake = Handshake::new(*identity(theirs).public_key(), Some(&us));
+            let mut handshake = Handshake::new(*identity(theirs).public_key());
             handshake.set_preshared_key(PresharedKey::from_bytes(psk));
             (us, handshake)
         })
@@ -424,7 +434,7 @@ mod tests {
         let mut low_order = [[0; 32], [0; 32]];
         low_order[1][0] = 1;
         for point in low_order {
-            let mut handshake = Handshake::new(PublicKey::from_bytes(point), Some(&us));
+            let mut handshake = Handshake::new(PublicKey::from_bytes(point));
             assert!(handshake.create_initiation(&us, &[3; 32], stamp(1), 1).is_err());
         }
         let [mut a, b] = pair([0; 32]);

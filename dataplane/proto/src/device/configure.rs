@@ -131,9 +131,8 @@ impl Device {
         }
         for id in self.ids() {
             self.clear_handshake(id);
-            let keys = self.identity.as_ref().map(|identity| &identity.keys);
             let Some(entry) = self.peers.get_mut(&id) else { continue };
-            entry.handshake.precompute_static_static(keys);
+            entry.handshake.forget_static_static();
             entry.peer.timers.reset_last_sent_handshake();
             let state = entry.peer.state();
             for keypair in [&state.keypairs.current, &state.keypairs.next].into_iter().flatten() {
@@ -204,10 +203,9 @@ impl Device {
     fn create_peer(&mut self, public_key: PublicKey) -> PeerId {
         let id = self.next_id;
         self.next_id = PeerId(id.0 + 1);
-        let keys = self.identity.as_ref().map(|identity| &identity.keys);
         let entry = PeerEntry {
             peer: Arc::new(Peer::new(id, public_key)),
-            handshake: Handshake::new(public_key, keys),
+            handshake: Handshake::new(public_key),
             cookie: CookieGenerator::new(&public_key),
             allowed_ips: BTreeMap::new(),
             last_handshake: Duration::ZERO,

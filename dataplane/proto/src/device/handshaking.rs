@@ -260,7 +260,7 @@ impl Device {
             self.log(Event::UnknownPeer(source.destination));
             return;
         };
-        let Some(entry) = self.entry_mut(id) else { return };
+        let Some(entry) = self.peers.get_mut(&id) else { return };
         let peer = Arc::clone(&entry.peer);
         match entry.handshake.consume_initiation(incoming, now.instant) {
             Ok(replaced) => {
