@@ -33,6 +33,7 @@ test: deps
 
 deps: system-packages
 	tests/deps.sh peers
+	tests/deps.sh kernel
 
 system-packages:
 	tests/deps.sh system

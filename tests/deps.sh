@@ -2,6 +2,7 @@
 # Installs what building and testing need:
 #   deps.sh system   Debian packages; and says how to get Rust where it is missing
 #   deps.sh peers    the implementations the tests talk to, from crates.io, into a cache
+#   deps.sh kernel   qemu, and the kernel that it boots as a peer, unpacked into the same cache
 #   deps.sh deny     cargo-deny, into the same cache
 set -eu
 
@@ -12,10 +13,13 @@ packages="gcc libc6-dev make binutils ca-certificates iproute2 iputils-ping iper
 rust_minor=95
 
 # Outside the tree, so that neither `make clean` nor a fresh clone costs the build again.
-cache="${XDG_CACHE_HOME:-$HOME/.cache}/wgsep/peers"
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/wgsep"
 
 say() { echo "deps: $*" >&2; }
 fail() { say "$*"; exit 1; }
+
+# Only for the machine in which the kernel's WireGuard runs.
+machine_packages="qemu-system-x86 busybox-static cpio kmod libc-bin"
 
 missing_packages() {
 	for package in $packages; do
@@ -58,12 +62,32 @@ check_rust() {
 
 # cargo_install CRATE VERSION: nothing to do where that very version is there already.
 cargo_install() {
-	if cargo install --list --root "$cache" 2>/dev/null | grep -q "^$1 v$2:"; then
+	root="$cache/peers"
+	if cargo install --list --root "$root" 2>/dev/null | grep -q "^$1 v$2:"; then
 		return
 	fi
-	say "building $1 $2 into $cache (once)"
-	cargo install --quiet --locked --root "$cache" --target-dir "$cache/target" "$1@$2"
-	rm -rf "$cache/target"
+	say "building $1 $2 into $root (once)"
+	cargo install --quiet --locked --root "$root" --target-dir "$root/target" "$1@$2"
+	rm -rf "$root/target"
+}
+
+# Debian's kernel for virtual machines: unpacked, never installed.
+fetch_kernel() {
+	[ ! -d "$cache/kernel/boot" ] || return 0
+	[ "$(dpkg --print-architecture)" = amd64 ] || return 1
+	package=$(apt-cache depends linux-image-cloud-amd64 |
+		sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1)
+	[ -n "$package" ] || return 1
+	say "fetching $package into $cache/kernel (once)"
+	work=$(mktemp -d)
+	# apt leaves root's rights behind to download, and must be able to write here.
+	chmod 755 "$work"
+	(cd "$work" && apt-get download -qq -o APT::Sandbox::User=root "$package" >/dev/null 2>&1) &&
+		mkdir -p "$cache" && dpkg-deb -x "$work"/linux-image-*.deb "$work/kernel" &&
+		rm -rf "$cache/kernel" && mv "$work/kernel" "$cache/kernel"
+	status=$?
+	rm -rf "$work"
+	return "$status"
 }
 
 case "${1:-}" in
@@ -76,10 +100,19 @@ peers)
 	cargo_install boringtun-cli 0.7.1 || say "boringtun-cli cannot be built here"
 	cargo_install gotatun-cli 0.10.2 || say "gotatun-cli cannot be built here"
 	;;
+kernel)
+	# A kernel that cannot be had or booted is a skipped test too.
+	command -v apt-get >/dev/null || exit 0
+	packages="$machine_packages"
+	(install_packages) || say "qemu cannot be installed here"
+	# The package lists may be missing or old.
+	fetch_kernel || { apt-get update -qq && fetch_kernel; } ||
+		say "Debian's cloud kernel cannot be had here"
+	;;
 deny)
 	cargo_install cargo-deny 0.20.2
 	;;
 *)
-	fail "usage: deps.sh system|peers|deny"
+	fail "usage: deps.sh system|peers|kernel|deny"
 	;;
 esac

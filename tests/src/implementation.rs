@@ -100,15 +100,20 @@ pub fn wgsep_program(name: &str) -> PathBuf {
     path
 }
 
-/// Where `make deps` installs the peers: outside the tree, so that no `make clean` costs a build.
 fn peers_cache() -> PathBuf {
+    cache().join("peers/bin")
+}
+
+/// Where `make deps` puts what the tests need: outside the tree, so that no `make clean` costs a
+/// build.
+pub(crate) fn cache() -> PathBuf {
     let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cache");
-    cache.unwrap_or_else(home).join("wgsep/peers/bin")
+    cache.unwrap_or_else(home).join("wgsep")
 }
 
 /// The first `program` of the search path, or its bare name.
-fn in_path(program: &str) -> PathBuf {
+pub(crate) fn in_path(program: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&path).map(|entry| entry.join(program)).find(|at| at.is_file());
     found.unwrap_or_else(|| PathBuf::from(program))

@@ -10,6 +10,7 @@
 
 pub mod daemon;
 pub mod implementation;
+pub mod kernel;
 pub mod link;
 pub mod netns;
 pub mod nft;

@@ -1,13 +1,16 @@
 //! One real renewal of session keys, two minutes after the first handshake (REKEY_AFTER_TIME):
 //! slow, and run always, because the virtual clock of the simulation cannot vouch for the real one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use wgsep_tests::daemon::Daemon;
 use wgsep_tests::implementation::Implementation::{Wgsep, WireguardGo};
-use wgsep_tests::link::Family;
+use wgsep_tests::kernel::{self, Join, KernelPeer};
+use wgsep_tests::link::{Family, Side};
 use wgsep_tests::traffic::{Pinging, until_ping};
 use wgsep_tests::tunnel::{End, Knows, Plan, Tunnel};
-use wgsep_tests::{link, require, wait};
+use wgsep_tests::{require, wait};
 
 /// A little over REKEY_AFTER_TIME: the next packet sent begins the handshake.
 const LIMIT: Duration = Duration::from_secs(140);
@@ -19,7 +22,7 @@ const TOLERATED: u32 = 2;
 #[test]
 fn sessions_are_renewed_after_two_minutes_and_no_ping_is_lost() {
     require!(Wgsep, WireguardGo);
-    let begin = Knows::Only(link::Side::Left);
+    let begin = Knows::Only(Side::Left);
     let pairs = [(Wgsep, Wgsep), (Wgsep, WireguardGo), (WireguardGo, Wgsep)];
     let renewals: Vec<_> = pairs
         .iter()
@@ -64,6 +67,41 @@ impl Renewal {
         let pings = self.pinging.stop();
         let lost = pings.sent.saturating_sub(pings.received);
         assert!(lost <= TOLERATED, "{}: {pings:?}", self.pair);
+    }
+}
+
+/// In a machine each, because one is a side of a link.
+#[test]
+fn sessions_with_the_kernel_are_renewed_whoever_began() {
+    require!(Wgsep);
+    if !kernel::is_available_or_skips() {
+        return;
+    }
+    let pairs = [Join::DAEMON_BEGINS, Join::KERNEL_BEGINS].map(|join| {
+        let mut kernel = KernelPeer::boot();
+        let end = End::new(Side::Left, Daemon::start(Wgsep, &kernel.netns));
+        kernel.join(&end, join);
+        let (left, right) = (Side::Left.inner(Family::V4), Side::Right.inner(Family::V4));
+        let netns = Arc::clone(&end.daemon.netns);
+        if join.daemon_begins {
+            until_ping(&netns, right);
+        } else {
+            kernel.until_ping(left);
+        }
+        let pinging = Pinging::start(&netns, right);
+        let first = handshake_time(&end);
+        (kernel, end, pinging, first)
+    });
+    for (mut kernel, end, pinging, first) in pairs {
+        wait::until("a second handshake with the kernel", LIMIT, || {
+            handshake_time(&end) > first + 100
+        });
+        let age = handshake_time(&end) - first;
+        assert!((119..=LIMIT.as_secs()).contains(&age), "renewed after {age} s");
+        assert!(kernel.latest_handshake() > first + 100);
+        pinging.until_more(5);
+        let pings = pinging.stop();
+        assert!(pings.sent.saturating_sub(pings.received) <= TOLERATED, "{pings:?}");
     }
 }
 
