@@ -39,7 +39,7 @@ pub struct Daemon {
     pub process: Process,
     /// The interface it serves.
     pub interface: String,
-    /// The namespace it was started in.
+    /// The namespace its interface is in.
     pub netns: Arc<Netns>,
 }
 
@@ -94,6 +94,13 @@ impl Daemon {
         let children = procfs::children(self.process.pid());
         assert_eq!(children.len(), 1, "the helper's children: {children:?}");
         children[0]
+    }
+
+    /// Moves the interface to another namespace; the sockets stay where the daemon was started.
+    #[track_caller]
+    pub fn move_interface(&mut self, to: &Arc<Netns>) {
+        self.netns.run(format!("ip link set {} netns {}", self.interface, to.name()));
+        self.netns = Arc::clone(to);
     }
 
     /// Whether the interface is there.

@@ -32,6 +32,21 @@ pub fn ping(from: &Netns, to: IpAddr, count: u32) -> Pings {
     pings(&String::from_utf8_lossy(&output.stdout))
 }
 
+/// Whether a single echo request is answered: whatever it takes, a handshake included, must work
+/// the first time.
+#[must_use]
+pub fn answers_at_once(from: &Netns, to: IpAddr) -> bool {
+    ping(from, to, 1).received == 1
+}
+
+/// Sends `count` echo requests, each as soon as the one before is answered or 10 ms old.
+#[track_caller]
+#[must_use]
+pub fn flood(from: &Netns, to: IpAddr, count: u32) -> Pings {
+    let output = from.output(format!("ping -n -q -f -c {count} -W 2 {to}"));
+    pings(&String::from_utf8_lossy(&output.stdout))
+}
+
 /// Waits until one echo request is answered, which for a new tunnel takes a handshake.
 ///
 /// # Panics
@@ -100,10 +115,12 @@ fn pings(text: &str) -> Pings {
 /// What iperf3 is to send for one second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
-    /// One TCP stream as fast as it goes.
+    /// One TCP stream as fast as it goes, sent without copying.
     Tcp,
     /// UDP datagrams of 1,200 bytes, at 5 Mbit/s.
     Udp,
+    /// UDP datagrams as large as the path takes and as fast as they go, of which many will be lost.
+    UdpFlood,
 }
 
 /// What the receiver of an iperf3 run got.
@@ -115,6 +132,16 @@ pub struct Received {
     pub lost_percent: f64,
 }
 
+impl Load {
+    fn arguments(self) -> &'static str {
+        match self {
+            Self::Tcp => "-Z",
+            Self::Udp => "-u -b 5M -l 1200",
+            Self::UdpFlood => "-u -b 0",
+        }
+    }
+}
+
 /// Runs iperf3 for a second from one namespace to an address of another.
 ///
 /// # Panics
@@ -123,14 +150,42 @@ pub struct Received {
 #[track_caller]
 #[must_use]
 pub fn iperf(from: &Netns, to: &Netns, address: IpAddr, load: Load) -> Received {
-    let server = to.spawn(format!("iperf3 -s -1 --forceflush -p {PORT}"));
-    wait::until("iperf3 listens", IPERF_LIMIT, || server.log().contains("Server listening"));
-    let kind = match load {
-        Load::Tcp => "",
-        Load::Udp => "-u -b 5M -l 1200",
-    };
+    iperf_at_once(from, to, address, load, 1).remove(0)
+}
+
+/// As [`iperf`], `count` times at once, each with a server and a connection of its own.
+///
+/// # Panics
+///
+/// When a server does not listen or a client fails.
+#[track_caller]
+#[must_use]
+pub fn iperf_at_once(
+    from: &Netns,
+    to: &Netns,
+    address: IpAddr,
+    load: Load,
+    count: u16,
+) -> Vec<Received> {
+    let ports = PORT..PORT + count;
+    let serve = |port| to.spawn(format!("iperf3 -s -1 --forceflush -p {port}"));
+    let servers: Vec<_> = ports.clone().map(serve).collect();
+    let is_listening = |server: &Process| server.log().contains("Server listening");
+    wait::until("iperf3 listens", IPERF_LIMIT, || servers.iter().all(is_listening));
+    let kind = load.arguments();
     let limit = IPERF_LIMIT.as_secs();
-    let report = from.run(format!("timeout {limit} iperf3 -c {address} -p {PORT} -t 1 -J {kind}"));
+    let send =
+        |port| from.spawn(format!("timeout {limit} iperf3 -c {address} -p {port} -t 1 -J {kind}"));
+    let clients: Vec<_> = ports.map(send).collect();
+    clients.into_iter().map(|client| received(client, load)).collect()
+}
+
+/// Waits for an iperf3 client's end and reads its report.
+#[track_caller]
+fn received(mut client: Process, load: Load) -> Received {
+    let status = client.exit_within(IPERF_LIMIT + Duration::from_secs(1));
+    let report = client.log();
+    assert!(status.success(), "iperf3: {status}\n{report}");
     let report: Value = match serde_json::from_str(&report) {
         Ok(report) => report,
         Err(error) => panic!("iperf3 printed no JSON: {error}\n{report}"),

@@ -1,13 +1,15 @@
 //! A configured tunnel between two daemons, each in a namespace of its own.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use crate::daemon::Daemon;
 use crate::implementation::Implementation;
 use crate::link::{self, Family, Side};
+use crate::netns::Netns;
 use crate::wg::{KeyPair, preshared_key};
 
-/// The port both ends listen on.
+/// The port an end listens on, unless both are in one namespace.
 pub const PORT: u16 = 51820;
 
 /// What a tunnel is to be.
@@ -59,6 +61,37 @@ impl Plan {
     }
 }
 
+/// Two daemons of a kind whose sockets share the loopback device of one namespace, while each
+/// interface has a namespace with nothing else in it: the network between them neither loses nor
+/// delays. Both have keys, ports and each other as a peer; neither has an endpoint.
+#[track_caller]
+#[must_use]
+pub fn over_loopback(implementation: Implementation) -> (Arc<Netns>, Tunnel) {
+    let middle = Netns::new();
+    let tunnel = with_sockets_in(&middle, &middle, implementation);
+    (middle, tunnel)
+}
+
+/// Two daemons started in the given namespaces, the interface of each moved to a new one and
+/// configured there, without endpoints.
+#[track_caller]
+#[must_use]
+pub fn with_sockets_in(
+    left: &Arc<Netns>,
+    right: &Arc<Netns>,
+    implementation: Implementation,
+) -> Tunnel {
+    let [left, right] = [(Side::Left, left), (Side::Right, right)].map(|(side, sockets)| {
+        let mut end = End::new(side, Daemon::start(implementation, sockets));
+        end.port += side as u16;
+        end.daemon.move_interface(&Netns::new());
+        end
+    });
+    left.configure(&right.key.public, None, None);
+    right.configure(&left.key.public, None, None);
+    Tunnel { left, right }
+}
+
 /// A tunnel between two daemons. Nothing has been sent through it yet.
 #[derive(Debug)]
 pub struct Tunnel {
@@ -69,6 +102,14 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
+    /// Tells each end of a tunnel over loopback where the other is.
+    #[track_caller]
+    pub fn know_each_other(&self, outer: Family) {
+        for (end, other) in self.directions() {
+            end.set_peer(other, format!("endpoint {}", other.on_loopback(outer)));
+        }
+    }
+
     /// Both ends, each with the other.
     pub fn directions(&self) -> [(&End, &End); 2] {
         [(&self.left, &self.right), (&self.right, &self.left)]
@@ -84,6 +125,8 @@ pub struct End {
     pub key: KeyPair,
     /// The daemon.
     pub daemon: Daemon,
+    /// The port it listens on.
+    pub port: u16,
 }
 
 impl End {
@@ -91,13 +134,23 @@ impl End {
     #[track_caller]
     #[must_use]
     pub fn new(side: Side, daemon: Daemon) -> Self {
-        Self { side, key: KeyPair::generate(), daemon }
+        Self { side, key: KeyPair::generate(), daemon, port: PORT }
     }
 
     /// Where the other end finds this one.
     #[must_use]
     pub fn endpoint(&self, outer: Family) -> SocketAddr {
-        SocketAddr::new(self.side.outer(outer), PORT)
+        SocketAddr::new(self.side.outer(outer), self.port)
+    }
+
+    /// Where the other end finds this one if both have their sockets in one namespace.
+    #[must_use]
+    pub fn on_loopback(&self, outer: Family) -> SocketAddr {
+        let address = match outer {
+            Family::V4 => Ipv4Addr::LOCALHOST.into(),
+            Family::V6 => Ipv6Addr::LOCALHOST.into(),
+        };
+        SocketAddr::new(address, self.port)
     }
 
     /// Sets key, port and the one peer, gives the interface its addresses and takes it up.
@@ -105,9 +158,10 @@ impl End {
     pub fn configure(&self, peer: &str, endpoint: Option<SocketAddr>, psk: Option<&str>) {
         let other = if self.side == Side::Left { Side::Right } else { Side::Left };
         let mut text = format!(
-            "[Interface]\nPrivateKey = {}\nListenPort = {PORT}\n\
+            "[Interface]\nPrivateKey = {}\nListenPort = {}\n\
              [Peer]\nPublicKey = {peer}\nAllowedIPs = {}/32, {}/128\n",
             self.key.private,
+            self.port,
             other.inner(Family::V4),
             other.inner(Family::V6),
         );
