@@ -12,6 +12,7 @@ mod line_limit;
 mod link;
 mod log;
 mod netlink;
+pub mod offload;
 mod ordered;
 mod random;
 mod routes;
