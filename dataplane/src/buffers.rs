@@ -1,5 +1,7 @@
 //! Batches of packets on their way, and the memory they live in: allocated once, reused for ever.
 
+use crate::offload::{Segments, VNET_HDR_LEN, VnetHeader};
+use crate::tun::MAX_FRAME_LEN;
 use crate::udp::{MAX_SEGMENTS, MAX_SEND, UdpSockets};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -8,37 +10,49 @@ use wgsep_proto::data_path::DataPath;
 use wgsep_proto::ip::{Ecn, InnerPacket};
 use wgsep_proto::keypair::Keypair;
 use wgsep_proto::messages::TRANSPORT_HEADER_LEN;
-use wgsep_proto::peer::{Endpoint, Peer};
+use wgsep_proto::peer::{Endpoint, Peer, StagedPackets};
 use wgsep_proto::send::{Lease, datagram_len, seal};
 
-/// Bytes of one batch: several of the longest packets, or [`MAX_PACKETS`] of the usual.
-const STORAGE_LEN: usize = 4 * 65_536;
-/// Most packets that a worker takes out of the TUN device at once.
-pub(crate) const MAX_PACKETS: usize = 128;
-/// Room that the longest packet may need: with padding, header and tag.
-const ROOM: usize = 65_536 + 64;
+/// Bytes of the packets that a worker takes out of the TUN device at once: two of the longest.
+const PACKETS_LEN: usize = 2 * MAX_FRAME_LEN;
+/// Most packets and super-packets that it takes at once.
+const MAX_PACKETS: usize = 128;
+/// Bytes that one batch sends at once: two of the longest sends.
+const DATAGRAMS_LEN: usize = 2 * 65_536;
+/// Most datagrams that one batch sends at once; more would have to be shorter than a handshake.
+const MAX_DATAGRAMS: usize = 1024;
 /// Most times that a worker reads a socket at once.
-pub(crate) const MAX_RECEIVES: usize = 64;
+const MAX_RECEIVES: usize = 64;
 /// Room for the longest datagram, or as many as the kernel joins.
 const RECEIVE_ROOM: usize = 65_536;
+/// Bytes that a worker reads from a socket at once.
+const RECEIVED_LEN: usize = 4 * RECEIVE_ROOM;
 
-fn storage() -> Box<[u8]> {
-    vec![0; STORAGE_LEN].into_boxed_slice()
+fn storage(len: usize) -> Box<[u8]> {
+    vec![0; len].into_boxed_slice()
 }
 
-/// Packets on their way out, laid end to end as the datagrams they become.
+/// Packets on their way out: as they were read, and as the datagrams they become.
 pub(crate) struct OutboundBatch {
-    storage: Box<[u8]>,
+    /// Frames of the TUN device, end to end.
+    frames: Box<[u8]>,
     used: usize,
     packets: Vec<Outgoing>,
     runs: Vec<Run>,
+    /// Datagrams, end to end.
+    datagrams: Box<[u8]>,
+    sealed: Vec<Sealed>,
+    next: Next,
 }
 
-/// A packet that lies in the storage.
+/// A packet or super-packet that lies among the frames.
 struct Outgoing {
-    datagram: Range<usize>,
-    packet_len: usize,
+    packet: Range<usize>,
+    segments: Segments,
     ecn: Ecn,
+    /// Bounds the padding of each segment.
+    mtu: usize,
+    /// Counter of the first segment.
     counter: u64,
 }
 
@@ -50,11 +64,28 @@ struct Run {
     lease: Option<Lease>,
     /// Packets staged before, sealed, each with its traffic class. They go first.
     staged: Vec<(Vec<u8>, u8)>,
+    /// Bytes that went.
+    sent: usize,
+}
+
+/// A datagram that can go.
+struct Sealed {
+    bytes: Range<usize>,
+    ecn: Ecn,
+    run: usize,
+}
+
+/// What is sealed next.
+#[derive(Default)]
+struct Next {
+    run: usize,
+    packet: usize,
+    segment: usize,
 }
 
 impl Run {
     fn new(peer: Arc<Peer>, packets: Range<usize>, lease: Option<Lease>) -> Self {
-        Self { peer, packets, lease, staged: Vec::new() }
+        Self { peer, packets, lease, staged: Vec::new(), sent: 0 }
     }
 }
 
@@ -62,37 +93,47 @@ impl OutboundBatch {
     /// An empty batch.
     pub(crate) fn new() -> Self {
         Self {
-            storage: storage(),
+            frames: storage(PACKETS_LEN),
             used: 0,
             packets: Vec::with_capacity(MAX_PACKETS),
             runs: Vec::with_capacity(MAX_PACKETS),
+            datagrams: storage(DATAGRAMS_LEN),
+            sealed: Vec::with_capacity(MAX_DATAGRAMS),
+            next: Next::default(),
         }
     }
 
-    /// Where the next packet goes, [`TRANSPORT_HEADER_LEN`] bytes in; `None` when the batch is full.
+    /// Where the next frame goes; `None` when the batch is full.
     pub(crate) fn room(&mut self) -> Option<&mut [u8]> {
         if self.packets.len() >= MAX_PACKETS {
             return None;
         }
-        self.storage.get_mut(self.used..).filter(|room| room.len() >= ROOM)
+        self.frames.get_mut(self.used..).filter(|room| room.len() >= MAX_FRAME_LEN)
     }
 
-    /// The packet of `len` bytes that was put into [`Self::room`].
+    /// The packet of `len` bytes in the frame that was put into [`Self::room`].
     pub(crate) fn latest(&self, len: usize) -> &[u8] {
-        let start = self.used + TRANSPORT_HEADER_LEN;
-        self.storage.get(start..start + len).unwrap_or_default()
+        let start = self.used + VNET_HDR_LEN;
+        self.frames.get(start..start + len).unwrap_or_default()
     }
 
-    /// Keeps the latest packet, for `peer`.
-    pub(crate) fn keep(&mut self, peer: &Arc<Peer>, inner: &InnerPacket, mtu: usize) {
-        let end = self.used + datagram_len(inner.len, mtu);
+    /// Keeps the latest packet, for `peer`. False, and it is not kept, if it is not what its
+    /// `header` says.
+    #[must_use]
+    pub(crate) fn keep(
+        &mut self,
+        peer: &Arc<Peer>,
+        header: &VnetHeader,
+        inner: &InnerPacket,
+        data_path: &DataPath,
+    ) -> bool {
+        let Some(segments) = Segments::new(header, self.latest(inner.len)) else { return false };
+        let start = self.used + VNET_HDR_LEN;
+        let end = start + inner.len;
         let at = self.packets.len();
-        self.packets.push(Outgoing {
-            datagram: self.used..end,
-            packet_len: inner.len,
-            ecn: inner.ecn,
-            counter: 0,
-        });
+        let mtu = data_path.mtu_towards(inner.destination, segments.len_of(0));
+        let (packet, ecn) = (start..end, inner.ecn);
+        self.packets.push(Outgoing { packet, segments, ecn, mtu, counter: 0 });
         self.used = end;
         match self.runs.last_mut() {
             Some(run) if Arc::ptr_eq(&run.peer, peer) && run.lease.is_none() => {
@@ -100,6 +141,7 @@ impl OutboundBatch {
             }
             _ => self.runs.push(Run::new(Arc::clone(peer), at..at + 1, None)),
         }
+        true
     }
 
     /// Adds staged packets that can go now.
@@ -110,20 +152,18 @@ impl OutboundBatch {
 
     /// Takes a lease for each run, or stages it.
     pub(crate) fn lease(&mut self, data_path: &DataPath, now: wgsep_proto::time::Instant) {
-        let Self { storage, packets, runs, .. } = self;
+        let Self { frames, packets, runs, datagrams, .. } = self;
         for run in runs.iter_mut().filter(|run| run.lease.is_none()) {
             let Some(packets) = packets.get_mut(run.packets.clone()) else { continue };
-            run.lease = data_path.lease(&run.peer, packets.len(), now, |staged| {
-                let plain = packets.iter().filter_map(|packet| {
-                    let start = packet.datagram.start + TRANSPORT_HEADER_LEN;
-                    storage.get(start..start + packet.packet_len)
-                });
-                plain.map(|packet| staged.stage_packet(packet)).sum()
+            let count = packets.iter().map(|packet| packet.segments.count()).sum();
+            run.lease = data_path.lease(&run.peer, count, now, |staged| {
+                packets.iter().map(|packet| packet.stage(frames, datagrams, staged)).sum()
             });
             if let Some(lease) = &run.lease {
-                let first = lease.first_counter + lease.staged.len() as u64;
-                for (packet, counter) in packets.iter_mut().zip(first..) {
+                let mut counter = lease.first_counter + lease.staged.len() as u64;
+                for packet in packets {
                     packet.counter = counter;
+                    counter += packet.segments.count() as u64;
                 }
             }
         }
@@ -135,78 +175,119 @@ impl OutboundBatch {
         self.runs.is_empty()
     }
 
-    /// Encrypts everything in place.
-    pub(crate) fn seal(&mut self, data_path: &DataPath) {
-        let Self { storage, packets, runs, .. } = self;
-        for run in runs {
-            let Some(lease) = &mut run.lease else { continue };
-            run.staged = seal_staged(lease, data_path);
-            for packet in packets.get(run.packets.clone()).unwrap_or_default() {
-                let Some(datagram) = storage.get_mut(packet.datagram.clone()) else { continue };
-                if !seal(&lease.keypair, packet.counter, datagram, packet.packet_len) {
-                    // Cannot happen with the lengths laid out here; should it, no plaintext leaves.
-                    datagram.fill(0);
-                }
+    /// Splits and encrypts what is left, or as much of it as there is room for. False if nothing was
+    /// left.
+    pub(crate) fn seal(&mut self, data_path: &DataPath) -> bool {
+        let Self { frames, packets, runs, datagrams, sealed, next, .. } = self;
+        let mut used = 0;
+        sealed.clear();
+        let before = next.run;
+        while let Some(run) = runs.get_mut(next.run) {
+            let Some(lease) = &mut run.lease else { return false };
+            if !lease.staged.is_empty() {
+                run.staged = seal_staged(lease, data_path);
             }
+            let of_run = packets.get(run.packets.clone()).unwrap_or_default();
+            while let Some(packet) = of_run.get(next.packet) {
+                while next.segment < packet.segments.count() {
+                    let len = datagram_len(packet.segments.len_of(next.segment), packet.mtu);
+                    let place = used..used + len;
+                    let Some(datagram) = datagrams.get_mut(place.clone()) else { return true };
+                    if sealed.len() >= MAX_DATAGRAMS {
+                        return true;
+                    }
+                    if packet.seal(frames, next.segment, &lease.keypair, datagram) {
+                        sealed.push(Sealed { bytes: place, ecn: packet.ecn, run: next.run });
+                        used += len;
+                    }
+                    next.segment += 1;
+                }
+                next.segment = 0;
+                next.packet += 1;
+            }
+            next.packet = 0;
+            next.run += 1;
         }
+        before < runs.len()
     }
 
-    /// Sends everything in order and empties the batch.
+    /// Sends what is sealed, in order.
     pub(crate) fn send(&mut self, sockets: &UdpSockets, data_path: &DataPath) {
         for run in &mut self.runs {
             let Some(lease) = &run.lease else { continue };
-            let mut sent = 0;
-            for (datagram, class) in &run.staged {
-                sent += sockets.send(
-                    &run.peer,
-                    &lease.endpoint,
-                    *class,
-                    datagram,
-                    datagram.len(),
-                    data_path,
-                );
+            for (datagram, class) in run.staged.drain(..) {
+                let (endpoint, len) = (&lease.endpoint, datagram.len());
+                run.sent += sockets.send(&run.peer, endpoint, class, &datagram, len, data_path);
             }
-            let mut rest = self.packets.get(run.packets.clone()).unwrap_or_default();
-            while let [first, ..] = rest {
-                let count = segments(rest);
-                let (group, others) = rest.split_at(count);
-                rest = others;
-                let end = group.last().map_or(first.datagram.end, |last| last.datagram.end);
-                let Some(payload) = self.storage.get(first.datagram.start..end) else { continue };
-                let class = first.ecn.encapsulated().bits();
-                let segment_len = first.datagram.len();
-                sent += sockets.send(
-                    &run.peer,
-                    &lease.endpoint,
-                    class,
-                    payload,
-                    segment_len,
-                    data_path,
-                );
-            }
-            run.peer.add_tx_bytes(sent as u64);
         }
-        self.clear();
+        let mut rest = self.sealed.as_slice();
+        while let [first, ..] = rest {
+            let (group, others) = rest.split_at(segments(rest));
+            rest = others;
+            let end = group.last().map_or(first.bytes.end, |last| last.bytes.end);
+            let Some(payload) = self.datagrams.get(first.bytes.start..end) else { return };
+            let Some(run) = self.runs.get_mut(first.run) else { return };
+            let Some(lease) = &run.lease else { return };
+            let (class, len) = (first.ecn.encapsulated().bits(), first.bytes.len());
+            run.sent += sockets.send(&run.peer, &lease.endpoint, class, payload, len, data_path);
+        }
     }
 
-    /// Forgets everything.
+    /// Counts what went, and forgets everything.
     pub(crate) fn clear(&mut self) {
+        for run in self.runs.drain(..) {
+            if run.sent > 0 {
+                run.peer.add_tx_bytes(run.sent as u64);
+            }
+        }
         self.used = 0;
         self.packets.clear();
-        self.runs.clear();
+        self.sealed.clear();
+        self.next = Next::default();
     }
 }
 
-/// How many of the packets at the front can go as segments of one send: equal in length and class,
-/// the last may be shorter.
-fn segments(packets: &[Outgoing]) -> usize {
-    let Some(first) = packets.first() else { return 0 };
-    let (mut count, mut total, mut previous) = (0, 0, first.datagram.len());
-    for packet in packets.iter().take(MAX_SEGMENTS) {
-        let len = packet.datagram.len();
-        let fits = previous == first.datagram.len()
+impl Outgoing {
+    /// Puts each segment into the queue of packets that wait for a keypair, by way of `scratch`.
+    /// Returns how many packets fell out of the queue.
+    fn stage(&self, frames: &[u8], scratch: &mut [u8], staged: &mut StagedPackets) -> usize {
+        let Some(packet) = frames.get(self.packet.clone()) else { return 0 };
+        let stage_one = |number| {
+            let place = scratch.get_mut(..self.segments.len_of(number))?;
+            self.segments.write(packet, number, place)?;
+            Some(staged.stage_packet(place))
+        };
+        (0..self.segments.count()).filter_map(stage_one).sum()
+    }
+
+    /// Makes a datagram of one segment. False, and nothing is left of it, if that cannot be; the
+    /// lengths laid out here leave no such case.
+    fn seal(&self, frames: &[u8], number: usize, keypair: &Keypair, datagram: &mut [u8]) -> bool {
+        let len = self.segments.len_of(number);
+        let written = frames.get(self.packet.clone()).and_then(|packet| {
+            let place = datagram.get_mut(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + len)?;
+            self.segments.write(packet, number, place)
+        });
+        let sealed =
+            written.is_some() && seal(keypair, self.counter + number as u64, datagram, len);
+        if !sealed {
+            datagram.fill(0);
+        }
+        sealed
+    }
+}
+
+/// How many of the datagrams at the front can go as segments of one send: to one peer, equal in
+/// length and class, the last may be shorter.
+fn segments(datagrams: &[Sealed]) -> usize {
+    let Some(first) = datagrams.first() else { return 0 };
+    let (mut count, mut total, mut previous) = (0, 0, first.bytes.len());
+    for datagram in datagrams.iter().take(MAX_SEGMENTS) {
+        let len = datagram.bytes.len();
+        let fits = previous == first.bytes.len()
             && len <= previous
-            && packet.ecn == first.ecn
+            && datagram.ecn == first.ecn
+            && datagram.run == first.run
             && total + len <= MAX_SEND;
         if !fits && count > 0 {
             break;
@@ -267,7 +348,7 @@ impl InboundBatch {
     /// An empty batch.
     pub(crate) fn new() -> Self {
         Self {
-            storage: storage(),
+            storage: storage(RECEIVED_LEN),
             used: 0,
             received: Vec::with_capacity(MAX_RECEIVES),
             opened: Vec::with_capacity(MAX_RECEIVES * MAX_SEGMENTS),

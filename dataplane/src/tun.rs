@@ -1,23 +1,30 @@
-//! One queue of the TUN device: a packet a read, a packet a write.
+//! One queue of the TUN device: a packet or super-packet a read, and one a write.
 
+use crate::offload::{Coalesce, Segments, VNET_HDR_LEN, VnetHeader};
+use nix::libc;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use wgsep_ipc::TunOffload;
 
-/// Length of the header that IFF_VNET_HDR puts before every packet (struct virtio_net_hdr). The
-/// device has no offload enabled, so it is all zero both ways.
-pub(crate) const VNET_HDR_LEN: usize = 10;
+/// Longest frame that a read gives: header, and as much as an IP length can say.
+pub(crate) const MAX_FRAME_LEN: usize = VNET_HDR_LEN + 40 + 65_535;
 
 /// A queue of the TUN device.
 pub(crate) struct Tun {
     queue: OwnedFd,
-    header_len: usize,
+    offload: TunOffload,
+    /// The kernel refused a super-packet of UDP, of TCP.
+    refused: [AtomicBool; 2],
 }
 
 /// What a read of the device gave.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Read {
-    /// A packet of this many bytes.
-    Packet(usize),
+    /// A packet of this many bytes, and what has yet to be done to it.
+    Packet(VnetHeader, usize),
+    /// A frame that makes no sense.
+    Malformed,
     /// Nothing waits.
     Empty,
     /// The device is no more.
@@ -25,38 +32,93 @@ pub(crate) enum Read {
 }
 
 impl Tun {
-    /// Takes a queue; `vnet_hdr` if it was opened with IFF_VNET_HDR.
-    pub(crate) const fn new(queue: OwnedFd, vnet_hdr: bool) -> Self {
-        Self { queue, header_len: if vnet_hdr { VNET_HDR_LEN } else { 0 } }
+    /// Takes a queue, opened and set up as `offload` says.
+    pub(crate) const fn new(queue: OwnedFd, offload: TunOffload) -> Self {
+        Self { queue, offload, refused: [AtomicBool::new(false), AtomicBool::new(false)] }
     }
 
-    /// Reads a packet to `buffer[headroom..]`. The headroom, at least [`VNET_HDR_LEN`], is clobbered.
-    pub(crate) fn read(&self, buffer: &mut [u8], headroom: usize) -> Read {
-        let start = headroom.saturating_sub(self.header_len);
-        let Some(place) = buffer.get_mut(start..) else { return Read::Empty };
-        match nix::unistd::read(&self.queue, place) {
-            Ok(len) => len.checked_sub(self.header_len).map_or(Read::Empty, Read::Packet),
-            // EBADFD after deletion; EFAULT and EIO on its way there.
-            Err(nix::Error::EBADFD | nix::Error::EFAULT | nix::Error::EIO | nix::Error::ENODEV) => {
-                Read::Gone
-            }
-            Err(_) => Read::Empty,
+    /// What may be written as super-packets.
+    pub(crate) fn coalesce(&self) -> Coalesce {
+        let [udp, tcp] = &self.refused;
+        Coalesce {
+            tcp: self.offload.tso && !tcp.load(Ordering::Relaxed),
+            udp: self.offload.uso && !udp.load(Ordering::Relaxed),
         }
     }
 
-    /// Writes the packet at `buffer[headroom..]`. The headroom, at least [`VNET_HDR_LEN`], is
-    /// clobbered.
+    /// Bytes before a packet that the kernel neither reads nor writes.
+    const fn without_header(&self) -> usize {
+        if self.offload.vnet_hdr { 0 } else { VNET_HDR_LEN }
+    }
+
+    /// Reads a packet to `frame[VNET_HDR_LEN..]`; what is before it is clobbered.
+    pub(crate) fn read(&self, frame: &mut [u8]) -> Read {
+        let skipped = self.without_header();
+        let Some(place) = frame.get_mut(skipped..) else { return Read::Empty };
+        let len = match nix::unistd::read(&self.queue, place) {
+            Ok(len) => skipped + len,
+            // EBADFD after deletion; EFAULT and EIO on its way there.
+            Err(nix::Error::EBADFD | nix::Error::EFAULT | nix::Error::EIO | nix::Error::ENODEV) => {
+                return Read::Gone;
+            }
+            Err(_) => return Read::Empty,
+        };
+        let header = match frame.first_chunk() {
+            Some(header) if skipped == 0 => VnetHeader::parse(header),
+            _ => Some(VnetHeader::default()),
+        };
+        match (header, len.checked_sub(VNET_HDR_LEN)) {
+            (Some(header), Some(len)) => Read::Packet(header, len),
+            _ => Read::Malformed,
+        }
+    }
+
+    /// Writes a frame: [`VNET_HDR_LEN`] bytes of header, which the kernel may never see, and a packet.
     ///
     /// # Errors
     /// As write(2); EIO while the interface is down.
-    pub(crate) fn write(&self, buffer: &mut [u8], headroom: usize) -> io::Result<()> {
-        let start = headroom.saturating_sub(self.header_len);
-        let frame = buffer.get_mut(start..).ok_or(io::ErrorKind::InvalidInput)?;
-        if let Some(header) = frame.get_mut(..self.header_len) {
-            header.fill(0);
-        }
+    pub(crate) fn write(&self, frame: &[u8]) -> io::Result<()> {
+        let frame = frame.get(self.without_header()..).ok_or(io::ErrorKind::InvalidInput)?;
         nix::unistd::write(&self.queue, frame)?;
         Ok(())
+    }
+
+    /// Writes a frame of as many packets, singly if the kernel does not take super-packets of this
+    /// kind. Returns how many packets it did not take.
+    pub(crate) fn write_packets(&self, frame: &[u8], packets: u16) -> usize {
+        match self.write(frame) {
+            Ok(()) => 0,
+            Err(error) if packets > 1 && error.raw_os_error() == Some(libc::EINVAL) => {
+                self.write_singly(frame).unwrap_or(usize::from(packets))
+            }
+            Err(_) => usize::from(packets),
+        }
+    }
+
+    /// Splits a super-packet that the kernel refused, which it will not be given again.
+    fn write_singly(&self, frame: &[u8]) -> Option<usize> {
+        let (header, packet) = frame.split_first_chunk()?;
+        let header = VnetHeader::parse(header)?;
+        let segments = Segments::new(&header, packet)?;
+        self.refuse(header.is_tcp());
+        let mut single = vec![0; VNET_HDR_LEN + segments.len_of(0)];
+        let mut failed = 0;
+        for number in 0..segments.count() {
+            let end = VNET_HDR_LEN + segments.len_of(number);
+            segments.write(packet, number, single.get_mut(VNET_HDR_LEN..end)?)?;
+            failed += usize::from(self.write(single.get(..end)?).is_err());
+        }
+        Some(failed)
+    }
+
+    fn refuse(&self, is_tcp: bool) {
+        let [udp, tcp] = &self.refused;
+        let (refused, name) = if is_tcp { (tcp, "TCP") } else { (udp, "UDP") };
+        if !refused.swap(true, Ordering::Relaxed) {
+            tracing::info!(
+                "the interface refuses {name} super-packets; writing its packets one by one"
+            );
+        }
     }
 }
 
@@ -80,26 +142,33 @@ mod tests {
             SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
         )
         .unwrap();
-        (Tun::new(ours, vnet_hdr), kernels)
+        (Tun::new(ours, TunOffload { vnet_hdr, ..TunOffload::default() }), kernels)
     }
 
     #[test]
-    fn packets_land_behind_the_headroom_with_and_without_a_vnet_header() {
+    fn packets_land_behind_the_header_with_and_without_one() {
+        let header = VnetHeader { checksum: Some((20, 16)), ..VnetHeader::default() };
         for vnet_hdr in [false, true] {
             let (tun, kernel) = pair(vnet_hdr);
-            let header = if vnet_hdr { VNET_HDR_LEN } else { 0 };
-            let mut frame = vec![0; header];
+            let mut frame = if vnet_hdr { header.to_bytes().to_vec() } else { Vec::new() };
             frame.extend_from_slice(b"packet");
             nix::unistd::write(&kernel, &frame).unwrap();
             let mut buffer = [0xee; 64];
-            assert_eq!(tun.read(&mut buffer, 16), Read::Packet(6));
-            assert_eq!(&buffer[16..22], b"packet");
-            assert_eq!(tun.read(&mut buffer, 16), Read::Empty);
-            buffer[6..16].fill(0xaa);
-            tun.write(&mut buffer[..22], 16).unwrap();
+            let expected = if vnet_hdr { header } else { VnetHeader::default() };
+            assert_eq!(tun.read(&mut buffer), Read::Packet(expected, 6));
+            assert_eq!(&buffer[VNET_HDR_LEN..][..6], b"packet");
+            assert_eq!(tun.read(&mut buffer), Read::Empty);
+            tun.write(&buffer[..VNET_HDR_LEN + 6]).unwrap();
             let mut written = [0xff; 64];
             let len = nix::unistd::read(&kernel, &mut written).unwrap();
             assert_eq!(&written[..len], frame);
         }
+    }
+
+    #[test]
+    fn a_frame_shorter_than_its_header_is_malformed() {
+        let (tun, kernel) = pair(true);
+        nix::unistd::write(&kernel, &[0; VNET_HDR_LEN - 1]).unwrap();
+        assert_eq!(tun.read(&mut [0; 64]), Read::Malformed);
     }
 }

@@ -4,16 +4,17 @@
 //! 1. take the TUN queue's turn; staged packets whose keypair has come go first (in turn)
 //! 2. read packets, route each, tell the sender of one that has nowhere to go (in turn)
 //! 3. lease a keypair and nonces for each run of packets to one peer, or stage it (in turn)
-//! 4. seal (parallel)
+//! 4. split super-packets, seal each packet (parallel)
 //! 5. send, in the order of the turns
 //!
 //! Into the tunnel, `inbound`:
 //! 1. take the socket's turn; read datagrams (in turn)
 //! 2. parse; hand handshake messages to the control thread; look up keypairs; open (parallel)
-//! 3. accept and write to the TUN device, in the order of the turns
+//! 3. accept, put together super-packets, write to the TUN device, in the order of the turns
 
 use crate::buffers::{InboundBatch, Opened, OutboundBatch};
 use crate::clock;
+use crate::offload::{Coalesce, Coalescer, VNET_HDR_LEN};
 use crate::shared::{QueuedHandshake, Shared, TunQueue};
 use crate::sys;
 use crate::tun::{Read, Tun};
@@ -22,7 +23,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use wgsep_proto::data_path::{DropCause, Reader, Routes};
+use wgsep_proto::data_path::{DataPath, DropCause, Reader, Routes};
 use wgsep_proto::icmp::MAX_ERROR_LEN;
 use wgsep_proto::messages::{Message, TAG_LEN, TRANSPORT_HEADER_LEN};
 use wgsep_proto::receive::Received;
@@ -42,6 +43,8 @@ pub(crate) struct Worker {
     routes: Reader<Routes>,
     sockets: Reader<Arc<UdpSockets>>,
     watches_tuns: bool,
+    /// Empty between batches.
+    coalescer: Coalescer,
 }
 
 impl Worker {
@@ -60,6 +63,7 @@ impl Worker {
             routes: shared.data_path.routes.reader(),
             sockets: shared.sockets.reader(),
             watches_tuns: false,
+            coalescer: Coalescer::new(Coalesce { tcp: false, udp: false }),
             shared,
         })
     }
@@ -165,7 +169,14 @@ impl Worker {
             Some(ticket) => {
                 batch.seal(data_path);
                 let sockets = self.sockets.value();
-                outbound.complete(ticket, batch, |batch| batch.send(sockets, data_path));
+                outbound.complete(ticket, batch, |batch| {
+                    batch.send(sockets, data_path);
+                    // Only packets of a few bytes each leave anything.
+                    while batch.seal(data_path) {
+                        batch.send(sockets, data_path);
+                    }
+                    batch.clear();
+                });
             }
             None => {
                 batch.clear();
@@ -188,17 +199,19 @@ impl Worker {
     fn read_packets(&self, tun: &Tun, batch: &mut OutboundBatch, now: Instant) {
         let data_path = &self.shared.data_path;
         while let Some(room) = batch.room() {
-            match tun.read(room, TRANSPORT_HEADER_LEN) {
-                Read::Packet(len) => {
+            match tun.read(room) {
+                Read::Packet(header, len) => {
                     let packet = batch.latest(len);
                     match data_path.route(self.routes.value(), packet) {
                         Ok((peer, inner)) => {
-                            let mtu = data_path.mtu_towards(inner.destination, inner.len);
-                            batch.keep(peer, &inner, mtu);
+                            if !batch.keep(peer, &header, &inner, data_path) {
+                                data_path.drops.add(DropCause::OutboundMalformed, 1);
+                            }
                         }
                         Err(cause) => self.refuse(tun, cause, packet, now),
                     }
                 }
+                Read::Malformed => data_path.drops.add(DropCause::OutboundMalformed, 1),
                 Read::Empty => return,
                 Read::Gone => {
                     self.shared.set_device_gone();
@@ -211,18 +224,18 @@ impl Worker {
     /// Tells the sender of a packet that its destination cannot be reached, where that is so.
     fn refuse(&self, tun: &Tun, cause: DropCause, packet: &[u8], now: Instant) {
         let data_path = &self.shared.data_path;
-        let mut frame = [0; TRANSPORT_HEADER_LEN + MAX_ERROR_LEN];
-        let Some(room) = frame.get_mut(TRANSPORT_HEADER_LEN..) else { return };
+        let mut frame = [0; VNET_HDR_LEN + MAX_ERROR_LEN];
+        let Some(room) = frame.get_mut(VNET_HDR_LEN..) else { return };
         let Some(len) = data_path.unreachable(cause, packet, now, room) else { return };
-        let Some(frame) = frame.get_mut(..TRANSPORT_HEADER_LEN + len) else { return };
-        if tun.write(frame, TRANSPORT_HEADER_LEN).is_err() {
+        let Some(frame) = frame.get(..VNET_HDR_LEN + len) else { return };
+        if tun.write(frame).is_err() {
             data_path.drops.add(DropCause::WriteFailed, 1);
         }
     }
 
     // ------------------------------------------------------------ into the tunnel
 
-    fn inbound(&self, family: usize) {
+    fn inbound(&mut self, family: usize) {
         let shared = Arc::clone(&self.shared);
         let Some(inbound) = shared.inbound.get(family) else { return };
         let mut batch = inbound.take_batch();
@@ -239,8 +252,11 @@ impl Worker {
         let queued = open_all(&shared, &mut batch, now);
         let queues = shared.tuns.get().map_or(&[][..], Vec::as_slice);
         if let Some(TunQueue { tun, .. }) = queues.get(self.number % queues.len().max(1)) {
-            let deliver = |batch: &mut InboundBatch| self.deliver(tun, batch, now);
-            inbound.complete(ticket, batch, deliver);
+            let Self { coalescer, routes, .. } = self;
+            coalescer.set(tun.coalesce());
+            inbound.complete(ticket, batch, |batch| {
+                deliver(&shared.data_path, routes.value(), coalescer, tun, batch, now);
+            });
         } else {
             inbound.complete(ticket, batch, InboundBatch::clear);
         }
@@ -264,36 +280,41 @@ impl Worker {
             }
         }
     }
+}
 
-    /// Accepts what opened, writes it to the TUN device, and empties the batch.
-    fn deliver(&self, tun: &Tun, batch: &mut InboundBatch, now: Instant) {
-        let data_path = &self.shared.data_path;
-        let (storage, arrived, opened, sessions) = batch.parts();
-        for Opened { plaintext, session, counter, arrived: from } in opened {
-            let (Some((_, peer, keypair)), Some(from)) =
-                (sessions.get(*session), arrived.get(*from))
-            else {
-                continue;
-            };
-            let received = Received {
-                peer,
-                keypair,
-                counter: *counter,
-                endpoint: from.endpoint,
-                ecn: from.ecn,
-            };
-            let Some(bytes) = storage.get_mut(plaintext.clone()) else { continue };
-            let accepted = data_path.accept(&received, self.routes.value(), bytes, now);
-            let Some(len) = accepted.map(|packet| packet.len()) else { continue };
-            // The packet's transport header is headroom now.
-            let start = plaintext.start - TRANSPORT_HEADER_LEN;
-            let Some(frame) = storage.get_mut(start..plaintext.start + len) else { continue };
-            if tun.write(frame, TRANSPORT_HEADER_LEN).is_err() {
-                data_path.drops.add(DropCause::WriteFailed, 1);
-            }
+/// Accepts what opened, writes it to the TUN device, and empties the batch.
+fn deliver(
+    data_path: &DataPath,
+    routes: &Routes,
+    coalescer: &mut Coalescer,
+    tun: &Tun,
+    batch: &mut InboundBatch,
+    now: Instant,
+) {
+    let write = |frame: &mut [u8], packets: u16| {
+        let failed = tun.write_packets(frame, packets);
+        if failed > 0 {
+            data_path.drops.add(DropCause::WriteFailed, failed);
         }
-        batch.clear();
+    };
+    let (storage, arrived, opened, sessions) = batch.parts();
+    for Opened { plaintext, session, counter, arrived: from } in opened {
+        let (Some((_, peer, keypair)), Some(from)) = (sessions.get(*session), arrived.get(*from))
+        else {
+            continue;
+        };
+        let (endpoint, ecn) = (from.endpoint, from.ecn);
+        let received = Received { peer, keypair, counter: *counter, endpoint, ecn };
+        let Some(bytes) = storage.get_mut(plaintext.clone()) else { continue };
+        let accepted = data_path.accept(&received, routes, bytes, now);
+        let Some(len) = accepted.map(|packet| packet.len()) else { continue };
+        // The packet's transport header has room for the one that the TUN device wants.
+        let start = plaintext.start.saturating_sub(VNET_HDR_LEN);
+        let Some(frame) = storage.get_mut(start..plaintext.start + len) else { continue };
+        coalescer.push(frame, write);
     }
+    coalescer.flush(write);
+    batch.clear();
 }
 
 /// Opens every transport message of a batch and queues every handshake message. True if the control

@@ -9,8 +9,8 @@ mod message;
 
 pub use channel::{Channel, MAX_DESCRIPTORS, Received, is_udp_socket};
 pub use message::{
-    FromHelper, LogLevel, MAX_FRAME, Notice, REPORT_LAYERS, Reply, Request, SealReport, VERSION,
-    decode,
+    FromHelper, LogLevel, MAX_FRAME, Notice, REPORT_LAYERS, Reply, Request, SealReport, TunOffload,
+    VERSION, decode,
 };
 
 /// What can go wrong on the channel. All but a full socket buffer end the conversation.

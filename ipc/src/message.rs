@@ -53,6 +53,17 @@ impl Request {
     }
 }
 
+/// What a TUN queue exchanges besides plain packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunOffload {
+    /// Packets have a virtio_net_hdr before them (IFF_VNET_HDR).
+    pub vnet_hdr: bool,
+    /// TCP super-packets, and checksums yet to be completed, both ways.
+    pub tso: bool,
+    /// UDP super-packets, both ways.
+    pub uso: bool,
+}
+
 /// The helper's answer; each request gets one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -63,8 +74,8 @@ pub enum Reply {
         ifindex: u32,
         /// How many TUN queues come with it.
         tun_queues: u8,
-        /// Whether packets have a virtio_net_hdr before them (IFF_VNET_HDR).
-        vnet_hdr: bool,
+        /// What these do besides single packets.
+        offload: TunOffload,
     },
     /// Comes with the IPv4 socket, if any, and the IPv6 socket, if any, in this order.
     UdpOpened {
@@ -215,7 +226,8 @@ mod tests {
             assert!(frame.len <= MAX_FRAME);
             assert_eq!(decode(frame.as_bytes()), Ok((u32::MAX, request)));
         }
-        let reply = Reply::Granted { ifindex: u32::MAX, tun_queues: 255, vnet_hdr: true };
+        let reply =
+            Reply::Granted { ifindex: u32::MAX, tun_queues: 255, offload: TunOffload::default() };
         let said = FromHelper::Reply { sequence: 3, reply };
         assert_eq!(decode(Frame::encode(0, said).unwrap().as_bytes()), Ok((0, said)));
         assert_eq!(said.descriptors(), 257);

@@ -116,7 +116,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     }
 
     let queues = u8::try_from(tun.queues.len()).map_err(|_| Error::new("too many TUN queues"))?;
-    let reply = Reply::Granted { ifindex: tun.ifindex, tun_queues: queues, vnet_hdr: tun.vnet_hdr };
+    let reply = Reply::Granted { ifindex: tun.ifindex, tun_queues: queues, offload: tun.offload };
 
     let queues: Vec<_> = tun.queues.iter().map(AsFd::as_fd).collect();
     monitor.grant(sequence, &reply, netlink.as_fd(), &queues)?;

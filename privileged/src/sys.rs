@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 nix::ioctl_write_ptr_bad!(tunsetiff, libc::TUNSETIFF, libc::ifreq);
 nix::ioctl_read_bad!(tungetiff, libc::TUNGETIFF, libc::ifreq);
+nix::ioctl_write_ptr_bad!(tunsetvnethdrsz, libc::TUNSETVNETHDRSZ, libc::c_int);
+nix::ioctl_write_int_bad!(tunsetoffload, libc::TUNSETOFFLOAD);
 nix::ioctl_write_ptr_bad!(siocsifmtu, libc::SIOCSIFMTU, libc::ifreq);
 
 fn request(name: &[u8]) -> libc::ifreq {
@@ -47,6 +49,18 @@ pub(crate) fn tun_identity(tun: BorrowedFd<'_>) -> nix::Result<(String, libc::c_
     // SAFETY: TUNGETIFF wrote the flags, which are plain integers.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
     Ok((name_of(&request), libc::c_int::from(flags.cast_unsigned())))
+}
+
+/// Sets the length of the virtio_net_hdr before each packet.
+pub(crate) fn set_vnet_header_len(tun: BorrowedFd<'_>, len: libc::c_int) -> nix::Result<()> {
+    // SAFETY: TUNSETVNETHDRSZ reads an int, which is live.
+    unsafe { tunsetvnethdrsz(tun.as_raw_fd(), &raw const len) }.map(drop)
+}
+
+/// Sets which super-packets, TUN_F_*, the kernel may hand over through a TUN queue.
+pub(crate) fn set_offload(tun: BorrowedFd<'_>, offloads: libc::c_uint) -> nix::Result<()> {
+    // SAFETY: plain integers.
+    unsafe { tunsetoffload(tun.as_raw_fd(), offloads.cast_signed()) }.map(drop)
 }
 
 /// Sets an interface's MTU by way of any socket.

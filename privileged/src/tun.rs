@@ -8,7 +8,8 @@ use nix::sys::socket::{
     AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,
 };
 use nix::sys::stat::Mode;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use wgsep_ipc::TunOffload;
 use wgsep_policy::{Capability, capabilities};
 
 const DEVICE: &str = "/dev/net/tun";
@@ -16,6 +17,8 @@ const DEVICE: &str = "/dev/net/tun";
 const MAX_NAME_LEN: usize = libc::IFNAMSIZ - 1;
 /// Of the interface at its birth: what fits into 1500 with IPv6 outside.
 const DEFAULT_MTU: libc::c_int = 1420;
+/// Length of the struct virtio_net_hdr before each packet.
+const VNET_HDR_LEN: libc::c_int = 10;
 const RTMGRP_LINK: u32 = 0x1;
 const RTMGRP_IPV4_ROUTE: u32 = 0x40;
 const RTMGRP_IPV4_RULE: u32 = 0x80;
@@ -29,8 +32,8 @@ pub struct TunDevice {
     pub name: String,
     /// Its index, in the network namespace it was made in.
     pub ifindex: u32,
-    /// Whether packets have a virtio_net_hdr before them.
-    pub vnet_hdr: bool,
+    /// What its queues do besides single packets.
+    pub offload: TunOffload,
 }
 
 /// Checks a name as an operator typed it.
@@ -96,7 +99,8 @@ impl TunDevice {
     fn identified(queue: OwnedFd, name: String, vnet_hdr: bool) -> Result<Self> {
         let ifindex =
             nix::net::if_::if_nametoindex(name.as_str()).step("index of the interface")?;
-        Ok(Self { queues: vec![queue], name, ifindex, vnet_hdr })
+        let offload = if vnet_hdr { set_offload(queue.as_fd())? } else { TunOffload::default() };
+        Ok(Self { queues: vec![queue], name, ifindex, offload })
     }
 
     fn set_mtu(&self) -> Result<()> {
@@ -104,6 +108,16 @@ impl TunDevice {
             .step("socket to set the MTU")?;
         sys::set_mtu(any.as_fd(), &self.name, DEFAULT_MTU).step("set the MTU")
     }
+}
+
+/// Has the kernel exchange super-packets where it can: UDP's since Linux 6.2.
+fn set_offload(queue: BorrowedFd<'_>) -> Result<TunOffload> {
+    sys::set_vnet_header_len(queue, VNET_HDR_LEN).step("set the length of virtio_net_hdr")?;
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    let set = |offloads| sys::set_offload(queue, offloads).is_ok();
+    let uso = set(tcp | udp);
+    Ok(TunOffload { vnet_hdr: true, tso: uso || set(tcp), uso })
 }
 
 fn open_device() -> Result<OwnedFd> {

@@ -90,14 +90,14 @@ impl Control {
     /// The helper has verified the sandbox: here are the TUN device, the UAPI and the link monitor.
     fn granted(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) {
         let mut descriptors = descriptors.into_iter();
-        let (Reply::Granted { ifindex, vnet_hdr, .. }, Some(listener), Some(netlink)) =
+        let (Reply::Granted { ifindex, offload, .. }, Some(listener), Some(netlink)) =
             (reply, descriptors.next(), descriptors.next())
         else {
             tracing::error!("the helper refused to hand over the interface");
             self.end = Some(End::HelperLost);
             return;
         };
-        self.shared.set_tuns(descriptors.map(|queue| Tun::new(queue, *vnet_hdr)).collect());
+        self.shared.set_tuns(descriptors.map(|queue| Tun::new(queue, *offload)).collect());
         self.shared.wake_workers();
         let ready = self.uapi.listen(listener, &self.epoll).and_then(|()| {
             let link = LinkMonitor::new(netlink, *ifindex, &self.interface)?;
