@@ -159,7 +159,10 @@ pub const HELPER: &[Allowed] = &[
     any(libc::SYS_sendmsg, "replies with descriptors"),
     any(libc::SYS_sendto, "the log, where it is syslog"),
     any(libc::SYS_read, "the dataplane's log, signals, the watch on the UAPI socket"),
-    any(libc::SYS_write, "the log, and telling the launcher that all is ready"),
+    any(
+        libc::SYS_write,
+        "the log, and telling the launcher and the service manager that all is ready",
+    ),
     only(
         libc::SYS_socket,
         &[

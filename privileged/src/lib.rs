@@ -7,6 +7,7 @@
 mod error;
 mod log;
 mod monitor;
+mod notify;
 mod spawn;
 mod startup;
 mod sys;
@@ -78,7 +79,7 @@ pub fn run(options: &Options) -> bool {
 fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     check_name(&options.interface)?;
     let user = spawn::choose_user(options.user.as_deref())?;
-    let Inherited { tun, uapi } = startup::clean_process()?;
+    let Inherited { tun, uapi, manager } = startup::clean_process()?;
     let mut log = open_log(options)?;
     if !options.foreground {
         *launcher = startup::daemonize()?;
@@ -101,7 +102,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     let dataplane = start_dataplane(options, &tun, user)?;
     let (pid, uid) = (dataplane.pid, dataplane.uid);
     let mut report = dataplane.report;
-    let mut monitor = Monitor::new(dataplane, uapi, signals, log, options.grants);
+    let mut monitor = Monitor::new(dataplane, uapi, signals, log, options.grants, manager);
     let helper_report = wgsep_policy::drop_helper_privileges(options.grants.low_ports)?;
 
     let (sequence, sealed) = monitor.wait_for_seal()?;
@@ -124,6 +125,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
         "started: dataplane pid {pid} uid {uid}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}"
     ));
     launcher.ready();
+    monitor.manager().ready(&format!("serving {}", tun.name));
     // Our own copies of the TUN queues close here, so that the interface goes with the dataplane.
     Ok(monitor)
 }

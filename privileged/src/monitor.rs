@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result, Step};
 use crate::log::Log;
+use crate::notify::ServiceManager;
 use crate::spawn::Dataplane;
 use crate::sys;
 use crate::uapi_socket::UapiSocket;
@@ -59,6 +60,7 @@ pub struct Monitor {
     signals: SignalFd,
     log: Log,
     grants: Grants,
+    manager: ServiceManager,
     phase: Phase,
     sockets: Option<UdpSockets>,
     second: Instant,
@@ -74,6 +76,7 @@ impl Monitor {
         signals: SignalFd,
         log: Log,
         grants: Grants,
+        manager: ServiceManager,
     ) -> Self {
         Self {
             dataplane,
@@ -81,6 +84,7 @@ impl Monitor {
             signals,
             log,
             grants,
+            manager,
             phase: Phase::Init,
             sockets: None,
             second: Instant::now(),
@@ -97,6 +101,11 @@ impl Monitor {
     /// The log.
     pub const fn log(&self) -> &Log {
         &self.log
+    }
+
+    /// Whoever supervises us.
+    pub const fn manager(&self) -> &ServiceManager {
+        &self.manager
     }
 
     // ------------------------------------------------------------ before it is trusted
@@ -178,8 +187,12 @@ impl Monitor {
             Ok(end) => end,
             Err(error) => End::Failed(error.to_string()),
         };
-        if matches!(end, End::Orderly(_)) {
-            self.ask_to_end();
+        match &end {
+            End::Orderly(why) => {
+                self.manager.stopping(why);
+                self.ask_to_end();
+            }
+            End::Failed(why) => self.manager.stopping(why),
         }
         self.kill();
         match &end {
@@ -192,6 +205,7 @@ impl Monitor {
     fn serve_until_end(&mut self) -> Result<End> {
         loop {
             let wait = self.back_pressure();
+            let alive = self.manager.keep_alive();
             let dataplane = &self.dataplane;
             let sources = [
                 dataplane.log.as_fd(),
@@ -202,10 +216,11 @@ impl Monitor {
             ];
             // Requests beyond the rate stay where they are until the next second.
             let [log, signal, watch, died, asked] = match wait {
-                None => poll(sources, Duration::MAX)?,
+                None => poll(sources, alive)?,
                 Some(wait) => {
                     let [log, signal, watch, died, _] = sources;
-                    let [log, signal, watch, died] = poll([log, signal, watch, died], wait)?;
+                    let [log, signal, watch, died] =
+                        poll([log, signal, watch, died], wait.min(alive))?;
                     [log, signal, watch, died, false]
                 }
             };

@@ -1,6 +1,7 @@
 //! The first things the helper does, before it opens anything.
 
 use crate::error::{Error, Result, Step};
+use crate::notify::ServiceManager;
 use crate::sys::{self, Forked};
 use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{SigSet, Signal};
@@ -18,6 +19,8 @@ pub struct Inherited {
     pub tun: Option<OwnedFd>,
     /// WG_UAPI_FD.
     pub uapi: Option<OwnedFd>,
+    /// NOTIFY_SOCKET.
+    pub manager: ServiceManager,
 }
 
 /// Closes what the launcher left open, forgets the environment, and sets mask and core limit.
@@ -30,6 +33,7 @@ pub fn clean_process() -> Result<Inherited> {
     let kept: Vec<u32> =
         [tun, uapi].into_iter().flatten().filter_map(|fd| u32::try_from(fd).ok()).collect();
     wgsep_policy::close_inherited_descriptors(&kept).step("close inherited descriptors")?;
+    let manager = ServiceManager::of_environment()?;
     for (name, _) in std::env::vars_os() {
         sys::remove_variable(&name);
     }
@@ -39,7 +43,7 @@ pub fn clean_process() -> Result<Inherited> {
         let missing = |errno| Error::call(&format!("{name} is not an open descriptor"), errno);
         number.map(|number| sys::take_descriptor(number).map_err(missing)).transpose()
     };
-    Ok(Inherited { tun: take("WG_TUN_FD", tun)?, uapi: take("WG_UAPI_FD", uapi)? })
+    Ok(Inherited { tun: take("WG_TUN_FD", tun)?, uapi: take("WG_UAPI_FD", uapi)?, manager })
 }
 
 fn descriptor_variable(name: &str) -> Result<Option<RawFd>> {

@@ -1,0 +1,80 @@
+//! Telling a service manager how the daemon is (sd_notify(3)).
+//!
+//! The socket is opened before the helper seals itself; from then on it is only written to.
+
+use crate::error::{Error, Result, Step};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::unistd::write;
+use std::ffi::OsStr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
+
+/// The service manager that waits to hear from us, if any.
+#[derive(Default)]
+pub struct ServiceManager {
+    socket: Option<OwnedFd>,
+    /// How often it wants to hear that we are alive.
+    interval: Option<Duration>,
+    next: Option<Instant>,
+}
+
+impl ServiceManager {
+    /// The one that NOTIFY_SOCKET names, with the interval of WATCHDOG_USEC: twice in each.
+    ///
+    /// # Errors
+    /// If there is a name and nobody answers to it: the manager would wait in vain and end us.
+    pub fn of_environment() -> Result<Self> {
+        let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
+            return Ok(Self::default());
+        };
+        let unusable = |errno: nix::Error| {
+            let (name, why) = (name.display(), errno.desc());
+            Error::new(format!("NOTIFY_SOCKET is {name}: {why}; unset it, or see to its service"))
+        };
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)
+            .step("socket to the service manager")?;
+        connect(socket.as_raw_fd(), &address(&name).map_err(unusable)?).map_err(unusable)?;
+        let microseconds = std::env::var("WATCHDOG_USEC").ok().and_then(|value| value.parse().ok());
+        let interval = microseconds.map(|whole: u64| Duration::from_micros(whole / 2));
+        Ok(Self { socket: Some(socket), interval, next: Some(Instant::now()) })
+    }
+
+    /// The interface is there and serves.
+    pub fn ready(&self, status: &str) {
+        self.send(&format!("READY=1\nSTATUS={status}"));
+    }
+
+    /// It ends, and why.
+    pub fn stopping(&self, status: &str) {
+        self.send(&format!("STOPPING=1\nSTATUS={status}"));
+    }
+
+    /// Says that we are alive when that is due; how long until the next time.
+    pub fn keep_alive(&mut self) -> Duration {
+        let (Some(interval), Some(next)) = (self.interval, self.next) else { return Duration::MAX };
+        let now = Instant::now();
+        if now < next {
+            return next.duration_since(now);
+        }
+        self.next = now.checked_add(interval);
+        self.send("WATCHDOG=1");
+        interval
+    }
+
+    /// A manager that does not read does not hold us up.
+    fn send(&self, message: &str) {
+        if let Some(socket) = &self.socket {
+            let _unheard = write(socket, message.as_bytes());
+        }
+    }
+}
+
+/// A path, or with a leading `@` a name in the abstract namespace.
+fn address(name: &OsStr) -> nix::Result<UnixAddr> {
+    match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => UnixAddr::new_abstract(name),
+        None => UnixAddr::new(name),
+    }
+}

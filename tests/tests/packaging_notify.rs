@@ -1,0 +1,78 @@
+//! What a service manager hears of the daemon (sd_notify(3)), and when.
+#![allow(clippy::unwrap_used)]
+
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use wgsep_tests::daemon::{Daemon, unique_interface};
+use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::netns::Netns;
+use wgsep_tests::process::Process;
+use wgsep_tests::require;
+use wgsep_tests::scratch::Scratch;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn next(manager: &UnixDatagram) -> String {
+    let mut message = [0; 512];
+    let length = manager.recv(&mut message).expect("the manager hears nothing more");
+    String::from_utf8_lossy(&message[..length]).into_owned()
+}
+
+/// The next message that is no sign of life.
+fn next_news(manager: &UnixDatagram) -> String {
+    std::iter::repeat_with(|| next(manager)).find(|message| message != "WATCHDOG=1").unwrap()
+}
+
+#[test]
+fn the_manager_hears_of_readiness_life_and_the_end() {
+    require!(Wgsep);
+    let scratch = Scratch::new();
+    let path = scratch.join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
+    });
+    assert_eq!(next_news(&manager), format!("READY=1\nSTATUS=serving {}", daemon.interface));
+    for _ in 0..3 {
+        assert_eq!(next(&manager), "WATCHDOG=1");
+    }
+    daemon.process.signal(Signal::SIGTERM);
+    assert_eq!(next_news(&manager), "STOPPING=1\nSTATUS=SIGTERM");
+    assert_eq!(daemon.process.exit_within(LIMIT).code(), Some(0));
+}
+
+/// systemd of a user, and container managers, give names of the abstract namespace, which is that of
+/// the network namespace.
+#[test]
+fn a_manager_with_an_abstract_name_is_heard_and_without_an_interval_no_life_is_told() {
+    require!(Wgsep);
+    let netns = Netns::new();
+    let name = unique_interface();
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let manager = netns.inside(|| UnixDatagram::bind_addr(&address).unwrap());
+    manager.set_read_timeout(Some(LIMIT)).unwrap();
+    let daemon = Daemon::start_with(Wgsep, &netns, |command| {
+        command.env("NOTIFY_SOCKET", format!("@{name}"));
+    });
+    assert!(next(&manager).starts_with("READY=1\n"));
+    nix::sys::signal::kill(daemon.dataplane(), Signal::SIGKILL).unwrap();
+    let end = next(&manager);
+    assert!(end.starts_with("STOPPING=1\nSTATUS=") && end.contains("SIGKILL"), "{end}");
+}
+
+#[test]
+fn a_manager_that_is_not_there_is_an_error_that_names_the_variable() {
+    require!(Wgsep);
+    let netns = Netns::new();
+    let mut command = Wgsep.command(&netns, &unique_interface());
+    command.env("NOTIFY_SOCKET", "/run/nobody/listens/here");
+    let mut process = Process::spawn(command, "wgsep");
+    assert_eq!(process.exit_within(LIMIT).code(), Some(1));
+    let log = process.log();
+    assert_eq!(log.lines().count(), 1, "{log}");
+    assert!(log.contains("NOTIFY_SOCKET is /run/nobody/listens/here"), "{log}");
+}
