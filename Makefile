@@ -2,6 +2,8 @@
 # make demo    a tunnel between two namespaces, shown step by step (root)
 # make test    install what the tests need, build, run every test (root)
 # make deps    only install what the tests need
+# make install the programs, manual pages, unit and completions, under DESTDIR and PREFIX (root)
+# make deb     a Debian package of the same, into target
 # make clean   remove what cargo built
 
 CARGO ?= cargo
@@ -15,13 +17,59 @@ export WGSEP_BIN_DIR
 # rustup's default place, for a shell that has not been told of it.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: build demo test deps system-packages clean
+# Where `make install` puts things; DESTDIR stands before each. The helper finds its dataplane in
+# ../libexec/wgsep from where it is itself; any other place is compiled in.
+PREFIX ?= /usr/local
+SBINDIR = $(PREFIX)/sbin
+ifdef LIBEXECDIR
+export WGSEP_LIBEXECDIR := $(LIBEXECDIR)
+else
+LIBEXECDIR = $(PREFIX)/libexec/wgsep
+endif
+MANDIR = $(PREFIX)/share/man
+DOCDIR = $(PREFIX)/share/doc/wgsep
+UNITDIR = $(PREFIX)/lib/systemd/system
+SYSUSERSDIR = $(PREFIX)/lib/sysusers.d
+TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
+# Where `make deb` leaves the package.
+DEBDIR ?= $(CARGO_TARGET_DIR)
+
+.PHONY: build install deb demo test deps system-packages clean
 
 build:
 	$(CARGO) build --release --locked -p wgsep
 	@# Static, because it is executed by descriptor inside an empty root: no loader would be found.
 	$(CARGO) rustc --release --locked -p wgsep-dataplane-bin --bin wgsep-dataplane -- \
 		-C target-feature=+crt-static
+
+install: build
+	install -d $(addprefix $(DESTDIR),$(SBINDIR) $(LIBEXECDIR) $(MANDIR)/man8 $(MANDIR)/man7 $(DOCDIR) \
+		$(UNITDIR) $(SYSUSERSDIR) $(TMPFILESDIR) $(PREFIX)/share/bash-completion/completions \
+		$(PREFIX)/share/zsh/site-functions $(PREFIX)/share/fish/vendor_completions.d)
+	install -m 755 $(WGSEP_BIN_DIR)/wgsep $(DESTDIR)$(SBINDIR)
+	install -m 755 $(WGSEP_BIN_DIR)/wgsep-dataplane bin/dist/configure $(DESTDIR)$(LIBEXECDIR)
+	install -m 644 bin/dist/wgsep.8 $(DESTDIR)$(MANDIR)/man8
+	install -m 644 bin/dist/wgsep-sandbox.7 $(DESTDIR)$(MANDIR)/man7
+	install -m 644 README.md SECURITY.md CHANGELOG.md LICENSE $(DESTDIR)$(DOCDIR)
+	bin/dist/licences wgsep wgsep-dataplane-bin >$(DESTDIR)$(DOCDIR)/LICENCES-OF-CRATES
+	sed -e 's|@SBINDIR@|$(SBINDIR)|' -e 's|@LIBEXECDIR@|$(LIBEXECDIR)|' \
+		bin/dist/wgsep@.service.in >$(DESTDIR)$(UNITDIR)/wgsep@.service
+	install -m 644 bin/dist/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/wgsep.conf
+	install -m 644 bin/dist/tmpfiles.conf $(DESTDIR)$(TMPFILESDIR)/wgsep.conf
+	$(CARGO) run --release --locked --quiet -p wgsep --example completions -- $(CARGO_TARGET_DIR)
+	install -m 644 $(CARGO_TARGET_DIR)/wgsep.bash \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/wgsep
+	install -m 644 $(CARGO_TARGET_DIR)/_wgsep $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+	install -m 644 $(CARGO_TARGET_DIR)/wgsep.fish \
+		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+
+# Laid out anew, so that the package has nothing of an older one. /usr is where Debian looks.
+deb: STAGE = $(CARGO_TARGET_DIR)/deb
+deb: build
+	rm -rf $(STAGE)
+	umask 022 && $(MAKE) --no-print-directory --old-file=build install PREFIX=/usr DESTDIR=$(STAGE)
+	strip --strip-unneeded $(STAGE)/usr/sbin/wgsep $(STAGE)/usr/libexec/wgsep/wgsep-dataplane
+	bin/dist/build-deb $(STAGE) $(DEBDIR)
 
 demo: system-packages
 	@$(MAKE) --no-print-directory build

@@ -14,7 +14,8 @@ Three common uses:
 
 Manage it with wg(8). It ends with SIGTERM, `ip link delete wg0`, or when its socket is removed.";
 
-fn command() -> Command {
+/// What `wgsep` understands.
+pub fn command() -> Command {
     let value = |name: &'static str, placeholder: &'static str| {
         Arg::new(name).long(name).value_name(placeholder)
     };
