@@ -1,5 +1,6 @@
 //! Options and the environment that the other implementations understand, turned into [`Options`].
 
+use clap::builder::PossibleValue;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -13,6 +14,26 @@ Three common uses:
   WG_QUICK_USERSPACE_IMPLEMENTATION=wgsep wg-quick up wg0
 
 Manage it with wg(8). It ends with SIGTERM, `ip link delete wg0`, or when its socket is removed.";
+
+/// Options of the other implementations that change nothing here, and why. Those that mean the same
+/// by another name are aliases of ours.
+const NEEDLESS: [(&str, &str); 3] = [
+    (
+        "disable-drop-privileges",
+        "privileges are always dropped, and marks and ports can be changed all the same",
+    ),
+    ("disable-connected-udp", "no socket is ever connected to a peer"),
+    ("disable-multi-queue", "the number of workers is what counts: see --workers"),
+];
+
+/// Options of theirs that are variables here, because descriptors come with the environment.
+const ENVIRONMENT_INSTEAD: [(&str, &str); 2] = [("tun-fd", "WG_TUN_FD"), ("uapi-fd", "WG_UAPI_FD")];
+
+/// The levels, by the names they have here and elsewhere.
+fn levels() -> [PossibleValue; 4] {
+    let [silent, error, info, debug] = ["silent", "error", "info", "debug"].map(PossibleValue::new);
+    [silent.alias("off"), error, info, debug.aliases(["verbose", "trace"])]
+}
 
 /// What `wgsep` understands.
 pub fn command() -> Command {
@@ -31,11 +52,12 @@ pub fn command() -> Command {
         .arg(value("listen-port", "PORT").value_parser(value_parser!(u16).range(1..)).help("The only UDP port that wg(8) may choose"))
         .arg(value("fwmark", "MARK[/MASK]").value_parser(parse_mark).help("The only marks that wg(8) may choose"))
         .arg(flag("allow-low-ports").help("Let wg(8) choose a port below 1024"))
-        .arg(value("workers", "N").value_parser(value_parser!(u8).range(1..=64)).help("Worker threads [default: one per core]"))
-        .arg(value("log-level", "LEVEL").value_parser(["silent", "error", "info", "debug"]).help("[default: info, or LOG_LEVEL]"))
+        .arg(value("workers", "N").alias("threads").short_alias('t').value_parser(value_parser!(u8).range(1..=64)).help("Worker threads [default: one per core]"))
+        .arg(value("log-level", "LEVEL").alias("verbosity").short_alias('v').value_parser(levels()).help("[default: info, or LOG_LEVEL]"))
         .arg(value("log-format", "FORMAT").value_parser(["text", "json"]).default_value("text").help("How log lines look"))
-        .arg(value("log-file", "PATH").value_parser(value_parser!(PathBuf)).help("Log there instead of standard error or syslog"))
-        .arg(Arg::new("drop").long("disable-drop-privileges").num_args(0..=1).require_equals(true).action(ArgAction::Append).hide(true))
+        .arg(value("log-file", "PATH").alias("log").short_alias('l').value_parser(value_parser!(PathBuf)).help("Log there instead of standard error or syslog"))
+        .args(NEEDLESS.map(|(name, _)| Arg::new(name).long(name).num_args(0..=1).require_equals(true).action(ArgAction::Append).hide(true)))
+        .args(ENVIRONMENT_INSTEAD.map(|(name, _)| value(name, "FD").allow_negative_numbers(true).hide(true)))
 }
 
 /// The command line and environment as options; or how to exit, after having said why.
@@ -70,27 +92,43 @@ fn options(
     let interface = text("interface").unwrap_or_default();
     check_name(&interface).map_err(|error| error.to_string())?;
     let foreground = matches.get_flag("foreground") || is_on(variable("WG_PROCESS_FOREGROUND"));
-    if matches.contains_id("drop") || is_on(variable("WG_SUDO")) {
-        complain(
-            "--disable-drop-privileges and WG_SUDO change nothing: privileges are always dropped, and marks and ports can be changed all the same",
-        );
+    for (name, why) in NEEDLESS {
+        if matches.contains_id(name) {
+            complain(&format!("--{name} changes nothing: {why}"));
+        }
     }
-    let level = text("log-level").map_or_else(|| level_from(variable("LOG_LEVEL")), Ok)?;
+    if is_on(variable("WG_SUDO")) {
+        complain("WG_SUDO changes nothing: privileges are always dropped");
+    }
+    for (name, instead) in ENVIRONMENT_INSTEAD {
+        if let Some(number) = text(name) {
+            return Err(format!("--{name} is not for the command line; set {instead}={number}"));
+        }
+    }
+    let level = match text("log-level") {
+        Some(level) => level_from("--log-level", Some(level.into()))?,
+        None => match variable("LOG_LEVEL") {
+            Some(level) => level_from("LOG_LEVEL", Some(level))?,
+            None => level_from("WG_LOG_LEVEL", variable("WG_LOG_LEVEL"))?,
+        },
+    };
     let (port, low_ports) =
         (matches.get_one("listen-port").copied(), matches.get_flag("allow-low-ports"));
     if let Some(port) = port.filter(|port: &u16| *port < 1024 && !low_ports) {
         return Err(format!("--listen-port {port} is below 1024; add --allow-low-ports"));
     }
-    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let workers = match matches.get_one::<u8>("workers") {
+        Some(workers) => usize::from(*workers),
+        None => workers_from(variable("WG_THREADS"))?,
+    };
+    let log_file = matches.get_one("log-file").cloned();
     Ok(Options {
         interface,
         foreground,
         user: text("user"),
         strict: text("sandbox").as_deref() == Some("strict"),
         grants: Grants { port, mark: matches.get_one("fwmark").copied(), low_ports },
-        workers: matches
-            .get_one::<u8>("workers")
-            .map_or_else(cores, |workers| usize::from(*workers)),
+        workers,
         log_most: match level.as_str() {
             "silent" => None,
             "error" => Some(Level::Error),
@@ -103,12 +141,23 @@ fn options(
         } else {
             Format::Text
         },
-        log_file: matches.get_one("log-file").cloned(),
+        log_file: log_file.or_else(|| variable("WG_LOG_FILE").map(PathBuf::from)),
     })
 }
 
-/// LOG_LEVEL as the other implementations spell it.
-fn level_from(value: Option<OsString>) -> Result<String, String> {
+/// WG_THREADS, or one for each core.
+fn workers_from(value: Option<OsString>) -> Result<usize, String> {
+    let Some(value) = value else {
+        return Ok(std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(64));
+    };
+    let number = value.to_str().and_then(|value| value.parse().ok());
+    number
+        .filter(|number| (1..=64).contains(number))
+        .ok_or_else(|| format!("WG_THREADS is {}; it must be 1 to 64", value.display()))
+}
+
+/// A level as the other implementations spell it, from `source`.
+fn level_from(source: &str, value: Option<OsString>) -> Result<String, String> {
     let value = value.unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     let level = match value.as_str() {
         "" | "info" => "info",
@@ -117,7 +166,7 @@ fn level_from(value: Option<OsString>) -> Result<String, String> {
         "debug" | "verbose" | "trace" => "debug",
         _ => {
             return Err(format!(
-                "LOG_LEVEL is {value:?}; it must be silent, error, info, debug or verbose"
+                "{source} is {value:?}; it must be silent, error, info, debug or verbose"
             ));
         }
     };
@@ -187,12 +236,42 @@ mod tests {
         assert!(!parsed(&["wg0"], &[("WG_PROCESS_FOREGROUND", "0")]).unwrap().foreground);
         assert_eq!(parsed(&["wg0"], &[("LOG_LEVEL", "verbose")]).unwrap().log_level, "debug");
         assert!(parsed(&["wg0"], &[("LOG_LEVEL", "loud")]).is_err());
+        let same = parsed(
+            &["wg0"],
+            &[("WG_LOG_LEVEL", "trace"), ("WG_THREADS", "3"), ("WG_LOG_FILE", "/var/log/wg")],
+        )
+        .unwrap();
+        assert_eq!((same.log_level.as_str(), same.workers), ("debug", 3));
+        assert_eq!(same.log_file, Some("/var/log/wg".into()));
+        let both = [("LOG_LEVEL", "error"), ("WG_LOG_LEVEL", "trace")];
+        assert_eq!(parsed(&["wg0"], &both).unwrap().log_level, "error");
+        for (name, value) in [("WG_THREADS", "0"), ("WG_THREADS", "many"), ("WG_LOG_LEVEL", "x")] {
+            assert!(parsed(&["wg0"], &[(name, value)]).err().unwrap().contains(name));
+        }
+    }
+
+    /// Every option of boringtun-cli and gotatun-cli.
+    #[test]
+    fn the_options_of_the_others_mean_the_same_or_change_nothing_or_say_what_to_do() {
+        for words in [
+            &["-t", "3", "-v", "trace", "-l", "/var/log/wg", "wg0"][..],
+            &["--threads", "3", "--verbosity", "debug", "--log", "/var/log/wg", "wg0"],
+        ] {
+            let options = parsed(words, &[]).unwrap();
+            assert_eq!((options.log_level.as_str(), options.workers), ("debug", 3));
+            assert_eq!(options.log_file, Some("/var/log/wg".into()));
+        }
         for spelling in [
             "--disable-drop-privileges",
             "--disable-drop-privileges=1",
             "--disable-drop-privileges=true",
+            "--disable-connected-udp",
+            "--disable-multi-queue",
         ] {
             assert!(parsed(&["wg0", spelling], &[]).is_ok());
+        }
+        for (option, variable) in [("--tun-fd", "WG_TUN_FD=7"), ("--uapi-fd", "WG_UAPI_FD=7")] {
+            assert!(parsed(&["wg0", option, "7"], &[]).err().unwrap().contains(variable));
         }
     }
 
