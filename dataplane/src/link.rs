@@ -47,6 +47,8 @@ pub(crate) struct LinkState {
 pub(crate) struct Changes {
     /// The interface's new state, if it was mentioned.
     pub(crate) link: Option<LinkState>,
+    /// It was down meanwhile, whatever it is now.
+    pub(crate) was_down: bool,
     /// Some route or rule changed: datagrams may leave by another interface now.
     pub(crate) routes: bool,
     /// Some route to our interface has another MTU now.
@@ -181,6 +183,7 @@ impl LinkMonitor {
             let mtu = number(attributes, IFLA_MTU).unwrap_or(0);
             let up = flags & libc::IFF_UP as u32 != 0;
             changes.link = Some(LinkState { up, mtu });
+            changes.was_down |= !up;
             changes.route_mtus |= !up && self.route_mtus.clear();
             name.as_ref().clone_into(&mut self.name);
         }
@@ -292,6 +295,15 @@ mod tests {
         assert_eq!(monitor.name_of(8), None);
         monitor.parse(&link_message(libc::RTM_NEWROUTE, 0, 0), None, &mut changes);
         assert!(changes.routes);
+    }
+
+    #[test]
+    fn a_short_while_down_is_not_missed() {
+        let (mut monitor, mut changes) = (monitor(), Changes::default());
+        let mut bytes = link_message(libc::RTM_NEWLINK, 7, 0);
+        bytes.extend(link_message(libc::RTM_NEWLINK, 7, libc::IFF_UP as u32));
+        monitor.parse(&bytes, None, &mut changes);
+        assert!(changes.was_down && changes.link.is_some_and(|link| link.up));
     }
 
     #[test]

@@ -275,8 +275,12 @@ impl Control {
             self.device.data_path().set_mtu(state.mtu);
             tracing::debug!("MTU is {}", state.mtu);
         }
-        if state.up != self.link_state.up {
-            self.jobs.push_back(if state.up { Job::LinkUp } else { Job::LinkDown });
+        // Down and up again between two looks is both.
+        if self.link_state.up && (changes.was_down || !state.up) {
+            self.jobs.push_back(Job::LinkDown);
+        }
+        if state.up && (changes.was_down || !self.link_state.up) {
+            self.jobs.push_back(Job::LinkUp);
         }
         self.link_state = state;
     }
