@@ -21,15 +21,16 @@ const IFLA_NEW_NETNSID: u16 = 45;
 const IFLA_NEW_IFINDEX: u16 = 49;
 
 /// A network namespace as seen from the socket's own, which is `None`.
-type Namespace = Option<i32>;
+pub(crate) type Namespace = Option<i32>;
 
 /// Where our interface is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     /// Its index in a namespace.
     At(Namespace, u32),
-    /// It left a namespace other than the socket's own, whose name for the new one says nothing to
-    /// us: it is the next interface that appears anywhere with this index and its own name.
+    /// Nobody knows: the namespace that it left has another number for the new one than the socket's
+    /// own, or the new one is not heard of. It is the next interface that appears anywhere with this
+    /// index and its own name.
     OnTheMove(u32),
 }
 
@@ -61,6 +62,8 @@ pub(crate) struct LinkMonitor {
     place: Place,
     name: String,
     names: HashMap<u32, String>,
+    /// The socket hears of the interface wherever it is moved to.
+    follows_moves: bool,
     route_mtus: RouteMtus,
     /// The last question's number, and the interface that was the answer.
     question: (u32, Option<u32>),
@@ -70,16 +73,23 @@ pub(crate) struct LinkMonitor {
 }
 
 impl LinkMonitor {
-    /// Watches the interface `name` of index `ifindex`, and asks for all there are.
+    /// Watches the interface `name` of index `ifindex`, in the socket's own network namespace or one
+    /// that it knows by number, and asks for all there are.
     ///
     /// # Errors
     /// As send(2).
-    pub(crate) fn new(socket: OwnedFd, ifindex: u32, name: &str) -> nix::Result<Self> {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        (namespace, ifindex): (Namespace, u32),
+        follows_moves: bool,
+        name: &str,
+    ) -> nix::Result<Self> {
         let monitor = Self {
             socket,
-            place: Place::At(None, ifindex),
+            place: Place::At(namespace, ifindex),
             name: name.to_owned(),
             names: HashMap::new(),
+            follows_moves,
             route_mtus: RouteMtus::default(),
             question: (0, None),
             untold: Changes::default(),
@@ -112,6 +122,16 @@ impl LinkMonitor {
         }
         self.buffer = buffer;
         changes
+    }
+
+    /// True if the interface may be where the socket hears nothing of it: a namespace that has no number
+    /// in the socket's own is not heard of.
+    pub(crate) const fn is_out_of_hearing(&self) -> bool {
+        match self.place {
+            Place::At(None, _) => false,
+            Place::At(Some(_), _) => !self.follows_moves,
+            Place::OnTheMove(_) => true,
+        }
     }
 
     /// The interface by which a datagram with this source, destination and mark leaves; `None` if
@@ -206,8 +226,8 @@ impl LinkMonitor {
         let Some(new_namespace) = number(attributes, IFLA_NEW_NETNSID) else { return };
         let new_ifindex = number(attributes, IFLA_NEW_IFINDEX).unwrap_or(ifindex);
         self.place = match namespace {
-            None => Place::At(Some(new_namespace.cast_signed()), new_ifindex),
-            Some(_) => Place::OnTheMove(new_ifindex),
+            None if self.follows_moves => Place::At(Some(new_namespace.cast_signed()), new_ifindex),
+            _ => Place::OnTheMove(new_ifindex),
         };
     }
 
@@ -245,6 +265,7 @@ mod tests {
             place: Place::At(None, 7),
             name: "wg0".to_owned(),
             names: HashMap::new(),
+            follows_moves: true,
             route_mtus: RouteMtus::default(),
             question: (0, None),
             untold: Changes::default(),
@@ -295,6 +316,17 @@ mod tests {
         assert_eq!(monitor.name_of(8), None);
         monitor.parse(&link_message(libc::RTM_NEWROUTE, 0, 0), None, &mut changes);
         assert!(changes.routes);
+    }
+
+    #[test]
+    fn where_moves_are_not_followed_the_interface_is_out_of_hearing_until_it_returns() {
+        let (mut monitor, mut changes) = (monitor(), Changes::default());
+        monitor.follows_moves = false;
+        let more = [(IFLA_NEW_NETNSID, 3), (IFLA_NEW_IFINDEX, 9)];
+        monitor.parse(&moving_message(libc::RTM_DELLINK, 7, 0, &more), None, &mut changes);
+        assert!(monitor.is_out_of_hearing());
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 9, 1), None, &mut changes);
+        assert!(!monitor.is_out_of_hearing() && changes.link.is_some_and(|link| link.up));
     }
 
     #[test]

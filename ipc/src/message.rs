@@ -72,6 +72,10 @@ pub enum Reply {
     Granted {
         /// Index of the interface.
         ifindex: u32,
+        /// The network namespace it is in, as the netlink socket's own numbers it; `None` for that.
+        netns: Option<i32>,
+        /// Whether the netlink socket tells of the interface wherever it is moved to.
+        follows_moves: bool,
         /// How many TUN queues come with it.
         tun_queues: u8,
         /// What these do besides single packets.
@@ -226,8 +230,13 @@ mod tests {
             assert!(frame.len <= MAX_FRAME);
             assert_eq!(decode(frame.as_bytes()), Ok((u32::MAX, request)));
         }
-        let reply =
-            Reply::Granted { ifindex: u32::MAX, tun_queues: 255, offload: TunOffload::default() };
+        let reply = Reply::Granted {
+            ifindex: u32::MAX,
+            netns: Some(i32::MAX),
+            follows_moves: true,
+            tun_queues: 255,
+            offload: TunOffload::default(),
+        };
         let said = FromHelper::Reply { sequence: 3, reply };
         assert_eq!(decode(Frame::encode(0, said).unwrap().as_bytes()), Ok((0, said)));
         assert_eq!(said.descriptors(), 257);

@@ -2,11 +2,12 @@
 //! verifies that it is confined, hands the descriptors over, and answers four requests.
 //!
 //! It holds no key and sees no packet. Read it in the order in which it runs: [`run`], `startup`,
-//! `tun`, `uapi_socket`, `spawn`, `verify`, `monitor`, `udp`; `sys` has all the unsafe code.
+//! `netns`, `tun`, `uapi_socket`, `spawn`, `verify`, `monitor`, `udp`; `sys` has all the unsafe code.
 
 mod error;
 mod log;
 mod monitor;
+mod netns;
 mod notify;
 mod spawn;
 mod startup;
@@ -26,6 +27,7 @@ pub use udp::Grants;
 use error::{Result, Step};
 use log::Log;
 use monitor::{End, Monitor};
+use netns::Netns;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Gid, Uid};
 use startup::{Inherited, Launcher};
@@ -48,6 +50,10 @@ pub struct Options {
     pub strict: bool,
     /// What the dataplane may ask for.
     pub grants: Grants,
+    /// Name of the network namespace that the UDP sockets live in.
+    pub socket_netns: Option<String>,
+    /// Name of the network namespace that the interface is created in.
+    pub tun_netns: Option<String>,
     /// Worker threads.
     pub workers: usize,
     /// As the dataplane is told.
@@ -89,16 +95,24 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&startup::handled_signals(), flags).step("signalfd")?;
 
-    let tun = match tun {
-        Some(queue) => TunDevice::adopt(queue)?,
-        None => TunDevice::create(&options.interface)?,
+    let tun_netns = options.tun_netns.as_deref().map(Netns::open).transpose()?;
+    if let Some(name) = &options.socket_netns {
+        // For good: UDP sockets are opened later, too.
+        Netns::open(name)?.enter()?;
+    }
+    let tun = match (tun, &tun_netns) {
+        (Some(_), Some(_)) => return Err(Error::new("--tun-netns does not go with WG_TUN_FD")),
+        (Some(queue), None) => TunDevice::adopt(queue)?,
+        (None, Some(netns)) => TunDevice::create_in(netns, &options.interface)?,
+        (None, None) => TunDevice::create(&options.interface)?,
     };
     log.set_interface(&tun.name);
     let uapi = match uapi {
         Some(listener) => UapiSocket::adopt(listener, &tun.name)?,
         None => UapiSocket::bind(&tun.name)?,
     };
-    let netlink = tun::open_netlink()?;
+    let (netlink, follows_moves) = tun::open_netlink()?;
+    let netns = tun_netns.as_ref().map_or(Ok(None), Netns::number)?;
     let dataplane = start_dataplane(options, &tun, user)?;
     let (pid, uid) = (dataplane.pid, dataplane.uid);
     let mut report = dataplane.report;
@@ -117,7 +131,13 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     }
 
     let queues = u8::try_from(tun.queues.len()).map_err(|_| Error::new("too many TUN queues"))?;
-    let reply = Reply::Granted { ifindex: tun.ifindex, tun_queues: queues, offload: tun.offload };
+    let reply = Reply::Granted {
+        ifindex: tun.ifindex,
+        netns,
+        follows_moves,
+        tun_queues: queues,
+        offload: tun.offload,
+    };
 
     let queues: Vec<_> = tun.queues.iter().map(AsFd::as_fd).collect();
     monitor.grant(sequence, &reply, netlink.as_fd(), &queues)?;

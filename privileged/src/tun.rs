@@ -1,6 +1,7 @@
 //! The TUN device and the socket that tells of its state.
 
 use crate::error::{Error, Result, Step};
+use crate::netns::Netns;
 use crate::sys;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
@@ -19,6 +20,8 @@ const MAX_NAME_LEN: usize = libc::IFNAMSIZ - 1;
 const DEFAULT_MTU: libc::c_int = 1420;
 /// Length of the struct virtio_net_hdr before each packet.
 const VNET_HDR_LEN: libc::c_int = 10;
+/// Of an interface that is about to be moved to where its own name is free.
+const NAME_IN_PASSING: &str = "wgsep%d";
 const RTMGRP_LINK: u32 = 0x1;
 const RTMGRP_IPV4_ROUTE: u32 = 0x40;
 const RTMGRP_IPV4_RULE: u32 = 0x80;
@@ -68,9 +71,7 @@ impl TunDevice {
         let queue = open_device()?;
         let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
         let name = sys::attach_tun(queue.as_fd(), name, flags).map_err(|errno| match errno {
-            nix::Error::EBUSY | nix::Error::EINVAL | nix::Error::EEXIST => Error::new(format!(
-                "interface {name} already exists; delete it (ip link delete {name}) or choose another name"
-            )),
+            nix::Error::EBUSY | nix::Error::EINVAL | nix::Error::EEXIST => name_taken(name),
             nix::Error::EPERM => Error::new(format!(
                 "no permission to create interface {name}: CAP_NET_ADMIN is missing; run as root, or: setcap cap_net_admin+ep wgsep"
             )),
@@ -79,6 +80,26 @@ impl TunDevice {
         let device = Self::identified(queue, name, true)?;
         device.set_mtu()?;
         Ok(device)
+    }
+
+    /// Creates the interface in another network namespace. It is made here and moved there: the
+    /// descriptor of a device would keep the namespace alive that it was opened in.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_in(netns: &Netns, name: &str) -> Result<Self> {
+        let Self { queues, ifindex, offload, .. } = Self::create(NAME_IN_PASSING)?;
+        netns.take_in(ifindex, name).map_err(|errno| match errno {
+            nix::Error::EEXIST => name_taken(name),
+            errno => Error::call(&format!("move interface {name} to its namespace"), errno),
+        })?;
+        let (name, _) = match queues.first() {
+            Some(queue) => sys::tun_identity(queue.as_fd()).step("name of the interface")?,
+            None => return Err(Error::new("the interface has no queue")),
+        };
+        let index = || nix::net::if_::if_nametoindex(name.as_str()).step("index of the interface");
+        let ifindex = netns.inside(index)?;
+        Ok(Self { queues, name, ifindex, offload })
     }
 
     /// Takes over an interface that somebody else created (WG_TUN_FD).
@@ -110,6 +131,12 @@ impl TunDevice {
     }
 }
 
+fn name_taken(name: &str) -> Error {
+    Error::new(format!(
+        "interface {name} already exists; delete it (ip link delete {name}) or choose another name"
+    ))
+}
+
 /// Has the kernel exchange super-packets where it can: UDP's since Linux 6.2.
 fn set_offload(queue: BorrowedFd<'_>) -> Result<TunOffload> {
     sys::set_vnet_header_len(queue, VNET_HDR_LEN).step("set the length of virtio_net_hdr")?;
@@ -138,21 +165,21 @@ fn open_device() -> Result<OwnedFd> {
     })
 }
 
-/// A netlink socket that hears of link, route and rule changes, of the interface also after it was moved to
-/// another network namespace.
+/// A netlink socket that hears of link, route and rule changes; true with it if of the interface also
+/// after it was moved to another network namespace.
 ///
 /// # Errors
 /// If the kernel refuses the socket.
-pub fn open_netlink() -> Result<OwnedFd> {
+pub fn open_netlink() -> Result<(OwnedFd, bool)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)
         .step("netlink")?;
     let groups = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE | RTMGRP_IPV6_ROUTE;
     bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups)).step("subscribe to link changes")?;
-    // Without CAP_NET_BROADCAST only moves to other namespaces go unheard.
-    let _refused =
+    // Refused without CAP_NET_BROADCAST.
+    let all_namespaces =
         sys::set_option(netlink.as_fd(), libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID, 1);
-    Ok(netlink)
+    Ok((netlink, all_namespaces.is_ok()))
 }
 
 #[cfg(test)]

@@ -52,6 +52,8 @@ pub fn command() -> Command {
         .arg(value("listen-port", "PORT").value_parser(value_parser!(u16).range(1..)).help("The only UDP port that wg(8) may choose"))
         .arg(value("fwmark", "MARK[/MASK]").value_parser(parse_mark).help("The only marks that wg(8) may choose"))
         .arg(flag("allow-low-ports").help("Let wg(8) choose a port below 1024"))
+        .arg(value("socket-netns", "NAME").help("Network namespace the UDP sockets live in"))
+        .arg(value("tun-netns", "NAME").help("Network namespace the interface is created in"))
         .arg(value("workers", "N").alias("threads").short_alias('t').value_parser(value_parser!(u8).range(1..=64)).help("Worker threads [default: one per core]"))
         .arg(value("log-level", "LEVEL").alias("verbosity").short_alias('v').value_parser(levels()).help("[default: info, or LOG_LEVEL]"))
         .arg(value("log-format", "FORMAT").value_parser(["text", "json"]).default_value("text").help("How log lines look"))
@@ -128,6 +130,8 @@ fn options(
         user: text("user"),
         strict: text("sandbox").as_deref() == Some("strict"),
         grants: Grants { port, mark: matches.get_one("fwmark").copied(), low_ports },
+        socket_netns: text("socket-netns"),
+        tun_netns: text("tun-netns"),
         workers,
         log_most: match level.as_str() {
             "silent" => None,

@@ -90,8 +90,11 @@ impl Control {
     /// The helper has verified the sandbox: here are the TUN device, the UAPI and the link monitor.
     fn granted(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) {
         let mut descriptors = descriptors.into_iter();
-        let (Reply::Granted { ifindex, offload, .. }, Some(listener), Some(netlink)) =
-            (reply, descriptors.next(), descriptors.next())
+        let (
+            Reply::Granted { ifindex, netns, follows_moves, offload, .. },
+            Some(listener),
+            Some(netlink),
+        ) = (reply, descriptors.next(), descriptors.next())
         else {
             tracing::error!("the helper refused to hand over the interface");
             self.end = Some(End::HelperLost);
@@ -100,7 +103,11 @@ impl Control {
         self.shared.set_tuns(descriptors.map(|queue| Tun::new(queue, *offload)).collect());
         self.shared.wake_workers();
         let ready = self.uapi.listen(listener, &self.epoll).and_then(|()| {
-            let link = LinkMonitor::new(netlink, *ifindex, &self.interface)?;
+            if let Some(queue) = self.shared.tuns.get().and_then(|tuns| tuns.first()) {
+                self.probe.watch(&queue.tun)?;
+            }
+            let link =
+                LinkMonitor::new(netlink, (*netns, *ifindex), *follows_moves, &self.interface)?;
             self.epoll.add(&link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;
             self.link = Some(link);
             Ok(())

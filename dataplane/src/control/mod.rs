@@ -6,9 +6,11 @@
 
 mod events;
 mod jobs;
+mod probe;
 mod sources;
 
 use self::events::Reporter;
+use self::probe::{LinkProbe, PROBE_INTERVAL};
 use self::sources::SourceCheck;
 use crate::clock;
 use crate::helper::Helper;
@@ -80,6 +82,7 @@ pub(crate) struct Control {
     interface: String,
     link: Option<LinkMonitor>,
     link_state: LinkState,
+    probe: LinkProbe,
     sources: SourceCheck,
     jobs: VecDeque<Job>,
     /// Sockets that were replaced, for as long as a worker still holds them.
@@ -123,6 +126,7 @@ impl Control {
             interface: settings.interface,
             link: None,
             link_state: LinkState::default(),
+            probe: LinkProbe::new()?,
             sources: SourceCheck::default(),
             jobs: VecDeque::new(),
             retiring: Weak::new(),
@@ -147,7 +151,11 @@ impl Control {
             if let Some(end) = self.end {
                 return end;
             }
-            let timeout = if more { EpollTimeout::ZERO } else { EpollTimeout::NONE };
+            let timeout = match (more, self.must_probe()) {
+                (true, _) => EpollTimeout::ZERO,
+                (false, true) => EpollTimeout::from(PROBE_INTERVAL),
+                (false, false) => EpollTimeout::NONE,
+            };
             let ready = match self.epoll.wait(&mut events, timeout) {
                 Ok(ready) => ready,
                 Err(nix::Error::EINTR) => 0,
@@ -159,6 +167,7 @@ impl Control {
             for event in events.get(..ready).unwrap_or_default() {
                 self.dispatch(event);
             }
+            self.probe_link();
             self.take_operations();
             while self.run_jobs() {
                 self.take_operations();
@@ -283,6 +292,22 @@ impl Control {
             self.jobs.push_back(Job::LinkUp);
         }
         self.link_state = state;
+    }
+
+    fn must_probe(&self) -> bool {
+        self.link.as_ref().is_some_and(LinkMonitor::is_out_of_hearing)
+    }
+
+    /// Where the interface is out of hearing, looks whether it is up.
+    fn probe_link(&mut self) {
+        if !self.must_probe() {
+            return;
+        }
+        let up = self.probe.is_up();
+        if up != self.link_state.up {
+            self.jobs.push_back(if up { Job::LinkUp } else { Job::LinkDown });
+            self.link_state.up = up;
+        }
     }
 
     /// Looks at some of the cached sources that may be wrong; true if more are left.
