@@ -17,6 +17,7 @@ use wgsep_tests::netns::Netns;
 use wgsep_tests::procfs::{is_running, with_argument};
 use wgsep_tests::traffic::{Load, Pinging, iperf, ping, until_ping};
 use wgsep_tests::tunnel::{Plan, Tunnel};
+use wgsep_tests::wg::KeyPair;
 use wgsep_tests::{require, wait};
 
 /// Within this time of the cause, processes, interface and socket are gone.
@@ -215,6 +216,24 @@ fn the_link_goes_down_and_up_again() {
     until_ping(netns, right.side.inner(Family::V4));
     until_ping(&right.daemon.netns, left.side.inner(Family::V4));
     assert_eq!(left.daemon.listen_port(), 51820);
+}
+
+/// Opening the sockets takes the helper; whoever asks meanwhile sees the link as it is going to be.
+#[test]
+fn what_link_up_and_down_cause_is_there_when_wg_asks_next() {
+    require!(Wgsep);
+    let daemon = Daemon::start(Wgsep, &Netns::new());
+    let (netns, interface) = (&daemon.netns, &daemon.interface);
+    let key = KeyPair::generate();
+    daemon.wg_conf("setconf", &format!("[Interface]\nPrivateKey = {}\n", key.private));
+    let peer = KeyPair::generate().public;
+    daemon.wg_set(format!("peer {peer} endpoint 127.0.0.1:9 persistent-keepalive 25"));
+    for ups in 1..=20 {
+        netns.run(format!("ip link set {interface} up"));
+        assert_eq!(daemon.peer().sent, 148 * ups, "one initiation a time");
+        assert_ne!(daemon.listen_port(), 0);
+        netns.run(format!("ip link set {interface} down"));
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What needs the helper: jobs, one after the other, and its answers.
 //!
 //! A job sends one request at most and is finished when the answer comes; meanwhile packets,
-//! handshakes and every `get` go on.
+//! handshakes and every `get` go on. Only while the link goes up or down, a `get` waits its turn.
 
 use super::{Awaiting, Control, End, Job, LINK};
 use crate::clock;
@@ -35,6 +35,7 @@ impl Control {
                 Job::Configured(client) => self.reply_set(client, 0),
                 Job::LinkUp => self.start_link_up(),
                 Job::LinkDown => self.start_link_down(),
+                Job::Get(client) => self.get(client),
             }
         }
         ran

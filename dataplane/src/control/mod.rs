@@ -59,6 +59,8 @@ enum Job {
     Configured(ClientId),
     LinkUp,
     LinkDown,
+    /// A `get` that was asked while the link changed.
+    Get(ClientId),
 }
 
 /// What happens when the helper has answered.
@@ -331,6 +333,9 @@ impl Control {
                 return;
             };
             match operation {
+                Operation::Get if self.link_is_changing() => {
+                    self.jobs.push_back(Job::Get(client));
+                }
                 Operation::Get => self.get(client),
                 Operation::Set(configuration) => {
                     self.jobs.push_back(Job::Configure(client, configuration));
@@ -339,7 +344,13 @@ impl Control {
         }
     }
 
-    fn get(&mut self, client: ClientId) {
+    /// Whoever took the link up or down and then asks is to see what came of it.
+    fn link_is_changing(&self) -> bool {
+        matches!(self.awaiting, Some(Awaiting::LinkUp | Awaiting::LinkDown))
+            || self.jobs.iter().any(|job| matches!(job, Job::LinkUp | Job::LinkDown))
+    }
+
+    pub(super) fn get(&mut self, client: ClientId) {
         let Self { uapi, device, epoll, link, .. } = self;
         uapi.reply_get(client, &device.status(), device.peers(), &Scopes(link.as_ref()), epoll);
     }
