@@ -19,6 +19,8 @@ pub(crate) struct Arguments {
     pub(crate) interface: String,
     /// Worker threads.
     pub(crate) workers: usize,
+    /// Whether to send many datagrams at once.
+    pub(crate) udp_gso: bool,
     /// As `log::set_verbosity` takes it.
     pub(crate) verbosity: u8,
     /// UDP port to start with, 0 for any.
@@ -29,13 +31,14 @@ pub(crate) struct Arguments {
 
 impl Arguments {
     fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut arguments = Self { workers: 1, verbosity: 3, ..Self::default() };
+        let mut arguments = Self { workers: 1, udp_gso: true, verbosity: 3, ..Self::default() };
         while let Some(option) = words.next() {
             let value = words.next().ok_or(format!("{option} needs a value"))?;
             let bad = || format!("{option}: bad value {value:?}");
             match option.as_str() {
                 "--interface" => arguments.interface = value,
                 "--workers" => arguments.workers = value.parse().map_err(|_| bad())?,
+                "--udp-gso" => arguments.udp_gso = parse_switch(&value).ok_or_else(bad)?,
                 "--log-level" => arguments.verbosity = log::verbosity(&value).ok_or_else(bad)?,
                 "--listen-port" => arguments.listen_port = value.parse().map_err(|_| bad())?,
                 "--fwmark" => arguments.fwmark = value.parse().map_err(|_| bad())?,
@@ -43,6 +46,14 @@ impl Arguments {
             }
         }
         Ok(arguments)
+    }
+}
+
+fn parse_switch(value: &str) -> Option<bool> {
+    match value {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
     }
 }
 
@@ -108,16 +119,19 @@ mod tests {
 
     #[test]
     fn arguments_are_what_the_helper_passes() {
-        let line = "--interface wg0 --workers 2 --log-level debug --listen-port 7 --fwmark 9";
+        let line = "--interface wg0 --workers 2 --udp-gso off --log-level debug --listen-port 7 --fwmark 9";
         let expected = Arguments {
             interface: "wg0".to_owned(),
             workers: 2,
+            udp_gso: false,
             verbosity: 4,
             listen_port: 7,
             fwmark: 9,
         };
         assert_eq!(parse(line), Ok(expected));
-        for bad in ["--workers", "--workers x", "--log-level loud", "--fwmark -1", "wg0 x"] {
+        for bad in
+            ["--workers", "--workers x", "--log-level loud", "--fwmark -1", "--udp-gso 1", "wg0 x"]
+        {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

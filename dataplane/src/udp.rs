@@ -85,9 +85,13 @@ impl Source {
 }
 
 impl UdpSockets {
-    /// Takes the sockets.
-    pub(crate) fn new(v4: Option<OwnedFd>, v6: Option<OwnedFd>) -> Self {
-        Self { v4, v6, segment_limit: SegmentLimit::default() }
+    /// Takes the sockets; `gso` if many datagrams may go at once.
+    pub(crate) fn new(v4: Option<OwnedFd>, v6: Option<OwnedFd>, gso: bool) -> Self {
+        let segment_limit = SegmentLimit::default();
+        if !gso {
+            segment_limit.len.store(0, Ordering::Relaxed);
+        }
+        Self { v4, v6, segment_limit }
     }
 
     /// Both, in the order IPv4, IPv6.
@@ -187,9 +191,9 @@ mod tests {
             let receiver = UdpSocket::bind((host, 0)).unwrap();
             let sender = UdpSocket::bind((host, 0)).unwrap();
             let sockets = if host == "::1" {
-                UdpSockets::new(None, Some(sender.into()))
+                UdpSockets::new(None, Some(sender.into()), true)
             } else {
-                UdpSockets::new(Some(sender.into()), None)
+                UdpSockets::new(Some(sender.into()), None, true)
             };
             let mut endpoint = Endpoint::new(receiver.local_addr().unwrap());
             let send =

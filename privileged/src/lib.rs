@@ -9,6 +9,7 @@ mod log;
 mod monitor;
 mod netns;
 mod notify;
+mod offload;
 mod spawn;
 mod startup;
 mod sys;
@@ -19,6 +20,7 @@ mod verify;
 
 pub use error::Error;
 pub use log::{Format, Level};
+pub use offload::{Offload, Offloads};
 pub use spawn::channel_number;
 pub use startup::complain;
 pub use tun::check_name;
@@ -54,6 +56,8 @@ pub struct Options {
     pub socket_netns: Option<String>,
     /// Name of the network namespace that the interface is created in.
     pub tun_netns: Option<String>,
+    /// Offloads not to use.
+    pub without: Offloads,
     /// Worker threads.
     pub workers: usize,
     /// As the dataplane is told.
@@ -100,11 +104,12 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
         // For good: UDP sockets are opened later, too.
         Netns::open(name)?.enter()?;
     }
+    let without = options.without;
     let tun = match (tun, &tun_netns) {
         (Some(_), Some(_)) => return Err(Error::new("--tun-netns does not go with WG_TUN_FD")),
-        (Some(queue), None) => TunDevice::adopt(queue)?,
-        (None, Some(netns)) => TunDevice::create_in(netns, &options.interface)?,
-        (None, None) => TunDevice::create(&options.interface)?,
+        (Some(queue), None) => TunDevice::adopt(queue, without)?,
+        (None, Some(netns)) => TunDevice::create_in(netns, &options.interface, without)?,
+        (None, None) => TunDevice::create(&options.interface, without)?,
     };
     log.set_interface(&tun.name);
     let uapi = match uapi {
@@ -116,7 +121,8 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     let dataplane = start_dataplane(options, &tun, user)?;
     let (pid, uid) = (dataplane.pid, dataplane.uid);
     let mut report = dataplane.report;
-    let mut monitor = Monitor::new(dataplane, uapi, signals, log, options.grants, manager);
+    let mut monitor =
+        Monitor::new(dataplane, uapi, signals, log, options.grants, options.without, manager);
     let helper_report = wgsep_policy::drop_helper_privileges(options.grants.low_ports)?;
 
     let (sequence, sealed) = monitor.wait_for_seal()?;
@@ -144,6 +150,9 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     monitor.log().info(&format!(
         "started: dataplane pid {pid} uid {uid}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}"
     ));
+    if let Some(missing) = tun.missing() {
+        monitor.log().info(&offload::missing(missing, options.without));
+    }
     launcher.ready();
     monitor.manager().ready(&format!("serving {}", tun.name));
     // Our own copies of the TUN queues close here, so that the interface goes with the dataplane.
@@ -158,6 +167,7 @@ fn start_dataplane(
     let arguments = spawn::Arguments {
         interface: &tun.name,
         workers: options.workers,
+        udp_gso: !options.without.contains(Offload::UdpGso),
         log_level: &options.log_level,
         port: options.grants.port.unwrap_or(0),
         mark: options.grants.mark.map_or(0, |(value, mask)| value & mask),

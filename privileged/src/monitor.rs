@@ -6,6 +6,7 @@
 use crate::error::{Error, Result, Step};
 use crate::log::Log;
 use crate::notify::ServiceManager;
+use crate::offload::{self, Offload, Offloads};
 use crate::spawn::Dataplane;
 use crate::sys;
 use crate::uapi_socket::UapiSocket;
@@ -60,6 +61,8 @@ pub struct Monitor {
     signals: SignalFd,
     log: Log,
     grants: Grants,
+    without: Offloads,
+    gro_is_missed: bool,
     manager: ServiceManager,
     phase: Phase,
     sockets: Option<UdpSockets>,
@@ -76,6 +79,7 @@ impl Monitor {
         signals: SignalFd,
         log: Log,
         grants: Grants,
+        without: Offloads,
         manager: ServiceManager,
     ) -> Self {
         Self {
@@ -84,6 +88,8 @@ impl Monitor {
             signals,
             log,
             grants,
+            without,
+            gro_is_missed: false,
             manager,
             phase: Phase::Init,
             sockets: None,
@@ -324,10 +330,15 @@ impl Monitor {
         port: u16,
         mark: u32,
     ) -> core::result::Result<(), wgsep_ipc::Error> {
+        let gro = !self.without.contains(Offload::UdpGro);
         let permitted = self.grants.permit_mark(mark).and_then(|()| self.grants.permit_port(port));
-        let opened = permitted.and_then(|port| ensure_open(&mut self.sockets, port, mark));
+        let opened = permitted.and_then(|port| ensure_open(&mut self.sockets, port, mark, gro));
         let (reply, descriptors) = match opened {
             Ok(sockets) => {
+                if !sockets.joins && !self.gro_is_missed {
+                    self.gro_is_missed = true;
+                    self.log.info(&offload::missing(Offload::UdpGro, self.without));
+                }
                 let families = sockets.families();
                 let [v4, v6] = families.map(|family| family.is_some());
                 let reply = Reply::UdpOpened { port: sockets.port, v4, v6 };
@@ -408,6 +419,7 @@ fn ensure_open(
     held: &mut Option<UdpSockets>,
     port: u16,
     mark: u32,
+    gro: bool,
 ) -> nix::Result<&mut UdpSockets> {
     match held.take_if(|sockets| sockets.port == port) {
         Some(mut sockets) => {
@@ -415,7 +427,7 @@ fn ensure_open(
             let kept = held.insert(sockets);
             marked.map(|()| kept)
         }
-        None => UdpSockets::open(port, mark).map(|new| held.insert(new)),
+        None => UdpSockets::open(port, mark, gro).map(|new| held.insert(new)),
     }
 }
 
@@ -445,13 +457,13 @@ mod tests {
     #[test]
     fn the_same_port_keeps_its_sockets_and_a_failure_keeps_the_old_ones() {
         let mut held = None;
-        let port = ensure_open(&mut held, 0, 0).unwrap().port;
+        let port = ensure_open(&mut held, 0, 0, true).unwrap().port;
         let taken = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         let taken_port = taken.local_addr().unwrap().port();
-        assert_eq!(ensure_open(&mut held, taken_port, 7).err(), Some(nix::Error::EADDRINUSE));
+        assert_eq!(ensure_open(&mut held, taken_port, 7, true).err(), Some(nix::Error::EADDRINUSE));
         assert_eq!(held.as_ref().map(|sockets| (sockets.port, sockets.mark)), Some((port, 0)));
-        assert_eq!(ensure_open(&mut held, port, 7).unwrap().mark, 7);
-        assert_ne!(ensure_open(&mut held, 0, 7).unwrap().port, port);
+        assert_eq!(ensure_open(&mut held, port, 7, true).unwrap().mark, 7);
+        assert_ne!(ensure_open(&mut held, 0, 7, true).unwrap().port, port);
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub struct Arguments<'a> {
     pub interface: &'a str,
     /// Worker threads.
     pub workers: usize,
+    /// Whether to send many datagrams at once.
+    pub udp_gso: bool,
     /// As `--log-level` takes it.
     pub log_level: &'a str,
     /// UDP port to start with, 0 for any.
@@ -60,6 +62,7 @@ impl Arguments<'_> {
         let pairs = [
             ("--interface", self.interface.to_owned()),
             ("--workers", self.workers.to_string()),
+            ("--udp-gso", if self.udp_gso { "on" } else { "off" }.to_owned()),
             ("--log-level", self.log_level.to_owned()),
             ("--listen-port", self.port.to_string()),
             ("--fwmark", self.mark.to_string()),

@@ -2,6 +2,9 @@
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
 use nix::unistd::Pid;
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -61,6 +64,42 @@ pub(crate) fn set_vnet_header_len(tun: BorrowedFd<'_>, len: libc::c_int) -> nix:
 pub(crate) fn set_offload(tun: BorrowedFd<'_>, offloads: libc::c_uint) -> nix::Result<()> {
     // SAFETY: plain integers.
     unsafe { tunsetoffload(tun.as_raw_fd(), offloads.cast_signed()) }.map(drop)
+}
+
+/// Sets the size of the longest super-packet that the kernel makes for an interface (IFLA_GSO_MAX_SIZE
+/// of linux/if_link.h).
+pub(crate) fn set_gso_max_size(ifindex: u32, size: u32) -> nix::Result<()> {
+    const IFLA_GSO_MAX_SIZE: u16 = 41;
+    const LEN: u32 = 40;
+    let netlink = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )?;
+    let mut request = Vec::new();
+    // struct nlmsghdr: length, type, flags, sequence, sender.
+    request.extend(LEN.to_ne_bytes());
+    request.extend(libc::RTM_NEWLINK.to_ne_bytes());
+    request.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
+    request.extend([0; 8]);
+    // struct ifinfomsg: family and type, index, flags and which of them change.
+    request.extend([0; 4]);
+    request.extend(ifindex.to_ne_bytes());
+    request.extend([0; 8]);
+    // struct rtattr.
+    request.extend(8u16.to_ne_bytes());
+    request.extend(IFLA_GSO_MAX_SIZE.to_ne_bytes());
+    request.extend(size.to_ne_bytes());
+    send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
+    let mut answer = [0; 256];
+    let len = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    // struct nlmsgerr comes behind the header: minus the errno, or 0.
+    let error = answer.get(..len).and_then(|answer| answer.get(16..)?.first_chunk());
+    match error.map_or(-libc::EPROTO, |error| i32::from_ne_bytes(*error)) {
+        0 => Ok(()),
+        error => Err(Errno::from_raw(-error)),
+    }
 }
 
 /// Sets an interface's MTU by way of any socket.

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result, Step};
 use crate::netns::Netns;
+use crate::offload::{Offload, Offloads};
 use crate::sys;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
@@ -67,9 +68,11 @@ impl TunDevice {
     ///
     /// # Errors
     /// If there is no /dev/net/tun, no permission, or the name is taken.
-    pub fn create(name: &str) -> Result<Self> {
+    pub fn create(name: &str, without: Offloads) -> Result<Self> {
         let queue = open_device()?;
-        let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
+        let vnet_hdr = !without.contains(Offload::VnetHdr);
+        let header = if vnet_hdr { libc::IFF_VNET_HDR } else { 0 };
+        let flags = libc::IFF_TUN | libc::IFF_NO_PI | header | libc::IFF_TUN_EXCL;
         let name = sys::attach_tun(queue.as_fd(), name, flags).map_err(|errno| match errno {
             nix::Error::EBUSY | nix::Error::EINVAL | nix::Error::EEXIST => name_taken(name),
             nix::Error::EPERM => Error::new(format!(
@@ -77,8 +80,9 @@ impl TunDevice {
             )),
             errno => Error::call(&format!("create interface {name}"), errno),
         })?;
-        let device = Self::identified(queue, name, true)?;
+        let device = Self::identified(queue, name, vnet_hdr, without)?;
         device.set_mtu()?;
+        device.limit_super_packets();
         Ok(device)
     }
 
@@ -87,8 +91,8 @@ impl TunDevice {
     ///
     /// # Errors
     /// As [`Self::create`].
-    pub fn create_in(netns: &Netns, name: &str) -> Result<Self> {
-        let Self { queues, ifindex, offload, .. } = Self::create(NAME_IN_PASSING)?;
+    pub fn create_in(netns: &Netns, name: &str, without: Offloads) -> Result<Self> {
+        let Self { queues, ifindex, offload, .. } = Self::create(NAME_IN_PASSING, without)?;
         netns.take_in(ifindex, name).map_err(|errno| match errno {
             nix::Error::EEXIST => name_taken(name),
             errno => Error::call(&format!("move interface {name} to its namespace"), errno),
@@ -106,7 +110,7 @@ impl TunDevice {
     ///
     /// # Errors
     /// If the descriptor is no TUN queue.
-    pub fn adopt(queue: OwnedFd) -> Result<Self> {
+    pub fn adopt(queue: OwnedFd, without: Offloads) -> Result<Self> {
         let (name, flags) = sys::tun_identity(queue.as_fd())
             .map_err(|errno| Error::call("WG_TUN_FD is not a TUN device", errno))?;
         if flags & libc::IFF_TUN == 0 || flags & libc::IFF_NO_PI == 0 {
@@ -114,13 +118,14 @@ impl TunDevice {
         }
         nix::fcntl::fcntl(&queue, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_RDWR))
             .step("WG_TUN_FD")?;
-        Self::identified(queue, name, flags & libc::IFF_VNET_HDR != 0)
+        Self::identified(queue, name, flags & libc::IFF_VNET_HDR != 0, without)
     }
 
-    fn identified(queue: OwnedFd, name: String, vnet_hdr: bool) -> Result<Self> {
+    fn identified(queue: OwnedFd, name: String, vnet_hdr: bool, without: Offloads) -> Result<Self> {
         let ifindex =
             nix::net::if_::if_nametoindex(name.as_str()).step("index of the interface")?;
-        let offload = if vnet_hdr { set_offload(queue.as_fd())? } else { TunOffload::default() };
+        let offload =
+            if vnet_hdr { set_offload(queue.as_fd(), without)? } else { TunOffload::default() };
         Ok(Self { queues: vec![queue], name, ifindex, offload })
     }
 
@@ -128,6 +133,24 @@ impl TunDevice {
         let any = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
             .step("socket to set the MTU")?;
         sys::set_mtu(any.as_fd(), &self.name, DEFAULT_MTU).step("set the MTU")
+    }
+
+    /// Has TCP make super-packets that fit into one send of as many datagrams: with the MTU of 1420,
+    /// 45 segments of 1452 bytes. Where the kernel refuses, each takes two sends.
+    fn limit_super_packets(&self) {
+        const MAX_SIZE: u32 = 62_000;
+        let _slower = sys::set_gso_max_size(self.ifindex, MAX_SIZE);
+    }
+
+    /// What its queues should do and do not, for the log.
+    pub fn missing(&self) -> Option<Offload> {
+        let TunOffload { vnet_hdr, tso, uso } = self.offload;
+        match (vnet_hdr, tso, uso) {
+            (false, ..) => Some(Offload::VnetHdr),
+            (true, false, _) => Some(Offload::Tso),
+            (true, true, false) => Some(Offload::Uso),
+            (true, true, true) => None,
+        }
     }
 }
 
@@ -138,13 +161,19 @@ fn name_taken(name: &str) -> Error {
 }
 
 /// Has the kernel exchange super-packets where it can: UDP's since Linux 6.2.
-fn set_offload(queue: BorrowedFd<'_>) -> Result<TunOffload> {
+fn set_offload(queue: BorrowedFd<'_>, without: Offloads) -> Result<TunOffload> {
     sys::set_vnet_header_len(queue, VNET_HDR_LEN).step("set the length of virtio_net_hdr")?;
     let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
     let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
     let set = |offloads| sys::set_offload(queue, offloads).is_ok();
-    let uso = set(tcp | udp);
-    Ok(TunOffload { vnet_hdr: true, tso: uso || set(tcp), uso })
+    let tso = !without.contains(Offload::Tso);
+    let uso = tso && !without.contains(Offload::Uso) && set(tcp | udp);
+    let tso = uso || (tso && set(tcp));
+    // A queue that was handed over may have been set up for more.
+    if !tso && !set(0) {
+        return Err(Error::new("the TUN device keeps its offloads; hand over another WG_TUN_FD"));
+    }
+    Ok(TunOffload { vnet_hdr: true, tso, uso })
 }
 
 fn open_device() -> Result<OwnedFd> {

@@ -22,6 +22,8 @@ pub struct UdpSockets {
     pub port: u16,
     /// The mark set.
     pub mark: u32,
+    /// Whether datagrams are received many at a time; without it, they come one by one.
+    pub joins: bool,
 }
 
 /// What an operator lets the dataplane ask for.
@@ -64,18 +66,18 @@ impl UdpSockets {
     ///
     /// # Errors
     /// EADDRINUSE if the port is taken in either family.
-    pub fn open(port: u16, mark: u32) -> nix::Result<Self> {
+    pub fn open(port: u16, mark: u32, gro: bool) -> nix::Result<Self> {
         let mut tries = 0;
         loop {
             tries += 1;
-            match Self::open_once(port, mark) {
+            match Self::open_once(port, mark, gro) {
                 Err(nix::Error::EADDRINUSE) if port == 0 && tries < TRIES => {}
                 opened => return opened,
             }
         }
     }
 
-    fn open_once(port: u16, mark: u32) -> nix::Result<Self> {
+    fn open_once(port: u16, mark: u32, gro: bool) -> nix::Result<Self> {
         let v4 = missing_family(open_v4(port, mark))?;
         let port = match &v4 {
             Some(socket) => bound_port(socket.as_fd())?,
@@ -87,7 +89,9 @@ impl UdpSockets {
             (None, Some(socket)) => bound_port(socket.as_fd())?,
             (Some(_), _) => port,
         };
-        Ok(Self { v4, v6, port, mark })
+        let mut sockets = Self { v4, v6, port, mark, joins: false };
+        sockets.joins = gro && sockets.families().into_iter().flatten().all(join_datagrams);
+        Ok(sockets)
     }
 
     /// Those there are, in the order IPv4, IPv6.
@@ -125,6 +129,11 @@ fn set_mark(socket: BorrowedFd<'_>, mark: u32) -> nix::Result<()> {
     sys::set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())
 }
 
+/// Has a socket receive many datagrams at once; false if the kernel cannot.
+fn join_datagrams(socket: BorrowedFd<'_>) -> bool {
+    sys::set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok()
+}
+
 fn open_socket(family: AddressFamily, mark: u32) -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(family, SockType::Datagram, flags, None)?;
@@ -133,8 +142,6 @@ fn open_socket(family: AddressFamily, mark: u32) -> nix::Result<OwnedFd> {
         // Only CAP_NET_ADMIN of the first user namespace may; smaller buffers work too.
         let _refused = sys::set_option(socket.as_fd(), libc::SOL_SOCKET, option, BUFFER);
     }
-    // Without it, datagrams come one by one.
-    let _old_kernel = sys::set_option(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1);
     Ok(socket)
 }
 
@@ -193,11 +200,11 @@ mod tests {
 
     #[test]
     fn both_families_share_a_port_and_a_taken_one_is_refused() {
-        let sockets = UdpSockets::open(0, 0).unwrap();
+        let sockets = UdpSockets::open(0, 0, true).unwrap();
         assert_ne!(sockets.port, 0);
         for socket in sockets.families().into_iter().flatten() {
             assert_eq!(bound_port(socket), Ok(sockets.port));
         }
-        assert_eq!(UdpSockets::open(sockets.port, 0).err(), Some(nix::Error::EADDRINUSE));
+        assert_eq!(UdpSockets::open(sockets.port, 0, true).err(), Some(nix::Error::EADDRINUSE));
     }
 }

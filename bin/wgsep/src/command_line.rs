@@ -5,7 +5,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use wgsep_privileged::{Format, Grants, Level, Options, check_name, complain};
+use wgsep_privileged::{Format, Grants, Level, Offload, Options, check_name, complain};
 
 const USES: &str = "\
 Three common uses:
@@ -55,6 +55,7 @@ pub fn command() -> Command {
         .arg(value("socket-netns", "NAME").help("Network namespace the UDP sockets live in"))
         .arg(value("tun-netns", "NAME").help("Network namespace the interface is created in"))
         .arg(value("workers", "N").alias("threads").short_alias('t').value_parser(value_parser!(u8).range(1..=64)).help("Worker threads [default: one per core]"))
+        .arg(value("without", "OFFLOAD").value_delimiter(',').value_parser(Offload::ALL.map(Offload::name)).action(ArgAction::Append).help("Do without offloads of the kernel that give trouble"))
         .arg(value("log-level", "LEVEL").alias("verbosity").short_alias('v').value_parser(levels()).help("[default: info, or LOG_LEVEL]"))
         .arg(value("log-format", "FORMAT").value_parser(["text", "json"]).default_value("text").help("How log lines look"))
         .arg(value("log-file", "PATH").alias("log").short_alias('l').value_parser(value_parser!(PathBuf)).help("Log there instead of standard error or syslog"))
@@ -132,6 +133,13 @@ fn options(
         grants: Grants { port, mark: matches.get_one("fwmark").copied(), low_ports },
         socket_netns: text("socket-netns"),
         tun_netns: text("tun-netns"),
+        without: Offload::ALL
+            .into_iter()
+            .filter(|offload| {
+                let mut without = matches.get_many::<String>("without").unwrap_or_default();
+                without.any(|name| name == offload.name())
+            })
+            .collect(),
         workers,
         log_most: match level.as_str() {
             "silent" => None,
@@ -221,7 +229,11 @@ mod tests {
             "--sandbox",
             "strict",
         ];
+        let words = [&words[..], &["--without", "uso,udp-gro", "--without=tso"]].concat();
         let options = parsed(&words, &[]).unwrap();
+        let without: Vec<_> =
+            Offload::ALL.into_iter().filter(|one| options.without.contains(*one)).collect();
+        assert_eq!(without, [Offload::Tso, Offload::Uso, Offload::UdpGro]);
         assert!(options.foreground && options.strict);
         assert_eq!((options.interface.as_str(), options.workers), ("wg0", 3));
         assert_eq!(options.grants.mark, Some((0x100, 0xff00)));
@@ -288,6 +300,7 @@ mod tests {
             (&["wg0", "--listen-port", "53"], "allow-low-ports"),
             (&["wg0", "--workers", "0"], "workers"),
             (&["wg0", "--sandbox", "off"], "sandbox"),
+            (&["wg0", "--without", "speed"], "without"),
             (&["wg0", "--loud"], "--loud"),
             (&["a/b"], "bad interface name"),
             (&[], "<IF>"),

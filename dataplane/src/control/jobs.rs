@@ -177,7 +177,7 @@ impl Control {
                 return Err(libc::EPROTO);
             }
         }
-        self.publish_sockets(UdpSockets::new(v4, v6));
+        self.publish_sockets(UdpSockets::new(v4, v6, self.udp_gso));
         Ok(port)
     }
 
