@@ -7,7 +7,7 @@ use crate::daemon::Daemon;
 use crate::implementation::Implementation;
 use crate::link::{self, Family, Side};
 use crate::netns::Netns;
-use crate::wg::{KeyPair, preshared_key};
+use crate::wg::{KeyPair, preshared_key, with_input};
 
 /// The port an end listens on, unless both are in one namespace.
 pub const PORT: u16 = 51820;
@@ -68,25 +68,24 @@ impl Plan {
 #[must_use]
 pub fn over_loopback(implementation: Implementation) -> (Arc<Netns>, Tunnel) {
     let middle = Netns::new();
-    let tunnel = with_sockets_in(&middle, &middle, implementation);
-    (middle, tunnel)
-}
-
-/// Two daemons started in the given namespaces, the interface of each moved to a new one and
-/// configured there, without endpoints.
-#[track_caller]
-#[must_use]
-pub fn with_sockets_in(
-    left: &Arc<Netns>,
-    right: &Arc<Netns>,
-    implementation: Implementation,
-) -> Tunnel {
-    let [left, right] = [(Side::Left, left), (Side::Right, right)].map(|(side, sockets)| {
-        let mut end = End::new(side, Daemon::start(implementation, sockets));
+    let [left, right] = [Side::Left, Side::Right].map(|side| {
+        let mut end = End::new(side, Daemon::start(implementation, &middle));
         end.port += side as u16;
         end.daemon.move_interface(&Netns::new());
         end
     });
+    left.configure(&right.key.public, None, None);
+    right.configure(&left.key.public, None, None);
+    (middle, Tunnel { left, right })
+}
+
+/// Two daemons of a kind in two namespaces, each with key and port and the other as a peer, neither
+/// with an endpoint.
+#[track_caller]
+#[must_use]
+pub fn between(left: &Arc<Netns>, right: &Arc<Netns>, implementation: Implementation) -> Tunnel {
+    let left = End::new(Side::Left, Daemon::start(implementation, left));
+    let right = End::new(Side::Right, Daemon::start(implementation, right));
     left.configure(&right.key.public, None, None);
     right.configure(&left.key.public, None, None);
     Tunnel { left, right }
@@ -189,5 +188,13 @@ impl End {
     #[track_caller]
     pub fn set_peer(&self, other: &End, arguments: impl AsRef<str>) {
         self.daemon.wg_set(format!("peer {} {}", other.key.public, arguments.as_ref()));
+    }
+
+    /// `wg set` of a peer's preshared key and allowed IPs.
+    #[track_caller]
+    pub fn set_peer_key(&self, peer: &str, psk: &str, allowed_ips: &str) {
+        let interface = &self.daemon.interface;
+        let peer = format!("peer {peer} preshared-key /dev/stdin allowed-ips {allowed_ips}");
+        with_input(&format!("wg set {interface} {peer}"), psk);
     }
 }

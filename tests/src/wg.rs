@@ -132,6 +132,12 @@ impl Daemon {
         self.netns.output(format!("wg set {} {}", self.interface, arguments.as_ref()))
     }
 
+    /// `wg set INTERFACE private-key`; an empty text clears it.
+    #[track_caller]
+    pub fn set_private_key(&self, key: &str) {
+        with_input(&format!("wg set {} private-key /dev/stdin", self.interface), key);
+    }
+
     /// Gives wg(8) a configuration file's text for `setconf`, `addconf` or `syncconf`.
     #[track_caller]
     pub fn wg_conf(&self, command: &str, text: &str) {

@@ -196,28 +196,6 @@ fn a_peer_loses_its_psk_and_keepalive_when_told() {
 }
 
 #[test]
-fn a_private_key_is_set_and_cleared() {
-    require!(Wgsep);
-    let daemon = daemon();
-    let key = KeyPair::generate();
-    daemon.wg_conf("setconf", &format!("[Interface]\nPrivateKey = {}\n", key.private));
-    assert_eq!(daemon.wg("show", "public-key").trim(), key.public);
-    daemon.wg_set("private-key /dev/null");
-    assert_eq!(daemon.wg("show", "private-key").trim(), "(none)");
-}
-
-/// As the kernel does: no error, no peer.
-#[test]
-fn a_peer_with_our_own_key_is_ignored() {
-    require!(Wgsep);
-    let daemon = daemon();
-    let key = KeyPair::generate();
-    daemon.wg_conf("setconf", &format!("[Interface]\nPrivateKey = {}\n", key.private));
-    daemon.wg_set(format!("peer {} allowed-ips 10.0.0.0/24", key.public));
-    assert!(daemon.peers().is_empty());
-}
-
-#[test]
 fn update_only_does_not_make_a_peer() {
     require!(Wgsep);
     let daemon = daemon();
