@@ -1,20 +1,26 @@
 //! The UAPI socket that wg(8) looks for: /var/run/wireguard/INTERFACE.sock.
 
 use crate::error::{Error, Result, Step};
-use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, open, openat};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, open};
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockname, getsockopt,
     listen, socket, sockopt,
 };
 use nix::sys::stat::{Mode, SFlag, fstatat, umask};
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::time::Duration;
 
 /// Where every WireGuard program looks.
 pub const DIRECTORY: &str = "/var/run/wireguard";
+
+/// How long the second half of a renaming may take.
+const RENAMING: Duration = Duration::from_millis(50);
 
 /// The listening socket, and its file, which is removed when this is dropped.
 pub struct UapiSocket {
@@ -23,9 +29,7 @@ pub struct UapiSocket {
     listener: Option<OwnedFd>,
     directory: OwnedFd,
     watch: Inotify,
-    file: CString,
-    /// Where `wgsep audit` finds how the sandbox turned out; opened while that is possible.
-    report: Option<(OwnedFd, CString)>,
+    file: RefCell<CString>,
     was_removed: Cell<bool>,
 }
 
@@ -70,18 +74,8 @@ impl UapiSocket {
     }
 
     fn new(listener: OwnedFd, directory: OwnedFd, watch: Inotify, file: CString) -> Self {
-        let report = create_report(directory.as_fd(), &file);
-        let was_removed = Cell::new(false);
-        Self { listener: Some(listener), directory, watch, file, report, was_removed }
-    }
-
-    /// Leaves the sandbox's report for `wgsep audit`.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn write_report(&self, text: &str) -> Result<()> {
-        let Some((report, _)) = &self.report else { return Ok(()) };
-        nix::unistd::write(report, text.as_bytes()).step("write the sandbox's report").map(drop)
+        let (file, was_removed) = (RefCell::new(file), Cell::new(false));
+        Self { listener: Some(listener), directory, watch, file, was_removed }
     }
 
     /// What the dataplane accepts clients on; gone from here with the returned value.
@@ -99,40 +93,50 @@ impl UapiSocket {
         self.watch.as_fd()
     }
 
-    /// Reads the watch: true if our file was removed, renamed or replaced.
+    /// Reads the watch: true if our file was removed, replaced, or moved out of the directory.
+    ///
+    /// Renamed within it, as an operator does who renames the interface, it is ours by its new name.
     pub fn was_removed(&self) -> bool {
-        while let Ok(events) = self.watch.read_events() {
-            let ours = self.file.as_bytes();
-            let is_ours = |name: &OsString| name.as_encoded_bytes() == ours;
-            if events.iter().any(|event| event.name.as_ref().is_some_and(is_ours)) {
-                self.was_removed.set(true);
+        let mut left = None;
+        while let Ok(events) = self.next_events(left.is_some()) {
+            for event in events {
+                let Some(name) = event.name.map(OsString::into_vec) else { continue };
+                let is_ours = name == self.file.borrow().as_bytes();
+                if event.mask.contains(AddWatchFlags::IN_MOVED_TO) && left == Some(event.cookie) {
+                    left = None;
+                    // A name from a directory has no NUL.
+                    self.file.replace(CString::new(name).unwrap_or_default());
+                } else if is_ours && event.mask.contains(AddWatchFlags::IN_MOVED_FROM) {
+                    left = Some(event.cookie);
+                } else if is_ours {
+                    self.was_removed.set(true);
+                }
             }
         }
+        self.was_removed.set(self.was_removed.get() || left.is_some());
         self.was_removed.get()
+    }
+
+    /// The events that wait, if any. The two halves of a renaming need not come together, but the
+    /// second is at most one system call away.
+    fn next_events(&self, expected: bool) -> nix::Result<Vec<InotifyEvent>> {
+        if expected {
+            let mut ready = [PollFd::new(self.watch(), PollFlags::POLLIN)];
+            ppoll(&mut ready, Some(RENAMING.into()), None)?;
+        }
+        self.watch.read_events()
     }
 }
 
 impl Drop for UapiSocket {
     /// A file that has taken the place of ours is somebody else's.
     fn drop(&mut self) {
-        let socket = (!self.was_removed()).then_some(&self.file);
-        let report = self.report.as_ref().map(|(_, name)| name);
-        for name in [socket, report].into_iter().flatten() {
-            let name = name.as_c_str();
-            let _already_gone = unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir);
+        if !self.was_removed() {
+            let file = self.file.borrow();
+            let _already_gone =
+                unlinkat(&self.directory, file.as_c_str(), UnlinkatFlags::NoRemoveDir);
         }
     }
-}
-
-/// Makes `IF.sandbox` anew beside `IF.sock`. A directory that may not be written, below a socket that
-/// was handed to us, leaves the audit without the report, and that is what it then says.
-fn create_report(directory: BorrowedFd<'_>, socket: &CString) -> Option<(OwnedFd, CString)> {
-    let socket = socket.to_str().ok()?;
-    let name = CString::new(format!("{}.sandbox", socket.strip_suffix(".sock")?)).ok()?;
-    let _stale = unlinkat(directory, name.as_c_str(), UnlinkatFlags::NoRemoveDir);
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-    let mode = Mode::from_bits_truncate(0o600);
-    openat(directory, name.as_c_str(), flags, mode).ok().map(|file| (file, name))
 }
 
 fn file_name(interface: &str) -> Result<CString> {

@@ -16,7 +16,7 @@ use wgsep_tests::link::Family;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::procfs::{is_running, with_argument};
 use wgsep_tests::traffic::{Load, Pinging, iperf, ping, until_ping};
-use wgsep_tests::tunnel::{Plan, Tunnel};
+use wgsep_tests::tunnel::{PORT, Plan, Tunnel};
 use wgsep_tests::wg::KeyPair;
 use wgsep_tests::{require, wait};
 
@@ -77,6 +77,47 @@ fn removing_the_socket_ends_it_in_order() {
     require!(Wgsep);
     let ending = Ending::new();
     std::fs::remove_file(socket_path(&ending.daemon.interface)).unwrap();
+    assert_eq!(ending.complete().code(), Some(0));
+}
+
+/// wg(8) finds a daemon by its socket's name, so whoever renames the interface renames that, too.
+#[test]
+fn an_interface_and_its_socket_are_renamed_while_it_runs() {
+    require!(Wgsep);
+    let Ending { mut daemon, dataplane } = Ending::new();
+    let new = unique_interface();
+    daemon.netns.run(format!("ip link set {} name {new}", daemon.interface));
+    std::fs::rename(socket_path(&daemon.interface), socket_path(&new)).unwrap();
+    daemon.interface = new;
+    daemon.wg_set(format!("listen-port {PORT}"));
+    daemon.netns.run(format!("ip link set {} up", daemon.interface));
+    assert_eq!(daemon.listen_port(), PORT);
+    assert!(daemon.netns.run("ss -H -u -l -n").contains(&format!(":{PORT}")));
+    daemon.process.signal(Signal::SIGTERM);
+    assert_eq!(Ending { daemon, dataplane }.complete().code(), Some(0));
+}
+
+#[test]
+fn removing_a_renamed_socket_ends_it_in_order() {
+    require!(Wgsep);
+    let Ending { mut daemon, dataplane } = Ending::new();
+    let new = unique_interface();
+    std::fs::rename(socket_path(&daemon.interface), socket_path(&new)).unwrap();
+    daemon.netns.run(format!("ip link set {} name {new}", daemon.interface));
+    daemon.interface = new;
+    std::fs::remove_file(socket_path(&daemon.interface)).unwrap();
+    assert_eq!(Ending { daemon, dataplane }.complete().code(), Some(0));
+}
+
+#[test]
+fn moving_the_socket_elsewhere_ends_it_in_order() {
+    require!(Wgsep);
+    let ending = Ending::new();
+    let socket = socket_path(&ending.daemon.interface);
+    // A directory of the same file system, or it would be a copy.
+    let elsewhere = socket.with_file_name("..").join(ending.daemon.interface.clone());
+    std::fs::rename(&socket, &elsewhere).unwrap();
+    std::fs::remove_file(&elsewhere).unwrap();
     assert_eq!(ending.complete().code(), Some(0));
 }
 
