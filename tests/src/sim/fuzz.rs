@@ -23,6 +23,10 @@ const MACS_LEN: usize = 32;
 /// Indices that one peer may hold: a handshake's and those of three keypairs.
 const MAX_INDICES_PER_PEER: usize = 4;
 
+/// What may happen to the devices in one run. Most of it costs handshakes, of half a millisecond each,
+/// and a fuzzer finds more in many short runs than in few long ones.
+const MAX_DISTURBANCES: usize = 24;
+
 /// A target: its name, which is also that of its corpus, and what to call.
 pub type Target = (&'static str, fn(&[u8]));
 
@@ -234,7 +238,7 @@ fn capture(simulation: &mut Simulation, kind: Kind, a: HostId, b: HostId) -> (Ve
 pub fn device(data: &[u8]) {
     let mut input = Input(data);
     let (mut simulation, a, b) = Simulation::pair(11);
-    for _ in 0..64 {
+    for _ in 0..MAX_DISTURBANCES {
         if input.is_empty() {
             break;
         }
