@@ -35,6 +35,9 @@ const UDP_V4: u64 = 1;
 const UDP_V6: u64 = 2;
 const FIRST_TUN: u64 = 3;
 
+/// Most packets that are read in one turn.
+const MAX_READS: usize = 256;
+
 /// A worker thread's own state.
 pub(crate) struct Worker {
     number: usize,
@@ -198,7 +201,10 @@ impl Worker {
 
     fn read_packets(&self, tun: &Tun, batch: &mut OutboundBatch, now: Instant) {
         let data_path = &self.shared.data_path;
-        while let Some(room) = batch.room() {
+        // Bounded also where nothing is kept: a flood of packets that have nowhere to go must not
+        // hold up those that have.
+        for _ in 0..MAX_READS {
+            let Some(room) = batch.room() else { return };
             match tun.read(room) {
                 Read::Packet(header, len) => {
                     let packet = batch.latest(len);
