@@ -67,6 +67,13 @@ pub fn keep_only(wanted: &[Capability]) -> nix::Result<()> {
     sys::capset(bits)
 }
 
+/// The name of the capability of a number, if the caps crate knows it.
+#[must_use]
+pub fn name(number: u8) -> Option<String> {
+    let known = caps::all().into_iter().find(|capability| capability.index() == number);
+    known.map(|capability| capability.to_string())
+}
+
 /// True if this thread has a capability.
 #[must_use]
 pub fn has(capability: Capability) -> bool {

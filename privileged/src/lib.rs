@@ -153,6 +153,8 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     if let Some(missing) = tun.missing() {
         monitor.log().info(&offload::missing(missing, options.without));
     }
+    let claims = format!("helper: {helper_report}\ndataplane: {report}\n");
+    monitor.uapi().write_report(&claims)?;
     launcher.ready();
     monitor.manager().ready(&format!("serving {}", tun.name));
     // Our own copies of the TUN queues close here, so that the interface goes with the dataplane.

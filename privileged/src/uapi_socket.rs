@@ -1,7 +1,7 @@
 //! The UAPI socket that wg(8) looks for: /var/run/wireguard/INTERFACE.sock.
 
 use crate::error::{Error, Result, Step};
-use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, open};
+use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, open, openat};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 use nix::sys::socket::{
@@ -30,6 +30,8 @@ pub struct UapiSocket {
     directory: OwnedFd,
     watch: Inotify,
     file: RefCell<CString>,
+    /// Where `wgsep audit` finds how the sandbox turned out; opened while that is possible.
+    report: Option<(OwnedFd, CString)>,
     was_removed: Cell<bool>,
 }
 
@@ -74,8 +76,18 @@ impl UapiSocket {
     }
 
     fn new(listener: OwnedFd, directory: OwnedFd, watch: Inotify, file: CString) -> Self {
+        let report = create_report(directory.as_fd(), &file);
         let (file, was_removed) = (RefCell::new(file), Cell::new(false));
-        Self { listener: Some(listener), directory, watch, file, was_removed }
+        Self { listener: Some(listener), directory, watch, file, report, was_removed }
+    }
+
+    /// Leaves the sandbox's report for `wgsep audit`.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_report(&self, text: &str) -> Result<()> {
+        let Some((report, _)) = &self.report else { return Ok(()) };
+        nix::unistd::write(report, text.as_bytes()).step("write the sandbox's report").map(drop)
     }
 
     /// What the dataplane accepts clients on; gone from here with the returned value.
@@ -131,12 +143,25 @@ impl UapiSocket {
 impl Drop for UapiSocket {
     /// A file that has taken the place of ours is somebody else's.
     fn drop(&mut self) {
-        if !self.was_removed() {
-            let file = self.file.borrow();
-            let _already_gone =
-                unlinkat(&self.directory, file.as_c_str(), UnlinkatFlags::NoRemoveDir);
+        let is_ours = !self.was_removed();
+        let file = self.file.borrow();
+        let report = self.report.as_ref().map(|(_, name)| name);
+        for name in [is_ours.then_some(&*file), report].into_iter().flatten() {
+            let name = name.as_c_str();
+            let _already_gone = unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir);
         }
     }
+}
+
+/// Makes `IF.sandbox` anew beside `IF.sock`. A directory that may not be written, below a socket that
+/// was handed to us, leaves the audit without the report, and that is what it then says.
+fn create_report(directory: BorrowedFd<'_>, socket: &CString) -> Option<(OwnedFd, CString)> {
+    let socket = socket.to_str().ok()?;
+    let name = CString::new(format!("{}.sandbox", socket.strip_suffix(".sock")?)).ok()?;
+    let _stale = unlinkat(directory, name.as_c_str(), UnlinkatFlags::NoRemoveDir);
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    let mode = Mode::from_bits_truncate(0o600);
+    openat(directory, name.as_c_str(), flags, mode).ok().map(|file| (file, name))
 }
 
 fn file_name(interface: &str) -> Result<CString> {

@@ -67,7 +67,8 @@ fn the_confinement_links_only_bindings_to_the_system() {
 
 /// Each crate of the workspace, and those of its siblings that it may use.
 const DIRECTIONS: [(&str, &[&str]); 8] = [
-    ("wgsep", &["wgsep-privileged"]),
+    // The audit names capabilities, and gives up its own.
+    ("wgsep", &["wgsep-policy", "wgsep-privileged"]),
     ("wgsep-dataplane-bin", &["wgsep-dataplane"]),
     ("wgsep-privileged", &["wgsep-ipc", "wgsep-policy"]),
     ("wgsep-dataplane", &["wgsep-proto", "wgsep-ipc", "wgsep-policy"]),

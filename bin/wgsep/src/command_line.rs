@@ -1,6 +1,7 @@
 //! Options and the environment that the other implementations understand, turned into [`Options`].
 
 use clap::builder::PossibleValue;
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -35,6 +36,19 @@ fn levels() -> [PossibleValue; 4] {
     [silent.alias("off"), error, info, debug.aliases(["verbose", "trace"])]
 }
 
+/// What to do.
+pub enum Invocation {
+    /// Serve an interface.
+    Serve(Options),
+    /// Tell what confines a running daemon.
+    Audit {
+        /// Whose daemon.
+        interface: String,
+        /// For programs.
+        json: bool,
+    },
+}
+
 /// What `wgsep` understands.
 pub fn command() -> Command {
     let value = |name: &'static str, placeholder: &'static str| {
@@ -61,10 +75,20 @@ pub fn command() -> Command {
         .arg(value("log-file", "PATH").alias("log").short_alias('l').value_parser(value_parser!(PathBuf)).help("Log there instead of standard error or syslog"))
         .args(NEEDLESS.map(|(name, _)| Arg::new(name).long(name).num_args(0..=1).require_equals(true).action(ArgAction::Append).hide(true)))
         .args(ENVIRONMENT_INSTEAD.map(|(name, _)| value(name, "FD").allow_negative_numbers(true).hide(true)))
+        .subcommand_negates_reqs(true)
+        .override_usage("wgsep [OPTIONS] <IF>\n       wgsep audit [--json] <IF>")
+        .disable_help_subcommand(true)
+        .subcommand(
+            Command::new("audit")
+                .about("Tell what confines the running processes of an interface, layer by layer")
+                .after_help("Exit status: 0 every layer in force, 1 one degraded, 3 something unreadable, 2 no such daemon.")
+                .arg(Arg::new("interface").value_name("IF").required(true).help("Interface of a running wgsep"))
+                .arg(flag("json").help("As JSON instead of a table")),
+        )
 }
 
 /// The command line and environment as options; or how to exit, after having said why.
-pub fn parse() -> Result<Options, ExitCode> {
+pub fn parse() -> Result<Invocation, ExitCode> {
     let matches = command().try_get_matches().map_err(|error| {
         if error.use_stderr() {
             complain(&one_line(&error));
@@ -73,10 +97,28 @@ pub fn parse() -> Result<Options, ExitCode> {
         let _nobody_reads = error.print();
         ExitCode::SUCCESS
     })?;
-    options(&matches, &|name| std::env::var_os(name)).map_err(|line| {
+    let invocation = match matches.subcommand() {
+        Some(_) if is_any_given(&matches) => {
+            Err("options belong behind `audit`: wgsep audit [--json] IF".to_owned())
+        }
+        Some((_audit, matches)) => audit(matches),
+        None => options(&matches, &|name| std::env::var_os(name)).map(Invocation::Serve),
+    };
+    invocation.map_err(|line| {
         complain(&line);
         ExitCode::from(2)
     })
+}
+
+/// Whether there is anything of the daemon's on the command line.
+fn is_any_given(matches: &ArgMatches) -> bool {
+    matches.ids().any(|id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine))
+}
+
+fn audit(matches: &ArgMatches) -> Result<Invocation, String> {
+    let interface = matches.get_one::<String>("interface").cloned().unwrap_or_default();
+    check_name(&interface).map_err(|error| error.to_string())?;
+    Ok(Invocation::Audit { interface, json: matches.get_flag("json") })
 }
 
 /// What is wrong and what to do about it, without the usage around it.

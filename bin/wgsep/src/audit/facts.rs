@@ -1,0 +1,252 @@
+//! What /proc says of a process.
+
+use nix::sys::statvfs::{FsFlags, statvfs};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// A fact, or the reason why it could not be read.
+pub(super) type Fact<T> = Result<T, String>;
+
+/// Namespaces a dataplane has to itself.
+pub(super) const NAMESPACES: [&str; 5] = ["mnt", "net", "ipc", "uts", "cgroup"];
+
+/// A socket that is in none of the tables.
+const UNKNOWN_SOCKET: &str = "other socket";
+
+/// What is read of one process.
+pub(super) struct Facts {
+    /// The fields of each thread's `status`.
+    pub(super) threads: Fact<Vec<BTreeMap<String, String>>>,
+    /// Which of [`NAMESPACES`], and `user`, are the same as the helper's.
+    pub(super) shared_namespaces: Fact<Vec<&'static str>>,
+    /// Entries of its root directory, and whether that is read-only.
+    pub(super) root: Fact<(usize, bool)>,
+    /// Soft and hard limits by their names in /proc.
+    pub(super) limits: Fact<BTreeMap<String, (String, String)>>,
+    /// Uid that owns its files in /proc: its own only if it is dumpable.
+    pub(super) owner: Fact<u32>,
+    /// Its descriptors by kind.
+    pub(super) descriptors: Fact<BTreeMap<String, usize>>,
+    /// Bytes of memory that not even the kernel maps (memfd_secret).
+    pub(super) secret_memory: Fact<u64>,
+}
+
+impl Facts {
+    /// Reads all there is of `pid`; sockets are looked up where `helper` made them.
+    pub(super) fn read(pid: i32, helper: i32) -> Self {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let helpers = PathBuf::from(format!("/proc/{helper}"));
+        let maps = proc.join("maps");
+        Self {
+            threads: threads(&proc),
+            shared_namespaces: shared_namespaces(&proc, &helpers),
+            root: root(&proc.join("root")),
+            limits: text(&proc.join("limits")).map(|text| limits(&text)),
+            owner: because(&maps, fs::metadata(&maps)).map(|metadata| metadata.uid()),
+            descriptors: descriptors(&proc, &helpers),
+            secret_memory: text(&maps).map(|text| secret_memory(&text)),
+        }
+    }
+
+    /// A field that must be the same on every thread.
+    pub(super) fn field(&self, name: &str) -> Fact<&str> {
+        let threads = self.threads.as_ref().map_err(Clone::clone)?;
+        let values: BTreeSet<_> = threads
+            .iter()
+            .map(|fields| fields.get(name).map_or("missing", String::as_str))
+            .collect();
+        match values.iter().collect::<Vec<_>>()[..] {
+            [value] => Ok(value),
+            _ => Ok("not the same on every thread"),
+        }
+    }
+}
+
+fn because<T>(path: &Path, result: std::io::Result<T>) -> Fact<T> {
+    result.map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn text(path: &Path) -> Fact<String> {
+    because(path, fs::read_to_string(path))
+}
+
+fn entries(path: &Path) -> Fact<Vec<PathBuf>> {
+    let entries = because(path, fs::read_dir(path))?;
+    Ok(entries.filter_map(Result::ok).map(|entry| entry.path()).collect())
+}
+
+fn threads(proc: &Path) -> Fact<Vec<BTreeMap<String, String>>> {
+    let status = |task: PathBuf| text(&task.join("status")).map(|text| fields(&text));
+    entries(&proc.join("task"))?.into_iter().map(status).collect()
+}
+
+fn fields(status: &str) -> BTreeMap<String, String> {
+    let pairs = status.lines().filter_map(|line| line.split_once(':'));
+    pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
+}
+
+fn shared_namespaces(proc: &Path, helpers: &Path) -> Fact<Vec<&'static str>> {
+    let mut shared = Vec::new();
+    for name in NAMESPACES.into_iter().chain(["user"]) {
+        let [its, helpers] = [proc, helpers].map(|proc| {
+            let path = proc.join("ns").join(name);
+            because(&path, fs::read_link(&path))
+        });
+        if its? == helpers? {
+            shared.push(name);
+        }
+    }
+    Ok(shared)
+}
+
+fn root(path: &Path) -> Fact<(usize, bool)> {
+    let count = entries(path)?.len();
+    let flags = statvfs(path).map_err(|errno| format!("{}: {}", path.display(), errno.desc()))?;
+    Ok((count, flags.flags().contains(FsFlags::ST_RDONLY)))
+}
+
+/// Lines of a name of several words, then soft limit, hard limit and mostly a unit.
+fn limits(text: &str) -> BTreeMap<String, (String, String)> {
+    let line = |line: &str| {
+        let (name, values) = line.split_at_checked(26)?;
+        let mut values = values.split_whitespace().map(str::to_owned);
+        Some((name.trim().to_owned(), (values.next()?, values.next()?)))
+    };
+    text.lines().skip(1).filter_map(line).collect()
+}
+
+fn secret_memory(maps: &str) -> u64 {
+    let size = |line: &str| {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16).ok());
+        rest.contains("/secretmem").then(|| end?.checked_sub(start?)).flatten()
+    };
+    maps.lines().filter_map(size).sum()
+}
+
+/// The descriptors by kind. A client that comes or goes while the tables are read is in one and not
+/// in the other, our own among them; so what is unknown gets another look.
+fn descriptors(proc: &Path, helpers: &Path) -> Fact<BTreeMap<String, usize>> {
+    const LOOKS: usize = 10;
+    let mut kinds = look_at_descriptors(proc, helpers)?;
+    for _ in 1..LOOKS {
+        if !kinds.contains_key(UNKNOWN_SOCKET) {
+            break;
+        }
+        kinds = look_at_descriptors(proc, helpers)?;
+    }
+    Ok(kinds)
+}
+
+fn look_at_descriptors(proc: &Path, helpers: &Path) -> Fact<BTreeMap<String, usize>> {
+    let sockets = Sockets::read(helpers);
+    let mut kinds = BTreeMap::new();
+    let directory = proc.join("fd");
+    for path in entries(&directory)? {
+        match fs::read_link(&path) {
+            Ok(target) => {
+                let kind = kind(&target.display().to_string(), &sockets);
+                *kinds.entry(kind).or_insert(0) += 1;
+            }
+            // Closed meanwhile.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(format!("{}: {error}", path.display())),
+        }
+    }
+    Ok(kinds)
+}
+
+/// What a descriptor's link says it is.
+fn kind(target: &str, sockets: &Sockets) -> String {
+    if let Some(inode) = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')) {
+        return sockets.kind(inode).to_owned();
+    }
+    match target {
+        "/dev/net/tun" => "tun".to_owned(),
+        "/dev/null" => "null".to_owned(),
+        _ if target.starts_with("pipe:") => "pipe".to_owned(),
+        _ => match target.strip_prefix("anon_inode:") {
+            Some(kind) => kind.trim_matches(['[', ']']).to_owned(),
+            None => format!("file {target}"),
+        },
+    }
+}
+
+/// The sockets of a network namespace, by inode.
+struct Sockets(BTreeMap<String, &'static str>);
+
+impl Sockets {
+    /// In each table, the column that has the inode.
+    const TABLES: [(&str, &str, usize); 4] = [
+        ("net/udp", "udp socket", 9),
+        ("net/udp6", "udp socket", 9),
+        ("net/unix", "unix socket", 6),
+        ("net/netlink", "netlink socket", 9),
+    ];
+
+    fn read(helpers: &Path) -> Self {
+        let mut sockets = BTreeMap::new();
+        for (table, kind, column) in Self::TABLES {
+            let text = fs::read_to_string(helpers.join(table)).unwrap_or_default();
+            let inodes = text.lines().filter_map(|line| line.split_whitespace().nth(column));
+            sockets.extend(inodes.map(|inode| (inode.to_owned(), kind)));
+        }
+        Self(sockets)
+    }
+
+    fn kind(&self, inode: &str) -> &'static str {
+        self.0.get(inode).copied().unwrap_or(UNKNOWN_SOCKET)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_read_by_their_names() {
+        let text = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                    Max core file size        0                    unlimited            bytes     \n\
+                    Max processes             7                    8                    processes \n";
+        let limits = limits(text);
+        assert_eq!(limits["Max core file size"], ("0".to_owned(), "unlimited".to_owned()));
+        assert_eq!(limits["Max processes"], ("7".to_owned(), "8".to_owned()));
+    }
+
+    #[test]
+    fn secret_memory_is_summed() {
+        let maps = "7f00-7f10 rw-s 00000000 00:0f 1 /secretmem (deleted)\n\
+                    8000-9000 rw-p 00000000 00:00 0 [heap]\n\
+                    a000-a020 rw-s 00000000 00:0f 2 /secretmem (deleted)\n";
+        assert_eq!(secret_memory(maps), 0x30);
+    }
+
+    #[test]
+    fn descriptors_are_told_by_kind() {
+        let sockets = Sockets(BTreeMap::from([("12".to_owned(), "udp socket")]));
+        for (target, expected) in [
+            ("socket:[12]", "udp socket"),
+            ("socket:[13]", "other socket"),
+            ("anon_inode:[eventpoll]", "eventpoll"),
+            ("anon_inode:inotify", "inotify"),
+            ("pipe:[4]", "pipe"),
+            ("/dev/net/tun", "tun"),
+            ("/etc/passwd", "file /etc/passwd"),
+        ] {
+            assert_eq!(kind(target, &sockets), expected);
+        }
+    }
+
+    #[test]
+    fn this_process_can_be_read() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let facts = Facts::read(pid, pid);
+        assert!(facts.threads.as_ref().is_ok_and(|threads| !threads.is_empty()));
+        assert_eq!(facts.shared_namespaces.as_ref().map(Vec::len), Ok(NAMESPACES.len() + 1));
+        assert!(facts.field("Uid").is_ok_and(|uid| uid != "missing"));
+        assert!(facts.descriptors.is_ok_and(|kinds| !kinds.is_empty()));
+    }
+}

@@ -1,0 +1,391 @@
+//! The judgement: each layer of each process against what it has to be.
+
+use super::claims::Claims;
+use super::facts::{Fact, Facts, NAMESPACES};
+use wgsep_policy::Capability;
+
+/// How a layer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// In force.
+    Applied,
+    /// Not in force.
+    Degraded,
+    /// Could not be read.
+    Unread,
+    /// Nothing to judge.
+    Shown,
+}
+
+/// Whose word it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The kernel's, read just now.
+    Kernel,
+    /// The report's that was made when the processes were sealed.
+    Claimed,
+}
+
+/// A line of the audit.
+pub(super) struct Finding {
+    pub(super) process: &'static str,
+    pub(super) layer: &'static str,
+    pub(super) state: State,
+    pub(super) source: Source,
+    /// What was read, or why nothing was.
+    pub(super) seen: String,
+}
+
+const HELPER: &str = "helper";
+const DATAPLANE: &str = "dataplane";
+const NONE: &str = "0000000000000000";
+/// User `nobody`, which others share.
+const NOBODY: u32 = 65534;
+
+/// What the helper may hold.
+const HELPER_CAPABILITIES: [Capability; 3] =
+    [Capability::CAP_NET_ADMIN, Capability::CAP_KILL, Capability::CAP_NET_BIND_SERVICE];
+
+/// Kinds of descriptors each process has work for.
+const DATAPLANE_KINDS: [&str; 9] = [
+    "eventfd",
+    "eventpoll",
+    "netlink socket",
+    "null",
+    "pipe",
+    "timerfd",
+    "tun",
+    "udp socket",
+    "unix socket",
+];
+
+impl Finding {
+    /// What an operator can do about a degraded layer.
+    pub(super) fn remedy(&self) -> &'static str {
+        match self.layer {
+            "user" => "start wgsep as root; useradd --system wgsep gives the dataplane its account",
+            "namespaces" | "user-namespace" | "empty-root" => {
+                "start wgsep as root, or allow user namespaces: sysctl user.max_user_namespaces=100"
+            }
+            "bounding-set" | "securebits" => {
+                "start wgsep as root, or give its launcher CAP_SETPCAP"
+            }
+            "landlock" => "boot a kernel with Landlock: landlock in the list of lsm=",
+            "secret-memory" => "boot with secretmem.enable=1, and raise the limit of locked memory",
+            _ => "restart the daemon; if it stays, report it as SECURITY.md says",
+        }
+    }
+}
+
+/// Judges both processes.
+pub(super) fn judge(helper: &Facts, dataplane: &Facts, claims: &Claims) -> Vec<Finding> {
+    let mut findings = judge_helper(helper);
+    findings.extend(claimed(claims, HELPER, &["securebits", "non-dumpable", "landlock"]));
+    findings.extend(judge_dataplane(dataplane, helper));
+    let layers = ["securebits", "death-signal", "landlock", "secret-memory"];
+    findings.extend(claimed(claims, DATAPLANE, &layers));
+    findings
+}
+
+/// A finding by a fact: what is seen, and whether that is as it has to be.
+fn finding(process: &'static str, layer: &'static str, judged: Fact<(String, State)>) -> Finding {
+    let (seen, state) = judged.unwrap_or_else(|reason| (reason, State::Unread));
+    Finding { process, layer, state, source: Source::Kernel, seen }
+}
+
+const fn applied_if(holds: bool) -> State {
+    if holds { State::Applied } else { State::Degraded }
+}
+
+fn claimed<'c>(
+    claims: &'c Claims,
+    process: &'static str,
+    layers: &'c [&'static str],
+) -> impl Iterator<Item = Finding> + 'c {
+    layers.iter().filter_map(move |layer| {
+        let (seen, state) = match claims.of(process, layer) {
+            Ok(Some("applied")) => ("applied".to_owned(), State::Applied),
+            Ok(Some(other)) => (other.to_owned(), State::Degraded),
+            Ok(None) if *layer == "secret-memory" => return None,
+            Ok(None) => ("not reported".to_owned(), State::Unread),
+            Err(reason) => (reason.to_owned(), State::Unread),
+        };
+        Some(Finding { process, layer, state, source: Source::Claimed, seen })
+    })
+}
+
+fn judge_helper(helper: &Facts) -> Vec<Finding> {
+    let line = |layer, judged| finding(HELPER, layer, judged);
+    let held = |name: &str| helper.field(name).map(|text| (text.to_owned(), bits(text)));
+    let permitted = HELPER_CAPABILITIES.iter().fold(0, |set, one| set | one.bitmask());
+    vec![
+        line("uid", helper.field("Uid").map(|uid| (first(uid), State::Shown))),
+        line("threads", threads(helper).map(|count| (count.to_string(), applied_if(count == 1)))),
+        line(
+            "capabilities",
+            held("CapPrm").and_then(|(_, permits)| {
+                let effective = held("CapEff")?.1;
+                let (Some(permits), Some(effective)) = (permits, effective) else {
+                    return Ok(("not a set".to_owned(), State::Degraded));
+                };
+                let within = (permits | effective) & !permitted == 0;
+                Ok((names(permits | effective), applied_if(within)))
+            }),
+        ),
+        line("bounding-set", empty_sets(helper, &["CapInh", "CapBnd", "CapAmb"])),
+        line("no-new-privs", equals(helper, "NoNewPrivs", "1")),
+        line("seccomp", seccomp(helper)),
+        line("limits", limits(helper, &["Max core file size"])),
+        line("descriptors", kinds(helper).map(|(text, _)| (text, State::Shown))),
+    ]
+}
+
+fn judge_dataplane(dataplane: &Facts, helper: &Facts) -> Vec<Finding> {
+    let line = |layer, judged| finding(DATAPLANE, layer, judged);
+    vec![
+        line("threads", threads(dataplane).map(|count| (count.to_string(), State::Shown))),
+        line("user", user(dataplane, helper)),
+        line("capabilities", empty_sets(dataplane, &["CapInh", "CapPrm", "CapEff", "CapAmb"])),
+        line("bounding-set", empty_sets(dataplane, &["CapBnd"])),
+        line("no-new-privs", equals(dataplane, "NoNewPrivs", "1")),
+        line("seccomp", seccomp(dataplane)),
+        line(
+            "namespaces",
+            dataplane.shared_namespaces.clone().map(|shared| {
+                let shared: Vec<_> =
+                    NAMESPACES.into_iter().filter(|name| shared.contains(name)).collect();
+                let seen = if shared.is_empty() {
+                    format!("its own: {}", NAMESPACES.join(" "))
+                } else {
+                    format!("the helper's: {}", shared.join(" "))
+                };
+                (seen, applied_if(shared.is_empty()))
+            }),
+        ),
+        line(
+            "empty-root",
+            dataplane.root.clone().map(|(count, read_only)| {
+                let writable = if read_only { "read-only" } else { "writable" };
+                (format!("{count} entries, {writable}"), applied_if(count == 0 && read_only))
+            }),
+        ),
+        line("limits", limits(dataplane, &["Max core file size", "Max file size"])),
+        line("no-processes", limits(dataplane, &["Max processes"])),
+        line("non-dumpable", non_dumpable(dataplane)),
+        line(
+            "descriptors",
+            kinds(dataplane).map(|(text, unexpected)| (text, applied_if(!unexpected))),
+        ),
+        line(
+            "secret-memory",
+            dataplane
+                .secret_memory
+                .clone()
+                .map(|bytes| (format!("{} KiB", bytes / 1024), State::Shown)),
+        ),
+    ]
+}
+
+fn threads(facts: &Facts) -> Fact<usize> {
+    facts.threads.as_ref().map(Vec::len).map_err(Clone::clone)
+}
+
+fn first(words: &str) -> String {
+    words.split_whitespace().next().unwrap_or_default().to_owned()
+}
+
+/// A uid of its own in all four places, and no groups.
+fn user(dataplane: &Facts, helper: &Facts) -> Fact<(String, State)> {
+    let (uids, groups) = (dataplane.field("Uid")?, dataplane.field("Groups")?);
+    let uid = first(uids);
+    let number = uid.parse::<u32>().unwrap_or(0);
+    let own = uids.split_whitespace().all(|one| one == uid)
+        && number != 0
+        && number != NOBODY
+        && uid != first(helper.field("Uid")?);
+    let groups_seen = if groups.is_empty() { "no groups" } else { groups };
+    Ok((format!("uid {uid}, {groups_seen}"), applied_if(own && groups.is_empty())))
+}
+
+fn equals(facts: &Facts, field: &str, expected: &str) -> Fact<(String, State)> {
+    facts.field(field).map(|value| (value.to_owned(), applied_if(value == expected)))
+}
+
+fn seccomp(facts: &Facts) -> Fact<(String, State)> {
+    let (mode, filters) = (facts.field("Seccomp")?, facts.field("Seccomp_filters")?);
+    Ok((format!("mode {mode}, {filters} filter"), applied_if(mode == "2" && filters != "0")))
+}
+
+fn empty_sets(facts: &Facts, sets: &[&str]) -> Fact<(String, State)> {
+    let mut held = Vec::new();
+    for set in sets {
+        let value = facts.field(set)?;
+        if value != NONE {
+            held.push(format!("{set} {}", bits(value).map_or(value.to_owned(), names)));
+        }
+    }
+    let seen = if held.is_empty() { format!("empty: {}", sets.join(" ")) } else { held.join(", ") };
+    Ok((seen, applied_if(held.is_empty())))
+}
+
+fn bits(set: &str) -> Option<u64> {
+    u64::from_str_radix(set, 16).ok()
+}
+
+/// The names of the capabilities in a set.
+fn names(set: u64) -> String {
+    let name = |number: u8| {
+        let known = wgsep_policy::capabilities::name(number);
+        known.unwrap_or_else(|| format!("capability {number}"))
+    };
+    let names: Vec<_> = (0..64).filter(|bit| set >> bit & 1 == 1).map(name).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(" ") }
+}
+
+/// Limits that have to be 0, soft and hard.
+fn limits(facts: &Facts, names: &[&str]) -> Fact<(String, State)> {
+    let limits = facts.limits.as_ref().map_err(Clone::clone)?;
+    let value = |name: &&str| match limits.get(*name) {
+        Some((soft, hard)) if soft == hard => soft.clone(),
+        Some((soft, hard)) => format!("{soft} up to {hard}"),
+        None => "missing".to_owned(),
+    };
+    let seen: Vec<_> = names.iter().map(|name| (name, value(name))).collect();
+    let zero = seen.iter().all(|(_, value)| value == "0");
+    let seen: Vec<_> = seen.iter().map(|(name, value)| format!("{name} {value}")).collect();
+    Ok((seen.join(", "), applied_if(zero)))
+}
+
+/// The files of a process that is not dumpable are never its own user's in /proc.
+fn non_dumpable(facts: &Facts) -> Fact<(String, State)> {
+    let owner = facts.owner.clone()?;
+    let uid = first(facts.field("Uid")?);
+    if uid == "0" {
+        return Err("cannot be told of a process of root's".to_owned());
+    }
+    Ok((format!("its /proc files are uid {owner}'s"), applied_if(owner.to_string() != uid)))
+}
+
+/// The descriptors by kind, and whether there is one the dataplane has no work for.
+fn kinds(facts: &Facts) -> Fact<(String, bool)> {
+    let kinds = facts.descriptors.as_ref().map_err(Clone::clone)?;
+    let unexpected = kinds.keys().any(|kind| !DATAPLANE_KINDS.contains(&kind.as_str()));
+    let seen: Vec<_> = kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    Ok((seen.join(", "), unexpected))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    const SEALED: [(&str, &str); 9] = [
+        ("Uid", "61000\t61000\t61000\t61000"),
+        ("Groups", ""),
+        ("CapInh", NONE),
+        ("CapPrm", NONE),
+        ("CapEff", NONE),
+        ("CapBnd", NONE),
+        ("CapAmb", NONE),
+        ("NoNewPrivs", "1"),
+        ("Seccomp", "2"),
+    ];
+
+    fn sealed() -> Facts {
+        let mut fields: BTreeMap<_, _> =
+            SEALED.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        fields.insert("Seccomp_filters".to_owned(), "1".to_owned());
+        let zero = ("0".to_owned(), "0".to_owned());
+        let limits = ["Max core file size", "Max file size", "Max processes"];
+        Facts {
+            threads: Ok(vec![fields.clone(), fields]),
+            shared_namespaces: Ok(vec!["user"]),
+            root: Ok((0, true)),
+            limits: Ok(limits.map(|name| (name.to_owned(), zero.clone())).into()),
+            owner: Ok(0),
+            descriptors: Ok(BTreeMap::from([("tun".to_owned(), 1)])),
+            secret_memory: Ok(0),
+        }
+    }
+
+    fn helper() -> Facts {
+        let mut helper = sealed();
+        let Ok(threads) = &mut helper.threads else { return helper };
+        threads.truncate(1);
+        for (field, value) in [("Uid", "0 0 0 0"), ("CapEff", "1020"), ("CapPrm", "1020")] {
+            threads[0].insert(field.to_owned(), value.to_owned());
+        }
+        helper
+    }
+
+    fn degraded(dataplane: &Facts) -> Vec<&'static str> {
+        let findings = judge_dataplane(dataplane, &helper());
+        let degraded = findings.iter().filter(|finding| finding.state != State::Applied);
+        degraded.filter(|finding| finding.state != State::Shown).map(|one| one.layer).collect()
+    }
+
+    #[test]
+    fn a_sealed_dataplane_has_nothing_degraded() {
+        assert_eq!(degraded(&sealed()), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn every_field_of_every_thread_counts() {
+        for (field, value, layer) in [
+            ("Uid", "61000\t61000\t61000\t0", "user"),
+            ("Uid", "0\t0\t0\t0", "user"),
+            ("Uid", "65534\t65534\t65534\t65534", "user"),
+            ("Groups", "27", "user"),
+            ("CapInh", "0000000000000001", "capabilities"),
+            ("CapPrm", "0000000000000001", "capabilities"),
+            ("CapEff", "0000000000001000", "capabilities"),
+            ("CapAmb", "0000000000000001", "capabilities"),
+            ("CapBnd", "000001ffffffffff", "bounding-set"),
+            ("NoNewPrivs", "0", "no-new-privs"),
+            ("Seccomp", "0", "seccomp"),
+            ("Seccomp", "1", "seccomp"),
+        ] {
+            let mut facts = sealed();
+            let Ok(threads) = &mut facts.threads else { panic!("read") };
+            // One thread is enough.
+            threads[1].insert(field.to_owned(), value.to_owned());
+            assert!(degraded(&facts).contains(&layer), "{field} {value}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_of_a_thread_counts_too() {
+        type Change = fn(&mut Facts);
+        let changes: [(Change, &str); 8] = [
+            (|facts| facts.shared_namespaces = Ok(vec!["net", "user"]), "namespaces"),
+            (|facts| facts.root = Ok((1, true)), "empty-root"),
+            (|facts| facts.root = Ok((0, false)), "empty-root"),
+            (|facts| facts.limits = Ok(BTreeMap::new()), "limits"),
+            (|facts| facts.limits = Ok(BTreeMap::new()), "no-processes"),
+            (|facts| facts.owner = Ok(61000), "non-dumpable"),
+            (
+                |facts| facts.descriptors = Ok(BTreeMap::from([("file /x".to_owned(), 1)])),
+                "descriptors",
+            ),
+            (|facts| facts.root = Err("EACCES".to_owned()), "empty-root"),
+        ];
+        for (change, layer) in changes {
+            let mut facts = sealed();
+            change(&mut facts);
+            assert!(degraded(&facts).contains(&layer), "{layer}");
+        }
+    }
+
+    #[test]
+    fn a_helper_with_one_capability_too_many_is_degraded() {
+        let state = |set: &str| {
+            let mut facts = helper();
+            let Ok(threads) = &mut facts.threads else { panic!("read") };
+            threads[0].insert("CapPrm".to_owned(), set.to_owned());
+            let findings = judge_helper(&facts);
+            findings.iter().find(|finding| finding.layer == "capabilities").map(|one| one.state)
+        };
+        assert_eq!(state("0000000000001020"), Some(State::Applied));
+        assert_eq!(state("0000000000201020"), Some(State::Degraded));
+    }
+}

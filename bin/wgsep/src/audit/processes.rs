@@ -1,0 +1,53 @@
+//! Which two processes serve an interface. The kernel says so: whoever made the socket listen, and
+//! its only child. A process that merely looks like them is not found.
+
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
+};
+use std::fs;
+use std::os::fd::AsRawFd;
+
+/// Where the sockets of all implementations are.
+pub(super) const DIRECTORY: &str = "/var/run/wireguard";
+
+/// The processes of a daemon.
+pub(super) struct Processes {
+    pub(super) helper: i32,
+    pub(super) dataplane: i32,
+}
+
+impl Processes {
+    /// Asks the interface's socket who serves it.
+    pub(super) fn find(interface: &str) -> Result<Self, String> {
+        let path = format!("{DIRECTORY}/{interface}.sock");
+        let helper = listener(&path).map_err(|errno| match errno {
+            nix::Error::ENOENT | nix::Error::ECONNREFUSED => {
+                format!("no daemon serves {interface}: nobody listens on {path}")
+            }
+            errno => format!("{path}: {}; run as root or as its owner", errno.desc()),
+        })?;
+        if name(helper) != "wgsep" {
+            return Err(format!(
+                "{interface} is served by process {helper}, {:?}, which is not wgsep",
+                name(helper)
+            ));
+        }
+        let children = format!("/proc/{helper}/task/{helper}/children");
+        let children = fs::read_to_string(&children).map_err(|e| format!("{children}: {e}"))?;
+        match children.split_whitespace().map(str::parse).collect::<Vec<_>>()[..] {
+            [Ok(dataplane)] => Ok(Self { helper, dataplane }),
+            _ => Err(format!("the helper {helper} has no dataplane, or is just starting one")),
+        }
+    }
+}
+
+fn listener(path: &str) -> nix::Result<i32> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let client = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(client.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(getsockopt(&client, sockopt::PeerCredentials)?.pid())
+}
+
+fn name(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
+}

@@ -1,0 +1,134 @@
+//! The findings as a table for people, and as JSON for programs.
+
+use super::findings::{Finding, Source, State};
+use super::processes::Processes;
+use std::fmt::Write;
+
+const fn state(state: State) -> &'static str {
+    match state {
+        State::Applied => "applied",
+        State::Degraded => "DEGRADED",
+        State::Unread => "unread",
+        State::Shown => "-",
+    }
+}
+
+const fn source(source: Source) -> &'static str {
+    match source {
+        Source::Kernel => "kernel",
+        Source::Claimed => "claimed",
+    }
+}
+
+/// A line a finding, and after them what to do about the degraded ones.
+pub(super) fn table(interface: &str, processes: &Processes, findings: &[Finding]) -> String {
+    let mut text = format!(
+        "{interface}: helper {}, dataplane {}\n\n{:<10} {:<14} {:<9} {:<8} SEEN\n",
+        processes.helper, processes.dataplane, "PROCESS", "LAYER", "STATE", "SOURCE"
+    );
+    for finding in findings {
+        let Finding { process, layer, seen, .. } = finding;
+        let (state, source) = (state(finding.state), source(finding.source));
+        // Writing to memory cannot fail.
+        let _infallible = writeln!(text, "{process:<10} {layer:<14} {state:<9} {source:<8} {seen}");
+    }
+    let degraded: Vec<_> = findings.iter().filter(|one| one.state == State::Degraded).collect();
+    let unread = findings.iter().filter(|one| one.state == State::Unread).count();
+    text.push('\n');
+    for finding in &degraded {
+        let _infallible =
+            writeln!(text, "{} {}: {}", finding.process, finding.layer, finding.remedy());
+    }
+    let verdict = match (degraded.len(), unread) {
+        (0, 0) => "every layer is in force".to_owned(),
+        (degraded, 0) => format!("degraded: {degraded}"),
+        (degraded, unread) => {
+            format!("degraded: {degraded}; could not be read: {unread}, root may")
+        }
+    };
+    let _infallible = writeln!(text, "{verdict}");
+    text
+}
+
+/// One object; `remedy` only where a layer is degraded.
+pub(super) fn json(interface: &str, processes: &Processes, findings: &[Finding]) -> String {
+    let findings: Vec<_> = findings.iter().map(object).collect();
+    format!(
+        "{{\"interface\":{},\"helper\":{},\"dataplane\":{},\"findings\":[{}]}}\n",
+        string(interface),
+        processes.helper,
+        processes.dataplane,
+        findings.join(",")
+    )
+}
+
+fn object(finding: &Finding) -> String {
+    let remedy = match finding.state {
+        State::Degraded => format!(",\"remedy\":{}", string(finding.remedy())),
+        _ => String::new(),
+    };
+    let state = match finding.state {
+        State::Shown => "shown".to_owned(),
+        other => state(other).to_ascii_lowercase(),
+    };
+    format!(
+        "{{\"process\":{},\"layer\":{},\"state\":{},\"source\":{},\"seen\":{}{remedy}}}",
+        string(finding.process),
+        string(finding.layer),
+        string(&state),
+        string(source(finding.source)),
+        string(&finding.seen)
+    )
+}
+
+/// A JSON string (RFC 8259, section 7). Three more crates in a program that runs as root would be
+/// too many for this.
+fn string(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            '\0'..'\u{20}' => {
+                let _infallible = write!(quoted, "\\u{:04x}", u32::from(character));
+            }
+            _ => quoted.push(character),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(state: State, seen: &str) -> Finding {
+        Finding {
+            process: "dataplane",
+            layer: "landlock",
+            state,
+            source: Source::Claimed,
+            seen: seen.to_owned(),
+        }
+    }
+
+    const PROCESSES: Processes = Processes { helper: 1, dataplane: 2 };
+
+    #[test]
+    fn strings_are_escaped() {
+        assert_eq!(string("a\"b\\c\n"), "\"a\\\"b\\\\c\\u000a\"");
+    }
+
+    #[test]
+    fn a_degraded_layer_comes_with_its_remedy() {
+        let findings = [finding(State::Degraded, "unsupported")];
+        let table = table("wg0", &PROCESSES, &findings);
+        assert!(table.contains("DEGRADED  claimed  unsupported"), "{table}");
+        assert!(table.contains("boot a kernel with Landlock"), "{table}");
+        assert!(table.ends_with("degraded: 1\n"), "{table}");
+        assert!(json("wg0", &PROCESSES, &findings).contains("\"remedy\":\"boot"));
+        let sound = [finding(State::Applied, "applied")];
+        assert!(super::table("wg0", &PROCESSES, &sound).ends_with("every layer is in force\n"));
+        assert!(!json("wg0", &PROCESSES, &sound).contains("remedy"));
+    }
+}
