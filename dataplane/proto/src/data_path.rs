@@ -92,6 +92,8 @@ pub enum DropCause {
     NoPeer,
     /// Out: its peer has no endpoint.
     NoEndpoint,
+    /// Out: it is our own datagram to its very peer, whose endpoint is routed to the interface.
+    Loop,
     /// Out: too many waited for a keypair.
     StagedOverflow,
     /// Out: the network refused it.
@@ -120,10 +122,11 @@ pub enum DropCause {
 
 impl DropCause {
     /// Every cause.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::OutboundMalformed,
         Self::NoPeer,
         Self::NoEndpoint,
+        Self::Loop,
         Self::StagedOverflow,
         Self::SendFailed,
         Self::InboundMalformed,

@@ -6,10 +6,14 @@
     clippy::unwrap_used
 )]
 
+use crate::messages::{Message, ReceiverIndex};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const IPV4_HEADER_LEN: usize = 20;
 const IPV6_HEADER_LEN: usize = 40;
+const UDP_HEADER_LEN: usize = 8;
+const UDP: u8 = 17;
+const FRAGMENT: u8 = 44;
 
 /// An inner packet whose header is whole and whose length is that of its header's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +110,41 @@ impl InnerPacket {
     }
 }
 
+/// The receiver index of a packet that is itself a transport message, whole or its first fragment.
+#[must_use]
+pub fn nested_receiver_index(packet: &[u8]) -> Option<ReceiverIndex> {
+    let datagram = match packet.first()? >> 4 {
+        4 => udp_over_v4(packet),
+        6 => udp_over_v6(packet),
+        _ => None,
+    }?;
+    match Message::parse(datagram.get(UDP_HEADER_LEN..)?)? {
+        Message::Transport(header) => Some(header.receiver_index),
+        _ => None,
+    }
+}
+
+fn udp_over_v4(packet: &[u8]) -> Option<&[u8]> {
+    let header = packet.first_chunk::<IPV4_HEADER_LEN>()?;
+    let [first, _, _, _, _, _, high, low, _, protocol, ..] = *header;
+    let is_first = u16::from_be_bytes([high, low]) & 0x1fff == 0;
+    let header_len = usize::from(first & 0xf).checked_mul(4)?;
+    (protocol == UDP && is_first).then(|| packet.get(header_len..)).flatten()
+}
+
+fn udp_over_v6(packet: &[u8]) -> Option<&[u8]> {
+    let payload = packet.get(IPV6_HEADER_LEN..)?;
+    match *packet.get(6)? {
+        UDP => Some(payload),
+        FRAGMENT => {
+            let ([next, _, high, low, ..], rest) = payload.split_first_chunk::<8>()?;
+            let is_first = u16::from_be_bytes([*high, *low]) >> 3 == 0;
+            (*next == UDP && is_first).then_some(rest)
+        }
+        _ => None,
+    }
+}
+
 /// Brings to an inner packet what happened to the ECN bits of its outer header.
 pub fn propagate_ecn(packet: &mut [u8], outer: Ecn) {
     match packet {
@@ -154,6 +193,52 @@ pub const fn padding(len: usize, mtu: usize) -> usize {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
+
+    /// The last header before a transport message for 0x01020304: UDP, with the bytes that say so.
+    fn nested(before_udp: &[u8]) -> Vec<u8> {
+        let message = [4, 0, 0, 0, 4, 3, 2, 1].into_iter().chain([0; 24]);
+        before_udp.iter().copied().chain([0; UDP_HEADER_LEN]).chain(message).collect()
+    }
+
+    #[test]
+    fn a_transport_message_in_a_packet_is_found_with_options_and_in_a_first_fragment() {
+        let v4 = |words: u8, fragment: [u8; 2], protocol: u8| {
+            let mut header = vec![0; usize::from(words) * 4];
+            header[0] = 0x40 | words;
+            header[6..8].copy_from_slice(&fragment);
+            header[9] = protocol;
+            nested_receiver_index(&nested(&header))
+        };
+        let v6 = |headers: &[u8], next: u8| {
+            let mut header = vec![0; IPV6_HEADER_LEN];
+            (header[0], header[6]) = (0x60, next);
+            header.extend(headers);
+            nested_receiver_index(&nested(&header))
+        };
+        for found in [
+            v4(5, [0, 0], UDP),
+            v4(6, [0x40, 0], UDP),
+            v4(5, [0x20, 0], UDP),
+            v6(&[], UDP),
+            v6(&[UDP, 0, 0, 1, 0, 0, 0, 9], FRAGMENT),
+        ] {
+            assert_eq!(found, Some(0x0102_0304));
+        }
+        for other in [
+            v4(5, [0, 1], UDP),
+            v4(5, [0, 0], 6),
+            v6(&[], 6),
+            v6(&[UDP, 0, 0, 8, 0, 0, 0, 9], FRAGMENT),
+            v6(&[6, 0, 0, 1, 0, 0, 0, 9], FRAGMENT),
+        ] {
+            assert_eq!(other, None);
+        }
+        let whole = nested(&[&[0x45, 0, 0, 0, 0, 0, 0, 0, 0, UDP], [0; 10].as_slice()].concat());
+        assert!(nested_receiver_index(&whole).is_some());
+        for len in 0..whole.len() {
+            assert_eq!(nested_receiver_index(&whole[..len]), None, "{len} bytes");
+        }
+    }
 
     fn v4(len: u16, class: u8) -> Vec<u8> {
         let mut packet = vec![0; usize::from(len)];

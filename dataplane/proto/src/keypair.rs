@@ -185,6 +185,13 @@ pub struct Keypairs {
 pub type Displaced = [Option<Arc<Keypair>>; 2];
 
 impl Keypairs {
+    /// Whether we seal, or sealed just now, what carries this index.
+    #[must_use]
+    pub fn seals_for(&self, index: ReceiverIndex) -> bool {
+        let mut sealing = [&self.current, &self.previous].into_iter().flatten();
+        sealing.any(|keypair| keypair.receiver_index == index)
+    }
+
     /// Puts a new keypair into its slot by the kernel's rules (noise.c, add_new_keypair).
     pub fn add(&mut self, keypair: Arc<Keypair>) -> Displaced {
         if keypair.initiator {

@@ -1,7 +1,8 @@
 //! The way out of a packet, from the TUN device to the network.
 //!
 //! 1. `route`: the longest allowed IP that contains the destination names the peer. Where there is
-//!    none, or it is nowhere, `unreachable` tells the sender. (sequential)
+//!    none, or it is nowhere, `unreachable` tells the sender. What we have sealed for the peer
+//!    ourselves is not sealed again. (sequential)
 //! 2. `lease`: under the peer's lock, either take the keypair and one nonce for each packet of a
 //!    run, together with the packets that were staged before, or stage the run and ask the control
 //!    thread for a handshake. (sequential: this fixes the order of packets)
@@ -11,7 +12,7 @@
 
 use crate::data_path::{DataPath, DropCause, Routes};
 use crate::icmp::{host_unreachable, may_answer};
-use crate::ip::{InnerPacket, padding};
+use crate::ip::{InnerPacket, nested_receiver_index, padding};
 use crate::keypair::Keypair;
 use crate::messages::{TAG_LEN, TRANSPORT_HEADER_LEN};
 use crate::peer::{Endpoint, Peer, PeerState, StagedPackets, event};
@@ -42,8 +43,8 @@ impl DataPath {
     /// Finds the peer for a packet.
     ///
     /// # Errors
-    /// Why the packet goes nowhere, which is counted: it is malformed, nobody's, or its peer has no
-    /// endpoint. In the latter two cases [`Self::unreachable`] has an answer.
+    /// Why the packet goes nowhere, which is counted: it is malformed, our own, nobody's, or its peer
+    /// has no endpoint. In the latter two cases [`Self::unreachable`] has an answer.
     pub fn route<'r>(
         &self,
         routes: &'r Routes,
@@ -52,6 +53,7 @@ impl DataPath {
         let found =
             InnerPacket::parse(packet).ok_or(DropCause::OutboundMalformed).and_then(|inner| {
                 match routes.lookup(inner.destination) {
+                    Some(route) if is_own_datagram(&route.peer, packet) => Err(DropCause::Loop),
                     Some(route) if route.peer.has_endpoint() => Ok((&route.peer, inner)),
                     Some(_) => Err(DropCause::NoEndpoint),
                     None => Err(DropCause::NoPeer),
@@ -157,6 +159,12 @@ impl DataPath {
             self.raise(peer, event::HANDSHAKE);
         }
     }
+}
+
+/// Whether the network has led back to us what we sealed for this peer: it would go round for ever,
+/// and grow. Only what is a transport message itself is looked at closely.
+fn is_own_datagram(peer: &Peer, packet: &[u8]) -> bool {
+    nested_receiver_index(packet).is_some_and(|index| peer.state().keypairs.seals_for(index))
 }
 
 fn take_lease(state: &mut PeerState, count: usize, now: Instant) -> Option<Lease> {
