@@ -25,6 +25,9 @@ const SEAL_TIMEOUT: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_millis(500);
 /// Requests a second that are answered at once; more wait for the next second.
 const REQUESTS_PER_SECOND: u32 = 100;
+/// Requests that may follow each other without one having been waited for. The real dataplane has
+/// one under way, and another when it says goodbye.
+const PIPELINED_REQUESTS: u32 = 16;
 
 /// How far the dataplane has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +71,7 @@ pub struct Monitor {
     sockets: Option<UdpSockets>,
     second: Instant,
     requests: u32,
+    pipelined: u32,
     said_bye: bool,
 }
 
@@ -95,6 +99,7 @@ impl Monitor {
             sockets: None,
             second: Instant::now(),
             requests: 0,
+            pipelined: 0,
             said_bye: false,
         }
     }
@@ -281,6 +286,9 @@ impl Monitor {
             return Some(violation(&format!("{} is not permitted now", request.name())));
         }
         self.requests += 1;
+        if self.is_flooded() {
+            return Some(violation("a flood of requests"));
+        }
         let answered = match request {
             Request::OpenUdp { port, mark } => self.open_udp(sequence, port, mark),
             Request::SetMark { mark } => {
@@ -309,6 +317,13 @@ impl Monitor {
             }
             Err(error) => Some(violation(&error.to_string())),
         }
+    }
+
+    /// Whether requests go on coming before those that precede them are answered.
+    fn is_flooded(&mut self) -> bool {
+        let another = poll([self.dataplane.channel.as_fd()], Duration::ZERO);
+        self.pipelined = if another.is_ok_and(|[waits]| waits) { self.pipelined + 1 } else { 0 };
+        self.pipelined > PIPELINED_REQUESTS
     }
 
     fn answer(
