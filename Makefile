@@ -34,7 +34,7 @@ TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
 # Where `make deb` leaves the package.
 DEBDIR ?= $(CARGO_TARGET_DIR)
 
-.PHONY: build install deb demo test deps system-packages clean
+.PHONY: build install deb demo test hostile deps system-packages clean
 
 build:
 	$(CARGO) build --release --locked -p wgsep
@@ -76,8 +76,13 @@ demo: system-packages
 	tests/demo.sh
 
 test: deps
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory build hostile
 	tests/run.sh
+
+# A dataplane that attacks its helper. Only tests start it, and it is never installed.
+hostile:
+	$(CARGO) rustc --release --locked -p wgsep-hostile --bin hostile-dataplane -- \
+		-C target-feature=+crt-static
 
 deps: system-packages
 	tests/deps.sh peers

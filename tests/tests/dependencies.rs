@@ -66,7 +66,7 @@ fn the_confinement_links_only_bindings_to_the_system() {
 }
 
 /// Each crate of the workspace, and those of its siblings that it may use.
-const DIRECTIONS: [(&str, &[&str]); 8] = [
+const DIRECTIONS: [(&str, &[&str]); 9] = [
     // The audit names capabilities, and gives up its own.
     ("wgsep", &["wgsep-policy", "wgsep-privileged"]),
     ("wgsep-dataplane-bin", &["wgsep-dataplane"]),
@@ -75,6 +75,7 @@ const DIRECTIONS: [(&str, &[&str]); 8] = [
     ("wgsep-proto", &[]),
     ("wgsep-ipc", &[]),
     ("wgsep-policy", &[]),
+    ("wgsep-hostile", &["wgsep-ipc", "wgsep-policy"]),
     ("wgsep-tests", &["wgsep-proto", "wgsep-ipc", "wgsep-policy", "wgsep-dataplane"]),
 ];
 

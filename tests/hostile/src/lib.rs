@@ -1,0 +1,82 @@
+//! What a dataplane that was taken over could try on its helper.
+
+/// One attack. The helper hands its number on as the mark of `--fwmark`, which is how a test says
+/// what it wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attack {
+    /// Asks for sockets before it is sealed.
+    OpenUdpBeforeSealed = 1,
+    /// Says that it is sealed, and is not.
+    UnsealedLiar,
+    /// Has a thread more than it was told to.
+    OneThreadTooMany,
+    /// Its report has layers in a state that there is none of.
+    SenselessReport,
+    /// Says twice that it is sealed.
+    SecondSealed,
+    /// A frame with a tag that no request has.
+    UnknownTag,
+    /// A frame that ends within its header.
+    Short,
+    /// A frame one byte longer than frames may be.
+    Oversized,
+    /// A request with a byte behind it.
+    Trailing,
+    /// A request of another version of the contract.
+    WrongVersion,
+    /// A frame of nothing.
+    Empty,
+    /// A request with a descriptor.
+    OneDescriptor,
+    /// A request with two.
+    TwoDescriptors,
+    /// A request with as many as the kernel passes at once.
+    ManyDescriptors,
+    /// Requests as fast as the socket takes them, without a look at the replies.
+    Flood,
+    /// Many requests, each after the reply to the one before, then a farewell.
+    Hurry,
+    /// Asks for what the operator's policy forbids, says what it was told, then a farewell.
+    Policy,
+    /// Breaks the contract when a client connects, and then hangs up on that client.
+    OnConnect,
+}
+
+impl Attack {
+    /// All of them.
+    pub const ALL: [Self; 18] = [
+        Self::OpenUdpBeforeSealed,
+        Self::UnsealedLiar,
+        Self::OneThreadTooMany,
+        Self::SenselessReport,
+        Self::SecondSealed,
+        Self::UnknownTag,
+        Self::Short,
+        Self::Oversized,
+        Self::Trailing,
+        Self::WrongVersion,
+        Self::Empty,
+        Self::OneDescriptor,
+        Self::TwoDescriptors,
+        Self::ManyDescriptors,
+        Self::Flood,
+        Self::Hurry,
+        Self::Policy,
+        Self::OnConnect,
+    ];
+
+    /// The number that stands for it.
+    #[must_use]
+    pub const fn mark(self) -> u32 {
+        self as u32
+    }
+
+    /// The attack that a number stands for.
+    #[must_use]
+    pub fn of_mark(mark: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|attack| attack.mark() == mark)
+    }
+}
+
+/// Requests of [`Attack::Hurry`].
+pub const HURRIED_REQUESTS: u32 = 250;

@@ -1,0 +1,244 @@
+//! `hostile-dataplane`: seals itself as the real one does, and then attacks the helper with all that
+//! the seal leaves it. Tests put it beside a copy of `wgsep` under the real one's name.
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, recv, sendmsg,
+    socketpair,
+};
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::process::ExitCode;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use wgsep_hostile::{Attack, HURRIED_REQUESTS};
+use wgsep_ipc::{
+    Channel, FromHelper, MAX_DESCRIPTORS, MAX_FRAME, REPORT_LAYERS, Received, Reply, Request,
+};
+use wgsep_policy::Sandbox;
+
+/// Where the helper leaves the channel.
+const CHANNEL: i32 = 3;
+/// Of a frame: the version comes first, the tag after the sequence number.
+const VERSION_AT: usize = 0;
+const TAG_AT: usize = 5;
+
+type Outcome<T> = Result<T, String>;
+
+fn main() -> ExitCode {
+    match attack() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(line) => {
+            eprintln!("ERROR hostile: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn attack() -> Outcome<()> {
+    let mark = option("--fwmark").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let workers = option("--workers").and_then(|text| text.parse().ok()).unwrap_or(1);
+    let attack = Attack::of_mark(mark).ok_or("start me with --fwmark and an attack's number")?;
+    // SAFETY: the helper put the channel there, and nothing else in this process owns the number.
+    let channel = unsafe { OwnedFd::from_raw_fd(CHANNEL) };
+    let channel = Channel::new(channel).map_err(|error| error.to_string())?;
+    let sandbox = Sandbox::enter(nix::unistd::getppid()).map_err(|error| error.to_string())?;
+    let mut hostile = Hostile::new(channel, mark)?;
+
+    let threads = workers + usize::from(attack == Attack::OneThreadTooMany);
+    start_threads(threads);
+    let mut report = [[1, 0, 0]; REPORT_LAYERS];
+    match attack {
+        Attack::OpenUdpBeforeSealed => {
+            hostile.send(&Request::OpenUdp { port: 0, mark })?;
+            idle();
+        }
+        Attack::SenselessReport => report = [[9; 3]; REPORT_LAYERS],
+        _ => {}
+    }
+    if attack != Attack::UnsealedLiar {
+        let sealed = sandbox.seal().map_err(|error| error.to_string())?;
+        if attack != Attack::SenselessReport {
+            report = sealed.to_bytes();
+        }
+    }
+    let (reply, granted) = hostile.ask(&Request::Sealed(report))?;
+    if !matches!(reply, Reply::Granted { .. }) {
+        return Err(format!("not granted: {reply:?}"));
+    }
+    hostile.run(attack, report, granted)
+}
+
+fn option(name: &str) -> Option<String> {
+    std::env::args().skip_while(|word| word != name).nth(1)
+}
+
+/// Starts threads that do nothing, and waits until all of them run.
+fn start_threads(number: usize) {
+    let all_run = Arc::new(Barrier::new(number + 1));
+    for _ in 0..number {
+        let runs = Arc::clone(&all_run);
+        thread::spawn(move || {
+            runs.wait();
+            idle();
+        });
+    }
+    all_run.wait();
+}
+
+/// Does nothing until it is killed.
+fn idle() -> ! {
+    loop {
+        thread::park();
+    }
+}
+
+struct Hostile {
+    channel: Channel,
+    /// Tells when the channel, or later the listener, has something to read.
+    readable: Epoll,
+    sequence: u32,
+    mark: u32,
+    /// A frame as it should be, to be spoilt; made while a second channel can still be had.
+    good: Vec<u8>,
+}
+
+impl Hostile {
+    fn new(channel: Channel, mark: u32) -> Outcome<Self> {
+        let readable = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(called("epoll"))?;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, 0);
+        readable.add(&channel, event).map_err(called("watch the channel"))?;
+        Ok(Self { channel, readable, sequence: 0, mark, good: frame(&Request::CloseUdp)? })
+    }
+
+    fn run(
+        &mut self,
+        attack: Attack,
+        report: [[u8; 3]; REPORT_LAYERS],
+        granted: Vec<OwnedFd>,
+    ) -> Outcome<()> {
+        match attack {
+            Attack::SecondSealed => self.send(&Request::Sealed(report))?,
+            Attack::UnknownTag => self.spoilt(|frame| frame[TAG_AT] = 0x55)?,
+            Attack::Short => self.spoilt(|frame| frame.truncate(TAG_AT - 1))?,
+            Attack::Oversized => self.spoilt(|frame| frame.resize(MAX_FRAME + 1, 0))?,
+            Attack::Trailing => self.spoilt(|frame| frame.push(0))?,
+            Attack::WrongVersion => self.spoilt(|frame| frame[VERSION_AT] ^= 1)?,
+            Attack::Empty => self.spoilt(Vec::clear)?,
+            Attack::OneDescriptor => self.send_raw(&self.good, 1)?,
+            Attack::TwoDescriptors => self.send_raw(&self.good, 2)?,
+            Attack::ManyDescriptors => self.send_raw(&self.good, MAX_DESCRIPTORS)?,
+            Attack::Flood => loop {
+                // A full socket is no reason to stop.
+                let _full = self.send_raw(&self.good, 0);
+            },
+            Attack::Hurry => {
+                for _ in 0..HURRIED_REQUESTS {
+                    self.ask(&Request::OpenUdp { port: 0, mark: self.mark })?;
+                }
+                return self.ask(&Request::Bye).map(drop);
+            }
+            Attack::Policy => return self.try_policy(),
+            Attack::OnConnect => self.violate_on_connect(granted)?,
+            Attack::OpenUdpBeforeSealed
+            | Attack::UnsealedLiar
+            | Attack::OneThreadTooMany
+            | Attack::SenselessReport => return Err(format!("{attack:?} got past the seal")),
+        }
+        idle()
+    }
+
+    fn try_policy(&mut self) -> Outcome<()> {
+        let (mark, other) = (self.mark, self.mark + 1);
+        for request in [
+            Request::OpenUdp { port: 0, mark: other },
+            Request::OpenUdp { port: 1023, mark },
+            Request::OpenUdp { port: 0, mark },
+            Request::SetMark { mark: other },
+            Request::SetMark { mark },
+        ] {
+            let (reply, descriptors) = self.ask(&request)?;
+            let told = match reply {
+                Reply::Refused { errno } => format!("errno {errno}"),
+                _ => "granted".to_owned(),
+            };
+            eprintln!("INFO {request:?}: {told}, {} descriptors", descriptors.len());
+        }
+        self.ask(&Request::Bye).map(drop)
+    }
+
+    fn violate_on_connect(&self, granted: Vec<OwnedFd>) -> Outcome<()> {
+        let listener = granted.into_iter().next().ok_or("no listener came")?;
+        self.readable.delete(&self.channel).map_err(called("leave the channel"))?;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, 0);
+        self.readable.add(&listener, event).map_err(called("watch the listener"))?;
+        eprintln!("INFO waiting for a client");
+        self.wait();
+        let client = UnixListener::from(listener).accept().map_err(|error| error.to_string())?;
+        self.spoilt(|frame| frame[VERSION_AT] ^= 1)?;
+        drop(client);
+        Ok(())
+    }
+
+    // ------------------------------------------------------------ the channel
+
+    fn spoilt(&self, spoil: impl FnOnce(&mut Vec<u8>)) -> Outcome<()> {
+        let mut frame = self.good.clone();
+        spoil(&mut frame);
+        self.send_raw(&frame, 0)
+    }
+
+    /// Sends bytes as they are, with that many descriptors.
+    fn send_raw(&self, bytes: &[u8], descriptors: usize) -> Outcome<()> {
+        let descriptors = vec![2; descriptors];
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let control = if descriptors.is_empty() { &[] } else { &rights[..] };
+        let raw = self.channel.as_fd().as_raw_fd();
+        let sent =
+            sendmsg::<UnixAddr>(raw, &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None);
+        sent.map(drop).map_err(called("sendmsg"))
+    }
+
+    fn send(&mut self, request: &Request) -> Outcome<()> {
+        self.sequence += 1;
+        self.channel.send_request(self.sequence, request).map_err(|error| error.to_string())
+    }
+
+    /// Sends a request and waits for the reply to it.
+    fn ask(&mut self, request: &Request) -> Outcome<(Reply, Vec<OwnedFd>)> {
+        self.send(request)?;
+        loop {
+            self.wait();
+            match self.channel.receive_from_helper().map_err(|error| error.to_string())? {
+                Received::Message(FromHelper::Reply { reply, .. }, with) => {
+                    return Ok((reply, with));
+                }
+                Received::Closed => return Err("the helper hung up".to_owned()),
+                Received::Nothing | Received::Message(FromHelper::Notice(_), _) => {}
+            }
+        }
+    }
+
+    fn wait(&self) {
+        let mut events = [EpollEvent::empty()];
+        let _interrupted = self.readable.wait(&mut events, EpollTimeout::NONE);
+    }
+}
+
+/// The bytes of a request, as they go over the channel.
+fn frame(request: &Request) -> Outcome<Vec<u8>> {
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(called("socketpair"))?;
+    let channel = Channel::new(ours).map_err(|error| error.to_string())?;
+    channel.send_request(1, request).map_err(|error| error.to_string())?;
+    let mut bytes = vec![0; MAX_FRAME];
+    let len = recv(theirs.as_raw_fd(), &mut bytes, MsgFlags::empty()).map_err(called("recv"))?;
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
+fn called(step: &'static str) -> impl Fn(nix::Error) -> String {
+    move |errno| format!("{step}: {}", errno.desc())
+}

@@ -1,0 +1,223 @@
+//! Attacks on the helper, by a dataplane that was taken over and by whoever may start or configure
+//! it. The numbers are those of the list in SECURITY.md.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use wgsep_hostile::{Attack, HURRIED_REQUESTS};
+use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
+use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::netns::Netns;
+use wgsep_tests::process::Process;
+use wgsep_tests::scratch::Scratch;
+use wgsep_tests::{procfs, require, wait};
+
+/// How long a start, an attack and the end may take together on a busy machine.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// The real helper with a hostile dataplane.
+struct Attacked {
+    helper: Process,
+    interface: String,
+    netns: Arc<Netns>,
+    /// Where the two programs are.
+    _programs: Scratch,
+}
+
+impl Attacked {
+    fn start(attack: Attack) -> Self {
+        let (netns, interface, programs) = (Netns::new(), unique_interface(), Scratch::new());
+        for (from, to) in [("wgsep", "wgsep"), ("hostile-dataplane", "wgsep-dataplane")] {
+            fs::copy(wgsep_program(from), programs.join(to)).unwrap();
+            fs::set_permissions(programs.join(to), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let mut command = netns.command(programs.join("wgsep"));
+        command.args(["-f", &interface, "--workers", "1"]);
+        command.args(["--fwmark", &attack.mark().to_string()]);
+        let helper = Process::spawn(command, format!("wgsep under {attack:?}"));
+        Self { helper, interface, netns, _programs: programs }
+    }
+
+    fn wait_for_log(&self, text: &str) {
+        wait::until(text, LIMIT, || self.helper.log().contains(text));
+    }
+
+    /// The helper ends with this status; then there is no dataplane, interface or socket.
+    #[track_caller]
+    fn assert_ends(&mut self, status: i32) -> String {
+        assert_eq!(self.helper.exit_within(LIMIT).code(), Some(status), "{}", self.helper.log());
+        let left = procfs::with_argument(&self.interface);
+        wait::until("the dataplane is gone", LIMIT, || !left.iter().any(|pid| is_alive(*pid)));
+        let links = self.netns.output(format!("ip link show {}", self.interface));
+        assert!(!links.status.success(), "the interface is left");
+        assert!(socket_path(&self.interface).symlink_metadata().is_err(), "the socket is left");
+        self.helper.log()
+    }
+}
+
+impl Drop for Attacked {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(socket_path(&self.interface));
+    }
+}
+
+fn is_alive(pid: Pid) -> bool {
+    procfs::is_running(pid)
+}
+
+fn is_stopped(pid: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.contains("\nState:\tT")
+}
+
+/// Kilobytes of anonymous memory of a process that still runs.
+fn anonymous_memory(pid: Pid) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
+}
+
+#[test]
+fn attack_07_every_breach_of_the_contract_ends_the_dataplane_and_names_itself() {
+    require!(Wgsep);
+    for (attack, named) in [
+        (Attack::OpenUdpBeforeSealed, "the dataplane sent OpenUdp before it was sealed"),
+        (Attack::UnsealedLiar, "not sealed as it says: Seccomp is 0, not 2"),
+        (Attack::OneThreadTooMany, "the dataplane has 3 threads where 2 were expected"),
+        (Attack::SenselessReport, "the seal report makes no sense"),
+        (Attack::SecondSealed, "Sealed is not permitted now"),
+        (Attack::UnknownTag, "malformed frame"),
+        (Attack::Short, "malformed frame"),
+        (Attack::Oversized, "malformed frame"),
+        (Attack::Trailing, "malformed frame"),
+        (Attack::WrongVersion, "malformed frame"),
+        (Attack::Empty, "it closed its channel or its log"),
+        (Attack::OneDescriptor, "wrong number of descriptors"),
+        (Attack::TwoDescriptors, "wrong number of descriptors"),
+        (Attack::ManyDescriptors, "wrong number of descriptors"),
+        (Attack::Flood, "a flood of requests"),
+    ] {
+        let log = Attacked::start(attack).assert_ends(1);
+        assert!(log.contains(named), "{attack:?}: {log}");
+    }
+}
+
+/// A dataplane that waits for its replies is slowed down, however much it asks for, and the helper
+/// grows neither in descriptors nor in memory.
+#[test]
+fn attack_07_requests_beyond_the_rate_are_delayed_and_cost_the_helper_nothing() {
+    require!(Wgsep);
+    let begun = Instant::now();
+    let mut attacked = Attacked::start(Attack::Hurry);
+    let pid = attacked.helper.pid();
+    attacked.wait_for_log("started");
+    let (mut descriptors, mut memory) = (Vec::new(), Vec::new());
+    let ended = wait::poll(LIMIT, || {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+        // None are left once it has ended.
+        descriptors.extend((open > 0).then_some(open));
+        memory.extend(anonymous_memory(pid));
+        attacked.helper.try_exit()
+    });
+    assert_eq!(ended.and_then(|status| status.code()), Some(0), "{}", attacked.helper.log());
+    // The first hundred are answered at once; the rest in the two seconds after.
+    assert!(begun.elapsed() >= Duration::from_secs(u64::from(HURRIED_REQUESTS / 100 - 1)));
+    let [fewest, most] = [descriptors.iter().min(), descriptors.iter().max()].map(Option::unwrap);
+    // Two sockets before the first request, two more while the old ones are given up.
+    assert!(descriptors.len() > 20 && most - fewest <= 6, "descriptors: {descriptors:?}");
+    let [least, peak] = [memory.iter().min(), memory.iter().max()].map(Option::unwrap);
+    assert!(peak - least <= 256, "kilobytes: {memory:?}");
+}
+
+#[test]
+fn attack_08_the_helper_itself_refuses_what_the_policy_forbids() {
+    require!(Wgsep);
+    let log = Attacked::start(Attack::Policy).assert_ends(0);
+    let mark = Attack::Policy.mark();
+    for told in [
+        format!("OpenUdp {{ port: 0, mark: {} }}: errno 1, 0 descriptors", mark + 1),
+        format!("OpenUdp {{ port: 1023, mark: {mark} }}: errno 13, 0 descriptors"),
+        format!("OpenUdp {{ port: 0, mark: {mark} }}: granted, 2 descriptors"),
+        format!("SetMark {{ mark: {} }}: errno 1, 0 descriptors", mark + 1),
+        format!("SetMark {{ mark: {mark} }}: granted, 0 descriptors"),
+    ] {
+        assert!(log.contains(&told), "{told:?} is not in {log}");
+    }
+}
+
+#[test]
+fn attack_08_wg_is_told_the_errno_and_the_old_mark_and_port_stay() {
+    require!(Wgsep);
+    let daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {
+        command.args(["--fwmark", "0x100/0xff00", "--listen-port", "4321"]);
+    });
+    let shown = |what: &str| daemon.netns.run(format!("wg show {} {what}", daemon.interface));
+    let set = |what: &str| {
+        let output = daemon.netns.output(format!("wg set {} {what}", daemon.interface));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() { Ok(()) } else { Err(said) }
+    };
+    daemon.netns.run(format!("ip link set {} up", daemon.interface));
+    set("fwmark 0x1ab").unwrap();
+    for forbidden in ["fwmark 0x2ab", "fwmark 0", "listen-port 4322", "listen-port 53"] {
+        let said = set(forbidden).unwrap_err();
+        assert!(said.contains("not permitted"), "{forbidden}: {said}");
+        assert_eq!(shown("fwmark").trim(), "0x1ab", "after {forbidden}");
+        assert_eq!(shown("listen-port").trim(), "4321", "after {forbidden}");
+    }
+
+    let free = Daemon::start(Wgsep, &Netns::new());
+    free.netns.run(format!("ip link set {} up", free.interface));
+    let low = free.netns.output(format!("wg set {} listen-port 1023", free.interface));
+    let said = String::from_utf8_lossy(&low.stderr);
+    assert!(!low.status.success() && said.contains("Permission denied"), "{said}");
+
+    let allowed = Daemon::start_with(Wgsep, &Netns::new(), |command| {
+        command.arg("--allow-low-ports");
+    });
+    allowed.netns.run(format!("ip link set {} up", allowed.interface));
+    allowed.netns.run(format!("wg set {} listen-port 1023", allowed.interface));
+    assert_eq!(
+        allowed.netns.run(format!("wg show {} listen-port", allowed.interface)).trim(),
+        "1023"
+    );
+}
+
+#[test]
+fn attack_14_a_stopped_dataplane_dies_with_the_helper() {
+    require!(Wgsep);
+    let daemon = Daemon::start(Wgsep, &Netns::new());
+    let dataplane = daemon.dataplane();
+    kill(dataplane, Signal::SIGSTOP).unwrap();
+    wait::until("the dataplane is stopped", LIMIT, || is_stopped(dataplane));
+    daemon.process.signal(Signal::SIGKILL);
+    wait::until("the dataplane is gone", LIMIT, || !is_alive(dataplane));
+    wait::until("the interface is gone", LIMIT, || !daemon.has_interface());
+}
+
+#[test]
+fn attack_14_a_stopped_dataplane_is_killed_for_what_it_sent_before() {
+    require!(Wgsep);
+    let mut attacked = Attacked::start(Attack::OnConnect);
+    attacked.wait_for_log("waiting for a client");
+    let dataplane = procfs::children(attacked.helper.pid())[0];
+    attacked.helper.signal(Signal::SIGSTOP);
+    let helper = attacked.helper.pid();
+    wait::until("the helper is stopped", LIMIT, || is_stopped(helper));
+    // It hangs up once the frame is under way.
+    let mut client = UnixStream::connect(socket_path(&attacked.interface)).unwrap();
+    client.set_read_timeout(Some(LIMIT)).unwrap();
+    assert_eq!(std::io::Read::read(&mut client, &mut [0]).unwrap(), 0);
+    kill(dataplane, Signal::SIGSTOP).unwrap();
+    wait::until("the dataplane is stopped", LIMIT, || is_stopped(dataplane));
+    attacked.helper.signal(Signal::SIGCONT);
+    let log = attacked.assert_ends(1);
+    assert!(log.contains("broke the contract and was killed: malformed frame"), "{log}");
+}
