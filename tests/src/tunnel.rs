@@ -174,7 +174,7 @@ impl End {
         self.take_up();
     }
 
-    /// Gives the interface its addresses and takes it up.
+    /// Gives the interface its addresses, takes it up, and waits until it listens.
     #[track_caller]
     pub fn take_up(&self) {
         let (netns, interface) = (&self.daemon.netns, &self.daemon.interface);
@@ -182,6 +182,8 @@ impl End {
         netns.run(format!("ip addr add {v4}/24 dev {interface}"));
         netns.run(format!("ip addr add {v6}/64 dev {interface} nodad"));
         netns.run(format!("ip link set {interface} up"));
+        // The port is open a moment after the command returns, and before wgsep answers wg(8).
+        self.daemon.wg("show", "listen-port");
     }
 
     /// `wg set INTERFACE peer THE-OTHER ARGUMENTS`.
