@@ -1,6 +1,7 @@
 # make         build both programs into target/release
 # make demo    a tunnel between two namespaces, shown step by step (root)
 # make test    install what the tests need, build, run every test (root)
+# make bench-steps  what each step of a packet's path costs on one core
 # make deps    only install what the tests need
 # make install the programs, manual pages, unit and completions, under DESTDIR and PREFIX (root)
 # make deb     a Debian package of the same, into target
@@ -34,7 +35,7 @@ TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
 # Where `make deb` leaves the package.
 DEBDIR ?= $(CARGO_TARGET_DIR)
 
-.PHONY: build install deb demo test hostile deps system-packages clean
+.PHONY: build bench-steps install deb demo test hostile deps system-packages clean
 
 build:
 	$(CARGO) build --release --locked -p wgsep
@@ -83,6 +84,9 @@ test: deps
 hostile:
 	$(CARGO) rustc --release --locked -p wgsep-hostile --bin hostile-dataplane -- \
 		-C target-feature=+crt-static
+
+bench-steps:
+	$(CARGO) bench --locked -p wgsep-tests --bench packet_path
 
 deps: system-packages
 	tests/deps.sh peers

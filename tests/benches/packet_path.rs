@@ -1,0 +1,136 @@
+//! What the steps of a packet's path cost on one core, each by itself: `make bench-steps`.
+//!
+//! Only ratios within one run mean something on a machine that does other things too.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+use wgsep_dataplane::offload::{Coalesce, Coalescer, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
+use wgsep_proto::allowed_ips::AllowedIps;
+use wgsep_proto::config::AllowedIp;
+use wgsep_proto::messages::TRANSPORT_HEADER_LEN;
+use wgsep_proto::replay::ReplayWindow;
+use wgsep_proto::send::seal;
+use wgsep_tests::sim::packet;
+use wgsep_tests::sim::simulation::Simulation;
+
+/// Lengths of inner packets: the shortest of TCP's, a usual one, the longest.
+const LENGTHS: [usize; 3] = [64, 512, 1420];
+
+fn crypto(criterion: &mut Criterion) {
+    let (mut simulation, a, b) = Simulation::pair(1);
+    assert!(simulation.reaches(a, b));
+    let now = simulation.now().instant;
+    let (from, to) = (simulation.host(a), simulation.host(b));
+    let plain = packet::request(from.inner_v4(), to.inner_v4(), 100, 0, 0);
+    let outward = from.device.data_path();
+    let routes = outward.routes.reader();
+    let (peer, _) = outward.route(routes.value(), &plain).unwrap();
+    let lease = outward.lease(peer, 1, now, |_| 0).unwrap();
+    for len in LENGTHS {
+        let mut group = criterion.benchmark_group("seal");
+        group.throughput(Throughput::Bytes(len as u64));
+        let mut datagram = vec![7; len + 32];
+        group.bench_function(BenchmarkId::from_parameter(len), |bencher| {
+            bencher.iter(|| seal(&lease.keypair, lease.first_counter, &mut datagram, len));
+        });
+        group.finish();
+
+        let index = u32::from_le_bytes(*datagram[4..].first_chunk().unwrap());
+        let (_, keypair) = to.device.data_path().index_table.lookup_keypair(index).unwrap();
+        let mut group = criterion.benchmark_group("open");
+        group.throughput(Throughput::Bytes(len as u64));
+        let mut arrived = datagram.clone();
+        group.bench_function(BenchmarkId::from_parameter(len), |bencher| {
+            bencher.iter(|| {
+                arrived.copy_from_slice(&datagram);
+                let sealed = &mut arrived[TRANSPORT_HEADER_LEN..];
+                keypair.open(lease.first_counter, sealed, now).unwrap();
+            });
+        });
+        group.finish();
+    }
+}
+
+fn replay(criterion: &mut Criterion) {
+    let mut window = ReplayWindow::default();
+    let mut counter = 0;
+    criterion.bench_function("replay/in order", |bencher| {
+        bencher.iter(|| {
+            counter += 1;
+            window.validate(black_box(counter))
+        });
+    });
+    criterion.bench_function("replay/seen before", |bencher| {
+        bencher.iter(|| window.validate(black_box(counter)));
+    });
+}
+
+/// Scatters small numbers over all 32 bits.
+const fn scatter(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(number.wrapping_mul(0x9e37_79b1))
+}
+
+fn allowed_ips(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("allowed IPs");
+    for entries in [10, 1_000, 100_000, 1_000_000] {
+        let mut table = AllowedIps::default();
+        for number in 0..entries {
+            table.insert(AllowedIp::new(scatter(number).into(), 32).unwrap(), number);
+        }
+        let mut number = 0;
+        group.bench_function(BenchmarkId::from_parameter(entries), |bencher| {
+            bencher.iter(|| {
+                // Another entry each time, far from the last.
+                number = (number + 7919) % entries;
+                table.lookup(black_box(IpAddr::V4(scatter(number)))).copied()
+            });
+        });
+    }
+    group.finish();
+}
+
+/// A UDP super-packet of IPv4 with 40 payloads of 1,392 bytes, as the kernel hands it over.
+fn super_packet() -> (VnetHeader, Vec<u8>) {
+    const PAYLOAD: u16 = 1392;
+    let len = 28 + 40 * PAYLOAD;
+    let [high, low] = len.to_be_bytes();
+    let mut whole = vec![0x45, 0, high, low, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    whole.extend([0, 1, 0, 2, 0, 0]);
+    let pseudo = 2 * 0x0a00 + 1 + 2 + 17 + u32::from(len - 20);
+    let pseudo = (pseudo & 0xffff) + (pseudo >> 16);
+    whole.extend((pseudo as u16).to_be_bytes());
+    whole.resize(usize::from(len), 7);
+    let gso = Some((GsoType::Udp, PAYLOAD));
+    (VnetHeader { checksum: Some((20, 6)), gso, header_len: 28 }, whole)
+}
+
+fn offload(criterion: &mut Criterion) {
+    let (header, whole) = super_packet();
+    let mut frames = vec![vec![0; VNET_HDR_LEN + 1420]; 40];
+    let split = |frames: &mut Vec<Vec<u8>>| {
+        let segments = Segments::new(&header, &whole).unwrap();
+        for (number, frame) in frames.iter_mut().enumerate() {
+            segments.write(&whole, number, &mut frame[VNET_HDR_LEN..]).unwrap();
+        }
+    };
+    let mut group = criterion.benchmark_group("offload");
+    group.throughput(Throughput::Bytes(whole.len() as u64));
+    group.bench_function("split", |bencher| bencher.iter(|| split(&mut frames)));
+    let mut coalescer = Coalescer::new(Coalesce { tcp: true, udp: true });
+    group.bench_function("coalesce", |bencher| {
+        bencher.iter(|| {
+            let mut written = 0;
+            for frame in &mut frames {
+                coalescer.push(frame, |_, _| written += 1);
+            }
+            coalescer.flush(|_, _| written += 1);
+            assert_eq!(written, 1);
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, crypto, replay, allowed_ips, offload);
+criterion_main!(benches);
