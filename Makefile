@@ -48,7 +48,10 @@ install: build
 		$(UNITDIR) $(SYSUSERSDIR) $(TMPFILESDIR) $(PREFIX)/share/bash-completion/completions \
 		$(PREFIX)/share/zsh/site-functions $(PREFIX)/share/fish/vendor_completions.d)
 	install -m 755 $(WGSEP_BIN_DIR)/wgsep $(DESTDIR)$(SBINDIR)
-	install -m 755 $(WGSEP_BIN_DIR)/wgsep-dataplane bin/dist/configure $(DESTDIR)$(LIBEXECDIR)
+	@# Not to be read: a user who starts the helper by a file capability owns the user namespace that
+	@# the dataplane is in, and could trace it if its program were readable (SECURITY.md).
+	install -m 711 $(WGSEP_BIN_DIR)/wgsep-dataplane $(DESTDIR)$(LIBEXECDIR)
+	install -m 755 bin/dist/configure $(DESTDIR)$(LIBEXECDIR)
 	install -m 644 bin/dist/wgsep.8 $(DESTDIR)$(MANDIR)/man8
 	install -m 644 bin/dist/wgsep-sandbox.7 $(DESTDIR)$(MANDIR)/man7
 	install -m 644 README.md SECURITY.md CHANGELOG.md LICENSE $(DESTDIR)$(DOCDIR)
