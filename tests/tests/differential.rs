@@ -481,8 +481,11 @@ impl Sequence {
             self.counts.refused += 1;
             // Counters may move by themselves, but no packet is on its way.
             assert_eq!(state(&self.pair.wgsep), before, "changed by:\n{}", self.history);
-            // Both are told it: a peer left half applied is not started in wireguard-go.
-            assert_eq!(self.pair.both(&lines.half()), [Some(0), Some(0)], "{}", self.history);
+            let told = transact(&self.pair.wgsep, &lines.half());
+            assert_eq!(told.as_deref().and_then(errno), Some(0), "{}", self.history);
+            // A peer that a refused set made is not started in wireguard-go before the next one.
+            let start = format!("set=1\npublic_key={}\nupdate_only=true\n\n", speaker_key());
+            assert_eq!(self.pair.both(&start), [Some(0), Some(0)], "{}", self.history);
         } else {
             self.counts.taken += 1;
         }
