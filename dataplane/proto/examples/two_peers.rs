@@ -1,0 +1,127 @@
+//! Two peers that talk over channels in memory: a handshake, a packet each way.
+//!
+//! Run with `cargo run -p wgsep-proto --example two_peers`.
+#![allow(clippy::print_stdout)]
+
+use std::fs::File;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+use wgsep_proto::device::Random;
+use wgsep_proto::keys::PrivateKey;
+use wgsep_proto::time::{Instant, Now};
+use wgsep_proto::tunnel::Tunnel;
+
+/// Random numbers come from the embedding program: here, from the system's own generator.
+struct SystemRandom(File);
+
+impl Random for SystemRandom {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        // A program without random numbers must not go on.
+        self.0.read_exact(bytes).expect("the system's random numbers");
+    }
+}
+
+fn system_random() -> std::io::Result<SystemRandom> {
+    File::open("/dev/urandom").map(SystemRandom)
+}
+
+fn fresh_key(random: &mut SystemRandom) -> PrivateKey {
+    loop {
+        let mut bytes = [0; 32];
+        random.fill(&mut bytes);
+        // All zeros is no key.
+        if let Some(key) = PrivateKey::from_bytes(bytes) {
+            return key;
+        }
+    }
+}
+
+/// One end: the tunnel, and the channels that stand for the network.
+struct End {
+    tunnel: Tunnel,
+    to_other: Sender<Vec<u8>>,
+    from_other: Receiver<Vec<u8>>,
+    other: SocketAddr,
+}
+
+impl End {
+    /// Takes what has arrived, and gives back the packets that were inside.
+    fn receive(&mut self, now: Now) -> Vec<Vec<u8>> {
+        let mut packets = Vec::new();
+        while let Ok(mut datagram) = self.from_other.try_recv() {
+            packets.extend(
+                self.tunnel.decapsulate(self.other, &mut datagram, now).map(<[u8]>::to_vec),
+            );
+            self.transmit();
+        }
+        packets
+    }
+
+    fn send(&mut self, packet: &[u8], now: Now) {
+        self.tunnel.encapsulate(packet, now);
+        self.transmit();
+    }
+
+    fn transmit(&mut self) {
+        while let Some(transmit) = self.tunnel.poll_transmit() {
+            println!("  {} bytes to {}", transmit.datagram.len(), transmit.endpoint.destination);
+            // An end that is gone takes no more; that is the network's way.
+            let _lost = self.to_other.send(transmit.datagram);
+        }
+    }
+}
+
+/// The least that counts as an IPv4 packet: a header with its length, and a payload.
+fn ipv4_packet(payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0; 20];
+    packet.extend(payload);
+    packet[0] = 0x45;
+    let length = u16::try_from(packet.len()).unwrap_or(u16::MAX);
+    packet[2..4].copy_from_slice(&length.to_be_bytes());
+    packet
+}
+
+fn main() -> std::io::Result<()> {
+    let keys = [fresh_key(&mut system_random()?), fresh_key(&mut system_random()?)];
+    let publics = [keys[0].public_key(), keys[1].public_key()];
+    let [alice_key, bob_key] = keys;
+    // The addresses mean nothing here; over a real network they are where datagrams go.
+    let alice_at = SocketAddr::from(([192, 0, 2, 1], 51820));
+    let bob_at = SocketAddr::from(([192, 0, 2, 2], 51820));
+    let (to_bob, from_alice) = channel();
+    let (to_alice, from_bob) = channel();
+    let random = || system_random().map(|random| Box::new(random) as Box<dyn Random>);
+    let mut alice = End {
+        tunnel: Tunnel::new(alice_key, publics[1], None, Some(bob_at), random()?),
+        to_other: to_bob,
+        from_other: from_bob,
+        other: bob_at,
+    };
+    let mut bob = End {
+        // Bob waits to be spoken to, and learns where Alice is.
+        tunnel: Tunnel::new(bob_key, publics[0], None, None, random()?),
+        to_other: to_alice,
+        from_other: from_alice,
+        other: alice_at,
+    };
+
+    // Time is an argument too: of day for the handshake, since boot for everything else.
+    let now = Now { instant: Instant::from_nanos(1), wall: Duration::from_secs(1_800_000_000) };
+    let hello = ipv4_packet(b"hello, bob");
+    println!("alice says hello, which takes a handshake first:");
+    alice.send(&hello, now);
+    let mut heard = Vec::new();
+    while heard.is_empty() {
+        heard = bob.receive(now);
+        alice.receive(now);
+    }
+    assert_eq!(heard, [hello]);
+    println!("bob heard it, and answers:");
+    let answer = ipv4_packet(b"hello, alice");
+    bob.send(&answer, now);
+    assert_eq!(alice.receive(now), [answer]);
+    println!("alice heard that");
+    Ok(())
+}
