@@ -94,6 +94,7 @@ bench-steps:
 deps: system-packages
 	tests/deps.sh peers
 	tests/deps.sh kernel
+	tests/deps.sh debian
 
 system-packages:
 	tests/deps.sh system

@@ -3,6 +3,7 @@
 #   deps.sh system   Debian packages; and says how to get Rust where it is missing
 #   deps.sh peers    the implementations the tests talk to, from crates.io, into a cache
 #   deps.sh kernel   qemu, and the kernel that it boots as a peer, unpacked into the same cache
+#   deps.sh debian   a Debian to install the package into, into the same cache; who checks manual pages
 #   deps.sh deny     cargo-deny, into the same cache
 set -eu
 
@@ -20,6 +21,9 @@ fail() { say "$*"; exit 1; }
 
 # Only for the machine in which the kernel's WireGuard runs.
 machine_packages="qemu-system-x86 busybox-static cpio kmod libc-bin"
+
+# Of `debian` only.
+packaging_packages="debootstrap systemd-container mandoc man-db libcap2-bin"
 
 missing_packages() {
 	for package in $packages; do
@@ -109,10 +113,24 @@ kernel)
 	fetch_kernel || { apt-get update -qq && fetch_kernel; } ||
 		say "Debian's cloud kernel cannot be had here"
 	;;
+debian)
+	# Where this is impossible the tests that want it are skipped, and say so.
+	packages=$packaging_packages
+	(install_packages) || exit 0
+	root="${XDG_CACHE_HOME:-$HOME/.cache}/wgsep/debian"
+	if [ ! -d "$root" ] && [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
+		say "bootstrapping a Debian into $root (once)"
+		rm -rf "$root.new"
+		debootstrap --variant=minbase \
+			--include=systemd,systemd-sysv,wireguard-tools,iproute2,iputils-ping,libcap2-bin \
+			bookworm "$root.new" >"$root.log" 2>&1 && mv "$root.new" "$root" ||
+			say "cannot bootstrap a Debian here: see $root.log"
+	fi
+	;;
 deny)
 	cargo_install cargo-deny 0.20.2
 	;;
 *)
-	fail "usage: deps.sh system|peers|kernel|deny"
+	fail "usage: deps.sh system|peers|kernel|debian|deny"
 	;;
 esac

@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod implementation;
 pub mod kernel;
 pub mod link;
+pub mod machine;
 pub mod netns;
 pub mod nft;
 pub mod process;

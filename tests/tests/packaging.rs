@@ -1,0 +1,287 @@
+//! What `make install` and `make deb` lay out, and a server that runs from it.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use wgsep_tests::daemon::Daemon;
+use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::link::{self, Family, Side};
+use wgsep_tests::machine::Machine;
+use wgsep_tests::netns::Netns;
+use wgsep_tests::process::{output, run};
+use wgsep_tests::scratch::Scratch;
+use wgsep_tests::skip::skip;
+use wgsep_tests::traffic::until_ping;
+use wgsep_tests::tunnel::{End, PORT};
+use wgsep_tests::wg::KeyPair;
+use wgsep_tests::{require, require_root, uapi, wait};
+
+/// How long a service may take to start, to stop, or to be started again.
+const SERVICE_LIMIT: Duration = Duration::from_secs(20);
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Runs make on the programs as they are built; `--old-file` keeps it from building them.
+fn make(arguments: &[&str]) {
+    let built = wgsep_program("wgsep");
+    let target = built.ancestors().nth(2).unwrap();
+    run(Command::new("make")
+        .current_dir(repository())
+        .args(["--no-print-directory", "--old-file=build"])
+        .args(arguments)
+        .env("CARGO_TARGET_DIR", target)
+        .env_remove("MAKEFLAGS"));
+}
+
+/// Every file below a directory, with its permissions.
+fn files_below(directory: &Path) -> Vec<(String, u32)> {
+    let listing =
+        run(Command::new("find").arg(directory).args(["-type", "f", "-printf", "%P %m\n"]));
+    let mut files: Vec<_> = listing
+        .lines()
+        .map(|line| line.rsplit_once(' ').unwrap())
+        .map(|(file, mode)| (file.to_owned(), u32::from_str_radix(mode, 8).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn make_install_keeps_to_destdir_and_prefix_and_runs_from_there() {
+    require!(Wgsep);
+    let scratch = Scratch::new();
+    let destdir = scratch.join("stage");
+    make(&["install", "PREFIX=/opt/wg", &format!("DESTDIR={}", destdir.display())]);
+    let mut expected = [
+        ("lib/systemd/system/wgsep@.service", 0o644),
+        ("lib/sysusers.d/wgsep.conf", 0o644),
+        ("lib/tmpfiles.d/wgsep.conf", 0o644),
+        ("libexec/wgsep/configure", 0o755),
+        ("libexec/wgsep/wgsep-dataplane", 0o755),
+        ("sbin/wgsep", 0o755),
+        ("share/bash-completion/completions/wgsep", 0o644),
+        ("share/doc/wgsep/CHANGELOG.md", 0o644),
+        ("share/doc/wgsep/LICENCES-OF-CRATES", 0o644),
+        ("share/doc/wgsep/LICENSE", 0o644),
+        ("share/doc/wgsep/README.md", 0o644),
+        ("share/doc/wgsep/SECURITY.md", 0o644),
+        ("share/fish/vendor_completions.d/wgsep.fish", 0o644),
+        ("share/man/man7/wgsep-sandbox.7", 0o644),
+        ("share/man/man8/wgsep.8", 0o644),
+        ("share/zsh/site-functions/_wgsep", 0o644),
+    ]
+    .map(|(file, mode)| (format!("opt/wg/{file}"), mode));
+    expected.sort();
+    assert_eq!(files_below(&destdir), expected);
+    let installed = destdir.join("opt/wg");
+    let unit = fs::read_to_string(installed.join("lib/systemd/system/wgsep@.service")).unwrap();
+    assert!(
+        unit.contains("ExecStart=/opt/wg/sbin/wgsep ")
+            && !unit.contains('@'.to_string().repeat(2).as_str())
+    );
+    assert!(unit.contains("ExecStartPost=/opt/wg/libexec/wgsep/configure up %i"), "{unit}");
+
+    // The helper finds its dataplane from where it is itself, wherever that is.
+    let netns = Netns::new();
+    let interface = wgsep_tests::daemon::unique_interface();
+    netns.run(format!("{} {interface}", installed.join("sbin/wgsep").display()));
+    assert!(uapi::is_answering(&interface));
+    netns.run(format!("ip link del {interface}"));
+    wait::until("its socket is gone", SERVICE_LIMIT, || !uapi::is_answering(&interface));
+}
+
+#[test]
+fn completions_know_every_option() {
+    let scratch = Scratch::new();
+    make(&["install", &format!("DESTDIR={}", scratch.display()), "PREFIX=/p"]);
+    let help = run(Command::new(wgsep_program("wgsep")).arg("--help"));
+    let options: Vec<_> = help
+        .lines()
+        .filter(|line| line.starts_with(' ') && line.contains("  "))
+        .flat_map(str::split_whitespace)
+        .filter(|word| word.starts_with("--") && word.len() > 2)
+        .map(|word| word.trim_start_matches('-').trim_end_matches(','))
+        .collect();
+    assert!(options.len() > 10, "{options:?}");
+    for file in [
+        "p/share/bash-completion/completions/wgsep",
+        "p/share/zsh/site-functions/_wgsep",
+        "p/share/fish/vendor_completions.d/wgsep.fish",
+    ] {
+        let text = fs::read_to_string(scratch.join(file)).unwrap();
+        for option in &options {
+            assert!(text.contains(option), "{file} does not know --{option}");
+        }
+    }
+    run(Command::new("bash")
+        .arg("-n")
+        .arg(scratch.join("p/share/bash-completion/completions/wgsep")));
+}
+
+#[test]
+fn manual_pages_know_every_option_and_are_clean() {
+    let pages = ["wgsep.8", "wgsep-sandbox.7"].map(|page| repository().join("bin/dist").join(page));
+    let help = run(Command::new(wgsep_program("wgsep")).arg("--help"));
+    let page = fs::read_to_string(&pages[0]).unwrap();
+    for word in help.split_whitespace().filter_map(|word| word.strip_prefix("--")) {
+        let flag = format!("Fl -{}", word.trim_end_matches(|end: char| !end.is_alphanumeric()));
+        assert!(word.is_empty() || page.contains(&flag), "wgsep(8) does not have {flag}");
+    }
+    if Command::new("mandoc").arg("-V").output().is_err() {
+        return skip("mandoc is missing: run `make deps`");
+    }
+    for page in pages {
+        let lint = output(Command::new("mandoc").args(["-T", "lint", "-W", "warning"]).arg(&page));
+        assert!(lint.status.success(), "{}", String::from_utf8_lossy(&lint.stdout));
+        let mut man = Command::new("man");
+        man.args(["--warnings", "-E", "UTF-8", "-l"]).arg(&page).env("MANWIDTH", "80");
+        let rendered = output(&mut man);
+        assert!(rendered.status.success(), "{rendered:?}");
+        assert!(rendered.stderr.is_empty(), "{}", String::from_utf8_lossy(&rendered.stderr));
+    }
+}
+
+/// systemd's own judgement of the unit, against what README tells.
+#[test]
+fn the_unit_is_clean_and_as_little_exposed_as_the_readme_says() {
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        return skip("systemd-analyze is missing");
+    }
+    let scratch = Scratch::new();
+    make(&["install", &format!("DESTDIR={}", scratch.display()), "PREFIX=/usr"]);
+    let unit = scratch.join("usr/lib/systemd/system/wgsep@.service");
+    let root = format!("--root={}", scratch.display());
+    // The targets that it names are systemd's, of which the staged tree has none.
+    let checked = output(Command::new("systemd-analyze").args([
+        "verify",
+        "--man=no",
+        "--recursive-errors=no",
+        &root,
+        "wgsep@wg0.service",
+    ]));
+    let complaints = String::from_utf8_lossy(&checked.stderr).into_owned();
+    assert!(checked.status.success() && complaints.is_empty(), "{complaints}");
+
+    let mut judge = Command::new("systemd-analyze");
+    let judged = output(judge.args(["security", "--offline=true", "--no-pager"]).arg(&unit));
+    let judged = String::from_utf8_lossy(&judged.stdout).into_owned();
+    let exposure =
+        judged.lines().last().unwrap().split_whitespace().find_map(|word| word.parse::<f32>().ok());
+    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    let told = readme.lines().find(|line| line.contains("`wgsep@.service`") && line.contains('|'));
+    let told = told.unwrap().split('|').find_map(|cell| cell.trim().parse::<f32>().ok());
+    assert_eq!(exposure, told, "{judged}");
+}
+
+/// A file for the machine, in the form of wg-quick(8), as an operator keeps it.
+fn write_configuration(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(fs::metadata(path).unwrap().uid(), 0);
+}
+
+/// The other end of the tunnel: a wgsep of this build, outside of the machine.
+fn other_end(netns: &Arc<Netns>, key: &KeyPair) -> End {
+    let end = End::new(Side::Right, Daemon::start(Wgsep, netns));
+    let endpoint = format!("{}:{PORT}", Side::Left.outer(Family::V4)).parse().unwrap();
+    end.configure(&key.public, Some(endpoint), None);
+    end
+}
+
+/// The three commands of README on a Debian of its own, and what an operator does after them.
+#[test]
+fn a_debian_installs_the_package_and_systemd_runs_a_server_of_it() {
+    require_root!();
+    let image = match Machine::image() {
+        Ok(image) => image,
+        Err(reason) => return skip(&reason),
+    };
+    let scratch = Scratch::new();
+    make(&["deb", &format!("DEBDIR={}", scratch.display())]);
+    let built = fs::read_dir(&*scratch).unwrap().map(|entry| entry.unwrap().path());
+    let package = built.into_iter().find(|path| path.extension().is_some_and(|end| end == "deb"));
+    let (key, (left, right)) = (KeyPair::generate(), link::joined());
+    let other = other_end(&right, &key);
+    let (inner, theirs) = (Side::Left.inner(Family::V4), Side::Right.inner(Family::V4));
+    let configuration = format!(
+        "[Interface]\nPrivateKey = {} # ours\nListenPort = {PORT}\nAddress = {inner}/32, fd77::1/128\nMTU = 1400\n\
+         \n[Peer]\nPublicKey = {}\nAllowedIPs = {theirs}/32\nEndpoint = {}\n",
+        key.private,
+        other.key.public,
+        other.endpoint(Family::V4)
+    );
+    let (served, refused) = (scratch.join("wg0.conf"), scratch.join("wg1.conf"));
+    write_configuration(&served, &configuration);
+    write_configuration(&refused, &format!("{configuration}\n[Interface]\nPostUp = true\n"));
+    let files = [
+        (package.as_deref().unwrap(), "/mnt/wgsep.deb"),
+        (&served, "/etc/wireguard/wg0.conf"),
+        (&refused, "/etc/wireguard/wg1.conf"),
+    ];
+    let machine = Machine::boot(&image, &left, &files);
+
+    machine.run("dpkg --install /mnt/wgsep.deb");
+    assert!(machine.run("getent passwd wgsep").contains("/nologin"));
+    machine.run("systemctl enable --now wgsep@wg0");
+    until_ping(&left, theirs);
+    let show =
+        |what: &str| machine.run(&format!("systemctl show --value --property {what} wgsep@wg0"));
+    assert_eq!(show("StatusText").trim(), "serving wg0");
+    assert!(machine.run("ip link show wg0").contains("mtu 1400"));
+    let log = machine.run("journalctl --quiet --no-pager --unit wgsep@wg0");
+    assert!(log.contains("empty-root=applied") && log.contains("landlock=applied"), "{log}");
+    assert!(!log.contains("degraded") && !log.contains("unsupported"), "{log}");
+    assert!(!log.contains(&key.private), "a key in the log");
+
+    // A peer more, without a restart.
+    let added = KeyPair::generate().public;
+    write_configuration(
+        &served,
+        &format!("{configuration}\n[Peer]\nPublicKey = {added}\nAllowedIPs = 198.51.100.0/24\n"),
+    );
+    machine.run("systemctl reload wgsep@wg0");
+    assert!(machine.run("wg show wg0 peers").contains(&added));
+    assert!(machine.run("ip route get 198.51.100.1").contains("dev wg0"));
+    until_ping(&left, theirs);
+    assert_eq!(show("NRestarts").trim(), "0");
+
+    // A death: systemd begins anew, and the keys come from the file again.
+    machine.run("systemctl kill --signal KILL wgsep@wg0");
+    wait::until("systemd starts it again", SERVICE_LIMIT, || {
+        show("NRestarts").trim() == "1" && show("ActiveState").trim() == "active"
+    });
+    until_ping(&left, theirs);
+
+    // A helper that hangs is noticed.
+    machine.run(
+        "mkdir -p /run/systemd/system/wgsep@.service.d && printf '[Service]\\nWatchdogSec=1\\n' \
+         >/run/systemd/system/wgsep@.service.d/short.conf && systemctl daemon-reload && \
+         systemctl restart wgsep@wg0 && systemctl kill --kill-whom main --signal STOP wgsep@wg0",
+    );
+    wait::until("systemd notices that it hangs", SERVICE_LIMIT, || {
+        machine.run("journalctl --quiet --no-pager --unit wgsep@wg0").contains("Watchdog timeout")
+            && show("ActiveState").trim() == "active"
+    });
+    until_ping(&left, theirs);
+
+    machine.run("systemctl stop wgsep@wg0");
+    assert!(!machine.output("ip link show wg0").status.success(), "the interface is still there");
+    assert!(!machine.output("test -e /run/wireguard/wg0.sock").status.success());
+
+    // What the unit does not do, it does not do by half.
+    assert!(!machine.output("systemctl start wgsep@wg1").status.success());
+    let log = machine.run("journalctl --quiet --no-pager --unit wgsep@wg1");
+    assert!(log.contains("PostUp, which is wg-quick(8)'s: use wg-quick@wg1"), "{log}");
+    assert!(!machine.output("ip link show wg1").status.success());
+
+    machine.run("dpkg --remove wgsep");
+    assert!(!machine.output("test -e /usr/sbin/wgsep").status.success());
+}
