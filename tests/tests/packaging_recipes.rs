@@ -1,0 +1,142 @@
+//! What README tells operators to type, typed: without root, and so that nothing leaks.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use wgsep_tests::daemon::{Daemon, unique_interface};
+use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::link::{DEVICE, Family};
+use wgsep_tests::netns::Netns;
+use wgsep_tests::nft::Counter;
+use wgsep_tests::process::output;
+use wgsep_tests::scratch::Scratch;
+use wgsep_tests::skip::skip;
+use wgsep_tests::traffic::until_ping;
+use wgsep_tests::tunnel::{Plan, Tunnel};
+use wgsep_tests::{require, wait};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A uid and gid without account or privilege.
+const NORMAL_USER: u32 = 65_500;
+
+/// The lines of README's first block after a text.
+fn readme_block(after: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = fs::read_to_string(path).unwrap();
+    let rest = readme.split_once(after).unwrap().1;
+    let block = rest.split("```").nth(1).unwrap();
+    block.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+/// How many packets for an address behind the tunnel take the ordinary route once the daemon is dead.
+fn leaked(outer: Family, behind: &str, prepare: impl Fn(&Netns, &str)) -> u64 {
+    let tunnel = Plan { outer, ..Plan::new(Wgsep, Wgsep) }.build();
+    let Tunnel { left, right } = &tunnel;
+    let (netns, interface) = (&left.daemon.netns, &left.daemon.interface);
+    netns.run(format!("ip route add default via {} dev {DEVICE}", right.side.outer(Family::V4)));
+    right.daemon.netns.run(format!("ip addr add {behind}/32 dev lo"));
+    left.set_peer(right, "allowed-ips 0.0.0.0/0");
+    let leak = format!("oifname {DEVICE} ip daddr {behind}");
+    let leaks = Counter::new(netns, "leaks", "output", &leak);
+    prepare(netns, interface);
+    until_ping(netns, behind.parse().unwrap());
+    assert_eq!(leaks.packets(), 0, "it did not go through the tunnel");
+
+    kill(left.daemon.dataplane(), Signal::SIGKILL).unwrap();
+    wait::until("the interface is gone", LIMIT, || !left.daemon.has_interface());
+    netns.output(format!("ping -n -c 2 -i 0.1 -W 1 {behind}"));
+    leaks.packets()
+}
+
+const BEHIND: &str = "203.0.113.9";
+
+#[test]
+fn nothing_leaks_past_the_rule_when_the_daemon_dies() {
+    require!(Wgsep);
+    let recipe = readme_block("By hand, for everything but the tunnel's own datagrams");
+    assert_eq!(recipe.len(), 5, "{recipe:?}");
+    let leaked = leaked(Family::V4, BEHIND, |netns, interface| {
+        for line in &recipe {
+            netns.run(line.replace("wg0", interface));
+        }
+    });
+    assert_eq!(leaked, 0);
+}
+
+/// What the rule is for: without it, the same traffic goes out in clear.
+#[test]
+fn control_without_the_rule_traffic_takes_the_ordinary_route() {
+    require!(Wgsep);
+    let leaked = leaked(Family::V4, BEHIND, |netns, interface| {
+        netns.run(format!("ip route add {BEHIND} dev {interface}"));
+    });
+    assert!(leaked > 0, "the test cannot see a leak");
+}
+
+/// README's steps, with the group of a user who has nothing else.
+#[test]
+fn a_normal_user_runs_it_with_setcap() {
+    require!(Wgsep);
+    if Command::new("setcap").arg("-h").output().is_err() {
+        return skip("setcap is missing: run `make deps`");
+    }
+    let (scratch, netns, interface) = (Scratch::new(), Netns::new(), unique_interface());
+    for program in ["wgsep", "wgsep-dataplane"] {
+        fs::copy(wgsep_program(program), scratch.join(program)).unwrap();
+    }
+    let configuration = scratch.join("wg0.conf");
+    fs::write(&configuration, "[Interface]\nListenPort = 51820\nFwMark = 7\n").unwrap();
+    let as_user = format!("setpriv --reuid {NORMAL_USER} --regid {NORMAL_USER} --clear-groups");
+    let readme = readme_block("empty namespaces come by way of a user namespace.");
+    let steps = readme.iter().map(|line| match line.strip_prefix("sudo ") {
+        Some(as_root) => as_root.to_owned(),
+        None => format!("{as_user} {line}"),
+    });
+    let steps: Vec<_> = steps
+        .map(|line| {
+            line.replace("$(id -gn)", &NORMAL_USER.to_string())
+                .replace("/usr/sbin/wgsep", &scratch.join("wgsep").display().to_string())
+                .replace("wg0.conf", &configuration.display().to_string())
+                .replace(" wgsep wg0", &format!(" {} {interface}", scratch.join("wgsep").display()))
+                .replace(" wg0 ", &format!(" {interface} "))
+        })
+        .collect();
+    // The machine's own directory stays as it is: this shell has another in its place.
+    let script = format!(
+        "mkdir -p /run/wireguard; mount -t tmpfs none /run/wireguard; {}; \
+         {as_user} wg show {interface} dump; ip link del {interface}",
+        steps.join("; ")
+    );
+    let mut shell = netns.command("unshare");
+    shell.args(["--mount", "sh", "-ec", &script]);
+    // The user may write neither to /var/log nor, on a machine without syslog, to that.
+    let done = output(shell.env("WG_LOG_FILE", "/run/wireguard/log"));
+    let (told, complaints) =
+        (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success(), "{script}\n{complaints}");
+    assert!(told.contains("51820") && told.contains("0x7"), "{told}\n{complaints}");
+}
+
+/// As a script of theirs would start it; each unneeded option gets a line, and none is an error.
+#[test]
+fn a_command_line_of_boringtun_starts_it() {
+    require!(Wgsep);
+    let daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {
+        command.args(["-t", "2", "-v", "trace", "--disable-connected-udp"]);
+        command.args(["--disable-multi-queue", "--disable-drop-privileges"]).env("WG_SUDO", "1");
+    });
+    let log = daemon.process.log();
+    for option in
+        ["--disable-connected-udp", "--disable-multi-queue", "--disable-drop-privileges", "WG_SUDO"]
+    {
+        let notes = log.lines().filter(|line| line.contains(&format!("{option} changes nothing")));
+        assert_eq!(notes.count(), 1, "{option}: {log}");
+    }
+    daemon.wg_set("fwmark 51820 listen-port 0");
+}
