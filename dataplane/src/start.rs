@@ -4,6 +4,7 @@ use crate::control::{Control, End};
 use crate::helper::Helper;
 use crate::worker::Worker;
 use crate::{log, sys};
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::sync::{Arc, Barrier};
 use wgsep_ipc::Channel;
@@ -13,7 +14,7 @@ use wgsep_policy::Sandbox;
 const WORKER_STACK: usize = 256 * 1024;
 
 /// What the helper put on the command line.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Arguments {
     /// Name of the interface, for the log and to follow it.
     pub(crate) interface: String,
@@ -25,13 +26,29 @@ pub(crate) struct Arguments {
     pub(crate) verbosity: u8,
     /// UDP port to start with, 0 for any.
     pub(crate) listen_port: u16,
+    /// Ports that the helper opens; it refuses others, but only when there is something to open.
+    pub(crate) ports: RangeInclusive<u16>,
     /// Mark to start with, 0 for none.
     pub(crate) fwmark: u32,
 }
 
+impl Default for Arguments {
+    fn default() -> Self {
+        Self {
+            interface: String::new(),
+            workers: 1,
+            udp_gso: true,
+            verbosity: 3,
+            listen_port: 0,
+            ports: 1..=u16::MAX,
+            fwmark: 0,
+        }
+    }
+}
+
 impl Arguments {
     fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut arguments = Self { workers: 1, udp_gso: true, verbosity: 3, ..Self::default() };
+        let mut arguments = Self::default();
         while let Some(option) = words.next() {
             let value = words.next().ok_or(format!("{option} needs a value"))?;
             let bad = || format!("{option}: bad value {value:?}");
@@ -41,12 +58,18 @@ impl Arguments {
                 "--udp-gso" => arguments.udp_gso = parse_switch(&value).ok_or_else(bad)?,
                 "--log-level" => arguments.verbosity = log::verbosity(&value).ok_or_else(bad)?,
                 "--listen-port" => arguments.listen_port = value.parse().map_err(|_| bad())?,
+                "--ports" => arguments.ports = parse_ports(&value).ok_or_else(bad)?,
                 "--fwmark" => arguments.fwmark = value.parse().map_err(|_| bad())?,
                 _ => return Err(format!("unknown option {option}")),
             }
         }
         Ok(arguments)
     }
+}
+
+fn parse_ports(value: &str) -> Option<RangeInclusive<u16>> {
+    let (first, last) = value.split_once('-')?;
+    Some(first.parse().ok()?..=last.parse().ok()?)
 }
 
 fn parse_switch(value: &str) -> Option<bool> {
@@ -119,19 +142,26 @@ mod tests {
 
     #[test]
     fn arguments_are_what_the_helper_passes() {
-        let line = "--interface wg0 --workers 2 --udp-gso off --log-level debug --listen-port 7 --fwmark 9";
+        let line = "--interface wg0 --workers 2 --udp-gso off --log-level debug --listen-port 7 --ports 7-8 --fwmark 9";
         let expected = Arguments {
             interface: "wg0".to_owned(),
             workers: 2,
             udp_gso: false,
             verbosity: 4,
             listen_port: 7,
+            ports: 7..=8,
             fwmark: 9,
         };
         assert_eq!(parse(line), Ok(expected));
-        for bad in
-            ["--workers", "--workers x", "--log-level loud", "--fwmark -1", "--udp-gso 1", "wg0 x"]
-        {
+        for bad in [
+            "--workers",
+            "--workers x",
+            "--log-level loud",
+            "--fwmark -1",
+            "--udp-gso 1",
+            "--ports 7",
+            "wg0 x",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -172,6 +172,7 @@ fn start_dataplane(
         udp_gso: !options.without.contains(Offload::UdpGso),
         log_level: &options.log_level,
         port: options.grants.port.unwrap_or(0),
+        ports: options.grants.ports(),
         mark: options.grants.mark.map_or(0, |(value, mask)| value & mask),
     };
     spawn::start(&arguments, user)

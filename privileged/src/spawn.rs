@@ -53,6 +53,8 @@ pub struct Arguments<'a> {
     pub log_level: &'a str,
     /// UDP port to start with, 0 for any.
     pub port: u16,
+    /// The lowest and the highest port it may ask for.
+    pub ports: (u16, u16),
     /// Mark to start with, 0 for none.
     pub mark: u32,
 }
@@ -65,6 +67,7 @@ impl Arguments<'_> {
             ("--udp-gso", if self.udp_gso { "on" } else { "off" }.to_owned()),
             ("--log-level", self.log_level.to_owned()),
             ("--listen-port", self.port.to_string()),
+            ("--ports", format!("{}-{}", self.ports.0, self.ports.1)),
             ("--fwmark", self.mark.to_string()),
         ];
         let mut words = vec![PROGRAM.to_owned()];

@@ -51,6 +51,17 @@ impl Grants {
         }
     }
 
+    /// The lowest and the highest port that may be asked for. The dataplane is told, so that it can
+    /// refuse what would be refused here only when the interface comes up.
+    #[must_use]
+    pub fn ports(&self) -> (u16, u16) {
+        match self.port {
+            Some(pinned) => (pinned, pinned),
+            None if self.low_ports => (1, u16::MAX),
+            None => (1024, u16::MAX),
+        }
+    }
+
     /// # Errors
     /// EPERM if the policy forbids the mark.
     pub fn permit_mark(&self, mark: u32) -> nix::Result<()> {

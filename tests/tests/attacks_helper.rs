@@ -164,6 +164,9 @@ fn attack_08_wg_is_told_the_errno_and_the_old_mark_and_port_stay() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         if output.status.success() { Ok(()) } else { Err(said) }
     };
+    // With the link down nothing would be opened, but it is no more permitted.
+    assert!(set("listen-port 4322").unwrap_err().contains("not permitted"));
+    set("listen-port 4321").unwrap();
     daemon.netns.run(format!("ip link set {} up", daemon.interface));
     set("fwmark 0x1ab").unwrap();
     for forbidden in ["fwmark 0x2ab", "fwmark 0", "listen-port 4322", "listen-port 53"] {
@@ -174,20 +177,24 @@ fn attack_08_wg_is_told_the_errno_and_the_old_mark_and_port_stay() {
     }
 
     let free = Daemon::start(Wgsep, &Netns::new());
-    free.netns.run(format!("ip link set {} up", free.interface));
-    let low = free.netns.output(format!("wg set {} listen-port 1023", free.interface));
-    let said = String::from_utf8_lossy(&low.stderr);
-    assert!(!low.status.success() && said.contains("Permission denied"), "{said}");
+    for state in ["down", "up"] {
+        free.netns.run(format!("ip link set {} {state}", free.interface));
+        let low = free.netns.output(format!("wg set {} listen-port 1023", free.interface));
+        let said = String::from_utf8_lossy(&low.stderr);
+        assert!(!low.status.success() && said.contains("Permission denied"), "{state}: {said}");
+    }
 
-    let allowed = Daemon::start_with(Wgsep, &Netns::new(), |command| {
-        command.arg("--allow-low-ports");
-    });
-    allowed.netns.run(format!("ip link set {} up", allowed.interface));
-    allowed.netns.run(format!("wg set {} listen-port 1023", allowed.interface));
-    assert_eq!(
-        allowed.netns.run(format!("wg show {} listen-port", allowed.interface)).trim(),
-        "1023"
-    );
+    // By the option, and by the variable for wg-quick, which passes no options.
+    for (option, variable) in [(Some("--allow-low-ports"), "0"), (None, "1")] {
+        let allowed = Daemon::start_with(Wgsep, &Netns::new(), |command| {
+            command.args(option).env("WGSEP_ALLOW_LOW_PORTS", variable);
+        });
+        allowed.netns.run(format!("wg set {} listen-port 1022", allowed.interface));
+        allowed.netns.run(format!("ip link set {} up", allowed.interface));
+        allowed.netns.run(format!("wg set {} listen-port 1023", allowed.interface));
+        let port = allowed.netns.run(format!("wg show {} listen-port", allowed.interface));
+        assert_eq!(port.trim(), "1023");
+    }
 }
 
 #[test]

@@ -157,8 +157,8 @@ fn options(
             None => level_from("WG_LOG_LEVEL", variable("WG_LOG_LEVEL"))?,
         },
     };
-    let (port, low_ports) =
-        (matches.get_one("listen-port").copied(), matches.get_flag("allow-low-ports"));
+    let port = matches.get_one("listen-port").copied();
+    let low_ports = matches.get_flag("allow-low-ports") || is_on(variable("WGSEP_ALLOW_LOW_PORTS"));
     if let Some(port) = port.filter(|port: &u16| *port < 1024 && !low_ports) {
         return Err(format!("--listen-port {port} is below 1024; add --allow-low-ports"));
     }

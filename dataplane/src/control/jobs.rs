@@ -194,7 +194,12 @@ impl Control {
         let port = configuration.listen_port.unwrap_or(old_port);
         let must_open = self.link_state.up
             && (port != old_port || (configuration.listen_port.is_some() && !self.device.is_up()));
-        if must_open {
+        let is_asked_for = configuration.listen_port.is_some() && port != 0;
+        if is_asked_for && !must_open && !self.ports.contains(&port) {
+            // Nothing is opened now, so the helper would refuse it only when the link comes up.
+            let pinned = self.ports.start() == self.ports.end();
+            self.refuse(client, if pinned { libc::EPERM } else { libc::EACCES });
+        } else if must_open {
             self.request(
                 &Request::OpenUdp { port, mark },
                 Awaiting::Configure(client, configuration),
@@ -223,15 +228,17 @@ impl Control {
                     self.jobs.push_front(Job::Configured(client));
                     tracing::info!("UDP port {port}");
                 }
-                Err(errno) => {
-                    let why = nix::Error::from_raw(errno).desc();
-                    self.refusals.write(clock::instant(), || {
-                        tracing::warn!("UAPI set refused, nothing changed: {why}");
-                    });
-                    self.reply_set(client, -errno);
-                }
+                Err(errno) => self.refuse(client, errno),
             },
         }
+    }
+
+    fn refuse(&mut self, client: ClientId, errno: i32) {
+        let why = nix::Error::from_raw(errno).desc();
+        self.refusals.write(clock::instant(), || {
+            tracing::warn!("UAPI set refused, nothing changed: {why}");
+        });
+        self.reply_set(client, -errno);
     }
 
     fn apply(&mut self, client: ClientId, configuration: Configuration) {

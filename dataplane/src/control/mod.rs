@@ -25,6 +25,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
 use wgsep_ipc::Request;
 use wgsep_proto::config::Configuration;
@@ -82,6 +83,8 @@ pub(crate) struct Control {
     helper: Helper,
     uapi: Server,
     interface: String,
+    /// Ports that the helper would open.
+    ports: RangeInclusive<u16>,
     udp_gso: bool,
     link: Option<LinkMonitor>,
     link_state: LinkState,
@@ -127,6 +130,7 @@ impl Control {
             helper,
             uapi: Server::new(FIRST_UAPI),
             interface: settings.interface,
+            ports: settings.ports,
             udp_gso: settings.udp_gso,
             link: None,
             link_state: LinkState::default(),
