@@ -2,20 +2,16 @@
 
 use crate::control::{Control, End};
 use crate::helper::Helper;
-use crate::secret::{self, Allocates};
 use crate::worker::Worker;
 use crate::{log, sys};
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
-use std::sync::{Arc, Barrier, OnceLock};
+use std::sync::{Arc, Barrier};
 use wgsep_ipc::Channel;
-use wgsep_policy::{Layer, Sandbox};
+use wgsep_policy::Sandbox;
 
 /// Stack of a worker, in bytes: its buffers are on the heap.
 const WORKER_STACK: usize = 256 * 1024;
-
-/// Stack of the control thread, in bytes.
-const CONTROL_STACK: usize = 1 << 20;
 
 /// What the helper put on the command line.
 #[derive(Debug, PartialEq, Eq)]
@@ -96,36 +92,20 @@ pub fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
     }
 }
 
-/// All that has to happen while there is one thread; the control thread does the rest.
 fn start(arguments: impl Iterator<Item = String>) -> Result<End, String> {
     log::start(3);
     let channel = sys::take_channel()
         .and_then(|socket| Channel::new(socket).ok())
         .ok_or("wgsep-dataplane is started by wgsep; run: wgsep INTERFACE --foreground")?;
     let helper = sys::peer_pid(&channel).map_err(|errno| format!("who is the helper: {errno}"))?;
-    let mut sandbox = Sandbox::enter(helper).map_err(|refused| refused.to_string())?;
+    let sandbox = Sandbox::enter(helper).map_err(|refused| refused.to_string())?;
     let arguments = Arguments::parse(arguments)?;
     log::set_verbosity(arguments.verbosity);
-    let reserved = secret::reserve().map_err(|errno| format!("reserve secret memory: {errno}"))?;
-    sandbox.note(Layer::SecretMemory, reserved.state);
-    tracing::debug!("secret memory: {} KiB reserved", reserved.len / 1024);
 
-    let outcome = Arc::new(OnceLock::new());
-    let told = Arc::clone(&outcome);
-    let body = move || {
-        told.get_or_init(|| control(channel, sandbox, arguments));
-    };
-    secret::spawn(c"control", CONTROL_STACK, Allocates::Secrets, body)
-        .map_err(|errno| format!("start the control thread: {errno}"))?;
-    outcome.wait().clone()
-}
-
-/// The control thread: starts the workers, seals the process, and serves to the end.
-fn control(channel: Channel, sandbox: Sandbox, arguments: Arguments) -> Result<End, String> {
     let workers = arguments.workers;
     let control = Control::new(Helper::new(channel), arguments)
         .map_err(|errno| format!("set up the control thread: {errno}"))?;
-    secret::ordinarily(|| start_workers(&control, workers))?;
+    start_workers(&control, workers)?;
     let report = sandbox.seal().map_err(|refused| refused.to_string())?;
     Ok(control.run(report.to_bytes()))
 }
@@ -142,8 +122,11 @@ fn start_workers(control: &Control, workers: usize) -> Result<(), String> {
             runs.wait();
             worker.run();
         };
-        secret::spawn(c"worker", WORKER_STACK, Allocates::Packets, body)
-            .map_err(|errno| format!("start worker {number}: {errno}"))?;
+        std::thread::Builder::new()
+            .name(format!("worker {number}"))
+            .stack_size(WORKER_STACK)
+            .spawn(body)
+            .map_err(|error| format!("start worker {number}: {error}"))?;
     }
     all_run.wait();
     Ok(())

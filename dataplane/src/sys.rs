@@ -1,6 +1,5 @@
 //! The system calls that no safe crate offers as the packet path needs them: `recvmsg` and `sendmsg`
-//! with control messages on the stack. All the unsafe code of this crate is here and
-//! in `secret`.
+//! with control messages on the stack. All the unsafe code of this crate is here.
 
 use core::mem::{MaybeUninit, size_of, zeroed};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};

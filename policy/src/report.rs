@@ -30,8 +30,6 @@ pub enum Layer {
     NonDumpable,
     /// No file can be opened, whatever the path.
     Landlock,
-    /// Keys in memory that neither root nor a core file can read.
-    SecretMemory,
     /// No process or thread can be started.
     NoProcesses,
     /// Only the system calls of the filter, on every thread.
@@ -40,7 +38,7 @@ pub enum Layer {
 
 impl Layer {
     /// Every layer.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 14] = [
         Self::Limits,
         Self::UserNamespace,
         Self::Namespaces,
@@ -53,7 +51,6 @@ impl Layer {
         Self::DeathSignal,
         Self::NonDumpable,
         Self::Landlock,
-        Self::SecretMemory,
         Self::NoProcesses,
         Self::Seccomp,
     ];
@@ -71,7 +68,6 @@ impl Layer {
         Self::DeathSignal,
         Self::NonDumpable,
         Self::Landlock,
-        Self::SecretMemory,
         Self::NoProcesses,
         Self::Seccomp,
     ];
@@ -117,7 +113,6 @@ impl Layer {
             Self::DeathSignal => "death-signal",
             Self::NonDumpable => "non-dumpable",
             Self::Landlock => "landlock",
-            Self::SecretMemory => "secret-memory",
             Self::NoProcesses => "no-processes",
             Self::Seccomp => "seccomp",
         }

@@ -17,7 +17,6 @@ use crate::helper::Helper;
 use crate::line_limit::LineLimit;
 use crate::link::{LinkMonitor, LinkState};
 use crate::random::KernelRandom;
-use crate::secret;
 use crate::shared::Shared;
 use crate::start::Arguments;
 use crate::uapi::{ClientId, Operation, Server};
@@ -233,11 +232,6 @@ impl Control {
         self.shared.request_flushes(std::iter::from_fn(|| device.poll_flush()));
         while let Some(event) = self.device.poll_event() {
             self.reporter.report(event, now.instant);
-        }
-        if secret::overflowed() {
-            tracing::warn!(
-                "secret memory is full: what is configured from now on is locked, but root can read it"
-            );
         }
         self.arm_timer();
     }
