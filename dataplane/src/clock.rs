@@ -18,3 +18,34 @@ pub(crate) fn instant() -> Instant {
 fn read(clock: ClockId) -> Duration {
     clock_gettime(clock).map(Duration::from).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// What the same test does in a time namespace, where only CLOCK_BOOTTIME is a day ahead.
+    const INSIDE: &str = "WGSEP_TEST_BOOTTIME";
+
+    /// Without a suspend the two clocks agree, so one is moved.
+    #[test]
+    fn timers_go_by_the_clock_that_goes_on_in_suspend() {
+        if std::env::var_os(INSIDE).is_some() {
+            let ahead = instant().since(Instant::from_nanos(0)) - read(ClockId::CLOCK_MONOTONIC);
+            assert!(ahead >= Duration::from_secs(86_000), "{ahead:?}");
+            return;
+        }
+        let name = "clock::tests::timers_go_by_the_clock_that_goes_on_in_suspend";
+        let mut command = Command::new("unshare");
+        command.args(["--time", "--boottime", "86400", "--fork"]);
+        command.arg(std::env::current_exe().unwrap()).args(["--exact", name]).env(INSIDE, "1");
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        if said.contains("Operation not permitted") {
+            assert!(!nix::unistd::geteuid().is_root(), "{said}");
+            eprintln!("skipped: only root makes a time namespace");
+            return;
+        }
+        assert!(output.status.success(), "{output:?}");
+    }
+}

@@ -158,3 +158,24 @@ impl Shared {
         self.device_gone.load(Ordering::Acquire)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handshakes_wait_up_to_4096_and_the_next_are_counted_as_dropped() {
+        let shared = Shared::new(Arc::default(), 1).unwrap();
+        let endpoint = Endpoint::new(([192, 0, 2, 1], 7).into());
+        let queue = || shared.queue_handshake(QueuedHandshake::new(endpoint, &[1; 148]).unwrap());
+        assert!(queue(), "the first wakes the control thread");
+        for _ in 1..MAX_QUEUED_HANDSHAKES {
+            assert!(!queue());
+        }
+        assert_eq!(shared.data_path.drops.count(DropCause::HandshakeOverload), 0);
+        assert!(!queue());
+        assert_eq!(shared.data_path.drops.count(DropCause::HandshakeOverload), 1);
+        let waiting = shared.next_handshake().map(|(_, waiting)| waiting);
+        assert_eq!(waiting, Some(MAX_QUEUED_HANDSHAKES - 1));
+    }
+}

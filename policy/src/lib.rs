@@ -6,6 +6,7 @@
 //! [`drop_helper_privileges`] and, once the dataplane is verified, [`seal_helper`].
 
 pub mod capabilities;
+pub mod descriptors;
 pub mod filters;
 pub mod landlock;
 pub mod limits;

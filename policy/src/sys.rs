@@ -4,6 +4,7 @@
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::Pid;
+use std::ffi::CStr;
 
 fn prctl(option: libc::c_int, argument: libc::c_ulong) -> nix::Result<libc::c_int> {
     // SAFETY: the options used in this module take plain integers, no pointers.
@@ -81,6 +82,14 @@ pub(crate) fn capset(bits: [u32; 2]) -> nix::Result<()> {
     // SAFETY: header and data have the layout of capset(2) version 3 and are live for the call.
     Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) })
         .map(drop)
+}
+
+/// An extended attribute of what a path leads to, symbolic links followed, into `value`; its length.
+pub(crate) fn getxattr(path: &CStr, name: &CStr, value: &mut [u8]) -> nix::Result<usize> {
+    let room = value.as_mut_ptr().cast();
+    // SAFETY: both strings end in NUL, and the kernel writes at most `value.len()` bytes to `room`.
+    let len = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), room, value.len()) };
+    Errno::result(len).map(isize::cast_unsigned)
 }
 
 /// The process that made this end of a socketpair.

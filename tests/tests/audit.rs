@@ -11,6 +11,7 @@ use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::output;
 use wgsep_tests::require;
+use wgsep_tests::uapi::Uapi;
 
 /// Layers that the kernel shows, and layers of which there is only the helper's word.
 const SEEN: [&str; 10] = [
@@ -68,6 +69,8 @@ fn started_by_root_every_layer_is_in_force() {
     let capabilities = &finding(&json, "helper", "capabilities")["seen"];
     assert_eq!(capabilities, "CAP_KILL CAP_NET_ADMIN");
 
+    // A client of another network namespace is a socket that none of this one's tables lists.
+    let _stays = Uapi::connect(&daemon.interface).unwrap();
     let table = audit(&daemon.netns, &daemon.interface, &[]);
     let text = String::from_utf8_lossy(&table.stdout).into_owned();
     assert_eq!(table.status.code(), Some(0), "{text}");

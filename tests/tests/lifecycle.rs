@@ -2,6 +2,7 @@
 //! whoever ends it and however.
 #![allow(clippy::unwrap_used)]
 
+use std::net::Ipv4Addr;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use wgsep_tests::procfs::{is_running, with_argument};
 use wgsep_tests::traffic::{Load, Pinging, iperf, ping, until_ping};
 use wgsep_tests::tunnel::{PORT, Plan, Tunnel};
 use wgsep_tests::wg::KeyPair;
-use wgsep_tests::{require, wait};
+use wgsep_tests::{procfs, require, wait};
 
 /// Within this time of the cause, processes, interface and socket are gone.
 const END_LIMIT: Duration = Duration::from_secs(1);
@@ -341,4 +342,28 @@ fn ten_starts_and_ends_in_a_row_leave_nothing() {
         ending.daemon.process.signal(Signal::SIGTERM);
         assert_eq!(ending.complete().code(), Some(0));
     }
+}
+
+/// No timer runs and no packet comes, so nobody wakes up; a poll, four times a second say, would show.
+#[test]
+fn an_idle_daemon_sleeps() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let daemon = &tunnel.left.daemon;
+    let switches = || -> u64 {
+        let helper = daemon.process.pid();
+        let threads = [helper, daemon.dataplane()].into_iter().flat_map(procfs::threads);
+        let count = |status: procfs::Status| -> u64 {
+            status.text("voluntary_ctxt_switches").parse().unwrap()
+        };
+        threads.map(count).sum()
+    };
+    // What the start caused is over when nothing happens for the while that a ping takes.
+    let quiet = || {
+        let before = switches();
+        let _clock = ping(&Netns::new(), Ipv4Addr::LOCALHOST.into(), 60);
+        switches() - before
+    };
+    let woken = wait::poll(Duration::from_secs(20), || Some(quiet()).filter(|woken| *woken <= 2));
+    assert!(woken.is_some(), "it wakes up {} times in three seconds", quiet());
 }

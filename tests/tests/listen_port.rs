@@ -1,12 +1,21 @@
 //! `wg set listen-port` at run time: a new socket from the helper, the same sessions.
+#![allow(clippy::unwrap_used)]
 
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
+use nix::libc;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
+use wgsep_tests::daemon::Daemon;
 use wgsep_tests::implementation::Implementation::{self, Wgsep, WireguardGo};
-use wgsep_tests::link::Family;
+use wgsep_tests::link::{self, Family, Side};
 use wgsep_tests::traffic::{Pinging, until_ping};
-use wgsep_tests::tunnel::{PORT, Plan, Tunnel};
+use wgsep_tests::tunnel::{End, PORT, Plan, Tunnel};
 use wgsep_tests::uapi::Uapi;
 use wgsep_tests::{require, wait};
 
@@ -137,4 +146,43 @@ fn a_second_daemon_cannot_have_the_port_of_the_first() {
     let refused = second.try_wg_set(format!("listen-port {PORT}"));
     let message = String::from_utf8_lossy(&refused.stderr);
     assert!(message.contains("Address already in use"), "wg(8) says: {message}");
+}
+
+/// A kernel that lacks a family refuses its sockets with EAFNOSUPPORT, as this filter does.
+#[test]
+fn a_machine_without_one_family_starts_keeps_its_port_and_carries_traffic() {
+    require!(Wgsep);
+    for (missing, outer) in [(libc::AF_INET6, Family::V4), (libc::AF_INET, Family::V6)] {
+        let (left, right) = link::joined();
+        let left = Daemon::start_with(Wgsep, &left, |command| refuse_sockets(command, missing));
+        let (left, right) =
+            (End::new(Side::Left, left), End::new(Side::Right, Daemon::start(Wgsep, &right)));
+        left.configure(&right.key.public, Some(right.endpoint(outer)), None);
+        right.configure(&left.key.public, None, None);
+        until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+        assert_eq!(left.daemon.listen_port(), PORT, "without {missing}");
+        left.daemon.wg_set("listen-port 0");
+        assert_ne!(left.daemon.listen_port(), 0, "without {missing}");
+        until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+    }
+}
+
+/// Lets a program and its children make no socket of a family.
+fn refuse_sockets(command: &mut Command, family: i32) {
+    let family = u64::try_from(family).unwrap();
+    let is_family =
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, family).unwrap();
+    let rule = SeccompRule::new(vec![is_family]).unwrap();
+    let refuse = SeccompAction::Errno(libc::EAFNOSUPPORT.cast_unsigned());
+    let rules = [(libc::SYS_socket, vec![rule])].into();
+    let architecture = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, architecture).unwrap();
+    let program: BpfProgram = filter.try_into().unwrap();
+    // SAFETY: between fork and exec the closure makes two system calls on memory that is there, and
+    // allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            seccompiler::apply_filter(&program).map_err(|_| std::io::Error::other("seccomp"))
+        });
+    }
 }

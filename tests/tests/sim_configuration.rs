@@ -194,3 +194,24 @@ fn what_the_network_refused_is_not_counted_as_sent() {
     simulation.run_for(10 * SECOND);
     assert!(simulation.peer(a, b).tx_bytes > 0, "the next attempt is counted again");
 }
+
+/// As many as the kernel allows.
+#[test]
+fn a_device_has_2_to_the_20_peers() {
+    const PEERS: u32 = 1 << 20;
+    let mut simulation = Simulation::new(6);
+    let host = simulation.add_host();
+    let key = |number: u32| {
+        let mut bytes = [0; 32];
+        bytes[..4].copy_from_slice(&number.to_le_bytes());
+        PublicKey::from_bytes(bytes)
+    };
+    for first in (1..=PEERS).step_by(1 << 16) {
+        let peers = (first..first + (1 << 16)).map(|number| PeerConfiguration::new(key(number)));
+        let configuration = Configuration { peers: peers.collect(), ..Configuration::default() };
+        simulation.configure(host, configuration);
+    }
+    let device = &simulation.host(host).device;
+    assert_eq!(u32::try_from(device.peers().count()).unwrap(), PEERS);
+    assert_eq!(device.peers().last().unwrap().public_key, key(PEERS));
+}

@@ -1,19 +1,19 @@
 //! What /proc says of a process.
 
+use nix::errno::Errno;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use wgsep_policy::descriptors::socket_protocol;
 
 /// A fact, or the reason why it could not be read.
 pub(super) type Fact<T> = Result<T, String>;
 
 /// Namespaces a dataplane has to itself.
 pub(super) const NAMESPACES: [&str; 5] = ["mnt", "net", "ipc", "uts", "cgroup"];
-
-/// A socket that is in none of the tables.
-const UNKNOWN_SOCKET: &str = "other socket";
 
 /// What is read of one process.
 pub(super) struct Facts {
@@ -34,7 +34,7 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    /// Reads all there is of `pid`; sockets are looked up where `helper` made them.
+    /// Reads all there is of `pid`, and what of it is the same as the helper's.
     pub(super) fn read(pid: i32, helper: i32) -> Self {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let helpers = PathBuf::from(format!("/proc/{helper}"));
@@ -45,7 +45,7 @@ impl Facts {
             root: root(&proc.join("root")),
             limits: text(&proc.join("limits")).map(|text| limits(&text)),
             owner: because(&maps, fs::metadata(&maps)).map(|metadata| metadata.uid()),
-            descriptors: descriptors(&proc, &helpers),
+            descriptors: descriptors(&proc),
             secret_memory: text(&maps).map(|text| secret_memory(&text)),
         }
     }
@@ -64,7 +64,7 @@ impl Facts {
     }
 }
 
-fn because<T>(path: &Path, result: std::io::Result<T>) -> Fact<T> {
+fn because<T>(path: &Path, result: io::Result<T>) -> Fact<T> {
     result.map_err(|error| format!("{}: {error}", path.display()))
 }
 
@@ -77,9 +77,20 @@ fn entries(path: &Path) -> Fact<Vec<PathBuf>> {
     Ok(entries.filter_map(Result::ok).map(|entry| entry.path()).collect())
 }
 
+/// A thread that ends while it is looked at is left out: it is no longer there to be confined.
 fn threads(proc: &Path) -> Fact<Vec<BTreeMap<String, String>>> {
-    let status = |task: PathBuf| text(&task.join("status")).map(|text| fields(&text));
-    entries(&proc.join("task"))?.into_iter().map(status).collect()
+    let status = |task: PathBuf| {
+        let path = task.join("status");
+        match fs::read_to_string(&path) {
+            Err(error) if has_ended(&error) => None,
+            read => Some(because(&path, read).map(|text| fields(&text))),
+        }
+    };
+    entries(&proc.join("task"))?.into_iter().filter_map(status).collect()
+}
+
+fn has_ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32)
 }
 
 fn fields(status: &str) -> BTreeMap<String, String> {
@@ -127,30 +138,11 @@ fn secret_memory(maps: &str) -> u64 {
     maps.lines().filter_map(size).sum()
 }
 
-/// The descriptors by kind. A client that comes or goes while the tables are read is in one and not
-/// in the other, our own among them; so what is unknown gets another look.
-fn descriptors(proc: &Path, helpers: &Path) -> Fact<BTreeMap<String, usize>> {
-    const LOOKS: usize = 10;
-    let mut kinds = look_at_descriptors(proc, helpers)?;
-    for _ in 1..LOOKS {
-        if !kinds.contains_key(UNKNOWN_SOCKET) {
-            break;
-        }
-        kinds = look_at_descriptors(proc, helpers)?;
-    }
-    Ok(kinds)
-}
-
-fn look_at_descriptors(proc: &Path, helpers: &Path) -> Fact<BTreeMap<String, usize>> {
-    let sockets = Sockets::read(helpers);
+fn descriptors(proc: &Path) -> Fact<BTreeMap<String, usize>> {
     let mut kinds = BTreeMap::new();
-    let directory = proc.join("fd");
-    for path in entries(&directory)? {
-        match fs::read_link(&path) {
-            Ok(target) => {
-                let kind = kind(&target.display().to_string(), &sockets);
-                *kinds.entry(kind).or_insert(0) += 1;
-            }
+    for path in entries(&proc.join("fd"))? {
+        match kind(&path) {
+            Ok(kind) => *kinds.entry(kind).or_insert(0) += 1,
             // Closed meanwhile.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(format!("{}: {error}", path.display())),
@@ -159,11 +151,20 @@ fn look_at_descriptors(proc: &Path, helpers: &Path) -> Fact<BTreeMap<String, usi
     Ok(kinds)
 }
 
-/// What a descriptor's link says it is.
-fn kind(target: &str, sockets: &Sockets) -> String {
-    if let Some(inode) = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']')) {
-        return sockets.kind(inode).to_owned();
+/// What a descriptor is, by its link.
+fn kind(path: &Path) -> std::io::Result<String> {
+    let target = fs::read_link(path)?.display().to_string();
+    if target.starts_with("socket:[") {
+        let protocol = socket_protocol(path)?.to_ascii_lowercase();
+        // `udpv6` and `unix-stream` are kinds of their own to the kernel only.
+        let family =
+            ["udp", "unix", "netlink"].into_iter().find(|known| protocol.starts_with(known));
+        return Ok(format!("{} socket", family.unwrap_or(&protocol)));
     }
+    Ok(named(&target))
+}
+
+fn named(target: &str) -> String {
     match target {
         "/dev/net/tun" => "tun".to_owned(),
         "/dev/null" => "null".to_owned(),
@@ -172,33 +173,6 @@ fn kind(target: &str, sockets: &Sockets) -> String {
             Some(kind) => kind.trim_matches(['[', ']']).to_owned(),
             None => format!("file {target}"),
         },
-    }
-}
-
-/// The sockets of a network namespace, by inode.
-struct Sockets(BTreeMap<String, &'static str>);
-
-impl Sockets {
-    /// In each table, the column that has the inode.
-    const TABLES: [(&str, &str, usize); 4] = [
-        ("net/udp", "udp socket", 9),
-        ("net/udp6", "udp socket", 9),
-        ("net/unix", "unix socket", 6),
-        ("net/netlink", "netlink socket", 9),
-    ];
-
-    fn read(helpers: &Path) -> Self {
-        let mut sockets = BTreeMap::new();
-        for (table, kind, column) in Self::TABLES {
-            let text = fs::read_to_string(helpers.join(table)).unwrap_or_default();
-            let inodes = text.lines().filter_map(|line| line.split_whitespace().nth(column));
-            sockets.extend(inodes.map(|inode| (inode.to_owned(), kind)));
-        }
-        Self(sockets)
-    }
-
-    fn kind(&self, inode: &str) -> &'static str {
-        self.0.get(inode).copied().unwrap_or(UNKNOWN_SOCKET)
     }
 }
 
@@ -226,17 +200,14 @@ mod tests {
 
     #[test]
     fn descriptors_are_told_by_kind() {
-        let sockets = Sockets(BTreeMap::from([("12".to_owned(), "udp socket")]));
         for (target, expected) in [
-            ("socket:[12]", "udp socket"),
-            ("socket:[13]", "other socket"),
             ("anon_inode:[eventpoll]", "eventpoll"),
             ("anon_inode:inotify", "inotify"),
             ("pipe:[4]", "pipe"),
             ("/dev/net/tun", "tun"),
             ("/etc/passwd", "file /etc/passwd"),
         ] {
-            assert_eq!(kind(target, &sockets), expected);
+            assert_eq!(named(target), expected);
         }
     }
 
