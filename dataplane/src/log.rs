@@ -14,6 +14,8 @@ static VERBOSITY: AtomicU8 = AtomicU8::new(3);
 /// Sets which events are written from now on.
 pub(crate) fn set_verbosity(verbosity: u8) {
     VERBOSITY.store(verbosity, Ordering::Relaxed);
+    // Each place that logs remembers whether it is wanted.
+    tracing::callsite::rebuild_interest_cache();
 }
 
 /// The verbosity of a level's name, as `--log-level` takes it.

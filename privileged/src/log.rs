@@ -77,6 +77,8 @@ pub struct Log {
     sink: Sink,
     format: Format,
     most: Option<Level>,
+    /// What [`Log::switch_level`] changes to.
+    other: Option<Level>,
     interface: String,
     partial: Vec<u8>,
     second: Instant,
@@ -130,7 +132,21 @@ impl Log {
 
     fn new(sink: Sink, format: Format, most: Option<Level>) -> Self {
         let (interface, partial) = (String::new(), Vec::new());
-        Self { sink, format, most, interface, partial, second: Instant::now(), lines: 0 }
+        let other = if most == Some(Level::Debug) { Level::Info } else { Level::Debug };
+        let other = Some(other);
+        Self { sink, format, most, other, interface, partial, second: Instant::now(), lines: 0 }
+    }
+
+    /// Changes between the level it was started with and `debug`, or `info` if that was it already,
+    /// and says so. Returns the level from now on; none is silence.
+    pub fn switch_level(&mut self) -> Option<Level> {
+        let (before, now) = (self.most, self.other);
+        let name = |level: Option<Level>| level.map_or("SILENT", Level::name);
+        // One of the two is at least `info`, so that the line is read.
+        self.most = before.max(now);
+        self.info(&format!("SIGHUP: log level was {} and is now {}", name(before), name(now)));
+        (self.most, self.other) = (now, before);
+        now
     }
 
     /// Names the interface in every line.
@@ -326,6 +342,25 @@ mod tests {
         assert!(lines[1].ends_with(" ERROR wgsep[wg0]: \\u{1b}[2Jred"));
         assert!(lines[2].ends_with(" ERROR wgsep[wg0]: no level"));
         assert!(lines[3..].iter().all(|line| line.len() < MAX_LINE + 80) && lines.len() == 6);
+    }
+
+    #[test]
+    fn the_level_goes_to_debug_and_back_and_says_so_at_every_level() {
+        for (started, other) in [
+            (None, Some(Level::Debug)),
+            (Some(Level::Error), Some(Level::Debug)),
+            (Some(Level::Info), Some(Level::Debug)),
+            (Some(Level::Debug), Some(Level::Info)),
+        ] {
+            let (reader, writer) = nix::unistd::pipe2(OFlag::O_NONBLOCK).unwrap();
+            let mut log = Log::new(Sink::Stream(writer), Format::Text, started);
+            assert_eq!(log.switch_level(), other);
+            assert_eq!(log.switch_level(), started);
+            let mut buffer = [0; 4096];
+            let len = read(&reader, &mut buffer).unwrap();
+            let text = String::from_utf8_lossy(&buffer[..len]);
+            assert_eq!(text.matches("SIGHUP: log level was ").count(), 2, "{text}");
+        }
     }
 
     #[test]

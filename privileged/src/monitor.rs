@@ -4,7 +4,7 @@
 //! a violation, and the dataplane is killed.
 
 use crate::error::{Error, Result, Step};
-use crate::log::Log;
+use crate::log::{Level, Log};
 use crate::notify::ServiceManager;
 use crate::offload::{self, Offload, Offloads};
 use crate::spawn::Dataplane;
@@ -17,7 +17,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
-use wgsep_ipc::{Notice, Received, Reply, Request, SealReport};
+use wgsep_ipc::{LogLevel, Notice, Received, Reply, Request, SealReport};
 
 /// How long the dataplane may take to start and to seal itself.
 const SEAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -264,13 +264,30 @@ impl Monitor {
         (self.requests >= REQUESTS_PER_SECOND).then(|| SECOND.saturating_sub(elapsed))
     }
 
-    fn signal(&self) -> Option<End> {
+    fn signal(&mut self) -> Option<End> {
         let info = self.signals.read_signal().ok().flatten()?;
         match Signal::try_from(info.ssi_signo.cast_signed()).ok()? {
             Signal::SIGTERM => Some(End::Orderly("SIGTERM")),
             Signal::SIGINT => Some(End::Orderly("SIGINT")),
-            // Nothing to read again: there is no configuration file.
-            _ => None,
+            _hang_up => {
+                self.switch_log_level();
+                None
+            }
+        }
+    }
+
+    /// There is no configuration file to read again; what SIGHUP changes is how much both processes log.
+    fn switch_log_level(&mut self) {
+        let level = match self.log.switch_level() {
+            None => LogLevel::Silent,
+            Some(Level::Error) => LogLevel::Error,
+            Some(Level::Warn | Level::Info) => LogLevel::Info,
+            Some(Level::Debug) => LogLevel::Debug,
+        };
+        if let Err(error) = self.dataplane.channel.send_notice(&Notice::LogLevel(level)) {
+            self.log.error(&format!(
+                "the dataplane logs as before ({error}); send SIGHUP twice to try again"
+            ));
         }
     }
 

@@ -1,6 +1,7 @@
 //! Finding, checking and starting the dataplane.
 
 use crate::error::{Error, Result, Step};
+use crate::startup::handled_signals;
 use crate::sys::{self, Forked};
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
@@ -203,7 +204,9 @@ fn become_dataplane(
         sys::place_descriptor(null.as_fd(), 1)?;
         sys::place_descriptor(log?.as_fd(), 2)?;
         sys::place_descriptor(channel?.as_fd(), CHANNEL)?;
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+        // These are for the helper, though a service manager may send them to every process: it ends
+        // the dataplane in order, with SIGKILL.
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&handled_signals()), None)?;
         setsid()?;
         chdir("/")?;
         Ok((program, outcome))

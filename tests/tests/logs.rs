@@ -1,0 +1,137 @@
+//! What is logged, where to, how much of it, and that an operator can change that while it runs.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use wgsep_tests::daemon::{Daemon, unique_interface};
+use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::netns::Netns;
+use wgsep_tests::process::{self, Process};
+use wgsep_tests::scratch::Scratch;
+use wgsep_tests::{require, wait};
+
+/// How long a line may take on a busy machine.
+const LIMIT: Duration = Duration::from_secs(10);
+
+#[track_caller]
+fn until_logged(daemon: &Daemon, text: &str) {
+    wait::until(text, LIMIT, || daemon.process.log().contains(text));
+}
+
+/// Gives the interface an MTU, which only `debug` tells of, and takes it up, which `info` does too;
+/// true if the first was told.
+fn tells_the_mtu(daemon: &Daemon, mtu: u32) -> bool {
+    let (netns, interface) = (&daemon.netns, &daemon.interface);
+    let ups = || daemon.process.log().matches("interface up").count();
+    let before = ups();
+    netns.run(format!("ip link set {interface} mtu {mtu}"));
+    netns.run(format!("ip link set {interface} up"));
+    wait::until("the interface is up", LIMIT, || ups() > before);
+    netns.run(format!("ip link set {interface} down"));
+    daemon.process.log().contains(&format!("MTU is {mtu}"))
+}
+
+#[test]
+fn sighup_turns_debug_on_and_off_in_both_processes() {
+    require!(Wgsep);
+    let daemon = Daemon::start(Wgsep, &Netns::new());
+    assert!(!tells_the_mtu(&daemon, 1300));
+    daemon.process.signal(Signal::SIGHUP);
+    until_logged(&daemon, "log level was INFO and is now DEBUG");
+    let mut mtu = 1300;
+    wait::until("the dataplane tells more", LIMIT, || {
+        mtu += 1;
+        tells_the_mtu(&daemon, mtu)
+    });
+    daemon.process.signal(Signal::SIGHUP);
+    until_logged(&daemon, "log level was DEBUG and is now INFO");
+    wait::until("the dataplane tells less", LIMIT, || {
+        mtu += 1;
+        !tells_the_mtu(&daemon, mtu)
+    });
+}
+
+/// As `systemctl stop` and `systemctl kill` send them to every process of a service.
+#[test]
+fn the_dataplane_leaves_signals_to_the_helper() {
+    require!(Wgsep);
+    let mut daemon = Daemon::start(Wgsep, &Netns::new());
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
+        kill(daemon.dataplane(), signal).unwrap();
+    }
+    daemon.wg("show", "listen-port");
+    assert_eq!(daemon.process.try_exit(), None, "{}", daemon.process.log());
+    kill(daemon.dataplane(), Signal::SIGTERM).unwrap();
+    daemon.process.signal(Signal::SIGTERM);
+    assert_eq!(daemon.process.exit_within(LIMIT).code(), Some(0), "{}", daemon.process.log());
+}
+
+/// wgsep in the background, in mounts of its own that `script` arranges. The helper stays with the
+/// command that started it, so that it ends with it.
+fn in_background(script: &str) -> (Process, String) {
+    let (netns, interface) = (Netns::new(), unique_interface());
+    let program = wgsep_program("wgsep");
+    let script = format!(
+        "{script}\n{} {interface}\nip link show {interface}\necho it returned\nexec sleep 60",
+        program.display()
+    );
+    let mut command = netns.command("unshare");
+    command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]);
+    command.args(["--mount-proc", "sh", "-ec", &script]);
+    let mut process = Process::spawn(command, "wgsep in the background");
+    wait::until("it returns", LIMIT, || {
+        assert_eq!(process.try_exit(), None, "{}", process.log());
+        process.log().contains("it returned")
+    });
+    let _ = fs::remove_file(wgsep_tests::daemon::socket_path(&interface));
+    (process, interface)
+}
+
+/// A /dev with what a start needs, and no /dev/log.
+fn dev_without_syslog(scratch: &Scratch) -> PathBuf {
+    let dev = scratch.join("dev");
+    fs::create_dir_all(dev.join("net")).unwrap();
+    for (node, major, minor) in [("null", 1, 3), ("urandom", 1, 9), ("net/tun", 10, 200)] {
+        let numbers = [major, minor].map(|number| number.to_string());
+        process::run(Command::new("mknod").arg(dev.join(node)).arg("c").args(numbers));
+    }
+    dev
+}
+
+#[test]
+fn in_the_background_without_syslog_there_is_a_file_in_var_log_and_none_in_tmp() {
+    require!(Wgsep);
+    let scratch = Scratch::new();
+    let (dev, logs) = (dev_without_syslog(&scratch), scratch.join("log"));
+    fs::create_dir(&logs).unwrap();
+    let mounts = [(&dev, "/dev"), (&logs, "/var/log")]
+        .map(|(from, to)| format!("mount --bind {} {to}", from.display()));
+    let (_process, interface) = in_background(&mounts.join("\n"));
+    let log = fs::read_to_string(logs.join(format!("wgsep-{interface}.log"))).unwrap();
+    assert!(log.contains(" INFO ") && log.contains("started: dataplane pid"), "{log}");
+    let in_tmp = fs::read_dir("/tmp").unwrap().flatten().map(|entry| entry.file_name());
+    let ours: Vec<_> = in_tmp.filter(|name| name.to_string_lossy().contains(&interface)).collect();
+    assert!(ours.is_empty(), "{ours:?}");
+}
+
+#[test]
+fn in_the_background_syslog_hears_it_with_facility_and_level() {
+    require!(Wgsep);
+    let scratch = Scratch::new();
+    let dev = dev_without_syslog(&scratch);
+    let syslog = UnixDatagram::bind(dev.join("log")).unwrap();
+    syslog.set_read_timeout(Some(LIMIT)).unwrap();
+    let (_process, interface) = in_background(&format!("mount --bind {} /dev", dev.display()));
+    let mut message = [0; 4096];
+    let len = syslog.recv(&mut message).unwrap();
+    let message = String::from_utf8_lossy(&message[..len]);
+    // Facility daemon (3 << 3), level info (6): RFC 3164.
+    assert!(message.starts_with(&format!("<30>wgsep[{interface}]: ")), "{message}");
+    assert!(!Path::new(&format!("/var/log/wgsep-{interface}.log")).exists());
+}
