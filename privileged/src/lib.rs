@@ -54,7 +54,7 @@ pub struct Options {
     pub grants: Grants,
     /// Name of the network namespace that the UDP sockets live in.
     pub socket_netns: Option<String>,
-    /// Name of the network namespace that the interface is created in.
+    /// Name of the network namespace that the interface is created in; else in the launcher's.
     pub tun_netns: Option<String>,
     /// Offloads not to use.
     pub without: Offloads,
@@ -99,25 +99,33 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&startup::handled_signals(), flags).step("signalfd")?;
 
-    let tun_netns = options.tun_netns.as_deref().map(Netns::open).transpose()?;
+    let without = options.without;
+    let adopted = tun.map(|queue| TunDevice::adopt(queue, without)).transpose()?;
+    let tun_netns = match &options.tun_netns {
+        Some(_) if adopted.is_some() => {
+            return Err(Error::new("--tun-netns does not go with WG_TUN_FD"));
+        }
+        Some(name) => Netns::open(name)?,
+        None => Netns::current()?,
+    };
     if let Some(name) = &options.socket_netns {
         // For good: UDP sockets are opened later, too.
         Netns::open(name)?.enter()?;
     }
-    let without = options.without;
-    let tun = match (tun, &tun_netns) {
-        (Some(_), Some(_)) => return Err(Error::new("--tun-netns does not go with WG_TUN_FD")),
-        (Some(queue), None) => TunDevice::adopt(queue, without)?,
-        (None, Some(netns)) => TunDevice::create_in(netns, &options.interface, without)?,
+    let number = tun_netns.number()?;
+    let tun = match (adopted, number) {
+        (Some(device), _) => device,
         (None, None) => TunDevice::create(&options.interface, without)?,
+        (None, Some(_)) => TunDevice::create_in(&tun_netns, &options.interface, without)?,
     };
+    // Or it would keep the namespace alive.
+    drop(tun_netns);
     log.set_interface(&tun.name);
     let uapi = match uapi {
         Some(listener) => UapiSocket::adopt(listener, &tun.name)?,
         None => UapiSocket::bind(&tun.name)?,
     };
     let (netlink, follows_moves) = tun::open_netlink()?;
-    let netns = tun_netns.as_ref().map_or(Ok(None), Netns::number)?;
     let dataplane = start_dataplane(options, &tun, user)?;
     let (pid, uid) = (dataplane.pid, dataplane.uid);
     let mut report = dataplane.report;
@@ -139,7 +147,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     let queues = u8::try_from(tun.queues.len()).map_err(|_| Error::new("too many TUN queues"))?;
     let reply = Reply::Granted {
         ifindex: tun.ifindex,
-        netns,
+        netns: number,
         follows_moves,
         tun_queues: queues,
         offload: tun.offload,

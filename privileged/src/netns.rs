@@ -46,6 +46,17 @@ impl Netns {
         Ok(Self { handle, name: name.to_owned() })
     }
 
+    /// The namespace this process is in.
+    ///
+    /// # Errors
+    /// If /proc is missing.
+    pub fn current() -> Result<Self> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let handle =
+            open("/proc/self/ns/net", flags, Mode::empty()).step("own network namespace")?;
+        Ok(Self { handle, name: "of the launcher".to_owned() })
+    }
+
     /// Moves this process there: what it opens from now on belongs there.
     ///
     /// # Errors
@@ -68,11 +79,10 @@ impl Netns {
     /// # Errors
     /// As [`Self::enter`], and those of `work`.
     pub fn inside<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let home = open("/proc/self/ns/net", flags, Mode::empty()).step("own network namespace")?;
+        let home = Self::current()?;
         self.enter()?;
         let done = work();
-        setns(&home, CloneFlags::CLONE_NEWNET).step("return from a network namespace")?;
+        setns(&home.handle, CloneFlags::CLONE_NEWNET).step("return from a network namespace")?;
         done
     }
 

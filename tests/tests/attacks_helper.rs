@@ -129,11 +129,11 @@ fn attack_07_requests_beyond_the_rate_are_delayed_and_cost_the_helper_nothing() 
     assert_eq!(ended.and_then(|status| status.code()), Some(0), "{}", attacked.helper.log());
     // The first hundred are answered at once; the rest in the two seconds after.
     assert!(begun.elapsed() >= Duration::from_secs(u64::from(HURRIED_REQUESTS / 100 - 1)));
-    let [fewest, most] = [descriptors.iter().min(), descriptors.iter().max()].map(Option::unwrap);
+    // Compared with the beginning: a look at its last moment may find some of them gone.
+    let (most, peak) = (descriptors.iter().max().copied(), memory.iter().max().copied());
     // Two sockets before the first request, two more while the old ones are given up.
-    assert!(descriptors.len() > 20 && most - fewest <= 6, "descriptors: {descriptors:?}");
-    let [least, peak] = [memory.iter().min(), memory.iter().max()].map(Option::unwrap);
-    assert!(peak - least <= 256, "kilobytes: {memory:?}");
+    assert!(descriptors.len() > 20 && most <= Some(descriptors[0] + 6), "{descriptors:?}");
+    assert!(peak <= Some(memory[0] + 256), "kilobytes: {memory:?}");
 }
 
 #[test]

@@ -85,6 +85,22 @@ fn the_interface_and_the_sockets_are_each_made_where_the_options_say() {
 }
 
 #[test]
+fn with_its_sockets_elsewhere_the_interface_is_where_the_daemon_was_started() {
+    require!(Wgsep);
+    let start = Netns::new();
+    let apart = Apart::new(|sockets| {
+        Daemon::start_with(Wgsep, &start, |command| {
+            command.args(["--socket-netns", sockets.name()]);
+        })
+    });
+    assert!(apart.daemon.has_interface(), "the interface is not where it was started");
+    apart.works_in(&start);
+    let elsewhere = Netns::new();
+    apart.move_interface(&start, &elsewhere);
+    apart.works_in(&elsewhere);
+}
+
+#[test]
 fn both_options_may_name_the_same_namespace() {
     require!(Wgsep);
     let start = Netns::new();
@@ -206,6 +222,7 @@ fn a_name_is_taken_only_where_the_interface_is_to_be() {
 fn a_namespace_that_is_not_there_or_may_not_be_entered_is_one_clear_line() {
     require!(Wgsep);
     let netns = Netns::new();
+    let other = Netns::new();
     let program = wgsep_program("wgsep");
     let program = program.display();
     let interface = unique_interface();
@@ -219,7 +236,7 @@ fn a_namespace_that_is_not_there_or_may_not_be_entered_is_one_clear_line() {
             ("", "../etc", "bad network namespace name \"../etc\""),
             (
                 "setpriv --bounding-set -sys_admin",
-                netns.name(),
+                other.name(),
                 "CAP_SYS_ADMIN is missing; run as root",
             ),
         ] {

@@ -4,8 +4,8 @@
 use wgsep_tests::implementation::Implementation::{self, Wgsep, WireguardGo};
 use wgsep_tests::link::{DEVICE, Family, Side};
 use wgsep_tests::require;
-use wgsep_tests::traffic::until_ping;
-use wgsep_tests::tunnel::{Knows, PORT, Plan, Tunnel};
+use wgsep_tests::traffic::{answers_at_once, until_ping};
+use wgsep_tests::tunnel::{Knows, PORT, Plan, Tunnel, over_loopback};
 
 /// The client's second addresses.
 const MOVED_V4: &str = "10.77.0.99";
@@ -29,6 +29,30 @@ fn the_server_follows_a_client_to_another_v4_address() {
 fn the_server_follows_a_client_to_another_v6_address() {
     require!(Wgsep);
     follows_address(Wgsep, Family::V6);
+}
+
+/// Over one loopback, where every address of 127.0.0.0/8 goes on being local: the client's address
+/// changes while the server's stays, and then the family of both; the first packet gets through.
+#[test]
+fn a_client_on_loopback_changes_address_port_and_family_and_loses_no_packet() {
+    require!(Wgsep);
+    let (middle, tunnel) = over_loopback(Wgsep);
+    tunnel.know_each_other(Family::V4);
+    let Tunnel { left, right } = &tunnel;
+    let to_right = |family| answers_at_once(&left.daemon.netns, right.side.inner(family));
+    assert!(to_right(Family::V4));
+
+    middle.run("ip -4 addr del 127.0.0.1/8 dev lo");
+    middle.run("ip -4 addr add 127.212.121.99/8 dev lo");
+    left.daemon.wg_set("listen-port 9999");
+    left.set_peer(right, format!("endpoint 127.0.0.1:{}", right.port));
+    assert!(to_right(Family::V6));
+    assert_eq!(right.daemon.peer().endpoint, "127.212.121.99:9999");
+
+    left.daemon.wg_set("listen-port 9998");
+    left.set_peer(right, format!("endpoint [::1]:{}", right.port));
+    assert!(to_right(Family::V4));
+    assert_eq!(right.daemon.peer().endpoint, "[::1]:9998");
 }
 
 #[test]
