@@ -18,7 +18,8 @@ use crate::{procfs, wait};
 const BOOT_LIMIT: Duration = Duration::from_secs(30);
 
 /// What systemd-nspawn keeps from its machines by default and a real one has.
-const LANDLOCK: &str = "landlock_create_ruleset landlock_add_rule landlock_restrict_self";
+const SYSTEM_CALLS: &str =
+    "landlock_create_ruleset landlock_add_rule landlock_restrict_self memfd_secret";
 
 /// A running machine; all that runs in it is killed when dropped, and what it wrote is forgotten.
 #[derive(Debug)]
@@ -60,7 +61,7 @@ impl Machine {
         command.args(["--boot", "--bind=/dev/net/tun", "--capability=CAP_NET_ADMIN"]);
         command.arg(format!("--machine={}", netns.name()));
         command.arg(format!("--network-namespace-path=/run/netns/{}", netns.name()));
-        command.arg(format!("--system-call-filter={LANDLOCK}"));
+        command.arg(format!("--system-call-filter={SYSTEM_CALLS}"));
         for (file, seen_as) in files {
             command.arg(format!("--bind={}:{seen_as}", file.display()));
         }
