@@ -16,6 +16,7 @@ pub mod offload;
 mod ordered;
 mod random;
 mod routes;
+mod secret;
 mod shared;
 mod start;
 mod sys;
@@ -24,6 +25,7 @@ mod uapi;
 mod udp;
 mod worker;
 
+pub use secret::Heap;
 pub use start::run;
 #[cfg(feature = "fuzzing")]
 pub use uapi::Dialogue;

@@ -2,16 +2,20 @@
 
 use crate::control::{Control, End};
 use crate::helper::Helper;
+use crate::secret::{self, Allocates, Stacks};
 use crate::worker::Worker;
 use crate::{log, sys};
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, OnceLock};
 use wgsep_ipc::Channel;
-use wgsep_policy::Sandbox;
+use wgsep_policy::{Layer, Sandbox};
 
 /// Stack of a worker, in bytes: its buffers are on the heap.
-const WORKER_STACK: usize = 256 * 1024;
+const WORKER_STACK: usize = 64 * 1024;
+
+/// Stack of the control thread, in bytes.
+const CONTROL_STACK: usize = 256 * 1024;
 
 /// What the helper put on the command line.
 #[derive(Debug, PartialEq, Eq)]
@@ -92,27 +96,55 @@ pub fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
     }
 }
 
+/// All that has to happen while there is one thread; the control thread does the rest.
 fn start(arguments: impl Iterator<Item = String>) -> Result<End, String> {
     log::start(3);
     let channel = sys::take_channel()
         .and_then(|socket| Channel::new(socket).ok())
         .ok_or("wgsep-dataplane is started by wgsep; run: wgsep INTERFACE --foreground")?;
     let helper = sys::peer_pid(&channel).map_err(|errno| format!("who is the helper: {errno}"))?;
-    let sandbox = Sandbox::enter(helper).map_err(|refused| refused.to_string())?;
+    let mut sandbox = Sandbox::enter(helper).map_err(|refused| refused.to_string())?;
     let arguments = Arguments::parse(arguments)?;
     log::set_verbosity(arguments.verbosity);
+    let stacks_len = Stacks::room(CONTROL_STACK) + arguments.workers * Stacks::room(WORKER_STACK);
+    let reserved =
+        secret::reserve(stacks_len).map_err(|errno| format!("reserve secret memory: {errno}"))?;
+    sandbox.note(Layer::SecretMemory, reserved.state);
+    match reserved.shortfall {
+        Some(line) => tracing::warn!("{line}"),
+        None => tracing::debug!("secret memory: {} KiB for keys", reserved.heap_len / 1024),
+    }
 
+    let mut stacks = reserved.stacks;
+    let (outcome, failed) = (Arc::new(OnceLock::new()), "start the control thread");
+    let told = Arc::clone(&outcome);
+    let stack = stacks.take(CONTROL_STACK).map_err(|errno| format!("{failed}: {errno}"))?;
+    let body = move || {
+        told.get_or_init(|| control(channel, sandbox, arguments, stacks));
+    };
+    secret::spawn(c"control", stack, Allocates::Secrets, body)
+        .map_err(|errno| format!("{failed}: {errno}"))?;
+    outcome.wait().clone()
+}
+
+/// The control thread: starts the workers, seals the process, and serves to the end.
+fn control(
+    channel: Channel,
+    sandbox: Sandbox,
+    arguments: Arguments,
+    stacks: Stacks,
+) -> Result<End, String> {
     let workers = arguments.workers;
     let control = Control::new(Helper::new(channel), arguments)
         .map_err(|errno| format!("set up the control thread: {errno}"))?;
-    start_workers(&control, workers)?;
+    secret::ordinarily(|| start_workers(&control, workers, stacks))?;
     let report = sandbox.seal().map_err(|refused| refused.to_string())?;
     Ok(control.run(report.to_bytes()))
 }
 
 /// Starts the workers and waits until all of them run: a thread that is still starting would be
 /// killed by the filter.
-fn start_workers(control: &Control, workers: usize) -> Result<(), String> {
+fn start_workers(control: &Control, workers: usize, mut stacks: Stacks) -> Result<(), String> {
     let all_run = Arc::new(Barrier::new(workers + 1));
     for number in 0..workers {
         let worker = Worker::new(number, Arc::clone(control.shared()))
@@ -122,11 +154,10 @@ fn start_workers(control: &Control, workers: usize) -> Result<(), String> {
             runs.wait();
             worker.run();
         };
-        std::thread::Builder::new()
-            .name(format!("worker {number}"))
-            .stack_size(WORKER_STACK)
-            .spawn(body)
-            .map_err(|error| format!("start worker {number}: {error}"))?;
+        stacks
+            .take(WORKER_STACK)
+            .and_then(|stack| secret::spawn(c"worker", stack, Allocates::Packets, body))
+            .map_err(|errno| format!("start worker {number}: {errno}"))?;
     }
     all_run.wait();
     Ok(())

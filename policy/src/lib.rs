@@ -128,6 +128,11 @@ impl Sandbox {
         Ok(Self { report })
     }
 
+    /// Notes how a layer turned out that the dataplane has to see to itself.
+    pub fn note(&mut self, layer: Layer, state: State) {
+        self.report.note(layer, state);
+    }
+
     /// When all threads run and wait: no more of them, and only the filter's system calls, on every
     /// thread.
     ///
@@ -137,6 +142,7 @@ impl Sandbox {
         let refused =
             |error: seccompiler::Error| Refused { step: "seccomp", reason: error.to_string() };
         let program = seccomp::compile(filters::DATAPLANE).map_err(refused)?;
+        required("forbid files to grow", limits::no_file_growth())?;
         self.report.note(Layer::NoProcesses, State::from(limits::no_processes()));
         if !capabilities::has_none() {
             let reason = "a capability came back".to_owned();

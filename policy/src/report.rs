@@ -30,6 +30,8 @@ pub enum Layer {
     NonDumpable,
     /// No file can be opened, whatever the path.
     Landlock,
+    /// Keys in memory that neither root nor a core file can read.
+    SecretMemory,
     /// No process or thread can be started.
     NoProcesses,
     /// Only the system calls of the filter, on every thread.
@@ -38,7 +40,7 @@ pub enum Layer {
 
 impl Layer {
     /// Every layer.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Limits,
         Self::UserNamespace,
         Self::Namespaces,
@@ -51,6 +53,7 @@ impl Layer {
         Self::DeathSignal,
         Self::NonDumpable,
         Self::Landlock,
+        Self::SecretMemory,
         Self::NoProcesses,
         Self::Seccomp,
     ];
@@ -68,6 +71,7 @@ impl Layer {
         Self::DeathSignal,
         Self::NonDumpable,
         Self::Landlock,
+        Self::SecretMemory,
         Self::NoProcesses,
         Self::Seccomp,
     ];
@@ -113,6 +117,7 @@ impl Layer {
             Self::DeathSignal => "death-signal",
             Self::NonDumpable => "non-dumpable",
             Self::Landlock => "landlock",
+            Self::SecretMemory => "secret-memory",
             Self::NoProcesses => "no-processes",
             Self::Seccomp => "seccomp",
         }

@@ -137,7 +137,8 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     let sealed =
         Report::from_bytes(&sealed).ok_or_else(|| Error::new("the seal report makes no sense"))?;
     report.merge(&sealed);
-    verify::verify(pid, uid, options.workers + 1, &report)?;
+    // The workers, the control thread, and the first one, which waits for it.
+    verify::verify(pid, uid, options.workers + 2, &report)?;
     let helper_report = wgsep_policy::seal_helper(helper_report, monitor.uapi().directory())?;
     if options.strict {
         refuse_degraded("dataplane", &report, Layer::DATAPLANE)?;

@@ -90,7 +90,7 @@ fn attack_07_every_breach_of_the_contract_ends_the_dataplane_and_names_itself() 
     for (attack, named) in [
         (Attack::OpenUdpBeforeSealed, "the dataplane sent OpenUdp before it was sealed"),
         (Attack::UnsealedLiar, "not sealed as it says: Seccomp is 0, not 2"),
-        (Attack::OneThreadTooMany, "the dataplane has 3 threads where 2 were expected"),
+        (Attack::OneThreadTooMany, "the dataplane has 4 threads where 3 were expected"),
         (Attack::SenselessReport, "the seal report makes no sense"),
         (Attack::SecondSealed, "Sealed is not permitted now"),
         (Attack::UnknownTag, "malformed frame"),

@@ -8,6 +8,7 @@ use crate::clock;
 use crate::helper::Said;
 use crate::link::LinkMonitor;
 use crate::log;
+use crate::secret;
 use crate::tun::Tun;
 use crate::uapi::ClientId;
 use crate::udp::UdpSockets;
@@ -101,7 +102,8 @@ impl Control {
             self.end = Some(End::HelperLost);
             return;
         };
-        self.shared.set_tuns(descriptors.map(|queue| Tun::new(queue, *offload)).collect());
+        let tuns = descriptors.map(|queue| Tun::new(queue, *offload)).collect();
+        secret::ordinarily(|| self.shared.set_tuns(tuns));
         self.shared.wake_workers();
         let ready = self.uapi.listen(listener, &self.epoll).and_then(|()| {
             if let Some(queue) = self.shared.tuns.get().and_then(|tuns| tuns.first()) {

@@ -17,6 +17,7 @@ use crate::helper::Helper;
 use crate::line_limit::LineLimit;
 use crate::link::{LinkMonitor, LinkState};
 use crate::random::KernelRandom;
+use crate::secret;
 use crate::shared::Shared;
 use crate::start::Arguments;
 use crate::uapi::{ClientId, Operation, Server};
@@ -112,7 +113,10 @@ impl Control {
             ..Configuration::default()
         };
         device.configure(initial, clock::now());
-        let shared = Arc::new(Shared::new(Arc::clone(device.data_path()), settings.workers)?);
+        // Room for packets, which are no secrets of ours.
+        let shared = secret::ordinarily(|| {
+            Shared::new(Arc::clone(device.data_path()), settings.workers).map(Arc::new)
+        })?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let timer = TimerFd::new(
             ClockId::CLOCK_BOOTTIME,
@@ -232,6 +236,12 @@ impl Control {
         self.shared.request_flushes(std::iter::from_fn(|| device.poll_flush()));
         while let Some(event) = self.device.poll_event() {
             self.reporter.report(event, now.instant);
+        }
+        if secret::overflowed() {
+            tracing::warn!(
+                "secret memory is full: root can read the keys that are set or agreed from now on; \
+                 raise RLIMIT_MEMLOCK"
+            );
         }
         self.arm_timer();
     }

@@ -46,7 +46,8 @@ fn attack() -> Outcome<()> {
     let sandbox = Sandbox::enter(nix::unistd::getppid()).map_err(|error| error.to_string())?;
     let mut hostile = Hostile::new(channel, mark)?;
 
-    let threads = workers + usize::from(attack == Attack::OneThreadTooMany);
+    // The real one has a control thread beside its first one and the workers.
+    let threads = workers + 1 + usize::from(attack == Attack::OneThreadTooMany);
     start_threads(threads);
     let mut report = [[1, 0, 0]; REPORT_LAYERS];
     match attack {

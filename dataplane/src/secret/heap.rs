@@ -1,0 +1,133 @@
+//! The heap of the program: the control thread's in the arena, the others' as ever.
+
+use super::pool::{Pool, erase, same_class};
+use core::alloc::{GlobalAlloc, Layout};
+use core::cell::Cell;
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::alloc::System;
+
+/// The secret arena.
+pub(super) static ARENA: Pool = Pool::new();
+/// What does not fit into it: never swapped, but readable by root.
+pub(super) static OVERFLOW: Pool = Pool::new();
+static OVERFLOWED: AtomicBool = AtomicBool::new(false);
+static TOLD: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// Whether what this thread allocates may be secret.
+    static SECRET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From here on, whatever this thread allocates is secret.
+pub(super) fn allocate_secretly() {
+    SECRET.set(true);
+}
+
+/// Runs `body` with allocations that are not secret: what it makes is large and holds no key.
+pub(crate) fn ordinarily<T>(body: impl FnOnce() -> T) -> T {
+    let before = SECRET.replace(false);
+    let made = body();
+    SECRET.set(before);
+    made
+}
+
+/// True, once, after secrets had to go where root can read them.
+pub(crate) fn overflowed() -> bool {
+    OVERFLOWED.load(Ordering::Relaxed) && !TOLD.swap(true, Ordering::Relaxed)
+}
+
+/// The operator knows already that secrets are where root can read them.
+pub(super) fn expect_no_more() {
+    TOLD.store(true, Ordering::Relaxed);
+}
+
+/// The program's allocator, to be named in its `#[global_allocator]`.
+#[derive(Debug)]
+pub struct Heap;
+
+/// A block for a secret: in the arena, or else in what comes closest to it.
+///
+/// # Safety
+/// As [`GlobalAlloc::alloc`].
+unsafe fn allocate_secret(layout: Layout) -> *mut u8 {
+    if let Some(block) = ARENA.allocate(layout) {
+        return block;
+    }
+    OVERFLOWED.store(true, Ordering::Relaxed);
+    match OVERFLOW.allocate(layout) {
+        Some(block) => block,
+        // SAFETY: the same contract.
+        None => unsafe { System.alloc(layout) },
+    }
+}
+
+fn is_pooled(block: *mut u8) -> bool {
+    ARENA.holds(block) || OVERFLOW.holds(block)
+}
+
+// SAFETY: every block comes from a pool or from the system's allocator, unshared and aligned as its
+// layout asks, and goes back to where its address says that it came from.
+unsafe impl GlobalAlloc for Heap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if SECRET.get() {
+            // SAFETY: the same contract.
+            return unsafe { allocate_secret(layout) };
+        }
+        // SAFETY: the same contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if !SECRET.get() {
+            // SAFETY: the same contract.
+            return unsafe { System.alloc_zeroed(layout) };
+        }
+        // SAFETY: the same contract.
+        let block = unsafe { allocate_secret(layout) };
+        if !block.is_null() {
+            // One that was used before starts with the link of its list.
+            // SAFETY: it is as long as the layout says.
+            unsafe { block.write_bytes(0, layout.size()) };
+        }
+        block
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        for pool in [&ARENA, &OVERFLOW] {
+            if pool.holds(block) {
+                // SAFETY: it came from there, and its contract is the same.
+                return unsafe { pool.free(block, layout) };
+            }
+        }
+        if SECRET.get() {
+            // SAFETY: it is as long as the layout says, and used no more.
+            unsafe { erase(block, layout.size()) };
+        }
+        // SAFETY: it came from there.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    /// A secret stays one, whoever moves it.
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        let pooled = is_pooled(block);
+        if !pooled && !SECRET.get() {
+            // SAFETY: it came from there.
+            return unsafe { System.realloc(block, layout, size) };
+        }
+        // SAFETY: the caller's `size` is valid for the alignment.
+        let wanted = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        if pooled && size >= layout.size() && same_class(layout, wanted) {
+            return block;
+        }
+        // SAFETY: the caller's `size` is not zero.
+        let moved = unsafe { allocate_secret(wanted) };
+        if !moved.is_null() {
+            let kept = layout.size().min(size);
+            // SAFETY: both blocks have that many bytes, and they are two.
+            unsafe { moved.copy_from_nonoverlapping(block, kept) };
+            // SAFETY: the caller gives the old block up.
+            unsafe { self.dealloc(block, layout) };
+        }
+        moved
+    }
+}
