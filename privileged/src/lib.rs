@@ -155,6 +155,9 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     };
 
     let queues: Vec<_> = tun.queues.iter().map(AsFd::as_fd).collect();
+    // Before anybody can be served, so that whoever is finds it.
+    let claims = format!("helper: {helper_report}\ndataplane: {report}\n");
+    monitor.uapi().write_report(&claims)?;
     monitor.grant(sequence, &reply, netlink.as_fd(), &queues)?;
     monitor.log().info(&format!(
         "started: dataplane pid {pid} uid {uid}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}"
@@ -162,8 +165,6 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     if let Some(missing) = tun.missing() {
         monitor.log().info(&offload::missing(missing, options.without));
     }
-    let claims = format!("helper: {helper_report}\ndataplane: {report}\n");
-    monitor.uapi().write_report(&claims)?;
     launcher.ready();
     monitor.manager().ready(&format!("serving {}", tun.name));
     // Our own copies of the TUN queues close here, so that the interface goes with the dataplane.
