@@ -98,6 +98,7 @@ pub fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
 
 /// All that has to happen while there is one thread; the control thread does the rest.
 fn start(arguments: impl Iterator<Item = String>) -> Result<End, String> {
+    sys::share_one_heap();
     log::start(3);
     let channel = sys::take_channel()
         .and_then(|socket| Channel::new(socket).ok())

@@ -252,6 +252,15 @@ impl ControlWriter<'_> {
 
 const _: () = assert!(size_of::<libc::cmsghdr>() == 16 && size_of::<usize>() == 8);
 
+/// Makes all threads share glibc's main heap. Another one shrinks only after glibc has read a file of
+/// /proc, which the filter ends with SIGSYS; the main one grows and shrinks by brk alone. Call it
+/// before there is a second thread. On the packet path nobody allocates, so nobody waits.
+pub(crate) fn share_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: plain integers; no other thread allocates yet.
+    let _cannot_fail = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// The channel to the helper, which it puts at descriptor 3; `None` if that is not open. Call it once.
 pub(crate) fn take_channel() -> Option<OwnedFd> {
     const CHANNEL: RawFd = 3;

@@ -33,7 +33,9 @@ pub enum Test {
 /// A system call that is allowed.
 #[derive(Clone, Copy, Debug)]
 pub struct Allowed {
-    /// Its number.
+    /// Its name, with `SYS_` before it; the same on every architecture.
+    pub name: &'static str,
+    /// Its number on this architecture.
     pub call: libc::c_long,
     /// Any one of these combinations of arguments; none means any arguments.
     pub arguments: &'static [&'static [Argument]],
@@ -41,16 +43,23 @@ pub struct Allowed {
     pub reason: &'static str,
 }
 
-const fn any(call: libc::c_long, reason: &'static str) -> Allowed {
-    Allowed { call, arguments: &[], reason }
+/// A line of a table: a call with any arguments.
+macro_rules! any {
+    ($call:ident, $reason:expr $(,)?) => {
+        only!($call, &[], $reason)
+    };
 }
 
-const fn only(
-    call: libc::c_long,
-    arguments: &'static [&'static [Argument]],
-    reason: &'static str,
-) -> Allowed {
-    Allowed { call, arguments, reason }
+/// A line of a table: a call with only these arguments.
+macro_rules! only {
+    ($call:ident, $arguments:expr, $reason:expr $(,)?) => {
+        Allowed {
+            name: stringify!($call),
+            call: libc::$call,
+            arguments: $arguments,
+            reason: $reason,
+        }
+    };
 }
 
 const fn is(number: u8, value: libc::c_int) -> Argument {
@@ -71,15 +80,12 @@ const ANONYMOUS: Argument = Argument {
         (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).cast_unsigned() as u64,
     ),
 };
-const MADVISE: &[&[Argument]] = &[&[is(2, libc::MADV_DONTNEED)], &[is(2, libc::MADV_FREE)]];
 const PRIVATE: i32 = libc::FUTEX_PRIVATE_FLAG;
-/// Waiting and waking, as std's and glibc's locks do it.
+/// Waiting and waking: std's locks wait with the bitset, glibc's without. Neither waits for a time.
 const FUTEX: &[&[Argument]] = &[
     &[is(1, libc::FUTEX_WAIT | PRIVATE)],
     &[is(1, libc::FUTEX_WAKE | PRIVATE)],
     &[is(1, libc::FUTEX_WAIT_BITSET | PRIVATE)],
-    &[is(1, libc::FUTEX_WAIT_BITSET | PRIVATE | libc::FUTEX_CLOCK_REALTIME)],
-    &[is(1, libc::FUTEX_WAKE)],
 ];
 /// No other process's threads, though they may have the same uid.
 const ABORT: &[&[Argument]] =
@@ -92,43 +98,42 @@ const SOCKET_KIND: &[&[Argument]] = &[
 /// The dataplane, from `seal` to its end.
 pub const DATAPLANE: &[Allowed] = &[
     // The packet path.
-    any(libc::SYS_read, "TUN packets, eventfds, the timer, netlink, UAPI clients"),
-    any(libc::SYS_write, "TUN packets, eventfds, UAPI replies, the log"),
-    any(libc::SYS_recvmsg, "UDP datagrams, the helper"),
-    any(libc::SYS_sendmsg, "UDP datagrams, the helper"),
+    any!(SYS_read, "TUN packets, eventfds, the timer, netlink, UAPI clients"),
+    any!(SYS_write, "TUN packets, eventfds, UAPI replies, the log"),
+    any!(SYS_recvmsg, "UDP datagrams, the helper"),
+    any!(SYS_sendmsg, "UDP datagrams, the helper"),
     #[cfg(target_arch = "x86_64")]
-    any(libc::SYS_epoll_wait, "waiting"),
-    any(libc::SYS_epoll_pwait, "waiting, where glibc or the architecture prefers it"),
-    only(libc::SYS_futex, FUTEX, "locks between the threads"),
-    any(libc::SYS_clock_gettime, "the time, where the vDSO cannot tell it"),
+    any!(SYS_epoll_wait, "waiting"),
+    #[cfg(not(target_arch = "x86_64"))]
+    any!(SYS_epoll_pwait, "waiting"),
+    only!(SYS_futex, FUTEX, "locks between the threads"),
+    any!(SYS_clock_gettime, "the time, where the vDSO cannot tell it"),
     // The control thread.
-    any(libc::SYS_epoll_ctl, "watching what the helper hands over, and UAPI clients"),
-    any(libc::SYS_timerfd_settime, "the earliest protocol timer"),
-    any(libc::SYS_getrandom, "ephemeral keys, indices, cookies"),
-    any(libc::SYS_accept4, "UAPI clients"),
-    any(libc::SYS_shutdown, "UAPI clients that break the rules"),
-    any(libc::SYS_close, "UAPI clients, old UDP sockets"),
-    any(libc::SYS_sendto, "asking netlink for the links there are"),
-    only(libc::SYS_getsockopt, SOCKET_KIND, "checking what the helper handed over"),
-    any(libc::SYS_getsockname, "checking what the helper handed over"),
-    // Memory.
-    any(libc::SYS_brk, "the allocator"),
-    only(libc::SYS_mmap, &[&[READ_WRITE, ANONYMOUS]], "the allocator"),
-    any(libc::SYS_munmap, "the allocator"),
-    any(libc::SYS_mremap, "the allocator"),
-    only(libc::SYS_mprotect, &[&[READ_WRITE]], "glibc grows its arenas so"),
-    only(libc::SYS_madvise, MADVISE, "the allocator gives memory back"),
+    any!(SYS_epoll_ctl, "watching what the helper hands over, and UAPI clients"),
+    any!(SYS_timerfd_settime, "the earliest protocol timer"),
+    any!(SYS_getrandom, "ephemeral keys, indices, cookies"),
+    any!(SYS_accept4, "UAPI clients"),
+    any!(SYS_close, "UAPI clients, old UDP sockets"),
+    any!(SYS_sendto, "asking netlink for the links there are"),
+    only!(SYS_getsockopt, SOCKET_KIND, "checking what the helper handed over"),
+    any!(SYS_getsockname, "checking what the helper handed over"),
+    // Memory: one heap for all threads (dataplane/src/sys.rs), which takes neither mprotect nor madvise.
+    any!(SYS_brk, "the heap grows and shrinks"),
+    only!(SYS_mmap, &[&[READ_WRITE, ANONYMOUS]], "a large allocation"),
+    any!(SYS_munmap, "a large allocation is freed"),
+    any!(SYS_mremap, "a large allocation grows"),
     // The end, and what precedes it.
-    any(libc::SYS_rt_sigprocmask, "abort"),
-    any(libc::SYS_rt_sigaction, "abort takes the handler of SIGABRT away"),
-    any(libc::SYS_rt_sigreturn, "returning from a signal"),
-    any(libc::SYS_restart_syscall, "going on after SIGSTOP and SIGCONT"),
-    any(libc::SYS_sigaltstack, "a thread ends"),
-    any(libc::SYS_gettid, "abort"),
-    any(libc::SYS_getpid, "abort"),
-    only(libc::SYS_tgkill, ABORT, "abort"),
-    any(libc::SYS_exit, "a thread ends"),
-    any(libc::SYS_exit_group, "the process ends"),
+    any!(SYS_rt_sigprocmask, "abort"),
+    any!(SYS_rt_sigaction, "abort takes the handler of SIGABRT away"),
+    any!(
+        SYS_rt_sigreturn,
+        "returning from std's handler of SIGSEGV, which tells of a stack overflow"
+    ),
+    any!(SYS_sigaltstack, "std takes that handler's stack away at exit"),
+    any!(SYS_gettid, "abort"),
+    any!(SYS_getpid, "abort"),
+    only!(SYS_tgkill, ABORT, "abort"),
+    any!(SYS_exit_group, "the process ends"),
 ];
 
 const fn option(level: libc::c_int, name: libc::c_int) -> [Argument; 2] {
@@ -154,55 +159,47 @@ const DATAGRAM: libc::c_int = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOC
 
 /// The helper, from the moment the dataplane is verified.
 pub const HELPER: &[Allowed] = &[
-    any(libc::SYS_ppoll, "waiting"),
-    any(libc::SYS_recvmsg, "the dataplane's requests"),
-    any(libc::SYS_sendmsg, "replies with descriptors"),
-    any(libc::SYS_sendto, "the log, where it is syslog"),
-    any(libc::SYS_read, "the dataplane's log, signals, the watch on the UAPI socket"),
-    any(
-        libc::SYS_write,
-        "the log, and telling the launcher and the service manager that all is ready",
-    ),
-    only(
-        libc::SYS_socket,
+    any!(SYS_ppoll, "waiting"),
+    any!(SYS_recvmsg, "the dataplane's requests"),
+    any!(SYS_sendmsg, "replies with descriptors"),
+    any!(SYS_sendto, "the log, where it is syslog"),
+    any!(SYS_read, "the dataplane's log, signals, the watch on the UAPI socket"),
+    any!(SYS_write, "the log, and telling the launcher and the service manager that all is ready",),
+    only!(
+        SYS_socket,
         &[
             &[is(0, libc::AF_INET), is(1, DATAGRAM), is(2, 0)],
             &[is(0, libc::AF_INET6), is(1, DATAGRAM), is(2, 0)],
         ],
         "UDP sockets; keeps CAP_NET_ADMIN from netlink",
     ),
-    only(
-        libc::SYS_setsockopt,
-        SOCKET_OPTIONS,
-        "the mark, buffers, and what the dataplane must be told",
-    ),
-    any(libc::SYS_bind, "the UDP port"),
-    any(libc::SYS_getsockname, "the UDP port that the kernel chose"),
-    any(libc::SYS_close, "UDP sockets"),
-    only(libc::SYS_pidfd_send_signal, &[&[is(1, libc::SIGKILL)]], "ending the dataplane"),
-    any(libc::SYS_waitid, "how the dataplane ended"),
-    only(
-        libc::SYS_unlinkat,
+    only!(SYS_setsockopt, SOCKET_OPTIONS, "the mark, buffers, and what the dataplane must be told",),
+    any!(SYS_bind, "the UDP port"),
+    any!(SYS_getsockname, "the UDP port that the kernel chose"),
+    any!(SYS_close, "UDP sockets"),
+    only!(SYS_pidfd_send_signal, &[&[is(1, libc::SIGKILL)]], "ending the dataplane"),
+    any!(SYS_waitid, "how the dataplane ended"),
+    only!(
+        SYS_unlinkat,
         &[&[is(2, 0)]],
         "removing the UAPI socket; Landlock holds it to that directory",
     ),
-    any(libc::SYS_clock_gettime, "the time, where the vDSO cannot tell it"),
-    any(libc::SYS_brk, "the allocator"),
-    only(libc::SYS_mmap, &[&[READ_WRITE, ANONYMOUS]], "the allocator"),
-    any(libc::SYS_munmap, "the allocator"),
-    any(libc::SYS_mremap, "the allocator"),
-    only(libc::SYS_mprotect, &[&[READ_WRITE]], "the allocator"),
-    only(libc::SYS_madvise, MADVISE, "the allocator gives memory back"),
-    only(libc::SYS_futex, FUTEX, "locks of the standard library"),
-    any(libc::SYS_rt_sigprocmask, "abort"),
-    any(libc::SYS_rt_sigaction, "abort takes the handler of SIGABRT away"),
-    any(libc::SYS_rt_sigreturn, "returning from a signal"),
-    any(libc::SYS_restart_syscall, "going on after SIGSTOP and SIGCONT"),
-    any(libc::SYS_sigaltstack, "the standard library, at exit"),
-    any(libc::SYS_gettid, "abort"),
-    any(libc::SYS_getpid, "abort"),
-    only(libc::SYS_tgkill, ABORT, "abort"),
-    any(libc::SYS_exit_group, "the end"),
+    any!(SYS_clock_gettime, "the time, where the vDSO cannot tell it"),
+    any!(SYS_brk, "the heap grows and shrinks"),
+    only!(SYS_mmap, &[&[READ_WRITE, ANONYMOUS]], "a large allocation"),
+    any!(SYS_munmap, "a large allocation is freed"),
+    any!(SYS_mremap, "a large allocation grows"),
+    any!(SYS_rt_sigprocmask, "abort"),
+    any!(SYS_rt_sigaction, "abort takes the handler of SIGABRT away"),
+    any!(
+        SYS_rt_sigreturn,
+        "returning from std's handler of SIGSEGV, which tells of a stack overflow"
+    ),
+    any!(SYS_sigaltstack, "std takes that handler's stack away at exit"),
+    any!(SYS_gettid, "abort"),
+    any!(SYS_getpid, "abort"),
+    only!(SYS_tgkill, ABORT, "abort"),
+    any!(SYS_exit_group, "the end"),
 ];
 
 #[cfg(test)]

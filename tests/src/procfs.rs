@@ -107,6 +107,13 @@ fn processes() -> Vec<Pid> {
     names.filter_map(|name| name.parse().ok()).map(Pid::from_raw).collect()
 }
 
+/// Kilobytes of anonymous memory of a process that still runs.
+#[must_use]
+pub fn anonymous_memory(pid: Pid) -> Option<u64> {
+    let status = status(&PathBuf::from(format!("/proc/{pid}/status")))?;
+    status.fields.get("RssAnon")?.strip_suffix(" kB")?.parse().ok()
+}
+
 /// What each descriptor of a process refers to, as the kernel names it.
 ///
 /// # Panics

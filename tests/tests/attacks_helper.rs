@@ -77,13 +77,6 @@ fn is_stopped(pid: Pid) -> bool {
     status.contains("\nState:\tT")
 }
 
-/// Kilobytes of anonymous memory of a process that still runs.
-fn anonymous_memory(pid: Pid) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    line.trim().strip_suffix(" kB")?.parse().ok()
-}
-
 #[test]
 fn attack_07_every_breach_of_the_contract_ends_the_dataplane_and_names_itself() {
     require!(Wgsep);
@@ -123,7 +116,7 @@ fn attack_07_requests_beyond_the_rate_are_delayed_and_cost_the_helper_nothing() 
         let open = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
         // None are left once it has ended.
         descriptors.extend((open > 0).then_some(open));
-        memory.extend(anonymous_memory(pid));
+        memory.extend(procfs::anonymous_memory(pid));
         attacked.helper.try_exit()
     });
     assert_eq!(ended.and_then(|status| status.code()), Some(0), "{}", attacked.helper.log());

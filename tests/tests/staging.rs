@@ -1,0 +1,53 @@
+//! Packets that wait for a peer who does not answer.
+#![allow(clippy::unwrap_used)]
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use wgsep_tests::daemon::Daemon;
+use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::netns::Netns;
+use wgsep_tests::uapi::{Uapi, errno};
+use wgsep_tests::{procfs, require, wait};
+
+/// Peers that are nowhere, and packets that wait for each of them at most.
+const PEERS: u8 = 100;
+const STAGED: u64 = 128;
+/// Bytes of each packet.
+const LEN: usize = 1300;
+
+/// Workers allocate them and the control thread frees them: memory goes back to the kernel by no call
+/// that the filter ends.
+#[test]
+fn packets_that_waited_in_vain_are_freed_at_once_and_the_daemon_goes_on() {
+    require!(Wgsep);
+    let daemon = Daemon::start(Wgsep, &Netns::new());
+    let (netns, interface) = (&daemon.netns, &daemon.interface);
+    netns.run(format!("ip addr add 10.1.1.1/16 dev {interface}"));
+    netns.run(format!("ip link set {interface} up"));
+    let mut uapi = Uapi::connect(interface).unwrap();
+    let mut request = format!("set=1\nprivate_key={:064x}\n", 1);
+    for number in 1..=PEERS {
+        let peer = format!("public_key={number:064x}\nendpoint=127.0.0.1:9\n");
+        request.push_str(&format!("{peer}allowed_ip=10.1.0.{number}/32\n"));
+    }
+    assert_eq!(errno(&uapi.transact(&format!("{request}\n")).unwrap()), Some(0));
+
+    let dataplane = daemon.dataplane();
+    let memory = || procfs::anonymous_memory(dataplane).unwrap();
+    let before = memory();
+    let kept = u64::from(PEERS) * STAGED * LEN as u64 / 1024;
+    let sender = netns.inside(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    wait::until("packets wait for every peer", Duration::from_secs(20), || {
+        for number in (1..=PEERS).cycle().take(1000) {
+            // A full queue of the interface is no reason to stop.
+            let _full = sender.send_to(&[0; LEN], format!("10.1.0.{number}:9"));
+        }
+        memory() > before + kept
+    });
+    assert_eq!(errno(&uapi.transact("set=1\nreplace_peers=true\n\n").unwrap()), Some(0));
+    wait::until("their memory is given back", Duration::from_secs(5), || {
+        memory() < before + kept / 2
+    });
+    assert_eq!(errno(&uapi.transact("get=1\n\n").unwrap()), Some(0));
+}
