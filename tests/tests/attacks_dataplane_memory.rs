@@ -1,5 +1,6 @@
 //! Root reads all of the dataplane's memory and looks for its keys (SECURITY.md, attack 6). The same
-//! search finds them in wireguard-go, so that it is known to see what there is.
+//! search finds them in wireguard-go, and in wgsep where the kernel has no secret memory, so that it is
+//! known to see what there is.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -7,11 +8,18 @@ use std::fs::{self, File};
 use std::io::IoSliceMut;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use wgsep_proto::cookie::CookieGenerator;
 use wgsep_proto::handshake::{Handshake, StaticIdentity};
 use wgsep_proto::keypair::{Keypair, KeypairParts};
@@ -21,13 +29,20 @@ use wgsep_proto::tai64n::Tai64n;
 use wgsep_proto::time::Instant;
 use wgsep_tests::daemon::Daemon;
 use wgsep_tests::implementation::Implementation::{self, Wgsep, WireguardGo};
+use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
+use wgsep_tests::process::{Process, output};
+use wgsep_tests::scratch::Scratch;
 use wgsep_tests::tunnel::PORT;
 use wgsep_tests::wg::{KeyPair, hex, preshared_key};
-use wgsep_tests::{require, wait};
+use wgsep_tests::{procfs, require, wait};
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(20);
 const PAGE: usize = 4096;
+/// All that [`Served`] looks for.
+const ALL: [&str; 4] = ["preshared key", "private key", "receiving key", "sending key"];
+/// Of the peer's clock, which stands still.
+const NOW: Instant = Instant::from_nanos(1);
 
 fn bytes(base64: &str) -> [u8; 32] {
     let hex = hex(base64);
@@ -37,16 +52,16 @@ fn bytes(base64: &str) -> [u8; 32] {
 /// What is looked for: a name, and bytes.
 struct Secret(&'static str, Vec<u8>);
 
-/// A key in every form it may have been left in. Of its bytes two inner halves, which clamping does
-/// not change, so that a part is found too.
-fn forms(name: &'static str, key: &[u8; 32]) -> Vec<Secret> {
-    vec![Secret(name, key[1..17].to_vec()), Secret(name, key[15..31].to_vec())]
+/// Inner parts of a key, which clamping does not change, so that half of one is found too.
+fn raw(name: &'static str, key: &[u8; 32]) -> Vec<Secret> {
+    [8, 16].map(|at| Secret(name, key[at..at + 8].to_vec())).into()
 }
 
+/// The same of its forms as text.
 fn texts(name: &'static str, base64: &str) -> Vec<Secret> {
-    let hex = hex(base64);
-    let texts =
-        [&hex[..32], &hex[32..], &hex.to_uppercase()[2..34], &base64[..20], &base64[20..40]];
+    let lower = hex(base64);
+    let upper = lower.to_uppercase();
+    let texts = [&lower[16..32], &lower[32..48], &upper[16..32], &base64[4..16], &base64[24..36]];
     texts.into_iter().map(|text| Secret(name, text.as_bytes().to_vec())).collect()
 }
 
@@ -54,7 +69,10 @@ fn texts(name: &'static str, base64: &str) -> Vec<Secret> {
 /// session.
 struct Served {
     daemon: Daemon,
+    netns: Arc<Netns>,
     secrets: Vec<Secret>,
+    socket: UdpSocket,
+    session: Arc<Keypair>,
 }
 
 impl Served {
@@ -70,19 +88,25 @@ impl Served {
                 theirs.private, ours.public
             ),
         );
+        netns.run(format!("ip address add 10.9.0.1/24 dev {}", daemon.interface));
         netns.run(format!("ip link set {} up", daemon.interface));
         // Keys leave the daemon as text, too.
         assert!(daemon.wg("show", "dump").contains(&theirs.private));
 
-        let session = handshake(&netns, &theirs, &ours, &psk);
+        let (socket, parts) = handshake(&netns, &theirs, &ours, &psk);
+        let session = Arc::new(Keypair::new(&parts, NOW));
+        // The first confirms the session.
+        for counter in 0..3 {
+            send_keepalive(&socket, &session, counter);
+        }
         wait::until("the session is confirmed", LIMIT, || daemon.peer().latest_handshake != 0);
-        let mut secrets = forms("private key", &bytes(&theirs.private));
+        let mut secrets = raw("private key", &bytes(&theirs.private));
         secrets.extend(texts("private key", &theirs.private));
-        secrets.extend(forms("preshared key", &bytes(&psk)));
+        secrets.extend(raw("preshared key", &bytes(&psk)));
         secrets.extend(texts("preshared key", &psk));
-        secrets.extend(forms("receiving key", &session.sending));
-        secrets.extend(forms("sending key", &session.receiving));
-        Self { daemon, secrets }
+        secrets.extend(raw("receiving key", &parts.sending));
+        secrets.extend(raw("sending key", &parts.receiving));
+        Self { daemon, netns, secrets, socket, session }
     }
 
     /// The names of the secrets that `pid`'s memory shows to root.
@@ -100,8 +124,42 @@ impl Served {
     }
 }
 
-/// Shakes hands with the daemon as its peer, and sends what confirms the session.
-fn handshake(netns: &Netns, theirs: &KeyPair, ours: &KeyPair, psk: &str) -> KeypairParts {
+/// Traffic both ways, for as long as this lives: keepalives from the peer, and echo requests to it that
+/// nobody answers.
+struct Traffic {
+    ended: Arc<AtomicBool>,
+    keepalives: Option<JoinHandle<()>>,
+    _pings: Process,
+}
+
+impl Traffic {
+    fn through(served: &Served) -> Self {
+        let ended = Arc::new(AtomicBool::new(false));
+        let (told, session) = (Arc::clone(&ended), Arc::clone(&served.session));
+        let socket = served.socket.try_clone().unwrap();
+        let keepalives = thread::spawn(move || {
+            let counters = (3..).take_while(|_| !told.load(Ordering::Relaxed));
+            counters.for_each(|counter| send_keepalive(&socket, &session, counter));
+        });
+        let pings = served.netns.spawn("ping -f -q 10.9.0.2");
+        Self { ended, keepalives: Some(keepalives), _pings: pings }
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        let _panicked = self.keepalives.take().map(JoinHandle::join);
+    }
+}
+
+/// Shakes hands with the daemon as its peer.
+fn handshake(
+    netns: &Netns,
+    theirs: &KeyPair,
+    ours: &KeyPair,
+    psk: &str,
+) -> (UdpSocket, KeypairParts) {
     let socket = netns.inside(|| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))).unwrap();
     socket.set_read_timeout(Some(LIMIT)).unwrap();
     socket.connect((Ipv4Addr::LOCALHOST, PORT)).unwrap();
@@ -110,13 +168,12 @@ fn handshake(netns: &Netns, theirs: &KeyPair, ours: &KeyPair, psk: &str) -> Keyp
     let mut handshake = Handshake::new(remote);
     handshake.set_preshared_key(PresharedKey::from_bytes(bytes(psk)));
 
-    let now = Instant::from_nanos(1);
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let ephemeral = bytes(&KeyPair::generate().private);
     let timestamp = Tai64n::from_wall(wall);
     let initiation = handshake.create_initiation(&identity, &ephemeral, timestamp, 7).unwrap();
     let mut datagram = initiation.to_bytes();
-    CookieGenerator::new(&remote).add_macs(&mut datagram, now);
+    CookieGenerator::new(&remote).add_macs(&mut datagram, NOW);
     socket.send(&datagram).unwrap();
 
     let mut answer = [0; 256];
@@ -125,31 +182,61 @@ fn handshake(netns: &Netns, theirs: &KeyPair, ours: &KeyPair, psk: &str) -> Keyp
         panic!("no response to the initiation");
     };
     handshake.consume_response(&identity, &response).unwrap();
-    let parts = handshake.begin_session().unwrap();
-    let keypair = Keypair::new(&parts, now);
-    for counter in 0..3 {
-        let mut keepalive = [0; 32];
-        assert!(keypair.seal(counter, &mut keepalive));
-        socket.send(&keepalive).unwrap();
-    }
-    parts
+    (socket, handshake.begin_session().unwrap())
 }
 
-/// The mappings of a process that it can read itself: start, length and name.
+fn send_keepalive(socket: &UdpSocket, session: &Keypair, counter: u64) {
+    let mut keepalive = [0; 32];
+    assert!(session.seal(counter, &mut keepalive));
+    // Refused where the daemon has ended.
+    let _lost = socket.send(&keepalive);
+}
+
+/// Runs `body` in a thread whose children get `errno` from a system call.
+fn refusing<T: Send>(call: libc::c_long, errno: Errno, body: impl FnOnce() -> T + Send) -> T {
+    let rules = [(call, Vec::new())].into();
+    let refuse = SeccompAction::Errno(errno as u32);
+    let target = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, target).unwrap();
+    let filter = BpfProgram::try_from(filter).unwrap();
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            seccompiler::apply_filter(&filter).unwrap();
+            body()
+        });
+        thread.join().unwrap()
+    })
+}
+
+/// Waits until every thread of a process is stopped.
+fn stop(pid: Pid) {
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let is_stopped = |thread: &procfs::Status| thread.text("State").starts_with('T');
+    wait::until("it is stopped", LIMIT, || procfs::threads(pid).iter().all(is_stopped));
+}
+
+/// The mappings of a process that it can write, and has used: start, length and name.
 fn mappings(pid: Pid) -> Vec<(usize, usize, String)> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    let parse = |line: &str| {
-        let mut words = line.split_whitespace();
-        let (start, end) = words.next()?.split_once('-')?;
-        let readable = words.next()?.starts_with('r');
-        let name = words.nth(3).unwrap_or_default().to_owned();
-        let [start, end] = [start, end].map(|at| usize::from_str_radix(at, 16).unwrap());
-        (readable && name != "[vvar]" && name != "[vsyscall]").then_some((start, end - start, name))
-    };
-    maps.lines().filter_map(parse).collect()
+    let mut mappings = Vec::new();
+    let mut last = None;
+    for line in fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap().lines() {
+        let words: Vec<_> = line.split_whitespace().collect();
+        if let [range, access, _, _, _, name @ ..] = &words[..]
+            && let Some((start, end)) = range.split_once('-')
+        {
+            let [start, end] = [start, end].map(|at| usize::from_str_radix(at, 16).unwrap());
+            let name = name.first().map_or("", |name| name).to_owned();
+            last = access.starts_with("rw").then_some((start, end - start, name));
+        } else if let ["Rss:" | "Swap:", used, _] = words[..]
+            && used != "0"
+        {
+            mappings.extend(last.take());
+        }
+    }
+    mappings
 }
 
-/// All that root can read of a process, in pieces that overlap by more than a key's length of text.
+/// All that root can read of what a process has written, in pieces that overlap by more than a key's length of text.
 fn readable_memory(pid: Pid) -> impl Iterator<Item = Vec<u8>> {
     const PIECE: usize = 1 << 16;
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
@@ -197,8 +284,83 @@ fn attack_06_root_finds_no_key_in_the_dataplanes_memory() {
 fn attack_06_control_wireguard_go_shows_root_every_key() {
     require!(WireguardGo);
     let served = Served::by(WireguardGo);
-    let all = ["preshared key", "private key", "receiving key", "sending key"];
-    assert_eq!(served.found_in(served.daemon.process.pid()), BTreeSet::from(all));
+    assert_eq!(served.found_in(served.daemon.process.pid()), BTreeSet::from(ALL));
+}
+
+#[test]
+fn attack_06_control_without_secret_memory_root_finds_every_key_and_the_audit_says_so() {
+    require!(Wgsep);
+    for (errno, state) in [(Errno::ENOSYS, "unsupported"), (Errno::EPERM, "degraded(EPERM)")] {
+        refusing(libc::SYS_memfd_secret, errno, || serves_from_locked_memory(state));
+    }
+}
+
+fn serves_from_locked_memory(state: &str) {
+    let served = Served::by(Wgsep);
+    assert_eq!(served.found_in(served.daemon.dataplane()), BTreeSet::from(ALL));
+
+    let log = served.daemon.process.log();
+    assert!(log.contains(&format!("secret-memory={state}")), "{log}");
+    assert!(log.contains("keys are in locked memory, which root can read"), "{log}");
+    assert!(!log.contains("secret memory is full"), "{log}");
+    let mut audit = served.netns.command(wgsep_program("wgsep"));
+    let audit = output(audit.args(["audit", &served.daemon.interface]));
+    let table = String::from_utf8_lossy(&audit.stdout).into_owned();
+    assert_eq!(audit.status.code(), Some(1), "{table}");
+    assert!(table.contains("dataplane secret-memory: boot with secretmem.enable=1"), "{table}");
+}
+
+/// What a debugger does for a core file: the process is stopped wherever it happens to be, and all of
+/// its memory is read.
+#[test]
+fn attack_06_no_key_shows_whenever_the_dataplane_is_stopped_under_traffic() {
+    require!(Wgsep);
+    let served = Served::by(Wgsep);
+    let dataplane = served.daemon.dataplane();
+    let _traffic = Traffic::through(&served);
+    for _ in 0..4 {
+        let before = served.daemon.peer();
+        wait::until("traffic flows both ways", LIMIT, || {
+            let now = served.daemon.peer();
+            now.received > before.received && now.sent > before.sent
+        });
+        stop(dataplane);
+        assert_eq!(served.found_in(dataplane), BTreeSet::new());
+        kill(dataplane, Signal::SIGCONT).unwrap();
+    }
+}
+
+/// Kills a process whose parent is stopped, so that it stays a zombie; its exit status as the kernel
+/// shows it, in which the bit 128 says that a core was dumped.
+fn status_of_a_crash(pid: Pid, parent: Pid) -> i32 {
+    // Root may try to have one; without CAP_SYS_RESOURCE even that fails.
+    output(Command::new("prlimit").args(["--core=unlimited", "--pid", &pid.to_string()]));
+    kill(parent, Signal::SIGSTOP).unwrap();
+    let status = wait::poll(LIMIT, || {
+        // The standard library's handler lets the first pass, as it would the fault of a guard page.
+        kill(pid, Signal::SIGSEGV).unwrap();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<_> = stat.rsplit(')').next()?.split_whitespace().collect();
+        (fields.first() == Some(&"Z")).then(|| fields.last()?.parse().ok()).flatten()
+    });
+    kill(parent, Signal::SIGCONT).unwrap();
+    status.unwrap()
+}
+
+#[test]
+fn attack_06_a_crash_of_the_dataplane_leaves_no_core() {
+    require!(Wgsep);
+    const DUMPED: i32 = 128;
+    let scratch = Scratch::new();
+    let mut ordinary = Command::new("sh");
+    ordinary.current_dir(&*scratch).args(["-c", "ulimit -c unlimited; sleep 1000 & wait"]);
+    let ordinary = Process::spawn(ordinary, "a process that may dump its core");
+    let sleep = wait::poll(LIMIT, || procfs::children(ordinary.pid()).into_iter().next()).unwrap();
+    assert_eq!(status_of_a_crash(sleep, ordinary.pid()), libc::SIGSEGV | DUMPED);
+
+    let served = Served::by(Wgsep);
+    let (dataplane, helper) = (served.daemon.dataplane(), served.daemon.process.pid());
+    assert_eq!(status_of_a_crash(dataplane, helper), libc::SIGSEGV);
 }
 
 #[test]

@@ -66,6 +66,15 @@ fn started_by_root_every_layer_is_in_force() {
             );
         }
     }
+    // How much there is, from the kernel; that all keys are in it, from the report.
+    let findings = json["findings"].as_array().unwrap();
+    let [kernels, claimed] = ["kernel", "claimed"].map(|source| {
+        let is = |one: &&Value| one["layer"] == "secret-memory" && one["source"] == source;
+        findings.iter().find(is).unwrap_or_else(|| panic!("no {source} secret-memory in {json}"))
+    });
+    let kilobytes = kernels["seen"].as_str().and_then(|seen| seen.strip_suffix(" KiB")).unwrap();
+    assert!(kilobytes.parse::<u32>().unwrap() >= 1024, "{kernels}");
+    assert_eq!(claimed["state"], "applied", "{claimed}");
     let capabilities = &finding(&json, "helper", "capabilities")["seen"];
     assert_eq!(capabilities, "CAP_KILL CAP_NET_ADMIN");
 

@@ -213,6 +213,63 @@ fn attack_06_the_launching_user_can_neither_trace_nor_read_the_dataplane() {
     }
 }
 
+/// A user who cannot raise the limit on locked memory.
+fn launch_with_locked_memory(bytes: u32, workers: &str) -> Launch {
+    let mut around = vec!["prlimit".to_owned(), format!("--memlock={bytes}:{bytes}")];
+    around.extend(as_user());
+    let around: Vec<_> = around.iter().map(String::as_str).collect();
+    let mut launch = Launch::new(Programs::with_net_admin(), &around, &[], "");
+    launch.command.args(["--workers", workers]);
+    launch
+}
+
+#[test]
+fn attack_06_without_locked_memory_keys_are_in_ordinary_memory_and_the_report_says_so() {
+    require!(Wgsep);
+    for (bytes, state) in [(0, "degraded(EPERM)"), (100_000, "degraded(ENOMEM)")] {
+        let launched = launch_with_locked_memory(bytes, "2").start();
+        launched.assert_serves_wg_with_fwmark();
+        launched.assert_mandatory_layers();
+        assert_said(&launched.reports()[0], &[&format!("secret-memory={state}")]);
+        let log = launched.process.log();
+        assert!(log.contains("keys are in ordinary memory"), "{log}");
+        let refused = launch_with_locked_memory(bytes, "2").refused();
+        assert!(refused.contains(&format!("secret-memory {state}")), "{refused}");
+    }
+}
+
+#[test]
+fn attack_06_whatever_locked_memory_there_is_is_used_for_the_stacks_of_all_workers_and_some_keys() {
+    require!(Wgsep);
+    for (bytes, workers) in [(1 << 20, "2"), (8 << 20, "4"), (8 << 20, "64")] {
+        let launched = launch_with_locked_memory(bytes, workers).start();
+        launched.assert_serves_wg_with_fwmark();
+        assert_said(&launched.reports()[0], &["secret-memory=applied"]);
+        assert!(!launched.process.log().contains("secret memory is full"));
+    }
+}
+
+#[test]
+fn attack_06_keys_that_secret_memory_has_no_room_for_are_served_and_told_of_once() {
+    require!(Wgsep);
+    let launched = launch_with_locked_memory(1 << 20, "2").start();
+    for high in 0..4 {
+        let peers: Vec<_> = (0..250).map(|low| format!("peer {}", public_key(high, low))).collect();
+        launched.wg(&format!("set {} {}", launched.interface, peers.join(" ")));
+    }
+    let shown = launched.wg(&format!("show {} peers", launched.interface));
+    assert_eq!(shown.lines().count(), 1000);
+    let log = launched.process.log();
+    assert_eq!(log.matches("secret memory is full").count(), 1, "{log}");
+    assert!(log.contains("raise RLIMIT_MEMLOCK"), "{log}");
+}
+
+/// Some public key, in base64; any 32 bytes are one.
+fn public_key(high: u8, low: u8) -> String {
+    let digit = |number: u8| char::from(b'A' + number % 26);
+    format!("{}{}{}{}A=", "A".repeat(39), digit(high), digit(low / 26), digit(low))
+}
+
 #[test]
 fn a_container_with_net_admin_only_serves_wg() {
     require!(Wgsep);
