@@ -111,7 +111,7 @@ impl Shared {
         let mut queue = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.len() >= MAX_QUEUED_HANDSHAKES {
             drop(queue);
-            self.data_path.drops.add(DropCause::HandshakeOverload, 1);
+            self.data_path.drops.add(DropCause::HandshakeQueueFull, 1);
             return false;
         }
         queue.push_back(message);
@@ -147,6 +147,19 @@ impl Shared {
         core::mem::take(&mut *self.flushes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// What the kernel spares us at the moment, by its name in `--without` with underscores.
+    pub(crate) fn offloads(&self) -> Vec<(&'static str, bool)> {
+        let tun = self.tuns.get().and_then(|queues| queues.first()).map(|queue| &queue.tun);
+        let coalesce = tun.map(Tun::coalesce).unwrap_or_default();
+        let udp_gso = self.sockets.reader().value().sends_many();
+        vec![
+            ("vnet_hdr", tun.is_some_and(Tun::has_header)),
+            ("tso", coalesce.tcp),
+            ("uso", coalesce.udp),
+            ("udp_gso", udp_gso),
+        ]
+    }
+
     /// Notes that the TUN device was deleted.
     pub(crate) fn set_device_gone(&self) {
         self.device_gone.store(true, Ordering::Release);
@@ -172,9 +185,9 @@ mod tests {
         for _ in 1..MAX_QUEUED_HANDSHAKES {
             assert!(!queue());
         }
-        assert_eq!(shared.data_path.drops.count(DropCause::HandshakeOverload), 0);
+        assert_eq!(shared.data_path.drops.count(DropCause::HandshakeQueueFull), 0);
         assert!(!queue());
-        assert_eq!(shared.data_path.drops.count(DropCause::HandshakeOverload), 1);
+        assert_eq!(shared.data_path.drops.count(DropCause::HandshakeQueueFull), 1);
         let waiting = shared.next_handshake().map(|(_, waiting)| waiting);
         assert_eq!(waiting, Some(MAX_QUEUED_HANDSHAKES - 1));
     }

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use wgsep_ipc::TunOffload;
+use wgsep_proto::data_path::DropCause;
 
 /// Longest frame that a read gives: header, and as much as an IP length can say.
 pub(crate) const MAX_FRAME_LEN: usize = VNET_HDR_LEN + 40 + 65_535;
@@ -31,6 +32,21 @@ pub(crate) enum Read {
     Gone,
 }
 
+/// Packets that the device did not take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lost {
+    pub(crate) cause: DropCause,
+    pub(crate) packets: usize,
+}
+
+/// What a failed write is counted as. EIO means that the interface is down (kernel tun.c).
+pub(crate) fn cause_of(error: &io::Error) -> DropCause {
+    match error.raw_os_error() {
+        Some(libc::EIO) => DropCause::InterfaceDown,
+        _ => DropCause::WriteFailed,
+    }
+}
+
 impl Tun {
     /// Takes a queue, opened and set up as `offload` says.
     pub(crate) const fn new(queue: OwnedFd, offload: TunOffload) -> Self {
@@ -44,6 +60,11 @@ impl Tun {
             tcp: self.offload.tso && !tcp.load(Ordering::Relaxed),
             udp: self.offload.uso && !udp.load(Ordering::Relaxed),
         }
+    }
+
+    /// Whether packets come with a header, without which there are no super-packets.
+    pub(crate) const fn has_header(&self) -> bool {
+        self.offload.vnet_hdr
     }
 
     /// Bytes before a packet that the kernel neither reads nor writes.
@@ -84,31 +105,38 @@ impl Tun {
     }
 
     /// Writes a frame of as many packets, singly if the kernel does not take super-packets of this
-    /// kind. Returns how many packets it did not take.
-    pub(crate) fn write_packets(&self, frame: &[u8], packets: u16) -> usize {
-        match self.write(frame) {
-            Ok(()) => 0,
-            Err(error) if packets > 1 && error.raw_os_error() == Some(libc::EINVAL) => {
-                self.write_singly(frame).unwrap_or(usize::from(packets))
-            }
-            Err(_) => usize::from(packets),
+    /// kind.
+    ///
+    /// # Errors
+    /// How many packets it did not take, and why.
+    pub(crate) fn write_packets(&self, frame: &[u8], packets: u16) -> Result<(), Lost> {
+        let Err(error) = self.write(frame) else { return Ok(()) };
+        let lost = Lost { cause: cause_of(&error), packets: usize::from(packets) };
+        if packets > 1 && error.raw_os_error() == Some(libc::EINVAL) {
+            self.write_singly(frame).unwrap_or(Err(lost))
+        } else {
+            Err(lost)
         }
     }
 
     /// Splits a super-packet that the kernel refused, which it will not be given again.
-    fn write_singly(&self, frame: &[u8]) -> Option<usize> {
+    fn write_singly(&self, frame: &[u8]) -> Option<Result<(), Lost>> {
         let (header, packet) = frame.split_first_chunk()?;
         let header = VnetHeader::parse(header)?;
         let segments = Segments::new(&header, packet)?;
         self.refuse(header.is_tcp());
         let mut single = vec![0; VNET_HDR_LEN + segments.len_of(0)];
-        let mut failed = 0;
+        let mut lost = Ok(());
+        let mut packets = 0;
         for number in 0..segments.count() {
             let end = VNET_HDR_LEN + segments.len_of(number);
             segments.write(packet, number, single.get_mut(VNET_HDR_LEN..end)?)?;
-            failed += usize::from(self.write(single.get(..end)?).is_err());
+            if let Err(error) = self.write(single.get(..end)?) {
+                packets += 1;
+                lost = Err(Lost { cause: cause_of(&error), packets });
+            }
         }
-        Some(failed)
+        Some(lost)
     }
 
     fn refuse(&self, is_tcp: bool) {

@@ -67,6 +67,17 @@ fn may_be_the_source(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENETUNREACH | libc::ENODEV))
 }
 
+/// What a failed send is counted as. A packet filter's refusal is EPERM (kernel ip_output.c).
+pub(crate) fn cause_of(error: &io::Error) -> DropCause {
+    match error.raw_os_error() {
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH) => DropCause::SendNoRoute,
+        Some(libc::EPERM | libc::EACCES) => DropCause::SendForbidden,
+        Some(libc::EMSGSIZE) => DropCause::SendTooLong,
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropCause::SendNoBuffer,
+        _ => DropCause::SendFailed,
+    }
+}
+
 /// What became of the cached source of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -99,6 +110,12 @@ impl UdpSockets {
         [self.v4.as_ref().map(AsFd::as_fd), self.v6.as_ref().map(AsFd::as_fd)]
     }
 
+    /// Whether many datagrams go at once: unless the kernel has refused that for any length.
+    pub(crate) fn sends_many(&self) -> bool {
+        let SegmentLimit { len, reported } = &self.segment_limit;
+        len.load(Ordering::Relaxed) > 0 && !reported.load(Ordering::Relaxed)
+    }
+
     fn towards(&self, destination: SocketAddr) -> Option<BorrowedFd<'_>> {
         let [v4, v6] = self.families();
         if destination.is_ipv4() { v4 } else { v6 }
@@ -125,8 +142,8 @@ impl UdpSockets {
                 Err(error) if may_go_singly(&error) => {
                     self.segment_limit.learn(segment_len, &error);
                 }
-                Err(_) => {
-                    data_path.drops.add(DropCause::SendFailed, payload.len().div_ceil(segment_len));
+                Err(error) => {
+                    data_path.drops.add(cause_of(&error), payload.len().div_ceil(segment_len));
                     return 0;
                 }
             }
@@ -138,7 +155,7 @@ impl UdpSockets {
                     source.settle(peer);
                     sent += datagram.len();
                 }
-                Err(_) => data_path.drops.add(DropCause::SendFailed, 1),
+                Err(error) => data_path.drops.add(cause_of(&error), 1),
             }
         }
         sent

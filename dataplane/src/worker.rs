@@ -17,7 +17,7 @@ use crate::clock;
 use crate::offload::{Coalesce, Coalescer, VNET_HDR_LEN};
 use crate::shared::{QueuedHandshake, Shared, TunQueue};
 use crate::sys;
-use crate::tun::{Read, Tun};
+use crate::tun::{self, Lost, Read, Tun};
 use crate::udp::UdpSockets;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::io;
@@ -234,8 +234,8 @@ impl Worker {
         let Some(room) = frame.get_mut(VNET_HDR_LEN..) else { return };
         let Some(len) = data_path.unreachable(cause, packet, now, room) else { return };
         let Some(frame) = frame.get(..VNET_HDR_LEN + len) else { return };
-        if tun.write(frame).is_err() {
-            data_path.drops.add(DropCause::WriteFailed, 1);
+        if let Err(error) = tun.write(frame) {
+            data_path.drops.add(tun::cause_of(&error), 1);
         }
     }
 
@@ -298,9 +298,8 @@ fn deliver(
     now: Instant,
 ) {
     let write = |frame: &mut [u8], packets: u16| {
-        let failed = tun.write_packets(frame, packets);
-        if failed > 0 {
-            data_path.drops.add(DropCause::WriteFailed, failed);
+        if let Err(Lost { cause, packets }) = tun.write_packets(frame, packets) {
+            data_path.drops.add(cause, packets);
         }
     };
     let (storage, arrived, opened, sessions) = batch.parts();
@@ -382,7 +381,7 @@ fn open_one(
             counter: header.counter,
             arrived,
         }),
-        Err(_) => drops.add(DropCause::Unauthentic, 1),
+        Err(error) => drops.add(error.into(), 1),
     }
     false
 }

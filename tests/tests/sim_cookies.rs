@@ -115,7 +115,7 @@ fn a_forged_or_repeated_cookie_reply_is_refused() {
     let reply = simulation.last(b, Kind::CookieReply);
     let refused = |simulation: &Simulation| {
         let host = simulation.host(a);
-        host.drops(DropCause::InvalidHandshake) + host.drops(DropCause::UnknownIndex)
+        host.drops(DropCause::InvalidCookie) + host.drops(DropCause::UnknownIndex)
     };
     let genuine = reply.payload.clone();
     for (count, at) in (1..).zip([4, 8, 31, 32, 47, 48, 63]) {
@@ -183,18 +183,18 @@ fn a_source_may_send_five_handshakes_at_once_and_twenty_a_second() {
     simulation.inject(initiation.from, b, &initiation.payload);
     simulation.run_for(SECOND);
     let drops = |simulation: &Simulation, cause| simulation.host(b).drops(cause);
-    let replays = drops(&simulation, DropCause::InvalidHandshake);
+    let replays = drops(&simulation, DropCause::OldTimestamp);
     for _ in 0..20 {
         simulation.inject(initiation.from, b, &initiation.payload);
     }
-    assert_eq!(drops(&simulation, DropCause::InvalidHandshake) - replays, PACKETS_BURSTABLE);
-    assert_eq!(drops(&simulation, DropCause::HandshakeOverload), 20 - PACKETS_BURSTABLE);
-    let replays = drops(&simulation, DropCause::InvalidHandshake);
+    assert_eq!(drops(&simulation, DropCause::OldTimestamp) - replays, PACKETS_BURSTABLE);
+    assert_eq!(drops(&simulation, DropCause::RateLimited), 20 - PACKETS_BURSTABLE);
+    let replays = drops(&simulation, DropCause::OldTimestamp);
     for _ in 0..100 {
         simulation.run_for(10 * MILLISECOND);
         simulation.inject(initiation.from, b, &initiation.payload);
     }
-    assert_eq!(drops(&simulation, DropCause::InvalidHandshake) - replays, 20);
+    assert_eq!(drops(&simulation, DropCause::OldTimestamp) - replays, 20);
 }
 
 #[test]

@@ -210,9 +210,9 @@ fn nothing_is_accepted_or_sent_with_a_keypair_of_180_seconds() {
     // Each side's keypair was born at its own time.
     simulation.run_for(REJECT_AFTER_TIME + SECOND - elapsed);
     simulation.lose(&[Kind::Initiation]);
-    let refused = simulation.host(b).drops(DropCause::Unauthentic);
+    let refused = simulation.host(b).drops(DropCause::KeypairExpired);
     simulation.inject(old.from, b, &old.payload);
-    assert_eq!(simulation.host(b).drops(DropCause::Unauthentic), refused + 1);
+    assert_eq!(simulation.host(b).drops(DropCause::KeypairExpired), refused + 1);
     let sent = simulation.count(a, Kind::Data);
     simulation.ping(a, b);
     assert_eq!(simulation.count(a, Kind::Data), sent);

@@ -75,8 +75,8 @@ impl Device {
             data_path.drops.add(DropCause::UnknownIndex, 1);
             return None;
         };
-        if keypair.open(header.counter, sealed, now.instant).is_err() {
-            data_path.drops.add(DropCause::Unauthentic, 1);
+        if let Err(error) = keypair.open(header.counter, sealed, now.instant) {
+            data_path.drops.add(error.into(), 1);
             return None;
         }
         let plaintext = sealed.len().checked_sub(TAG_LEN).and_then(|len| sealed.get_mut(..len))?;

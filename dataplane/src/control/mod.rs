@@ -21,7 +21,7 @@ use crate::secret;
 use crate::shared::Shared;
 use crate::start::Arguments;
 use crate::uapi::{ClientId, Operation, Server};
-use crate::udp::{Source, UdpSockets};
+use crate::udp::{self, Source, UdpSockets};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -255,6 +255,7 @@ impl Control {
                 Ok(Source::Kept) => {}
                 Ok(Source::Refused) => self.device.source_failed(&transmit),
                 Err(error) => {
+                    self.shared.data_path.drops.add(udp::cause_of(&error), 1);
                     tracing::debug!("handshake message to {}: {error}", endpoint.destination);
                     self.device.transmit_failed(&transmit);
                 }
@@ -353,6 +354,7 @@ impl Control {
                     self.jobs.push_back(Job::Get(client));
                 }
                 Operation::Get => self.get(client),
+                Operation::Statistics => self.get_statistics(client),
                 Operation::Set(configuration) => {
                     self.jobs.push_back(Job::Configure(client, configuration));
                 }
@@ -368,7 +370,15 @@ impl Control {
 
     pub(super) fn get(&mut self, client: ClientId) {
         let Self { uapi, device, epoll, link, .. } = self;
-        uapi.reply_get(client, &device.status(), device.peers(), &Scopes(link.as_ref()), epoll);
+        let drops = &device.data_path().drops;
+        let scopes = Scopes(link.as_ref());
+        uapi.reply_get(client, &device.status(), drops, device.peers(), &scopes, epoll);
+    }
+
+    fn get_statistics(&mut self, client: ClientId) {
+        let offloads = self.shared.offloads();
+        let Self { uapi, device, epoll, .. } = self;
+        uapi.reply_statistics(client, &device.data_path().drops, &offloads, epoll);
     }
 }
 

@@ -24,7 +24,7 @@ const MAX_LEN: usize = 65_535;
 const DONT_FRAGMENT: u8 = 0x40;
 
 /// Which protocols' packets the kernel takes as super-packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coalesce {
     /// TCP's.
     pub tcp: bool,

@@ -40,6 +40,9 @@ impl Dialogue {
         while let Some(transaction) = self.inbox.next_transaction(&Numbers) {
             answers.push(match transaction {
                 Ok(Operation::Get) => self.state(),
+                Ok(Operation::Statistics) => {
+                    format::statistics(&self.device.data_path().drops, &[]).as_bytes().to_vec()
+                }
                 Ok(Operation::Set(configuration)) => {
                     self.device.configure(configuration, now);
                     b"errno=0\n\n".to_vec()
@@ -53,7 +56,12 @@ impl Dialogue {
     /// The answer to a `get`.
     #[must_use]
     pub fn state(&self) -> Vec<u8> {
-        let text = format::format(&self.device.status(), self.device.peers(), &Numbers);
+        let text = format::format(
+            &self.device.status(),
+            &self.device.data_path().drops,
+            self.device.peers(),
+            &Numbers,
+        );
         text.as_bytes().to_vec()
     }
 }

@@ -5,22 +5,50 @@ use super::secret_text::SecretText;
 use std::fmt::Write;
 use std::net::SocketAddr;
 use wgsep_proto::config::{DeviceStatus, PeerStatus};
+use wgsep_proto::data_path::{DropCause, DropCounters};
 
 /// Writes the whole reply, with `errno=0` and the blank line.
+///
+/// Before the peers there are keys of our own, which wg(8) skips: `drop_CAUSE`, packets dropped so far.
+/// Like port and mark they are left out when 0.
 pub(super) fn format(
     device: &DeviceStatus,
+    drops: &DropCounters,
     peers: impl Iterator<Item = PeerStatus>,
     scopes: &dyn Scopes,
 ) -> SecretText {
     let mut text = SecretText::with_capacity(4096);
     // Writing to memory cannot fail.
-    let _infallible = write_reply(&mut text, device, peers, scopes);
+    let _infallible = write_reply(&mut text, device, drops, peers, scopes);
     text
+}
+
+/// Writes the whole reply to `get=statistics`: every `drop_CAUSE`, and as 0 or 1 every `offload_NAME`.
+pub(super) fn statistics(drops: &DropCounters, offloads: &[(&str, bool)]) -> SecretText {
+    let mut text = SecretText::with_capacity(2048);
+    // Writing to memory cannot fail.
+    let _infallible = write_statistics(&mut text, drops, offloads);
+    text
+}
+
+fn write_statistics(
+    text: &mut SecretText,
+    drops: &DropCounters,
+    offloads: &[(&str, bool)],
+) -> std::fmt::Result {
+    for cause in DropCause::ALL {
+        writeln!(text, "drop_{}={}", cause.name(), drops.count(cause))?;
+    }
+    for (name, in_use) in offloads {
+        writeln!(text, "offload_{name}={}", u8::from(*in_use))?;
+    }
+    text.write_str("errno=0\n\n")
 }
 
 fn write_reply(
     text: &mut SecretText,
     device: &DeviceStatus,
+    drops: &DropCounters,
     peers: impl Iterator<Item = PeerStatus>,
     scopes: &dyn Scopes,
 ) -> std::fmt::Result {
@@ -32,6 +60,12 @@ fn write_reply(
     }
     if device.fwmark != 0 {
         writeln!(text, "fwmark={}", device.fwmark)?;
+    }
+    for cause in DropCause::ALL {
+        match drops.count(cause) {
+            0 => {}
+            count => writeln!(text, "drop_{}={count}", cause.name())?,
+        }
     }
     for peer in peers {
         write_peer(text, &peer, scopes)?;
@@ -109,9 +143,11 @@ mod tests {
             listen_port: 51820,
             fwmark: 0,
         };
-        let text = format(&device, std::iter::once(peer()), &Eth0);
+        let drops = DropCounters::default();
+        drops.add(DropCause::NoPeer, 2);
+        let text = format(&device, &drops, std::iter::once(peer()), &Eth0);
         let expected = format!(
-            "private_key=f8{}7f\nlisten_port=51820\npublic_key={}\npreshared_key={}\n\
+            "private_key=f8{}7f\nlisten_port=51820\ndrop_no_peer=2\npublic_key={}\npreshared_key={}\n\
              protocol_version=1\nendpoint=[fe80::1%eth0]:51820\nlast_handshake_time_sec=1795000000\n\
              last_handshake_time_nsec=5\ntx_bytes=1428\nrx_bytes=1372\n\
              persistent_keepalive_interval=25\nallowed_ip=10.0.0.0/24\nerrno=0\n\n",
@@ -121,7 +157,24 @@ mod tests {
         );
         assert_eq!(std::str::from_utf8(text.as_bytes()).unwrap(), expected);
         let empty = DeviceStatus { private_key: None, listen_port: 0, fwmark: 0 };
-        assert_eq!(format(&empty, std::iter::empty(), &Eth0).as_bytes(), b"errno=0\n\n");
+        assert_eq!(
+            format(&empty, &DropCounters::default(), std::iter::empty(), &Eth0).as_bytes(),
+            b"errno=0\n\n"
+        );
+    }
+
+    #[test]
+    fn statistics_have_every_counter_and_no_key() {
+        let drops = DropCounters::default();
+        drops.add(DropCause::Replayed, 3);
+        let text = statistics(&drops, &[("tso", true), ("uso", false)]);
+        let text = std::str::from_utf8(text.as_bytes()).unwrap();
+        assert_eq!(text.lines().filter(|line| line.starts_with("drop_")).count(), 31);
+        assert!(text.contains("drop_replay=3\n") && text.contains("drop_no_peer=0\n"), "{text}");
+        assert!(text.ends_with("offload_tso=1\noffload_uso=0\nerrno=0\n\n"), "{text}");
+        let other =
+            |line: &&str| !["drop_", "offload_", "errno="].iter().any(|key| line.starts_with(key));
+        assert_eq!(text.trim_end().lines().find(other), None);
     }
 
     #[test]
@@ -131,7 +184,7 @@ mod tests {
             listen_port: 1,
             fwmark: u32::MAX,
         };
-        let text = format(&device, std::iter::once(peer()), &Eth0);
+        let text = format(&device, &DropCounters::default(), std::iter::once(peer()), &Eth0);
         let settable: String = std::str::from_utf8(text.as_bytes())
             .unwrap()
             .lines()

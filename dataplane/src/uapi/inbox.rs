@@ -124,7 +124,7 @@ mod tests {
         let next = || {
             inbox.next_transaction(&Eth0).map(|transaction| match transaction {
                 Ok(Operation::Set(configuration)) => Ok(configuration.fwmark),
-                Ok(Operation::Get) => Ok(None),
+                Ok(Operation::Get | Operation::Statistics) => Ok(None),
                 Err(refusal) => Err((refusal.errno, refusal.line)),
             })
         };

@@ -25,6 +25,8 @@ use wgsep_proto::config::Configuration;
 pub(crate) enum Operation {
     /// `get=1`.
     Get,
+    /// `get=statistics`, wgsep's own: what was dropped and why, without any key.
+    Statistics,
     /// `set=1`, checked.
     Set(Configuration),
 }

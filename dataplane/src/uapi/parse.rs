@@ -40,14 +40,22 @@ type Parsed<T> = Result<T, &'static str>;
 pub(super) fn parse(text: &[u8], scopes: &dyn Scopes) -> Result<Operation, Refusal> {
     let mut lines = (1..).zip(text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()));
     let operation = match lines.next() {
-        Some((_, b"get=1")) => match lines.next() {
-            None => Ok(Operation::Get),
-            Some((line, _)) => Err((Errno::EINVAL, line, "a get takes no more lines")),
-        },
+        Some((_, b"get=1")) => alone(lines, Operation::Get),
+        Some((_, b"get=statistics")) => alone(lines, Operation::Statistics),
         Some((_, b"set=1")) => parse_set(lines, scopes).map(Operation::Set),
-        _ => Err((Errno::EPROTO, 1, "a transaction starts with get=1 or set=1")),
+        _ => Err((Errno::EPROTO, 1, "a transaction starts with get=1, get=statistics or set=1")),
     };
     operation.map_err(|(errno, line, reason)| Refusal::new(text, errno, line, reason))
+}
+
+fn alone<'a>(
+    mut lines: impl Iterator<Item = (usize, &'a [u8])>,
+    operation: Operation,
+) -> Result<Operation, (Errno, usize, &'static str)> {
+    match lines.next() {
+        None => Ok(operation),
+        Some((line, _)) => Err((Errno::EINVAL, line, "a get takes no more lines")),
+    }
 }
 
 fn parse_set<'a>(
@@ -223,7 +231,7 @@ pub(super) mod tests {
     fn set_of(lines: &str) -> Result<Configuration, Refusal> {
         match parse(format!("set=1\n{lines}").as_bytes(), &Eth0)? {
             Operation::Set(configuration) => Ok(configuration),
-            Operation::Get => panic!("a set became a get"),
+            Operation::Get | Operation::Statistics => panic!("a set became a get"),
         }
     }
 
@@ -400,6 +408,7 @@ pub(super) mod tests {
         assert_eq!(refused(b"set=1\nlisten_port=\xff\xfe"), (-libc::EPROTO, 2));
         assert_eq!(refused(b"get=2"), (libc::EPROTO, 1));
         assert_eq!(refused(b"get=1\nset=1"), (libc::EINVAL, 2));
+        assert_eq!(refused(b"get=statistics\nget=1"), (libc::EINVAL, 2));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use nix::sys::socket::{SockFlag, accept4};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
 use wgsep_proto::config::{DeviceStatus, PeerStatus};
+use wgsep_proto::data_path::DropCounters;
 
 /// Clients at a time. One more closes the one that is silent for longest, so that forgotten
 /// connections never lock an operator out; if none is silent, it waits in the listener's queue.
@@ -109,14 +110,27 @@ impl Server {
         &mut self,
         id: ClientId,
         device: &DeviceStatus,
+        drops: &DropCounters,
         peers: impl Iterator<Item = PeerStatus>,
         scopes: &dyn Scopes,
         epoll: &Epoll,
     ) {
         if self.clients.contains_key(&id) {
-            let text = format::format(device, peers, scopes);
+            let text = format::format(device, drops, peers, scopes);
             self.progress(id, epoll, |client| client.reply(text));
         }
+    }
+
+    /// Answers a `get=statistics`; nothing happens if the client is gone.
+    pub(crate) fn reply_statistics(
+        &mut self,
+        id: ClientId,
+        drops: &DropCounters,
+        offloads: &[(&str, bool)],
+        epoll: &Epoll,
+    ) {
+        let text = format::statistics(drops, offloads);
+        self.progress(id, epoll, |client| client.reply(text));
     }
 
     /// Answers a `set`: 0, or a negative errno; nothing happens if the client is gone.

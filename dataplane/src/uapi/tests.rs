@@ -97,7 +97,11 @@ impl House {
         let Self { server, epoll, device, delayed, .. } = self;
         match (operation, delayed) {
             (Operation::Get, _) => {
-                server.reply_get(client, &device.status(), device.peers(), &Eth0, epoll);
+                let drops = &device.data_path().drops;
+                server.reply_get(client, &device.status(), drops, device.peers(), &Eth0, epoll);
+            }
+            (Operation::Statistics, _) => {
+                server.reply_statistics(client, &device.data_path().drops, &[], epoll);
             }
             (Operation::Set(configuration), Some(delayed)) => delayed.push((client, configuration)),
             (Operation::Set(configuration), None) => {

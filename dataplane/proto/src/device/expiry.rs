@@ -1,6 +1,7 @@
 //! Expiry of timers, and the notes that workers leave (kernel timers.c, the expired functions).
 
 use super::{Device, Event};
+use crate::data_path::DropCause;
 use crate::peer::{PeerId, event};
 use crate::time::Now;
 use crate::timers::Timer;
@@ -81,7 +82,9 @@ impl Device {
             self.send_initiation(id, now);
             return;
         }
-        drop(peer.state().take_staged());
+        let given_up = peer.state().take_staged();
+        let packets = given_up.iter().filter(|packet| !packet.is_empty()).count();
+        self.data_path.drops.add(DropCause::StagedExpired, packets);
         let _rescheduled = peer.timers.handshake_given_up(now.instant);
         self.log(Event::HandshakeGivenUp(*peer.public_key()));
     }

@@ -189,7 +189,10 @@ impl Device {
         now: Now,
     ) -> bool {
         let under_load = self.is_under_load(waiting, now.instant);
-        let Some(identity) = &self.identity else { return false };
+        let Some(identity) = &self.identity else {
+            self.data_path.drops.add(DropCause::NoPrivateKey, 1);
+            return false;
+        };
         let from = source.destination;
         let macs = identity.cookie_checker.validate_macs(datagram, from, under_load, now.instant);
         match macs {
@@ -198,6 +201,7 @@ impl Device {
                 false
             }
             MacState::ValidMac1 if under_load => {
+                self.data_path.drops.add(DropCause::UnderLoad, 1);
                 self.send_cookie_reply(source, datagram, sender_index, now.instant);
                 false
             }
@@ -205,7 +209,7 @@ impl Device {
             MacState::ValidMac2 => {
                 let allowed = self.rate_limiter.allow(from.ip(), now.instant);
                 if !allowed {
-                    self.data_path.drops.add(DropCause::HandshakeOverload, 1);
+                    self.data_path.drops.add(DropCause::RateLimited, 1);
                 }
                 allowed
             }
@@ -252,11 +256,11 @@ impl Device {
     fn receive_initiation(&mut self, source: Endpoint, len: usize, message: &Initiation, now: Now) {
         let Some(identity) = &self.identity else { return };
         let Ok(incoming) = IncomingInitiation::open_static(&identity.keys, message) else {
-            self.data_path.drops.add(DropCause::InvalidHandshake, 1);
+            self.data_path.drops.add(DropCause::InvalidInitiation, 1);
             return;
         };
         let Some(id) = self.by_key.get(&incoming.remote_static).copied() else {
-            self.data_path.drops.add(DropCause::InvalidHandshake, 1);
+            self.data_path.drops.add(DropCause::UnknownPeer, 1);
             self.log(Event::UnknownPeer(source.destination));
             return;
         };
@@ -269,7 +273,7 @@ impl Device {
                 }
             }
             Err(error) => {
-                self.data_path.drops.add(DropCause::InvalidHandshake, 1);
+                self.data_path.drops.add(error.into(), 1);
                 if error == InitiationError::Replayed {
                     self.log(Event::InitiationReplayed(*peer.public_key()));
                 }
@@ -292,7 +296,7 @@ impl Device {
         };
         let peer = Arc::clone(&entry.peer);
         if entry.handshake.consume_response(&identity.keys, message).is_err() {
-            self.data_path.drops.add(DropCause::InvalidHandshake, 1);
+            self.data_path.drops.add(DropCause::InvalidResponse, 1);
             self.log(Event::ResponseRefused(*peer.public_key()));
             return;
         }
@@ -338,7 +342,7 @@ impl Device {
         };
         let Some(entry) = self.entry_mut(id) else { return };
         if !entry.cookie.consume_reply(message, now.instant) {
-            self.data_path.drops.add(DropCause::InvalidHandshake, 1);
+            self.data_path.drops.add(DropCause::InvalidCookie, 1);
         }
     }
 }
