@@ -51,7 +51,7 @@ install: build
 	@# Not to be read: a user who starts the helper by a file capability owns the user namespace that
 	@# the dataplane is in, and could trace it if its program were readable (SECURITY.md).
 	install -m 711 $(WGSEP_BIN_DIR)/wgsep-dataplane $(DESTDIR)$(LIBEXECDIR)
-	install -m 755 bin/dist/configure $(DESTDIR)$(LIBEXECDIR)
+	install -m 755 bin/dist/configure bin/dist/prometheus $(DESTDIR)$(LIBEXECDIR)
 	install -m 644 bin/dist/wgsep.8 $(DESTDIR)$(MANDIR)/man8
 	install -m 644 bin/dist/wgsep-sandbox.7 $(DESTDIR)$(MANDIR)/man7
 	install -m 644 README.md SECURITY.md CHANGELOG.md LICENSE $(DESTDIR)$(DOCDIR)

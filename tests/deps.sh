@@ -8,7 +8,7 @@
 set -eu
 
 packages="gcc libc6-dev make binutils ca-certificates iproute2 iputils-ping iperf3 nftables procps
-	util-linux libcap2-bin wireguard-tools wireguard-go"
+	util-linux libcap2-bin wireguard-tools wireguard-go jq"
 
 # The oldest Rust that builds the workspace: rust-version in Cargo.toml.
 rust_minor=95

@@ -65,6 +65,7 @@ fn make_install_keeps_to_destdir_and_prefix_and_runs_from_there() {
         ("lib/sysusers.d/wgsep.conf", 0o644),
         ("lib/tmpfiles.d/wgsep.conf", 0o644),
         ("libexec/wgsep/configure", 0o755),
+        ("libexec/wgsep/prometheus", 0o755),
         ("libexec/wgsep/wgsep-dataplane", 0o711),
         ("sbin/wgsep", 0o755),
         ("share/bash-completion/completions/wgsep", 0o644),

@@ -10,11 +10,12 @@ use wgsep_privileged::{Format, Grants, Level, Offload, Options, check_name, comp
 
 const USES: &str = "\
 Three common uses:
-  wgsep wg0 --foreground                    a server under your eyes, or a supervisor's
-  wgsep wg0 && wg setconf wg0 wg0.conf      in the background, ready when it returns
-  WG_QUICK_USERSPACE_IMPLEMENTATION=wgsep wg-quick up wg0
+  wgsep -f wg0          serve under your eyes; then: wg setconf wg0 wg0.conf
+  WG_QUICK_USERSPACE_IMPLEMENTATION=wgsep wg-quick up wg0   with addresses, routes
+  wgsep audit wg0       tell what confines the daemon of wg0; more in wgsep(8)";
 
-Manage it with wg(8). It ends with SIGTERM, `ip link delete wg0`, or when its socket is removed.";
+/// One screen of 80 columns and 24 lines: no headings, and the arguments only in the usage.
+const HELP: &str = "{about}\n{usage-heading} {usage}\n\n{options}{after-help}";
 
 /// Options of the other implementations that change nothing here, and why. Those that mean the same
 /// by another name are aliases of ours.
@@ -36,17 +37,22 @@ fn levels() -> [PossibleValue; 4] {
     [silent.alias("off"), error, info, debug.aliases(["verbose", "trace"])]
 }
 
+/// What is asked of a running daemon.
+pub struct Question {
+    /// Whose daemon.
+    pub interface: String,
+    /// For programs.
+    pub json: bool,
+}
+
 /// What to do.
 pub enum Invocation {
     /// Serve an interface.
     Serve(Options),
     /// Tell what confines a running daemon.
-    Audit {
-        /// Whose daemon.
-        interface: String,
-        /// For programs.
-        json: bool,
-    },
+    Audit(Question),
+    /// Tell what a running daemon dropped.
+    Stats(Question),
 }
 
 /// What `wgsep` understands.
@@ -57,33 +63,50 @@ pub fn command() -> Command {
     let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
     Command::new("wgsep")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("WireGuard in userspace, in two processes: the one that reads packets can do nothing else")
+        .about("WireGuard in userspace: the process that reads packets can do nothing else")
+        .help_template(HELP)
         .after_help(USES)
         .arg(Arg::new("interface").value_name("IF").required(true).help("Interface to create, or wg%d for the first free number"))
         .arg(flag("foreground").short('f').help("Stay in the foreground, log to standard error"))
-        .arg(value("user", "NAME").help("Account of the dataplane [default: wgsep, else an unused uid]"))
-        .arg(value("sandbox", "MODE").value_parser(["strict", "report"]).default_value("report").help("strict: refuse to run with a layer degraded"))
+        .arg(value("user", "NAME").help("Account of the dataplane [default: wgsep, or unused uid]"))
+        .arg(value("sandbox", "MODE").value_parser(["strict", "report"]).default_value("report").hide_possible_values(true).hide_default_value(true).help("strict: refuse to run with a layer degraded"))
         .arg(value("listen-port", "PORT").value_parser(value_parser!(u16).range(1..)).help("The only UDP port that wg(8) may choose"))
         .arg(value("fwmark", "MARK[/MASK]").value_parser(parse_mark).help("The only marks that wg(8) may choose"))
         .arg(flag("allow-low-ports").help("Let wg(8) choose a port below 1024"))
         .arg(value("socket-netns", "NAME").help("Network namespace the UDP sockets live in"))
         .arg(value("tun-netns", "NAME").help("Network namespace the interface is created in"))
         .arg(value("workers", "N").alias("threads").short_alias('t').value_parser(value_parser!(u8).range(1..=64)).help("Worker threads [default: one per core]"))
-        .arg(value("without", "OFFLOAD").value_delimiter(',').value_parser(Offload::ALL.map(Offload::name)).action(ArgAction::Append).help("Do without offloads of the kernel that give trouble"))
-        .arg(value("log-level", "LEVEL").alias("verbosity").short_alias('v').value_parser(levels()).help("[default: info, or LOG_LEVEL]"))
-        .arg(value("log-format", "FORMAT").value_parser(["text", "json"]).default_value("text").help("How log lines look"))
-        .arg(value("log-file", "PATH").alias("log").short_alias('l').value_parser(value_parser!(PathBuf)).help("Log there instead of standard error or syslog"))
+        .arg(value("without", "OFFLOAD").value_delimiter(',').value_parser(Offload::ALL.map(Offload::name)).action(ArgAction::Append).hide_possible_values(true).help("Do without vnet-hdr, tso, uso, udp-gso or udp-gro"))
+        .arg(value("log-level", "LEVEL").alias("verbosity").short_alias('v').value_parser(levels()).hide_possible_values(true).help("silent, error, info or debug [default: info, or LOG_LEVEL]"))
+        .arg(value("log-format", "FORMAT").value_parser(["text", "json"]).default_value("text").hide_possible_values(true).hide_default_value(true).help("text, or json: an object a line"))
+        .arg(value("log-file", "PATH").alias("log").short_alias('l').value_parser(value_parser!(PathBuf)).help("Log there, not to standard error or syslog"))
         .args(NEEDLESS.map(|(name, _)| Arg::new(name).long(name).num_args(0..=1).require_equals(true).action(ArgAction::Append).hide(true)))
         .args(ENVIRONMENT_INSTEAD.map(|(name, _)| value(name, "FD").allow_negative_numbers(true).hide(true)))
         .subcommand_negates_reqs(true)
-        .override_usage("wgsep [OPTIONS] <IF>\n       wgsep audit [--json] <IF>")
+        .override_usage("wgsep [OPTIONS] IF\n       wgsep audit|stats [--json] IF")
         .disable_help_subcommand(true)
-        .subcommand(
-            Command::new("audit")
-                .about("Tell what confines the running processes of an interface, layer by layer")
-                .after_help("Exit status: 0 every layer in force, 1 one degraded, 3 something unreadable, 2 no such daemon.")
-                .arg(Arg::new("interface").value_name("IF").required(true).help("Interface of a running wgsep"))
-                .arg(flag("json").help("As JSON instead of a table")),
+        .subcommand(question("audit")
+            .about("Tell what confines the running processes of an interface, layer by layer")
+            .after_help("Exit status: 0 every layer in force, 1 one degraded, 3 something unreadable, 2 no such daemon."))
+        .subcommand(question("stats")
+            .about("Tell how many packets an interface dropped, why, and what that may mean")
+            .after_help("Exit status: 0, or 2 if no wgsep serves the interface or it may not be asked."))
+}
+
+/// What is asked of a running daemon.
+fn question(name: &'static str) -> Command {
+    Command::new(name)
+        .arg(
+            Arg::new("interface")
+                .value_name("IF")
+                .required(true)
+                .help("Interface of a running wgsep"),
+        )
+        .arg(
+            Arg::new("json")
+                .long("json")
+                .action(ArgAction::SetTrue)
+                .help("As JSON instead of a table"),
         )
 }
 
@@ -98,10 +121,13 @@ pub fn parse() -> Result<Invocation, ExitCode> {
         ExitCode::SUCCESS
     })?;
     let invocation = match matches.subcommand() {
-        Some(_) if is_any_given(&matches) => {
-            Err("options belong behind `audit`: wgsep audit [--json] IF".to_owned())
+        Some((name, _)) if is_any_given(&matches) => {
+            Err(format!("options belong behind `{name}`: wgsep {name} [--json] IF"))
         }
-        Some((_audit, matches)) => audit(matches),
+        Some((name, matches)) => asked(matches).map(|question| match name {
+            "stats" => Invocation::Stats(question),
+            _audit => Invocation::Audit(question),
+        }),
         None => options(&matches, &|name| std::env::var_os(name)).map(Invocation::Serve),
     };
     invocation.map_err(|line| {
@@ -115,10 +141,10 @@ fn is_any_given(matches: &ArgMatches) -> bool {
     matches.ids().any(|id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine))
 }
 
-fn audit(matches: &ArgMatches) -> Result<Invocation, String> {
+fn asked(matches: &ArgMatches) -> Result<Question, String> {
     let interface = matches.get_one::<String>("interface").cloned().unwrap_or_default();
     check_name(&interface).map_err(|error| error.to_string())?;
-    Ok(Invocation::Audit { interface, json: matches.get_flag("json") })
+    Ok(Question { interface, json: matches.get_flag("json") })
 }
 
 /// What is wrong and what to do about it, without the usage around it.
@@ -374,6 +400,11 @@ mod tests {
     #[test]
     fn help_fits_a_screen() {
         let help = command().render_help().to_string();
-        assert!(help.lines().count() <= 40 && help.contains("wg-quick"), "{help}");
+        assert!(help.lines().count() <= 24, "{} lines\n{help}", help.lines().count());
+        for line in help.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+        let (_, uses) = help.split_once("Three common uses:\n").unwrap();
+        assert_eq!(uses.lines().filter(|line| line.starts_with("  ")).count(), 3, "{uses}");
     }
 }

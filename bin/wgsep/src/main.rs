@@ -1,10 +1,12 @@
-//! `wgsep`: the helper's command line, and the audit.
+//! `wgsep`: the helper's command line, and what it tells of a running daemon.
 
 mod audit;
 mod command_line;
+mod json;
+mod stats;
 
 use audit::Outcome;
-use command_line::Invocation;
+use command_line::{Invocation, Question};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -12,15 +14,16 @@ fn main() -> ExitCode {
     match command_line::parse() {
         Ok(Invocation::Serve(options)) if wgsep_privileged::run(&options) => ExitCode::SUCCESS,
         Ok(Invocation::Serve(_)) => ExitCode::FAILURE,
-        Ok(Invocation::Audit { interface, json }) => audit(&interface, json),
+        Ok(Invocation::Audit(question)) => audit(&question),
+        Ok(Invocation::Stats(question)) => stats(&question),
         Err(exit) => exit,
     }
 }
 
 /// 0 if every layer is in force, 1 if one is degraded, 3 if something could not be read; 2 if there
 /// is nothing to audit.
-fn audit(interface: &str, json: bool) -> ExitCode {
-    match audit::audit(interface, json) {
+fn audit(Question { interface, json }: &Question) -> ExitCode {
+    match audit::audit(interface, *json) {
         Ok((text, outcome)) => {
             let _nobody_reads = std::io::stdout().write_all(text.as_bytes());
             match outcome {
@@ -28,6 +31,20 @@ fn audit(interface: &str, json: bool) -> ExitCode {
                 Outcome::Degraded => ExitCode::from(1),
                 Outcome::Incomplete => ExitCode::from(3),
             }
+        }
+        Err(line) => {
+            wgsep_privileged::complain(&line);
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// 0, or 2 if there is nobody to ask.
+fn stats(Question { interface, json }: &Question) -> ExitCode {
+    match stats::stats(interface, *json) {
+        Ok(text) => {
+            let _nobody_reads = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
         }
         Err(line) => {
             wgsep_privileged::complain(&line);

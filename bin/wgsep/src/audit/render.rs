@@ -2,6 +2,7 @@
 
 use super::findings::{Finding, Source, State};
 use super::processes::Processes;
+use crate::json::string;
 use std::fmt::Write;
 
 const fn state(state: State) -> &'static str {
@@ -81,23 +82,6 @@ fn object(finding: &Finding) -> String {
     )
 }
 
-/// A JSON string (RFC 8259, section 7). Three more crates in a program that runs as root would be
-/// too many for this.
-fn string(text: &str) -> String {
-    let mut quoted = String::from("\"");
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => quoted.extend(['\\', character]),
-            '\0'..'\u{20}' => {
-                let _infallible = write!(quoted, "\\u{:04x}", u32::from(character));
-            }
-            _ => quoted.push(character),
-        }
-    }
-    quoted.push('"');
-    quoted
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,11 +97,6 @@ mod tests {
     }
 
     const PROCESSES: Processes = Processes { helper: 1, dataplane: 2 };
-
-    #[test]
-    fn strings_are_escaped() {
-        assert_eq!(string("a\"b\\c\n"), "\"a\\\"b\\\\c\\u000a\"");
-    }
 
     #[test]
     fn a_degraded_layer_comes_with_its_remedy() {

@@ -1,0 +1,196 @@
+//! `wgsep stats IF`: how many packets a running daemon dropped, and why.
+//!
+//! It asks with `get=statistics`, which wgsep answers without any key, so that whatever watches a
+//! daemon has nothing to lose; and it gives up every privilege but that of connecting, and then that.
+
+use crate::json::string;
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+use wgsep_policy::Capability;
+
+/// How long the daemon may take to answer. It does so between two packets.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// More than an answer has, in bytes.
+const MAX_ANSWER: u64 = 64 * 1024;
+
+/// What each cause means, and what to look at. The names are those of `DropCause` in wgsep-proto, of
+/// which this program must not have a line.
+const CAUSES: [(&str, &str); 31] = [
+    ("out_malformed", "out: not an IP packet; see what writes to the interface"),
+    ("no_peer", "out: no peer has the destination; see `wg show IF allowed-ips`"),
+    ("no_endpoint", "out: its peer has no endpoint yet; set one, or let the peer begin"),
+    (
+        "loop",
+        "out: the endpoint is routed into its own tunnel; add a route to it beside the tunnel",
+    ),
+    ("staged_overflow", "out: more than 128 waited for a handshake; see why it takes long"),
+    ("staged_expired", "out: the handshake it waited for was given up; see the log"),
+    ("send_no_route", "out: no route to the peer's endpoint; see `ip route get ENDPOINT`"),
+    ("send_forbidden", "out: a firewall of this machine refused it; see `nft list ruleset`"),
+    ("send_too_long", "out: longer than the path takes; lower the MTU of the interface"),
+    ("send_no_buffer", "out: the socket or the link was full; it is sent faster than it leaves"),
+    ("send_failed", "out: the network refused it for another reason"),
+    ("malformed", "in: not WireGuard; somebody else uses or probes the port"),
+    ("unknown_index", "in: of a session that is over, as after a restart"),
+    ("no_private_key", "in: a handshake, but no private key is set; `wg set IF private-key FILE`"),
+    ("bad_mac1", "in: the sender has another public key for this end; see `wg show IF public-key`"),
+    ("under_load", "in: a handshake answered with a cookie, too many came at once"),
+    ("rate_limited", "in: more than 20 handshakes a second from one address"),
+    ("handshake_queue_full", "in: more than 4096 handshakes waited; somebody floods the port"),
+    ("bad_initiation", "in: a forged or damaged initiation"),
+    ("unknown_peer", "in: a handshake by a key that is no peer's; the log has it"),
+    ("old_timestamp", "in: a repeated initiation, or the peer's clock went back"),
+    ("initiation_flood", "in: more than 50 initiations a second of one peer"),
+    ("bad_response", "in: a response that does not fit; mostly preshared keys that differ"),
+    ("bad_cookie", "in: a forged cookie, or one that nobody asked for"),
+    ("unauthentic", "in: forged or damaged data"),
+    ("keypair_expired", "in: data of a session older than three minutes"),
+    ("replay", "in: data that came twice, or more than 8000 packets late"),
+    ("inner_malformed", "in: a peer sent something that is not an IP packet"),
+    ("wrong_source", "in: the peer may not have that source; see `wg show IF allowed-ips`"),
+    ("interface_down", "in: came while the interface went down"),
+    ("tun_refused", "in: the kernel refused it for another reason"),
+];
+
+/// An answer to `get=statistics`: names and numbers, in the daemon's order.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Statistics {
+    drops: Vec<(String, u64)>,
+    offloads: Vec<(String, bool)>,
+}
+
+/// Asks the daemon of an interface; returns what to print.
+///
+/// # Errors
+/// One line, if no wgsep serves the interface or it may not be asked.
+pub fn stats(interface: &str, json: bool) -> Result<String, String> {
+    let keep_only = |capabilities: &[Capability]| {
+        wgsep_policy::capabilities::keep_only(capabilities).map_err(|errno| {
+            format!("give up privileges: {}; report this as a fault", errno.desc())
+        })
+    };
+    // The socket is root's, or that of the user who started the daemon.
+    keep_only(&[Capability::CAP_DAC_OVERRIDE])?;
+    let daemon = connect(interface)?;
+    keep_only(&[])?;
+    let answer = ask(daemon).map_err(|error| {
+        format!("the daemon of {interface} does not answer: {error}; see its log")
+    })?;
+    let statistics = parse(&answer).ok_or_else(|| {
+        format!("{interface} is not served by this version of wgsep; restart it, or use `wg show`")
+    })?;
+    Ok(if json { as_json(interface, &statistics) } else { as_table(interface, &statistics) })
+}
+
+fn connect(interface: &str) -> Result<UnixStream, String> {
+    let path = format!("/var/run/wireguard/{interface}.sock");
+    UnixStream::connect(&path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+            format!("no daemon serves {interface}: nobody listens on {path}; start it: wgsep {interface}")
+        }
+        _ => format!("{path}: {error}; run as root or as its owner"),
+    })
+}
+
+fn ask(mut daemon: UnixStream) -> std::io::Result<String> {
+    daemon.set_read_timeout(Some(PATIENCE))?;
+    daemon.set_write_timeout(Some(PATIENCE))?;
+    daemon.write_all(b"get=statistics\n\n")?;
+    // After its end the daemon closes the connection, too.
+    daemon.shutdown(std::net::Shutdown::Write)?;
+    let mut answer = String::new();
+    daemon.take(MAX_ANSWER).read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// `None` for anything but an answer of wgsep.
+fn parse(answer: &str) -> Option<Statistics> {
+    let lines = answer.strip_suffix("errno=0\n\n")?;
+    let mut statistics = Statistics::default();
+    for line in lines.lines() {
+        let (key, value) = line.split_once('=')?;
+        if let Some(cause) = key.strip_prefix("drop_").filter(|cause| is_name(cause)) {
+            statistics.drops.push((cause.to_owned(), value.parse().ok()?));
+        } else if let Some(offload) = key.strip_prefix("offload_").filter(|name| is_name(name)) {
+            statistics.offloads.push((offload.to_owned(), value == "1"));
+        }
+    }
+    (!statistics.drops.is_empty()).then_some(statistics)
+}
+
+/// What is printed is not the daemon's to choose.
+fn is_name(name: &str) -> bool {
+    name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+}
+
+/// A line for each cause that anything was dropped for, and what the kernel does not do for us.
+fn as_table(interface: &str, statistics: &Statistics) -> String {
+    let mut text = String::new();
+    for (cause, count) in statistics.drops.iter().filter(|(_, count)| *count > 0) {
+        let meaning = CAUSES.iter().find(|(known, _)| known == cause).map_or("", |(_, text)| *text);
+        let meaning = meaning.replace("IF", interface);
+        // Writing to memory cannot fail.
+        let _infallible = writeln!(text, "{count:>12}  {cause:<20}  {meaning}");
+    }
+    let total = statistics.drops.iter().fold(0_u64, |sum, (_, count)| sum.saturating_add(*count));
+    let off = statistics.offloads.iter().filter(|(_, in_use)| !in_use).map(|(name, _)| &**name);
+    let off: Vec<_> = off.collect();
+    let offloads = match &off[..] {
+        [] => "all in use".to_owned(),
+        missing => format!("without {}; the log says why", missing.join(", ")),
+    };
+    format!("{interface}: {total} packets dropped; offloads: {offloads}\n{text}")
+}
+
+/// One object, with every counter.
+fn as_json(interface: &str, statistics: &Statistics) -> String {
+    let object = |members: Vec<String>| format!("{{{}}}", members.join(","));
+    let member = |(name, value): (&String, String)| format!("{}:{value}", string(name));
+    let drops = statistics.drops.iter().map(|(name, count)| member((name, count.to_string())));
+    let offloads = statistics.offloads.iter().map(|(name, on)| member((name, on.to_string())));
+    format!(
+        "{{\"interface\":{},\"drops\":{},\"offloads\":{}}}\n",
+        string(interface),
+        object(drops.collect()),
+        object(offloads.collect())
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANSWER: &str = "drop_no_peer=3\ndrop_replay=0\noffload_tso=1\noffload_uso=0\nerrno=0\n\n";
+
+    #[test]
+    fn the_table_has_what_happened_and_json_has_all() {
+        let statistics = parse(ANSWER).unwrap();
+        assert_eq!(
+            as_table("wg0", &statistics),
+            "wg0: 3 packets dropped; offloads: without uso; the log says why\n           \
+             3  no_peer               out: no peer has the destination; see `wg show wg0 allowed-ips`\n"
+        );
+        assert_eq!(
+            as_json("wg0", &statistics),
+            "{\"interface\":\"wg0\",\"drops\":{\"no_peer\":3,\"replay\":0},\
+             \"offloads\":{\"tso\":true,\"uso\":false}}\n"
+        );
+    }
+
+    #[test]
+    fn what_another_implementation_answers_is_not_taken_for_statistics() {
+        for answer in [
+            "",
+            "errno=71\n\n",
+            "errno=0\n\n",
+            "private_key=ff\nerrno=0\n\n",
+            "drop_no_peer=3\n",
+            "drop_no_peer=x\nerrno=0\n\n",
+            "drop_\u{1b}[2J=1\nerrno=0\n\n",
+        ] {
+            assert_eq!(parse(answer), None, "{answer:?}");
+        }
+    }
+}

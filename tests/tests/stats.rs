@@ -1,0 +1,206 @@
+//! `wgsep stats`: what was dropped and why, counted by a daemon that runs, and told to people, to
+//! programs and to Prometheus.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, UdpSocket};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::Value;
+use wgsep_proto::data_path::DropCause;
+use wgsep_tests::daemon::{Daemon, unique_interface};
+use wgsep_tests::implementation::Implementation::{Wgsep, WireguardGo};
+use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::link::{Family, Side};
+use wgsep_tests::netns::Netns;
+use wgsep_tests::process::{output, run};
+use wgsep_tests::traffic::until_ping;
+use wgsep_tests::tunnel::{End, Plan};
+use wgsep_tests::uapi::Uapi;
+use wgsep_tests::{require, wait};
+
+/// How long a packet may take to be counted.
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn stats(netns: &Netns, interface: &str, options: &[&str]) -> Output {
+    let mut command = netns.command(wgsep_program("wgsep"));
+    output(command.arg("stats").args(options).arg(interface))
+}
+
+#[track_caller]
+fn json(daemon: &Daemon) -> Value {
+    let said = stats(&daemon.netns, &daemon.interface, &["--json"]);
+    assert_eq!(said.status.code(), Some(0), "{said:?}");
+    serde_json::from_slice(&said.stdout).unwrap()
+}
+
+#[track_caller]
+fn until_dropped(daemon: &Daemon, cause: DropCause, count: u64) {
+    let what = format!("{count} dropped: {}", cause.name());
+    // The kernel's own packets, such as those that look for neighbours, may come in between.
+    wait::until(&what, LIMIT, || json(daemon)["drops"][cause.name()].as_u64().unwrap() >= count);
+}
+
+/// Packets to an address behind the interface; nobody answers.
+fn send_to(daemon: &Daemon, address: IpAddr, count: usize) {
+    daemon.netns.inside(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for _ in 0..count {
+            // The second meets the ICMP error that the first caused.
+            let _ = socket.send_to(b"x", (address, 9));
+        }
+    });
+}
+
+#[test]
+fn each_cause_is_counted_explained_and_kept_from_wg_show() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let End { daemon, .. } = &tunnel.left;
+    until_ping(&daemon.netns, tunnel.right.side.inner(Family::V4));
+    let drops = json(daemon)["drops"].clone();
+    let names: Vec<_> = drops.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(names.len(), DropCause::ALL.len());
+    assert!(DropCause::ALL.iter().all(|cause| names.contains(&cause.name())), "{names:?}");
+
+    let stranger = "192.0.2.77".parse().unwrap();
+    daemon.netns.run(format!("ip route add {stranger} dev {}", daemon.interface));
+    let before = json(daemon)["drops"]["no_peer"].as_u64().unwrap();
+    send_to(daemon, stranger, 3);
+    until_dropped(daemon, DropCause::NoPeer, before + 3);
+    // A datagram that is none of WireGuard's, from the other end of the link.
+    let to = tunnel.left.endpoint(Family::V4);
+    tunnel.right.daemon.netns.inside(|| {
+        let socket = UdpSocket::bind((Side::Right.outer(Family::V4), 0)).unwrap();
+        socket.send_to(b"not WireGuard", to).unwrap();
+        // An initiation by its form, but for nobody's key.
+        let mut initiation = [0; 148];
+        initiation[0] = 1;
+        socket.send_to(&initiation, to).unwrap();
+    });
+    until_dropped(daemon, DropCause::InboundMalformed, 1);
+    until_dropped(daemon, DropCause::InvalidMac, 1);
+
+    let said = stats(&daemon.netns, &daemon.interface, &[]);
+    let table = String::from_utf8_lossy(&said.stdout).into_owned();
+    for text in ["  no_peer  ", "1  malformed  ", "1  bad_mac1  ", "offloads: "] {
+        assert!(table.contains(text), "no {text:?} in {table}");
+    }
+    // A line a cause, each with what it means.
+    assert!(table.lines().skip(1).all(|line| line.contains("out: ") || line.contains("in: ")));
+
+    // The keys are in the answer to get=1, before the first peer; wg(8) shows what it always does.
+    let answer = Uapi::connect(&daemon.interface).unwrap().transact("get=1\n\n").unwrap();
+    let (device, _peers) = answer.split_once("public_key=").unwrap();
+    assert!(device.contains("drop_malformed=1\n") && !device.contains("drop_replay"), "{device}");
+    let shown = daemon.wg("show", "");
+    assert!(shown.contains("listening port: 51820") && !shown.contains("drop"), "{shown}");
+    assert_eq!(daemon.wg("show", "peers").trim(), tunnel.right.key.public);
+    assert!(!daemon.wg("showconf", "").contains("drop"));
+}
+
+#[test]
+fn a_firewall_and_a_missing_route_are_told_apart() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let End { daemon, .. } = &tunnel.left;
+    let inner = tunnel.right.side.inner(Family::V4);
+    until_ping(&daemon.netns, inner);
+    let count = |cause: DropCause| json(daemon)["drops"][cause.name()].as_u64().unwrap();
+    assert_eq!(count(DropCause::SendForbidden), 0);
+    let nft = "add table inet t; add chain inet t c { type filter hook output priority 0; }; \
+               add rule inet t c udp sport 51820 drop";
+    run(daemon.netns.command("nft").arg(nft));
+    send_to(daemon, inner, 3);
+    wait::until("the firewall's refusals are counted", LIMIT, || {
+        count(DropCause::SendForbidden) >= 3
+    });
+    run(daemon.netns.command("nft").arg("delete table inet t"));
+
+    assert_eq!(count(DropCause::SendNoRoute), 0);
+    let elsewhere = "198.51.100.1:51820";
+    tunnel.left.set_peer(&tunnel.right, format!("endpoint {elsewhere}"));
+    send_to(daemon, inner, 3);
+    wait::until("the missing route is counted", LIMIT, || count(DropCause::SendNoRoute) >= 3);
+}
+
+#[test]
+fn there_is_one_line_for_what_cannot_be_asked() {
+    require!(Wgsep, WireguardGo);
+    let netns = Netns::new();
+    let other = Daemon::start(WireguardGo, &netns);
+    let nobody = unique_interface();
+    for (interface, reason) in [
+        (&*nobody, "no daemon serves"),
+        (&*other.interface, "not served by this version of wgsep"),
+        ("a/b", "bad interface name"),
+    ] {
+        let said = stats(&netns, interface, &[]);
+        let text = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert_eq!(said.status.code(), Some(2), "{said:?}");
+        assert!(text.contains(reason) && text.lines().count() == 1, "{text}");
+        assert!(said.stdout.is_empty(), "{said:?}");
+    }
+}
+
+/// Samples of an exposition, by name and labels. Panics at what Prometheus would not read (its text
+/// format, version 0.0.4).
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let mut typed = String::new();
+    let mut samples = BTreeMap::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert!(["counter", "gauge"].contains(&kind), "{line}");
+            assert!(kind != "counter" || name.ends_with("_total"), "{line}");
+            name.clone_into(&mut typed);
+            continue;
+        }
+        if line.starts_with("# HELP ") {
+            continue;
+        }
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        let (name, labels) = series.split_once('{').unwrap();
+        assert_eq!(name, typed, "a sample away from its type: {line}");
+        let labels = labels.strip_suffix('}').unwrap();
+        for label in labels.split(',') {
+            let (label, text) = label.split_once('=').unwrap();
+            assert!(label.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{line}");
+            let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap();
+            assert!(!text.contains(['"', '\\', '\n']), "{line}");
+        }
+        let twice = samples.insert(series.to_owned(), value.parse().unwrap());
+        assert_eq!(twice, None, "{line}");
+    }
+    assert!(text.ends_with('\n'));
+    samples
+}
+
+#[test]
+fn the_script_for_the_node_exporter_writes_what_prometheus_reads() {
+    require!(Wgsep);
+    let netns = Netns::new();
+    let daemons = [(); 2].map(|()| Daemon::start(Wgsep, &netns));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin/dist/prometheus");
+    let mut command = netns.command(script);
+    command.args(daemons.iter().map(|daemon| &daemon.interface));
+    let directory = wgsep_program("wgsep").parent().unwrap().display().to_string();
+    command.env("PATH", format!("{directory}:{}", std::env::var("PATH").unwrap()));
+    let text = run(&mut command);
+    let samples = samples(&text);
+    assert_eq!(samples.len(), 2 * (DropCause::ALL.len() + 4), "{text}");
+    for daemon in &daemons {
+        let labels = format!("interface=\"{}\"", daemon.interface);
+        let drops = format!("wgsep_dropped_packets_total{{{labels},cause=\"no_peer\"}}");
+        assert_eq!(samples.get(&drops), Some(&0.0), "{text}");
+        let offload = format!("wgsep_offload_in_use{{{labels},offload=\"udp_gso\"}}");
+        assert!(samples.contains_key(&offload), "{text}");
+    }
+    let nobody = output(Command::new("sh").arg("-c").arg(format!(
+        "PATH={directory}:$PATH {} nobody0",
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin/dist/prometheus").display()
+    )));
+    assert!(!nobody.status.success() && nobody.stdout.is_empty(), "{nobody:?}");
+}
