@@ -77,6 +77,8 @@ pub(crate) fn spawn(
     // SAFETY: `run` takes over `start`, which nobody else has.
     let created =
         unsafe { libc::pthread_create(thread.as_mut_ptr(), attributes, run, start.cast()) };
+    // SAFETY: initialised above, and used no more.
+    check(unsafe { libc::pthread_attr_destroy(attributes) })?;
     check(created)
 }
 
