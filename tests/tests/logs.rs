@@ -11,9 +11,13 @@ use nix::sys::signal::{Signal, kill};
 use wgsep_tests::daemon::{Daemon, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::link::{self, Family, Side};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{self, Process};
 use wgsep_tests::scratch::Scratch;
+use wgsep_tests::traffic::ping;
+use wgsep_tests::tunnel::{End, Plan, Tunnel};
+use wgsep_tests::wg::{KeyPair, preshared_key};
 use wgsep_tests::{require, wait};
 
 /// How long a line may take on a busy machine.
@@ -134,4 +138,87 @@ fn in_the_background_syslog_hears_it_with_facility_and_level() {
     // Facility daemon (3 << 3), level info (6): RFC 3164.
     assert!(message.starts_with(&format!("<30>wgsep[{interface}]: ")), "{message}");
     assert!(!Path::new(&format!("/var/log/wgsep-{interface}.log")).exists());
+}
+
+// ---------------------------------------------------------------- a handshake that fails says why
+
+/// Two ends that are joined and know nothing of each other.
+fn strangers() -> [End; 2] {
+    let (left, right) = link::joined();
+    [(Side::Left, left), (Side::Right, right)]
+        .map(|(side, netns)| End::new(side, Daemon::start(Wgsep, &netns)))
+}
+
+/// Makes the left end want a handshake.
+#[track_caller]
+fn begin(left: &End, right: &End) {
+    assert_eq!(ping(&left.daemon.netns, right.side.inner(Family::V4), 1).received, 0);
+}
+
+/// A line with these words, which names the peer as wg(8)'s users know it, if there is one.
+#[track_caller]
+fn until_told(daemon: &Daemon, peer: Option<&KeyPair>, words: &[&str]) {
+    let name = peer.map(|key| format!("peer({}…{})", &key.public[..4], &key.public[39..43]));
+    let name = name.unwrap_or_default();
+    wait::until(&format!("{words:?} and {name}"), LIMIT, || {
+        let log = daemon.process.log();
+        log.lines().any(|line| line.contains(&name) && words.iter().all(|word| line.contains(word)))
+    });
+}
+
+#[test]
+fn a_wrong_public_key_for_this_end_is_told_with_the_sender() {
+    require!(Wgsep);
+    let [left, right] = strangers();
+    let wrong = KeyPair::generate();
+    right.configure(&left.key.public, None, None);
+    left.configure(&wrong.public, Some(right.endpoint(Family::V4)), None);
+    begin(&left, &right);
+    let from = left.endpoint(Family::V4).to_string();
+    until_told(&right.daemon, None, &[&from, "another key than ours", "check the public key"]);
+}
+
+#[test]
+fn a_key_that_is_no_peers_is_told_with_the_sender() {
+    require!(Wgsep);
+    let [left, right] = strangers();
+    right.configure(&KeyPair::generate().public, None, None);
+    left.configure(&right.key.public, Some(right.endpoint(Family::V4)), None);
+    begin(&left, &right);
+    let from = left.endpoint(Family::V4).to_string();
+    until_told(&right.daemon, Some(&left.key), &[&from, "no peer here has", "wg set"]);
+}
+
+#[test]
+fn different_preshared_keys_are_suspected_by_the_initiator() {
+    require!(Wgsep);
+    let [left, right] = strangers();
+    right.configure(&left.key.public, None, None);
+    left.configure(&right.key.public, Some(right.endpoint(Family::V4)), Some(&preshared_key()));
+    begin(&left, &right);
+    let words = ["response does not open", "same preshared key"];
+    until_told(&left.daemon, Some(&right.key), &words);
+}
+
+#[test]
+fn a_missing_route_is_told_once_and_so_is_that_it_works_again() {
+    require!(Wgsep);
+    let Tunnel { left, right } = &Plan::new(Wgsep, Wgsep).build();
+    left.set_peer(right, "endpoint 198.51.100.1:51820 persistent-keepalive 1");
+    until_told(&left.daemon, Some(&right.key), &["no route to its endpoint", "ip route get"]);
+    left.set_peer(right, format!("endpoint {}", right.endpoint(Family::V4)));
+    until_told(&left.daemon, Some(&right.key), &["first handshake complete"]);
+    let log = left.daemon.process.log();
+    assert_eq!(log.matches("no route to its endpoint").count(), 1, "{log}");
+}
+
+#[test]
+fn a_firewall_of_this_machine_is_told() {
+    require!(Wgsep);
+    let Tunnel { left, right } = &Plan::new(Wgsep, Wgsep).build();
+    let nft = "add table inet t; add chain inet t c { type filter hook output priority 0; }; \
+               add rule inet t c udp dport 51820 drop";
+    process::run(left.daemon.netns.command("nft").arg(nft));
+    begin(left, right);
+    until_told(&left.daemon, Some(&right.key), &["a firewall of this machine", "nft list ruleset"]);
 }

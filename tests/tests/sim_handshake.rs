@@ -92,6 +92,50 @@ fn equal_preshared_keys_connect_and_different_ones_do_not() {
     assert!(simulation.reaches(a, b));
 }
 
+/// The initiator sees at once that keys differ; the responder only that nothing ever follows.
+#[test]
+fn both_sides_tell_of_different_preshared_keys_once() {
+    let (mut simulation, a, b) = Simulation::pair(6);
+    set_psk(&mut simulation, a, b, [7; 32]);
+    simulation.ping(a, b);
+    let never = |event: &Event| matches!(event, Event::NeverConfirmed(_));
+    simulation.run_for(3 * REKEY_TIMEOUT);
+    assert_eq!(simulation.host(b).count_events(never), 0, "it may yet come");
+    simulation.run_for(10 * REKEY_TIMEOUT);
+    assert_eq!(simulation.host(b).count_events(never), 1);
+    let refused = |event: &Event| matches!(event, Event::ResponseRefused(_));
+    assert!(simulation.host(a).count_events(refused) > 3);
+    assert!(simulation.host(a).drops(DropCause::InvalidResponse) > 3);
+    let unanswered = |event: &Event| matches!(event, Event::HandshakeUnanswered(..));
+    assert_eq!(simulation.host(a).count_events(unanswered), 1);
+}
+
+#[test]
+fn sessions_renewed_for_an_hour_cause_no_complaint() {
+    let (mut simulation, a, b) = connected(6);
+    for _ in 0..60 {
+        simulation.run_for(60 * SECOND);
+        simulation.ping(a, b);
+    }
+    let complaint = |event: &Event| !matches!(event, Event::HandshakeComplete { .. });
+    assert!(simulation.count(a, Kind::Initiation) > 10);
+    for host in [a, b] {
+        assert_eq!(simulation.host(host).count_events(complaint), 0);
+    }
+}
+
+#[test]
+fn a_message_for_another_key_is_told_with_where_it_came_from() {
+    let (mut simulation, a, b) = connected(7);
+    let mut initiation = simulation.last(a, Kind::Initiation).payload;
+    initiation[120] ^= 1;
+    let from = "203.0.113.9:9".parse().unwrap();
+    simulation.inject(from, b, &initiation);
+    let told = |event: &Event| *event == Event::InvalidMac(from);
+    assert_eq!(simulation.host(b).count_events(told), 1);
+    assert_eq!(simulation.host(b).drops(DropCause::InvalidMac), 1);
+}
+
 #[test]
 fn a_preshared_key_changed_in_mid_session_counts_from_the_next_handshake() {
     let (mut simulation, a, b) = connected(7);
@@ -335,8 +379,10 @@ fn a_stranger_with_our_public_key_gets_no_answer() {
     simulation.introduce(a, b);
     assert!(!simulation.reaches(a, b));
     assert_eq!(simulation.sent_by(b).count(), 0);
-    let unknown = |event: &Event| matches!(event, Event::UnknownPeer(_));
+    let key = simulation.host(a).public_key;
+    let unknown = |event: &Event| matches!(event, Event::UnknownPeer(_, of) if *of == key);
     assert_eq!(simulation.host(b).count_events(unknown), 1);
+    assert_eq!(simulation.host(b).drops(DropCause::UnknownPeer), 1);
     assert_eq!(simulation.host(b).indices(), 0);
 }
 

@@ -57,6 +57,10 @@ fn twenty_initiations_then_the_staged_packets_go_and_a_new_one_starts_again() {
     assert!(attempt <= 19 * (REKEY_TIMEOUT + REKEY_TIMEOUT_JITTER_MAX), "{attempt:?}");
     let given_up = |event: &Event| matches!(event, Event::HandshakeGivenUp(_));
     assert_eq!(simulation.host(a).count_events(given_up), 1);
+    let (name, to) = (simulation.host(b).public_key, simulation.host(b).address);
+    let unanswered = |event: &Event| *event == Event::HandshakeUnanswered(name, to);
+    assert_eq!(simulation.host(a).count_events(unanswered), 1);
+    assert_eq!(simulation.host(a).drops(DropCause::StagedExpired), 1);
 
     simulation.heal();
     let kept = simulation.ping(a, b);

@@ -256,7 +256,10 @@ impl Control {
                 Ok(Source::Refused) => self.device.source_failed(&transmit),
                 Err(error) => {
                     self.shared.data_path.drops.add(udp::cause_of(&error), 1);
-                    tracing::debug!("handshake message to {}: {error}", endpoint.destination);
+                    if let Some(peer) = transmit.peer.and_then(|id| self.device.public_key(id)) {
+                        let to = endpoint.destination;
+                        self.reporter.unsent(peer, to, &error, clock::instant());
+                    }
                     self.device.transmit_failed(&transmit);
                 }
             }

@@ -209,6 +209,8 @@ impl Device {
             cookie: CookieGenerator::new(&public_key),
             allowed_ips: BTreeMap::new(),
             last_handshake: Duration::ZERO,
+            unanswered: 0,
+            unconfirmed: 0,
             agenda: None,
         };
         self.peers.insert(id, entry);

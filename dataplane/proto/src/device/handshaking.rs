@@ -1,7 +1,7 @@
 //! Handshake messages: sending them, and what follows from those received (kernel send.c and
 //! receive.c).
 
-use super::{Device, Event, Transmit};
+use super::{Device, Event, MANY_UNANSWERED, Transmit};
 use crate::cookie::MacState;
 use crate::data_path::DropCause;
 use crate::handshake::{IncomingInitiation, InitiationError};
@@ -63,6 +63,13 @@ impl Device {
                 entry.cookie.add_macs(&mut datagram, now.instant);
                 peer.timers.set_jitter(jitter);
                 let _rescheduled = peer.timers.handshake_initiated(now.instant);
+                entry.unanswered = entry.unanswered.saturating_add(1);
+                // The one before had its five seconds.
+                if entry.unanswered == MANY_UNANSWERED + 1 {
+                    let event =
+                        Event::HandshakeUnanswered(*peer.public_key(), endpoint.destination);
+                    self.log(event);
+                }
                 self.send_handshake_message(&peer, endpoint, datagram.to_vec(), now.instant);
             }
             Err(_) => self.data_path.index_table.release(index),
@@ -94,9 +101,14 @@ impl Device {
             self.data_path.index_table.release(index);
             return;
         };
+        entry.unconfirmed = entry.unconfirmed.saturating_add(1);
+        let never_confirmed = entry.unconfirmed == MANY_UNANSWERED + 1;
         let mut datagram = response.to_bytes();
         entry.cookie.add_macs(&mut datagram, now.instant);
         peer.timers.note_handshake_sent(now.instant);
+        if never_confirmed {
+            self.log(Event::NeverConfirmed(*peer.public_key()));
+        }
         if self.begin_session(id, now.instant) {
             let _rescheduled = peer.timers.session_derived(now.instant);
             if let Some(endpoint) = peer.endpoint() {
@@ -198,6 +210,7 @@ impl Device {
         match macs {
             MacState::Invalid => {
                 self.data_path.drops.add(DropCause::InvalidMac, 1);
+                self.log(Event::InvalidMac(from));
                 false
             }
             MacState::ValidMac1 if under_load => {
@@ -259,9 +272,10 @@ impl Device {
             self.data_path.drops.add(DropCause::InvalidInitiation, 1);
             return;
         };
-        let Some(id) = self.by_key.get(&incoming.remote_static).copied() else {
+        let stranger = incoming.remote_static;
+        let Some(id) = self.by_key.get(&stranger).copied() else {
             self.data_path.drops.add(DropCause::UnknownPeer, 1);
-            self.log(Event::UnknownPeer(source.destination));
+            self.log(Event::UnknownPeer(source.destination, stranger));
             return;
         };
         let Some(entry) = self.peers.get_mut(&id) else { return };
@@ -316,6 +330,9 @@ impl Device {
             self.log(Event::EndpointMoved(*peer.public_key(), source.destination));
         }
         peer.set_endpoint(source);
+        if let Some(entry) = self.entry_mut(peer.id()) {
+            entry.unanswered = 0;
+        }
         peer.add_rx_bytes(u64::try_from(len).unwrap_or(0));
         peer.timers.any_authenticated_packet_received();
         let _rescheduled = peer.timers.any_authenticated_packet_traversal(now);
@@ -327,6 +344,7 @@ impl Device {
         let Some(entry) = self.entry_mut(id) else { return };
         let (peer, first) = (*entry.peer.public_key(), entry.last_handshake.is_zero());
         entry.last_handshake = now.wall;
+        entry.unconfirmed = 0;
         self.log(Event::HandshakeComplete { peer, first });
     }
 

@@ -29,6 +29,10 @@ use std::sync::Arc;
 /// Events kept for the log; older ones go first.
 const MAX_EVENTS: usize = 256;
 
+/// Initiations without an answer, or responses without data, after which something seems wrong. The
+/// first three take about ten seconds.
+pub const MANY_UNANSWERED: u32 = 3;
+
 /// Where the device gets its random numbers.
 pub trait Random: Send {
     /// Fills `bytes` from a cryptographically secure generator.
@@ -58,12 +62,18 @@ pub enum Event {
         /// It is the first with this peer.
         first: bool,
     },
+    /// Nobody answered [`MANY_UNANSWERED`] initiations, which went to this address last.
+    HandshakeUnanswered(PublicKey, SocketAddr),
     /// Nobody answered 20 initiations.
     HandshakeGivenUp(PublicKey),
+    /// As many responses, and the peer never used one: its preshared key differs, or they get lost.
+    NeverConfirmed(PublicKey),
     /// The peer's initiation was not newer than one before it: replayed, or its clock went back.
     InitiationReplayed(PublicKey),
-    /// Someone knows our public key but is none of our peers.
-    UnknownPeer(SocketAddr),
+    /// Someone knows our public key but is none of our peers. Whether the key is their own is not known.
+    UnknownPeer(SocketAddr, PublicKey),
+    /// A handshake message for another key than ours.
+    InvalidMac(SocketAddr),
     /// A response that does not fit: mostly a preshared key that differs.
     ResponseRefused(PublicKey),
     /// A peer moved, and a handshake message from the new place proved it.
@@ -79,6 +89,10 @@ struct PeerEntry {
     cookie: CookieGenerator,
     allowed_ips: BTreeMap<u64, AllowedIp>,
     last_handshake: Duration,
+    /// Initiations since the peer was last heard.
+    unanswered: u32,
+    /// Responses since a handshake was last complete on both sides.
+    unconfirmed: u32,
     /// When the agenda has this peer.
     agenda: Option<Instant>,
 }
@@ -152,6 +166,12 @@ impl Device {
         if let Some(entry) = transmit.peer.and_then(|id| self.entry(id)) {
             entry.peer.take_back_tx_bytes(u64::try_from(transmit.datagram.len()).unwrap_or(0));
         }
+    }
+
+    /// The name of a peer.
+    #[must_use]
+    pub fn public_key(&self, id: PeerId) -> Option<PublicKey> {
+        self.entry(id).map(|entry| *entry.peer.public_key())
     }
 
     /// The network took a datagram, but not from its source, which is no address of ours any more.
