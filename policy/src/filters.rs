@@ -133,6 +133,7 @@ pub const DATAPLANE: &[Allowed] = &[
     any!(SYS_gettid, "abort"),
     any!(SYS_getpid, "abort"),
     only!(SYS_tgkill, ABORT, "abort"),
+    any!(SYS_exit, "the control thread ends, at times before the process does"),
     any!(SYS_exit_group, "the process ends"),
 ];
 
