@@ -54,8 +54,11 @@ impl Arguments {
     fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut arguments = Self::default();
         while let Some(option) = words.next() {
-            let value = words.next().ok_or(format!("{option} needs a value"))?;
-            let bad = || format!("{option}: bad value {value:?}");
+            let value = words
+                .next()
+                .ok_or(format!("{option} needs a value; install both programs from one build"))?;
+            let bad =
+                || format!("{option}: bad value {value:?}; install both programs from one build");
             match option.as_str() {
                 "--interface" => arguments.interface = value,
                 "--workers" => arguments.workers = value.parse().map_err(|_| bad())?,
@@ -64,7 +67,11 @@ impl Arguments {
                 "--listen-port" => arguments.listen_port = value.parse().map_err(|_| bad())?,
                 "--ports" => arguments.ports = parse_ports(&value).ok_or_else(bad)?,
                 "--fwmark" => arguments.fwmark = value.parse().map_err(|_| bad())?,
-                _ => return Err(format!("unknown option {option}")),
+                _ => {
+                    return Err(format!(
+                        "unknown option {option}; install both programs from one build"
+                    ));
+                }
             }
         }
         Ok(arguments)
@@ -103,13 +110,15 @@ fn start(arguments: impl Iterator<Item = String>) -> Result<End, String> {
     let channel = sys::take_channel()
         .and_then(|socket| Channel::new(socket).ok())
         .ok_or("wgsep-dataplane is started by wgsep; run: wgsep INTERFACE --foreground")?;
-    let helper = sys::peer_pid(&channel).map_err(|errno| format!("who is the helper: {errno}"))?;
+    let helper = sys::peer_pid(&channel).map_err(|errno| {
+        format!("who is the helper: {errno}; this is a fault, please report it")
+    })?;
     let mut sandbox = Sandbox::enter(helper).map_err(|refused| refused.to_string())?;
     let arguments = Arguments::parse(arguments)?;
     log::set_verbosity(arguments.verbosity);
     let stacks_len = Stacks::room(CONTROL_STACK) + arguments.workers * Stacks::room(WORKER_STACK);
     let reserved =
-        secret::reserve(stacks_len).map_err(|errno| format!("reserve secret memory: {errno}"))?;
+        secret::reserve(stacks_len).map_err(|errno| format!("reserve secret memory: {errno}; free some memory, or raise the limits it was started with"))?;
     sandbox.note(Layer::SecretMemory, reserved.state);
     match reserved.shortfall {
         Some(line) => tracing::warn!("{line}"),
@@ -119,12 +128,15 @@ fn start(arguments: impl Iterator<Item = String>) -> Result<End, String> {
     let mut stacks = reserved.stacks;
     let (outcome, failed) = (Arc::new(OnceLock::new()), "start the control thread");
     let told = Arc::clone(&outcome);
-    let stack = stacks.take(CONTROL_STACK).map_err(|errno| format!("{failed}: {errno}"))?;
+    let stack = stacks.take(CONTROL_STACK).map_err(|errno| {
+        format!("{failed}: {errno}; free some memory, or raise the limits it was started with")
+    })?;
     let body = move || {
         told.get_or_init(|| control(channel, sandbox, arguments, stacks));
     };
-    secret::spawn(c"control", stack, Allocates::Secrets, body)
-        .map_err(|errno| format!("{failed}: {errno}"))?;
+    secret::spawn(c"control", stack, Allocates::Secrets, body).map_err(|errno| {
+        format!("{failed}: {errno}; free some memory, or raise the limits it was started with")
+    })?;
     outcome.wait().clone()
 }
 
@@ -137,7 +149,7 @@ fn control(
 ) -> Result<End, String> {
     let workers = arguments.workers;
     let control = Control::new(Helper::new(channel), arguments)
-        .map_err(|errno| format!("set up the control thread: {errno}"))?;
+        .map_err(|errno| format!("set up the control thread: {errno}; free some memory, or raise the limits it was started with"))?;
     secret::ordinarily(|| start_workers(&control, workers, stacks))?;
     let report = sandbox.seal().map_err(|refused| refused.to_string())?;
     Ok(control.run(report.to_bytes()))
@@ -149,7 +161,7 @@ fn start_workers(control: &Control, workers: usize, mut stacks: Stacks) -> Resul
     let all_run = Arc::new(Barrier::new(workers + 1));
     for number in 0..workers {
         let worker = Worker::new(number, Arc::clone(control.shared()))
-            .map_err(|errno| format!("set up worker {number}: {errno}"))?;
+            .map_err(|errno| format!("set up worker {number}: {errno}; free some memory, or raise the limits it was started with"))?;
         let runs = Arc::clone(&all_run);
         let body = move || {
             runs.wait();
@@ -158,7 +170,7 @@ fn start_workers(control: &Control, workers: usize, mut stacks: Stacks) -> Resul
         stacks
             .take(WORKER_STACK)
             .and_then(|stack| secret::spawn(c"worker", stack, Allocates::Packets, body))
-            .map_err(|errno| format!("start worker {number}: {errno}"))?;
+            .map_err(|errno| format!("start worker {number}: {errno}; free some memory, or raise the limits it was started with"))?;
     }
     all_run.wait();
     Ok(())

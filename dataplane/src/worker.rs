@@ -79,7 +79,10 @@ impl Worker {
                 Ok(ready) => ready,
                 Err(nix::Error::EINTR) => continue,
                 Err(error) => {
-                    tracing::error!("worker {}: epoll_wait: {error}", self.number);
+                    tracing::error!(
+                        "worker {}: epoll_wait: {error}; this is a fault, please report it",
+                        self.number
+                    );
                     std::process::abort();
                 }
             };
@@ -136,7 +139,10 @@ impl Worker {
     fn watch(&self, descriptor: BorrowedFd<'_>, token: u64) {
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
         if let Err(error) = self.epoll.add(descriptor, EpollEvent::new(flags, token)) {
-            tracing::error!("worker {}: epoll_ctl: {error}", self.number);
+            tracing::error!(
+                "worker {}: epoll_ctl: {error}; this is a fault, please report it",
+                self.number
+            );
         }
     }
 

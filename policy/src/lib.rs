@@ -33,7 +33,11 @@ pub struct Refused {
 
 impl core::fmt::Display for Refused {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "sandbox: {}: {}", self.step, self.reason)
+        write!(
+            f,
+            "sandbox: {}: {}; it is never done without: allow it in the container or unit around, or take a newer kernel",
+            self.step, self.reason
+        )
     }
 }
 

@@ -103,7 +103,9 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     let adopted = tun.map(|queue| TunDevice::adopt(queue, without)).transpose()?;
     let tun_netns = match &options.tun_netns {
         Some(_) if adopted.is_some() => {
-            return Err(Error::new("--tun-netns does not go with WG_TUN_FD"));
+            return Err(Error::new(
+                "--tun-netns does not go with WG_TUN_FD; leave one of them out",
+            ));
         }
         Some(name) => Netns::open(name)?,
         None => Netns::current()?,
@@ -134,8 +136,9 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     let helper_report = wgsep_policy::drop_helper_privileges(options.grants.low_ports)?;
 
     let (sequence, sealed) = monitor.wait_for_seal()?;
-    let sealed =
-        Report::from_bytes(&sealed).ok_or_else(|| Error::new("the seal report makes no sense"))?;
+    let sealed = Report::from_bytes(&sealed).ok_or_else(|| {
+        Error::new("the seal report makes no sense; install both programs from one build")
+    })?;
     report.merge(&sealed);
     // The workers, the control thread, and the first one, which waits for it.
     verify::verify(pid, uid, options.workers + 2, &report)?;
@@ -145,7 +148,8 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
         refuse_degraded("helper", &helper_report, Layer::HELPER)?;
     }
 
-    let queues = u8::try_from(tun.queues.len()).map_err(|_| Error::new("too many TUN queues"))?;
+    let queues = u8::try_from(tun.queues.len())
+        .map_err(|_| Error::new("too many TUN queues; set --workers 64 or fewer"))?;
     let reply = Reply::Granted {
         ifindex: tun.ifindex,
         netns: number,

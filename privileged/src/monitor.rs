@@ -130,7 +130,9 @@ impl Monitor {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(Error::new("the dataplane did not seal itself in time"));
+                return Err(Error::new(
+                    "the dataplane did not seal itself in time; is the machine overloaded? start it again",
+                ));
             }
             let ready = poll(
                 [self.dataplane.log.as_fd(), self.dataplane.channel.as_fd(), self.signals.as_fd()],
@@ -141,7 +143,9 @@ impl Monitor {
                 self.log.forward(self.dataplane.log.as_fd());
             }
             if signal {
-                return Err(Error::new("interrupted before the dataplane was ready"));
+                return Err(Error::new(
+                    "interrupted before the dataplane was ready; start it again",
+                ));
             }
             if channel {
                 match self.dataplane.channel.receive_request() {
@@ -155,14 +159,14 @@ impl Monitor {
                     }
                     Ok(Received::Message((_, request), _)) => {
                         return Err(Error::new(format!(
-                            "the dataplane sent {} before it was sealed",
+                            "the dataplane sent {} before it was sealed; install both programs from one build",
                             request.name()
                         )));
                     }
                     Ok(Received::Closed) => return Err(Error::new(self.death())),
                     Err(error) => {
                         return Err(Error::new(format!(
-                            "the dataplane broke the contract: {error}"
+                            "the dataplane broke the contract: {error}; install both programs from one build"
                         )));
                     }
                 }
@@ -183,11 +187,14 @@ impl Monitor {
     ) -> Result<()> {
         self.phase = Phase::Running;
         let listener = self.uapi.take_listener();
-        let listener =
-            listener.as_ref().ok_or_else(|| Error::new("no UAPI socket to hand over"))?;
+        let listener = listener.as_ref().ok_or_else(|| {
+            Error::new("no UAPI socket to hand over; this is a fault, please report it")
+        })?;
         let descriptors = [&[listener.as_fd(), netlink], queues].concat();
         let sent = self.dataplane.channel.send_reply(sequence, reply, &descriptors);
-        sent.map_err(|error| Error::new(format!("hand over the interface: {error}")))
+        sent.map_err(|error| {
+            Error::new(format!("hand over the interface: {error}; see the dataplane's lines above"))
+        })
     }
 
     // ------------------------------------------------------------ serving
@@ -428,12 +435,14 @@ impl Monitor {
             WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG,
         ) {
             Ok(WaitStatus::Signaled(_, signal, _)) => {
-                format!("the dataplane was killed by {signal}")
+                format!(
+                    "the dataplane was killed by {signal}; start it again, and report it unless you did that"
+                )
             }
             Ok(WaitStatus::Exited(_, status)) => {
-                format!("the dataplane exited with status {status}")
+                format!("the dataplane exited with status {status}; see its lines above")
             }
-            _ => "the dataplane closed its channel".to_owned(),
+            _ => "the dataplane closed its channel; see its lines above".to_owned(),
         }
     }
 }
@@ -464,7 +473,9 @@ fn ensure_open(
 }
 
 fn violation(what: &str) -> End {
-    End::Failed(format!("the dataplane broke the contract and was killed: {what}"))
+    End::Failed(format!(
+        "the dataplane broke the contract and was killed: {what}; it may be under attack, see SECURITY.md"
+    ))
 }
 
 /// Waits until one of the descriptors is readable or closed, or the time is over.

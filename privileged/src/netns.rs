@@ -32,7 +32,9 @@ impl Netns {
     /// If there is none of this name, or it may not be opened.
     pub fn open(name: &str) -> Result<Self> {
         if name.is_empty() || name.starts_with('.') || name.contains('/') {
-            return Err(Error::new(format!("bad network namespace name {name:?}")));
+            return Err(Error::new(format!(
+                "bad network namespace name {name:?}; ip netns lists them"
+            )));
         }
         let path = format!("{DIRECTORY}/{name}");
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
@@ -68,7 +70,7 @@ impl Netns {
                 "no permission to enter network namespace {name}: CAP_SYS_ADMIN is missing; run as root"
             )),
             nix::Error::EINVAL => {
-                Error::new(format!("{DIRECTORY}/{name} is no network namespace"))
+                Error::new(format!("{DIRECTORY}/{name} is no network namespace; remove it, then: ip netns add {name}"))
             }
             errno => Error::call(&format!("enter network namespace {name}"), errno),
         })
@@ -107,10 +109,12 @@ impl Netns {
         let answer = ask(RTM_GETNSID, &[0; 4], &[(handle.0, &handle.1)]).step(STEP)?;
         let attribute = answer.get(4..12).filter(|a| a[2..4] == NETNSA_NSID.to_ne_bytes());
         let number = attribute.and_then(|a| a[4..].first_chunk()).map(|n| i32::from_ne_bytes(*n));
-        number
-            .filter(|number| *number >= 0)
-            .map(Some)
-            .ok_or_else(|| Error::new(format!("{STEP}: the kernel gave {} none", self.name)))
+        number.filter(|number| *number >= 0).map(Some).ok_or_else(|| {
+            Error::new(format!(
+                "{STEP}: the kernel gave {} none; this is a fault, please report it",
+                self.name
+            ))
+        })
     }
 
     /// Moves an interface of the namespace of this process here, and names it.

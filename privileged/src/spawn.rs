@@ -75,7 +75,9 @@ impl Arguments<'_> {
         words.extend(pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
         words
             .into_iter()
-            .map(|word| CString::new(word).map_err(|_| Error::new("NUL in an argument")))
+            .map(|word| {
+                CString::new(word).map_err(|_| Error::new("NUL in an argument; leave it out"))
+            })
             .collect()
     }
 }
@@ -95,9 +97,10 @@ pub fn choose_user(name: Option<&str>) -> Result<Option<(Uid, Gid)>> {
     }
     let account = User::from_name(name.unwrap_or(ACCOUNT)).step("look up the account")?;
     match (account, name) {
-        (Some(user), _) if user.uid.is_root() => {
-            Err(Error::new(format!("--user {}: the dataplane must not be root", user.name)))
-        }
+        (Some(user), _) if user.uid.is_root() => Err(Error::new(format!(
+            "--user {}: the dataplane must not be root; create an account: useradd --system wgsep",
+            user.name
+        ))),
         (Some(user), Some("nobody")) => Err(Error::new(format!(
             "--user {}: shared by other services; create an account: useradd --system wgsep",
             user.name
@@ -138,7 +141,10 @@ fn open_program() -> Result<OwnedFd> {
     });
     let Some((path, program)) = found else {
         let looked: Vec<_> = candidates.iter().map(|path| path.display().to_string()).collect();
-        return Err(Error::new(format!("{PROGRAM} not found; looked at: {}", looked.join(", "))));
+        return Err(Error::new(format!(
+            "{PROGRAM} not found at {}; install it: make install",
+            looked.join(", ")
+        )));
     };
     let status = fstat(&program).step("check the dataplane's program")?;
     let helpers_owner = stat(&helper).step("check the helper's program")?.st_uid;
@@ -180,7 +186,9 @@ pub fn start(arguments: &Arguments<'_>, user: Option<(Uid, Gid)>) -> Result<Data
     let report = read_outcome(&outcome)?;
     let changed = user.filter(|_| report.state(Layer::User) == State::Applied);
     let uid = changed.map_or_else(geteuid, |(uid, _)| uid);
-    let channel = Channel::new(ours).map_err(|error| Error::new(format!("channel: {error}")))?;
+    let channel = Channel::new(ours).map_err(|error| {
+        Error::new(format!("channel: {error}; this is a fault, please report it"))
+    })?;
     Ok(Dataplane { pidfd, pid, channel, log, uid, report })
 }
 
@@ -255,7 +263,9 @@ fn read_outcome(outcome: &OwnedFd) -> Result<Report> {
     for (layer, bytes) in wire.iter_mut().zip(layers.chunks_exact(3)) {
         layer.copy_from_slice(bytes);
     }
-    Report::from_bytes(&wire).ok_or_else(|| Error::new("the child's report makes no sense"))
+    Report::from_bytes(&wire).ok_or_else(|| {
+        Error::new("the child's report makes no sense; this is a fault, please report it")
+    })
 }
 
 fn not_executed(errno: nix::Error) -> Error {

@@ -52,7 +52,9 @@ fn descriptor_variable(name: &str) -> Result<Option<RawFd>> {
     };
     let number = value.to_str().and_then(|value| value.parse::<RawFd>().ok()).filter(|fd| *fd > 2);
     number.map(Some).ok_or_else(|| {
-        Error::new(format!("{name} must be the number of an open descriptor above 2"))
+        Error::new(format!(
+            "{name} must be the number of an open descriptor above 2; unset it, or set it to one"
+        ))
     })
 }
 

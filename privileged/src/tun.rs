@@ -45,7 +45,9 @@ pub struct TunDevice {
 /// # Errors
 /// If the kernel would refuse it, or it could not be the name of a socket file.
 pub fn check_name(name: &str) -> Result<()> {
-    let bad = |why: &str| Err(Error::new(format!("bad interface name {name:?}: {why}")));
+    let bad = |why: &str| {
+        Err(Error::new(format!("bad interface name {name:?}: {why}; choose one such as wg0")))
+    };
     if name.is_empty() || name.len() > MAX_NAME_LEN {
         return bad("it must have 1 to 15 bytes");
     }
@@ -99,7 +101,11 @@ impl TunDevice {
         })?;
         let (name, _) = match queues.first() {
             Some(queue) => sys::tun_identity(queue.as_fd()).step("name of the interface")?,
-            None => return Err(Error::new("the interface has no queue")),
+            None => {
+                return Err(Error::new(
+                    "the interface has no queue; this is a fault, please report it",
+                ));
+            }
         };
         let index = || nix::net::if_::if_nametoindex(name.as_str()).step("index of the interface");
         let ifindex = netns.inside(index)?;
@@ -114,7 +120,9 @@ impl TunDevice {
         let (name, flags) = sys::tun_identity(queue.as_fd())
             .map_err(|errno| Error::call("WG_TUN_FD is not a TUN device", errno))?;
         if flags & libc::IFF_TUN == 0 || flags & libc::IFF_NO_PI == 0 {
-            return Err(Error::new("WG_TUN_FD must be opened with IFF_TUN and IFF_NO_PI"));
+            return Err(Error::new(
+                "WG_TUN_FD is opened with other flags; open it with IFF_TUN and IFF_NO_PI",
+            ));
         }
         nix::fcntl::fcntl(&queue, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_RDWR))
             .step("WG_TUN_FD")?;
@@ -188,7 +196,7 @@ fn open_device() -> Result<OwnedFd> {
             } else {
                 "CAP_NET_ADMIN is missing too; run as root"
             };
-            Error::new(format!("no permission to open {DEVICE}: {missing}"))
+            Error::new(format!("no permission to open {DEVICE}; {missing}"))
         }
         errno => Error::call(&format!("open {DEVICE}"), errno),
     })

@@ -68,7 +68,9 @@ impl UapiSocket {
     pub fn adopt(listener: OwnedFd, interface: &str) -> Result<Self> {
         let is_unix = getsockname::<UnixAddr>(listener.as_raw_fd()).is_ok();
         if !is_unix || getsockopt(&listener, sockopt::AcceptConn) != Ok(true) {
-            return Err(Error::new("WG_UAPI_FD is not a listening unix socket"));
+            return Err(Error::new(
+                "WG_UAPI_FD is not a listening unix socket; hand over one, or unset it",
+            ));
         }
         fcntl(&listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).step("WG_UAPI_FD")?;
         let file = file_name(interface)?;
@@ -165,7 +167,8 @@ fn create_report(directory: BorrowedFd<'_>, socket: &CString) -> Option<(OwnedFd
 }
 
 fn file_name(interface: &str) -> Result<CString> {
-    CString::new(format!("{interface}.sock")).map_err(|_| Error::new("bad interface name: NUL"))
+    CString::new(format!("{interface}.sock"))
+        .map_err(|_| Error::new("bad interface name: NUL; choose one such as wg0"))
 }
 
 /// Hears of every file that leaves the directory, or that another is renamed over.

@@ -21,13 +21,13 @@ pub fn verify(pid: Pid, uid: Uid, threads: usize, report: &Report) -> Result<()>
     }
     if count != threads {
         return Err(Error::new(format!(
-            "the dataplane has {count} threads where {threads} were expected"
+            "the dataplane has {count} threads where {threads} were expected; this is a fault, please report it"
         )));
     }
     for layer in Layer::ALL.into_iter().filter(|layer| layer.is_mandatory()) {
         if report.state(layer) != State::Applied {
             return Err(Error::new(format!(
-                "refusing to run: the mandatory layer {} is missing ({report})",
+                "refusing to run: the mandatory layer {} is missing ({report}); take a kernel, container or unit that has it",
                 layer.name()
             )));
         }
@@ -56,7 +56,7 @@ fn check_thread(status: &str, uid: Uid, report: &Report) -> Result<()> {
         let found = value(status, field);
         if found != Some(expected) {
             return Err(Error::new(format!(
-                "the dataplane is not sealed as it says: {field} is {}, not {expected}",
+                "the dataplane is not sealed as it says: {field} is {}, not {expected}; this is a fault, please report it",
                 found.unwrap_or("missing")
             )));
         }

@@ -11,7 +11,7 @@ use wgsep_privileged::{Format, Grants, Level, Offload, Options, check_name, comp
 const USES: &str = "\
 Three common uses:
   wgsep -f wg0          serve under your eyes; then: wg setconf wg0 wg0.conf
-  WG_QUICK_USERSPACE_IMPLEMENTATION=wgsep wg-quick up wg0   with addresses, routes
+  WG_QUICK_USERSPACE_IMPLEMENTATION=wgsep wg-quick up wg0    with routes
   wgsep audit wg0       tell what confines the daemon of wg0; more in wgsep(8)";
 
 /// One screen of 80 columns and 24 lines: no headings, and the arguments only in the usage.
@@ -68,7 +68,7 @@ pub fn command() -> Command {
         .after_help(USES)
         .arg(Arg::new("interface").value_name("IF").required(true).help("Interface to create, or wg%d for the first free number"))
         .arg(flag("foreground").short('f').help("Stay in the foreground, log to standard error"))
-        .arg(value("user", "NAME").help("Account of the dataplane [default: wgsep, or unused uid]"))
+        .arg(value("user", "NAME").help("The dataplane's account [wgsep, or an unused uid]"))
         .arg(value("sandbox", "MODE").value_parser(["strict", "report"]).default_value("report").hide_possible_values(true).hide_default_value(true).help("strict: refuse to run with a layer degraded"))
         .arg(value("listen-port", "PORT").value_parser(value_parser!(u16).range(1..)).help("The only UDP port that wg(8) may choose"))
         .arg(value("fwmark", "MARK[/MASK]").value_parser(parse_mark).help("The only marks that wg(8) may choose"))
@@ -77,7 +77,7 @@ pub fn command() -> Command {
         .arg(value("tun-netns", "NAME").help("Network namespace the interface is created in"))
         .arg(value("workers", "N").alias("threads").short_alias('t').value_parser(value_parser!(u8).range(1..=64)).help("Worker threads [default: one per core]"))
         .arg(value("without", "OFFLOAD").value_delimiter(',').value_parser(Offload::ALL.map(Offload::name)).action(ArgAction::Append).hide_possible_values(true).help("Do without vnet-hdr, tso, uso, udp-gso or udp-gro"))
-        .arg(value("log-level", "LEVEL").alias("verbosity").short_alias('v').value_parser(levels()).hide_possible_values(true).help("silent, error, info or debug [default: info, or LOG_LEVEL]"))
+        .arg(value("log-level", "LEVEL").alias("verbosity").short_alias('v').value_parser(levels()).hide_possible_values(true).help("silent, error, info or debug [LOG_LEVEL, or info]"))
         .arg(value("log-format", "FORMAT").value_parser(["text", "json"]).default_value("text").hide_possible_values(true).hide_default_value(true).help("text, or json: an object a line"))
         .arg(value("log-file", "PATH").alias("log").short_alias('l').value_parser(value_parser!(PathBuf)).help("Log there, not to standard error or syslog"))
         .args(NEEDLESS.map(|(name, _)| Arg::new(name).long(name).num_args(0..=1).require_equals(true).action(ArgAction::Append).hide(true)))
@@ -122,7 +122,7 @@ pub fn parse() -> Result<Invocation, ExitCode> {
     })?;
     let invocation = match matches.subcommand() {
         Some((name, _)) if is_any_given(&matches) => {
-            Err(format!("options belong behind `{name}`: wgsep {name} [--json] IF"))
+            Err(format!("options belong behind `{name}`; type: wgsep {name} [--json] IF"))
         }
         Some((name, matches)) => asked(matches).map(|question| match name {
             "stats" => Invocation::Stats(question),
@@ -165,11 +165,11 @@ fn options(
     let foreground = matches.get_flag("foreground") || is_on(variable("WG_PROCESS_FOREGROUND"));
     for (name, why) in NEEDLESS {
         if matches.contains_id(name) {
-            complain(&format!("--{name} changes nothing: {why}"));
+            complain(&format!("--{name} changes nothing: {why}; leave it out"));
         }
     }
     if is_on(variable("WG_SUDO")) {
-        complain("WG_SUDO changes nothing: privileges are always dropped");
+        complain("WG_SUDO changes nothing: privileges are always dropped; unset it");
     }
     for (name, instead) in ENVIRONMENT_INSTEAD {
         if let Some(number) = text(name) {

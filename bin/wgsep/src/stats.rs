@@ -68,7 +68,7 @@ struct Statistics {
 pub fn stats(interface: &str, json: bool) -> Result<String, String> {
     let keep_only = |capabilities: &[Capability]| {
         wgsep_policy::capabilities::keep_only(capabilities).map_err(|errno| {
-            format!("give up privileges: {}; report this as a fault", errno.desc())
+            format!("give up privileges: {}; this is a fault, please report it", errno.desc())
         })
     };
     // The socket is root's, or that of the user who started the daemon.

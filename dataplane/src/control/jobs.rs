@@ -46,7 +46,7 @@ impl Control {
         match self.helper.request(request) {
             Ok(()) => self.awaiting = Some(awaiting),
             Err(error) => {
-                tracing::error!("cannot ask the helper: {error}");
+                tracing::error!("cannot ask the helper: {error}; start wgsep again");
                 self.end = Some(End::HelperLost);
             }
         }
@@ -65,12 +65,14 @@ impl Control {
                     return;
                 }
                 Ok(Some(Said::Closed)) => {
-                    tracing::error!("the helper is gone");
+                    tracing::error!("the helper is gone, and so the interface; start wgsep again");
                     self.end = Some(End::HelperLost);
                     return;
                 }
                 Err(error) => {
-                    tracing::error!("the helper broke the contract: {error}");
+                    tracing::error!(
+                        "the helper broke the contract: {error}; install both programs from one build"
+                    );
                     self.end = Some(End::HelperLost);
                     return;
                 }
@@ -98,7 +100,7 @@ impl Control {
             Some(netlink),
         ) = (reply, descriptors.next(), descriptors.next())
         else {
-            tracing::error!("the helper refused to hand over the interface");
+            tracing::error!("the helper refused to hand over the interface; see its lines above");
             self.end = Some(End::HelperLost);
             return;
         };
@@ -116,7 +118,9 @@ impl Control {
             Ok(())
         });
         if let Err(error) = ready {
-            tracing::error!("cannot serve the interface: {error}");
+            tracing::error!(
+                "cannot serve the interface: {error}; this is a fault, please report it"
+            );
             self.end = Some(End::Failed);
         }
     }
@@ -173,7 +177,7 @@ impl Control {
                 && !wgsep_ipc::is_udp_socket(socket.as_fd(), is_v6, port)
             {
                 tracing::error!(
-                    "the helper broke the contract: that is no UDP socket on port {port}"
+                    "the helper broke the contract: that is no UDP socket on port {port}; this is a fault, please report it"
                 );
                 self.end = Some(End::HelperLost);
                 return Err(libc::EPROTO);
@@ -238,7 +242,7 @@ impl Control {
     fn refuse(&mut self, client: ClientId, errno: i32) {
         let why = nix::Error::from_raw(errno).desc();
         self.refusals.write(clock::instant(), || {
-            tracing::warn!("UAPI set refused, nothing changed: {why}");
+            tracing::warn!("UAPI set refused, nothing changed: {why}; choose another port or mark, see wgsep --help");
         });
         self.reply_set(client, -errno);
     }

@@ -172,7 +172,7 @@ impl Control {
                 Ok(ready) => ready,
                 Err(nix::Error::EINTR) => 0,
                 Err(error) => {
-                    tracing::error!("epoll_wait: {error}");
+                    tracing::error!("epoll_wait: {error}; this is a fault, please report it");
                     return End::Failed;
                 }
             };
@@ -284,7 +284,7 @@ impl Control {
             None => self.timer.unset(),
         };
         if let Err(error) = set {
-            tracing::error!("timerfd_settime: {error}");
+            tracing::error!("timerfd_settime: {error}; this is a fault, please report it");
             self.end = Some(End::Failed);
         }
     }

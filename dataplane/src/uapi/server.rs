@@ -177,7 +177,10 @@ impl Server {
             // Out of descriptors or memory; the connection stays in the listener's queue.
             Err(error) => {
                 if !self.close_the_idlest() {
-                    tracing::warn!("cannot accept a UAPI client: {}", error.desc());
+                    tracing::warn!(
+                        "cannot accept a UAPI client: {}; close other programs that talk to it",
+                        error.desc()
+                    );
                     self.pause(true, epoll);
                 }
             }

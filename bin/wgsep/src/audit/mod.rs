@@ -39,11 +39,13 @@ pub fn audit(interface: &str, json: bool) -> Result<(String, Outcome), String> {
     let reading = [Capability::CAP_SYS_PTRACE, Capability::CAP_DAC_READ_SEARCH];
     // The socket is root's, or that of the user who started the daemon.
     let connecting = [Capability::CAP_DAC_OVERRIDE];
-    wgsep_policy::capabilities::keep_only(&[&reading[..], &connecting].concat())
-        .map_err(|errno| format!("give up privileges: {}", errno.desc()))?;
+    wgsep_policy::capabilities::keep_only(&[&reading[..], &connecting].concat()).map_err(
+        |errno| format!("give up privileges: {}; this is a fault, please report it", errno.desc()),
+    )?;
     let processes = Processes::find(interface)?;
-    wgsep_policy::capabilities::keep_only(&reading)
-        .map_err(|errno| format!("give up privileges: {}", errno.desc()))?;
+    wgsep_policy::capabilities::keep_only(&reading).map_err(|errno| {
+        format!("give up privileges: {}; this is a fault, please report it", errno.desc())
+    })?;
     let claims = claims::read(interface);
     let helper = Facts::read(processes.helper, processes.helper);
     let dataplane = Facts::read(processes.dataplane, processes.helper);

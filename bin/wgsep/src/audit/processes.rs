@@ -22,21 +22,24 @@ impl Processes {
         let path = format!("{DIRECTORY}/{interface}.sock");
         let helper = listener(&path).map_err(|errno| match errno {
             nix::Error::ENOENT | nix::Error::ECONNREFUSED => {
-                format!("no daemon serves {interface}: nobody listens on {path}")
+                format!("no daemon serves {interface}: nobody listens on {path}; start it: wgsep {interface}")
             }
             errno => format!("{path}: {}; run as root or as its owner", errno.desc()),
         })?;
         if name(helper) != "wgsep" {
             return Err(format!(
-                "{interface} is served by process {helper}, {:?}, which is not wgsep",
+                "{interface} is served by process {helper}, {:?}, which is not wgsep; ask about another interface",
                 name(helper)
             ));
         }
         let children = format!("/proc/{helper}/task/{helper}/children");
-        let children = fs::read_to_string(&children).map_err(|e| format!("{children}: {e}"))?;
+        let children =
+            fs::read_to_string(&children).map_err(|e| format!("{children}: {e}; run as root"))?;
         match children.split_whitespace().map(str::parse).collect::<Vec<_>>()[..] {
             [Ok(dataplane)] => Ok(Self { helper, dataplane }),
-            _ => Err(format!("the helper {helper} has no dataplane, or is just starting one")),
+            _ => Err(format!(
+                "the helper {helper} has no dataplane, or is just starting one; ask again, or see its log"
+            )),
         }
     }
 }
