@@ -17,6 +17,7 @@ pub mod netns;
 pub mod nft;
 pub mod process;
 pub mod procfs;
+pub mod readme;
 pub mod relay;
 pub mod scratch;
 pub mod sim;

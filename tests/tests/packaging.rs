@@ -20,7 +20,7 @@ use wgsep_tests::skip::skip;
 use wgsep_tests::traffic::until_ping;
 use wgsep_tests::tunnel::{End, PORT};
 use wgsep_tests::wg::KeyPair;
-use wgsep_tests::{require, require_root, uapi, wait};
+use wgsep_tests::{readme, require, require_root, uapi, wait};
 
 /// How long a service may take to start, to stop, or to be started again.
 const SERVICE_LIMIT: Duration = Duration::from_secs(20);
@@ -223,15 +223,18 @@ fn a_debian_installs_the_package_and_systemd_runs_a_server_of_it() {
     write_configuration(&served, &configuration);
     write_configuration(&refused, &format!("{configuration}\n[Interface]\nPostUp = true\n"));
     let files = [
-        (package.as_deref().unwrap(), "/mnt/wgsep.deb"),
+        (package.as_deref().unwrap(), "/mnt/target/wgsep_0_test.deb"),
         (&served, "/etc/wireguard/wg0.conf"),
         (&refused, "/etc/wireguard/wg1.conf"),
     ];
     let machine = Machine::boot(&image, &left, &files);
 
-    machine.run("dpkg --install /mnt/wgsep.deb");
+    let commands = readme::block("A server on Debian, in three commands");
+    let [make_deb, install, enable] = &commands[..] else { panic!("{commands:?}") };
+    assert_eq!(make_deb, "make deb", "which is what was done above");
+    machine.run(&format!("cd /mnt && {install}"));
     assert!(machine.run("getent passwd wgsep").contains("/nologin"));
-    machine.run("systemctl enable --now wgsep@wg0");
+    machine.run(enable);
     until_ping(&left, theirs);
     let show =
         |what: &str| machine.run(&format!("systemctl show --value --property {what} wgsep@wg0"));
@@ -276,6 +279,19 @@ fn a_debian_installs_the_package_and_systemd_runs_a_server_of_it() {
     machine.run("systemctl stop wgsep@wg0");
     assert!(!machine.output("ip link show wg0").status.success(), "the interface is still there");
     assert!(!machine.output("test -e /run/wireguard/wg0.sock").status.success());
+
+    // By hand, from the same file.
+    let commands = readme::block("With wg(8), by hand:");
+    let (end, begin) = commands.split_last().unwrap();
+    for command in begin {
+        machine.run(command);
+    }
+    assert!(machine.run("wg show wg0").contains(&other.key.public));
+    assert!(machine.run("ip -o link show wg0").contains("UP"));
+    machine.run(end);
+    wait::until("its socket is gone", SERVICE_LIMIT, || {
+        !machine.output("test -e /run/wireguard/wg0.sock").status.success()
+    });
 
     // What the unit does not do, it does not do by half.
     assert!(!machine.output("systemctl start wgsep@wg1").status.success());

@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -18,21 +17,12 @@ use wgsep_tests::scratch::Scratch;
 use wgsep_tests::skip::skip;
 use wgsep_tests::traffic::until_ping;
 use wgsep_tests::tunnel::{Plan, Tunnel};
-use wgsep_tests::{require, wait};
+use wgsep_tests::{readme, require, wait};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// A uid and gid without account or privilege.
 const NORMAL_USER: u32 = 65_500;
-
-/// The lines of README's first block after a text.
-fn readme_block(after: &str) -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    let readme = fs::read_to_string(path).unwrap();
-    let rest = readme.split_once(after).unwrap().1;
-    let block = rest.split("```").nth(1).unwrap();
-    block.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
-}
 
 /// How many packets for an address behind the tunnel take the ordinary route once the daemon is dead.
 fn leaked(outer: Family, behind: &str, prepare: impl Fn(&Netns, &str)) -> u64 {
@@ -59,7 +49,7 @@ const BEHIND: &str = "203.0.113.9";
 #[test]
 fn nothing_leaks_past_the_rule_when_the_daemon_dies() {
     require!(Wgsep);
-    let recipe = readme_block("By hand, for everything but the tunnel's own datagrams");
+    let recipe = readme::block("By hand, for everything but the tunnel's own datagrams");
     assert_eq!(recipe.len(), 5, "{recipe:?}");
     let leaked = leaked(Family::V4, BEHIND, |netns, interface| {
         for line in &recipe {
@@ -93,7 +83,7 @@ fn a_normal_user_runs_it_with_setcap() {
     let configuration = scratch.join("wg0.conf");
     fs::write(&configuration, "[Interface]\nListenPort = 51820\nFwMark = 7\n").unwrap();
     let as_user = format!("setpriv --reuid {NORMAL_USER} --regid {NORMAL_USER} --clear-groups");
-    let readme = readme_block("empty namespaces come by way of a user namespace.");
+    let readme = readme::block("empty namespaces come by way of a user namespace.");
     let steps = readme.iter().map(|line| match line.strip_prefix("sudo ") {
         Some(as_root) => as_root.to_owned(),
         None => format!("{as_user} {line}"),
