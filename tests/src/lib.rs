@@ -9,6 +9,9 @@
 //! of the tests that call them, and name the caller's line.
 
 pub mod daemon;
+pub mod descriptors;
+#[cfg(target_arch = "x86_64")]
+pub mod hijack;
 pub mod implementation;
 pub mod kernel;
 pub mod link;
