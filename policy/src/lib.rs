@@ -8,15 +8,19 @@
 pub mod capabilities;
 pub mod descriptors;
 pub mod filters;
+mod grants;
 pub mod landlock;
 pub mod limits;
 pub mod namespaces;
+mod proof;
 mod report;
 pub mod seccomp;
 mod sys;
 pub mod user;
 
 pub use caps::Capability;
+pub use grants::Grants;
+pub use proof::verify;
 pub use report::{Layer, Report, State};
 
 use nix::unistd::{Gid, Pid, Uid};

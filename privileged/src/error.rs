@@ -1,6 +1,8 @@
 //! One line for an operator: which step failed, why, and what to do about it.
 
 use core::fmt;
+use nix::errno::Errno;
+use std::io;
 
 /// A failure that ends the daemon, told in one line.
 #[derive(Debug)]
@@ -14,28 +16,6 @@ impl Error {
     pub fn new(line: impl Into<String>) -> Self {
         Self(line.into())
     }
-
-    /// A system call that failed, with what helps against its reason.
-    pub fn call(step: &str, errno: nix::Error) -> Self {
-        Self(format!("{step}: {} ({errno:?}); {}", errno.desc(), remedy(errno)))
-    }
-}
-
-/// What to do about a refusal of the kernel.
-const fn remedy(errno: nix::Error) -> &'static str {
-    use nix::Error;
-    match errno {
-        Error::EPERM | Error::EACCES => {
-            "run as root, and where a container or unit filters system calls, allow it"
-        }
-        Error::ENOMEM | Error::ENOBUFS | Error::EMFILE | Error::ENFILE | Error::EAGAIN => {
-            "free some memory or descriptors, or raise the limits it was started with"
-        }
-        Error::ENOSYS | Error::EINVAL | Error::EOPNOTSUPP | Error::ENOPROTOOPT => {
-            "the kernel may be too old or lack it: try a newer one"
-        }
-        _ => "if nothing explains it, please report it",
-    }
 }
 
 impl fmt::Display for Error {
@@ -46,29 +26,58 @@ impl fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
+impl From<String> for Error {
+    fn from(line: String) -> Self {
+        Self(line)
+    }
+}
+
 impl From<wgsep_policy::Refused> for Error {
     fn from(refused: wgsep_policy::Refused) -> Self {
         Self(refused.to_string())
     }
 }
 
-/// Turns a failed system call into an [`Error`] that names its step.
-pub(crate) trait Step<T> {
-    fn step(self, step: &str) -> Result<T>;
+/// Turns a failed system call into an [`Error`].
+pub(crate) trait Step<T>: Sized {
+    /// Names the step, and what the kernel said.
+    fn step(self, step: &str) -> Result<T> {
+        self.advise(step, &[])
+    }
+
+    /// The same, but for the errnos of which more is known: those get a line that says what to do.
+    fn advise(self, step: &str, known: &[(&[Errno], &str)]) -> Result<T>;
 }
 
-impl<T> Step<T> for nix::Result<T> {
-    fn step(self, step: &str) -> Result<T> {
-        self.map_err(|errno| Error::call(step, errno))
+impl<T, E: Into<io::Error>> Step<T> for core::result::Result<T, E> {
+    fn advise(self, step: &str, known: &[(&[Errno], &str)]) -> Result<T> {
+        self.map_err(|error| {
+            let error: io::Error = error.into();
+            let Some(errno) = error.raw_os_error().map(Errno::from_raw) else {
+                return Error(format!("{step}: {error}; please report it"));
+            };
+            let advice = known.iter().find(|(errnos, _)| errnos.contains(&errno));
+            advice.map_or_else(
+                || Error(format!("{step}: {} ({errno:?}); {}", errno.desc(), remedy(errno))),
+                |(_, line)| Error::new(*line),
+            )
+        })
     }
 }
 
-impl<T> Step<T> for std::io::Result<T> {
-    fn step(self, step: &str) -> Result<T> {
-        self.map_err(|error| match error.raw_os_error() {
-            Some(errno) => Error::call(step, nix::Error::from_raw(errno)),
-            None => Error(format!("{step}: {error}; please report it")),
-        })
+/// What to do about a refusal of the kernel.
+const fn remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EPERM | Errno::EACCES => {
+            "run as root, and where a container or unit filters system calls, allow it"
+        }
+        Errno::ENOMEM | Errno::ENOBUFS | Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN => {
+            "free some memory or descriptors, or raise the limits it was started with"
+        }
+        Errno::ENOSYS | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOPROTOOPT => {
+            "the kernel may be too old or lack it: try a newer one"
+        }
+        _ => "if nothing explains it, please report it",
     }
 }
 
@@ -79,16 +88,27 @@ mod tests {
     #[test]
     fn a_step_that_failed_has_a_reason_and_a_remedy() {
         for (errno, remedy) in [
-            (nix::Error::EPERM, "run as root"),
-            (nix::Error::EMFILE, "raise the limits"),
-            (nix::Error::ENOSYS, "newer"),
-            (nix::Error::EIO, "report it"),
+            (Errno::EPERM, "run as root"),
+            (Errno::EMFILE, "raise the limits"),
+            (Errno::ENOSYS, "newer"),
+            (Errno::EIO, "report it"),
         ] {
             let failed = Err::<(), _>(errno).step("do it").unwrap_err().to_string();
             assert!(failed.starts_with("do it: ") && failed.contains(&format!("({errno:?}); ")));
             assert!(failed.contains(remedy), "{failed}");
-            let by_std = std::io::Error::from_raw_os_error(errno as i32);
+            let by_std = io::Error::from_raw_os_error(errno as i32);
             assert_eq!(Err::<(), _>(by_std).step("do it").unwrap_err().to_string(), failed);
         }
+    }
+
+    #[test]
+    fn errnos_of_which_more_is_known_have_a_line_of_their_own() {
+        let known = [(&[Errno::ENOENT][..], "find it"), (&[Errno::EINTR, Errno::EPERM], "buy it")];
+        for (errno, line) in [(Errno::ENOENT, "find it"), (Errno::EPERM, "buy it")] {
+            let failed = Err::<(), _>(errno).advise("do it", &known);
+            assert_eq!(failed.unwrap_err().to_string(), line);
+        }
+        let failed = Err::<(), _>(Errno::EIO).advise("do it", &known).unwrap_err().to_string();
+        assert!(failed.starts_with("do it: "), "{failed}");
     }
 }

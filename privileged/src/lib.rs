@@ -2,11 +2,12 @@
 //! verifies that it is confined, hands the descriptors over, and answers four requests.
 //!
 //! It holds no key and sees no packet. Read it in the order in which it runs: [`run`], `startup`,
-//! `netns`, `tun`, `uapi_socket`, `spawn`, `verify`, `monitor`, `udp`; `sys` has all the unsafe code.
+//! `netns`, `tun`, `uapi_socket`, `spawn`, `monitor`, `udp`; `sys` has all the unsafe code.
 
 mod error;
 mod log;
 mod monitor;
+mod netlink;
 mod netns;
 mod notify;
 mod offload;
@@ -16,22 +17,19 @@ mod sys;
 mod tun;
 mod uapi_socket;
 mod udp;
-mod verify;
 
 pub use error::Error;
 pub use log::{Format, Level};
-pub use offload::{Offload, Offloads};
-pub use spawn::channel_number;
+pub use offload::Offload;
 pub use startup::complain;
 pub use tun::check_name;
-pub use udp::Grants;
+pub use wgsep_policy::Grants;
 
 use error::{Result, Step};
 use log::Log;
 use monitor::{End, Monitor};
 use netns::Netns;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{Gid, Uid};
 use startup::{Inherited, Launcher};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -57,7 +55,7 @@ pub struct Options {
     /// Name of the network namespace that the interface is created in; else in the launcher's.
     pub tun_netns: Option<String>,
     /// Offloads not to use.
-    pub without: Offloads,
+    pub without: Vec<Offload>,
     /// Worker threads.
     pub workers: usize,
     /// As the dataplane is told.
@@ -72,34 +70,31 @@ pub struct Options {
 
 /// Runs the daemon to its end; true if that was an orderly one.
 pub fn run(options: &Options) -> bool {
-    let mut launcher = Launcher::foreground();
-    let end = match start(options, &mut launcher) {
-        Ok(monitor) => monitor.serve(),
+    let mut launcher = Launcher::default();
+    match start(options, &mut launcher) {
+        Ok(monitor) => matches!(monitor.serve(), End::Orderly(_)),
         Err(error) => {
-            if !launcher.failed(&error) {
-                complain(&error.to_string());
-            }
-            return false;
+            launcher.failed(&error);
+            false
         }
-    };
-    matches!(end, End::Orderly(_))
+    }
 }
 
 /// Everything up to the moment when the dataplane serves: the order of these lines is the design.
 fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     check_name(&options.interface)?;
-    let user = spawn::choose_user(options.user.as_deref())?;
+    let user = wgsep_policy::user::choose(options.user.as_deref())?;
     let Inherited { tun, uapi, manager } = startup::clean_process()?;
     let mut log = open_log(options)?;
     if !options.foreground {
-        *launcher = startup::daemonize()?;
-        startup::release_standard_descriptors()?;
+        startup::daemonize(launcher)?;
     }
-    spawn::block(&startup::handled_signals())?;
+    let handled = startup::handled_signals();
+    handled.thread_block().step("block signals")?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    let signals = SignalFd::with_flags(&startup::handled_signals(), flags).step("signalfd")?;
+    let signals = SignalFd::with_flags(&handled, flags).step("signalfd")?;
 
-    let without = options.without;
+    let without = &options.without;
     let adopted = tun.map(|queue| TunDevice::adopt(queue, without)).transpose()?;
     let tun_netns = match &options.tun_netns {
         Some(_) if adopted.is_some() => {
@@ -128,11 +123,11 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
         None => UapiSocket::bind(&tun.name)?,
     };
     let (netlink, follows_moves) = tun::open_netlink()?;
-    let dataplane = start_dataplane(options, &tun, user)?;
+    let dataplane = spawn::start(options, &tun.name, user)?;
     let (pid, uid) = (dataplane.pid, dataplane.uid);
     let mut report = dataplane.report;
     let mut monitor =
-        Monitor::new(dataplane, uapi, signals, log, options.grants, options.without, manager);
+        Monitor::new(dataplane, uapi, signals, log, options.grants, without.clone(), manager);
     let helper_report = wgsep_policy::drop_helper_privileges(options.grants.low_ports)?;
 
     let (sequence, sealed) = monitor.wait_for_seal()?;
@@ -141,55 +136,35 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     })?;
     report.merge(&sealed);
     // The workers, the control thread, and the first one, which waits for it.
-    verify::verify(pid, uid, options.workers + 2, &report)?;
-    let helper_report = wgsep_policy::seal_helper(helper_report, monitor.uapi().directory())?;
+    wgsep_policy::verify(pid, uid, options.workers + 2, &report)?;
+    let helper_report = wgsep_policy::seal_helper(helper_report, monitor.uapi.directory())?;
     if options.strict {
         refuse_degraded("dataplane", &report, Layer::DATAPLANE)?;
         refuse_degraded("helper", &helper_report, Layer::HELPER)?;
     }
 
-    let queues = u8::try_from(tun.queues.len())
-        .map_err(|_| Error::new("too many TUN queues; set --workers 64 or fewer"))?;
     let reply = Reply::Granted {
         ifindex: tun.ifindex,
         netns: number,
         follows_moves,
-        tun_queues: queues,
+        tun_queues: 1,
         offload: tun.offload,
     };
 
-    let queues: Vec<_> = tun.queues.iter().map(AsFd::as_fd).collect();
     // Before anybody can be served, so that whoever is finds it.
     let claims = format!("helper: {helper_report}\ndataplane: {report}\n");
-    monitor.uapi().write_report(&claims)?;
-    monitor.grant(sequence, &reply, netlink.as_fd(), &queues)?;
+    monitor.uapi.write_report(&claims)?;
+    monitor.grant(sequence, &reply, [netlink.as_fd(), tun.queue.as_fd()])?;
     monitor.log().info(&format!(
         "started: dataplane pid {pid} uid {uid}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}"
     ));
     if let Some(missing) = tun.missing() {
-        monitor.log().info(&offload::missing(missing, options.without));
+        monitor.log().info(&offload::missing(missing, without));
     }
     launcher.ready();
     monitor.manager().ready(&format!("serving {}", tun.name));
-    // Our own copies of the TUN queues close here, so that the interface goes with the dataplane.
+    // Our own copy of the TUN queue closes here, so that the interface goes with the dataplane.
     Ok(monitor)
-}
-
-fn start_dataplane(
-    options: &Options,
-    tun: &TunDevice,
-    user: Option<(Uid, Gid)>,
-) -> Result<spawn::Dataplane> {
-    let arguments = spawn::Arguments {
-        interface: &tun.name,
-        workers: options.workers,
-        udp_gso: !options.without.contains(Offload::UdpGso),
-        log_level: &options.log_level,
-        port: options.grants.port.unwrap_or(0),
-        ports: options.grants.ports(),
-        mark: options.grants.mark.map_or(0, |(value, mask)| value & mask),
-    };
-    spawn::start(&arguments, user)
 }
 
 fn open_log(options: &Options) -> Result<Log> {

@@ -3,7 +3,7 @@
 //! Whatever comes from the dataplane is taken for hostile: a line is bounded, and characters that
 //! could move a terminal's cursor or forge a line are escaped.
 
-use crate::error::{Error, Result, Step};
+use crate::error::{Result, Step};
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{
@@ -105,13 +105,8 @@ impl Log {
             | OFlag::O_CREAT
             | OFlag::O_CLOEXEC
             | OFlag::O_NOFOLLOW;
-        let file = open(path, flags, Mode::from_bits_truncate(0o600)).map_err(|errno| {
-            Error::new(format!(
-                "cannot log to {}: {}; choose another --log-file",
-                path.display(),
-                errno.desc()
-            ))
-        })?;
+        let file = open(path, flags, Mode::from_bits_truncate(0o600))
+            .step(&format!("choose another --log-file: cannot log to {}", path.display()))?;
         Ok(Self::new(Sink::Stream(file), format, most))
     }
 

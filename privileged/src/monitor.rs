@@ -6,11 +6,11 @@
 use crate::error::{Error, Result, Step};
 use crate::log::{Level, Log};
 use crate::notify::ServiceManager;
-use crate::offload::{self, Offload, Offloads};
+use crate::offload::{self, Offload};
 use crate::spawn::Dataplane;
 use crate::sys;
 use crate::uapi_socket::UapiSocket;
-use crate::udp::{Grants, UdpSockets};
+use crate::udp::UdpSockets;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
@@ -18,6 +18,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 use wgsep_ipc::{LogLevel, Notice, Received, Reply, Request, SealReport};
+use wgsep_policy::Grants;
 
 /// How long the dataplane may take to start and to seal itself.
 const SEAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,11 +61,12 @@ pub enum End {
 /// The running daemon, as the helper sees it.
 pub struct Monitor {
     dataplane: Dataplane,
-    uapi: UapiSocket,
+    /// The UAPI socket.
+    pub uapi: UapiSocket,
     signals: SignalFd,
     log: Log,
     grants: Grants,
-    without: Offloads,
+    without: Vec<Offload>,
     gro_is_missed: bool,
     manager: ServiceManager,
     phase: Phase,
@@ -83,7 +85,7 @@ impl Monitor {
         signals: SignalFd,
         log: Log,
         grants: Grants,
-        without: Offloads,
+        without: Vec<Offload>,
         manager: ServiceManager,
     ) -> Self {
         Self {
@@ -102,11 +104,6 @@ impl Monitor {
             pipelined: 0,
             said_bye: false,
         }
-    }
-
-    /// The UAPI socket.
-    pub const fn uapi(&self) -> &UapiSocket {
-        &self.uapi
     }
 
     /// The log.
@@ -182,15 +179,14 @@ impl Monitor {
         &mut self,
         sequence: u32,
         reply: &Reply,
-        netlink: BorrowedFd<'_>,
-        queues: &[BorrowedFd<'_>],
+        [netlink, queue]: [BorrowedFd<'_>; 2],
     ) -> Result<()> {
         self.phase = Phase::Running;
         let listener = self.uapi.take_listener();
         let listener = listener.as_ref().ok_or_else(|| {
             Error::new("no UAPI socket to hand over; this is a fault, please report it")
         })?;
-        let descriptors = [&[listener.as_fd(), netlink], queues].concat();
+        let descriptors = [listener.as_fd(), netlink, queue];
         let sent = self.dataplane.channel.send_reply(sequence, reply, &descriptors);
         sent.map_err(|error| {
             Error::new(format!("hand over the interface: {error}; see the dataplane's lines above"))
@@ -369,14 +365,14 @@ impl Monitor {
         port: u16,
         mark: u32,
     ) -> core::result::Result<(), wgsep_ipc::Error> {
-        let gro = !self.without.contains(Offload::UdpGro);
+        let gro = !self.without.contains(&Offload::UdpGro);
         let permitted = self.grants.permit_mark(mark).and_then(|()| self.grants.permit_port(port));
         let opened = permitted.and_then(|port| ensure_open(&mut self.sockets, port, mark, gro));
         let (reply, descriptors) = match opened {
             Ok(sockets) => {
                 if !sockets.joins && !self.gro_is_missed {
                     self.gro_is_missed = true;
-                    self.log.info(&offload::missing(Offload::UdpGro, self.without));
+                    self.log.info(&offload::missing(Offload::UdpGro, &self.without));
                 }
                 let families = sockets.families();
                 let [v4, v6] = families.map(|family| family.is_some());

@@ -2,18 +2,17 @@
 //!
 //! The socket is opened before the helper seals itself; from then on it is only written to.
 
-use crate::error::{Error, Result, Step};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use nix::unistd::write;
-use std::ffi::OsStr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use crate::error::{Result, Step};
+use std::io;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
 /// The service manager that waits to hear from us, if any.
 #[derive(Default)]
 pub struct ServiceManager {
-    socket: Option<OwnedFd>,
+    socket: Option<UnixDatagram>,
     /// How often it wants to hear that we are alive.
     interval: Option<Duration>,
     next: Option<Instant>,
@@ -28,14 +27,8 @@ impl ServiceManager {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
             return Ok(Self::default());
         };
-        let unusable = |errno: nix::Error| {
-            let (name, why) = (name.display(), errno.desc());
-            Error::new(format!("NOTIFY_SOCKET is {name}: {why}; unset it, or see to its service"))
-        };
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)
-            .step("socket to the service manager")?;
-        connect(socket.as_raw_fd(), &address(&name).map_err(unusable)?).map_err(unusable)?;
+        let step = format!("NOTIFY_SOCKET is {}; unset it, or see to its service", name.display());
+        let socket = connect(name.as_bytes()).step(&step)?;
         let microseconds = std::env::var("WATCHDOG_USEC").ok().and_then(|value| value.parse().ok());
         let interval = microseconds.map(|whole: u64| Duration::from_micros(whole / 2));
         Ok(Self { socket: Some(socket), interval, next: Some(Instant::now()) })
@@ -65,16 +58,18 @@ impl ServiceManager {
 
     /// A manager that does not read does not hold us up.
     fn send(&self, message: &str) {
-        if let Some(socket) = &self.socket {
-            let _unheard = write(socket, message.as_bytes());
-        }
+        let _unheard = self.socket.as_ref().map(|socket| socket.send(message.as_bytes()));
     }
 }
 
-/// A path, or with a leading `@` a name in the abstract namespace.
-fn address(name: &OsStr) -> nix::Result<UnixAddr> {
-    match name.as_bytes().strip_prefix(b"@") {
-        Some(name) => UnixAddr::new_abstract(name),
-        None => UnixAddr::new(name),
-    }
+/// Connects to a path, or with a leading `@` to a name in the abstract namespace.
+fn connect(name: &[u8]) -> io::Result<UnixDatagram> {
+    let address = match name.strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(name))?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.connect_addr(&address)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }

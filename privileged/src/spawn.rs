@@ -1,18 +1,23 @@
 //! Finding, checking and starting the dataplane.
 
+use crate::Options;
 use crate::error::{Error, Result, Step};
-use crate::startup::handled_signals;
-use crate::sys::{self, Forked};
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use crate::offload::Offload;
+use crate::startup::{handled_signals, null};
+use crate::sys;
+use core::convert::Infallible;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl};
+use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use nix::sys::stat::{Mode, SFlag, fstat, stat};
-use nix::unistd::{Gid, Pid, Uid, User, chdir, geteuid, pipe2, read, setsid};
-use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use wgsep_ipc::{Channel, REPORT_LAYERS};
-use wgsep_policy::user::DYNAMIC_UIDS;
+use nix::unistd::{ForkResult, Gid, Pid, Uid, chdir, execveat, geteuid, pipe2, setsid, write};
+use std::ffi::CString;
+use std::fs::{OpenOptions, metadata};
+use std::io::{PipeReader, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use wgsep_ipc::Channel;
 use wgsep_policy::{Layer, Report, State};
 
 const PROGRAM: &str = "wgsep-dataplane";
@@ -23,8 +28,6 @@ const LIBEXEC: &str = match option_env!("WGSEP_LIBEXECDIR") {
 };
 /// Where the dataplane finds the channel; the log is its standard error.
 const CHANNEL: i32 = 3;
-/// Account of the dataplane, if there is one.
-const ACCOUNT: &str = "wgsep";
 
 /// The running dataplane.
 pub struct Dataplane {
@@ -42,148 +45,76 @@ pub struct Dataplane {
     pub report: Report,
 }
 
-/// What the dataplane is told on its command line.
-pub struct Arguments<'a> {
-    /// Name of the interface.
-    pub interface: &'a str,
-    /// Worker threads.
-    pub workers: usize,
-    /// Whether to send many datagrams at once.
-    pub udp_gso: bool,
-    /// As `--log-level` takes it.
-    pub log_level: &'a str,
-    /// UDP port to start with, 0 for any.
-    pub port: u16,
-    /// The lowest and the highest port it may ask for.
-    pub ports: (u16, u16),
-    /// Mark to start with, 0 for none.
-    pub mark: u32,
-}
-
-impl Arguments<'_> {
-    fn to_strings(&self) -> Result<Vec<CString>> {
-        let pairs = [
-            ("--interface", self.interface.to_owned()),
-            ("--workers", self.workers.to_string()),
-            ("--udp-gso", if self.udp_gso { "on" } else { "off" }.to_owned()),
-            ("--log-level", self.log_level.to_owned()),
-            ("--listen-port", self.port.to_string()),
-            ("--ports", format!("{}-{}", self.ports.0, self.ports.1)),
-            ("--fwmark", self.mark.to_string()),
-        ];
-        let mut words = vec![PROGRAM.to_owned()];
-        words.extend(pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
-        words
-            .into_iter()
-            .map(|word| {
-                CString::new(word).map_err(|_| Error::new("NUL in an argument; leave it out"))
-            })
-            .collect()
-    }
-}
-
-/// Whom the dataplane is to run as; `None` if we may not choose.
-///
-/// # Errors
-/// If the account does not exist, or is one that the dataplane must not share.
-pub fn choose_user(name: Option<&str>) -> Result<Option<(Uid, Gid)>> {
-    if !geteuid().is_root() {
-        return match name {
-            Some(name) => {
-                Err(Error::new(format!("--user {name} needs root; leave it out or run as root")))
-            }
-            None => Ok(None),
-        };
-    }
-    let account = User::from_name(name.unwrap_or(ACCOUNT)).step("look up the account")?;
-    match (account, name) {
-        (Some(user), _) if user.uid.is_root() => Err(Error::new(format!(
-            "--user {}: the dataplane must not be root; create an account: useradd --system wgsep",
-            user.name
-        ))),
-        (Some(user), Some("nobody")) => Err(Error::new(format!(
-            "--user {}: shared by other services; create an account: useradd --system wgsep",
-            user.name
-        ))),
-        (Some(user), _) => Ok(Some((user.uid, user.gid))),
-        (None, Some(name)) => {
-            Err(Error::new(format!("no account {name:?}; create it: useradd --system {name}")))
-        }
-        (None, None) => unallocated_user().map(Some),
-    }
-}
-
-/// An unused uid of the range meant for services without an account. Each daemon starts to look at
-/// another, so that two of them hardly ever share one.
-fn unallocated_user() -> Result<(Uid, Gid)> {
-    let (first, last) = (*DYNAMIC_UIDS.start(), *DYNAMIC_UIDS.end());
-    let start = first + std::process::id() % (last - first + 1);
-    for uid in (start..=last).chain(first..start) {
-        if matches!(User::from_uid(Uid::from_raw(uid)), Ok(None)) {
-            return Ok((Uid::from_raw(uid), Gid::from_raw(uid)));
-        }
-    }
-    Err(Error::new("no unused uid for the dataplane; create an account: useradd --system wgsep"))
+/// The dataplane's command line. No name of an interface has a space.
+fn words(options: &Options, interface: &str) -> Result<Vec<CString>> {
+    let Options { grants, workers, log_level, .. } = options;
+    let (port, (lowest, highest)) = (grants.port.unwrap_or(0), grants.ports());
+    let mark = grants.mark.map_or(0, |(value, mask)| value & mask);
+    let udp_gso = if options.without.contains(&Offload::UdpGso) { "off" } else { "on" };
+    let line = format!(
+        "{PROGRAM} --interface {interface} --workers {workers} --udp-gso {udp_gso} --log-level {log_level} \
+         --listen-port {port} --ports {lowest}-{highest} --fwmark {mark}"
+    );
+    let words: core::result::Result<_, _> = line.split(' ').map(CString::new).collect();
+    words.map_err(|_| Error::new("NUL in an argument; leave it out"))
 }
 
 /// Opens the program once, and checks that nobody but its owner could have written it.
 fn open_program() -> Result<OwnedFd> {
     let helper = std::env::current_exe().step("find the helper's own program")?;
     let directory = helper.parent().unwrap_or(Path::new("/"));
-    let candidates: [PathBuf; 3] = [
-        directory.join(PROGRAM),
-        directory.join("../libexec/wgsep").join(PROGRAM),
-        PathBuf::from(LIBEXEC).join(PROGRAM),
-    ];
-    let found = candidates.iter().find_map(|path| {
-        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        open(path, flags, Mode::empty()).ok().map(|program| (path, program))
-    });
+    let candidates = [directory, &directory.join("../libexec/wgsep"), Path::new(LIBEXEC)]
+        .map(|directory| directory.join(PROGRAM));
+    let mut open = OpenOptions::new();
+    open.read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW);
+    let found = candidates.iter().find_map(|path| Some((path, open.open(path).ok()?)));
     let Some((path, program)) = found else {
-        let looked: Vec<_> = candidates.iter().map(|path| path.display().to_string()).collect();
+        let looked = candidates.map(|path| path.display().to_string()).join(", ");
         return Err(Error::new(format!(
-            "{PROGRAM} not found at {}; install it: make install",
-            looked.join(", ")
+            "{PROGRAM} not found at {looked}; install it: make install"
         )));
     };
-    let status = fstat(&program).step("check the dataplane's program")?;
-    let helpers_owner = stat(&helper).step("check the helper's program")?.st_uid;
-    let is_regular =
-        SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFREG;
-    let is_owned = status.st_uid == 0 || status.st_uid == helpers_owner;
-    if !is_regular || !is_owned || status.st_mode & 0o022 != 0 {
+    let status = program.metadata().step("check the dataplane's program")?;
+    let helpers_owner = metadata(&helper).step("check the helper's program")?.uid();
+    let is_owned = [0, helpers_owner].contains(&status.uid());
+    if !status.is_file() || !is_owned || status.mode() & 0o022 != 0 {
         return Err(Error::new(format!(
             "{} must be a regular file of root or of the helper's owner that nobody else can write: chown root {0}; chmod go-w {0}",
             path.display()
         )));
     }
-    Ok(program)
+    Ok(program.into())
 }
 
 /// Starts the dataplane: confined before it is executed, by descriptor, with an empty environment.
 ///
 /// # Errors
 /// If the program is missing or unsafe, a mandatory layer is refused, or it cannot be executed.
-pub fn start(arguments: &Arguments<'_>, user: Option<(Uid, Gid)>) -> Result<Dataplane> {
-    let program = open_program()?;
-    let words = arguments.to_strings()?;
-    let words: Vec<&CStr> = words.iter().map(CString::as_c_str).collect();
+pub fn start(options: &Options, interface: &str, user: Option<(Uid, Gid)>) -> Result<Dataplane> {
+    let words = words(options, interface)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).step("socketpair")?;
     let (log, log_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).step("log pipe")?;
-    let (outcome, outcome_end) = pipe2(OFlag::O_CLOEXEC).step("pipe")?;
+    let (outcome, outcome_end) = std::io::pipe().step("pipe")?;
+    let child = Child {
+        null: null()?.into(),
+        log: log_end,
+        channel: above_channel(theirs)?,
+        outcome: above_channel(outcome_end.into())?,
+        program: above_channel(open_program()?)?,
+    };
     let pid = match sys::fork().step("fork")? {
-        Forked::Parent(pid) => pid,
-        Forked::Child => {
-            let errno = become_dataplane(&program, &theirs, &log_end, &outcome_end, user, &words);
-            let _parent_is_gone = nix::unistd::write(&outcome_end, &(errno as i32).to_ne_bytes());
-            sys::exit(127)
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            let Err(errno) = child.become_dataplane(user, &words);
+            let _parent_is_gone = write(&child.outcome, &(errno as i32).to_ne_bytes());
+            std::process::exit(127)
         }
     };
-    drop((theirs, log_end, outcome_end));
+    drop(child);
     let pidfd = sys::pidfd_open(pid).step("pidfd_open")?;
-    let report = read_outcome(&outcome)?;
+    let report = read_outcome(outcome)?;
     let changed = user.filter(|_| report.state(Layer::User) == State::Applied);
     let uid = changed.map_or_else(geteuid, |(uid, _)| uid);
     let channel = Channel::new(ours).map_err(|error| {
@@ -192,104 +123,70 @@ pub fn start(arguments: &Arguments<'_>, user: Option<(Uid, Gid)>) -> Result<Data
     Ok(Dataplane { pidfd, pid, channel, log, uid, report })
 }
 
-/// What the child does: arranges descriptors, confines itself, says how that went, and executes the
-/// program. Returns only if that fails.
-fn become_dataplane(
-    program: &OwnedFd,
-    channel: &OwnedFd,
-    log: &OwnedFd,
-    outcome: &OwnedFd,
-    user: Option<(Uid, Gid)>,
-    words: &[&CStr],
-) -> nix::Error {
-    let prepared = || -> nix::Result<(OwnedFd, OwnedFd)> {
-        let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
-        // Out of the way of the numbers that the dataplane expects.
-        let [channel, log, program, outcome] =
-            [channel, log, program, outcome].map(|descriptor| move_up(descriptor.as_fd()));
-        let (program, outcome) = (program?, outcome?);
-        sys::place_descriptor(null.as_fd(), 0)?;
-        sys::place_descriptor(null.as_fd(), 1)?;
-        sys::place_descriptor(log?.as_fd(), 2)?;
-        sys::place_descriptor(channel?.as_fd(), CHANNEL)?;
-        // These are for the helper, though a service manager may send them to every process: it ends
-        // the dataplane in order, with SIGKILL.
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&handled_signals()), None)?;
-        setsid()?;
-        chdir("/")?;
-        Ok((program, outcome))
-    };
-    let (program, outcome) = match prepared() {
-        Ok(both) => both,
-        Err(errno) => return errno,
-    };
-    let kept = [CHANNEL, program.as_raw_fd(), outcome.as_raw_fd()].map(i32::cast_unsigned);
-    if let Err(errno) = wgsep_policy::close_inherited_descriptors(&kept) {
-        return errno;
-    }
-    let report = wgsep_policy::prepare_dataplane(user);
-    if let Err(errno) = nix::unistd::write(&outcome, &report.to_bytes().concat()) {
-        return errno;
-    }
-    sys::execute(program.as_fd(), words)
+/// Moves a descriptor out of the way of the number that the dataplane expects the channel at.
+fn above_channel(descriptor: OwnedFd) -> Result<OwnedFd> {
+    let moved = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(CHANNEL + 1));
+    moved.and_then(sys::take_descriptor).step("move a descriptor")
 }
 
-fn move_up(descriptor: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
-    const FREE: i32 = 10;
-    let raw = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(FREE))?;
-    sys::take_descriptor(raw)
+/// What the dataplane is given.
+struct Child {
+    null: OwnedFd,
+    log: OwnedFd,
+    channel: OwnedFd,
+    /// Tells the helper of its preparation.
+    outcome: OwnedFd,
+    program: OwnedFd,
+}
+
+impl Child {
+    /// Arranges descriptors, confines itself, says how that went, and executes the program. Returns
+    /// only if that fails.
+    fn become_dataplane(
+        &self,
+        user: Option<(Uid, Gid)>,
+        words: &[CString],
+    ) -> nix::Result<Infallible> {
+        let Self { null, log, channel, outcome, program } = self;
+        for (number, descriptor) in (0..).zip([null, null, log, channel]) {
+            sys::place_descriptor(descriptor.as_fd(), number)?;
+        }
+        // These are for the helper, though a service manager may send them to every process: it ends
+        // the dataplane in order, with SIGKILL.
+        handled_signals().thread_set_mask()?;
+        setsid()?;
+        chdir("/")?;
+        let kept = [CHANNEL, outcome.as_raw_fd(), program.as_raw_fd()].map(i32::cast_unsigned);
+        wgsep_policy::close_inherited_descriptors(&kept)?;
+        let report = wgsep_policy::prepare_dataplane(user);
+        write(outcome, &report.to_bytes().concat())?;
+        let no_environment: [CString; 0] = [];
+        execveat(program, c"", words, &no_environment, AtFlags::AT_EMPTY_PATH)
+    }
 }
 
 /// The child's report; then nothing if it was executed, or the errno if it was not.
-fn read_outcome(outcome: &OwnedFd) -> Result<Report> {
-    let mut bytes = [0; REPORT_LAYERS * 3 + 4];
-    let mut len = 0;
-    while let Some(place) = bytes.get_mut(len..).filter(|place| !place.is_empty()) {
-        match read(outcome, place).step("start the dataplane")? {
-            0 => break,
-            more => len += more,
-        }
+fn read_outcome(mut outcome: PipeReader) -> Result<Report> {
+    let mut bytes = Vec::new();
+    outcome.read_to_end(&mut bytes).step("start the dataplane")?;
+    let (report, errno) = bytes.split_at_checked(Layer::ALL.len() * 3).unwrap_or((&[], &bytes));
+    if let Some(errno) = errno.first_chunk().map(|errno| i32::from_ne_bytes(*errno)) {
+        return Err(Errno::from_raw(errno)).advise(
+            if report.is_empty() { "prepare the dataplane" } else { "execute wgsep-dataplane" },
+            &[
+                (
+                    &[Errno::ENOENT],
+                    "cannot execute wgsep-dataplane in its empty root: it must be linked statically; build it with: make",
+                ),
+                (
+                    &[Errno::EACCES],
+                    "cannot execute wgsep-dataplane: its user may not; make it executable by everybody: chmod a+rx",
+                ),
+            ],
+        );
     }
-    let (layers, errno) = bytes.split_at(REPORT_LAYERS * 3);
-    if len == bytes.len() {
-        let errno = errno.first_chunk().map_or(0, |errno| i32::from_ne_bytes(*errno));
-        return Err(not_executed(nix::Error::from_raw(errno)));
-    }
-    if len < layers.len() {
-        let errno = bytes.first_chunk().map_or(0, |errno| i32::from_ne_bytes(*errno));
-        return Err(Error::call("prepare the dataplane", nix::Error::from_raw(errno)));
-    }
-    let mut wire = [[0; 3]; REPORT_LAYERS];
-    for (layer, bytes) in wire.iter_mut().zip(layers.chunks_exact(3)) {
-        layer.copy_from_slice(bytes);
-    }
-    Report::from_bytes(&wire).ok_or_else(|| {
-        Error::new("the child's report makes no sense; this is a fault, please report it")
+    let report = report.as_chunks().0.first_chunk().and_then(Report::from_bytes);
+    report.ok_or_else(|| {
+        Error::new("the dataplane was not prepared to its end; see the lines of the kernel: dmesg")
     })
-}
-
-fn not_executed(errno: nix::Error) -> Error {
-    match errno {
-        nix::Error::ENOENT => Error::new(format!(
-            "cannot execute {PROGRAM} in its empty root: it must be linked statically; build it with: make"
-        )),
-        nix::Error::EACCES => Error::new(format!(
-            "cannot execute {PROGRAM}: its user may not; make it executable by everybody: chmod a+rx"
-        )),
-        errno => Error::call(&format!("execute {PROGRAM}"), errno),
-    }
-}
-
-/// Blocks the signals that the monitor reads from a descriptor, before any child exists.
-///
-/// # Errors
-/// As sigprocmask(2).
-pub fn block(signals: &SigSet) -> Result<()> {
-    sigprocmask(SigmaskHow::SIG_BLOCK, Some(signals), None).step("block signals")
-}
-
-/// Descriptor of the channel, as the dataplane's program knows it.
-#[must_use]
-pub const fn channel_number() -> i32 {
-    CHANNEL
 }

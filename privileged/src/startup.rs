@@ -2,18 +2,18 @@
 
 use crate::error::{Error, Result, Step};
 use crate::notify::ServiceManager;
-use crate::sys::{self, Forked};
-use nix::fcntl::{OFlag, open};
+use crate::sys;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::waitpid;
-use nix::unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, pipe2, read, setsid, write};
-use std::io::Read;
+use nix::unistd::{ForkResult, chdir, setsid};
+use std::fs::{File, OpenOptions};
+use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::process::exit;
 use wgsep_policy::limits;
 
 /// Descriptors and settings that came by the environment.
-#[derive(Default)]
 pub struct Inherited {
     /// WG_TUN_FD.
     pub tun: Option<OwnedFd>,
@@ -26,22 +26,25 @@ pub struct Inherited {
 /// Closes what the launcher left open, forgets the environment, and sets mask and core limit.
 ///
 /// # Errors
-/// If WG_TUN_FD or WG_UAPI_FD is not the number of an open descriptor.
+/// If WG_TUN_FD or WG_UAPI_FD is not the number of an open descriptor of its own.
 pub fn clean_process() -> Result<Inherited> {
-    let tun = descriptor_variable("WG_TUN_FD")?;
-    let uapi = descriptor_variable("WG_UAPI_FD")?;
-    let kept: Vec<u32> =
-        [tun, uapi].into_iter().flatten().filter_map(|fd| u32::try_from(fd).ok()).collect();
+    const VARIABLES: [&str; 2] = ["WG_TUN_FD", "WG_UAPI_FD"];
+    let [tun, uapi] = VARIABLES.map(descriptor_variable);
+    let (tun, uapi) = (tun?, uapi?);
+    if tun.is_some() && tun == uapi {
+        return Err(Error::new(
+            "WG_TUN_FD and WG_UAPI_FD are the same descriptor; unset one of them",
+        ));
+    }
+    let kept: Vec<_> = [tun, uapi].into_iter().flatten().map(RawFd::cast_unsigned).collect();
     wgsep_policy::close_inherited_descriptors(&kept).step("close inherited descriptors")?;
     let manager = ServiceManager::of_environment()?;
-    for (name, _) in std::env::vars_os() {
-        sys::remove_variable(&name);
-    }
+    sys::clear_environment();
     umask(Mode::from_bits_truncate(0o077));
     limits::no_core().step("core limit")?;
     let take = |name: &str, number: Option<RawFd>| {
-        let missing = |errno| Error::call(&format!("{name} is not an open descriptor"), errno);
-        number.map(|number| sys::take_descriptor(number).map_err(missing)).transpose()
+        let step = format!("{name} is not an open descriptor");
+        number.map(|number| sys::take_descriptor(number).step(&step)).transpose()
     };
     Ok(Inherited { tun: take("WG_TUN_FD", tun)?, uapi: take("WG_UAPI_FD", uapi)?, manager })
 }
@@ -50,7 +53,7 @@ fn descriptor_variable(name: &str) -> Result<Option<RawFd>> {
     let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else {
         return Ok(None);
     };
-    let number = value.to_str().and_then(|value| value.parse::<RawFd>().ok()).filter(|fd| *fd > 2);
+    let number = value.to_str().and_then(|value| value.parse().ok()).filter(|number| *number > 2);
     number.map(Some).ok_or_else(|| {
         Error::new(format!(
             "{name} must be the number of an open descriptor above 2; unset it, or set it to one"
@@ -63,81 +66,77 @@ pub fn handled_signals() -> SigSet {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
 }
 
-/// The way back to whoever started the daemon in the background.
-pub struct Launcher(Option<OwnedFd>);
+/// Opens /dev/null.
+///
+/// # Errors
+/// If there is none.
+pub fn null() -> Result<File> {
+    OpenOptions::new().read(true).write(true).open("/dev/null").step("/dev/null")
+}
+
+/// The way back to whoever started the daemon in the background, and nothing in the foreground.
+#[derive(Default)]
+pub struct Launcher(Option<PipeWriter>);
+
+/// What the launcher hears when all is well, which is no error's line.
+const READY: &str = "ready";
 
 impl Launcher {
-    /// In the foreground nobody waits.
-    pub const fn foreground() -> Self {
-        Self(None)
-    }
-
     /// All is ready.
     pub fn ready(&mut self) {
-        if let Some(pipe) = self.0.take() {
-            let _launcher_is_gone = write(&pipe, &[0]);
-        }
+        self.tell(READY);
     }
 
-    /// It failed; true if somebody was told.
-    pub fn failed(&mut self, error: &Error) -> bool {
+    /// It failed: says so to the launcher, or else on standard error.
+    pub fn failed(&mut self, error: &Error) {
         let line = error.to_string();
-        self.0.take().is_some_and(|pipe| write(&pipe, line.as_bytes()).is_ok())
+        if !self.tell(&line) {
+            complain(&line);
+        }
+    }
+
+    fn tell(&mut self, line: &str) -> bool {
+        self.0.take().is_some_and(|mut pipe| pipe.write_all(line.as_bytes()).is_ok())
     }
 }
 
-/// Goes on in the background; the launcher's process waits until all is ready, or says what failed.
+/// Goes on in the background, without the launcher's standard descriptors; the launcher's process waits
+/// until all is ready, or says what failed.
 ///
 /// # Errors
-/// If the kernel refuses the fork.
-pub fn daemonize() -> Result<Launcher> {
-    let (outcome, outcome_end) = pipe2(OFlag::O_CLOEXEC).step("pipe")?;
-    match sys::fork().step("fork")? {
-        Forked::Parent(child) => {
-            drop(outcome_end);
-            let _reaped = waitpid(child, None);
-            wait_for_daemon(outcome)
-        }
-        Forked::Child => {
-            drop(outcome);
-            setsid().step("setsid")?;
-            // Not the leader of its session, so that no terminal can ever become its own.
-            if let Forked::Parent(_) = sys::fork().step("fork")? {
-                sys::exit(0);
-            }
-            chdir("/").step("chdir /")?;
-            Ok(Launcher(Some(outcome_end)))
-        }
+/// If the kernel refuses the fork, or there is no /dev/null.
+pub fn daemonize(launcher: &mut Launcher) -> Result<()> {
+    let (outcome, outcome_end) = std::io::pipe().step("pipe")?;
+    if let ForkResult::Parent { child } = sys::fork().step("fork")? {
+        drop(outcome_end);
+        let _reaped = waitpid(child, None);
+        wait_for_daemon(outcome)
     }
+    drop(outcome);
+    *launcher = Launcher(Some(outcome_end));
+    setsid().step("setsid")?;
+    // Not the leader of its session, so that no terminal can ever become its own.
+    if sys::fork().step("fork")?.is_parent() {
+        exit(0);
+    }
+    chdir("/").step("chdir /")?;
+    let null = null()?;
+    (0..=2).try_for_each(|number| sys::place_descriptor(null.as_fd(), number)).step("/dev/null")
 }
 
-/// Lets go of the launcher's standard descriptors.
-///
-/// # Errors
-/// If /dev/null cannot be opened.
-pub fn release_standard_descriptors() -> Result<()> {
-    let null =
-        open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).step("/dev/null")?;
-    dup2_stdin(null.as_fd()).step("standard input")?;
-    dup2_stdout(null.as_fd()).step("standard output")?;
-    dup2_stderr(null.as_fd()).step("standard error")
-}
-
-fn wait_for_daemon(outcome: OwnedFd) -> ! {
-    let mut first = [0];
-    match read(&outcome, &mut first) {
-        Ok(1) if first == [0] => sys::exit(0),
-        Ok(1) => {
-            let mut line = vec![first[0]];
-            let _rest = std::fs::File::from(outcome).read_to_end(&mut line);
-            complain(&String::from_utf8_lossy(&line));
-        }
-        _ => complain("the daemon died before it was ready; its log says why"),
+fn wait_for_daemon(mut outcome: PipeReader) -> ! {
+    let mut said = String::new();
+    let _cut_short = outcome.read_to_string(&mut said);
+    match said.as_str() {
+        READY => exit(0),
+        "" => complain("the daemon died before it was ready; its log says why"),
+        line => complain(line),
     }
-    sys::exit(1)
+    exit(1)
 }
 
 /// Says what failed, on standard error.
 pub fn complain(line: &str) {
-    let _nobody_reads = write(std::io::stderr(), format!("wgsep: {line}\n").as_bytes());
+    let _nobody_reads =
+        nix::unistd::write(std::io::stderr(), format!("wgsep: {line}\n").as_bytes());
 }

@@ -1,16 +1,20 @@
 //! The TUN device and the socket that tells of its state.
 
 use crate::error::{Error, Result, Step};
+use crate::netlink;
 use crate::netns::Netns;
-use crate::offload::{Offload, Offloads};
+use crate::offload::Offload;
 use crate::sys;
-use nix::fcntl::{OFlag, open};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
     AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,
 };
-use nix::sys::stat::Mode;
+use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use wgsep_ipc::TunOffload;
 use wgsep_policy::{Capability, capabilities};
 
@@ -18,7 +22,11 @@ const DEVICE: &str = "/dev/net/tun";
 /// Longest interface name, in bytes.
 const MAX_NAME_LEN: usize = libc::IFNAMSIZ - 1;
 /// Of the interface at its birth: what fits into 1500 with IPv6 outside.
-const DEFAULT_MTU: libc::c_int = 1420;
+const DEFAULT_MTU: u32 = 1420;
+/// TCP's longest super-packet, in bytes, so that it fits into one send of as many datagrams: with the
+/// MTU of 1420, 45 segments of 1452 bytes.
+const GSO_MAX_SIZE: u32 = 62_000;
+const IFLA_GSO_MAX_SIZE: u16 = 41;
 /// Length of the struct virtio_net_hdr before each packet.
 const VNET_HDR_LEN: libc::c_int = 10;
 /// Of an interface that is about to be moved to where its own name is free.
@@ -30,13 +38,13 @@ const RTMGRP_IPV6_ROUTE: u32 = 0x400;
 
 /// The interface.
 pub struct TunDevice {
-    /// Its queues, in order.
-    pub queues: Vec<OwnedFd>,
+    /// Where its packets are read and written; it goes when this is closed everywhere.
+    pub queue: OwnedFd,
     /// Its real name.
     pub name: String,
     /// Its index, in the network namespace it was made in.
     pub ifindex: u32,
-    /// What its queues do besides single packets.
+    /// What the queue does besides single packets.
     pub offload: TunOffload,
 }
 
@@ -66,25 +74,29 @@ pub fn check_name(name: &str) -> Result<()> {
 }
 
 impl TunDevice {
-    /// Creates the interface, which goes when its last queue is closed.
+    /// Creates the interface, which goes when its queue is closed.
     ///
     /// # Errors
     /// If there is no /dev/net/tun, no permission, or the name is taken.
-    pub fn create(name: &str, without: Offloads) -> Result<Self> {
+    pub fn create(name: &str, without: &[Offload]) -> Result<Self> {
         let queue = open_device()?;
-        let vnet_hdr = !without.contains(Offload::VnetHdr);
+        let vnet_hdr = !without.contains(&Offload::VnetHdr);
         let header = if vnet_hdr { libc::IFF_VNET_HDR } else { 0 };
         let flags = libc::IFF_TUN | libc::IFF_NO_PI | header | libc::IFF_TUN_EXCL;
-        let name = sys::attach_tun(queue.as_fd(), name, flags).map_err(|errno| match errno {
-            nix::Error::EBUSY | nix::Error::EINVAL | nix::Error::EEXIST => name_taken(name),
-            nix::Error::EPERM => Error::new(format!(
-                "no permission to create interface {name}: CAP_NET_ADMIN is missing; run as root, or: setcap cap_net_admin+ep wgsep"
-            )),
-            errno => Error::call(&format!("create interface {name}"), errno),
-        })?;
+        let name = sys::attach_tun(queue.as_fd(), name, flags).advise(
+            &format!("create interface {name}"),
+            &[
+                (&TAKEN, &name_taken(name)),
+                (&[Errno::EPERM], &format!("no permission to create interface {name}: CAP_NET_ADMIN is missing; run as root, or: setcap cap_net_admin+ep wgsep")),
+            ],
+        )?;
         let device = Self::identified(queue, name, vnet_hdr, without)?;
-        device.set_mtu()?;
-        device.limit_super_packets();
+        let set = |attribute, value: u32| {
+            netlink::set_link(device.ifindex, &[(attribute, &value.to_ne_bytes())])
+        };
+        set(libc::IFLA_MTU, DEFAULT_MTU).step("set the MTU")?;
+        // Where the kernel refuses, such a packet takes two sends.
+        let _slower = set(IFLA_GSO_MAX_SIZE, GSO_MAX_SIZE);
         Ok(device)
     }
 
@@ -93,113 +105,102 @@ impl TunDevice {
     ///
     /// # Errors
     /// As [`Self::create`].
-    pub fn create_in(netns: &Netns, name: &str, without: Offloads) -> Result<Self> {
-        let Self { queues, ifindex, offload, .. } = Self::create(NAME_IN_PASSING, without)?;
-        netns.take_in(ifindex, name).map_err(|errno| match errno {
-            nix::Error::EEXIST => name_taken(name),
-            errno => Error::call(&format!("move interface {name} to its namespace"), errno),
-        })?;
-        let (name, _) = match queues.first() {
-            Some(queue) => sys::tun_identity(queue.as_fd()).step("name of the interface")?,
-            None => {
-                return Err(Error::new(
-                    "the interface has no queue; this is a fault, please report it",
-                ));
-            }
-        };
-        let index = || nix::net::if_::if_nametoindex(name.as_str()).step("index of the interface");
-        let ifindex = netns.inside(index)?;
-        Ok(Self { queues, name, ifindex, offload })
+    pub fn create_in(netns: &Netns, name: &str, without: &[Offload]) -> Result<Self> {
+        let made = Self::create(NAME_IN_PASSING, without)?;
+        let step = format!("move interface {name} to its namespace");
+        netns.take_in(made.ifindex, name).advise(&step, &[(&TAKEN, &name_taken(name))])?;
+        let (name, _) = sys::tun_identity(made.queue.as_fd()).step("name of the interface")?;
+        let ifindex = netns.inside(|| index_of(&name))?;
+        Ok(Self { name, ifindex, ..made })
     }
 
     /// Takes over an interface that somebody else created (WG_TUN_FD).
     ///
     /// # Errors
     /// If the descriptor is no TUN queue.
-    pub fn adopt(queue: OwnedFd, without: Offloads) -> Result<Self> {
-        let (name, flags) = sys::tun_identity(queue.as_fd())
-            .map_err(|errno| Error::call("WG_TUN_FD is not a TUN device", errno))?;
+    pub fn adopt(queue: OwnedFd, without: &[Offload]) -> Result<Self> {
+        let (name, flags) =
+            sys::tun_identity(queue.as_fd()).step("WG_TUN_FD is not a TUN device")?;
         if flags & libc::IFF_TUN == 0 || flags & libc::IFF_NO_PI == 0 {
             return Err(Error::new(
                 "WG_TUN_FD is opened with other flags; open it with IFF_TUN and IFF_NO_PI",
             ));
         }
-        nix::fcntl::fcntl(&queue, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_RDWR))
-            .step("WG_TUN_FD")?;
+        fcntl(&queue, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).step("WG_TUN_FD")?;
         Self::identified(queue, name, flags & libc::IFF_VNET_HDR != 0, without)
     }
 
-    fn identified(queue: OwnedFd, name: String, vnet_hdr: bool, without: Offloads) -> Result<Self> {
-        let ifindex =
-            nix::net::if_::if_nametoindex(name.as_str()).step("index of the interface")?;
+    fn identified(
+        queue: OwnedFd,
+        name: String,
+        vnet_hdr: bool,
+        without: &[Offload],
+    ) -> Result<Self> {
+        let ifindex = index_of(&name)?;
         let offload =
             if vnet_hdr { set_offload(queue.as_fd(), without)? } else { TunOffload::default() };
-        Ok(Self { queues: vec![queue], name, ifindex, offload })
+        Ok(Self { queue, name, ifindex, offload })
     }
 
-    fn set_mtu(&self) -> Result<()> {
-        let any = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
-            .step("socket to set the MTU")?;
-        sys::set_mtu(any.as_fd(), &self.name, DEFAULT_MTU).step("set the MTU")
-    }
-
-    /// Has TCP make super-packets that fit into one send of as many datagrams: with the MTU of 1420,
-    /// 45 segments of 1452 bytes. Where the kernel refuses, each takes two sends.
-    fn limit_super_packets(&self) {
-        const MAX_SIZE: u32 = 62_000;
-        let _slower = sys::set_gso_max_size(self.ifindex, MAX_SIZE);
-    }
-
-    /// What its queues should do and do not, for the log.
+    /// What its queue should do and does not, for the log.
     pub fn missing(&self) -> Option<Offload> {
         let TunOffload { vnet_hdr, tso, uso } = self.offload;
-        match (vnet_hdr, tso, uso) {
-            (false, ..) => Some(Offload::VnetHdr),
-            (true, false, _) => Some(Offload::Tso),
-            (true, true, false) => Some(Offload::Uso),
-            (true, true, true) => None,
-        }
+        let ranked = [(Offload::VnetHdr, vnet_hdr), (Offload::Tso, tso), (Offload::Uso, uso)];
+        ranked.into_iter().find(|(_, has)| !has).map(|(offload, _)| offload)
     }
 }
 
-fn name_taken(name: &str) -> Error {
-    Error::new(format!(
+fn index_of(name: &str) -> Result<u32> {
+    if_nametoindex(name).step("index of the interface")
+}
+
+/// What the kernel says where a name is in use.
+const TAKEN: [Errno; 3] = [Errno::EBUSY, Errno::EINVAL, Errno::EEXIST];
+
+fn name_taken(name: &str) -> String {
+    format!(
         "interface {name} already exists; delete it (ip link delete {name}) or choose another name"
-    ))
+    )
 }
 
 /// Has the kernel exchange super-packets where it can: UDP's since Linux 6.2.
-fn set_offload(queue: BorrowedFd<'_>, without: Offloads) -> Result<TunOffload> {
+fn set_offload(queue: BorrowedFd<'_>, without: &[Offload]) -> Result<TunOffload> {
     sys::set_vnet_header_len(queue, VNET_HDR_LEN).step("set the length of virtio_net_hdr")?;
     let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
     let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
-    let set = |offloads| sys::set_offload(queue, offloads).is_ok();
-    let tso = !without.contains(Offload::Tso);
-    let uso = tso && !without.contains(Offload::Uso) && set(tcp | udp);
-    let tso = uso || (tso && set(tcp));
     // A queue that was handed over may have been set up for more.
-    if !tso && !set(0) {
-        return Err(Error::new("the TUN device keeps its offloads; hand over another WG_TUN_FD"));
-    }
+    sys::set_offload(queue, 0).step("take back the offloads of WG_TUN_FD")?;
+    let has = |offload, bits| !without.contains(&offload) && sys::set_offload(queue, bits).is_ok();
+    let tso = has(Offload::Tso, tcp);
+    let uso = tso && has(Offload::Uso, tcp | udp);
     Ok(TunOffload { vnet_hdr: true, tso, uso })
 }
 
 fn open_device() -> Result<OwnedFd> {
-    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    open(DEVICE, flags, Mode::empty()).map_err(|errno| match errno {
-        nix::Error::ENOENT | nix::Error::ENXIO | nix::Error::ENODEV => Error::new(format!(
-            "{DEVICE} is missing; load it: modprobe tun (in a container, pass the device in)"
-        )),
-        nix::Error::EACCES | nix::Error::EPERM => {
-            let missing = if capabilities::has(Capability::CAP_NET_ADMIN) {
-                "allow this user to open the device"
-            } else {
-                "CAP_NET_ADMIN is missing too; run as root"
-            };
-            Error::new(format!("no permission to open {DEVICE}; {missing}"))
-        }
-        errno => Error::call(&format!("open {DEVICE}"), errno),
-    })
+    let mut open = OpenOptions::new();
+    let opened = open.read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE);
+    let is_admin = capabilities::has(Capability::CAP_NET_ADMIN);
+    let device = opened.advise(
+        &format!("open {DEVICE}"),
+        &[
+            (
+                &[Errno::ENOENT, Errno::ENXIO, Errno::ENODEV],
+                &format!("{DEVICE} is missing; load it: modprobe tun (in a container, pass the device in)"),
+            ),
+            (
+                &[Errno::EACCES, Errno::EPERM],
+                &format!(
+                    "no permission to open {DEVICE}; {}",
+                    if is_admin {
+                        "allow this user to open the device"
+                    } else {
+                        "CAP_NET_ADMIN is missing too; run as root"
+                    }
+                ),
+            ),
+        ],
+    );
+    device.map(OwnedFd::from)
 }
 
 /// A netlink socket that hears of link, route and rule changes; true with it if of the interface also

@@ -1,23 +1,24 @@
 //! The UAPI socket that wg(8) looks for: /var/run/wireguard/INTERFACE.sock.
 
 use crate::error::{Error, Result, Step};
-use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, open, openat};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockname, getsockopt,
-    listen, socket, sockopt,
-};
-use nix::sys::stat::{Mode, SFlag, fstatat, umask};
-use nix::unistd::{UnlinkatFlags, unlinkat};
-use std::cell::{Cell, RefCell};
-use std::ffi::{CString, OsString};
+use nix::sys::socket::{UnixAddr, getsockname, getsockopt, sockopt};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{UnlinkatFlags, mkdir, unlinkat};
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions, remove_file, symlink_metadata};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::Duration;
 
 /// Where every WireGuard program looks.
-pub const DIRECTORY: &str = "/var/run/wireguard";
+const DIRECTORY: &str = "/var/run/wireguard";
 
 /// How long the second half of a renaming may take.
 const RENAMING: Duration = Duration::from_millis(50);
@@ -27,12 +28,12 @@ pub struct UapiSocket {
     /// `None` once handed over: what the helper keeps open would go on accepting clients after the
     /// dataplane's death.
     listener: Option<OwnedFd>,
-    directory: OwnedFd,
+    directory: File,
     watch: Inotify,
-    file: RefCell<CString>,
+    /// The name in the directory, while it is ours.
+    file: Option<OsString>,
     /// Where `wgsep audit` finds how the sandbox turned out; opened while that is possible.
-    report: Option<(OwnedFd, CString)>,
-    was_removed: Cell<bool>,
+    report: Option<(File, OsString)>,
 }
 
 impl UapiSocket {
@@ -44,21 +45,13 @@ impl UapiSocket {
     pub fn bind(interface: &str) -> Result<Self> {
         let directory = open_directory()?;
         let path = format!("{DIRECTORY}/{interface}.sock");
-        let file = file_name(interface)?;
-        remove_stale(directory.as_fd(), &file, &path)?;
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let listener =
-            socket(AddressFamily::Unix, SockType::Stream, flags, None).step("UAPI socket")?;
-        let address = UnixAddr::new(path.as_str()).step("UAPI socket address")?;
+        remove_stale(&path)?;
         // Before the file exists, so that no removal goes unseen.
         let watch = watch_directory()?;
-        let before = umask(Mode::from_bits_truncate(0o177));
-        let bound = bind(listener.as_raw_fd(), &address);
-        umask(before);
-        bound.map_err(|errno| not_writable(&path, errno))?;
-        let listening = listen(&listener, Backlog::MAXCONN);
-        let bound = Self::new(listener, directory, watch, file);
-        listening.step("listen on the UAPI socket").map(|()| bound)
+        let listener = with_umask(0o177, || UnixListener::bind(&path))
+            .map_err(|error| not_writable(&path, &error))?;
+        listener.set_nonblocking(true).step("UAPI socket")?;
+        Ok(Self::new(listener.into(), directory, watch, interface))
     }
 
     /// Takes over a socket that is already bound and listening (WG_UAPI_FD).
@@ -73,23 +66,21 @@ impl UapiSocket {
             ));
         }
         fcntl(&listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).step("WG_UAPI_FD")?;
-        let file = file_name(interface)?;
-        Ok(Self::new(listener, open_directory()?, watch_directory()?, file))
+        Ok(Self::new(listener, open_directory()?, watch_directory()?, interface))
     }
 
-    fn new(listener: OwnedFd, directory: OwnedFd, watch: Inotify, file: CString) -> Self {
-        let report = create_report(directory.as_fd(), &file);
-        let (file, was_removed) = (RefCell::new(file), Cell::new(false));
-        Self { listener: Some(listener), directory, watch, file, report, was_removed }
+    fn new(listener: OwnedFd, directory: File, watch: Inotify, interface: &str) -> Self {
+        let file = Some(format!("{interface}.sock").into());
+        Self { listener: Some(listener), directory, watch, file, report: create_report(interface) }
     }
 
     /// Leaves the sandbox's report for `wgsep audit`.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write_report(&self, text: &str) -> Result<()> {
-        let Some((report, _)) = &self.report else { return Ok(()) };
-        nix::unistd::write(report, text.as_bytes()).step("write the sandbox's report").map(drop)
+    pub fn write_report(&mut self, text: &str) -> Result<()> {
+        let Some((report, _)) = &mut self.report else { return Ok(()) };
+        report.write_all(text.as_bytes()).step("write the sandbox's report")
     }
 
     /// What the dataplane accepts clients on; gone from here with the returned value.
@@ -110,25 +101,23 @@ impl UapiSocket {
     /// Reads the watch: true if our file was removed, replaced, or moved out of the directory.
     ///
     /// Renamed within it, as an operator does who renames the interface, it is ours by its new name.
-    pub fn was_removed(&self) -> bool {
-        let mut left = None;
-        while let Ok(events) = self.next_events(left.is_some()) {
+    pub fn was_removed(&mut self) -> bool {
+        let mut renaming = None;
+        while let Ok(events) = self.next_events(renaming.is_some()) {
             for event in events {
-                let Some(name) = event.name.map(OsString::into_vec) else { continue };
-                let is_ours = name == self.file.borrow().as_bytes();
-                if event.mask.contains(AddWatchFlags::IN_MOVED_TO) && left == Some(event.cookie) {
-                    left = None;
-                    // A name from a directory has no NUL.
-                    self.file.replace(CString::new(name).unwrap_or_default());
-                } else if is_ours && event.mask.contains(AddWatchFlags::IN_MOVED_FROM) {
-                    left = Some(event.cookie);
+                let is_ours = event.name.is_some() && event.name == self.file;
+                if event.mask.contains(AddWatchFlags::IN_MOVED_TO) && renaming == Some(event.cookie)
+                {
+                    renaming = None;
+                    self.file = event.name;
                 } else if is_ours {
-                    self.was_removed.set(true);
+                    let leaves = event.mask.contains(AddWatchFlags::IN_MOVED_FROM);
+                    renaming = leaves.then_some(event.cookie);
+                    self.file = None;
                 }
             }
         }
-        self.was_removed.set(self.was_removed.get() || left.is_some());
-        self.was_removed.get()
+        self.file.is_none()
     }
 
     /// The events that wait, if any. The two halves of a renaming need not come together, but the
@@ -145,30 +134,22 @@ impl UapiSocket {
 impl Drop for UapiSocket {
     /// A file that has taken the place of ours is somebody else's.
     fn drop(&mut self) {
-        let is_ours = !self.was_removed();
-        let file = self.file.borrow();
-        let report = self.report.as_ref().map(|(_, name)| name);
-        for name in [is_ours.then_some(&*file), report].into_iter().flatten() {
-            let name = name.as_c_str();
-            let _already_gone = unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir);
+        let _is_known_now = self.was_removed();
+        let report = self.report.take().map(|(_, name)| name);
+        for name in [self.file.take(), report].into_iter().flatten() {
+            let _already_gone = unlinkat(&self.directory, &*name, UnlinkatFlags::NoRemoveDir);
         }
     }
 }
 
 /// Makes `IF.sandbox` anew beside `IF.sock`. A directory that may not be written, below a socket that
 /// was handed to us, leaves the audit without the report, and that is what it then says.
-fn create_report(directory: BorrowedFd<'_>, socket: &CString) -> Option<(OwnedFd, CString)> {
-    let socket = socket.to_str().ok()?;
-    let name = CString::new(format!("{}.sandbox", socket.strip_suffix(".sock")?)).ok()?;
-    let _stale = unlinkat(directory, name.as_c_str(), UnlinkatFlags::NoRemoveDir);
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-    let mode = Mode::from_bits_truncate(0o600);
-    openat(directory, name.as_c_str(), flags, mode).ok().map(|file| (file, name))
-}
-
-fn file_name(interface: &str) -> Result<CString> {
-    CString::new(format!("{interface}.sock"))
-        .map_err(|_| Error::new("bad interface name: NUL; choose one such as wg0"))
+fn create_report(interface: &str) -> Option<(File, OsString)> {
+    let name = format!("{interface}.sandbox");
+    let path = format!("{DIRECTORY}/{name}");
+    let _stale = remove_file(&path);
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).ok()?;
+    Some((file, name.into()))
 }
 
 /// Hears of every file that leaves the directory, or that another is renamed over.
@@ -181,51 +162,50 @@ fn watch_directory() -> Result<Inotify> {
     Ok(watch)
 }
 
-fn not_writable(path: &str, errno: nix::Error) -> Error {
+fn not_writable(path: &str, error: &io::Error) -> Error {
     Error::new(format!(
-        "cannot bind {path}: {}; run as root, or make the directory writable: install -d -m 0770 -g \"$(id -gn)\" {DIRECTORY}",
-        errno.desc()
+        "cannot bind {path}: {error}; run as root, or make the directory writable: install -d -m 0770 -g \"$(id -gn)\" {DIRECTORY}"
     ))
 }
 
-/// Opens the directory, making it (0755) if it is missing.
-fn open_directory() -> Result<OwnedFd> {
-    let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_PATH;
-    match open(DIRECTORY, flags, Mode::empty()) {
-        Err(nix::Error::ENOENT) => {}
-        opened => return opened.step(DIRECTORY),
-    }
-    let before = umask(Mode::from_bits_truncate(0o022));
-    let made = nix::unistd::mkdir(DIRECTORY, Mode::from_bits_truncate(0o755));
+fn with_umask<T>(mask: libc::mode_t, work: impl FnOnce() -> T) -> T {
+    let before = umask(Mode::from_bits_truncate(mask));
+    let done = work();
     umask(before);
-    match made {
-        Ok(()) | Err(nix::Error::EEXIST) => open(DIRECTORY, flags, Mode::empty()).step(DIRECTORY),
-        Err(errno) => Err(not_writable(DIRECTORY, errno)),
-    }
+    done
 }
 
-/// Removes a socket that nobody listens on; refuses everything else.
-fn remove_stale(directory: BorrowedFd<'_>, file: &CString, path: &str) -> Result<()> {
-    let found = match fstatat(directory, file.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Err(nix::Error::ENOENT) => return Ok(()),
+/// Opens the directory, making it (0755) if it is missing.
+fn open_directory() -> Result<File> {
+    match with_umask(0o022, || mkdir(DIRECTORY, Mode::from_bits_truncate(0o755))) {
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(not_writable(DIRECTORY, &errno.into())),
+    }
+    let mut open = OpenOptions::new();
+    open.read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_PATH);
+    open.open(DIRECTORY).step(DIRECTORY)
+}
+
+/// Removes a socket that nobody holds; refuses everything else.
+fn remove_stale(path: &str) -> Result<()> {
+    let found = match symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         found => found.step(path)?,
     };
-    if SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFSOCK {
+    if !found.file_type().is_socket() {
         return Err(Error::new(format!("{path} exists and is not a socket; move it away")));
     }
-    // Not waiting: a stopped daemon with a full backlog would never answer.
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let probe =
-        socket(AddressFamily::Unix, SockType::Stream, flags, None).step("probe the UAPI socket")?;
-    let address = UnixAddr::new(path).step("UAPI socket address")?;
-    match connect(probe.as_raw_fd(), &address) {
-        Err(nix::Error::ECONNREFUSED) => {
-            unlinkat(directory, file.as_c_str(), UnlinkatFlags::NoRemoveDir)
-                .map_err(|errno| not_writable(path, errno))
-        }
-        Ok(()) | Err(nix::Error::EAGAIN) => Err(Error::new(format!(
+    // A socket of another type finds out at once whether anybody holds this one; waiting to be accepted
+    // by a stopped daemon would take for ever.
+    let probe = UnixDatagram::unbound().step("probe the UAPI socket")?;
+    let errno = probe.connect(path).map_or_else(|error| error.raw_os_error(), |()| None);
+    match errno {
+        Some(libc::ECONNREFUSED) => remove_file(path).map_err(|error| not_writable(path, &error)),
+        None | Some(libc::EPROTOTYPE) => Err(Error::new(format!(
             "{path} is in use by a running daemon; stop it, or choose another interface name"
         ))),
-        Err(errno) => Err(Error::call(&format!("{path} exists and cannot be probed"), errno)),
+        Some(errno) => {
+            Err(Errno::from_raw(errno)).step(&format!("{path} exists and cannot be probed"))
+        }
     }
 }

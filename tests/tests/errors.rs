@@ -22,8 +22,8 @@ const CRATES: [&str; 6] =
 /// Calls and methods that make an error of their arguments,
 const CALLS: [&str; 5] = ["Err", "Error::new", "End::Failed", "complain", "violation"];
 const METHODS: [&str; 3] = ["ok_or", "ok_or_else", "map_err"];
-/// and those that are given the name of a step.
-const STEPS: [&str; 4] = ["Error::call", "required", "step", "Refused"];
+/// and those that are given the name of a step. (`advise` is given one and lines.)
+const STEPS: [&str; 3] = ["required", "step", "Refused"];
 
 /// Lines that have a part of elsewhere.
 const UAPI: &str = "dataplane's `UAPI line N: …; nothing changed`: it says what the line has to be";
@@ -31,9 +31,8 @@ const BREACH: &str = "helper's `the dataplane broke the contract and was killed:
 const AUDIT: &str = "the audit's table, where a finding has a remedy of its own";
 
 /// What stands in a line of another place, which has the remedy; and where that is.
-const PARTS: [(&str, &str); 26] = [
+const PARTS: [(&str, &str); 25] = [
     (", ", "between the members of a list"),
-    ("missing", "helper's `the dataplane is not sealed as it says: …`"),
     ("{line}", "the line of an error, as it is"),
     ("allow this user to open the device", "helper's `no permission to open …; …`"),
     (
@@ -141,6 +140,13 @@ impl<'ast> Visit<'ast> for Texts {
 
     fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
         self.visit_expr(&call.receiver);
+        if call.method == "advise" {
+            let kinds = [Kind::Step, Kind::Line];
+            for (kind, argument) in kinds.into_iter().zip(&call.args) {
+                self.within(kind, |texts| texts.visit_expr(argument));
+            }
+            return;
+        }
         let visit = |texts: &mut Self| call.args.iter().for_each(|one| texts.visit_expr(one));
         match kind(&call.method.to_string(), &METHODS) {
             Some(kind) => self.within(kind, visit),
@@ -204,6 +210,7 @@ fn the_search_finds_texts_wherever_they_become_errors() {
             r#"
             fn f() {
                 let _ = call().step("a");
+                let _ = call().advise("f", &[(known, &format!("g"))]);
                 return Err(Error::new(format!("b {}", c)));
                 tracing::error!("c {d}");
                 x.map_err(|e| format!("d {e}"));
@@ -218,5 +225,16 @@ fn the_search_finds_texts_wherever_they_become_errors() {
     );
     let found: Vec<_> = texts.found.iter().map(|(kind, text)| (*kind, &**text)).collect();
     let (line, step) = (Kind::Line, Kind::Step);
-    assert_eq!(found, [(line, "b {}"), (line, "c {d}"), (line, "d {e}"), (step, "a"), (step, "e")]);
+    assert_eq!(
+        found,
+        [
+            (line, "b {}"),
+            (line, "c {d}"),
+            (line, "d {e}"),
+            (line, "g"),
+            (step, "a"),
+            (step, "e"),
+            (step, "f")
+        ]
+    );
 }

@@ -300,7 +300,7 @@ mod tests {
         let words = [&words[..], &["--without", "uso,udp-gro", "--without=tso"]].concat();
         let options = parsed(&words, &[]).unwrap();
         let without: Vec<_> =
-            Offload::ALL.into_iter().filter(|one| options.without.contains(*one)).collect();
+            Offload::ALL.into_iter().filter(|one| options.without.contains(one)).collect();
         assert_eq!(without, [Offload::Tso, Offload::Uso, Offload::UdpGro]);
         assert!(options.foreground && options.strict);
         assert_eq!((options.interface.as_str(), options.workers), ("wg0", 3));

@@ -1,41 +1,38 @@
 //! What the kernel says of the dataplane, against what the dataplane says of itself.
 
-use crate::error::{Error, Result, Step};
+use crate::{Layer, Report, State};
 use nix::unistd::{Pid, Uid};
-use std::fs;
-use wgsep_policy::{Layer, Report, State};
+use std::{fs, io};
 
 /// Checks every thread of a dataplane that says it is sealed.
 ///
 /// # Errors
 /// If any thread has a capability, lacks no_new_privs or the filter, or is of another user; or if
-/// there are not exactly `threads` of them.
-pub fn verify(pid: Pid, uid: Uid, threads: usize, report: &Report) -> Result<()> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).step("look at the dataplane in /proc")?;
-    let mut count = 0;
-    for task in tasks {
-        let status = task.step("look at the dataplane in /proc")?.path().join("status");
-        let status = fs::read_to_string(status).step("look at the dataplane in /proc")?;
-        check_thread(&status, uid, report)?;
-        count += 1;
-    }
+/// there are not exactly `threads` of them: a line that says which, and what to do about it.
+pub fn verify(pid: Pid, uid: Uid, threads: usize, report: &Report) -> Result<(), String> {
+    let statuses = read_statuses(pid)
+        .map_err(|error| format!("look at the dataplane in /proc: {error}; mount /proc"))?;
+    statuses.iter().try_for_each(|status| check_thread(status, uid, report))?;
+    let count = statuses.len();
     if count != threads {
-        return Err(Error::new(format!(
+        return Err(format!(
             "the dataplane has {count} threads where {threads} were expected; this is a fault, please report it"
-        )));
+        ));
     }
-    for layer in Layer::ALL.into_iter().filter(|layer| layer.is_mandatory()) {
-        if report.state(layer) != State::Applied {
-            return Err(Error::new(format!(
-                "refusing to run: the mandatory layer {} is missing ({report}); take a kernel, container or unit that has it",
-                layer.name()
-            )));
-        }
-    }
-    Ok(())
+    let is_missing = |layer: &Layer| layer.is_mandatory() && report.state(*layer) != State::Applied;
+    let Some(layer) = Layer::ALL.into_iter().find(is_missing) else { return Ok(()) };
+    Err(format!(
+        "refusing to run: the mandatory layer {} is missing ({report}); take a kernel, container or unit that has it",
+        layer.name()
+    ))
 }
 
-fn check_thread(status: &str, uid: Uid, report: &Report) -> Result<()> {
+fn read_statuses(pid: Pid) -> io::Result<Vec<String>> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
+    tasks.map(|task| fs::read_to_string(task?.path().join("status"))).collect()
+}
+
+fn check_thread(status: &str, uid: Uid, report: &Report) -> Result<(), String> {
     let uids = format!("{uid}\t{uid}\t{uid}\t{uid}");
     let none = "0000000000000000";
     let bounding = (report.state(Layer::BoundingSet) == State::Applied).then_some(none);
@@ -52,13 +49,12 @@ fn check_thread(status: &str, uid: Uid, report: &Report) -> Result<()> {
         ("Seccomp", Some("2")),
     ];
     for (field, expected) in expected {
-        let Some(expected) = expected else { continue };
-        let found = value(status, field);
+        let (Some(expected), found) = (expected, value(status, field)) else { continue };
         if found != Some(expected) {
-            return Err(Error::new(format!(
-                "the dataplane is not sealed as it says: {field} is {}, not {expected}; this is a fault, please report it",
-                found.unwrap_or("missing")
-            )));
+            let found = found.unwrap_or("missing");
+            return Err(format!(
+                "the dataplane is not sealed as it says: {field} is {found}, not {expected}; this is a fault, please report it"
+            ));
         }
     }
     Ok(())
@@ -76,7 +72,7 @@ mod tests {
         CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000000\n\
         CapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t1\n";
 
-    fn check(status: &str) -> Result<()> {
+    fn check(status: &str) -> Result<(), String> {
         let mut report = Report::default();
         report.note(Layer::BoundingSet, State::Applied);
         report.note(Layer::User, State::Applied);
@@ -106,6 +102,6 @@ mod tests {
     #[test]
     fn an_unsealed_process_is_refused() {
         let error = verify(nix::unistd::getpid(), nix::unistd::getuid(), 1, &Report::default());
-        assert!(error.unwrap_err().to_string().contains("not sealed"));
+        assert!(error.unwrap_err().contains("not sealed"));
     }
 }
