@@ -183,7 +183,7 @@ fn attack_05_the_dataplane_holds_exactly_what_it_works_with() {
             dataplane,
             &[
                 ("UAPI socket", 1),
-                // The control thread's second one only looks who is readable.
+                // The control thread's second one asks whether the interface is up.
                 ("epoll", workers + 2),
                 ("event", workers + 1),
                 ("helper's socket", 1),

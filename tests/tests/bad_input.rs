@@ -50,7 +50,7 @@ fn in_private_mounts(netns: &Netns, script: &str, arguments: &[&str]) -> Command
 }
 
 #[test]
-fn impossible_interface_names_are_refused() {
+fn attack_11_impossible_interface_names_are_refused() {
     require!(Wgsep);
     let netns = Netns::new();
     let names = [
@@ -164,7 +164,7 @@ fn a_socket_directory_that_cannot_be_written_is_named() {
 }
 
 #[test]
-fn a_live_socket_is_refused_and_goes_on() {
+fn attack_11_a_live_socket_is_refused_and_goes_on() {
     require!(Wgsep);
     let first = Daemon::start(Wgsep, &Netns::new());
     let elsewhere = Netns::new();
@@ -175,7 +175,7 @@ fn a_live_socket_is_refused_and_goes_on() {
 }
 
 #[test]
-fn a_foreign_file_at_the_socket_path_is_refused_and_left_alone() {
+fn attack_11_a_foreign_file_at_the_socket_path_is_refused_and_left_alone() {
     require!(Wgsep);
     let _directory = Daemon::start(Wgsep, &Netns::new());
     let netns = Netns::new();
@@ -204,7 +204,7 @@ fn a_foreign_file_at_the_socket_path_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_stale_socket_is_replaced() {
+fn attack_11_a_stale_socket_is_replaced() {
     require!(Wgsep);
     let _directory = Daemon::start(Wgsep, &Netns::new());
     let stale = Planted::new();
@@ -217,7 +217,7 @@ fn a_stale_socket_is_replaced() {
 
 /// After SIGKILL to both processes, the same command must work again.
 #[test]
-fn it_starts_again_after_both_processes_were_killed() {
+fn attack_11_it_starts_again_after_both_processes_were_killed() {
     require!(Wgsep);
     let netns = Netns::new();
     let first = Daemon::start(Wgsep, &netns);

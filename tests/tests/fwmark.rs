@@ -9,13 +9,13 @@ use wgsep_tests::traffic::{Pinging, until_ping};
 use wgsep_tests::tunnel::{PORT, Plan, Tunnel};
 
 #[test]
-fn the_mark_follows_wg_set_while_traffic_flows_over_v4() {
+fn attack_12_the_mark_follows_wg_set_while_traffic_flows_over_v4() {
     require!(Wgsep);
     the_mark_follows(Wgsep, Family::V4);
 }
 
 #[test]
-fn the_mark_follows_wg_set_while_traffic_flows_over_v6() {
+fn attack_12_the_mark_follows_wg_set_while_traffic_flows_over_v6() {
     require!(Wgsep);
     the_mark_follows(Wgsep, Family::V6);
 }

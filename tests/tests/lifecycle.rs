@@ -123,7 +123,7 @@ fn moving_the_socket_elsewhere_ends_it_in_order() {
 }
 
 #[test]
-fn the_dataplanes_death_ends_the_helper_with_an_error_that_names_the_signal() {
+fn attack_09_the_dataplanes_death_ends_the_helper_with_an_error_that_names_the_signal() {
     require!(Wgsep);
     let ending = Ending::new();
     kill(ending.dataplane, Signal::SIGKILL).unwrap();
@@ -137,7 +137,7 @@ fn the_dataplanes_death_ends_the_helper_with_an_error_that_names_the_signal() {
 
 /// Nobody is left to unlink the socket; the next daemon replaces it.
 #[test]
-fn the_helpers_death_ends_the_dataplane_and_the_interface() {
+fn attack_09_the_helpers_death_ends_the_dataplane_and_the_interface() {
     require!(Wgsep);
     let Ending { mut daemon, dataplane } = Ending::new();
     daemon.process.signal(Signal::SIGKILL);
@@ -148,7 +148,7 @@ fn the_helpers_death_ends_the_dataplane_and_the_interface() {
 }
 
 #[test]
-fn a_death_under_load_ends_all_within_a_second() {
+fn attack_09_a_death_under_load_ends_all_within_a_second() {
     require!(Wgsep);
     let tunnel = Plan::new(Wgsep, Wgsep).build();
     let Tunnel { left, right } = tunnel;
@@ -320,7 +320,7 @@ fn an_interface_moved_to_another_namespace_works_there() {
 
 /// The helper serves requests only: without it the tunnel goes on.
 #[test]
-fn a_stopped_helper_does_not_stop_the_traffic() {
+fn attack_09_a_stopped_helper_does_not_stop_the_traffic() {
     require!(Wgsep);
     let tunnel = Plan::new(Wgsep, Wgsep).build();
     let Tunnel { left, right } = &tunnel;

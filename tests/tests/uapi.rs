@@ -382,7 +382,7 @@ fn a_large_peer_list_is_taken_and_told() {
 }
 
 #[test]
-fn another_user_is_refused() {
+fn attack_10_another_user_is_refused() {
     require!(Wgsep);
     let daemon = daemon();
     let mut command = Command::new("setpriv");
