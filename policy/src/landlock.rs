@@ -4,10 +4,12 @@
 //! keeps its root directory, a second.
 
 use crate::report::State;
+use crate::sys;
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset,
     RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
+use nix::errno::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// The newest ABI whose rights are asked for; an older kernel gives what it has.
@@ -46,7 +48,13 @@ fn restrict(removable: Option<impl AsFd>, scoped: bool) -> Result<RulesetStatus,
 fn state(result: &Result<RulesetStatus, RulesetError>) -> State {
     match result {
         Ok(RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced) => State::Applied,
-        Ok(RulesetStatus::NotEnforced) => State::Unsupported,
+        Ok(RulesetStatus::NotEnforced) => match sys::landlock_version() {
+            // A filter around us refuses what the kernel may well have.
+            Err(errno) if ![Errno::ENOSYS, Errno::EOPNOTSUPP].contains(&errno) => {
+                State::degraded(errno)
+            }
+            _ => State::Unsupported,
+        },
         Err(_) => State::degraded(nix::Error::last()),
     }
 }

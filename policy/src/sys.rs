@@ -92,6 +92,17 @@ pub(crate) fn getxattr(path: &CStr, name: &CStr, value: &mut [u8]) -> nix::Resul
     Errno::result(len).map(isize::cast_unsigned)
 }
 
+/// The version of Landlock that the kernel has.
+pub(crate) fn landlock_version() -> nix::Result<libc::c_long> {
+    const VERSION: libc::c_ulong = 1;
+    let none = std::ptr::null::<libc::c_void>();
+    // SAFETY: with this flag and no attributes the call only answers with a number.
+    let version = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, none, 0 as libc::size_t, VERSION)
+    };
+    Errno::result(version)
+}
+
 /// The process that made this end of a socketpair.
 pub(crate) fn parent() -> Pid {
     nix::unistd::getppid()

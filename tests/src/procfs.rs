@@ -107,11 +107,11 @@ fn processes() -> Vec<Pid> {
     names.filter_map(|name| name.parse().ok()).map(Pid::from_raw).collect()
 }
 
-/// Kilobytes of anonymous memory of a process that still runs.
+/// Kilobytes of memory of a process that still runs, by a field such as `VmRSS`.
 #[must_use]
-pub fn anonymous_memory(pid: Pid) -> Option<u64> {
+pub fn memory(pid: Pid, field: &str) -> Option<u64> {
     let status = status(&PathBuf::from(format!("/proc/{pid}/status")))?;
-    status.fields.get("RssAnon")?.strip_suffix(" kB")?.parse().ok()
+    status.fields.get(field)?.strip_suffix(" kB")?.parse().ok()
 }
 
 /// What each descriptor of a process refers to, as the kernel names it.

@@ -116,7 +116,7 @@ fn attack_07_requests_beyond_the_rate_are_delayed_and_cost_the_helper_nothing() 
         let open = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
         // None are left once it has ended.
         descriptors.extend((open > 0).then_some(open));
-        memory.extend(procfs::anonymous_memory(pid));
+        memory.extend(procfs::memory(pid, "RssAnon"));
         attacked.helper.try_exit()
     });
     assert_eq!(ended.and_then(|status| status.code()), Some(0), "{}", attacked.helper.log());

@@ -34,7 +34,7 @@ fn packets_that_waited_in_vain_are_freed_at_once_and_the_daemon_goes_on() {
     assert_eq!(errno(&uapi.transact(&format!("{request}\n")).unwrap()), Some(0));
 
     let dataplane = daemon.dataplane();
-    let memory = || procfs::anonymous_memory(dataplane).unwrap();
+    let memory = || procfs::memory(dataplane, "RssAnon").unwrap();
     let before = memory();
     let kept = u64::from(PEERS) * STAGED * LEN as u64 / 1024;
     let sender = netns.inside(|| UdpSocket::bind("0.0.0.0:0").unwrap());
