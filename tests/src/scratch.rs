@@ -4,8 +4,11 @@ use std::env;
 use std::fs;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::daemon::unique_interface;
+use crate::implementation::wgsep_program;
+use crate::process::run;
 use crate::sweep::DIRECTORY_PREFIX;
 
 /// An empty directory of a test's own, removed with all in it when dropped.
@@ -26,6 +29,19 @@ impl Scratch {
             panic!("cannot make {}: {error}", path.display());
         }
         Self(path)
+    }
+}
+
+impl Scratch {
+    /// Puts a program of this repository here under a name, executable by everybody.
+    ///
+    /// By install(1): were it written by this process, a child that another test starts meanwhile
+    /// would have it open for writing, until it executes its own program, and nobody could execute
+    /// this one (ETXTBSY).
+    #[track_caller]
+    pub fn install(&self, program: &str, name: &str) {
+        let mut install = Command::new("install");
+        run(install.args(["-m", "755"]).arg(wgsep_program(program)).arg(self.join(name)));
     }
 }
 

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +12,6 @@ use nix::unistd::Pid;
 use wgsep_hostile::{Attack, HURRIED_REQUESTS};
 use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
-use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::Process;
 use wgsep_tests::scratch::Scratch;
@@ -35,8 +33,7 @@ impl Attacked {
     fn start(attack: Attack) -> Self {
         let (netns, interface, programs) = (Netns::new(), unique_interface(), Scratch::new());
         for (from, to) in [("wgsep", "wgsep"), ("hostile-dataplane", "wgsep-dataplane")] {
-            fs::copy(wgsep_program(from), programs.join(to)).unwrap();
-            fs::set_permissions(programs.join(to), fs::Permissions::from_mode(0o755)).unwrap();
+            programs.install(from, to);
         }
         let mut command = netns.command(programs.join("wgsep"));
         command.args(["-f", &interface, "--workers", "1"]);

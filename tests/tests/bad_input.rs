@@ -289,7 +289,7 @@ fn a_dataplane_that_others_may_write_is_not_started() {
     let (netns, name) = (Netns::new(), unique_interface());
     let directory = Scratch::new();
     for program in ["wgsep", "wgsep-dataplane"] {
-        fs::copy(wgsep_program(program), directory.join(program)).unwrap();
+        directory.install(program, program);
     }
     let dataplane = directory.join("wgsep-dataplane");
     fs::set_permissions(&dataplane, fs::Permissions::from_mode(0o757)).unwrap();

@@ -11,7 +11,6 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use wgsep_tests::daemon::unique_interface;
 use wgsep_tests::implementation::Implementation::Wgsep;
-use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{self, Process};
 use wgsep_tests::procfs::{self, namespace, threads};
@@ -35,7 +34,7 @@ impl Programs {
         let directory = Scratch::new();
         fs::set_permissions(&*directory, fs::Permissions::from_mode(0o755)).unwrap();
         for program in ["wgsep", "wgsep-dataplane"] {
-            fs::copy(wgsep_program(program), directory.join(program)).unwrap();
+            directory.install(program, program);
         }
         // As `make install` has it.
         let mode = fs::Permissions::from_mode(0o711);

@@ -8,7 +8,6 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use wgsep_tests::daemon::{Daemon, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
-use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{DEVICE, Family};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::nft::Counter;
@@ -78,7 +77,7 @@ fn a_normal_user_runs_it_with_setcap() {
     }
     let (scratch, netns, interface) = (Scratch::new(), Netns::new(), unique_interface());
     for program in ["wgsep", "wgsep-dataplane"] {
-        fs::copy(wgsep_program(program), scratch.join(program)).unwrap();
+        scratch.install(program, program);
     }
     let configuration = scratch.join("wg0.conf");
     fs::write(&configuration, "[Interface]\nListenPort = 51820\nFwMark = 7\n").unwrap();
