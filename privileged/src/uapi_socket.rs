@@ -15,13 +15,17 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// Where every WireGuard program looks.
 const DIRECTORY: &str = "/var/run/wireguard";
 
 /// How long the second half of a renaming may take.
 const RENAMING: Duration = Duration::from_millis(50);
+
+/// How long a daemon may take to end after its interface is gone.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// The listening socket, and its file, which is removed when this is dropped.
 pub struct UapiSocket {
@@ -47,7 +51,7 @@ impl UapiSocket {
         let path = format!("{DIRECTORY}/{interface}.sock");
         remove_stale(&path)?;
         // Before the file exists, so that no removal goes unseen.
-        let watch = watch_directory()?;
+        let watch = watch_directory(interface)?;
         let listener = with_umask(0o177, || UnixListener::bind(&path))
             .map_err(|error| not_writable(&path, &error))?;
         listener.set_nonblocking(true).step("UAPI socket")?;
@@ -66,7 +70,7 @@ impl UapiSocket {
             ));
         }
         fcntl(&listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).step("WG_UAPI_FD")?;
-        Ok(Self::new(listener, open_directory()?, watch_directory()?, interface))
+        Ok(Self::new(listener, open_directory()?, watch_directory(interface)?, interface))
     }
 
     fn new(listener: OwnedFd, directory: File, watch: Inotify, interface: &str) -> Self {
@@ -105,6 +109,7 @@ impl UapiSocket {
         let mut renaming = None;
         while let Ok(events) = self.next_events(renaming.is_some()) {
             for event in events {
+                self.report.take_if(|(_, name)| event.name.as_ref() == Some(name));
                 let is_ours = event.name.is_some() && event.name == self.file;
                 if event.mask.contains(AddWatchFlags::IN_MOVED_TO) && renaming == Some(event.cookie)
                 {
@@ -136,24 +141,29 @@ impl Drop for UapiSocket {
     fn drop(&mut self) {
         let _is_known_now = self.was_removed();
         let report = self.report.take().map(|(_, name)| name);
-        for name in [self.file.take(), report].into_iter().flatten() {
+        // The socket last: whoever waits for our end goes by it.
+        for name in [report, self.file.take()].into_iter().flatten() {
             let _already_gone = unlinkat(&self.directory, &*name, UnlinkatFlags::NoRemoveDir);
         }
     }
 }
 
-/// Makes `IF.sandbox` anew beside `IF.sock`. A directory that may not be written, below a socket that
+/// Makes `IF.sandbox` beside `IF.sock`. A directory that may not be written, below a socket that
 /// was handed to us, leaves the audit without the report, and that is what it then says.
 fn create_report(interface: &str) -> Option<(File, OsString)> {
-    let name = format!("{interface}.sandbox");
-    let path = format!("{DIRECTORY}/{name}");
-    let _stale = remove_file(&path);
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).ok()?;
-    Some((file, name.into()))
+    let file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(report_path(interface));
+    Some((file.ok()?, format!("{interface}.sandbox").into()))
 }
 
-/// Hears of every file that leaves the directory, or that another is renamed over.
-fn watch_directory() -> Result<Inotify> {
+fn report_path(interface: &str) -> String {
+    format!("{DIRECTORY}/{interface}.sandbox")
+}
+
+/// Hears of every file that leaves the directory, or that another is renamed over; the report of a
+/// daemon that was killed leaves before that.
+fn watch_directory(interface: &str) -> Result<Inotify> {
+    let _seldom_there = remove_file(report_path(interface));
     let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
     let watch = Inotify::init(flags).step("inotify")?;
     let leaves =
@@ -188,8 +198,23 @@ fn open_directory() -> Result<File> {
 
 /// Removes a socket that nobody holds; refuses everything else.
 fn remove_stale(path: &str) -> Result<()> {
+    let began = Instant::now();
+    while is_in_use(path)? {
+        // The daemon of an interface that was just deleted may still be ending.
+        if began.elapsed() > ENDING {
+            return Err(Error::new(format!(
+                "{path} is in use by a running daemon; stop it, or choose another interface name"
+            )));
+        }
+        sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// Removes a socket that nobody holds, too.
+fn is_in_use(path: &str) -> Result<bool> {
     let found = match symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         found => found.step(path)?,
     };
     if !found.file_type().is_socket() {
@@ -200,10 +225,15 @@ fn remove_stale(path: &str) -> Result<()> {
     let probe = UnixDatagram::unbound().step("probe the UAPI socket")?;
     let errno = probe.connect(path).map_or_else(|error| error.raw_os_error(), |()| None);
     match errno {
-        Some(libc::ECONNREFUSED) => remove_file(path).map_err(|error| not_writable(path, &error)),
-        None | Some(libc::EPROTOTYPE) => Err(Error::new(format!(
-            "{path} is in use by a running daemon; stop it, or choose another interface name"
-        ))),
+        Some(libc::ECONNREFUSED) => match remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(not_writable(path, &error))
+            }
+            _gone => Ok(false),
+        },
+        // Its daemon has removed it in the meantime.
+        Some(libc::ENOENT) => Ok(false),
+        None | Some(libc::EPROTOTYPE) => Ok(true),
         Some(errno) => {
             Err(Errno::from_raw(errno)).step(&format!("{path} exists and cannot be probed"))
         }

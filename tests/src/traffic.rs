@@ -24,6 +24,15 @@ pub struct Pings {
     pub received: u32,
 }
 
+impl Pings {
+    /// Whether all were answered, but for perhaps the last: ping(8) waits for that no longer than for
+    /// twice the longest round trip, which a busy machine exceeds now and then.
+    #[must_use]
+    pub const fn were_answered(self) -> bool {
+        self.received > 0 && self.received + 1 >= self.sent
+    }
+}
+
 /// Sends `count` echo requests, 50 ms apart.
 #[track_caller]
 #[must_use]

@@ -231,8 +231,14 @@ fn attack_11_it_starts_again_after_both_processes_were_killed() {
     });
     wait::until("the interface is gone", Duration::from_secs(1), || !first.has_interface());
     assert!(first.has_socket(), "somebody else cleaned up, so this shows nothing");
-    let _again = Process::spawn(Wgsep.command(&netns, &name), "wgsep again");
+    let mut again = Process::spawn(Wgsep.command(&netns, &name), "wgsep again");
     wait::until("the daemon answers", Duration::from_secs(10), || is_answering(&name));
+    // What the killed one left behind goes with its successor.
+    again.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(again.exit_within(Duration::from_secs(1)).code(), Some(0));
+    for left in [socket_path(&name), socket_path(&name).with_extension("sandbox")] {
+        assert!(!left.exists(), "{}", left.display());
+    }
 }
 
 #[test]

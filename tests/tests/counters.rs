@@ -40,7 +40,7 @@ fn counts_to_the_byte(implementation: Implementation, outer: Family) {
     let Tunnel { left, right } = &tunnel;
     assert_eq!([&left.daemon, &right.daemon].map(|end| end.peer().sent), [0, 0], "before any");
     let pings = flood(&right.daemon.netns, left.side.inner(Family::V4), COUNT);
-    assert_eq!(pings.received, COUNT, "{pings:?}");
+    assert!(pings.were_answered(), "{pings:?}");
 
     let (one, other) = (left.daemon.peer(), right.daemon.peer());
     let pinged = u64::from(COUNT) * PING;

@@ -125,7 +125,7 @@ fn a_replayed_data_packet_is_not_delivered_twice() {
     let Tunnel { left, right } = &tunnel;
     let delivered = Counter::new(&right.daemon.netns, "delivered", "input", &delivered_by(right));
     let pings = ping(&left.daemon.netns, right.side.inner(Family::V4), 10);
-    assert_eq!(pings.received, 10);
+    assert!(pings.were_answered(), "{pings:?}");
     assert_eq!(delivered.packets(), 10);
 
     let data: Vec<_> =

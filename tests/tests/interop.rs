@@ -71,7 +71,7 @@ fn carries_traffic_both_ways(left: Implementation, right: Implementation, outer:
             let address = to.side.inner(inner);
             until_ping(client, address);
             let pings = ping(client, address, 10);
-            assert_eq!(pings.received, pings.sent, "{inner:?} from the {:?}", from.side);
+            assert!(pings.were_answered(), "{inner:?} from the {:?}: {pings:?}", from.side);
 
             let tcp = iperf(client, server, address, Load::Tcp);
             assert!(tcp.bytes > 0, "TCP {inner:?} from the {:?}: {tcp:?}", from.side);

@@ -59,7 +59,7 @@ fn both_count_the_same_and_carry_traffic_both_ways() {
         kernel.join(&end, plan(outer));
         // An initiation and ten packets of 128 bytes; a response and as many.
         let pings = ping(&end.daemon.netns, Side::Right.inner(Family::V4), 10);
-        assert_eq!((pings.sent, pings.received), (10, 10));
+        assert!(pings.were_answered(), "{pings:?}");
         let peer = end.daemon.peer();
         assert_eq!((peer.received, peer.sent), (1372, 1428));
         assert_eq!(kernel.peer_column(RECEIVED), "1428");

@@ -15,11 +15,12 @@ use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::Family;
 use wgsep_tests::netns::Netns;
+use wgsep_tests::process::Process;
 use wgsep_tests::procfs::{is_running, with_argument};
 use wgsep_tests::traffic::{Load, Pinging, iperf, ping, until_ping};
 use wgsep_tests::tunnel::{PORT, Plan, Tunnel};
 use wgsep_tests::wg::KeyPair;
-use wgsep_tests::{procfs, require, wait};
+use wgsep_tests::{procfs, require, uapi, wait};
 
 /// Within this time of the cause, processes, interface and socket are gone.
 const END_LIMIT: Duration = Duration::from_secs(1);
@@ -71,6 +72,35 @@ fn deleting_the_interface_ends_it_in_order() {
     let ending = Ending::new();
     ending.daemon.netns.run(format!("ip link del {}", ending.daemon.interface));
     assert_eq!(ending.complete().code(), Some(0));
+}
+
+/// The old daemon is held up in its end, as it may be on a busy machine: a script that deletes an
+/// interface and makes it anew does not wait for that.
+#[test]
+fn the_name_of_a_deleted_interface_can_be_had_again_at_once() {
+    require!(Wgsep);
+    let old = Ending::new();
+    let (netns, interface) = (Arc::clone(&old.daemon.netns), old.daemon.interface.clone());
+    let old_dataplane = old.dataplane;
+    kill(old_dataplane, Signal::SIGSTOP).unwrap();
+    netns.run(format!("ip link del {interface}"));
+
+    let mut command = netns.command(wgsep_program("wgsep"));
+    command.args([&interface, "--foreground"]);
+    let process = Process::spawn(command, "wgsep again");
+    let mut new = Daemon { process, interface, netns };
+    wait::until("the new interface is there", END_LIMIT, || new.has_interface());
+    kill(old_dataplane, Signal::SIGCONT).unwrap();
+    let Ending { daemon: mut old, .. } = old;
+    assert_eq!(old.process.exit_within(END_LIMIT).code(), Some(0));
+    wait::until("the new daemon answers", END_LIMIT, || {
+        assert_eq!(new.process.try_exit(), None, "{}", new.process.log());
+        uapi::is_answering(&new.interface)
+    });
+    // What the old one left behind as it went is not what the new one had made.
+    assert!(socket_path(&new.interface).with_extension("sandbox").exists());
+    new.process.signal(Signal::SIGTERM);
+    assert_eq!(new.process.exit_within(END_LIMIT).code(), Some(0));
 }
 
 #[test]
@@ -358,12 +388,13 @@ fn an_idle_daemon_sleeps() {
         };
         threads.map(count).sum()
     };
-    // What the start caused is over when nothing happens for the while that a ping takes.
+    // A second, which a ping takes: what the start caused is over some time, and the sockets of other
+    // tests, whose removal the helper hears of, are not removed all the time.
     let quiet = || {
         let before = switches();
-        let _clock = ping(&Netns::new(), Ipv4Addr::LOCALHOST.into(), 60);
+        let _clock = ping(&Netns::new(), Ipv4Addr::LOCALHOST.into(), 20);
         switches() - before
     };
-    let woken = wait::poll(Duration::from_secs(20), || Some(quiet()).filter(|woken| *woken <= 2));
-    assert!(woken.is_some(), "it wakes up {} times in three seconds", quiet());
+    let woken = wait::poll(Duration::from_secs(60), || Some(quiet()).filter(|woken| *woken <= 1));
+    assert!(woken.is_some(), "it wakes up {} times a second", quiet());
 }

@@ -72,8 +72,7 @@ fn a_tunnel_in_a_tunnel_carries_all_traffic() {
         for family in [Family::V4, Family::V6] {
             let address = to.side.inner(family);
             let pings = flood(client, address, 10);
-            // ping waits for the last only twice as long as any other took.
-            assert!(pings.received >= 9, "{family:?} from the {:?}: {pings:?}", from.side);
+            assert!(pings.were_answered(), "{family:?} from the {:?}: {pings:?}", from.side);
             assert!(iperf(client, server, address, Load::Tcp).bytes > 0);
         }
     }

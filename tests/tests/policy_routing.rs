@@ -78,8 +78,7 @@ fn default_route_by_mark(implementation: Implementation) {
         // Many, and each at once: what routes have cached must not run out or go stale.
         let Ok(address) = address.parse() else { panic!("{address} is no address") };
         let pings = flood(&near.netns, address, 100);
-        // ping waits for the last only twice as long as any other took.
-        assert!(pings.sent == 100 && pings.received >= 99, "{address}: {pings:?}");
+        assert!(pings.were_answered(), "{address}: {pings:?}");
     }
     let route =
         near.netns.run(format!("ip route get {} mark {MARK}", Side::Right.outer(Family::V4)));
