@@ -1,0 +1,3 @@
+//! How fast wgsep is: what it is measured against.
+
+pub mod forwarder;
