@@ -1,6 +1,10 @@
 # make         build both programs into target/release
 # make demo    a tunnel between two namespaces, shown step by step (root)
 # make test    install what the tests need, build, run every test (root)
+# make bench   how fast, beside peers and a forwarder without cryptography (root); also QUICK=1,
+#              BENCH="tcp ping udp memory handshakes flood scale sandbox", RUNS=3, VETH=default|wire|off,
+#              PEERS="forwarder wgsep wireguard-go gotatun boringtun"
+# make bench-readme  README's section on speed from the latest of its results
 # make bench-steps  what each step of a packet's path costs on one core
 # make deps    only install what the tests need
 # make install the programs, manual pages, unit and completions, under DESTDIR and PREFIX (root)
@@ -35,7 +39,7 @@ TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
 # Where `make deb` leaves the package.
 DEBDIR ?= $(CARGO_TARGET_DIR)
 
-.PHONY: build bench-steps install deb demo test hostile deps system-packages clean
+.PHONY: build bench bench-readme bench-steps install deb demo test hostile deps system-packages clean
 
 build:
 	$(CARGO) build --release --locked -p wgsep
@@ -87,6 +91,20 @@ test: deps
 hostile:
 	$(CARGO) rustc --release --locked -p wgsep-hostile --bin hostile-dataplane -- \
 		-C target-feature=+crt-static
+
+SUITE = $(CARGO) bench --quiet --locked -p wgsep-speed --bench suite --
+BENCH_DIR = $(CARGO_TARGET_DIR)/bench
+
+bench: system-packages
+	tests/deps.sh peers
+	@$(MAKE) --no-print-directory build
+	@$(SUITE) --out $(BENCH_DIR) \
+		--said 'make bench$(foreach given,QUICK BENCH RUNS VETH PEERS,$(if $($(given)), $(given)="$($(given))"))' \
+		$(if $(QUICK),--pace quick) $(if $(BENCH),--measures "$(BENCH)") $(if $(RUNS),--runs $(RUNS)) \
+		$(if $(VETH),--veth $(VETH)) $(if $(PEERS),--peers "$(PEERS)")
+
+bench-readme:
+	$(SUITE) publish $(BENCH_DIR)/latest/results.json
 
 bench-steps:
 	$(CARGO) bench --locked -p wgsep-tests --bench packet_path

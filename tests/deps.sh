@@ -7,7 +7,7 @@
 #   deps.sh deny     cargo-deny, into the same cache
 set -eu
 
-packages="gcc libc6-dev make binutils ca-certificates iproute2 iputils-ping iperf3 nftables procps
+packages="gcc libc6-dev make binutils ca-certificates iproute2 iputils-ping iperf3 ethtool nftables procps
 	util-linux libcap2-bin wireguard-tools wireguard-go jq"
 
 # The oldest Rust that builds the workspace: rust-version in Cargo.toml.

@@ -1,0 +1,129 @@
+//! What a flood of initiations that nobody can have sent takes from a TCP stream.
+//!
+//! The flood never stops: half of the time it goes to a port where nobody looks at it, so that what
+//! is compared differs in nothing but the daemon's own work. Its mac1 is right, as anybody can make
+//! it who knows the public key.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use wgsep_proto::messages::INITIATION_LEN;
+
+use crate::bed::Place;
+use crate::cpu::Meter;
+use crate::handshakes::{macs, public_key};
+use crate::iperf::{Iperf, Streams};
+use crate::quantity::Quantity::FloodKept;
+use crate::round::{Context, Measured};
+use crate::statistics::median;
+
+/// Initiations a second.
+const RATE: f64 = 10_000.0;
+/// How long each half lasts.
+const PHASE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_micros(200);
+/// Different ones.
+const DATAGRAMS: u16 = 512;
+
+/// The rate under the flood as a share of that without.
+#[track_caller]
+pub(crate) fn measure(context: &Context<'_>) -> Vec<Measured> {
+    let bed = context.bed;
+    let Some(end) = bed.right_end() else { return Vec::new() };
+    let datagrams = initiations(&end.key.public);
+    let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0));
+    let (Ok(sender), Ok(sink)) = (bed.left.netns.inside(bind), bed.right.netns.inside(bind)) else {
+        panic!("cannot bind a UDP socket");
+    };
+    let daemon = bed.right_endpoint();
+    let elsewhere = SocketAddr::new(daemon.ip(), sink.local_addr().map_or(0, |at| at.port()));
+    let phases = context.pace.flood_phases;
+    // Two halves of half a second each, and more than it takes to begin; what is left is not waited for.
+    let seconds = u64::from(phases) + 2;
+    let stream = Iperf::start(bed, Streams { count: 1, back: false, seconds });
+    let meter = Meter::start(bed);
+    let (at_daemon, ends) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (mut calm, mut flooded) = (Vec::new(), Vec::new());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            send(&sender, &datagrams, &ends, || {
+                if at_daemon.load(Ordering::Relaxed) { daemon } else { elsewhere }
+            });
+        });
+        // Past the stream's slow start.
+        thread::sleep(PHASE);
+        for _ in 0..phases {
+            calm.push(rate(&bed.right));
+            at_daemon.store(true, Ordering::Relaxed);
+            flooded.push(rate(&bed.right));
+            at_daemon.store(false, Ordering::Relaxed);
+        }
+        ends.store(true, Ordering::Relaxed);
+    });
+    let usage = meter.stop();
+    drop(stream);
+    match (median(&flooded), median(&calm)) {
+        (Some(flooded), Some(calm)) if calm > 0.0 => {
+            vec![Measured::new(FloodKept, 100.0 * flooded / calm, usage.disturbance)]
+        }
+        _ => panic!("nothing arrived"),
+    }
+}
+
+/// Initiations with a right mac1 and nothing else right.
+fn initiations(responder: &str) -> Vec<[u8; INITIATION_LEN]> {
+    let responder = public_key(responder);
+    let initiation = |number: u16| {
+        let mut datagram = [0x5a; INITIATION_LEN];
+        datagram[..4].copy_from_slice(&[1, 0, 0, 0]);
+        datagram[8..10].copy_from_slice(&number.to_le_bytes());
+        macs(&responder, &mut datagram);
+        datagram
+    };
+    (0..DATAGRAMS).map(initiation).collect()
+}
+
+fn send(
+    socket: &UdpSocket,
+    datagrams: &[[u8; INITIATION_LEN]],
+    ends: &AtomicBool,
+    destination: impl Fn() -> SocketAddr,
+) {
+    let (start, mut sent) = (Instant::now(), 0.0);
+    let mut datagrams = datagrams.iter().cycle();
+    while !ends.load(Ordering::Relaxed) {
+        let due = start.elapsed().as_secs_f64() * RATE;
+        while sent < due
+            && let Some(datagram) = datagrams.next()
+        {
+            // What the kernel has no room for is lost.
+            let _full = socket.send_to(datagram, destination());
+            sent += 1.0;
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Bytes a second that come out of the tunnel for one phase.
+#[track_caller]
+fn rate(place: &Place) -> f64 {
+    let (start, before) = (Instant::now(), received(place));
+    thread::sleep(PHASE);
+    (received(place) - before) / start.elapsed().as_secs_f64()
+}
+
+/// Bytes that an interface has received, as the kernel counts them.
+#[track_caller]
+fn received(place: &Place) -> f64 {
+    let table = place.netns.inside(|| fs::read_to_string("/proc/thread-self/net/dev"));
+    let table = table.unwrap_or_default();
+    let line = table.lines().find_map(|line| line.trim().strip_prefix(&place.interface));
+    let first = line.and_then(|line| line.trim_start_matches(':').split_whitespace().next());
+    match first.and_then(|bytes| bytes.parse().ok()) {
+        Some(bytes) => bytes,
+        None => panic!("{} is not in /proc/net/dev", place.interface),
+    }
+}
