@@ -1,6 +1,7 @@
 # make         build both programs into target/release
 # make demo    a tunnel between two namespaces, shown step by step (root)
 # make test    install what the tests need, build, run every test (root)
+# make attacks only the attacks of SECURITY.md's list (root)
 # make bench   how fast, beside peers and a forwarder without cryptography (root); also QUICK=1,
 #              BENCH="tcp ping udp memory handshakes flood scale sandbox", RUNS=3, VETH=default|wire|off,
 #              PEERS="forwarder wgsep wireguard-go gotatun boringtun"
@@ -39,7 +40,7 @@ TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
 # Where `make deb` leaves the package.
 DEBDIR ?= $(CARGO_TARGET_DIR)
 
-.PHONY: build bench bench-readme bench-steps install deb demo test hostile deps system-packages clean
+.PHONY: build bench bench-readme bench-steps install deb demo test attacks hostile deps system-packages clean
 
 build:
 	$(CARGO) build --release --locked -p wgsep
@@ -86,6 +87,10 @@ demo: system-packages
 test: deps
 	@$(MAKE) --no-print-directory build hostile
 	tests/run.sh
+
+attacks: system-packages
+	@$(MAKE) --no-print-directory build hostile
+	$(CARGO) test --locked -p wgsep-tests --no-fail-fast -- --test-threads=2 attack_
 
 # A dataplane that attacks its helper. Only tests start it, and it is never installed.
 hostile:

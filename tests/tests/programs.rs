@@ -40,6 +40,20 @@ fn the_helper_has_no_cryptography_no_protocol_and_no_uapi_parser() {
     }
 }
 
+/// What ships is attacked, and attacks nobody.
+#[test]
+fn no_attacker_is_in_a_program_that_ships() {
+    let names = ["wgsep_hostile", "hostile-dataplane"];
+    let hostile = fs::read(wgsep_program("hostile-dataplane")).unwrap();
+    assert!(contains(&hostile, names[0]), "the hostile dataplane has no symbols to look for");
+    for program in ["wgsep", "wgsep-dataplane"] {
+        let program_file = fs::read(wgsep_program(program)).unwrap();
+        for name in names {
+            assert!(!contains(&program_file, name), "{name} is in {program}");
+        }
+    }
+}
+
 fn headers(program: &str) -> String {
     run(Command::new("readelf")
         .args(["--file-header", "--program-headers", "--dynamic", "--wide"])
