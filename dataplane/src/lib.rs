@@ -7,6 +7,7 @@
 mod buffers;
 mod clock;
 mod control;
+mod flow_queues;
 mod helper;
 mod line_limit;
 mod link;

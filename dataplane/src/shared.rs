@@ -36,17 +36,13 @@ impl QueuedHandshake {
     }
 }
 
-/// A TUN queue, and the turns to read it.
-pub(crate) struct TunQueue {
-    pub(crate) tun: Tun,
-    pub(crate) outbound: Ordered<OutboundBatch>,
-}
-
 /// What the threads share.
 pub(crate) struct Shared {
     pub(crate) data_path: Arc<DataPath>,
-    /// The TUN queues, once the helper has handed them over.
-    pub(crate) tuns: OnceLock<Vec<TunQueue>>,
+    /// The TUN device, once the helper has handed it over.
+    pub(crate) tun: OnceLock<Tun>,
+    /// Turns to read it.
+    pub(crate) outbound: Ordered<OutboundBatch>,
     /// The UDP sockets of the moment.
     pub(crate) sockets: Published<Arc<UdpSockets>>,
     /// Turns to read the IPv4 and the IPv6 socket, whichever those are at the moment.
@@ -67,29 +63,21 @@ impl Shared {
     /// If the kernel gives no eventfd.
     pub(crate) fn new(data_path: Arc<DataPath>, workers: usize) -> nix::Result<Self> {
         let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
-        let batches =
-            || (0..workers * BATCHES_PER_WORKER).map(|_| InboundBatch::new()).collect::<Vec<_>>();
+        let batches = workers * BATCHES_PER_WORKER;
+        let outbound = (0..batches).map(|_| OutboundBatch::new()).collect();
+        let inbound = || Ordered::new((0..batches).map(|_| InboundBatch::new()).collect());
         Ok(Self {
             data_path,
-            tuns: OnceLock::new(),
+            tun: OnceLock::new(),
+            outbound: Ordered::new(outbound),
             sockets: Published::default(),
-            inbound: [Ordered::new(batches()), Ordered::new(batches())],
+            inbound: [inbound(), inbound()],
             handshakes: Mutex::new(VecDeque::with_capacity(MAX_QUEUED_HANDSHAKES)),
             flushes: Mutex::default(),
             control: event()?,
             workers: (0..workers).map(|_| event()).collect::<nix::Result<_>>()?,
             device_gone: AtomicBool::new(false),
         })
-    }
-
-    /// Takes the TUN queues, once.
-    pub(crate) fn set_tuns(&self, tuns: Vec<Tun>) {
-        let workers = self.workers.len();
-        let ordered = tuns.into_iter().map(|tun| {
-            let batches = (0..workers * BATCHES_PER_WORKER).map(|_| OutboundBatch::new()).collect();
-            TunQueue { tun, outbound: Ordered::new(batches) }
-        });
-        let _first = self.tuns.set(ordered.collect());
     }
 
     /// Wakes the control thread if a worker has something for it. A write can only fail if the
@@ -149,13 +137,14 @@ impl Shared {
 
     /// What the kernel spares us at the moment, by its name in `--without` with underscores.
     pub(crate) fn offloads(&self) -> Vec<(&'static str, bool)> {
-        let tun = self.tuns.get().and_then(|queues| queues.first()).map(|queue| &queue.tun);
+        let tun = self.tun.get();
         let coalesce = tun.map(Tun::coalesce).unwrap_or_default();
         let udp_gso = self.sockets.reader().value().sends_many();
         vec![
             ("vnet_hdr", tun.is_some_and(Tun::has_header)),
             ("tso", coalesce.tcp),
             ("uso", coalesce.udp),
+            ("flow_queues", tun.is_some_and(|tun| tun.queues().len() > 1)),
             ("udp_gso", udp_gso),
         ]
     }

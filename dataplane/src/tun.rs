@@ -1,4 +1,7 @@
-//! One queue of the TUN device: a packet or super-packet a read, and one a write.
+//! The TUN device: a packet or super-packet a read, and one a write.
+//!
+//! Where the kernel has it so, it spreads the machine's flows over several queues. A flow that fills
+//! its own, as TCP does until something is lost, does not keep those of the other queues waiting.
 
 use crate::offload::{Coalesce, Segments, VNET_HDR_LEN, VnetHeader};
 use nix::libc;
@@ -11,9 +14,11 @@ use wgsep_proto::data_path::DropCause;
 /// Longest frame that a read gives: header, and as much as an IP length can say.
 pub(crate) const MAX_FRAME_LEN: usize = VNET_HDR_LEN + 40 + 65_535;
 
-/// A queue of the TUN device.
+/// The TUN device.
 pub(crate) struct Tun {
-    queue: OwnedFd,
+    writer: OwnedFd,
+    /// None if the only queue is the one that is written to.
+    readers: Vec<OwnedFd>,
     offload: TunOffload,
     /// The kernel refused a super-packet of UDP, of TCP.
     refused: [AtomicBool; 2],
@@ -48,9 +53,22 @@ pub(crate) fn cause_of(error: &io::Error) -> DropCause {
 }
 
 impl Tun {
-    /// Takes a queue, opened and set up as `offload` says.
-    pub(crate) const fn new(queue: OwnedFd, offload: TunOffload) -> Self {
-        Self { queue, offload, refused: [AtomicBool::new(false), AtomicBool::new(false)] }
+    /// Takes its queues, opened and set up as `offload` says: the one to write to, and those to read
+    /// if that is not it.
+    pub(crate) const fn new(writer: OwnedFd, readers: Vec<OwnedFd>, offload: TunOffload) -> Self {
+        let refused = [AtomicBool::new(false), AtomicBool::new(false)];
+        Self { writer, readers, offload, refused }
+    }
+
+    /// The queues to read. Packets of a flow are all in one of them.
+    pub(crate) fn queues(&self) -> &[OwnedFd] {
+        if self.readers.is_empty() { core::slice::from_ref(&self.writer) } else { &self.readers }
+    }
+
+    /// The queue that tells whether the device is up. The one that is only written to does not: the
+    /// kernel wakes those who wait for its other queues alone (tun.c, tun_device_event).
+    pub(crate) fn probed(&self) -> BorrowedFd<'_> {
+        self.queues().first().map_or(self.writer.as_fd(), AsFd::as_fd)
     }
 
     /// What may be written as super-packets.
@@ -72,11 +90,14 @@ impl Tun {
         if self.offload.vnet_hdr { 0 } else { VNET_HDR_LEN }
     }
 
-    /// Reads a packet to `frame[VNET_HDR_LEN..]`; what is before it is clobbered.
-    pub(crate) fn read(&self, frame: &mut [u8]) -> Read {
+    /// Reads a packet of a queue to `frame[VNET_HDR_LEN..]`; what is before it is clobbered.
+    pub(crate) fn read(&self, queue: usize, frame: &mut [u8]) -> Read {
         let skipped = self.without_header();
-        let Some(place) = frame.get_mut(skipped..) else { return Read::Empty };
-        let len = match nix::unistd::read(&self.queue, place) {
+        let (Some(queue), Some(place)) = (self.queues().get(queue), frame.get_mut(skipped..))
+        else {
+            return Read::Empty;
+        };
+        let len = match nix::unistd::read(queue, place) {
             Ok(len) => skipped + len,
             // EBADFD after deletion; EFAULT and EIO on its way there.
             Err(nix::Error::EBADFD | nix::Error::EFAULT | nix::Error::EIO | nix::Error::ENODEV) => {
@@ -100,7 +121,7 @@ impl Tun {
     /// As write(2); EIO while the interface is down.
     pub(crate) fn write(&self, frame: &[u8]) -> io::Result<()> {
         let frame = frame.get(self.without_header()..).ok_or(io::ErrorKind::InvalidInput)?;
-        nix::unistd::write(&self.queue, frame)?;
+        nix::unistd::write(&self.writer, frame)?;
         Ok(())
     }
 
@@ -150,12 +171,6 @@ impl Tun {
     }
 }
 
-impl AsFd for Tun {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.queue.as_fd()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,7 +185,7 @@ mod tests {
             SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
         )
         .unwrap();
-        (Tun::new(ours, TunOffload { vnet_hdr, ..TunOffload::default() }), kernels)
+        (Tun::new(ours, Vec::new(), TunOffload { vnet_hdr, ..TunOffload::default() }), kernels)
     }
 
     #[test]
@@ -183,9 +198,9 @@ mod tests {
             nix::unistd::write(&kernel, &frame).unwrap();
             let mut buffer = [0xee; 64];
             let expected = if vnet_hdr { header } else { VnetHeader::default() };
-            assert_eq!(tun.read(&mut buffer), Read::Packet(expected, 6));
+            assert_eq!(tun.read(0, &mut buffer), Read::Packet(expected, 6));
             assert_eq!(&buffer[VNET_HDR_LEN..][..6], b"packet");
-            assert_eq!(tun.read(&mut buffer), Read::Empty);
+            assert_eq!(tun.read(0, &mut buffer), Read::Empty);
             tun.write(&buffer[..VNET_HDR_LEN + 6]).unwrap();
             let mut written = [0xff; 64];
             let len = nix::unistd::read(&kernel, &mut written).unwrap();
@@ -197,6 +212,6 @@ mod tests {
     fn a_frame_shorter_than_its_header_is_malformed() {
         let (tun, kernel) = pair(true);
         nix::unistd::write(&kernel, &[0; VNET_HDR_LEN - 1]).unwrap();
-        assert_eq!(tun.read(&mut [0; 64]), Read::Malformed);
+        assert_eq!(tun.read(0, &mut [0; 64]), Read::Malformed);
     }
 }

@@ -1,8 +1,9 @@
 //! A worker: whole batches from end to end, each while it is hot in the cache.
 //!
 //! Out of the tunnel, `outbound`:
-//! 1. take the TUN queue's turn; staged packets whose keypair has come go first (in turn)
-//! 2. read packets, route each, tell the sender of one that has nowhere to go (in turn)
+//! 1. take the TUN device's turn; staged packets whose keypair has come go first (in turn)
+//! 2. read packets, a share from each queue that has some, route each, tell the sender of one that has
+//!    nowhere to go (in turn)
 //! 3. lease a keypair and nonces for each run of packets to one peer, or stage it (in turn)
 //! 4. split super-packets, seal each packet (parallel)
 //! 5. send, in the order of the turns
@@ -14,8 +15,9 @@
 
 use crate::buffers::{InboundBatch, Opened, OutboundBatch};
 use crate::clock;
-use crate::offload::{Coalesce, Coalescer, VNET_HDR_LEN};
-use crate::shared::{QueuedHandshake, Shared, TunQueue};
+use crate::flow_queues::{ReadyQueues, Share};
+use crate::offload::{Coalesce, Coalescer, VNET_HDR_LEN, VnetHeader};
+use crate::shared::{QueuedHandshake, Shared};
 use crate::sys;
 use crate::tun::{self, Lost, Read, Tun};
 use crate::udp::UdpSockets;
@@ -37,6 +39,8 @@ const FIRST_TUN: u64 = 3;
 
 /// Most packets that are read in one turn.
 const MAX_READS: usize = 256;
+/// Most descriptors that are told of at once: all that there are.
+const MAX_EVENTS: usize = 3 + ReadyQueues::CAPACITY;
 
 /// A worker thread's own state.
 pub(crate) struct Worker {
@@ -45,7 +49,9 @@ pub(crate) struct Worker {
     epoll: Epoll,
     routes: Reader<Routes>,
     sockets: Reader<Arc<UdpSockets>>,
-    watches_tuns: bool,
+    watches_tun: bool,
+    /// The TUN device's queue whose turn it is.
+    next_queue: usize,
     /// Empty between batches.
     coalescer: Coalescer,
 }
@@ -65,7 +71,8 @@ impl Worker {
             epoll,
             routes: shared.data_path.routes.reader(),
             sockets: shared.sockets.reader(),
-            watches_tuns: false,
+            watches_tun: false,
+            next_queue: 0,
             coalescer: Coalescer::new(Coalesce { tcp: false, udp: false }),
             shared,
         })
@@ -73,7 +80,7 @@ impl Worker {
 
     /// Works until the process ends.
     pub(crate) fn run(mut self) {
-        let mut events = [EpollEvent::empty(); 8];
+        let mut events = [EpollEvent::empty(); MAX_EVENTS];
         loop {
             let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
                 Ok(ready) => ready,
@@ -86,15 +93,27 @@ impl Worker {
                     std::process::abort();
                 }
             };
-            for event in events.get(..ready).unwrap_or_default() {
-                self.routes.refresh(&self.shared.data_path.routes);
-                match event.data() {
-                    WAKE => self.woken(),
-                    UDP_V4 => self.inbound(0),
-                    UDP_V6 => self.inbound(1),
-                    tun => self.tun_event(tun, event.events()),
+            self.work(events.get(..ready).unwrap_or_default());
+        }
+    }
+
+    fn work(&mut self, events: &[EpollEvent]) {
+        self.routes.refresh(&self.shared.data_path.routes);
+        let mut ready = ReadyQueues::default();
+        let mut woken = false;
+        for event in events {
+            match event.data() {
+                WAKE => {
+                    self.woken();
+                    woken = true;
                 }
+                UDP_V4 => self.inbound(0),
+                UDP_V6 => self.inbound(1),
+                queue => self.queue_event(queue, event.events(), &mut ready),
             }
+        }
+        if woken || !ready.is_empty() {
+            self.outbound(ready);
         }
     }
 
@@ -111,15 +130,12 @@ impl Worker {
             // It may wait for the port to be free.
             shared.wake_control();
         }
-        let Some(tuns) = shared.tuns.get() else { return };
-        if !self.watches_tuns {
-            self.watches_tuns = true;
-            for (queue, token) in tuns.iter().zip(FIRST_TUN..) {
-                self.watch(queue.tun.as_fd(), token);
+        let Some(tun) = shared.tun.get() else { return };
+        if !self.watches_tun {
+            self.watches_tun = true;
+            for (queue, token) in tun.queues().iter().take(ReadyQueues::CAPACITY).zip(FIRST_TUN..) {
+                self.watch(queue.as_fd(), token);
             }
-        }
-        if let Some(queue) = tuns.first() {
-            self.outbound(queue);
         }
     }
 
@@ -146,31 +162,29 @@ impl Worker {
         }
     }
 
-    fn tun_event(&mut self, token: u64, flags: EpollFlags) {
-        let shared = Arc::clone(&self.shared);
+    fn queue_event(&self, token: u64, flags: EpollFlags, ready: &mut ReadyQueues) {
         let number = usize::try_from(token - FIRST_TUN).unwrap_or(usize::MAX);
-        let Some(queue) = shared.tuns.get().and_then(|tuns| tuns.get(number)) else { return };
-        if flags.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
+        if !flags.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
+            ready.insert(number);
+        } else if let Some(queue) = self.shared.tun.get().and_then(|tun| tun.queues().get(number)) {
             // Deleted: stop watching, or the error would be reported for ever.
-            let _not_watched = self.epoll.delete(queue.tun.as_fd());
-            shared.set_device_gone();
-            return;
+            let _not_watched = self.epoll.delete(queue);
+            self.shared.set_device_gone();
         }
-        self.outbound(queue);
     }
 
     // ------------------------------------------------------------ out of the tunnel
 
-    fn outbound(&self, queue: &TunQueue) {
-        let TunQueue { tun, outbound } = queue;
+    fn outbound(&mut self, ready: ReadyQueues) {
         let shared = Arc::clone(&self.shared);
-        let data_path = &shared.data_path;
+        let Some(tun) = shared.tun.get() else { return };
+        let Shared { data_path, outbound, .. } = &*shared;
         let mut batch = outbound.take_batch();
         let ticket = {
             let mut turn = outbound.turn();
             let now = clock::instant();
             self.lease_staged(&mut batch, now);
-            self.read_packets(tun, &mut batch, now);
+            self.read_packets(tun, ready, &mut batch, now);
             batch.lease(data_path, now);
             (!batch.is_empty()).then(|| turn.take_ticket())
         };
@@ -205,31 +219,62 @@ impl Worker {
         }
     }
 
-    fn read_packets(&self, tun: &Tun, batch: &mut OutboundBatch, now: Instant) {
-        let data_path = &self.shared.data_path;
+    /// Reads until no queue has a packet left or the batch is full.
+    fn read_packets(
+        &mut self,
+        tun: &Tun,
+        mut ready: ReadyQueues,
+        batch: &mut OutboundBatch,
+        now: Instant,
+    ) {
         // Bounded also where nothing is kept: a flood of packets that have nowhere to go must not
         // hold up those that have.
-        for _ in 0..MAX_READS {
-            let Some(room) = batch.room() else { return };
-            match tun.read(room) {
-                Read::Packet(header, len) => {
-                    let packet = batch.latest(len);
-                    match data_path.route(self.routes.value(), packet) {
-                        Ok((peer, inner)) => {
-                            if !batch.keep(peer, &header, &inner, data_path) {
-                                data_path.drops.add(DropCause::OutboundMalformed, 1);
-                            }
-                        }
-                        Err(cause) => self.refuse(tun, cause, packet, now),
+        let mut reads = 0;
+        while let Some(queue) = ready.next_from(self.next_queue) {
+            self.next_queue = queue + 1;
+            let mut share = Share::new();
+            while !share.is_used_up() {
+                let Some(room) = batch.room().filter(|_| reads < MAX_READS) else { return };
+                reads += 1;
+                match tun.read(queue, room) {
+                    Read::Packet(header, len) => {
+                        share.take(len);
+                        self.keep_packet(tun, batch, &header, len, now);
+                    }
+                    Read::Malformed => {
+                        self.shared.data_path.drops.add(DropCause::OutboundMalformed, 1);
+                    }
+                    Read::Empty => {
+                        ready.remove(queue);
+                        break;
+                    }
+                    Read::Gone => {
+                        self.shared.set_device_gone();
+                        return;
                     }
                 }
-                Read::Malformed => data_path.drops.add(DropCause::OutboundMalformed, 1),
-                Read::Empty => return,
-                Read::Gone => {
-                    self.shared.set_device_gone();
-                    return;
+            }
+        }
+    }
+
+    /// Keeps the packet that was read last, unless it has nowhere to go.
+    fn keep_packet(
+        &self,
+        tun: &Tun,
+        batch: &mut OutboundBatch,
+        header: &VnetHeader,
+        len: usize,
+        now: Instant,
+    ) {
+        let data_path = &self.shared.data_path;
+        let packet = batch.latest(len);
+        match data_path.route(self.routes.value(), packet) {
+            Ok((peer, inner)) => {
+                if !batch.keep(peer, header, &inner, data_path) {
+                    data_path.drops.add(DropCause::OutboundMalformed, 1);
                 }
             }
+            Err(cause) => self.refuse(tun, cause, packet, now),
         }
     }
 
@@ -262,8 +307,7 @@ impl Worker {
         };
         let now = clock::instant();
         let queued = open_all(&shared, &mut batch, now);
-        let queues = shared.tuns.get().map_or(&[][..], Vec::as_slice);
-        if let Some(TunQueue { tun, .. }) = queues.get(self.number % queues.len().max(1)) {
+        if let Some(tun) = shared.tun.get() {
             let Self { coalescer, routes, .. } = self;
             coalescer.set(tun.coalesce());
             inbound.complete(ticket, batch, |batch| {

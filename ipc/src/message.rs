@@ -76,7 +76,7 @@ pub enum Reply {
         netns: Option<i32>,
         /// Whether the netlink socket tells of the interface wherever it is moved to.
         follows_moves: bool,
-        /// How many TUN queues come with it.
+        /// How many TUN queues come with it. The first is written to; it is read only if it is alone.
         tun_queues: u8,
         /// What these do besides single packets.
         offload: TunOffload,

@@ -143,18 +143,19 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
         refuse_degraded("helper", &helper_report, Layer::HELPER)?;
     }
 
+    let queues = tun.queues();
     let reply = Reply::Granted {
         ifindex: tun.ifindex,
         netns: number,
         follows_moves,
-        tun_queues: 1,
+        tun_queues: queues.len() as u8,
         offload: tun.offload,
     };
 
     // Before anybody can be served, so that whoever is finds it.
     let claims = format!("helper: {helper_report}\ndataplane: {report}\n");
     monitor.uapi.write_report(&claims)?;
-    monitor.grant(sequence, &reply, [netlink.as_fd(), tun.queue.as_fd()])?;
+    monitor.grant(sequence, &reply, netlink.as_fd(), &queues)?;
     monitor.log().info(&format!(
         "started: dataplane pid {pid} uid {uid}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}"
     ));
@@ -163,7 +164,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     }
     launcher.ready();
     monitor.manager().ready(&format!("serving {}", tun.name));
-    // Our own copy of the TUN queue closes here, so that the interface goes with the dataplane.
+    // Our own copies of the TUN queues close here, so that the interface goes with the dataplane.
     Ok(monitor)
 }
 

@@ -179,14 +179,15 @@ impl Monitor {
         &mut self,
         sequence: u32,
         reply: &Reply,
-        [netlink, queue]: [BorrowedFd<'_>; 2],
+        netlink: BorrowedFd<'_>,
+        queues: &[BorrowedFd<'_>],
     ) -> Result<()> {
         self.phase = Phase::Running;
         let listener = self.uapi.take_listener();
         let listener = listener.as_ref().ok_or_else(|| {
             Error::new("no UAPI socket to hand over; this is a fault, please report it")
         })?;
-        let descriptors = [listener.as_fd(), netlink, queue];
+        let descriptors = [&[listener.as_fd(), netlink], queues].concat();
         let sent = self.dataplane.channel.send_reply(sequence, reply, &descriptors);
         sent.map_err(|error| {
             Error::new(format!("hand over the interface: {error}; see the dataplane's lines above"))

@@ -1,6 +1,7 @@
-//! What the kernel can do for many packets at once, and what an operator chose to do without.
+//! What the kernel can do for many packets and flows at once, and what an operator chose to do
+//! without.
 
-/// A way of handing over many packets in one system call.
+/// A way of handing over many packets in one system call, or many flows beside each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offload {
     /// A header before each packet of the TUN device, without which it has only plain packets.
@@ -9,6 +10,8 @@ pub enum Offload {
     Tso,
     /// UDP super-packets on the TUN device, since Linux 6.2.
     Uso,
+    /// Queues of the TUN device for different flows, without which all wait in one.
+    FlowQueues,
     /// Many datagrams of one peer in one send, since Linux 4.18.
     UdpGso,
     /// Many datagrams of one peer in one receive, since Linux 5.0.
@@ -17,7 +20,8 @@ pub enum Offload {
 
 impl Offload {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::VnetHdr, Self::Tso, Self::Uso, Self::UdpGso, Self::UdpGro];
+    pub const ALL: [Self; 6] =
+        [Self::VnetHdr, Self::Tso, Self::Uso, Self::FlowQueues, Self::UdpGso, Self::UdpGro];
 
     /// Its name on the command line and in the log.
     #[must_use]
@@ -26,6 +30,7 @@ impl Offload {
             Self::VnetHdr => "vnet-hdr",
             Self::Tso => "tso",
             Self::Uso => "uso",
+            Self::FlowQueues => "flow-queues",
             Self::UdpGso => "udp-gso",
             Self::UdpGro => "udp-gro",
         }

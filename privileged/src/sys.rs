@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 nix::ioctl_write_ptr_bad!(tunsetiff, libc::TUNSETIFF, libc::ifreq);
 nix::ioctl_read_bad!(tungetiff, libc::TUNGETIFF, libc::ifreq);
 nix::ioctl_write_ptr_bad!(tunsetvnethdrsz, libc::TUNSETVNETHDRSZ, c_int);
+nix::ioctl_write_ptr_bad!(tunsetqueue, libc::TUNSETQUEUE, libc::ifreq);
 nix::ioctl_write_int_bad!(tunsetoffload, libc::TUNSETOFFLOAD);
 
 fn request(name: &[u8]) -> libc::ifreq {
@@ -33,6 +34,14 @@ pub(crate) fn attach_tun(tun: BorrowedFd<'_>, name: &str, flags: c_int) -> nix::
     // SAFETY: the request is live; TUNSETIFF reads it and writes the real name back into it.
     unsafe { tunsetiff(tun.as_raw_fd(), &raw mut request) }?;
     Ok(name_of(&request))
+}
+
+/// Has an interface give nothing to a queue any more, which may still be written to.
+pub(crate) fn detach_tun(tun: BorrowedFd<'_>) -> nix::Result<()> {
+    let mut request = request(b"");
+    request.ifr_ifru.ifru_flags = libc::IFF_DETACH_QUEUE as libc::c_short;
+    // SAFETY: the request is live; TUNSETQUEUE reads it.
+    unsafe { tunsetqueue(tun.as_raw_fd(), &raw const request) }.map(drop)
 }
 
 /// Name and flags of the interface that a TUN queue belongs to.

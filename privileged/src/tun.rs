@@ -21,6 +21,9 @@ use wgsep_policy::{Capability, capabilities};
 const DEVICE: &str = "/dev/net/tun";
 /// Longest interface name, in bytes.
 const MAX_NAME_LEN: usize = libc::IFNAMSIZ - 1;
+/// Queues that the kernel spreads the machine's flows over. A flow that fills its own waits there, and
+/// those of the other queues pass it.
+const FLOW_QUEUES: usize = 16;
 /// Of the interface at its birth: what fits into 1500 with IPv6 outside.
 const DEFAULT_MTU: u32 = 1420;
 /// TCP's longest super-packet, in bytes, so that it fits into one send of as many datagrams: with the
@@ -38,13 +41,15 @@ const RTMGRP_IPV6_ROUTE: u32 = 0x400;
 
 /// The interface.
 pub struct TunDevice {
-    /// Where its packets are read and written; it goes when this is closed everywhere.
-    pub queue: OwnedFd,
+    /// Where its packets are written, and read if there are no flow queues.
+    queue: OwnedFd,
+    /// Where its packets are read. It goes when all its queues are closed everywhere.
+    flow_queues: Vec<OwnedFd>,
     /// Its real name.
     pub name: String,
     /// Its index, in the network namespace it was made in.
     pub ifindex: u32,
-    /// What the queue does besides single packets.
+    /// What its queues do besides single packets.
     pub offload: TunOffload,
 }
 
@@ -74,7 +79,7 @@ pub fn check_name(name: &str) -> Result<()> {
 }
 
 impl TunDevice {
-    /// Creates the interface, which goes when its queue is closed.
+    /// Creates the interface, which goes when its queues are closed.
     ///
     /// # Errors
     /// If there is no /dev/net/tun, no permission, or the name is taken.
@@ -82,15 +87,20 @@ impl TunDevice {
         let queue = open_device()?;
         let vnet_hdr = !without.contains(&Offload::VnetHdr);
         let header = if vnet_hdr { libc::IFF_VNET_HDR } else { 0 };
-        let flags = libc::IFF_TUN | libc::IFF_NO_PI | header | libc::IFF_TUN_EXCL;
-        let name = sys::attach_tun(queue.as_fd(), name, flags).advise(
+        let many = !without.contains(&Offload::FlowQueues);
+        let queues = if many { libc::IFF_MULTI_QUEUE } else { 0 };
+        let flags = libc::IFF_TUN | libc::IFF_NO_PI | header | queues;
+        let name = sys::attach_tun(queue.as_fd(), name, flags | libc::IFF_TUN_EXCL).advise(
             &format!("create interface {name}"),
             &[
                 (&TAKEN, &name_taken(name)),
                 (&[Errno::EPERM], &format!("no permission to create interface {name}: CAP_NET_ADMIN is missing; run as root, or: setcap cap_net_admin+ep wgsep")),
             ],
         )?;
-        let device = Self::identified(queue, name, vnet_hdr, without)?;
+        let mut device = Self::identified(queue, name, vnet_hdr, without)?;
+        if many {
+            device.add_flow_queues(flags)?;
+        }
         let set = |attribute, value: u32| {
             netlink::set_link(device.ifindex, &[(attribute, &value.to_ne_bytes())])
         };
@@ -139,13 +149,41 @@ impl TunDevice {
         let ifindex = index_of(&name)?;
         let offload =
             if vnet_hdr { set_offload(queue.as_fd(), without)? } else { TunOffload::default() };
-        Ok(Self { queue, name, ifindex, offload })
+        Ok(Self { queue, flow_queues: Vec::new(), name, ifindex, offload })
     }
 
-    /// What its queue should do and does not, for the log.
+    /// Adds queues to read, as many as the kernel gives, and has the first only take what is written:
+    /// once detached, it no longer draws the answers to what came through it into one queue (kernel
+    /// tun.c, tun_flow_update).
+    fn add_flow_queues(&mut self, flags: libc::c_int) -> Result<()> {
+        for _ in 0..FLOW_QUEUES {
+            let queue = open_device()?;
+            if sys::attach_tun(queue.as_fd(), &self.name, flags).is_err() {
+                break;
+            }
+            self.flow_queues.push(queue);
+        }
+        if self.flow_queues.is_empty() {
+            return Ok(());
+        }
+        sys::detach_tun(self.queue.as_fd()).step("keep a queue for what is written")
+    }
+
+    /// All its queues, as the dataplane expects them.
+    pub fn queues(&self) -> Vec<BorrowedFd<'_>> {
+        [&self.queue].into_iter().chain(&self.flow_queues).map(AsFd::as_fd).collect()
+    }
+
+    /// What its queues should do and do not, for the log.
     pub fn missing(&self) -> Option<Offload> {
         let TunOffload { vnet_hdr, tso, uso } = self.offload;
-        let ranked = [(Offload::VnetHdr, vnet_hdr), (Offload::Tso, tso), (Offload::Uso, uso)];
+        let many = !self.flow_queues.is_empty();
+        let ranked = [
+            (Offload::VnetHdr, vnet_hdr),
+            (Offload::Tso, tso),
+            (Offload::Uso, uso),
+            (Offload::FlowQueues, many),
+        ];
         ranked.into_iter().find(|(_, has)| !has).map(|(offload, _)| offload)
     }
 }

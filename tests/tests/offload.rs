@@ -9,6 +9,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+
 use wgsep_tests::daemon::Daemon;
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::link::{self, DEVICE, Family, Side};
@@ -117,6 +119,12 @@ fn streams_arrive_whole_without_super_packets() {
 }
 
 #[test]
+fn streams_arrive_whole_by_way_of_a_single_queue() {
+    require!(Wgsep);
+    works_without("flow-queues");
+}
+
+#[test]
 fn streams_arrive_whole_without_udp_offloads() {
     require!(Wgsep);
     works_without("udp-gso");
@@ -165,7 +173,8 @@ fn send_flows(from: &Netns, source: IpAddr, destination: SocketAddr) {
     });
 }
 
-/// Receives until the end is announced; the numbers of each flow, as they came.
+/// Receives until the end is announced; the numbers of each flow, as they came. Each is answered: what
+/// comes the other way must not move a flow.
 fn receive_flows(socket: &UdpSocket) -> BTreeMap<u16, Vec<u32>> {
     let mut flows = BTreeMap::<_, Vec<_>>::new();
     let mut datagram = [0; 2048];
@@ -175,6 +184,7 @@ fn receive_flows(socket: &UdpSocket) -> BTreeMap<u16, Vec<u32>> {
         if number == LAST {
             return flows;
         }
+        let _sent = socket.send_to(&number.to_be_bytes(), sender);
         flows.entry(sender.port()).or_default().push(number);
     }
 }
@@ -212,4 +222,48 @@ fn no_flow_is_reordered_by_any_number_of_workers() {
     for workers in ["1", "2", "4"] {
         keeps_order_with(workers);
     }
+}
+
+/// Datagrams that wait in the TUN device while nobody reads it: fewer than one queue holds.
+const WAITING: u32 = 400;
+/// Flows of a single datagram behind them.
+const LATER_FLOWS: u16 = 40;
+
+/// How many of the later flows came before most of the long one.
+fn passed(left_options: &[&str]) -> usize {
+    let tunnel = tunnel(left_options, &[]);
+    let Tunnel { left, right } = &tunnel;
+    let source = left.side.inner(Family::V4);
+    let destination = SocketAddr::new(right.side.inner(Family::V4), 9000);
+    let receiver = right.daemon.netns.inside(|| UdpSocket::bind(destination)).unwrap();
+    receiver.set_read_timeout(Some(LIMIT)).unwrap();
+    let bind = |port| left.daemon.netns.inside(|| UdpSocket::bind((source, port))).unwrap();
+    let long = bind(8000);
+    let dataplane = left.daemon.dataplane();
+    kill(dataplane, Signal::SIGSTOP).unwrap();
+    for number in 0..WAITING {
+        long.send_to(&number.to_be_bytes(), destination).unwrap();
+    }
+    for later in 0..LATER_FLOWS {
+        bind(8001 + later).send_to(&LAST.to_be_bytes(), destination).unwrap();
+    }
+    kill(dataplane, Signal::SIGCONT).unwrap();
+    let mut passed = 0;
+    loop {
+        let mut datagram = [0; 4];
+        receiver.recv_from(&mut datagram).expect("a datagram within the limit");
+        match u32::from_be_bytes(datagram) {
+            LAST => passed += 1,
+            number if number > WAITING / 2 => return passed,
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_long_flow_does_not_delay_the_others() {
+    require!(Wgsep);
+    // One in 16 shares its queue with the long flow.
+    assert!(passed(&[]) > usize::from(LATER_FLOWS / 2));
+    assert_eq!(passed(&["--without", "flow-queues"]), 0);
 }

@@ -8,7 +8,6 @@ use crate::clock;
 use crate::helper::Said;
 use crate::link::LinkMonitor;
 use crate::log;
-use crate::secret;
 use crate::tun::Tun;
 use crate::uapi::ClientId;
 use crate::udp::UdpSockets;
@@ -98,19 +97,18 @@ impl Control {
             Reply::Granted { ifindex, netns, follows_moves, offload, .. },
             Some(listener),
             Some(netlink),
-        ) = (reply, descriptors.next(), descriptors.next())
+            Some(writer),
+        ) = (reply, descriptors.next(), descriptors.next(), descriptors.next())
         else {
             tracing::error!("the helper refused to hand over the interface; see its lines above");
             self.end = Some(End::HelperLost);
             return;
         };
-        let tuns = descriptors.map(|queue| Tun::new(queue, *offload)).collect();
-        secret::ordinarily(|| self.shared.set_tuns(tuns));
+        let tun = Tun::new(writer, descriptors.collect(), *offload);
+        let tun = self.shared.tun.get_or_init(|| tun);
+        let watched = self.probe.watch(tun);
         self.shared.wake_workers();
-        let ready = self.uapi.listen(listener, &self.epoll).and_then(|()| {
-            if let Some(queue) = self.shared.tuns.get().and_then(|tuns| tuns.first()) {
-                self.probe.watch(&queue.tun)?;
-            }
+        let ready = watched.and_then(|()| self.uapi.listen(listener, &self.epoll)).and_then(|()| {
             let link =
                 LinkMonitor::new(netlink, (*netns, *ifindex), *follows_moves, &self.interface)?;
             self.epoll.add(&link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;

@@ -21,12 +21,12 @@ impl LinkProbe {
         Ok(Self(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?))
     }
 
-    /// Watches a queue of the device.
+    /// Watches the device.
     ///
     /// # Errors
     /// As epoll_ctl(2).
-    pub(super) fn watch(&self, queue: &Tun) -> nix::Result<()> {
-        self.0.add(queue, EpollEvent::new(EpollFlags::EPOLLOUT, 0))
+    pub(super) fn watch(&self, tun: &Tun) -> nix::Result<()> {
+        self.0.add(tun.probed(), EpollEvent::new(EpollFlags::EPOLLOUT, 0))
     }
 
     /// Whether the interface is up now.
