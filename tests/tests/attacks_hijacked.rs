@@ -157,9 +157,10 @@ fn attack_02_a_violation_on_any_thread_ends_the_whole_process_and_the_interface(
         assert_eq!(threads.len(), 2 + WORKERS);
         let name = fs::read_to_string(format!("/proc/{}/comm", threads[number])).unwrap();
         let mut thread = Hijacked::seize(dataplane, threads[number]);
+        // The first thread's end is the process's, which its tracer is told of before the helper.
+        daemon.process.signal(Signal::SIGSTOP);
         let outcome = thread.call(libc::SYS_socket, &[libc::AF_INET as u64, 2, 0]);
-        // Dead to us, but a tracer's to bury.
-        drop(thread);
+        daemon.process.signal(Signal::SIGCONT);
         assert_ended_by(&name, outcome, daemon, dataplane);
         names.push(name.trim().to_owned());
     }
