@@ -117,7 +117,7 @@ pub const DATAPLANE: &[Allowed] = &[
     any!(SYS_sendto, "asking netlink for the links there are"),
     only!(SYS_getsockopt, SOCKET_KIND, "checking what the helper handed over"),
     any!(SYS_getsockname, "checking what the helper handed over"),
-    // Memory: one heap for all threads (dataplane/src/sys.rs), which takes neither mprotect nor madvise.
+    // Memory. All threads have one heap (dataplane/src/sys.rs), so neither mprotect nor madvise.
     any!(SYS_brk, "the heap grows and shrinks"),
     only!(SYS_mmap, &[&[READ_WRITE, ANONYMOUS]], "a large allocation"),
     any!(SYS_munmap, "a large allocation is freed"),
@@ -165,7 +165,7 @@ pub const HELPER: &[Allowed] = &[
     any!(SYS_sendmsg, "replies with descriptors"),
     any!(SYS_sendto, "the log, where it is syslog"),
     any!(SYS_read, "the dataplane's log, signals, the watch on the UAPI socket"),
-    any!(SYS_write, "the log, and telling the launcher and the service manager that all is ready",),
+    any!(SYS_write, "the log, and telling the launcher and the service manager that all is ready"),
     only!(
         SYS_socket,
         &[
@@ -174,7 +174,7 @@ pub const HELPER: &[Allowed] = &[
         ],
         "UDP sockets; keeps CAP_NET_ADMIN from netlink",
     ),
-    only!(SYS_setsockopt, SOCKET_OPTIONS, "the mark, buffers, and what the dataplane must be told",),
+    only!(SYS_setsockopt, SOCKET_OPTIONS, "the mark, buffers, and what the dataplane must be told"),
     any!(SYS_bind, "the UDP port"),
     any!(SYS_getsockname, "the UDP port that the kernel chose"),
     any!(SYS_close, "UDP sockets"),
