@@ -3,9 +3,13 @@
 //! Only ratios within one run mean something on a machine that does other things too.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use chacha20poly1305::aead::AeadInOut;
+use chacha20poly1305::aead::inout::InOutBuf;
+use chacha20poly1305::{ChaCha20Poly1305, KeyInit};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, UnboundKey};
 use std::hint::black_box;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use wgsep_dataplane::offload::{Coalesce, Coalescer, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
 use wgsep_proto::allowed_ips::AllowedIps;
 use wgsep_proto::config::AllowedIp;
@@ -53,6 +57,47 @@ fn crypto(criterion: &mut Criterion) {
     }
 }
 
+/// Both ciphers that transport messages can be sealed with, without what wgsep does around them.
+fn ciphers(criterion: &mut Criterion) {
+    let ring = LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &[7; 32]).unwrap());
+    let plain = ChaCha20Poly1305::new(&[7; 32].into());
+    for len in LENGTHS {
+        let mut group = criterion.benchmark_group(format!("cipher/{len}"));
+        group.throughput(Throughput::Bytes(len as u64));
+        let nonce = || ring::aead::Nonce::assume_unique_for_key([1; 12]);
+        let mut buffer = vec![7; len];
+        group.bench_function("ring seals", |bencher| {
+            bencher.iter(|| {
+                ring.seal_in_place_separate_tag(nonce(), Aad::empty(), &mut buffer).unwrap()
+            });
+        });
+        group.bench_function("chacha20poly1305 seals", |bencher| {
+            bencher.iter(|| {
+                let buffer = InOutBuf::from(&mut *buffer);
+                plain.encrypt_inout_detached(&[1; 12].into(), &[], buffer).unwrap()
+            });
+        });
+        let tag = ring.seal_in_place_separate_tag(nonce(), Aad::empty(), &mut buffer).unwrap();
+        let sealed = [&buffer, tag.as_ref()].concat();
+        let mut arrived = sealed.clone();
+        group.bench_function("ring opens", |bencher| {
+            bencher.iter(|| {
+                arrived.copy_from_slice(&sealed);
+                ring.open_in_place(nonce(), Aad::empty(), &mut arrived).unwrap();
+            });
+        });
+        let tag = chacha20poly1305::Tag::try_from(tag.as_ref()).unwrap();
+        group.bench_function("chacha20poly1305 opens", |bencher| {
+            bencher.iter(|| {
+                arrived.copy_from_slice(&sealed);
+                let body = InOutBuf::from(&mut arrived[..len]);
+                plain.decrypt_inout_detached(&[1; 12].into(), &[], body, &tag).unwrap();
+            });
+        });
+        group.finish();
+    }
+}
+
 fn replay(criterion: &mut Criterion) {
     let mut window = ReplayWindow::default();
     let mut counter = 0;
@@ -72,23 +117,37 @@ const fn scatter(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(number.wrapping_mul(0x9e37_79b1))
 }
 
+/// The address with this number, far from that of the next.
+fn address_v4(number: u32) -> (IpAddr, u8) {
+    (scatter(number).into(), 32)
+}
+
+/// As [`address_v4`], of a host in a network of its own.
+fn address_v6(number: u32) -> (IpAddr, u8) {
+    let network = u128::from(scatter(number).to_bits()) << 64;
+    (Ipv6Addr::from_bits(0xfd00 << 112 | network | 1).into(), 128)
+}
+
 fn allowed_ips(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("allowed IPs");
-    for entries in [10, 1_000, 100_000, 1_000_000] {
-        let mut table = AllowedIps::default();
-        for number in 0..entries {
-            table.insert(AllowedIp::new(scatter(number).into(), 32).unwrap(), number);
-        }
-        let mut number = 0;
-        group.bench_function(BenchmarkId::from_parameter(entries), |bencher| {
-            bencher.iter(|| {
-                // Another entry each time, far from the last.
-                number = (number + 7919) % entries;
-                table.lookup(black_box(IpAddr::V4(scatter(number)))).copied()
+    for (family, address) in [("IPv4", address_v4 as fn(u32) -> _), ("IPv6", address_v6)] {
+        let mut group = criterion.benchmark_group(format!("allowed IPs/{family}"));
+        for entries in [10, 1_000, 10_000, 100_000, 1_000_000] {
+            let mut table = AllowedIps::default();
+            for number in 0..entries {
+                let (address, length) = address(number);
+                table.insert(AllowedIp::new(address, length).unwrap(), number);
+            }
+            let mut number = 0;
+            group.bench_function(BenchmarkId::from_parameter(entries), |bencher| {
+                bencher.iter(|| {
+                    // Another entry each time, far from the last.
+                    number = (number + 7919) % entries;
+                    table.lookup(black_box(address(number).0)).copied()
+                });
             });
-        });
+        }
+        group.finish();
     }
-    group.finish();
 }
 
 /// A UDP super-packet of IPv4 with 40 payloads of 1,392 bytes, as the kernel hands it over.
@@ -132,5 +191,5 @@ fn offload(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, crypto, replay, allowed_ips, offload);
+criterion_group!(benches, crypto, ciphers, replay, allowed_ips, offload);
 criterion_main!(benches);
