@@ -69,12 +69,13 @@ fn section(results: &Results) -> String {
     let Results { date, command, commit, machine, veth, rounds, .. } = results;
     let processor = format!("{} processors {}", machine.processors, machine.processor);
     let system = format!("Linux {}, {}", machine.kernel, machine.system);
-    let disturbance = results.disturbance().map_or(0.0, |spread| spread.most);
+    let disturbance = results.disturbance();
+    let (median, most) = disturbance.map_or((0.0, 0.0), |spread| (spread.median, spread.most));
     let veth = veth.name();
     let mut text = format!(
         "{date}, `{command}` of {commit}: {processor}, {system}; veth offloads {veth}; medians of \
-         {rounds} rounds, least and most in parentheses. Others used at most {disturbance:.0} % of \
-         the machine meanwhile.\n\n"
+         {rounds} rounds, least and most in parentheses. Others used {median:.0} % of the machine \
+         meanwhile, and {most:.0} % at most.\n\n"
     );
     text.push_str(&table::targets(results));
     text.push_str("\nThe same run in numbers, each program at both ends:\n\n");

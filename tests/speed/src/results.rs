@@ -88,7 +88,7 @@ impl Results {
         names.filter(|name| !matches!(*name, "wgsep" | "forwarder"))
     }
 
-    /// The greatest share of the machine that others had during a measure that counts.
+    /// The share of the machine that others had during what counts, in percent.
     pub(crate) fn disturbance(&self) -> Option<Spread> {
         let shares: Vec<f64> =
             self.samples.iter().map(|sample| sample.disturbance * 100.0).collect();

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use crate::quantity::Quantity;
 use crate::results::Results;
+use crate::statistics::Spread;
 use crate::targets::TARGETS;
 
 /// Both tables, and what could not be measured.
@@ -15,6 +16,12 @@ pub(crate) fn of(results: &Results) -> String {
         let (name, measure, reason) = (&failure.contender, &failure.measure, &failure.reason);
         let round = failure.round + 1;
         let _infallible = writeln!(text, "\n{name}, {measure}, round {round}: {reason}");
+    }
+    if let Some(Spread { median, most, .. }) = results.disturbance() {
+        let _infallible = writeln!(
+            text,
+            "\nOthers used {median:.0} % of the machine meanwhile, and {most:.0} % at most."
+        );
     }
     text
 }
