@@ -2,7 +2,8 @@
 //! verifies that it is confined, hands the descriptors over, and answers four requests.
 //!
 //! It holds no key and sees no packet. Read it in the order in which it runs: [`run`], `startup`,
-//! `netns`, `tun`, `uapi_socket`, `spawn`, `monitor`, `udp`; `sys` has all the unsafe code.
+//! `netns`, `tun`, `uapi_socket`, `spawn`, `monitor`, `requests`,
+//! `udp`; `sys` has all the unsafe code.
 
 mod error;
 mod log;
@@ -11,6 +12,8 @@ mod netlink;
 mod netns;
 mod notify;
 mod offload;
+mod poll;
+mod requests;
 mod spawn;
 mod startup;
 mod sys;
@@ -30,6 +33,8 @@ use log::Log;
 use monitor::{End, Monitor};
 use netns::Netns;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use requests::Requests;
+use spawn::Dataplane;
 use startup::{Inherited, Launcher};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -123,11 +128,11 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
         None => UapiSocket::bind(&tun.name)?,
     };
     let (netlink, follows_moves) = tun::open_netlink()?;
-    let dataplane = spawn::start(options, &tun.name, user)?;
-    let (pid, uid) = (dataplane.pid, dataplane.uid);
-    let mut report = dataplane.report;
-    let mut monitor =
-        Monitor::new(dataplane, uapi, signals, log, options.grants, without.clone(), manager);
+    let Dataplane { channel, process, pid, uid, mut report } =
+        spawn::start(options, &tun.name, user)?;
+    let requests = Requests::new(channel, options.grants, !without.contains(&Offload::UdpGro));
+    let (without, told_gro) = (without.clone(), false);
+    let mut monitor = Monitor { process, requests, uapi, signals, log, manager, without, told_gro };
     let helper_report = wgsep_policy::drop_helper_privileges(options.grants.low_ports)?;
 
     let (sequence, sealed) = monitor.wait_for_seal()?;
@@ -155,15 +160,21 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     // Before anybody can be served, so that whoever is finds it.
     let claims = format!("helper: {helper_report}\ndataplane: {report}\n");
     monitor.uapi.write_report(&claims)?;
-    monitor.grant(sequence, &reply, netlink.as_fd(), &queues)?;
-    monitor.log().info(&format!(
+    let listener = monitor.uapi.take_listener().ok_or_else(|| {
+        Error::new("no UAPI socket to hand over; this is a fault, please report it")
+    })?;
+    let descriptors = [&[listener.as_fd(), netlink.as_fd()], &queues[..]].concat();
+    monitor.requests.grant(sequence, &reply, &descriptors).map_err(|error| {
+        Error::new(format!("hand over the interface: {error}; see the dataplane's lines above"))
+    })?;
+    monitor.log.info(&format!(
         "started: dataplane pid {pid} uid {uid}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}"
     ));
     if let Some(missing) = tun.missing() {
-        monitor.log().info(&offload::missing(missing, without));
+        monitor.log.info(&offload::missing(missing, &options.without));
     }
     launcher.ready();
-    monitor.manager().ready(&format!("serving {}", tun.name));
+    monitor.manager.ready(&format!("serving {}", tun.name));
     // Our own copies of the TUN queues close here, so that the interface goes with the dataplane.
     Ok(monitor)
 }

@@ -29,20 +29,26 @@ const LIBEXEC: &str = match option_env!("WGSEP_LIBEXECDIR") {
 /// Where the dataplane finds the channel; the log is its standard error.
 const CHANNEL: i32 = 3;
 
-/// The running dataplane.
+/// The dataplane, started.
 pub struct Dataplane {
-    /// For signals and for its end.
-    pub pidfd: OwnedFd,
-    /// To look it up in /proc.
-    pub pid: Pid,
     /// Requests.
     pub channel: Channel,
-    /// What it logs.
-    pub log: OwnedFd,
+    /// What it is to end and to listen to.
+    pub process: Process,
+    /// To look it up in /proc.
+    pub pid: Pid,
     /// Whom it runs as.
     pub uid: Uid,
     /// How the layers turned out that close before it is executed.
     pub report: Report,
+}
+
+/// The dataplane's process.
+pub struct Process {
+    /// For signals and for its end.
+    pub pidfd: OwnedFd,
+    /// What it logs.
+    pub log: OwnedFd,
 }
 
 /// The dataplane's command line. No name of an interface has a space.
@@ -120,7 +126,7 @@ pub fn start(options: &Options, interface: &str, user: Option<(Uid, Gid)>) -> Re
     let channel = Channel::new(ours).map_err(|error| {
         Error::new(format!("channel: {error}; this is a fault, please report it"))
     })?;
-    Ok(Dataplane { pidfd, pid, channel, log, uid, report })
+    Ok(Dataplane { channel, process: Process { pidfd, log }, pid, uid, report })
 }
 
 /// Moves a descriptor out of the way of the number that the dataplane expects the channel at.

@@ -1,10 +1,10 @@
 //! The UAPI socket that wg(8) looks for: /var/run/wireguard/INTERFACE.sock.
 
 use crate::error::{Error, Result, Step};
+use crate::poll::poll;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 use nix::sys::socket::{UnixAddr, getsockname, getsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
@@ -129,8 +129,7 @@ impl UapiSocket {
     /// second is at most one system call away.
     fn next_events(&self, expected: bool) -> nix::Result<Vec<InotifyEvent>> {
         if expected {
-            let mut ready = [PollFd::new(self.watch(), PollFlags::POLLIN)];
-            ppoll(&mut ready, Some(RENAMING.into()), None)?;
+            let _either_way = poll([self.watch()], RENAMING);
         }
         self.watch.read_events()
     }

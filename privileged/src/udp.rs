@@ -1,59 +1,77 @@
 //! UDP sockets, marked and bound: one for each family, both on the same port.
 
 use crate::sys;
-use nix::libc;
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, SockaddrStorage,
-    bind, getsockname, socket,
-};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use nix::errno::Errno;
+use nix::libc::{self, c_int};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, socket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// How often a port that the kernel chose for one family may be taken in the other.
 const TRIES: usize = 100;
 /// Of both buffers, in bytes, as every other implementation has it.
-const BUFFER: libc::c_int = 7 << 20;
+const BUFFER: c_int = 7 << 20;
+
+/// Level, name and value of the options of each family.
+const V4_OPTIONS: [(c_int, c_int, c_int); 3] = [
+    (libc::IPPROTO_IP, libc::IP_PKTINFO, 1),
+    (libc::IPPROTO_IP, libc::IP_RECVTOS, 1),
+    (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+];
+const V6_OPTIONS: [(c_int, c_int, c_int); 4] = [
+    (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1),
+    (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
+];
 
 /// The open sockets, of which the dataplane has duplicates.
 pub struct UdpSockets {
-    v4: Option<OwnedFd>,
-    v6: Option<OwnedFd>,
+    v4: Option<UdpSocket>,
+    v6: Option<UdpSocket>,
     /// The port bound.
     pub port: u16,
-    /// The mark set.
-    pub mark: u32,
+    mark: u32,
     /// Whether datagrams are received many at a time; without it, they come one by one.
     pub joins: bool,
 }
 
 impl UdpSockets {
-    /// Opens both families on one port, 0 for any. A machine may lack one family, not both.
+    /// Has sockets on `port`, 0 for any: those that are held, if they are on it, or new ones beside the
+    /// old, which go only once the new ones are there.
     ///
     /// # Errors
     /// EADDRINUSE if the port is taken in either family.
-    pub fn open(port: u16, mark: u32, gro: bool) -> nix::Result<Self> {
-        let mut tries = 0;
+    pub fn ensure(held: &mut Option<Self>, port: u16, mark: u32, gro: bool) -> nix::Result<&Self> {
+        match held.take_if(|sockets| sockets.port == port) {
+            Some(mut sockets) => {
+                let marked = sockets.set_mark(mark);
+                let kept = held.insert(sockets);
+                marked.map(|()| &*kept)
+            }
+            None => Self::open(port, mark, gro).map(|new| &*held.insert(new)),
+        }
+    }
+
+    fn open(port: u16, mark: u32, gro: bool) -> nix::Result<Self> {
+        let mut tries = 0..if port == 0 { TRIES } else { 0 };
         loop {
-            tries += 1;
             match Self::open_once(port, mark, gro) {
-                Err(nix::Error::EADDRINUSE) if port == 0 && tries < TRIES => {}
+                Err(Errno::EADDRINUSE) if tries.next().is_some() => {}
                 opened => return opened,
             }
         }
     }
 
+    /// Opens both families. A machine may lack one of them, not both.
     fn open_once(port: u16, mark: u32, gro: bool) -> nix::Result<Self> {
-        let v4 = missing_family(open_v4(port, mark))?;
-        let port = match &v4 {
-            Some(socket) => bound_port(socket.as_fd())?,
-            None => port,
-        };
-        let v6 = missing_family(open_v6(port, mark))?;
-        let port = match (&v4, &v6) {
-            (None, None) => return Err(nix::Error::EAFNOSUPPORT),
-            (None, Some(socket)) => bound_port(socket.as_fd())?,
-            (Some(_), _) => port,
-        };
+        let v4 = open_socket((Ipv4Addr::UNSPECIFIED, port).into(), mark)?;
+        let port = v4.as_ref().map_or(Ok(port), bound_port)?;
+        let v6 = open_socket((Ipv6Addr::UNSPECIFIED, port).into(), mark)?;
+        let port = v6.as_ref().map_or(Ok(port), bound_port)?;
+        if v4.is_none() && v6.is_none() {
+            return Err(Errno::EAFNOSUPPORT);
+        }
         let mut sockets = Self { v4, v6, port, mark, joins: false };
         sockets.joins = gro && sockets.families().into_iter().flatten().all(join_datagrams);
         Ok(sockets)
@@ -61,7 +79,7 @@ impl UdpSockets {
 
     /// Those there are, in the order IPv4, IPv6.
     pub fn families(&self) -> [Option<BorrowedFd<'_>>; 2] {
-        [self.v4.as_ref().map(AsFd::as_fd), self.v6.as_ref().map(AsFd::as_fd)]
+        [&self.v4, &self.v6].map(|socket| socket.as_ref().map(AsFd::as_fd))
     }
 
     /// Changes the mark of both, or of none.
@@ -80,16 +98,6 @@ impl UdpSockets {
     }
 }
 
-/// A family that the machine does not have is `None`: not compiled in, or switched off so that not
-/// even the wildcard address can be bound.
-fn missing_family(opened: nix::Result<OwnedFd>) -> nix::Result<Option<OwnedFd>> {
-    match opened {
-        Ok(socket) => Ok(Some(socket)),
-        Err(nix::Error::EAFNOSUPPORT | nix::Error::EADDRNOTAVAIL) => Ok(None),
-        Err(errno) => Err(errno),
-    }
-}
-
 fn set_mark(socket: BorrowedFd<'_>, mark: u32) -> nix::Result<()> {
     sys::set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())
 }
@@ -99,46 +107,34 @@ fn join_datagrams(socket: BorrowedFd<'_>) -> bool {
     sys::set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok()
 }
 
-fn open_socket(family: AddressFamily, mark: u32) -> nix::Result<OwnedFd> {
+/// A family that the machine does not have is `None`: not compiled in, or switched off so that not
+/// even the wildcard address can be bound.
+fn open_socket(address: SocketAddr, mark: u32) -> nix::Result<Option<UdpSocket>> {
+    let (family, options) = match address {
+        SocketAddr::V4(_) => (AddressFamily::Inet, &V4_OPTIONS[..]),
+        SocketAddr::V6(_) => (AddressFamily::Inet6, &V6_OPTIONS[..]),
+    };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(family, SockType::Datagram, flags, None)?;
+    let socket = match socket(family, SockType::Datagram, flags, None) {
+        Err(Errno::EAFNOSUPPORT) => return Ok(None),
+        opened => opened?,
+    };
     set_mark(socket.as_fd(), mark)?;
     for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
         // Only CAP_NET_ADMIN of the first user namespace may; smaller buffers work too.
         let _refused = sys::set_option(socket.as_fd(), libc::SOL_SOCKET, option, BUFFER);
     }
-    Ok(socket)
-}
-
-fn open_v4(port: u16, mark: u32) -> nix::Result<OwnedFd> {
-    let socket = open_socket(AddressFamily::Inet, mark)?;
-    let set = |name, value| sys::set_option(socket.as_fd(), libc::IPPROTO_IP, name, value);
-    set(libc::IP_PKTINFO, 1)?;
-    set(libc::IP_RECVTOS, 1)?;
-    set(libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
-    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))?;
-    Ok(socket)
-}
-
-fn open_v6(port: u16, mark: u32) -> nix::Result<OwnedFd> {
-    let socket = open_socket(AddressFamily::Inet6, mark)?;
-    let set = |name, value| sys::set_option(socket.as_fd(), libc::IPPROTO_IPV6, name, value);
-    set(libc::IPV6_V6ONLY, 1)?;
-    set(libc::IPV6_RECVPKTINFO, 1)?;
-    set(libc::IPV6_RECVTCLASS, 1)?;
-    set(libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
-    let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0);
-    bind(socket.as_raw_fd(), &SockaddrIn6::from(any))?;
-    Ok(socket)
-}
-
-fn bound_port(socket: BorrowedFd<'_>) -> nix::Result<u16> {
-    let address: SockaddrStorage = getsockname(socket.as_raw_fd())?;
-    match address.family() {
-        Some(AddressFamily::Inet) => address.as_sockaddr_in().map(SockaddrIn::port),
-        _ => address.as_sockaddr_in6().map(SockaddrIn6::port),
+    for (level, name, value) in options {
+        sys::set_option(socket.as_fd(), *level, *name, *value)?;
     }
-    .ok_or(nix::Error::EAFNOSUPPORT)
+    match bind(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
+        Err(Errno::EADDRNOTAVAIL) => Ok(None),
+        bound => bound.map(|()| Some(socket.into())),
+    }
+}
+
+fn bound_port(socket: &UdpSocket) -> nix::Result<u16> {
+    socket.local_addr().map(|address| address.port()).map_err(|_| Errno::EAFNOSUPPORT)
 }
 
 #[cfg(test)]
@@ -149,9 +145,22 @@ mod tests {
     fn both_families_share_a_port_and_a_taken_one_is_refused() {
         let sockets = UdpSockets::open(0, 0, true).unwrap();
         assert_ne!(sockets.port, 0);
-        for socket in sockets.families().into_iter().flatten() {
+        for socket in [&sockets.v4, &sockets.v6].into_iter().flatten() {
             assert_eq!(bound_port(socket), Ok(sockets.port));
         }
-        assert_eq!(UdpSockets::open(sockets.port, 0, true).err(), Some(nix::Error::EADDRINUSE));
+        assert_eq!(UdpSockets::open(sockets.port, 0, true).err(), Some(Errno::EADDRINUSE));
+    }
+
+    #[test]
+    fn the_same_port_keeps_its_sockets_and_a_failure_keeps_the_old_ones() {
+        let mut held = None;
+        let port = UdpSockets::ensure(&mut held, 0, 0, true).unwrap().port;
+        let taken = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let taken_port = taken.local_addr().unwrap().port();
+        let refused = UdpSockets::ensure(&mut held, taken_port, 7, true);
+        assert_eq!(refused.err(), Some(Errno::EADDRINUSE));
+        assert_eq!(held.as_ref().map(|sockets| (sockets.port, sockets.mark)), Some((port, 0)));
+        assert_eq!(UdpSockets::ensure(&mut held, port, 7, true).unwrap().mark, 7);
+        assert_ne!(UdpSockets::ensure(&mut held, 0, 7, true).unwrap().port, port);
     }
 }

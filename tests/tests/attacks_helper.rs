@@ -78,7 +78,7 @@ fn is_stopped(pid: Pid) -> bool {
 fn attack_07_every_breach_of_the_contract_ends_the_dataplane_and_names_itself() {
     require!(Wgsep);
     for (attack, named) in [
-        (Attack::OpenUdpBeforeSealed, "the dataplane sent OpenUdp before it was sealed"),
+        (Attack::OpenUdpBeforeSealed, "OpenUdp is not permitted now"),
         (Attack::UnsealedLiar, "not sealed as it says: Seccomp is 0, not 2"),
         (Attack::OneThreadTooMany, "the dataplane has 4 threads where 3 were expected"),
         (Attack::SenselessReport, "the seal report makes no sense"),

@@ -1,0 +1,225 @@
+//! What the dataplane may ask for, and the answers.
+//!
+//! What may be asked depends on the phase; [`permit`] is the whole table. Anything else is a violation,
+//! of which the dataplane dies.
+
+use crate::poll::poll;
+use crate::udp::UdpSockets;
+use nix::errno::Errno;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+use wgsep_ipc::{Channel, Error, Notice, Received, Reply, Request, SealReport};
+use wgsep_policy::Grants;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Requests a second that are answered at once; more wait for the next second.
+const REQUESTS_PER_SECOND: u32 = 100;
+/// Requests that may follow each other without one having been waited for. The real dataplane has
+/// one under way, and another when it says goodbye.
+const PIPELINED_REQUESTS: u32 = 16;
+
+/// How far the dataplane has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Started, not verified.
+    Init,
+    /// Verified; has the interface.
+    Running,
+}
+
+/// The table of what may be asked when. `Sealed` comes once, because it ends its phase.
+const fn permit(phase: Phase, request: &Request) -> bool {
+    match request {
+        Request::Sealed(_) => matches!(phase, Phase::Init),
+        Request::OpenUdp { .. } | Request::CloseUdp | Request::SetMark { .. } | Request::Bye => {
+            matches!(phase, Phase::Running)
+        }
+    }
+}
+
+/// What came of looking for a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Served {
+    /// It was answered, or there was none.
+    Answered,
+    /// The number to answer to, and what the dataplane says of itself.
+    Sealed(u32, SealReport),
+    /// The dataplane has closed the channel.
+    Closed,
+    /// It broke the contract.
+    Violation(String),
+}
+
+fn violation(what: impl Into<String>) -> Served {
+    Served::Violation(what.into())
+}
+
+/// The helper's side of the contract.
+pub struct Requests {
+    channel: Channel,
+    grants: Grants,
+    /// Whether UDP sockets are to receive datagrams many at a time.
+    gro: bool,
+    phase: Phase,
+    sockets: Option<UdpSockets>,
+    second: Instant,
+    /// In this second.
+    requests: u32,
+    pipelined: u32,
+    said_bye: bool,
+}
+
+impl Requests {
+    /// Those of a dataplane that was just started.
+    #[must_use]
+    pub fn new(channel: Channel, grants: Grants, gro: bool) -> Self {
+        Self {
+            channel,
+            grants,
+            gro,
+            phase: Phase::Init,
+            sockets: None,
+            second: Instant::now(),
+            requests: 0,
+            pipelined: 0,
+            said_bye: false,
+        }
+    }
+
+    /// The dataplane was verified: it gets what `reply` says with `descriptors`, and may ask.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn grant(
+        &mut self,
+        sequence: u32,
+        reply: &Reply,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), Error> {
+        self.phase = Phase::Running;
+        self.channel.send_reply(sequence, reply, descriptors)
+    }
+
+    /// Says something unasked.
+    ///
+    /// # Errors
+    /// If the dataplane is gone or does not listen.
+    pub fn notice(&self, notice: &Notice) -> Result<(), Error> {
+        self.channel.send_notice(notice)
+    }
+
+    /// How long to leave requests unread, if there were too many in this second.
+    pub fn back_pressure(&mut self) -> Option<Duration> {
+        let elapsed = self.second.elapsed();
+        if elapsed >= SECOND {
+            (self.second, self.requests) = (Instant::now(), 0);
+        }
+        (self.requests >= REQUESTS_PER_SECOND).then(|| SECOND.saturating_sub(elapsed))
+    }
+
+    /// Answers one request, if there is one.
+    pub fn serve(&mut self) -> Served {
+        let (sequence, request) = match self.channel.receive_request() {
+            Ok(Received::Nothing) => return Served::Answered,
+            Ok(Received::Closed) => return Served::Closed,
+            Ok(Received::Message(message, _)) => message,
+            Err(error) => return violation(error.to_string()),
+        };
+        if !permit(self.phase, &request) {
+            return violation(format!("{} is not permitted now", request.name()));
+        }
+        self.requests += 1;
+        if self.is_flooded() {
+            return violation("a flood of requests");
+        }
+        let done = match request {
+            Request::Sealed(report) => return Served::Sealed(sequence, report),
+            Request::OpenUdp { port, mark } => self.open_udp(port, mark),
+            Request::SetMark { mark } => self.set_mark(mark),
+            Request::CloseUdp => {
+                self.sockets = None;
+                Ok(Reply::Done)
+            }
+            Request::Bye => {
+                self.said_bye = true;
+                Ok(Reply::Done)
+            }
+        };
+        self.answer(sequence, done.unwrap_or_else(|errno| Reply::Refused { errno: errno as i32 }))
+    }
+
+    /// Whether requests go on coming before those that precede them are answered.
+    fn is_flooded(&mut self) -> bool {
+        let waits = poll([self.as_fd()], Duration::ZERO).is_ok_and(|[waits]| waits);
+        self.pipelined = if waits { self.pipelined + 1 } else { 0 };
+        self.pipelined > PIPELINED_REQUESTS
+    }
+
+    fn open_udp(&mut self, port: u16, mark: u32) -> Result<Reply, Errno> {
+        self.grants.permit_mark(mark)?;
+        let port = self.grants.permit_port(port)?;
+        let sockets = UdpSockets::ensure(&mut self.sockets, port, mark, self.gro)?;
+        let [v4, v6] = sockets.families().map(|family| family.is_some());
+        Ok(Reply::UdpOpened { port: sockets.port, v4, v6 })
+    }
+
+    fn set_mark(&mut self, mark: u32) -> Result<Reply, Errno> {
+        self.grants.permit_mark(mark)?;
+        self.sockets.as_mut().map_or(Ok(()), |sockets| sockets.set_mark(mark))?;
+        Ok(Reply::Done)
+    }
+
+    fn answer(&self, sequence: u32, reply: Reply) -> Served {
+        let opened = self.sockets.as_ref().filter(|_| matches!(reply, Reply::UdpOpened { .. }));
+        let families = opened.map(UdpSockets::families).unwrap_or_default();
+        let descriptors: Vec<_> = families.into_iter().flatten().collect();
+        match self.channel.send_reply(sequence, &reply, &descriptors) {
+            Ok(()) => Served::Answered,
+            // It did not wait for the answer, as after Bye.
+            Err(Error::Io(Errno::EPIPE | Errno::ECONNRESET)) => Served::Closed,
+            Err(Error::Io(Errno::EAGAIN)) => violation("it does not read its replies"),
+            Err(error) => violation(error.to_string()),
+        }
+    }
+
+    /// True if the UDP sockets are open and receive datagrams one by one.
+    #[must_use]
+    pub fn lack_gro(&self) -> bool {
+        self.sockets.as_ref().is_some_and(|sockets| !sockets.joins)
+    }
+
+    /// True if a dataplane that is gone has said goodbye, which may have crossed with its end.
+    pub fn said_bye(&mut self) -> bool {
+        while let Ok(Received::Message((_, request), _)) = self.channel.receive_request() {
+            self.said_bye |= request == Request::Bye;
+        }
+        self.said_bye
+    }
+}
+
+impl AsFd for Requests {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wgsep_ipc::REPORT_LAYERS;
+
+    #[test]
+    fn only_sealed_is_permitted_before_and_everything_else_after() {
+        let sealed = Request::Sealed([[0; 3]; REPORT_LAYERS]);
+        let others = [
+            Request::OpenUdp { port: 1, mark: 0 },
+            Request::CloseUdp,
+            Request::SetMark { mark: 0 },
+            Request::Bye,
+        ];
+        assert!(permit(Phase::Init, &sealed) && !permit(Phase::Running, &sealed));
+        for other in &others {
+            assert!(!permit(Phase::Init, other) && permit(Phase::Running, other));
+        }
+    }
+}
