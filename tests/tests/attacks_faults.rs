@@ -50,10 +50,12 @@ fn attack_09_out_of_memory_in_a_cgroup_ends_all_of_it() {
 /// The real program's own panics, on each of its threads.
 #[cfg(target_arch = "x86_64")]
 mod panics {
-    use super::assert_ended;
+    use super::{LIMIT, assert_ended};
+    use nix::sys::signal::Signal;
     use nix::unistd::Pid;
     use std::collections::BTreeSet;
     use std::fs;
+    use std::os::unix::process::ExitStatusExt;
     use std::process::Command;
     use wgsep_tests::daemon::Daemon;
     use wgsep_tests::hijack::Hijacked;
@@ -61,7 +63,7 @@ mod panics {
     use wgsep_tests::implementation::wgsep_program;
     use wgsep_tests::netns::Netns;
     use wgsep_tests::process::run;
-    use wgsep_tests::require;
+    use wgsep_tests::{procfs, require, wait};
 
     /// What an `unwrap` of nothing calls, with the place of it as the only argument.
     const UNWRAP_FAILED: &str = "core::option::unwrap_failed";
@@ -69,7 +71,7 @@ mod panics {
     #[test]
     fn attack_09_a_panic_on_any_thread_is_one_line_and_an_abort() {
         require!(Wgsep);
-        let code = failing_unwrap();
+        let code = failing_unwrap("wgsep-dataplane");
         let mut names = BTreeSet::new();
         // The first thread, the control thread, a worker.
         for number in 0..3 {
@@ -93,9 +95,27 @@ mod panics {
         assert_eq!(names.len(), 3, "{names:?}");
     }
 
-    /// The address, as linked, of code in the dataplane that panics: `lea rdi, place; call unwrap_failed`.
-    fn failing_unwrap() -> u64 {
-        let path = wgsep_program("wgsep-dataplane");
+    /// Its own filter lets it say what happened, too; nobody is left to remove the socket.
+    #[test]
+    fn attack_09_a_panic_of_the_helper_is_told_and_ends_all_of_it() {
+        require!(Wgsep);
+        let code = failing_unwrap("wgsep");
+        let mut daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {
+            command.env("RUST_BACKTRACE", "1");
+        });
+        let (helper, dataplane) = (daemon.process.pid(), daemon.dataplane());
+        Hijacked::seize(helper, helper).go_on_at(code);
+        let status = daemon.process.exit_within(LIMIT);
+        let log = daemon.process.log();
+        assert_eq!(status.signal(), Some(Signal::SIGABRT as i32), "{log}");
+        assert!(log.contains("`Option::unwrap()` on a `None` value"), "{log}");
+        wait::until("the dataplane is gone", LIMIT, || !procfs::is_running(dataplane));
+        wait::until("the interface is gone", LIMIT, || !daemon.has_interface());
+    }
+
+    /// The address, as linked, of code in a program that panics: `lea rdi, place; call unwrap_failed`.
+    fn failing_unwrap(program: &str) -> u64 {
+        let path = wgsep_program(program);
         let symbols = run(Command::new("nm").arg("--demangle").arg(&path));
         let function = symbols.lines().find(|line| line.ends_with(&format!(" {UNWRAP_FAILED}")));
         let function = function.and_then(|line| line.split(' ').next());
