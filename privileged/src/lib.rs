@@ -24,6 +24,8 @@ mod udp;
 pub use error::Error;
 pub use log::{Format, Level};
 pub use offload::Offload;
+#[cfg(feature = "fuzzing")]
+pub use requests::{Requests, Served};
 pub use startup::complain;
 pub use tun::check_name;
 pub use wgsep_policy::Grants;
@@ -33,7 +35,6 @@ use log::Log;
 use monitor::{End, Monitor};
 use netns::Netns;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use requests::Requests;
 use spawn::Dataplane;
 use startup::{Inherited, Launcher};
 use std::os::fd::AsFd;
@@ -130,7 +131,8 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     let (netlink, follows_moves) = tun::open_netlink()?;
     let Dataplane { channel, process, pid, uid, mut report } =
         spawn::start(options, &tun.name, user)?;
-    let requests = Requests::new(channel, options.grants, !without.contains(&Offload::UdpGro));
+    let requests =
+        requests::Requests::new(channel, options.grants, !without.contains(&Offload::UdpGro));
     let (without, told_gro) = (without.clone(), false);
     let mut monitor = Monitor { process, requests, uapi, signals, log, manager, without, told_gro };
     let helper_report = wgsep_policy::drop_helper_privileges(options.grants.low_ports)?;

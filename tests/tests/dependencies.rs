@@ -66,7 +66,7 @@ fn the_confinement_links_only_bindings_to_the_system() {
 }
 
 /// Each crate of the workspace, and those of its siblings that it may use.
-const DIRECTIONS: [(&str, &[&str]); 9] = [
+const DIRECTIONS: [(&str, &[&str]); 10] = [
     // The audit names capabilities, and gives up its own.
     ("wgsep", &["wgsep-policy", "wgsep-privileged"]),
     ("wgsep-dataplane-bin", &["wgsep-dataplane"]),
@@ -76,7 +76,11 @@ const DIRECTIONS: [(&str, &[&str]); 9] = [
     ("wgsep-ipc", &[]),
     ("wgsep-policy", &[]),
     ("wgsep-hostile", &["wgsep-ipc", "wgsep-policy"]),
-    ("wgsep-tests", &["wgsep-proto", "wgsep-ipc", "wgsep-policy", "wgsep-dataplane"]),
+    (
+        "wgsep-tests",
+        &["wgsep-proto", "wgsep-ipc", "wgsep-policy", "wgsep-dataplane", "wgsep-privileged"],
+    ),
+    ("wgsep-speed", &["wgsep-proto", "wgsep-dataplane", "wgsep-tests"]),
 ];
 
 #[test]

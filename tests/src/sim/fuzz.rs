@@ -1,6 +1,7 @@
 //! What the fuzzer calls with its bytes, and the replay of its corpora too. Each function asserts
 //! what must hold whatever the bytes are.
 
+use super::contract::{self, Dataplane};
 use super::dice::Dice;
 use super::host::{Host, HostId};
 use super::link::Kind;
@@ -31,30 +32,35 @@ const MAX_DISTURBANCES: usize = 24;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("message_parse", message_parse),
     ("handshake_consume", handshake_consume),
     ("device", device),
     ("ip_inner", ip_inner),
     ("ipc", ipc),
     ("uapi", uapi),
+    ("requests", requests),
 ];
 
 /// Takes one decision after the other off the input; zeros when it has ended.
-struct Input<'a>(&'a [u8]);
+pub(super) struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
-    fn byte(&mut self) -> u8 {
+    pub(super) fn byte(&mut self) -> u8 {
         let Some((first, rest)) = self.0.split_first() else { return 0 };
         self.0 = rest;
         *first
     }
 
-    fn word(&mut self) -> u16 {
+    pub(super) fn word(&mut self) -> u16 {
         u16::from_le_bytes([self.byte(), self.byte()])
     }
 
-    fn bytes(&mut self, most: usize) -> &'a [u8] {
+    pub(super) fn number(&mut self) -> u32 {
+        u32::from(self.word()) << 16 | u32::from(self.word())
+    }
+
+    pub(super) fn bytes(&mut self, most: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(most.min(self.0.len()));
         self.0 = rest;
         taken
@@ -127,6 +133,29 @@ pub fn ipc(data: &[u8]) {
     }
     if let Ok((_, message)) = said {
         assert!(message.descriptors() <= 2 + usize::from(u8::MAX));
+    }
+}
+
+/// Whatever a dataplane sends the helper, each request gets its one answer, ports and marks are what the
+/// operator granted, and everything else is a violation, of which it would die.
+///
+/// # Panics
+/// If not.
+pub fn requests(data: &[u8]) {
+    let mut input = Input(data);
+    let (mut dataplane, mut requests) = Dataplane::start(&mut input);
+    while !input.is_empty() {
+        match input.byte() {
+            0..8 => dataplane.close(),
+            kind => (0..=kind % 4).for_each(|_| dataplane.speak(&mut input)),
+        }
+        for _ in 0..=input.byte() % 4 {
+            contract::check_delay(&mut requests);
+            let served = requests.serve();
+            if !dataplane.check(&mut requests, &served) {
+                return;
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //! [`oracle`] speaks WireGuard by other means, for the other end of a device under test; [`fuzz`]
 //! has the functions that both the fuzzer and the replay of its corpora call.
 
+mod contract;
 pub mod dice;
 pub mod fuzz;
 pub mod host;

@@ -1,0 +1,264 @@
+//! A dataplane that says anything at all to the helper's side of the contract, and knows what must
+//! come of it.
+
+use super::fuzz::Input;
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, getsockopt, sendmsg,
+    socketpair, sockopt,
+};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::IoSlice;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Once;
+use std::time::Duration;
+use wgsep_ipc::{
+    Channel, FromHelper, MAX_FRAME, Received, Reply, Request, SealReport, TunOffload, VERSION,
+    decode,
+};
+use wgsep_privileged::{Grants, Requests, Served};
+
+/// Requests in a row that the helper takes for a flood, if none is waited for; fewer never are one.
+const FLOOD: usize = 16;
+
+/// What was sent and not yet looked at.
+enum Sent {
+    Request(u32, Request),
+    /// Nothing that the contract knows.
+    Nonsense,
+    /// An empty frame, which is the end as the kernel shows it.
+    End,
+}
+
+/// The dataplane's end, and what it knows.
+pub(super) struct Dataplane {
+    grants: Grants,
+    /// `None` once closed.
+    channel: Option<Channel>,
+    sent: VecDeque<Sent>,
+    is_granted: bool,
+    has_closed: bool,
+    sockets: Vec<OwnedFd>,
+}
+
+/// UDP sockets on any port are to be nobody else's matter.
+fn enter_own_network() {
+    thread_local! { static ENTERED: Once = const { Once::new() }; }
+    // Without the privilege they are opened where we are; nothing is ever sent.
+    ENTERED.with(|entered| {
+        entered.call_once(|| {
+            let _without = unshare(CloneFlags::CLONE_NEWNET);
+        });
+    });
+}
+
+fn some_grants(input: &mut Input<'_>) -> Grants {
+    let kind = input.byte();
+    Grants {
+        port: (kind & 1 != 0).then(|| input.word().max(1)),
+        mark: (kind & 2 != 0).then(|| (input.number(), input.number())),
+        low_ports: kind & 4 != 0,
+    }
+}
+
+impl Dataplane {
+    /// Both ends, with some grants.
+    pub(super) fn start(input: &mut Input<'_>) -> (Self, Requests) {
+        enter_own_network();
+        let grants = some_grants(input);
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags);
+        let Ok((ours, theirs)) = pair else { panic!("socketpair: {pair:?}") };
+        let [ours, theirs] = [ours, theirs].map(Channel::new);
+        let (Ok(ours), Ok(theirs)) = (ours, theirs) else { panic!("not a channel") };
+        let (sent, sockets) = (VecDeque::new(), Vec::new());
+        let (channel, is_granted, has_closed) = (Some(ours), false, false);
+        let dataplane = Self { grants, channel, sent, is_granted, has_closed, sockets };
+        (dataplane, Requests::new(theirs, grants, input.byte() & 1 == 0))
+    }
+
+    /// Says something, sensible or not.
+    pub(super) fn speak(&mut self, input: &mut Input<'_>) {
+        let request = match input.byte() % 8 {
+            0 => Request::Sealed(SealReport::default()),
+            1 | 2 => Request::OpenUdp { port: input.word(), mark: input.number() },
+            3 => Request::OpenUdp { port: 0, mark: u32::from(input.byte()) },
+            4 => Request::SetMark { mark: input.number() },
+            5 => Request::CloseUdp,
+            6 => Request::Bye,
+            _ => return self.say_anything(input),
+        };
+        let sequence = input.number();
+        let Some(channel) = &self.channel else { return };
+        if channel.send_request(sequence, &request).is_ok() {
+            self.sent.push_back(Sent::Request(sequence, request));
+        }
+    }
+
+    /// Sends any bytes, perhaps behind a true version, with any number of descriptors.
+    fn say_anything(&mut self, input: &mut Input<'_>) {
+        let Some(channel) = &self.channel else { return };
+        let (len, kind) = (usize::from(input.word()) % (2 * MAX_FRAME), input.byte());
+        let mut frame = input.bytes(len).to_vec();
+        if let (Some(version), true) = (frame.first_mut(), kind & 0x80 == 0) {
+            *version = VERSION;
+        }
+        let null = File::open("/dev/null").into_iter().next();
+        let count = if kind & 0x40 == 0 { 0 } else { usize::from(kind % 0x40) };
+        let descriptors: Vec<RawFd> =
+            null.iter().map(AsRawFd::as_raw_fd).cycle().take(count).collect();
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let control = if descriptors.is_empty() { &[][..] } else { &rights };
+        let (raw, flags) =
+            (channel.as_fd().as_raw_fd(), MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+        if sendmsg::<UnixAddr>(raw, &[IoSlice::new(&frame)], control, flags, None).is_err() {
+            return;
+        }
+        self.sent.push_back(match decode(&frame) {
+            _ if !descriptors.is_empty() => Sent::Nonsense,
+            Ok((sequence, request)) => Sent::Request(sequence, request),
+            Err(_) if frame.is_empty() => Sent::End,
+            Err(_) => Sent::Nonsense,
+        });
+    }
+
+    /// Ends the conversation.
+    pub(super) fn close(&mut self) {
+        self.channel = None;
+        self.has_closed = true;
+    }
+
+    /// Checks what came of a look at what was sent; false if the helper would go on no more.
+    ///
+    /// # Panics
+    /// If it is not what had to come of it.
+    pub(super) fn check(&mut self, requests: &mut Requests, served: &Served) -> bool {
+        let waiting = self.sent.len();
+        let heard = self.hear();
+        match (self.sent.pop_front(), served) {
+            (None, Served::Answered) => assert!(heard.is_none() && !self.has_closed),
+            (None | Some(Sent::End), Served::Closed)
+            | (Some(Sent::Nonsense), Served::Violation(_)) => {
+                assert!(heard.is_none());
+                return false;
+            }
+            (
+                Some(Sent::Request(number, Request::Sealed(told))),
+                Served::Sealed(sequence, report),
+            ) => {
+                assert!(!self.is_granted && heard.is_none());
+                assert_eq!((number, told), (*sequence, *report));
+                self.grant(requests, number);
+            }
+            (Some(Sent::Request(_, request)), Served::Violation(_)) => {
+                let is_early = !self.is_granted;
+                let is_late = matches!(request, Request::Sealed(_)) && self.is_granted;
+                assert!(is_early || is_late || waiting > FLOOD, "{request:?}: {served:?}");
+                return false;
+            }
+            // Nobody hears the answer any more.
+            (Some(Sent::Request(..)), Served::Closed) => {
+                assert!(self.has_closed);
+                return false;
+            }
+            (Some(Sent::Request(number, request)), Served::Answered) => {
+                assert!(self.is_granted, "{request:?} before the seal was verified");
+                let Some((sequence, reply)) = heard else { panic!("{request:?}: no answer") };
+                assert_eq!(sequence, number);
+                self.check_reply(request, reply);
+            }
+            (_, served) => panic!("{served:?}"),
+        }
+        true
+    }
+
+    /// Hands over what stands for the interface.
+    fn grant(&mut self, requests: &mut Requests, sequence: u32) {
+        let Ok(null) = File::open("/dev/null") else { panic!("no /dev/null") };
+        let reply = Reply::Granted {
+            ifindex: 1,
+            netns: None,
+            follows_moves: true,
+            tun_queues: 1,
+            offload: TunOffload::default(),
+        };
+        let granted = requests.grant(sequence, &reply, &[null.as_fd(); 3]);
+        assert!(granted.is_ok() || self.has_closed, "{granted:?}");
+        assert!(self.has_closed || self.hear() == Some((sequence, reply)));
+        self.sockets.clear();
+        self.is_granted = true;
+    }
+
+    /// The next message, whose descriptors become ours; there is never more than one.
+    fn hear(&mut self) -> Option<(u32, Reply)> {
+        let received = self.channel.as_ref()?.receive_from_helper();
+        let (sequence, reply) = match received {
+            Ok(Received::Nothing) => return None,
+            Ok(Received::Message(FromHelper::Reply { sequence, reply }, descriptors)) => {
+                if !descriptors.is_empty() {
+                    self.sockets = descriptors;
+                }
+                (sequence, reply)
+            }
+            other => panic!("{other:?}"),
+        };
+        let more = self.channel.as_ref()?.receive_from_helper();
+        assert!(matches!(more, Ok(Received::Nothing)), "{more:?}");
+        Some((sequence, reply))
+    }
+
+    /// The operator's word counts, whatever is asked for.
+    fn check_reply(&mut self, request: Request, reply: Reply) {
+        let refused = |errno: Errno| Reply::Refused { errno: errno as i32 };
+        match (request, reply) {
+            (Request::OpenUdp { mark, .. } | Request::SetMark { mark }, reply)
+                if self.grants.permit_mark(mark).is_err() =>
+            {
+                assert_eq!(reply, refused(Errno::EPERM));
+            }
+            (Request::OpenUdp { port, mark }, reply) => match self.grants.permit_port(port) {
+                Err(errno) => assert_eq!(reply, refused(errno)),
+                Ok(permitted) => self.check_opened(permitted, mark, reply),
+            },
+            (Request::SetMark { mark }, Reply::Done) => self.check_mark(mark),
+            (Request::SetMark { .. }, Reply::Refused { .. })
+            | (Request::CloseUdp | Request::Bye, Reply::Done) => {}
+            other => panic!("{other:?}"),
+        }
+        if matches!(request, Request::CloseUdp) {
+            self.sockets.clear();
+        }
+    }
+
+    fn check_opened(&self, permitted: u16, mark: u32, reply: Reply) {
+        let Reply::UdpOpened { port, v4, v6 } = reply else {
+            // A port in use, or no privilege to mark.
+            assert!(matches!(reply, Reply::Refused { .. }), "{reply:?}");
+            return;
+        };
+        assert!(port != 0 && (permitted == 0 || permitted == port));
+        assert_eq!(self.sockets.len(), usize::from(v4) + usize::from(v6));
+        self.check_mark(mark);
+        for socket in &self.sockets {
+            let bound = socket.try_clone().map(UdpSocket::from).and_then(|one| one.local_addr());
+            assert!(bound.is_ok_and(|bound| bound.port() == port));
+        }
+    }
+
+    fn check_mark(&self, mark: u32) {
+        for socket in &self.sockets {
+            assert_eq!(getsockopt(socket, sockopt::Mark), Ok(mark));
+        }
+    }
+}
+
+/// The helper never has requests wait longer than until the next second.
+///
+/// # Panics
+/// If it would.
+pub(super) fn check_delay(requests: &mut Requests) {
+    assert!(requests.back_pressure().is_none_or(|delay| delay <= Duration::from_secs(1)));
+}
