@@ -16,7 +16,7 @@ use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::Process;
-use wgsep_tests::{procfs, require};
+use wgsep_tests::{procfs, require, wait};
 
 /// How long a refusal may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -96,6 +96,8 @@ fn attack_13_without_landlock_the_report_says_so_and_strict_mode_refuses() {
     ] {
         let netns = Netns::new();
         let daemon = Daemon::start_with(Wgsep, &netns, |command| block(command, &landlock, errno));
+        // It answers before it logs.
+        wait::until("the report is logged", LIMIT, || daemon.process.log().contains("started: "));
         let log = daemon.process.log();
         // The dataplane's and the helper's own.
         assert_eq!(log.matches(&format!("landlock={state}")).count(), 2, "{log}");
@@ -113,7 +115,7 @@ fn attack_13_without_a_mandatory_layer_it_refuses_always_and_says_which() {
         (
             &[Blocked(libc::SYS_seccomp, None), prctl(libc::PR_SET_SECCOMP)][..],
             libc::EPERM,
-            "seccomp",
+            "sandbox: seccomp: ",
         ),
         (
             &[Blocked(libc::SYS_seccomp, None), prctl(libc::PR_SET_SECCOMP)],
