@@ -189,7 +189,8 @@ fn attack_05_the_dataplane_holds_exactly_what_it_works_with() {
                 ("helper's socket", 1),
                 ("netlink", 1),
                 ("timer", 1),
-                ("tun", 1),
+                // One that is written to, and those that flows wait in.
+                ("tun", 1 + 16),
                 ("udp", 1),
                 ("udp6", 1),
             ],
