@@ -25,6 +25,8 @@ const MOST_LOST: f64 = 0.01;
 const LEAST_SENT: f64 = 0.95;
 /// Halvings of the range in which the rate is looked for.
 const PROBES: u32 = 7;
+/// At each rate: a short hiccup of the machine must not look like a limit.
+const TRIES: u32 = 2;
 /// The lower end of the range, in datagrams a second; the upper is what the sender can.
 const LEAST_RATE: f64 = 5_000.0;
 /// Between two bursts.
@@ -158,12 +160,19 @@ pub(crate) fn measure(context: &Context<'_>) -> (Vec<Measured>, Vec<Load>) {
     let mut disturbance = 0.0_f64;
     for _ in 0..PROBES {
         let rate = f64::sqrt(low * high);
-        let (probe, usage) = metered(SMALL, Some(rate), pace.probe);
-        disturbance = disturbance.max(usage.disturbance);
-        probes.push(probe);
-        if probe.is_nearly_whole() && probe.offered() >= rate * LEAST_SENT {
+        let mut is_held = false;
+        for _ in 0..TRIES {
+            let (probe, usage) = metered(SMALL, Some(rate), pace.probe);
+            disturbance = disturbance.max(usage.disturbance);
+            probes.push(probe);
+            is_held = probe.is_nearly_whole() && probe.offered() >= rate * LEAST_SENT;
+            if is_held {
+                best = f64::max(best, probe.delivered());
+                break;
+            }
+        }
+        if is_held {
             low = rate;
-            best = f64::max(best, probe.delivered());
         } else {
             high = rate;
         }
