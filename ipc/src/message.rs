@@ -11,7 +11,7 @@ pub const MAX_FRAME: usize = 256;
 /// Version of the contract; both programs are built together, so only equal ones talk.
 pub const VERSION: u8 = 1;
 /// Layers in a [`SealReport`].
-pub const REPORT_LAYERS: usize = 15;
+pub const REPORT_LAYERS: usize = 16;
 
 const HEADER_LEN: usize = 5;
 

@@ -27,6 +27,20 @@ pub fn verify(pid: Pid, uid: Uid, threads: usize, report: &Report) -> Result<(),
     ))
 }
 
+/// Whether the kernel keeps the dataplane's memory from other processes of its user, of which this is one.
+///
+/// Not dumpable, it is theirs only who may trace in the user namespace that its program was executed
+/// in. Where the launcher could not give it a user of its own, it had to make that namespace, and is its
+/// master; but if the program's file cannot be read, the kernel goes by the namespace around.
+#[must_use]
+pub fn untraceable(dataplane: Pid) -> State {
+    // The link is for those who may trace; the files beside it are root's alone, whoever may.
+    match fs::read_link(format!("/proc/{dataplane}/root")) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => State::Applied,
+        _ => State::degraded(nix::Error::EPERM),
+    }
+}
+
 fn read_statuses(pid: Pid) -> io::Result<Vec<String>> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
     tasks.map(|task| fs::read_to_string(task?.path().join("status"))).collect()

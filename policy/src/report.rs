@@ -28,6 +28,8 @@ pub enum Layer {
     DeathSignal,
     /// Not traceable by its own uid, no core.
     NonDumpable,
+    /// Its memory cannot be read by other processes of the user it runs as.
+    Untraceable,
     /// No file can be opened, whatever the path.
     Landlock,
     /// Keys in memory that neither root nor a core file can read.
@@ -40,7 +42,7 @@ pub enum Layer {
 
 impl Layer {
     /// Every layer.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Limits,
         Self::UserNamespace,
         Self::Namespaces,
@@ -52,6 +54,7 @@ impl Layer {
         Self::NoNewPrivs,
         Self::DeathSignal,
         Self::NonDumpable,
+        Self::Untraceable,
         Self::Landlock,
         Self::SecretMemory,
         Self::NoProcesses,
@@ -70,6 +73,7 @@ impl Layer {
         Self::NoNewPrivs,
         Self::DeathSignal,
         Self::NonDumpable,
+        Self::Untraceable,
         Self::Landlock,
         Self::SecretMemory,
         Self::NoProcesses,
@@ -116,6 +120,7 @@ impl Layer {
             Self::NoNewPrivs => "no-new-privs",
             Self::DeathSignal => "death-signal",
             Self::NonDumpable => "non-dumpable",
+            Self::Untraceable => "untraceable",
             Self::Landlock => "landlock",
             Self::SecretMemory => "secret-memory",
             Self::NoProcesses => "no-processes",

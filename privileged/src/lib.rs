@@ -144,6 +144,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Monitor> {
     report.merge(&sealed);
     // The workers, the control thread, and the first one, which waits for it.
     wgsep_policy::verify(pid, uid, options.workers + 2, &report)?;
+    report.note(Layer::Untraceable, wgsep_policy::untraceable(pid));
     let helper_report = wgsep_policy::seal_helper(helper_report, monitor.uapi.directory())?;
     if options.strict {
         refuse_degraded("dataplane", &report, Layer::DATAPLANE)?;

@@ -26,7 +26,7 @@ const SEEN: [&str; 10] = [
     "no-processes",
     "non-dumpable",
 ];
-const CLAIMED: [&str; 3] = ["securebits", "death-signal", "landlock"];
+const CLAIMED: [&str; 4] = ["securebits", "death-signal", "untraceable", "landlock"];
 
 fn audit(netns: &Netns, interface: &str, options: &[&str]) -> Output {
     let mut command = netns.command(wgsep_program("wgsep"));

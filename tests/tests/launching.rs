@@ -186,12 +186,39 @@ fn with_a_file_capability_a_user_serves_wg_and_hears_which_layers_are_not_its_ow
     let [dataplane, helper] = launched.reports();
     assert_said(&dataplane, &["user=degraded(EPERM)", "empty-root=applied", "namespaces=applied"]);
     assert_said(&dataplane, &["bounding-set=applied", "landlock=applied", "seccomp=applied"]);
+    assert_said(&dataplane, &["untraceable=applied"]);
     assert_said(&helper, &["bounding-set=degraded(EPERM)", "landlock=applied", "seccomp=applied"]);
     let (helper, dataplane) = (launched.process.pid(), launched.dataplane());
     for kind in ["user", "net", "mnt", "ipc", "uts"] {
         assert_ne!(namespace(helper, kind), namespace(dataplane, kind), "{kind}");
     }
     assert_eq!(fs::read_dir(format!("/proc/{dataplane}/root/")).unwrap().count(), 0);
+}
+
+/// Its program is as a package unpacked by hand may leave it.
+#[test]
+fn attack_06_a_program_that_can_be_read_lets_the_user_trace_it_which_is_told() {
+    require!(Wgsep);
+    let programs = Programs::with_net_admin();
+    let readable = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(programs.0.join("wgsep-dataplane"), readable).unwrap();
+    let around = as_user();
+    let around: Vec<_> = around.iter().map(String::as_str).collect();
+    let launched = Launch::new(programs, &around, &[], "").start();
+    assert_said(&launched.reports()[0], &["non-dumpable=applied", "untraceable=degraded(EPERM)"]);
+    // The control of the test below: this is what the mode of the file prevents.
+    let mut reader = Command::new(around[0]);
+    reader.args(&around[1..]).arg("readlink");
+    process::run(reader.arg(format!("/proc/{}/root", launched.dataplane())));
+
+    let mut audit = Command::new("nsenter");
+    audit.args(["--mount", "--target", &launched.process.pid().to_string()]);
+    audit.arg(launched._kept.1.helper()).args(["audit", &launched.interface]);
+    let said = process::output(&mut audit);
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let line = said.lines().find(|line| line.contains("untraceable")).unwrap_or_default();
+    assert!(line.contains("degraded"), "{said}");
+    assert!(said.contains("chmod 711 wgsep-dataplane"), "{said}");
 }
 
 /// The dataplane is in a user namespace that the user made and has every capability over, but its
@@ -202,7 +229,9 @@ fn attack_06_the_launching_user_can_neither_trace_nor_read_the_dataplane() {
     let launched = launch_as_user("").start();
     let dataplane = launched.dataplane();
     assert_eq!(threads(dataplane)[0].ids("Uid"), [USER; 4], "the uid is shared with the user");
-    for (reader, file) in [("cat", "mem"), ("cat", "maps"), ("cat", "environ"), ("ls", "fd")] {
+    for (reader, file) in
+        [("cat", "mem"), ("cat", "maps"), ("cat", "environ"), ("ls", "fd"), ("ls", "root/")]
+    {
         let around = as_user();
         let mut command = Command::new(&around[0]);
         command.args(&around[1..]).args([reader, &format!("/proc/{dataplane}/{file}")]);

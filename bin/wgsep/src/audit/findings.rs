@@ -70,6 +70,9 @@ impl Finding {
             "bounding-set" | "securebits" => {
                 "start wgsep as root, or give its launcher CAP_SETPCAP"
             }
+            "untraceable" => {
+                "take reading from its user: chmod 711 wgsep-dataplane; or start wgsep as root, with CAP_SETUID"
+            }
             "landlock" => "boot a kernel with Landlock: landlock in the list of lsm=",
             "secret-memory" => "boot with secretmem.enable=1, and raise the limit of locked memory",
             _ => "restart the daemon; if it stays, report it as SECURITY.md says",
@@ -82,7 +85,7 @@ pub(super) fn judge(helper: &Facts, dataplane: &Facts, claims: &Claims) -> Vec<F
     let mut findings = judge_helper(helper);
     findings.extend(claimed(claims, HELPER, &["securebits", "non-dumpable", "landlock"]));
     findings.extend(judge_dataplane(dataplane, helper));
-    let layers = ["securebits", "death-signal", "landlock", "secret-memory"];
+    let layers = ["securebits", "death-signal", "untraceable", "landlock", "secret-memory"];
     findings.extend(claimed(claims, DATAPLANE, &layers));
     findings
 }
