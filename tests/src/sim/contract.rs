@@ -21,7 +21,7 @@ use wgsep_ipc::{
 };
 use wgsep_privileged::{Grants, Requests, Served};
 
-/// Requests in a row that the helper takes for a flood, if none is waited for; fewer never are one.
+/// Requests in a row that each have another waiting behind them; the next is a flood.
 const FLOOD: usize = 16;
 
 /// What was sent and not yet looked at.
@@ -39,6 +39,8 @@ pub(super) struct Dataplane {
     /// `None` once closed.
     channel: Option<Channel>,
     sent: VecDeque<Sent>,
+    /// Requests since one had none behind it.
+    in_a_row: usize,
     is_granted: bool,
     has_closed: bool,
     sockets: Vec<OwnedFd>,
@@ -76,7 +78,8 @@ impl Dataplane {
         let (Ok(ours), Ok(theirs)) = (ours, theirs) else { panic!("not a channel") };
         let (sent, sockets) = (VecDeque::new(), Vec::new());
         let (channel, is_granted, has_closed) = (Some(ours), false, false);
-        let dataplane = Self { grants, channel, sent, is_granted, has_closed, sockets };
+        let dataplane =
+            Self { grants, channel, sent, in_a_row: 0, is_granted, has_closed, sockets };
         (dataplane, Requests::new(theirs, grants, input.byte() & 1 == 0))
     }
 
@@ -136,9 +139,11 @@ impl Dataplane {
     /// # Panics
     /// If it is not what had to come of it.
     pub(super) fn check(&mut self, requests: &mut Requests, served: &Served) -> bool {
-        let waiting = self.sent.len();
         let heard = self.hear();
-        match (self.sent.pop_front(), served) {
+        let sent = self.sent.pop_front();
+        let more = self.has_closed || !self.sent.is_empty();
+        self.in_a_row = if more { self.in_a_row + 1 } else { 0 };
+        match (sent, served) {
             (None, Served::Answered) => assert!(heard.is_none() && !self.has_closed),
             (None | Some(Sent::End), Served::Closed)
             | (Some(Sent::Nonsense), Served::Violation(_)) => {
@@ -156,7 +161,7 @@ impl Dataplane {
             (Some(Sent::Request(_, request)), Served::Violation(_)) => {
                 let is_early = !self.is_granted;
                 let is_late = matches!(request, Request::Sealed(_)) && self.is_granted;
-                assert!(is_early || is_late || waiting > FLOOD, "{request:?}: {served:?}");
+                assert!(is_early || is_late || self.in_a_row > FLOOD, "{request:?}: {served:?}");
                 return false;
             }
             // Nobody hears the answer any more.
@@ -166,6 +171,7 @@ impl Dataplane {
             }
             (Some(Sent::Request(number, request)), Served::Answered) => {
                 assert!(self.is_granted, "{request:?} before the seal was verified");
+                assert!(self.in_a_row <= FLOOD, "a flood was let through");
                 let Some((sequence, reply)) = heard else { panic!("{request:?}: no answer") };
                 assert_eq!(sequence, number);
                 self.check_reply(request, reply);
