@@ -9,6 +9,7 @@ mod clock;
 mod control;
 mod flow_queues;
 mod helper;
+mod lead;
 mod line_limit;
 mod link;
 mod log;

@@ -1,6 +1,8 @@
 //! What the threads of the dataplane share.
 
 use crate::buffers::{InboundBatch, OutboundBatch};
+use crate::flow_queues::ReadyQueues;
+use crate::lead::{FIRST_QUEUE, Lead, UDP};
 use crate::ordered::Ordered;
 use crate::tun::Tun;
 use crate::udp::UdpSockets;
@@ -51,8 +53,8 @@ pub(crate) struct Shared {
     flushes: Mutex<Vec<Arc<Peer>>>,
     /// Wakes the control thread.
     pub(crate) control: EventFd,
-    /// Wake each worker.
-    pub(crate) workers: Vec<EventFd>,
+    /// Which worker waits for packets, and the others for a call.
+    pub(crate) lead: Lead,
     device_gone: AtomicBool,
 }
 
@@ -60,9 +62,8 @@ impl Shared {
     /// Everything but the descriptors that are yet to come.
     ///
     /// # Errors
-    /// If the kernel gives no eventfd.
+    /// If the kernel gives no eventfd or no epoll instance.
     pub(crate) fn new(data_path: Arc<DataPath>, workers: usize) -> nix::Result<Self> {
-        let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         let batches = workers * BATCHES_PER_WORKER;
         let outbound = (0..batches).map(|_| OutboundBatch::new()).collect();
         let inbound = || Ordered::new((0..batches).map(|_| InboundBatch::new()).collect());
@@ -74,8 +75,8 @@ impl Shared {
             inbound: [inbound(), inbound()],
             handshakes: Mutex::new(VecDeque::with_capacity(MAX_QUEUED_HANDSHAKES)),
             flushes: Mutex::default(),
-            control: event()?,
-            workers: (0..workers).map(|_| event()).collect::<nix::Result<_>>()?,
+            control: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
+            lead: Lead::new(workers)?,
             device_gone: AtomicBool::new(false),
         })
     }
@@ -86,11 +87,36 @@ impl Shared {
         let _full = self.control.write(1);
     }
 
-    /// Makes every worker look at what was published, and flush what can go.
-    pub(crate) fn wake_workers(&self) {
-        for worker in &self.workers {
-            let _full = worker.write(1);
+    /// Takes the TUN device, once, and has it read.
+    ///
+    /// # Errors
+    /// As epoll_ctl(2).
+    pub(crate) fn take_tun(&self, tun: Tun) -> nix::Result<&Tun> {
+        let tun = self.tun.get_or_init(|| tun);
+        for (queue, token) in tun.queues().iter().take(ReadyQueues::CAPACITY).zip(FIRST_QUEUE..) {
+            self.lead.watch(queue, token)?;
         }
+        Ok(tun)
+    }
+
+    /// Replaces the sockets, and has the new ones read. The workers let go of the old ones when they
+    /// are called.
+    ///
+    /// # Errors
+    /// As epoll_ctl(2).
+    pub(crate) fn replace_sockets(&self, sockets: UdpSockets) -> nix::Result<()> {
+        for socket in self.sockets.reader().value().families().into_iter().flatten() {
+            self.lead.forget(socket);
+        }
+        let sockets = Arc::new(sockets);
+        self.sockets.publish(Arc::clone(&sockets));
+        self.lead.call_all();
+        for (socket, token) in sockets.families().into_iter().zip(UDP) {
+            if let Some(socket) = socket {
+                self.lead.watch(socket, token)?;
+            }
+        }
+        Ok(())
     }
 
     /// Queues a message for the control thread, or drops and counts it. True if the queue was empty,
@@ -125,8 +151,8 @@ impl Shared {
         flushes.extend(peers);
         let requested = flushes.len() > before;
         drop(flushes);
-        if let (true, Some(worker)) = (requested, self.workers.first()) {
-            let _full = worker.write(1);
+        if requested {
+            self.lead.call(0);
         }
     }
 

@@ -160,8 +160,7 @@ fn control(
 fn start_workers(control: &Control, workers: usize, mut stacks: Stacks) -> Result<(), String> {
     let all_run = Arc::new(Barrier::new(workers + 1));
     for number in 0..workers {
-        let worker = Worker::new(number, Arc::clone(control.shared()))
-            .map_err(|errno| format!("set up worker {number}: {errno}; free some memory, or raise the limits it was started with"))?;
+        let worker = Worker::new(number, Arc::clone(control.shared()));
         let runs = Arc::clone(&all_run);
         let body = move || {
             runs.wait();

@@ -1,5 +1,7 @@
 //! A worker: whole batches from end to end, each while it is hot in the cache.
 //!
+//! Whoever fills a batch passes the lead on (see `lead`) before the parallel steps.
+//!
 //! Out of the tunnel, `outbound`:
 //! 1. take the TUN device's turn; staged packets whose keypair has come go first (in turn)
 //! 2. read packets, a share from each queue that has some, route each, tell the sender of one that has
@@ -16,14 +18,14 @@
 use crate::buffers::{InboundBatch, Opened, OutboundBatch};
 use crate::clock;
 use crate::flow_queues::{ReadyQueues, Share};
+use crate::lead::{CALL, FIRST_QUEUE, MAX_EVENTS, UDP};
 use crate::offload::{Coalesce, Coalescer, VNET_HDR_LEN, VnetHeader};
 use crate::shared::{QueuedHandshake, Shared};
 use crate::sys;
 use crate::tun::{self, Lost, Read, Tun};
 use crate::udp::UdpSockets;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use wgsep_proto::data_path::{DataPath, DropCause, Reader, Routes};
 use wgsep_proto::icmp::MAX_ERROR_LEN;
@@ -31,25 +33,17 @@ use wgsep_proto::messages::{Message, TAG_LEN, TRANSPORT_HEADER_LEN};
 use wgsep_proto::receive::Received;
 use wgsep_proto::time::Instant;
 
-/// What an epoll event is about.
-const WAKE: u64 = 0;
-const UDP_V4: u64 = 1;
-const UDP_V6: u64 = 2;
-const FIRST_TUN: u64 = 3;
-
 /// Most packets that are read in one turn.
 const MAX_READS: usize = 256;
-/// Most descriptors that are told of at once: all that there are.
-const MAX_EVENTS: usize = 3 + ReadyQueues::CAPACITY;
 
 /// A worker thread's own state.
 pub(crate) struct Worker {
     number: usize,
     shared: Arc<Shared>,
-    epoll: Epoll,
+    /// Whether it waits for packets, or others do.
+    leads: bool,
     routes: Reader<Routes>,
     sockets: Reader<Arc<UdpSockets>>,
-    watches_tun: bool,
     /// The TUN device's queue whose turn it is.
     next_queue: usize,
     /// Empty between batches.
@@ -57,34 +51,32 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// A worker that waits for descriptors.
-    ///
-    /// # Errors
-    /// If the kernel gives no epoll instance.
-    pub(crate) fn new(number: usize, shared: Arc<Shared>) -> nix::Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        if let Some(wake) = shared.workers.get(number) {
-            epoll.add(wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
-        }
-        Ok(Self {
+    /// A worker that has yet to run.
+    pub(crate) fn new(number: usize, shared: Arc<Shared>) -> Self {
+        Self {
             number,
-            epoll,
+            leads: false,
             routes: shared.data_path.routes.reader(),
             sockets: shared.sockets.reader(),
-            watches_tun: false,
             next_queue: 0,
             coalescer: Coalescer::new(Coalesce { tcp: false, udp: false }),
             shared,
-        })
+        }
     }
 
     /// Works until the process ends.
     pub(crate) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
         let mut events = [EpollEvent::empty(); MAX_EVENTS];
         loop {
-            let ready = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
-                Ok(ready) => ready,
-                Err(nix::Error::EINTR) => continue,
+            if !self.leads && shared.lead.take(self.number) {
+                self.leads = true;
+                // The leader before may have heard of it while we were at work.
+                self.refresh();
+            }
+            match shared.lead.wait(self.number, self.leads, &mut events) {
+                Ok(ready) => self.work(events.get(..ready).unwrap_or_default()),
+                Err(nix::Error::EINTR) => {}
                 Err(error) => {
                     tracing::error!(
                         "worker {}: epoll_wait: {error}; this is a fault, please report it",
@@ -92,84 +84,57 @@ impl Worker {
                     );
                     std::process::abort();
                 }
-            };
-            self.work(events.get(..ready).unwrap_or_default());
+            }
         }
     }
 
     fn work(&mut self, events: &[EpollEvent]) {
-        self.routes.refresh(&self.shared.data_path.routes);
+        let called = events.iter().any(|event| event.data() == CALL);
+        if called {
+            // Before looking: what is called out from now on needs another look.
+            self.shared.lead.answer(self.number);
+        }
+        self.refresh();
         let mut ready = ReadyQueues::default();
-        let mut woken = false;
         for event in events {
             match event.data() {
-                WAKE => {
-                    self.woken();
-                    woken = true;
-                }
-                UDP_V4 => self.inbound(0),
-                UDP_V6 => self.inbound(1),
+                CALL => {}
+                socket if socket == UDP[0] => self.inbound(0),
+                socket if socket == UDP[1] => self.inbound(1),
                 queue => self.queue_event(queue, event.events(), &mut ready),
             }
         }
-        if woken || !ready.is_empty() {
+        if called || !ready.is_empty() {
             self.outbound(ready);
         }
     }
 
-    /// The control thread published something, or has staged packets to flush.
-    fn woken(&mut self) {
-        if let Some(wake) = self.shared.workers.get(self.number) {
-            let _count = wake.read();
-        }
-        let shared = Arc::clone(&self.shared);
-        let before = Arc::clone(self.sockets.value());
-        if self.sockets.refresh(&shared.sockets) {
-            self.watch_sockets(&before);
-            drop(before);
+    /// Looks at what the control thread has published.
+    fn refresh(&mut self) {
+        let Self { shared, routes, sockets, .. } = self;
+        routes.refresh(&shared.data_path.routes);
+        if sockets.refresh(&shared.sockets) {
             // It may wait for the port to be free.
             shared.wake_control();
-        }
-        let Some(tun) = shared.tun.get() else { return };
-        if !self.watches_tun {
-            self.watches_tun = true;
-            for (queue, token) in tun.queues().iter().take(ReadyQueues::CAPACITY).zip(FIRST_TUN..) {
-                self.watch(queue.as_fd(), token);
-            }
-        }
-    }
-
-    fn watch_sockets(&self, before: &UdpSockets) {
-        for socket in before.families().into_iter().flatten() {
-            // The helper holds duplicates, so closing ours does not end the watch.
-            let _not_watched = self.epoll.delete(socket);
-        }
-        for (socket, token) in self.sockets.value().families().into_iter().zip([UDP_V4, UDP_V6]) {
-            if let Some(socket) = socket {
-                self.watch(socket, token);
-            }
-        }
-    }
-
-    /// Watches a descriptor that the other workers watch too; an event wakes one of us.
-    fn watch(&self, descriptor: BorrowedFd<'_>, token: u64) {
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
-        if let Err(error) = self.epoll.add(descriptor, EpollEvent::new(flags, token)) {
-            tracing::error!(
-                "worker {}: epoll_ctl: {error}; this is a fault, please report it",
-                self.number
-            );
         }
     }
 
     fn queue_event(&self, token: u64, flags: EpollFlags, ready: &mut ReadyQueues) {
-        let number = usize::try_from(token - FIRST_TUN).unwrap_or(usize::MAX);
+        let number = usize::try_from(token - FIRST_QUEUE).unwrap_or(usize::MAX);
         if !flags.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
             ready.insert(number);
         } else if let Some(queue) = self.shared.tun.get().and_then(|tun| tun.queues().get(number)) {
             // Deleted: stop watching, or the error would be reported for ever.
-            let _not_watched = self.epoll.delete(queue);
+            self.shared.lead.forget(queue);
             self.shared.set_device_gone();
+        }
+    }
+
+    /// More may be waiting than was read: another worker shall read on meanwhile.
+    fn pass_on_the_lead(&mut self) {
+        if self.leads {
+            self.leads = false;
+            self.shared.lead.pass_on();
         }
     }
 
@@ -188,6 +153,9 @@ impl Worker {
             batch.lease(data_path, now);
             (!batch.is_empty()).then(|| turn.take_ticket())
         };
+        if batch.room().is_none() {
+            self.pass_on_the_lead();
+        }
         match ticket {
             Some(ticket) => {
                 batch.seal(data_path);
@@ -305,6 +273,9 @@ impl Worker {
             inbound.return_batch(batch);
             return;
         };
+        if batch.room().is_none() {
+            self.pass_on_the_lead();
+        }
         let now = clock::instant();
         let queued = open_all(&shared, &mut batch, now);
         if let Some(tun) = shared.tun.get() {

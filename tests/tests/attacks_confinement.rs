@@ -183,8 +183,8 @@ fn attack_05_the_dataplane_holds_exactly_what_it_works_with() {
             dataplane,
             &[
                 ("UAPI socket", 1),
-                // The control thread's second one asks whether the interface is up.
-                ("epoll", workers + 2),
+                // The leading worker's, and two of the control thread: one asks whether the interface is up.
+                ("epoll", workers + 3),
                 ("event", workers + 1),
                 ("helper's socket", 1),
                 ("netlink", 1),

@@ -105,9 +105,7 @@ impl Control {
             return;
         };
         let tun = Tun::new(writer, descriptors.collect(), *offload);
-        let tun = self.shared.tun.get_or_init(|| tun);
-        let watched = self.probe.watch(tun);
-        self.shared.wake_workers();
+        let watched = self.shared.take_tun(tun).and_then(|tun| self.probe.watch(tun));
         let ready = watched.and_then(|()| self.uapi.listen(listener, &self.epoll)).and_then(|()| {
             let link =
                 LinkMonitor::new(netlink, (*netns, *ifindex), *follows_moves, &self.interface)?;
@@ -154,7 +152,7 @@ impl Control {
 
     fn start_link_down(&mut self) {
         self.device.set_up(false, clock::now());
-        self.publish_sockets(UdpSockets::default());
+        self.replace_sockets(UdpSockets::default());
         self.shared.clear_handshakes();
         tracing::info!("interface down, UDP port closed");
         self.request(&Request::CloseUdp, Awaiting::LinkDown);
@@ -181,14 +179,18 @@ impl Control {
                 return Err(libc::EPROTO);
             }
         }
-        self.publish_sockets(UdpSockets::new(v4, v6, self.udp_gso));
+        self.replace_sockets(UdpSockets::new(v4, v6, self.udp_gso));
         Ok(port)
     }
 
-    fn publish_sockets(&mut self, sockets: UdpSockets) {
+    fn replace_sockets(&mut self, sockets: UdpSockets) {
         self.retiring = Arc::downgrade(self.shared.sockets.reader().value());
-        self.shared.sockets.publish(Arc::new(sockets));
-        self.shared.wake_workers();
+        if let Err(errno) = self.shared.replace_sockets(sockets) {
+            tracing::error!(
+                "cannot watch the UDP sockets: {errno}; this is a fault, please report it"
+            );
+            self.end = Some(End::Failed);
+        }
     }
 
     /// Applies a `set`, after the helper has opened the new port or moved the mark if it has to.
