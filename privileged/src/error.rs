@@ -39,13 +39,19 @@ impl From<wgsep_policy::Refused> for Error {
 }
 
 /// Turns a failed system call into an [`Error`].
-pub(crate) trait Step<T>: Sized {
+pub trait Step<T>: Sized {
     /// Names the step, and what the kernel said.
+    ///
+    /// # Errors
+    /// As `self`.
     fn step(self, step: &str) -> Result<T> {
         self.advise(step, &[])
     }
 
     /// The same, but for the errnos of which more is known: those get a line that says what to do.
+    ///
+    /// # Errors
+    /// As `self`.
     fn advise(self, step: &str, known: &[(&[Errno], &str)]) -> Result<T>;
 }
 

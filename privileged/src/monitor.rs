@@ -1,20 +1,18 @@
 //! Serving the dataplane until one of the two ends.
 
 use crate::error::{Error, Result};
-use crate::log::{Level, Log};
-use crate::notify::ServiceManager;
-use crate::offload::{self, Offload};
 use crate::poll::poll;
 use crate::requests::{Requests, Served};
-use crate::spawn::Process;
+use crate::socket_file::SocketFile;
 use crate::sys;
-use crate::uapi_socket::UapiSocket;
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use std::os::fd::AsFd;
+use std::ops::ControlFlow::{self, Break, Continue};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use wgsep_ipc::{LogLevel, Notice, SealReport};
+use wgsep_journal::{Level, Log, ServiceManager};
 
 /// How long the dataplane may take to start and to seal itself.
 const SEAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,47 +20,45 @@ const SEAL_TIMEOUT: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_millis(500);
 
 /// Why the daemon ends.
-#[derive(Debug, PartialEq, Eq)]
-pub enum End {
+enum End {
     /// Asked for: by a signal, by removing the socket, or by deleting the interface.
     Orderly(&'static str),
     /// Something went wrong; the line says what.
     Failed(String),
 }
 
-/// What one turn of the loop brought.
-enum Turn {
-    Nothing,
-    Sealed(u32, SealReport),
-    End(End),
+/// The dataplane's process.
+pub struct Process {
+    /// For signals and for its end.
+    pub pidfd: OwnedFd,
+    /// What it logs.
+    pub log: OwnedFd,
 }
 
 /// The running daemon, as the helper sees it.
 pub struct Monitor {
     /// The dataplane's process.
-    pub process: Process,
+    pub(crate) process: Process,
     /// What it asks for.
-    pub requests: Requests,
+    pub(crate) requests: Requests,
     /// The file that wg(8) looks for.
-    pub uapi: UapiSocket,
-    /// Those of [`crate::startup::handled_signals`].
-    pub signals: SignalFd,
+    pub(crate) socket_file: SocketFile,
+    /// SIGTERM, SIGINT and SIGHUP.
+    pub(crate) signals: SignalFd,
     /// Where both processes' lines go.
-    pub log: Log,
+    pub(crate) log: Log,
     /// Whoever supervises us.
-    pub manager: ServiceManager,
-    /// Offloads not to use.
-    pub without: Vec<Offload>,
-    /// Whether the log has told that UDP datagrams come one by one.
-    pub told_gro: bool,
+    pub(crate) manager: ServiceManager,
+    /// What the log is yet to tell where UDP datagrams come one by one.
+    pub(crate) missing_gro: Option<String>,
 }
 
 impl Monitor {
     /// Waits for the dataplane to say that it is sealed; the number to answer to, and its report.
     ///
     /// # Errors
-    /// If it says anything else, dies, or takes too long.
-    pub fn wait_for_seal(&mut self) -> Result<(u32, SealReport)> {
+    /// If it ends, breaks the contract or takes too long.
+    pub(crate) fn wait_for_seal(&mut self) -> Result<(u32, SealReport)> {
         let deadline = Instant::now() + SEAL_TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -71,11 +67,11 @@ impl Monitor {
                     "the dataplane did not seal itself in time; is the machine overloaded? start it again",
                 ));
             }
-            match self.turn(left)? {
-                Turn::Nothing => {}
-                Turn::Sealed(sequence, report) => return Ok((sequence, report)),
-                Turn::End(End::Failed(why)) => return Err(Error::new(why)),
-                Turn::End(End::Orderly(_)) => {
+            match self.turn(left) {
+                Continue(None) => {}
+                Continue(Some(sealed)) => return Ok(sealed),
+                Break(End::Failed(why)) => return Err(Error::new(why)),
+                Break(End::Orderly(_)) => {
                     return Err(Error::new(
                         "interrupted before the dataplane was ready; start it again",
                     ));
@@ -84,72 +80,78 @@ impl Monitor {
         }
     }
 
-    /// Serves until the end, and ends the dataplane.
-    pub fn serve(mut self) -> End {
+    /// Serves until the end, and ends the dataplane; true if that was an orderly end.
+    pub fn serve(mut self) -> bool {
         let end = loop {
             match self.turn(Duration::MAX) {
-                Ok(Turn::Nothing) => {}
-                Ok(Turn::End(end)) => break end,
-                Ok(Turn::Sealed(..)) => break violation("a second Sealed"),
-                Err(error) => break End::Failed(error.to_string()),
+                Continue(None) => {}
+                Continue(Some(_)) => break violation("a second Sealed"),
+                Break(end) => break end,
             }
         };
-        match &end {
-            End::Orderly(why) => {
-                self.manager.stopping(why);
-                let _already_gone = self.requests.notice(&Notice::Shutdown);
-                let _either_way = self.has_ended();
-            }
-            End::Failed(why) => self.manager.stopping(why),
+        let (is_orderly, why) = match end {
+            End::Orderly(why) => (true, why.to_owned()),
+            End::Failed(why) => (false, why),
+        };
+        self.manager.stopping(&why);
+        if is_orderly {
+            let _already_gone = self.requests.notice(&Notice::Shutdown);
+            let _either_way = self.has_ended();
         }
         self.kill();
-        match &end {
-            End::Orderly(why) => self.log.info(&format!("ended: {why}")),
-            End::Failed(why) => self.log.error(&format!("ended: {why}")),
-        }
-        end
+        let level = if is_orderly { Level::Info } else { Level::Error };
+        self.log.line(level, &format!("ended: {why}"));
+        is_orderly
     }
 
-    /// Waits until something happens, and deals with it.
-    fn turn(&mut self, wait: Duration) -> Result<Turn> {
+    /// Waits until something happens, and deals with it: that the dataplane says that it is sealed, and
+    /// that the daemon ends, is up to the caller.
+    fn turn(&mut self, wait: Duration) -> ControlFlow<End, Option<(u32, SealReport)>> {
         let wait = wait.min(self.manager.keep_alive());
         let delay = self.requests.back_pressure();
         let pidfd = self.process.pidfd.as_fd();
         // Requests beyond the rate stay where they are until the next second.
         let channel = if delay.is_none() { self.requests.as_fd() } else { pidfd };
-        let sources =
-            [self.process.log.as_fd(), self.signals.as_fd(), self.uapi.watch(), pidfd, channel];
-        let [log, signal, watch, died, asked] = poll(sources, wait.min(delay.unwrap_or(wait)))?;
+        let sources = [
+            self.process.log.as_fd(),
+            self.signals.as_fd(),
+            self.socket_file.watch(),
+            pidfd,
+            channel,
+        ];
+        let polled = poll(sources, wait.min(delay.unwrap_or(wait)));
+        let [log, signal, watch, died, asked] = match polled {
+            Ok(polled) => polled,
+            Err(error) => return Break(End::Failed(error.to_string())),
+        };
         if log && !self.log.forward(self.process.log.as_fd()) {
-            return Ok(Turn::End(self.died()));
+            return Break(self.died());
         }
-        if signal && let Some(end) = self.signal() {
-            return Ok(Turn::End(end));
+        if signal {
+            self.signal()?;
         }
-        if watch && self.uapi.was_removed() {
-            return Ok(Turn::End(End::Orderly("the UAPI socket was removed")));
+        if watch && self.socket_file.was_removed() {
+            return Break(End::Orderly("the UAPI socket was removed"));
         }
         if asked && delay.is_none() {
             match self.requests.serve() {
                 Served::Answered => self.tell_missing_gro(),
-                Served::Sealed(sequence, report) => return Ok(Turn::Sealed(sequence, report)),
-                Served::Closed => return Ok(Turn::End(self.died())),
-                Served::Violation(what) => return Ok(Turn::End(violation(&what))),
+                Served::Sealed(sequence, report) => return Continue(Some((sequence, report))),
+                Served::Closed => return Break(self.died()),
+                Served::Violation(what) => return Break(violation(&what)),
             }
         }
-        Ok(if died { Turn::End(self.died()) } else { Turn::Nothing })
+        if died { Break(self.died()) } else { Continue(None) }
     }
 
-    fn signal(&mut self) -> Option<End> {
-        let info = self.signals.read_signal().ok().flatten()?;
-        match Signal::try_from(info.ssi_signo.cast_signed()).ok()? {
-            Signal::SIGTERM => Some(End::Orderly("SIGTERM")),
-            Signal::SIGINT => Some(End::Orderly("SIGINT")),
-            _hang_up => {
-                self.switch_log_level();
-                None
-            }
+    fn signal(&mut self) -> ControlFlow<End> {
+        let Ok(Some(info)) = self.signals.read_signal() else { return Continue(()) };
+        match Signal::try_from(info.ssi_signo.cast_signed()) {
+            Ok(Signal::SIGTERM) => return Break(End::Orderly("SIGTERM")),
+            Ok(Signal::SIGINT) => return Break(End::Orderly("SIGINT")),
+            _hang_up => self.switch_log_level(),
         }
+        Continue(())
     }
 
     /// There is no configuration file to read again; what SIGHUP changes is how much both processes log.
@@ -168,9 +170,10 @@ impl Monitor {
     }
 
     fn tell_missing_gro(&mut self) {
-        if !self.told_gro && self.requests.lack_gro() {
-            self.told_gro = true;
-            self.log.info(&offload::missing(Offload::UdpGro, &self.without));
+        if self.requests.lack_gro()
+            && let Some(line) = self.missing_gro.take()
+        {
+            self.log.info(&line);
         }
     }
 

@@ -2,69 +2,7 @@
 
 use nix::errno::Errno;
 use nix::libc::{self, c_int};
-use nix::unistd::{ForkResult, Pid};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-
-nix::ioctl_write_ptr_bad!(tunsetiff, libc::TUNSETIFF, libc::ifreq);
-nix::ioctl_read_bad!(tungetiff, libc::TUNGETIFF, libc::ifreq);
-nix::ioctl_write_ptr_bad!(tunsetvnethdrsz, libc::TUNSETVNETHDRSZ, c_int);
-nix::ioctl_write_ptr_bad!(tunsetqueue, libc::TUNSETQUEUE, libc::ifreq);
-nix::ioctl_write_int_bad!(tunsetoffload, libc::TUNSETOFFLOAD);
-
-fn request(name: &[u8]) -> libc::ifreq {
-    // SAFETY: an all-zero ifreq is a valid one: an empty name, flags 0.
-    let mut request: libc::ifreq = unsafe { core::mem::zeroed() };
-    for (place, byte) in request.ifr_name.iter_mut().zip(name.iter().take(libc::IFNAMSIZ - 1)) {
-        *place = libc::c_char::from_ne_bytes([*byte]);
-    }
-    request
-}
-
-fn name_of(request: &libc::ifreq) -> String {
-    let name = request.ifr_name.map(|byte| byte.to_ne_bytes()[0]);
-    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(name).into_owned()
-}
-
-/// Makes an open /dev/net/tun a queue of the interface `name`, which may be a template such as
-/// `wg%d`; returns the interface's real name.
-pub(crate) fn attach_tun(tun: BorrowedFd<'_>, name: &str, flags: c_int) -> nix::Result<String> {
-    let mut request = request(name.as_bytes());
-    request.ifr_ifru.ifru_flags = u16::try_from(flags).unwrap_or(0).cast_signed();
-    // SAFETY: the request is live; TUNSETIFF reads it and writes the real name back into it.
-    unsafe { tunsetiff(tun.as_raw_fd(), &raw mut request) }?;
-    Ok(name_of(&request))
-}
-
-/// Has an interface give nothing to a queue any more, which may still be written to.
-pub(crate) fn detach_tun(tun: BorrowedFd<'_>) -> nix::Result<()> {
-    let mut request = request(b"");
-    request.ifr_ifru.ifru_flags = libc::IFF_DETACH_QUEUE as libc::c_short;
-    // SAFETY: the request is live; TUNSETQUEUE reads it.
-    unsafe { tunsetqueue(tun.as_raw_fd(), &raw const request) }.map(drop)
-}
-
-/// Name and flags of the interface that a TUN queue belongs to.
-pub(crate) fn tun_identity(tun: BorrowedFd<'_>) -> nix::Result<(String, c_int)> {
-    let mut request = request(b"");
-    // SAFETY: the request is live; TUNGETIFF writes it.
-    unsafe { tungetiff(tun.as_raw_fd(), &raw mut request) }?;
-    // SAFETY: TUNGETIFF wrote the flags, which are plain integers.
-    let flags = unsafe { request.ifr_ifru.ifru_flags };
-    Ok((name_of(&request), c_int::from(flags.cast_unsigned())))
-}
-
-/// Sets the length of the virtio_net_hdr before each packet.
-pub(crate) fn set_vnet_header_len(tun: BorrowedFd<'_>, len: c_int) -> nix::Result<()> {
-    // SAFETY: TUNSETVNETHDRSZ reads an int, which is live.
-    unsafe { tunsetvnethdrsz(tun.as_raw_fd(), &raw const len) }.map(drop)
-}
-
-/// Sets which super-packets, TUN_F_*, the kernel may hand over through a TUN queue.
-pub(crate) fn set_offload(tun: BorrowedFd<'_>, offloads: libc::c_uint) -> nix::Result<()> {
-    // SAFETY: plain integers.
-    unsafe { tunsetoffload(tun.as_raw_fd(), offloads.cast_signed()) }.map(drop)
-}
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Sets a socket option whose value is an int.
 pub(crate) fn set_option(
@@ -79,26 +17,6 @@ pub(crate) fn set_option(
         .map(drop)
 }
 
-/// Empties the environment, while there is a single thread.
-pub(crate) fn clear_environment() {
-    // SAFETY: no other thread exists that could read the environment meanwhile.
-    let _never_fails = unsafe { nix::env::clearenv() };
-}
-
-/// Forks this process, which has a single thread, so that the child may do anything.
-pub(crate) fn fork() -> nix::Result<ForkResult> {
-    // SAFETY: no other thread exists (see the module `startup`), so no lock is held in the child.
-    unsafe { nix::unistd::fork() }
-}
-
-/// A descriptor that stands for a child that was not yet waited for.
-pub(crate) fn pidfd_open(child: Pid) -> nix::Result<OwnedFd> {
-    // SAFETY: plain integers.
-    let opened = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, child.as_raw(), 0) })?;
-    // SAFETY: the kernel has just made this descriptor for us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(opened as RawFd) })
-}
-
 /// Kills the process that a pidfd stands for.
 pub(crate) fn kill(child: BorrowedFd<'_>) -> nix::Result<()> {
     let none: *const libc::siginfo_t = core::ptr::null();
@@ -107,19 +25,4 @@ pub(crate) fn kill(child: BorrowedFd<'_>) -> nix::Result<()> {
         libc::syscall(libc::SYS_pidfd_send_signal, child.as_raw_fd(), libc::SIGKILL, none, 0)
     };
     Errno::result(sent).map(drop)
-}
-
-/// Takes over a descriptor that was passed by number; it must be open, and is no longer inherited.
-pub(crate) fn take_descriptor(number: RawFd) -> nix::Result<OwnedFd> {
-    // SAFETY: plain integers; a number that is not open is an error and nothing else.
-    Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
-    // SAFETY: it is open, was passed to us for this, and is taken once.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
-/// Puts a descriptor at a number, without close-on-exec. What was open there before goes.
-pub(crate) fn place_descriptor(descriptor: BorrowedFd<'_>, number: RawFd) -> nix::Result<()> {
-    // SAFETY: plain integers. The caller owns no object whose descriptor is at `number`, or does not
-    // use it any more.
-    Errno::result(unsafe { libc::dup2(descriptor.as_raw_fd(), number) }).map(drop)
 }

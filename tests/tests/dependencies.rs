@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -66,14 +66,17 @@ fn the_confinement_links_only_bindings_to_the_system() {
 }
 
 /// Each crate of the workspace, and those of its siblings that it may use.
-const DIRECTIONS: [(&str, &[&str]); 10] = [
+const DIRECTIONS: [(&str, &[&str]); 12] = [
     // The audit names capabilities, and gives up its own.
-    ("wgsep", &["wgsep-policy", "wgsep-privileged"]),
+    ("wgsep", &["wgsep-policy", "wgsep-launch"]),
     ("wgsep-dataplane-bin", &["wgsep-dataplane"]),
-    ("wgsep-privileged", &["wgsep-ipc", "wgsep-policy"]),
+    // What runs before there is a dataplane hands over to what talks to it, and is not called back.
+    ("wgsep-launch", &["wgsep-privileged", "wgsep-ipc", "wgsep-journal", "wgsep-policy"]),
+    ("wgsep-privileged", &["wgsep-ipc", "wgsep-journal", "wgsep-policy"]),
     ("wgsep-dataplane", &["wgsep-proto", "wgsep-ipc", "wgsep-policy"]),
     ("wgsep-proto", &[]),
     ("wgsep-ipc", &[]),
+    ("wgsep-journal", &[]),
     ("wgsep-policy", &[]),
     ("wgsep-hostile", &["wgsep-ipc", "wgsep-policy"]),
     (
@@ -99,5 +102,79 @@ fn dependencies_run_one_way() {
             let is_sibling = dependency["kind"].is_null() && directions.contains_key(used);
             assert!(!is_sibling || permitted.contains(&used), "{name} must not use {used}");
         }
+    }
+}
+
+/// The owner's promise: lines of what an attacker could ever talk to.
+const PROMISE: (&str, usize) = ("privileged/src", 1000);
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+}
+
+/// Lines of a file, or of all files of a directory, that are neither blank nor comment nor test. Tests
+/// stand last in a file.
+fn code_lines(path: &Path) -> usize {
+    if path.is_dir() {
+        return fs::read_dir(path).unwrap().map(|entry| code_lines(&entry.unwrap().path())).sum();
+    }
+    let text = fs::read_to_string(path).unwrap();
+    let code = text.lines().map(str::trim).take_while(|line| *line != "#[cfg(test)]");
+    code.filter(|line| !line.is_empty() && !line.starts_with("//")).count()
+}
+
+/// The rows of SECURITY.md's table of the helper's parts: where, how many lines there are, and how many
+/// there may be; and the sum of the lines.
+fn stated_lines() -> (Vec<(String, usize, usize)>, usize) {
+    let text = fs::read_to_string(repository().join("SECURITY.md")).unwrap();
+    let (_, section) = text.split_once("## Proof-reading the helper").unwrap();
+    let cells = |line: &str| line.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let number = |cell: &str| cell.replace(',', "").parse::<usize>().ok();
+    let rows = section.lines().map(cells).filter(|cells| cells.len() == 6);
+    let (mut parts, mut sum) = (Vec::new(), 0);
+    for cells in rows {
+        match (number(&cells[2]), number(&cells[3])) {
+            (Some(lines), Some(most)) => parts.push((cells[1].replace('`', ""), lines, most)),
+            (Some(lines), None) => sum = lines,
+            _ => {}
+        }
+    }
+    (parts, sum)
+}
+
+#[test]
+fn the_helper_stays_as_small_as_promised() {
+    let (parts, sum) = stated_lines();
+    assert_eq!(sum, parts.iter().map(|(_, lines, _)| lines).sum::<usize>(), "SECURITY.md's sum");
+    for (part, stated, most) in &parts {
+        let lines = code_lines(&repository().join(part));
+        assert!(lines <= *most, "{part} has {lines} lines of code, more than {most}: what can go?");
+        assert!(
+            lines.abs_diff(*stated) <= 20,
+            "{part} has {lines} lines of code, and SECURITY.md says {stated}: correct it"
+        );
+        // A bound that is far away bounds nothing.
+        let promised = part == PROMISE.0;
+        assert!(*most == PROMISE.1 || !promised, "SECURITY.md promises {most} of {part}");
+        assert!(promised || lines + 50 > *most, "{part} has {lines} lines: lower its {most}");
+    }
+}
+
+#[test]
+fn all_of_our_own_code_in_the_helper_is_counted() {
+    let (parts, _) = stated_lines();
+    let linked = linked_into("wgsep");
+    let metadata = cargo(&["metadata", "--locked", "--no-deps", "--format-version", "1"]);
+    let metadata: Value = serde_json::from_str(&metadata).unwrap();
+    let packages = metadata["packages"].as_array().unwrap().iter();
+    let ours: Vec<_> =
+        packages.filter(|package| linked.contains(package["name"].as_str().unwrap())).collect();
+    assert_eq!(ours.len(), linked.iter().filter(|name| name.starts_with("wgsep")).count());
+    for package in ours {
+        let manifest = Path::new(package["manifest_path"].as_str().unwrap());
+        let source = manifest.with_file_name("src");
+        let source = source.strip_prefix(repository()).unwrap();
+        let is_counted = parts.iter().any(|(part, ..)| Path::new(part).starts_with(source));
+        assert!(is_counted, "SECURITY.md's table lacks {}", source.display());
     }
 }

@@ -16,8 +16,16 @@ use syn::{Attribute, Expr, Lit, Macro, Token};
 use wgsep_tests::process::run;
 
 /// Whose errors an operator reads.
-const CRATES: [&str; 6] =
-    ["bin/wgsep", "bin/wgsep-dataplane", "privileged", "policy", "ipc", "dataplane"];
+const CRATES: [&str; 8] = [
+    "bin/wgsep",
+    "bin/wgsep-dataplane",
+    "privileged",
+    "privileged/launch",
+    "privileged/journal",
+    "policy",
+    "ipc",
+    "dataplane",
+];
 
 /// Calls and methods that make an error of their arguments,
 const CALLS: [&str; 5] = ["Err", "Error::new", "End::Failed", "complain", "violation"];

@@ -6,7 +6,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use wgsep_privileged::{Format, Grants, Level, Offload, Options, check_name, complain};
+use wgsep_launch::{Format, Grants, Level, Offload, Options, check_name, complain};
 
 const USES: &str = "\
 Three common uses:

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match command_line::parse() {
-        Ok(Invocation::Serve(options)) if wgsep_privileged::run(&options) => ExitCode::SUCCESS,
+        Ok(Invocation::Serve(options)) if wgsep_launch::run(&options) => ExitCode::SUCCESS,
         Ok(Invocation::Serve(_)) => ExitCode::FAILURE,
         Ok(Invocation::Audit(question)) => audit(&question),
         Ok(Invocation::Stats(question)) => stats(&question),
@@ -33,7 +33,7 @@ fn audit(Question { interface, json }: &Question) -> ExitCode {
             }
         }
         Err(line) => {
-            wgsep_privileged::complain(&line);
+            wgsep_launch::complain(&line);
             ExitCode::from(2)
         }
     }
@@ -47,7 +47,7 @@ fn stats(Question { interface, json }: &Question) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(line) => {
-            wgsep_privileged::complain(&line);
+            wgsep_launch::complain(&line);
             ExitCode::from(2)
         }
     }

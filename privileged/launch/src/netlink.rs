@@ -1,17 +1,34 @@
-//! One request to the kernel's network configuration and its answer (rtnetlink(7)).
+//! The kernel's network configuration (rtnetlink(7)): one request and its answer, and the socket that
+//! tells of changes.
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
+    setsockopt, socket,
 };
-use std::os::fd::AsRawFd;
+use nix::{setsockopt_impl, sockopt_impl};
+use std::os::fd::{AsRawFd, OwnedFd};
+use wgsep_privileged::{Result, Step};
 
 /// The attributes of a request: kind and value.
 type Attributes<'a> = &'a [(u16, &'a [u8])];
 
 /// Length of the struct nlmsghdr before each message.
 const HEADER_LEN: usize = 16;
+const RTMGRP_LINK: u32 = 0x1;
+const RTMGRP_IPV4_ROUTE: u32 = 0x40;
+const RTMGRP_IPV4_RULE: u32 = 0x80;
+const RTMGRP_IPV6_ROUTE: u32 = 0x400;
+
+sockopt_impl!(
+    /// Hears also of every namespace that has a number in the socket's own.
+    ListenAllNsid,
+    SetOnly,
+    libc::SOL_NETLINK,
+    libc::NETLINK_LISTEN_ALL_NSID,
+    bool
+);
 
 /// Changes an interface of this process's network namespace.
 ///
@@ -57,4 +74,20 @@ pub fn request(kind: u16, fixed: &[u8], attributes: Attributes<'_>) -> nix::Resu
         Some(errno) if is_error && errno != 0 => Err(Errno::from_raw(-errno)),
         Some(_) => Ok(body),
     }
+}
+
+/// A socket that hears of link, route and rule changes; true with it if of the interface also after it
+/// was moved to another network namespace.
+///
+/// # Errors
+/// If the kernel refuses the socket.
+pub fn subscribe() -> Result<(OwnedFd, bool)> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)
+        .step("netlink")?;
+    let groups = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE | RTMGRP_IPV6_ROUTE;
+    bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups)).step("subscribe to link changes")?;
+    // Refused without CAP_NET_BROADCAST.
+    let all_namespaces = setsockopt(&netlink, ListenAllNsid, &true);
+    Ok((netlink, all_namespaces.is_ok()))
 }

@@ -1,7 +1,6 @@
 //! Finding, checking and starting the dataplane.
 
 use crate::Options;
-use crate::error::{Error, Result, Step};
 use crate::offload::Offload;
 use crate::startup::{handled_signals, null};
 use crate::sys;
@@ -10,7 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use nix::unistd::{ForkResult, Gid, Pid, Uid, chdir, execveat, geteuid, pipe2, setsid, write};
+use nix::unistd::{ForkResult, Gid, Uid, chdir, execveat, geteuid, pipe2, setsid, write};
 use std::ffi::CString;
 use std::fs::{OpenOptions, metadata};
 use std::io::{PipeReader, Read};
@@ -19,6 +18,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use wgsep_ipc::Channel;
 use wgsep_policy::{Layer, Report, State};
+use wgsep_privileged::{Dataplane, Error, Process, Result, Step};
 
 const PROGRAM: &str = "wgsep-dataplane";
 /// Where packages put it, if not beside the helper.
@@ -28,28 +28,6 @@ const LIBEXEC: &str = match option_env!("WGSEP_LIBEXECDIR") {
 };
 /// Where the dataplane finds the channel; the log is its standard error.
 const CHANNEL: i32 = 3;
-
-/// The dataplane, started.
-pub struct Dataplane {
-    /// Requests.
-    pub channel: Channel,
-    /// What it is to end and to listen to.
-    pub process: Process,
-    /// To look it up in /proc.
-    pub pid: Pid,
-    /// Whom it runs as.
-    pub uid: Uid,
-    /// How the layers turned out that close before it is executed.
-    pub report: Report,
-}
-
-/// The dataplane's process.
-pub struct Process {
-    /// For signals and for its end.
-    pub pidfd: OwnedFd,
-    /// What it logs.
-    pub log: OwnedFd,
-}
 
 /// The dataplane's command line. No name of an interface has a space.
 fn words(options: &Options, interface: &str) -> Result<Vec<CString>> {
@@ -126,7 +104,9 @@ pub fn start(options: &Options, interface: &str, user: Option<(Uid, Gid)>) -> Re
     let channel = Channel::new(ours).map_err(|error| {
         Error::new(format!("channel: {error}; this is a fault, please report it"))
     })?;
-    Ok(Dataplane { channel, process: Process { pidfd, log }, pid, uid, report })
+    // The workers, the control thread, and the first one, which waits for it.
+    let threads = options.workers + 2;
+    Ok(Dataplane { process: Process { pidfd, log }, channel, pid, uid, threads, report })
 }
 
 /// Moves a descriptor out of the way of the number that the dataplane expects the channel at.

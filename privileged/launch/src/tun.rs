@@ -1,22 +1,18 @@
-//! The TUN device and the socket that tells of its state.
+//! The TUN device.
 
-use crate::error::{Error, Result, Step};
 use crate::netlink;
 use crate::netns::Netns;
-use crate::offload::Offload;
-use crate::sys;
+use crate::{Offload, Options, sys};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::net::if_::if_nametoindex;
-use nix::sys::socket::{
-    AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,
-};
 use std::fs::OpenOptions;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use wgsep_ipc::TunOffload;
 use wgsep_policy::{Capability, capabilities};
+use wgsep_privileged::{Error, Result, Step};
 
 const DEVICE: &str = "/dev/net/tun";
 /// Longest interface name, in bytes.
@@ -34,10 +30,6 @@ const IFLA_GSO_MAX_SIZE: u16 = 41;
 const VNET_HDR_LEN: libc::c_int = 10;
 /// Of an interface that is about to be moved to where its own name is free.
 const NAME_IN_PASSING: &str = "wgsep%d";
-const RTMGRP_LINK: u32 = 0x1;
-const RTMGRP_IPV4_ROUTE: u32 = 0x40;
-const RTMGRP_IPV4_RULE: u32 = 0x80;
-const RTMGRP_IPV6_ROUTE: u32 = 0x400;
 
 /// The interface.
 pub struct TunDevice {
@@ -79,11 +71,42 @@ pub fn check_name(name: &str) -> Result<()> {
 }
 
 impl TunDevice {
+    /// Has the interface that an operator asks for: `adopted` (WG_TUN_FD), or a new one where it is to
+    /// be. The number of its network namespace in that of the UDP sockets, in which this process is from
+    /// now on; `None` if they are the same.
+    ///
+    /// # Errors
+    /// If it cannot be had, or a namespace cannot be entered.
+    pub fn open(options: &Options, adopted: Option<OwnedFd>) -> Result<(Self, Option<i32>)> {
+        let Options { interface, without, tun_netns, socket_netns, .. } = options;
+        let adopted = adopted.map(|queue| Self::adopt(queue, without)).transpose()?;
+        let netns = match tun_netns {
+            Some(_) if adopted.is_some() => {
+                return Err(Error::new(
+                    "--tun-netns does not go with WG_TUN_FD; leave one of them out",
+                ));
+            }
+            Some(name) => Netns::open(name)?,
+            None => Netns::current()?,
+        };
+        if let Some(name) = socket_netns {
+            // For good: UDP sockets are opened later, too.
+            Netns::open(name)?.enter()?;
+        }
+        let number = netns.number()?;
+        let device = match (adopted, number) {
+            (Some(device), _) => device,
+            (None, None) => Self::create(interface, without)?,
+            (None, Some(_)) => Self::create_in(&netns, interface, without)?,
+        };
+        Ok((device, number))
+    }
+
     /// Creates the interface, which goes when its queues are closed.
     ///
     /// # Errors
     /// If there is no /dev/net/tun, no permission, or the name is taken.
-    pub fn create(name: &str, without: &[Offload]) -> Result<Self> {
+    fn create(name: &str, without: &[Offload]) -> Result<Self> {
         let queue = open_device()?;
         let vnet_hdr = !without.contains(&Offload::VnetHdr);
         let header = if vnet_hdr { libc::IFF_VNET_HDR } else { 0 };
@@ -115,7 +138,7 @@ impl TunDevice {
     ///
     /// # Errors
     /// As [`Self::create`].
-    pub fn create_in(netns: &Netns, name: &str, without: &[Offload]) -> Result<Self> {
+    fn create_in(netns: &Netns, name: &str, without: &[Offload]) -> Result<Self> {
         let made = Self::create(NAME_IN_PASSING, without)?;
         let step = format!("move interface {name} to its namespace");
         netns.take_in(made.ifindex, name).advise(&step, &[(&TAKEN, &name_taken(name))])?;
@@ -128,7 +151,7 @@ impl TunDevice {
     ///
     /// # Errors
     /// If the descriptor is no TUN queue.
-    pub fn adopt(queue: OwnedFd, without: &[Offload]) -> Result<Self> {
+    fn adopt(queue: OwnedFd, without: &[Offload]) -> Result<Self> {
         let (name, flags) =
             sys::tun_identity(queue.as_fd()).step("WG_TUN_FD is not a TUN device")?;
         if flags & libc::IFF_TUN == 0 || flags & libc::IFF_NO_PI == 0 {
@@ -170,8 +193,8 @@ impl TunDevice {
     }
 
     /// All its queues, as the dataplane expects them.
-    pub fn queues(&self) -> Vec<BorrowedFd<'_>> {
-        [&self.queue].into_iter().chain(&self.flow_queues).map(AsFd::as_fd).collect()
+    pub fn into_queues(self) -> Vec<OwnedFd> {
+        [vec![self.queue], self.flow_queues].into_iter().flatten().collect()
     }
 
     /// What its queues should do and do not, for the log.
@@ -239,23 +262,6 @@ fn open_device() -> Result<OwnedFd> {
         ],
     );
     device.map(OwnedFd::from)
-}
-
-/// A netlink socket that hears of link, route and rule changes; true with it if of the interface also
-/// after it was moved to another network namespace.
-///
-/// # Errors
-/// If the kernel refuses the socket.
-pub fn open_netlink() -> Result<(OwnedFd, bool)> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)
-        .step("netlink")?;
-    let groups = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE | RTMGRP_IPV6_ROUTE;
-    bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups)).step("subscribe to link changes")?;
-    // Refused without CAP_NET_BROADCAST.
-    let all_namespaces =
-        sys::set_option(netlink.as_fd(), libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID, 1);
-    Ok((netlink, all_namespaces.is_ok()))
 }
 
 #[cfg(test)]

@@ -3,17 +3,16 @@
 //! Whatever comes from the dataplane is taken for hostile: a line is bounded, and characters that
 //! could move a terminal's cursor or forge a line are escaped.
 
-use crate::error::{Result, Step};
-use nix::fcntl::{OFlag, open};
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket,
-};
-use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
-use nix::unistd::{read, write};
-use std::fmt::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use nix::unistd::read;
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -68,8 +67,8 @@ pub enum Format {
 }
 
 enum Sink {
-    Stream(OwnedFd),
-    Syslog(OwnedFd),
+    Stream(File),
+    Syslog(UnixDatagram),
 }
 
 /// Where lines go.
@@ -90,39 +89,30 @@ impl Log {
     ///
     /// # Errors
     /// If it cannot be duplicated.
-    pub fn to_stderr(format: Format, most: Option<Level>) -> Result<Self> {
-        let stderr = std::io::stderr().as_fd().try_clone_to_owned().step("standard error")?;
-        Ok(Self::new(Sink::Stream(stderr), format, most))
+    pub fn to_stderr(format: Format, most: Option<Level>) -> io::Result<Self> {
+        let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+        Ok(Self::new(Sink::Stream(stderr.into()), format, most))
     }
 
     /// Lines to the end of a file.
     ///
     /// # Errors
-    /// If it cannot be opened.
-    pub fn to_file(path: &Path, format: Format, most: Option<Level>) -> Result<Self> {
-        let flags = OFlag::O_WRONLY
-            | OFlag::O_APPEND
-            | OFlag::O_CREAT
-            | OFlag::O_CLOEXEC
-            | OFlag::O_NOFOLLOW;
-        let file = open(path, flags, Mode::from_bits_truncate(0o600))
-            .step(&format!("choose another --log-file: cannot log to {}", path.display()))?;
-        Ok(Self::new(Sink::Stream(file), format, most))
+    /// If it cannot be opened, or is a symbolic link.
+    pub fn to_file(path: &Path, format: Format, most: Option<Level>) -> io::Result<Self> {
+        let mut open = OpenOptions::new();
+        open.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        Ok(Self::new(Sink::Stream(open.open(path)?), format, most))
     }
 
-    /// Lines to the system's log; where there is none, to a file under /var/log.
+    /// Lines to the system's log, if there is one.
     ///
     /// # Errors
-    /// If there is neither.
-    pub fn to_system(interface: &str, format: Format, most: Option<Level>) -> Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket =
-            socket(AddressFamily::Unix, SockType::Datagram, flags, None).step("syslog socket")?;
-        let address = UnixAddr::new("/dev/log").step("syslog address")?;
-        if connect(socket.as_raw_fd(), &address).is_ok() {
-            return Ok(Self::new(Sink::Syslog(socket), format, most));
-        }
-        Self::to_file(Path::new(&format!("/var/log/wgsep-{interface}.log")), format, most)
+    /// If nobody listens at /dev/log.
+    pub fn to_syslog(format: Format, most: Option<Level>) -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        socket.connect("/dev/log")?;
+        socket.set_nonblocking(true)?;
+        Ok(Self::new(Sink::Syslog(socket), format, most))
     }
 
     fn new(sink: Sink, format: Format, most: Option<Level>) -> Self {
@@ -159,7 +149,7 @@ impl Log {
         let _lost = match (&self.sink, self.format) {
             (Sink::Syslog(socket), _) => {
                 let line = format!("<{}>wgsep[{interface}]: {message}", FACILITY | level as u8);
-                send(socket.as_raw_fd(), line.as_bytes(), MsgFlags::MSG_NOSIGNAL)
+                socket.send(line.as_bytes())
             }
             (Sink::Stream(stream), Format::Text) => {
                 let line =
@@ -231,10 +221,14 @@ impl Log {
 
 /// Writes to a stream that has room. The operator's pipe or terminal, if nobody reads it, must not stop
 /// the helper.
-fn write_now(stream: &OwnedFd, line: &[u8]) -> nix::Result<usize> {
+fn write_now(mut stream: &File, line: &[u8]) -> io::Result<usize> {
     let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
     ppoll(&mut polled, Some(TimeSpec::new(0, 0)), None)?;
-    if polled[0].any() == Some(true) { write(stream, line) } else { Err(nix::Error::EAGAIN) }
+    if polled[0].any() == Some(true) {
+        stream.write(line)
+    } else {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
 }
 
 /// Makes control characters visible, and cuts what is too long.
@@ -308,6 +302,8 @@ fn date(mut days: u64) -> (u64, usize, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::OFlag;
+    use nix::unistd::{pipe, pipe2, write};
 
     #[test]
     fn days_become_dates() {
@@ -324,7 +320,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("wgsep-log-test-{}", std::process::id()));
         let mut log = Log::to_file(&path, Format::Text, Some(Level::Info)).unwrap();
         log.set_interface("wg0");
-        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let (reader, writer) = pipe().unwrap();
         let long = "x".repeat(3000);
         let hostile = format!(" INFO fine\nDEBUG hidden\nERROR \x1b[2Jred\r\nno level\n{long}\n");
         write(&writer, hostile.as_bytes()).unwrap();
@@ -347,8 +343,8 @@ mod tests {
             (Some(Level::Info), Some(Level::Debug)),
             (Some(Level::Debug), Some(Level::Info)),
         ] {
-            let (reader, writer) = nix::unistd::pipe2(OFlag::O_NONBLOCK).unwrap();
-            let mut log = Log::new(Sink::Stream(writer), Format::Text, started);
+            let (reader, writer) = pipe2(OFlag::O_NONBLOCK).unwrap();
+            let mut log = Log::new(Sink::Stream(writer.into()), Format::Text, started);
             assert_eq!(log.switch_level(), other);
             assert_eq!(log.switch_level(), started);
             let mut buffer = [0; 4096];
@@ -366,8 +362,8 @@ mod tests {
 
     #[test]
     fn a_flood_of_lines_is_cut_and_counted() {
-        let (reader, writer) = nix::unistd::pipe2(OFlag::O_NONBLOCK).unwrap();
-        let mut log = Log::new(Sink::Stream(writer), Format::Text, Some(Level::Info));
+        let (reader, writer) = pipe2(OFlag::O_NONBLOCK).unwrap();
+        let mut log = Log::new(Sink::Stream(writer.into()), Format::Text, Some(Level::Info));
         let written = || {
             let mut buffer = vec![0; 1 << 20];
             let len = read(&reader, &mut buffer).unwrap_or(0);
@@ -387,8 +383,8 @@ mod tests {
 
     #[test]
     fn a_pipe_that_nobody_reads_does_not_stop_the_log() {
-        let (_reader, writer) = nix::unistd::pipe().unwrap();
-        let log = Log::new(Sink::Stream(writer), Format::Json, Some(Level::Info));
+        let (_reader, writer) = pipe().unwrap();
+        let log = Log::new(Sink::Stream(writer.into()), Format::Json, Some(Level::Info));
         let longest = "\u{1b}\"".repeat(MAX_LINE);
         for _ in 0..100 {
             log.info(&longest);

@@ -2,7 +2,6 @@
 //!
 //! The socket is opened before the helper seals itself; from then on it is only written to.
 
-use crate::error::{Result, Step};
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -23,12 +22,11 @@ impl ServiceManager {
     ///
     /// # Errors
     /// If there is a name and nobody answers to it: the manager would wait in vain and end us.
-    pub fn of_environment() -> Result<Self> {
+    pub fn of_environment() -> io::Result<Self> {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
             return Ok(Self::default());
         };
-        let step = format!("NOTIFY_SOCKET is {}; unset it, or see to its service", name.display());
-        let socket = connect(name.as_bytes()).step(&step)?;
+        let socket = connect(name.as_bytes())?;
         let microseconds = std::env::var("WATCHDOG_USEC").ok().and_then(|value| value.parse().ok());
         let interval = microseconds.map(|whole: u64| Duration::from_micros(whole / 2));
         Ok(Self { socket: Some(socket), interval, next: Some(Instant::now()) })

@@ -1,6 +1,5 @@
 //! Network namespaces by name, as ip-netns(8) keeps them.
 
-use crate::error::{Error, Result, Step};
 use crate::netlink;
 use nix::errno::Errno;
 use nix::libc;
@@ -8,6 +7,7 @@ use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use wgsep_privileged::{Error, Result, Step};
 
 /// Where ip-netns(8) keeps one file for each.
 const DIRECTORY: &str = "/run/netns";

@@ -1,0 +1,34 @@
+//! Going on in the background.
+
+use crate::startup::null;
+use crate::sys;
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, chdir, setsid};
+use std::os::fd::AsFd;
+use std::process::exit;
+use wgsep_journal::Launcher;
+use wgsep_privileged::{Result, Step};
+
+/// Goes on in the background, without the launcher's standard descriptors; the launcher's process waits
+/// until all is ready, or says what failed.
+///
+/// # Errors
+/// If the kernel refuses the fork, or there is no /dev/null.
+pub fn daemonize(launcher: &mut Launcher) -> Result<()> {
+    let (outcome, outcome_end) = std::io::pipe().step("pipe")?;
+    if let ForkResult::Parent { child } = sys::fork().step("fork")? {
+        drop(outcome_end);
+        let _reaped = waitpid(child, None);
+        exit(if Launcher::heard(outcome) { 0 } else { 1 })
+    }
+    drop(outcome);
+    *launcher = Launcher::waiting(outcome_end);
+    setsid().step("setsid")?;
+    // Not the leader of its session, so that no terminal can ever become its own.
+    if sys::fork().step("fork")?.is_parent() {
+        exit(0);
+    }
+    chdir("/").step("chdir /")?;
+    let null = null()?;
+    (0..=2).try_for_each(|number| sys::place_descriptor(null.as_fd(), number)).step("/dev/null")
+}

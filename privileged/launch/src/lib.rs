@@ -1,0 +1,130 @@
+//! The helper before there is a dataplane: it opens what the dataplane is going to need, and starts it,
+//! confined. It hears nobody but the operator who started it; once the dataplane runs, everything is up
+//! to the crate `privileged`, and nothing here is called again.
+//!
+//! Read it in the order in which it runs: [`run`], `startup`, `background`, `netns`, `tun`,
+//! `uapi_socket`, `netlink`, `spawn`; `sys` has all the unsafe code.
+
+mod background;
+mod netlink;
+mod netns;
+mod offload;
+mod spawn;
+mod startup;
+mod sys;
+mod tun;
+mod uapi_socket;
+
+pub use offload::Offload;
+pub use tun::check_name;
+pub use wgsep_journal::{Format, Level, complain};
+pub use wgsep_policy::Grants;
+
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use startup::Inherited;
+use std::path::{Path, PathBuf};
+use tun::TunDevice;
+use wgsep_ipc::Reply;
+use wgsep_journal::{Launcher, Log};
+use wgsep_privileged::{Interface, Result, Step, Unsealed};
+
+/// What an operator asked for.
+pub struct Options {
+    /// Name of the interface, or a template such as `wg%d`.
+    pub interface: String,
+    /// Stay in the foreground and log to standard error.
+    pub foreground: bool,
+    /// Account of the dataplane.
+    pub user: Option<String>,
+    /// Refuse to run with any layer of the sandbox degraded.
+    pub strict: bool,
+    /// What the dataplane may ask for.
+    pub grants: Grants,
+    /// Name of the network namespace that the UDP sockets live in.
+    pub socket_netns: Option<String>,
+    /// Name of the network namespace that the interface is created in; else in the launcher's.
+    pub tun_netns: Option<String>,
+    /// Offloads not to use.
+    pub without: Vec<Offload>,
+    /// Worker threads.
+    pub workers: usize,
+    /// As the dataplane is told.
+    pub log_level: String,
+    /// Of the helper's own lines; none with `silent`.
+    pub log_most: Option<Level>,
+    /// How lines look.
+    pub log_format: Format,
+    /// Instead of standard error or syslog.
+    pub log_file: Option<PathBuf>,
+}
+
+/// Runs the daemon to its end; true if that was an orderly one.
+pub fn run(options: &Options) -> bool {
+    let mut launcher = Launcher::default();
+    match start(options, &mut launcher).and_then(|unsealed| unsealed.seal(&mut launcher)) {
+        Ok(monitor) => monitor.serve(),
+        Err(error) => {
+            launcher.failed(&error.to_string());
+            false
+        }
+    }
+}
+
+/// Everything up to the moment when the dataplane is there.
+fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
+    check_name(&options.interface)?;
+    let user = wgsep_policy::user::choose(options.user.as_deref())?;
+    let Inherited { tun, uapi, manager } = startup::clean_process()?;
+    let mut log = open_log(options)?;
+    if !options.foreground {
+        background::daemonize(launcher)?;
+    }
+    let handled = startup::handled_signals();
+    handled.thread_block().step("block signals")?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&handled, flags).step("signalfd")?;
+
+    let (tun, netns) = TunDevice::open(options, tun)?;
+    let name = tun.name.clone();
+    log.set_interface(&name);
+    let (listener, socket_file) = match uapi {
+        Some(listener) => uapi_socket::adopt(listener, &name)?,
+        None => uapi_socket::bind(&name)?,
+    };
+    let (netlink, follows_moves) = netlink::subscribe()?;
+    let dataplane = spawn::start(options, &name, user)?;
+
+    let line = |offload| offload::missing(offload, &options.without);
+    let (missing, missing_gro) = (tun.missing().map(line), line(Offload::UdpGro));
+    let (ifindex, offload, queues) = (tun.ifindex, tun.offload, tun.into_queues());
+    let tun_queues = queues.len() as u8;
+    let granted = Reply::Granted { ifindex, netns, follows_moves, tun_queues, offload };
+    let descriptors = [listener, netlink].into_iter().chain(queues).collect();
+    Ok(Unsealed {
+        dataplane,
+        interface: Interface { name, granted, descriptors, missing },
+        grants: options.grants,
+        gro: !options.without.contains(&Offload::UdpGro),
+        missing_gro,
+        strict: options.strict,
+        socket_file,
+        signals,
+        log,
+        manager,
+    })
+}
+
+/// Where there is no system log, a daemon in the background has a file under /var/log.
+fn open_log(options: &Options) -> Result<Log> {
+    let (format, most) = (options.log_format, options.log_most);
+    let to_file = |path: &Path| {
+        let step = format!("cannot log to {}; choose another --log-file", path.display());
+        Log::to_file(path, format, most).step(&step)
+    };
+    match &options.log_file {
+        Some(path) => to_file(path),
+        None if options.foreground => Log::to_stderr(format, most).step("standard error"),
+        None => Log::to_syslog(format, most)
+            .or_else(|_| to_file(Path::new(&format!("/var/log/wgsep-{}.log", options.interface)))),
+    }
+}

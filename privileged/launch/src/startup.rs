@@ -1,0 +1,73 @@
+//! The first things the helper does, before it opens anything.
+
+use crate::sys;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::stat::{Mode, umask};
+use std::fs::{File, OpenOptions};
+use std::os::fd::{OwnedFd, RawFd};
+use wgsep_journal::ServiceManager;
+use wgsep_policy::limits;
+use wgsep_privileged::{Error, Result, Step};
+
+/// Descriptors and settings that came by the environment.
+pub struct Inherited {
+    /// WG_TUN_FD.
+    pub tun: Option<OwnedFd>,
+    /// WG_UAPI_FD.
+    pub uapi: Option<OwnedFd>,
+    /// NOTIFY_SOCKET.
+    pub manager: ServiceManager,
+}
+
+/// Closes what the launcher left open, forgets the environment, and sets mask and core limit.
+///
+/// # Errors
+/// If WG_TUN_FD or WG_UAPI_FD is not the number of an open descriptor of its own.
+pub fn clean_process() -> Result<Inherited> {
+    const VARIABLES: [&str; 2] = ["WG_TUN_FD", "WG_UAPI_FD"];
+    let [tun, uapi] = VARIABLES.map(descriptor_variable);
+    let (tun, uapi) = (tun?, uapi?);
+    if tun.is_some() && tun == uapi {
+        return Err(Error::new(
+            "WG_TUN_FD and WG_UAPI_FD are the same descriptor; unset one of them",
+        ));
+    }
+    let kept: Vec<_> = [tun, uapi].into_iter().flatten().map(RawFd::cast_unsigned).collect();
+    wgsep_policy::close_inherited_descriptors(&kept).step("close inherited descriptors")?;
+    let name = std::env::var_os("NOTIFY_SOCKET").unwrap_or_default();
+    let step = format!("NOTIFY_SOCKET is {}; unset it, or see to its service", name.display());
+    let manager = ServiceManager::of_environment().step(&step)?;
+    sys::clear_environment();
+    umask(Mode::from_bits_truncate(0o077));
+    limits::no_core().step("core limit")?;
+    let take = |name: &str, number: Option<RawFd>| {
+        let step = format!("{name} is not an open descriptor");
+        number.map(|number| sys::take_descriptor(number).step(&step)).transpose()
+    };
+    Ok(Inherited { tun: take("WG_TUN_FD", tun)?, uapi: take("WG_UAPI_FD", uapi)?, manager })
+}
+
+fn descriptor_variable(name: &str) -> Result<Option<RawFd>> {
+    let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let number = value.to_str().and_then(|value| value.parse().ok()).filter(|number| *number > 2);
+    number.map(Some).ok_or_else(|| {
+        Error::new(format!(
+            "{name} must be the number of an open descriptor above 2; unset it, or set it to one"
+        ))
+    })
+}
+
+/// Signals that the monitor reads from a descriptor.
+pub fn handled_signals() -> SigSet {
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
+}
+
+/// Opens /dev/null.
+///
+/// # Errors
+/// If there is none.
+pub fn null() -> Result<File> {
+    OpenOptions::new().read(true).write(true).open("/dev/null").step("/dev/null")
+}
