@@ -176,7 +176,7 @@ fn options(
             return Err(format!("--{name} is not for the command line; set {instead}={number}"));
         }
     }
-    let level = match text("log-level") {
+    let log_level = match text("log-level") {
         Some(level) => level_from("--log-level", Some(level.into()))?,
         None => match variable("LOG_LEVEL") {
             Some(level) => level_from("LOG_LEVEL", Some(level))?,
@@ -209,13 +209,7 @@ fn options(
             })
             .collect(),
         workers,
-        log_most: match level.as_str() {
-            "silent" => None,
-            "error" => Some(Level::Error),
-            "debug" => Some(Level::Debug),
-            _ => Some(Level::Info),
-        },
-        log_level: level,
+        log_level,
         log_format: if text("log-format").as_deref() == Some("json") {
             Format::Json
         } else {
@@ -237,20 +231,17 @@ fn workers_from(value: Option<OsString>) -> Result<usize, String> {
 }
 
 /// A level as the other implementations spell it, from `source`.
-fn level_from(source: &str, value: Option<OsString>) -> Result<String, String> {
+fn level_from(source: &str, value: Option<OsString>) -> Result<Option<Level>, String> {
     let value = value.unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-    let level = match value.as_str() {
-        "" | "info" => "info",
-        "silent" | "off" => "silent",
-        "error" => "error",
-        "debug" | "verbose" | "trace" => "debug",
+    match value.as_str() {
+        "" | "info" => Ok(Some(Level::Info)),
+        "silent" | "off" => Ok(None),
+        "error" => Ok(Some(Level::Error)),
+        "debug" | "verbose" | "trace" => Ok(Some(Level::Debug)),
         _ => {
-            return Err(format!(
-                "{source} is {value:?}; it must be silent, error, info, debug or verbose"
-            ));
+            Err(format!("{source} is {value:?}; it must be silent, error, info, debug or verbose"))
         }
-    };
-    Ok(level.to_owned())
+    }
 }
 
 fn is_on(value: Option<OsString>) -> bool {
@@ -318,17 +309,20 @@ mod tests {
             assert!(parsed(&["wg0"], &[("WG_PROCESS_FOREGROUND", value)]).unwrap().foreground);
         }
         assert!(!parsed(&["wg0"], &[("WG_PROCESS_FOREGROUND", "0")]).unwrap().foreground);
-        assert_eq!(parsed(&["wg0"], &[("LOG_LEVEL", "verbose")]).unwrap().log_level, "debug");
+        assert_eq!(
+            parsed(&["wg0"], &[("LOG_LEVEL", "verbose")]).unwrap().log_level,
+            Some(Level::Debug)
+        );
         assert!(parsed(&["wg0"], &[("LOG_LEVEL", "loud")]).is_err());
         let same = parsed(
             &["wg0"],
             &[("WG_LOG_LEVEL", "trace"), ("WG_THREADS", "3"), ("WG_LOG_FILE", "/var/log/wg")],
         )
         .unwrap();
-        assert_eq!((same.log_level.as_str(), same.workers), ("debug", 3));
+        assert_eq!((same.log_level, same.workers), (Some(Level::Debug), 3));
         assert_eq!(same.log_file, Some("/var/log/wg".into()));
         let both = [("LOG_LEVEL", "error"), ("WG_LOG_LEVEL", "trace")];
-        assert_eq!(parsed(&["wg0"], &both).unwrap().log_level, "error");
+        assert_eq!(parsed(&["wg0"], &both).unwrap().log_level, Some(Level::Error));
         for (name, value) in [("WG_THREADS", "0"), ("WG_THREADS", "many"), ("WG_LOG_LEVEL", "x")] {
             assert!(parsed(&["wg0"], &[(name, value)]).err().unwrap().contains(name));
         }
@@ -342,7 +336,7 @@ mod tests {
             &["--threads", "3", "--verbosity", "debug", "--log", "/var/log/wg", "wg0"],
         ] {
             let options = parsed(words, &[]).unwrap();
-            assert_eq!((options.log_level.as_str(), options.workers), ("debug", 3));
+            assert_eq!((options.log_level, options.workers), (Some(Level::Debug), 3));
             assert_eq!(options.log_file, Some("/var/log/wg".into()));
         }
         for spelling in [

@@ -7,9 +7,8 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use nix::unistd::read;
-use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -41,7 +40,9 @@ pub enum Level {
 }
 
 impl Level {
-    const fn name(self) -> &'static str {
+    /// As a line of the log has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Error => "ERROR",
             Self::Warn => "WARN",
@@ -265,16 +266,13 @@ fn timestamp() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (now.as_secs() / 86_400, now.as_secs() % 86_400);
     let (year, month, day) = date(days);
-    let mut text = String::new();
-    let _infallible = write!(
-        text,
+    format!(
         "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
         second / 3600,
         second / 60 % 60,
         second % 60,
         now.subsec_millis()
-    );
-    text
+    )
 }
 
 /// Year, month and day of a day since 1970-01-01.

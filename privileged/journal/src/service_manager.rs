@@ -12,9 +12,8 @@ use std::time::{Duration, Instant};
 #[derive(Default)]
 pub struct ServiceManager {
     socket: Option<UnixDatagram>,
-    /// How often it wants to hear that we are alive.
-    interval: Option<Duration>,
-    next: Option<Instant>,
+    /// How often it wants to hear that we are alive, and when next.
+    watchdog: Option<(Duration, Instant)>,
 }
 
 impl ServiceManager {
@@ -28,8 +27,9 @@ impl ServiceManager {
         };
         let socket = connect(name.as_bytes())?;
         let microseconds = std::env::var("WATCHDOG_USEC").ok().and_then(|value| value.parse().ok());
-        let interval = microseconds.map(|whole: u64| Duration::from_micros(whole / 2));
-        Ok(Self { socket: Some(socket), interval, next: Some(Instant::now()) })
+        let watchdog =
+            microseconds.map(|whole: u64| (Duration::from_micros(whole / 2), Instant::now()));
+        Ok(Self { socket: Some(socket), watchdog })
     }
 
     /// The interface is there and serves.
@@ -44,12 +44,12 @@ impl ServiceManager {
 
     /// Says that we are alive when that is due; how long until the next time.
     pub fn keep_alive(&mut self) -> Duration {
-        let (Some(interval), Some(next)) = (self.interval, self.next) else { return Duration::MAX };
+        let Some((interval, next)) = self.watchdog else { return Duration::MAX };
         let now = Instant::now();
         if now < next {
             return next.duration_since(now);
         }
-        self.next = now.checked_add(interval);
+        self.watchdog = now.checked_add(interval).map(|next| (interval, next));
         self.send("WATCHDOG=1");
         interval
     }

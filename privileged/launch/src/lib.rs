@@ -48,10 +48,8 @@ pub struct Options {
     pub without: Vec<Offload>,
     /// Worker threads.
     pub workers: usize,
-    /// As the dataplane is told.
-    pub log_level: String,
-    /// Of the helper's own lines; none with `silent`.
-    pub log_most: Option<Level>,
+    /// Of both processes' lines; none is silence.
+    pub log_level: Option<Level>,
     /// How lines look.
     pub log_format: Format,
     /// Instead of standard error or syslog.
@@ -116,7 +114,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
 
 /// Where there is no system log, a daemon in the background has a file under /var/log.
 fn open_log(options: &Options) -> Result<Log> {
-    let (format, most) = (options.log_format, options.log_most);
+    let (format, most) = (options.log_format, options.log_level);
     let to_file = |path: &Path| {
         let step = format!("cannot log to {}; choose another --log-file", path.display());
         Log::to_file(path, format, most).step(&step)

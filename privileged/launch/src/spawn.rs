@@ -1,9 +1,7 @@
 //! Finding, checking and starting the dataplane.
 
-use crate::Options;
-use crate::offload::Offload;
 use crate::startup::{handled_signals, null};
-use crate::sys;
+use crate::{Level, Offload, Options, sys};
 use core::convert::Infallible;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl};
@@ -35,6 +33,7 @@ fn words(options: &Options, interface: &str) -> Result<Vec<CString>> {
     let (port, (lowest, highest)) = (grants.port.unwrap_or(0), grants.ports());
     let mark = grants.mark.map_or(0, |(value, mask)| value & mask);
     let udp_gso = if options.without.contains(&Offload::UdpGso) { "off" } else { "on" };
+    let log_level = log_level.map_or("silent", Level::name).to_ascii_lowercase();
     let line = format!(
         "{PROGRAM} --interface {interface} --workers {workers} --udp-gso {udp_gso} --log-level {log_level} \
          --listen-port {port} --ports {lowest}-{highest} --fwmark {mark}"
