@@ -18,14 +18,14 @@ pub use error::{Error, Result, Step};
 pub use monitor::{Monitor, Process};
 #[cfg(feature = "fuzzing")]
 pub use requests::{Requests, Served};
-pub use socket_file::SocketFile;
+pub use socket_file::{DIRECTORY, SocketFile};
 pub use wgsep_policy::Grants;
 
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{Pid, Uid};
 use std::os::fd::{AsFd, OwnedFd};
 use wgsep_ipc::{Channel, Reply};
-use wgsep_journal::{Launcher, Log, ServiceManager};
+use wgsep_journal::{Launcher, Level, Log, ServiceManager};
 use wgsep_policy::{Layer, Report};
 
 /// A dataplane that was started, and is not believed yet.
@@ -95,6 +95,9 @@ impl Unsealed {
         let mut monitor =
             Monitor { process, requests, socket_file, signals, log, manager, missing_gro };
         let helper_report = wgsep_policy::drop_helper_privileges(grants.low_ports)?;
+        if let Err(error) = monitor.socket_file.check_removable() {
+            monitor.log.line(Level::Warn, &error.to_string());
+        }
 
         let (sequence, sealed) = monitor.wait_for_seal()?;
         let sealed = Report::from_bytes(&sealed).ok_or_else(|| {

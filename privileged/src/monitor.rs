@@ -101,6 +101,10 @@ impl Monitor {
         self.kill();
         let level = if is_orderly { Level::Info } else { Level::Error };
         self.log.line(level, &format!("ended: {why}"));
+        // An orderly end it is all the same: it was asked for, and whoever restarts what failed must not.
+        if let Err(error) = self.socket_file.remove() {
+            self.log.error(&error.to_string());
+        }
         is_orderly
     }
 

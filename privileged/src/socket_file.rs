@@ -1,13 +1,19 @@
 //! The file of the UAPI socket: when it goes, the daemon ends; when the daemon ends, it goes.
 
+use crate::error::{Error, Result, Step};
 use crate::poll::poll;
+use nix::errno::Errno;
+use nix::fcntl::AtFlags;
 use nix::sys::inotify::{AddWatchFlags, Inotify, InotifyEvent};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
+
+/// Where every WireGuard program looks.
+pub const DIRECTORY: &str = "/var/run/wireguard";
 
 /// How long the second half of a renaming may take.
 const RENAMING: Duration = Duration::from_millis(50);
@@ -40,6 +46,22 @@ impl SocketFile {
     /// The directory that the socket is in.
     pub(crate) fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
+    }
+
+    /// Whether the files could be removed by this process as it is now.
+    ///
+    /// # Errors
+    /// A line for the log. Other daemons give the directory to whoever started them, and the helper, once
+    /// it has no CAP_DAC_OVERRIDE, is nobody there.
+    pub(crate) fn check_removable(&self) -> Result<()> {
+        let modes = AccessFlags::W_OK | AccessFlags::X_OK;
+        // A filter around us may refuse the question; then the end tells.
+        if faccessat(&self.directory, ".", modes, AtFlags::AT_EACCESS) != Err(Errno::EACCES) {
+            return Ok(());
+        }
+        Err(Error::new(format!(
+            "{DIRECTORY} is another user's, so that the UAPI socket stays there when this ends; take it back: chown root {DIRECTORY}; chmod u+wx {DIRECTORY}"
+        )))
     }
 
     /// Becomes readable when something in the directory is removed.
@@ -78,16 +100,37 @@ impl SocketFile {
         }
         self.watch.read_events()
     }
+
+    /// Removes what is still ours: a file that has taken the place of ours is somebody else's.
+    ///
+    /// # Errors
+    /// If one is still there.
+    pub(crate) fn remove(&mut self) -> Result<()> {
+        let _is_known_now = self.was_removed();
+        let report = self.report.take().map(|(_, name)| name);
+        let mut outcome = Ok(());
+        // The socket last: whoever waits for our end goes by it.
+        for name in [report, self.file.take()].into_iter().flatten() {
+            let path = format!("{DIRECTORY}/{}", name.display());
+            match unlinkat(&self.directory, &*name, UnlinkatFlags::NoRemoveDir) {
+                Ok(()) | Err(Errno::ENOENT) => {}
+                refused => outcome = refused.advise(
+                    &format!("remove {path}"),
+                    &[(
+                        &[Errno::EACCES],
+                        &format!("{path} stays, because {DIRECTORY} is another user's; take it back: chown root {DIRECTORY}; rm -f {path}"),
+                    )],
+                ),
+            }
+        }
+        outcome
+    }
 }
 
 impl Drop for SocketFile {
-    /// A file that has taken the place of ours is somebody else's.
+    /// However we get here, none stays behind that can be removed. Where it cannot, the log has told of
+    /// that already.
     fn drop(&mut self) {
-        let _is_known_now = self.was_removed();
-        let report = self.report.take().map(|(_, name)| name);
-        // The socket last: whoever waits for our end goes by it.
-        for name in [report, self.file.take()].into_iter().flatten() {
-            let _already_gone = unlinkat(&self.directory, &*name, UnlinkatFlags::NoRemoveDir);
-        }
+        let _told = self.remove();
     }
 }

@@ -145,6 +145,39 @@ fn a_missing_socket_directory_is_made() {
     assert_eq!(daemon.exit_within(Duration::from_secs(1)).code(), Some(0));
 }
 
+/// As boringtun and gotatun leave it behind, which give it to the user who logged in. Root may bind a
+/// socket there, but what has become of root's privileges by then may not remove it.
+#[test]
+fn a_socket_that_cannot_be_removed_is_told_of_at_the_start_and_at_the_end() {
+    require!(Wgsep);
+    let program = wgsep_program("wgsep");
+    for (owner, can_be_removed) in [("12345", false), ("root", true)] {
+        let (netns, name) = (Netns::new(), unique_interface());
+        let script = format!(
+            "mount -t tmpfs tmpfs /run; mkdir /run/wireguard; chown {owner} /run/wireguard"
+        );
+        let arguments = [program.to_str().unwrap(), "-f", &name];
+        let mut daemon = Process::spawn(in_private_mounts(&netns, &script, &arguments), "wgsep");
+        wait::until("it has started", Duration::from_secs(10), || {
+            assert_eq!(daemon.try_exit(), None, "{}", daemon.log());
+            daemon.log().contains("started: ")
+        });
+        // And it serves.
+        netns.run(format!("nsenter --mount --target {} wg show {name}", daemon.pid()));
+        daemon.signal(nix::sys::signal::Signal::SIGTERM);
+        // What was asked for has come, though something stays behind.
+        assert_eq!(daemon.exit_within(Duration::from_secs(10)).code(), Some(0));
+        let log = daemon.log();
+        let told = |start: &str, text: &str| {
+            log.lines().any(|line| {
+                line.contains(start) && line.contains(text) && line.contains("chown root")
+            })
+        };
+        assert_eq!(told(" WARN ", "the UAPI socket stays"), !can_be_removed, "{log}");
+        assert_eq!(told(" ERROR ", &format!("{name}.sock stays")), !can_be_removed, "{log}");
+    }
+}
+
 #[test]
 fn a_socket_directory_that_cannot_be_written_is_named() {
     require!(Wgsep);

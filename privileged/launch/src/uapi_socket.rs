@@ -14,10 +14,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-use wgsep_privileged::{Error, Result, SocketFile, Step};
-
-/// Where every WireGuard program looks.
-const DIRECTORY: &str = "/var/run/wireguard";
+use wgsep_privileged::{DIRECTORY, Error, Result, SocketFile, Step};
 
 /// How long a daemon may take to end after its interface is gone.
 const ENDING: Duration = Duration::from_secs(1);
