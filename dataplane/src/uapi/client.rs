@@ -74,6 +74,11 @@ impl Client {
         (self.state == State::Reading).then(|| (self.inbox.has_begun(), self.last_active))
     }
 
+    /// Bytes of it that were read and not taken yet.
+    pub(super) fn held(&self) -> usize {
+        self.inbox.len()
+    }
+
     /// Whether nothing is left to do for it.
     pub(super) fn is_finished(&self) -> bool {
         self.ended && self.state == State::Reading
@@ -109,15 +114,17 @@ impl Client {
         }
     }
 
-    /// Takes its next whole transaction, unless one is under way; it waits for the reply then.
+    /// Takes its next whole transaction, of at most `room` bytes, unless one is under way; it waits for
+    /// the reply then.
     pub(super) fn next_transaction(
         &mut self,
         scopes: &dyn Scopes,
+        room: usize,
     ) -> Option<Result<Operation, Refusal>> {
         if self.state != State::Reading {
             return None;
         }
-        let transaction = self.inbox.next_transaction(scopes)?;
+        let transaction = self.inbox.next_transaction(scopes, room)?;
         self.state = State::Waiting;
         Some(transaction)
     }

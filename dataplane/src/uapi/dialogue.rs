@@ -37,7 +37,7 @@ impl Dialogue {
     pub fn hear(&mut self, bytes: &[u8], now: Now) -> Vec<Vec<u8>> {
         self.inbox.push(bytes);
         let mut answers = Vec::new();
-        while let Some(transaction) = self.inbox.next_transaction(&Numbers) {
+        while let Some(transaction) = self.inbox.next_transaction(&Numbers, usize::MAX) {
             answers.push(match transaction {
                 Ok(Operation::Get) => self.state(),
                 Ok(Operation::Statistics) => {

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 /// Longest line, in bytes.
 const MAX_LINE: usize = 64 * 1024;
 /// Longest transaction of a client, in bytes.
-const MAX_TRANSACTION: usize = 64 * 1024 * 1024;
+pub(super) const MAX_TRANSACTION: usize = 64 * 1024 * 1024;
 
 /// The input that is not carried out yet.
 pub(super) struct Inbox {
@@ -50,17 +50,25 @@ impl Inbox {
         self.text.push(bytes);
     }
 
+    /// How much is here, in bytes.
+    pub(super) fn len(&self) -> usize {
+        self.text.as_bytes().len()
+    }
+
     /// Whether part of a transaction is here.
     pub(super) fn has_begun(&self) -> bool {
         self.lines > 0 || self.line_len > 0 || !self.text.as_bytes().is_empty()
     }
 
     /// Takes the next whole transaction, parsed or refused; `None` until its blank line is here.
+    ///
+    /// One that is longer than `room` bytes is refused, too: the rest is what other clients hold.
     pub(super) fn next_transaction(
         &mut self,
         scopes: &dyn Scopes,
+        room: usize,
     ) -> Option<Result<Operation, Refusal>> {
-        let Some(end) = self.find_end() else {
+        let Some(end) = self.find_end(room) else {
             if self.refused.is_some() {
                 self.text.clear();
                 self.searched = 0;
@@ -75,7 +83,7 @@ impl Inbox {
     }
 
     /// Where the transaction under way ends, past its blank line.
-    fn find_end(&mut self) -> Option<usize> {
+    fn find_end(&mut self, room: usize) -> Option<usize> {
         loop {
             let rest = self.text.as_bytes().get(self.searched..).unwrap_or_default();
             if rest.is_empty() {
@@ -88,7 +96,7 @@ impl Inbox {
             }
             self.searched = self.searched.saturating_add(len);
             self.line_len = self.line_len.saturating_add(len);
-            self.check_bounds();
+            self.check_bounds(room);
             if part.is_some() {
                 self.searched = self.searched.saturating_add(1);
                 self.lines = self.lines.saturating_add(1);
@@ -97,11 +105,13 @@ impl Inbox {
         }
     }
 
-    fn check_bounds(&mut self) {
+    fn check_bounds(&mut self, room: usize) {
         let (errno, reason) = if self.line_len > MAX_LINE {
             (Errno::EPROTO, "a line is longer than 64 KiB")
         } else if self.searched > self.max_transaction {
             (Errno::ENOMEM, "a transaction is longer than 64 MiB")
+        } else if self.searched > room {
+            (Errno::EBUSY, "all clients' transactions are longer than 64 MiB; let the others end")
         } else {
             return;
         };
@@ -122,7 +132,7 @@ mod tests {
 
     fn drain(inbox: &mut Inbox) -> Vec<Outcome> {
         let next = || {
-            inbox.next_transaction(&Eth0).map(|transaction| match transaction {
+            inbox.next_transaction(&Eth0, usize::MAX).map(|transaction| match transaction {
                 Ok(Operation::Set(configuration)) => Ok(configuration.fwmark),
                 Ok(Operation::Get | Operation::Statistics) => Ok(None),
                 Err(refusal) => Err((refusal.errno, refusal.line)),

@@ -4,6 +4,7 @@
 //! reading, waiting for its transaction and writing the reply, one transaction at a time.
 
 use super::client::{Client, Input};
+use super::inbox::MAX_TRANSACTION;
 use super::parse::Refusal;
 use super::secret_text::SecretText;
 use super::{Operation, Scopes, format};
@@ -21,6 +22,14 @@ use wgsep_proto::data_path::DropCounters;
 /// connections never lock an operator out; if none is silent, it waits in the listener's queue.
 pub(super) const MAX_CLIENTS: usize = 64;
 
+/// What transactions of all clients may take together, in bytes, until they are answered: as much as one
+/// alone.
+const MAX_TOGETHER: usize = MAX_TRANSACTION;
+/// What each of them may send whatever the others hold, in bytes, so that wg(8) can always ask.
+const ALWAYS_TAKEN: usize = 64 * 1024;
+/// What one that is being carried out takes at least, in bytes.
+const LEAST_UNDER_WAY: usize = 1024;
+
 /// A client, never mistaken for a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ClientId(u64);
@@ -35,6 +44,10 @@ pub(crate) struct Server {
     /// Counts events, to tell who is silent for longest.
     now: u64,
     clients: BTreeMap<ClientId, Client>,
+    /// Lengths of the transactions that are owed a reply, though their clients may be gone.
+    under_way: BTreeMap<ClientId, usize>,
+    /// [`MAX_TOGETHER`].
+    max_together: usize,
     /// Clients that may have a whole transaction waiting.
     runnable: VecDeque<ClientId>,
     refusals: LineLimit,
@@ -50,6 +63,8 @@ impl Server {
             next: 0,
             now: 0,
             clients: BTreeMap::new(),
+            under_way: BTreeMap::new(),
+            max_together: MAX_TOGETHER,
             runnable: VecDeque::new(),
             refusals: LineLimit::default(),
         }
@@ -85,9 +100,13 @@ impl Server {
         epoll: &Epoll,
     ) -> Option<(ClientId, Operation)> {
         while let Some(id) = self.runnable.pop_front() {
+            let room = self.room_for(id);
             let Some(client) = self.clients.get_mut(&id) else { continue };
-            match client.next_transaction(scopes) {
+            let before = client.held();
+            match client.next_transaction(scopes, room) {
                 Some(Ok(operation)) => {
+                    let len = before - client.held();
+                    self.under_way.insert(id, len.max(LEAST_UNDER_WAY));
                     self.watch(id, epoll);
                     return Some((id, operation));
                 }
@@ -105,6 +124,18 @@ impl Server {
         None
     }
 
+    /// How long a client's transaction may be, so that all of them together stay within bounds.
+    fn room_for(&self, id: ClientId) -> usize {
+        let others = self.clients.iter().filter(|(other, _)| **other != id);
+        let held: usize = others.map(|(_, client)| client.held()).sum();
+        let owed: usize = self.under_way.values().sum();
+        let gone = self.under_way.iter().filter(|(id, _)| !self.clients.contains_key(id));
+        let abandoned: usize = gone.map(|(_, len)| len).sum();
+        // Clients are bounded in number, so what each may always send is; those that are gone are not.
+        let always = if abandoned > self.max_together { 0 } else { ALWAYS_TAKEN };
+        self.max_together.saturating_sub(held + owed).max(always)
+    }
+
     /// Answers a `get`; nothing happens if the client is gone.
     pub(crate) fn reply_get(
         &mut self,
@@ -116,8 +147,9 @@ impl Server {
         epoll: &Epoll,
     ) {
         if self.clients.contains_key(&id) {
-            let text = format::format(device, drops, peers, scopes);
-            self.progress(id, epoll, |client| client.reply(text));
+            self.answer(id, format::format(device, drops, peers, scopes), epoll);
+        } else {
+            self.under_way.remove(&id);
         }
     }
 
@@ -129,8 +161,7 @@ impl Server {
         offloads: &[(&str, bool)],
         epoll: &Epoll,
     ) {
-        let text = format::statistics(drops, offloads);
-        self.progress(id, epoll, |client| client.reply(text));
+        self.answer(id, format::statistics(drops, offloads), epoll);
     }
 
     /// Answers a `set`: 0, or a negative errno; nothing happens if the client is gone.
@@ -141,6 +172,11 @@ impl Server {
     fn reply_errno(&mut self, id: ClientId, errno: i32, epoll: &Epoll) {
         let mut text = SecretText::with_capacity(32);
         text.push(format!("errno={errno}\n\n").as_bytes());
+        self.answer(id, text, epoll);
+    }
+
+    fn answer(&mut self, id: ClientId, text: SecretText, epoll: &Epoll) {
+        self.under_way.remove(&id);
         self.progress(id, epoll, |client| client.reply(text));
     }
 
@@ -242,6 +278,19 @@ impl Server {
         let edge = if paused { EpollFlags::EPOLLET } else { EpollFlags::empty() };
         let mut event = EpollEvent::new(EpollFlags::EPOLLIN | edge, self.first_token);
         let _cannot_fail = epoll.modify(listener, &mut event);
+    }
+
+    /// Gives all clients together less, so that a test need not send so much.
+    #[cfg(test)]
+    pub(super) const fn limit_together(&mut self, bytes: usize) {
+        self.max_together = bytes;
+    }
+
+    /// What all transactions take together.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        let read: usize = self.clients.values().map(Client::held).sum();
+        read + self.under_way.values().sum::<usize>()
     }
 
     /// Whether nobody is connected.

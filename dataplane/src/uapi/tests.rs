@@ -333,6 +333,88 @@ fn who_writes_slowly_stalls_only_himself() {
     assert_eq!(slow.peek().as_deref(), Some(OK));
 }
 
+/// A `set` of nearly so many bytes, up to its blank line.
+fn long_set(len: usize) -> String {
+    let line = format!("fwmark={:0>1016}\n", 7);
+    format!("set=1\n{}", line.repeat(len / line.len() - 1))
+}
+
+#[test]
+fn transactions_of_all_clients_together_are_bounded_and_short_ones_always_taken() {
+    const TOGETHER: usize = 1 << 20;
+    const BUSY: &str = "errno=-16\n\n";
+    let mut house = House::new();
+    house.server.limit_together(TOGETHER);
+    let (mut first, mut second) = (house.connect(), house.connect());
+    let send = |house: &mut House, guest: &mut Guest, text: &str| {
+        for part in text.as_bytes().chunks(16 * 1024) {
+            guest.0.write_all(part).unwrap();
+            house.settle();
+            assert!(house.server.held() <= TOGETHER + part.len(), "{}", house.server.held());
+        }
+        guest.peek()
+    };
+    let long = long_set(TOGETHER * 3 / 4);
+    assert_eq!(send(&mut house, &mut first, &long), None);
+    assert_eq!(send(&mut house, &mut second, &long), None);
+    assert_eq!(send(&mut house, &mut second, "\n").as_deref(), Some(BUSY));
+    // The first loses nothing by it, and what is short is taken.
+    let short = long_set(63 * 1024) + "\n";
+    assert_eq!(send(&mut house, &mut second, &short).as_deref(), Some(OK));
+
+    // It counts until it is answered; then another has the room.
+    house.delayed = Some(Vec::new());
+    assert_eq!(send(&mut house, &mut first, "\n"), None);
+    assert_eq!(send(&mut house, &mut second, &format!("{long}\n")).as_deref(), Some(BUSY));
+    let [(client, _)] = house.delayed.take().unwrap()[..] else { panic!("one set") };
+    house.server.reply_set(client, 0, &house.epoll);
+    house.settle();
+    assert_eq!((first.peek().as_deref(), house.server.held()), (Some(OK), 0));
+    assert_eq!(send(&mut house, &mut second, &format!("{long}\n")).as_deref(), Some(OK));
+}
+
+/// Its configuration is kept until it is carried out, whoever waits for that.
+#[test]
+fn what_clients_left_behind_is_bounded_too() {
+    const TOGETHER: usize = 1 << 20;
+    let mut house = House::new();
+    house.server.limit_together(TOGETHER);
+    house.delayed = Some(Vec::new());
+    let text = long_set(60 * 1024) + "\n";
+    for _ in 0..2 * TOGETHER / text.len() {
+        house.connect().say(&text);
+        house.settle();
+        assert!(house.server.is_empty());
+        assert!(house.server.held() <= TOGETHER + text.len(), "{}", house.server.held());
+    }
+    assert!(house.server.held() > TOGETHER);
+    let mut guest = house.connect();
+    guest.say("set=1\n\n");
+    house.settle();
+    assert_eq!(guest.peek().as_deref(), Some("errno=-16\n\n"));
+    for (client, _) in house.delayed.take().unwrap() {
+        house.server.reply_set(client, 0, &house.epoll);
+    }
+    assert_eq!(house.server.held(), 0);
+    guest.say(&text);
+    house.settle();
+    assert_eq!(guest.peek().as_deref(), Some(OK));
+}
+
+#[test]
+fn everybody_may_send_what_is_short_whatever_the_others_hold() {
+    let mut house = House::new();
+    house.server.limit_together(0);
+    let mut crowd: Vec<_> = (0..MAX_CLIENTS).map(|_| house.connect()).collect();
+    for text in [&long_set(63 * 1024), "\n"] {
+        for guest in &mut crowd {
+            guest.say(text);
+            house.settle();
+        }
+    }
+    assert!(crowd.iter_mut().all(|guest| guest.peek().as_deref() == Some(OK)));
+}
+
 #[test]
 fn one_too_many_takes_the_place_of_the_client_that_is_silent_for_longest() {
     let mut house = House::new();
