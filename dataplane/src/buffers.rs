@@ -13,8 +13,11 @@ use wgsep_proto::messages::TRANSPORT_HEADER_LEN;
 use wgsep_proto::peer::{Endpoint, Peer, StagedPackets};
 use wgsep_proto::send::{Lease, datagram_len, seal};
 
-/// Bytes of the packets that a worker takes out of the TUN device at once: two of the longest.
-const PACKETS_LEN: usize = 2 * MAX_FRAME_LEN;
+/// Bytes of packets after which a worker takes no more out of the TUN device: short of the longest
+/// super-packet, so that one of those goes by itself and small packets wait for one at most.
+const ENOUGH_LEN: usize = 49_152;
+/// Bytes of the packets that a worker takes out of the TUN device at once.
+const PACKETS_LEN: usize = ENOUGH_LEN + MAX_FRAME_LEN;
 /// Most packets and super-packets that it takes at once.
 const MAX_PACKETS: usize = 128;
 /// Bytes that one batch sends at once: two of the longest sends.
@@ -25,8 +28,9 @@ const MAX_DATAGRAMS: usize = 1024;
 const MAX_RECEIVES: usize = 64;
 /// Room for the longest datagram, or as many as the kernel joins.
 const RECEIVE_ROOM: usize = 65_536;
-/// Bytes that a worker reads from a socket at once.
-const RECEIVED_LEN: usize = 4 * RECEIVE_ROOM;
+/// Bytes that a worker reads from a socket at once: twice what the kernel joins. Four times is no
+/// faster, and makes a small packet among large ones wait longer.
+const RECEIVED_LEN: usize = 2 * RECEIVE_ROOM;
 
 fn storage(len: usize) -> Box<[u8]> {
     vec![0; len].into_boxed_slice()
