@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use wgsep_proto::cookie::{COOKIE_SECRET_LATENCY, COOKIE_SECRET_MAX_AGE};
 use wgsep_proto::data_path::DropCause;
-use wgsep_proto::device::{Event, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME};
+use wgsep_proto::device::{Event, UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME};
 use wgsep_proto::ratelimiter::PACKETS_BURSTABLE;
 use wgsep_proto::tai64n::Tai64n;
 use wgsep_proto::timers::REKEY_TIMEOUT;
@@ -84,6 +84,33 @@ fn load_begins_at_an_eighth_of_the_queue_and_lasts_a_second() {
         simulation.inject(from, b, &stranger);
         assert_eq!(simulation.count(b, Kind::CookieReply), replies);
     }
+}
+
+/// A flood that the device can just keep up with never fills its queue.
+#[test]
+fn initiations_in_vain_are_load_too_and_a_peer_gets_through() {
+    let (mut simulation, a, b) = Simulation::pair(16);
+    let mut dice = Dice::new(98);
+    let key = *simulation.host(b).public_key.as_bytes();
+    let stranger = Oracle::new(&mut dice, key, [0; 32]).initiate([0; 12], 1).datagram;
+    let from: SocketAddr = "203.0.113.5:5".parse().unwrap();
+    for _ in 0..UNDER_LOAD_REFUSALS {
+        simulation.inject(from, b, &stranger);
+    }
+    let refused = simulation.host(b).drops(DropCause::UnknownPeer);
+    assert_eq!(refused, u64::from(UNDER_LOAD_REFUSALS));
+    assert_eq!(simulation.count(b, Kind::CookieReply), 0);
+    for replies in 1..=100 {
+        simulation.inject(from, b, &stranger);
+        assert_eq!(simulation.count(b, Kind::CookieReply), replies);
+    }
+    assert_eq!(simulation.host(b).drops(DropCause::UnknownPeer), refused, "no more was computed");
+    // A peer is asked for a cookie, and shows it with its next initiation.
+    simulation.ping(a, b);
+    simulation.run_for(SECOND / 2);
+    assert_eq!(simulation.count(b, Kind::Response), 0);
+    simulation.run_for(REPEATED);
+    assert_eq!(simulation.count(b, Kind::Response), 1);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Handshake messages: sending them, and what follows from those received (kernel send.c and
 //! receive.c).
 
+use super::load::Change;
 use super::{Device, Event, MANY_UNANSWERED, Transmit};
 use crate::cookie::MacState;
 use crate::data_path::DropCause;
@@ -11,16 +12,8 @@ use crate::messages::{CookieReply, Initiation, Message, Response, SenderIndex};
 use crate::peer::{Endpoint, Peer, PeerId};
 use crate::tai64n::Tai64n;
 use crate::time::{Instant, Now};
-use core::time::Duration;
 use std::sync::Arc;
 use zeroize::Zeroizing;
-
-/// Handshake messages that may wait to be consumed; more are dropped.
-pub const MAX_QUEUED_HANDSHAKES: usize = 4096;
-/// As many waiting mean that the device is under load,
-pub const UNDER_LOAD_THRESHOLD: usize = MAX_QUEUED_HANDSHAKES / 8;
-/// and stays so for this long after.
-pub const UNDER_LOAD_TIME: Duration = Duration::from_secs(1);
 
 /// Traffic class of initiations and responses: AF41, so that they get through before the data.
 pub const HANDSHAKE_TRAFFIC_CLASS: u8 = 0x88;
@@ -161,7 +154,8 @@ impl Device {
     // ------------------------------------------------------------ in
 
     /// Consumes a handshake message or cookie reply. `waiting` is how many more are queued behind it:
-    /// from [`UNDER_LOAD_THRESHOLD`] on, senders have to prove their address with a cookie. A device
+    /// from [`super::UNDER_LOAD_THRESHOLD`] on, or after [`super::UNDER_LOAD_REFUSALS`] in vain, senders have
+    /// to prove their address with a cookie. A device
     /// that is down takes no notice.
     pub fn receive_handshake(
         &mut self,
@@ -230,16 +224,24 @@ impl Device {
     }
 
     fn is_under_load(&mut self, waiting: usize, now: Instant) -> bool {
-        if waiting >= UNDER_LOAD_THRESHOLD {
-            if self.under_load_since.is_none() {
-                self.log(Event::UnderLoad);
-            }
-            self.under_load_since = Some(now);
-        } else if self.under_load_since.is_some_and(|since| now.since(since) >= UNDER_LOAD_TIME) {
-            self.under_load_since = None;
-            self.rate_limiter.clear();
+        let change = self.load.see(waiting, now);
+        self.note_load(change);
+        self.load.is_high()
+    }
+
+    /// A message with a right mac1 cost a Diffie-Hellman in vain.
+    fn refuse(&mut self, cause: DropCause, now: Instant) {
+        self.data_path.drops.add(cause, 1);
+        let change = self.load.refuse(now);
+        self.note_load(change);
+    }
+
+    fn note_load(&mut self, change: Option<Change>) {
+        match change {
+            Some(Change::Begins) => self.log(Event::UnderLoad),
+            Some(Change::Ends) => self.rate_limiter.clear(),
+            None => {}
         }
-        self.under_load_since.is_some()
     }
 
     /// Answers with a cookie: to the sender's address whoever it is, touching no peer.
@@ -269,12 +271,12 @@ impl Device {
     fn receive_initiation(&mut self, source: Endpoint, len: usize, message: &Initiation, now: Now) {
         let Some(identity) = &self.identity else { return };
         let Ok(incoming) = IncomingInitiation::open_static(&identity.keys, message) else {
-            self.data_path.drops.add(DropCause::InvalidInitiation, 1);
+            self.refuse(DropCause::InvalidInitiation, now.instant);
             return;
         };
         let stranger = incoming.remote_static;
         let Some(id) = self.by_key.get(&stranger).copied() else {
-            self.data_path.drops.add(DropCause::UnknownPeer, 1);
+            self.refuse(DropCause::UnknownPeer, now.instant);
             self.log(Event::UnknownPeer(source.destination, stranger));
             return;
         };
@@ -287,7 +289,7 @@ impl Device {
                 }
             }
             Err(error) => {
-                self.data_path.drops.add(error.into(), 1);
+                self.refuse(error.into(), now.instant);
                 if error == InitiationError::Replayed {
                     self.log(Event::InitiationReplayed(*peer.public_key()));
                 }
@@ -310,7 +312,7 @@ impl Device {
         };
         let peer = Arc::clone(&entry.peer);
         if entry.handshake.consume_response(&identity.keys, message).is_err() {
-            self.data_path.drops.add(DropCause::InvalidResponse, 1);
+            self.refuse(DropCause::InvalidResponse, now.instant);
             self.log(Event::ResponseRefused(*peer.public_key()));
             return;
         }

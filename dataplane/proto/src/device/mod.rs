@@ -8,10 +8,10 @@
 mod configure;
 mod expiry;
 mod handshaking;
+mod load;
 
-pub use handshaking::{
-    HANDSHAKE_TRAFFIC_CLASS, MAX_QUEUED_HANDSHAKES, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME,
-};
+pub use handshaking::HANDSHAKE_TRAFFIC_CLASS;
+pub use load::{MAX_QUEUED_HANDSHAKES, UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME};
 
 use crate::config::AllowedIp;
 use crate::cookie::{CookieChecker, CookieGenerator};
@@ -23,6 +23,7 @@ use crate::ratelimiter::RateLimiter;
 use crate::time::{Instant, Now};
 use core::net::SocketAddr;
 use core::time::Duration;
+use load::Load;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -118,7 +119,7 @@ pub struct Device {
     next_order: u64,
     agenda: BTreeSet<(Instant, PeerId)>,
     rate_limiter: RateLimiter,
-    under_load_since: Option<Instant>,
+    load: Load,
     transmits: VecDeque<Transmit>,
     flushes: VecDeque<Arc<Peer>>,
     events: VecDeque<Event>,
@@ -142,7 +143,7 @@ impl Device {
             next_order: 0,
             agenda: BTreeSet::new(),
             rate_limiter: RateLimiter::default(),
-            under_load_since: None,
+            load: Load::default(),
             transmits: VecDeque::new(),
             flushes: VecDeque::new(),
             events: VecDeque::new(),

@@ -1,0 +1,114 @@
+//! Whether a device is under load, so that whoever wants a handshake has to prove his address first.
+
+use crate::time::Instant;
+use core::time::Duration;
+
+/// Handshake messages that may wait to be consumed; more are dropped.
+pub const MAX_QUEUED_HANDSHAKES: usize = 4096;
+/// As many waiting mean that the device is under load,
+pub const UNDER_LOAD_THRESHOLD: usize = MAX_QUEUED_HANDSHAKES / 8;
+/// and so do as many in vain within a second. (The kernel looks at the queue alone: a flood that it
+/// can just keep up with costs it a Diffie-Hellman for each message.)
+pub const UNDER_LOAD_REFUSALS: u32 = 256;
+/// It stays so for this long after.
+pub const UNDER_LOAD_TIME: Duration = Duration::from_secs(1);
+
+/// When refusals are counted anew.
+const REFUSALS_TIME: Duration = Duration::from_secs(1);
+
+/// The load of a device.
+#[derive(Default)]
+pub(super) struct Load {
+    since: Option<Instant>,
+    /// Messages that cost a Diffie-Hellman and came to nothing, and since when they are counted.
+    refused: (u32, Option<Instant>),
+}
+
+/// What a message changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Begins,
+    Ends,
+}
+
+impl Load {
+    /// A message has come, and so many wait behind it.
+    pub(super) fn see(&mut self, waiting: usize, now: Instant) -> Option<Change> {
+        if waiting >= UNDER_LOAD_THRESHOLD {
+            return self.begin(now);
+        }
+        let ends = self.since.is_some_and(|since| now.since(since) >= UNDER_LOAD_TIME);
+        ends.then(|| {
+            self.since = None;
+            Change::Ends
+        })
+    }
+
+    /// The message was refused, but not before it had cost a Diffie-Hellman.
+    pub(super) fn refuse(&mut self, now: Instant) -> Option<Change> {
+        let (refused, since) = &mut self.refused;
+        if since.is_none_or(|since| now.since(since) >= REFUSALS_TIME) {
+            (*refused, *since) = (0, Some(now));
+        }
+        *refused = refused.saturating_add(1);
+        if *refused < UNDER_LOAD_REFUSALS { None } else { self.begin(now) }
+    }
+
+    /// Whether senders have to prove their address.
+    pub(super) const fn is_high(&self) -> bool {
+        self.since.is_some()
+    }
+
+    fn begin(&mut self, now: Instant) -> Option<Change> {
+        let before = self.since.replace(now);
+        before.is_none().then_some(Change::Begins)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLISECOND: u64 = 1_000_000;
+
+    fn at(milliseconds: u64) -> Instant {
+        Instant::from_nanos(milliseconds * MILLISECOND)
+    }
+
+    #[test]
+    fn the_256th_refusal_within_a_second_is_load_for_a_second() {
+        let mut load = Load::default();
+        for number in 1..UNDER_LOAD_REFUSALS {
+            assert_eq!(load.refuse(at(number.into())), None);
+        }
+        assert!(!load.is_high());
+        assert_eq!(load.refuse(at(1000)), Some(Change::Begins));
+        assert_eq!(load.see(0, at(1999)), None);
+        assert!(load.is_high());
+        assert_eq!(load.see(0, at(2000)), Some(Change::Ends));
+        assert!(!load.is_high());
+    }
+
+    #[test]
+    fn refusals_of_another_second_do_not_count() {
+        let mut load = Load::default();
+        for number in 1..UNDER_LOAD_REFUSALS {
+            assert_eq!(load.refuse(at(number.into())), None);
+        }
+        for _ in 1..UNDER_LOAD_REFUSALS {
+            assert_eq!(load.refuse(at(1001)), None);
+        }
+        assert_eq!(load.refuse(at(1001)), Some(Change::Begins));
+    }
+
+    #[test]
+    fn load_that_goes_on_begins_once_and_lasts_from_its_last_sign() {
+        let mut load = Load::default();
+        assert_eq!(load.see(UNDER_LOAD_THRESHOLD - 1, at(0)), None);
+        assert_eq!(load.see(UNDER_LOAD_THRESHOLD, at(0)), Some(Change::Begins));
+        assert_eq!(load.see(UNDER_LOAD_THRESHOLD, at(900)), None);
+        assert_eq!(load.see(0, at(1899)), None);
+        assert_eq!(load.see(0, at(1900)), Some(Change::Ends));
+        assert_eq!(load.see(0, at(1901)), None);
+    }
+}
