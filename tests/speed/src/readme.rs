@@ -14,6 +14,9 @@ const END: &str = "<!-- make bench-readme: to here -->\n";
 /// Where README's charts and results are, from the root of the source.
 const KEPT: &str = "tests/speed/results";
 
+/// What others may use of the machine, in percent, before numbers have to be taken with care.
+const MOST_DISTURBED: f64 = 10.0;
+
 /// The charts of a run, by the name of their file.
 pub(crate) fn charts(results: &Results) -> Vec<(&'static str, String)> {
     let tcp = [TcpForth, TcpBack, TcpFour, DaemonCpu];
@@ -77,6 +80,11 @@ fn section(results: &Results) -> String {
          {rounds} rounds, least and most in parentheses. Others used {median:.0} % of the machine \
          meanwhile, and {most:.0} % at most.\n\n"
     );
+    if median > MOST_DISTURBED {
+        text.push_str(
+            "**The machine was not quiet: of these, only large differences mean anything.**\n\n",
+        );
+    }
     text.push_str(&table::targets(results));
     text.push_str("\nThe same run in numbers, each program at both ends:\n\n");
     text.push_str(&table::values(results));
