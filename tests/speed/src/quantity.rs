@@ -92,7 +92,7 @@ impl Quantity {
             Self::FloodKept => "TCP under a handshake flood, % kept",
             Self::ScaleCost => "cost of a packet, 10,000 peers / 1",
             Self::PeerMemory => "memory of an idle peer, bytes",
-            Self::SandboxCost => "throughput lost to the filter, %",
+            Self::SandboxCost => "processor's time lost to the filter, %",
         }
     }
 
