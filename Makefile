@@ -104,7 +104,7 @@ bench: system-packages
 	tests/deps.sh peers
 	@$(MAKE) --no-print-directory build
 	@$(SUITE) --out $(BENCH_DIR) \
-		--said 'make bench$(foreach given,QUICK BENCH RUNS VETH PEERS,$(if $($(given)), $(given)="$($(given))"))' \
+		--said '$(strip make bench $(foreach given,QUICK BENCH RUNS VETH PEERS,$(if $($(given)),$(given)="$($(given))")))' \
 		$(if $(QUICK),--pace quick) $(if $(BENCH),--measures "$(BENCH)") $(if $(RUNS),--runs $(RUNS)) \
 		$(if $(VETH),--veth $(VETH)) $(if $(PEERS),--peers "$(PEERS)")
 
