@@ -105,6 +105,14 @@ fn initiations_in_vain_are_load_too_and_a_peer_gets_through() {
         assert_eq!(simulation.count(b, Kind::CookieReply), replies);
     }
     assert_eq!(simulation.host(b).drops(DropCause::UnknownPeer), refused, "no more was computed");
+    // A flood that goes on keeps up the load.
+    for _ in 0..5 {
+        simulation.run_for(SECOND * 9 / 10);
+        for _ in 0..UNDER_LOAD_REFUSALS {
+            simulation.inject(from, b, &stranger);
+        }
+    }
+    assert_eq!(simulation.host(b).drops(DropCause::UnknownPeer), refused, "none was computed");
     // A peer is asked for a cookie, and shows it with its next initiation.
     simulation.ping(a, b);
     simulation.run_for(SECOND / 2);

@@ -208,7 +208,7 @@ impl Device {
                 false
             }
             MacState::ValidMac1 if under_load => {
-                self.data_path.drops.add(DropCause::UnderLoad, 1);
+                self.refuse(DropCause::UnderLoad, now.instant);
                 self.send_cookie_reply(source, datagram, sender_index, now.instant);
                 false
             }
@@ -229,7 +229,7 @@ impl Device {
         self.load.is_high()
     }
 
-    /// A message with a right mac1 cost a Diffie-Hellman in vain.
+    /// A message with a right mac1 was in vain: it cost a Diffie-Hellman, or would have but for the load.
     fn refuse(&mut self, cause: DropCause, now: Instant) {
         self.data_path.drops.add(cause, 1);
         let change = self.load.refuse(now);

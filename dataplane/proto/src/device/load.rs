@@ -20,7 +20,7 @@ const REFUSALS_TIME: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(super) struct Load {
     since: Option<Instant>,
-    /// Messages that cost a Diffie-Hellman and came to nothing, and since when they are counted.
+    /// Messages that were in vain, and since when they are counted.
     refused: (u32, Option<Instant>),
 }
 
@@ -44,7 +44,8 @@ impl Load {
         })
     }
 
-    /// The message was refused, but not before it had cost a Diffie-Hellman.
+    /// The message was in vain: refused, but not before it had cost a Diffie-Hellman, or for want of a
+    /// cookie. So a flood that goes on keeps up the load, and costs the Diffie-Hellmans once.
     pub(super) fn refuse(&mut self, now: Instant) -> Option<Change> {
         let (refused, since) = &mut self.refused;
         if since.is_none_or(|since| now.since(since) >= REFUSALS_TIME) {
