@@ -13,7 +13,28 @@ use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
+use crate::procfs::{self, Status};
 use crate::wait;
+
+/// How long a process may take to heed a signal on a machine that is busy elsewhere.
+const HEEDS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Stops a process that need not be a child, and returns when every thread of it is stopped: until then
+/// one may still be at work.
+///
+/// # Panics
+///
+/// When it does not exist, or does not stop.
+#[track_caller]
+pub fn stop(pid: Pid) {
+    if let Err(error) = kill(pid, Signal::SIGSTOP) {
+        panic!("cannot stop {pid}: {error}");
+    }
+    let is_stopped = |thread: &Status| thread.text("State").starts_with('T');
+    wait::until("every thread is stopped", HEEDS_WITHIN, || {
+        procfs::threads(pid).iter().all(is_stopped)
+    });
+}
 
 /// Runs a command to its end and returns what it printed on stdout.
 ///

@@ -31,7 +31,7 @@ use wgsep_tests::daemon::Daemon;
 use wgsep_tests::implementation::Implementation::{self, Wgsep, WireguardGo};
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
-use wgsep_tests::process::{Process, output};
+use wgsep_tests::process::{Process, output, stop};
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::tunnel::PORT;
 use wgsep_tests::wg::{KeyPair, hex, preshared_key};
@@ -208,13 +208,6 @@ fn refusing<T: Send>(call: libc::c_long, errno: Errno, body: impl FnOnce() -> T 
     })
 }
 
-/// Waits until every thread of a process is stopped.
-fn stop(pid: Pid) {
-    kill(pid, Signal::SIGSTOP).unwrap();
-    let is_stopped = |thread: &procfs::Status| thread.text("State").starts_with('T');
-    wait::until("it is stopped", LIMIT, || procfs::threads(pid).iter().all(is_stopped));
-}
-
 /// The mappings of a process that it can write, and has used: start, length and name.
 fn mappings(pid: Pid) -> Vec<(usize, usize, String)> {
     let mut mappings = Vec::new();
@@ -335,7 +328,7 @@ fn attack_06_no_key_shows_whenever_the_dataplane_is_stopped_under_traffic() {
 fn status_of_a_crash(pid: Pid, parent: Pid) -> i32 {
     // Root may try to have one; without CAP_SYS_RESOURCE even that fails.
     output(Command::new("prlimit").args(["--core=unlimited", "--pid", &pid.to_string()]));
-    kill(parent, Signal::SIGSTOP).unwrap();
+    stop(parent);
     let status = wait::poll(LIMIT, || {
         // The standard library's handler lets the first pass, as it would the fault of a guard page.
         kill(pid, Signal::SIGSEGV).unwrap();

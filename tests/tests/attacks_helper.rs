@@ -7,13 +7,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use wgsep_hostile::{Attack, HURRIED_REQUESTS};
 use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::netns::Netns;
-use wgsep_tests::process::Process;
+use wgsep_tests::process::{Process, stop};
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::{procfs, require, wait};
 
@@ -67,11 +67,6 @@ impl Drop for Attacked {
 
 fn is_alive(pid: Pid) -> bool {
     procfs::is_running(pid)
-}
-
-fn is_stopped(pid: Pid) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    status.contains("\nState:\tT")
 }
 
 #[test]
@@ -192,8 +187,7 @@ fn attack_14_a_stopped_dataplane_dies_with_the_helper() {
     require!(Wgsep);
     let daemon = Daemon::start(Wgsep, &Netns::new());
     let dataplane = daemon.dataplane();
-    kill(dataplane, Signal::SIGSTOP).unwrap();
-    wait::until("the dataplane is stopped", LIMIT, || is_stopped(dataplane));
+    stop(dataplane);
     daemon.process.signal(Signal::SIGKILL);
     wait::until("the dataplane is gone", LIMIT, || !is_alive(dataplane));
     wait::until("the interface is gone", LIMIT, || !daemon.has_interface());
@@ -205,15 +199,12 @@ fn attack_14_a_stopped_dataplane_is_killed_for_what_it_sent_before() {
     let mut attacked = Attacked::start(Attack::OnConnect);
     attacked.wait_for_log("waiting for a client");
     let dataplane = procfs::children(attacked.helper.pid())[0];
-    attacked.helper.signal(Signal::SIGSTOP);
-    let helper = attacked.helper.pid();
-    wait::until("the helper is stopped", LIMIT, || is_stopped(helper));
+    stop(attacked.helper.pid());
     // It hangs up once the frame is under way.
     let mut client = UnixStream::connect(socket_path(&attacked.interface)).unwrap();
     client.set_read_timeout(Some(LIMIT)).unwrap();
     assert_eq!(std::io::Read::read(&mut client, &mut [0]).unwrap(), 0);
-    kill(dataplane, Signal::SIGSTOP).unwrap();
-    wait::until("the dataplane is stopped", LIMIT, || is_stopped(dataplane));
+    stop(dataplane);
     attacked.helper.signal(Signal::SIGCONT);
     let log = attacked.assert_ends(1);
     assert!(log.contains("broke the contract and was killed: malformed frame"), "{log}");

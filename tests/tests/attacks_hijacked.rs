@@ -13,6 +13,7 @@ use wgsep_tests::daemon::Daemon;
 use wgsep_tests::hijack::{Entry, Hijacked, Outcome};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::netns::Netns;
+use wgsep_tests::process::stop;
 use wgsep_tests::{descriptors, procfs, require, wait};
 
 /// How long the end of it all may take on a busy machine.
@@ -158,7 +159,7 @@ fn attack_02_a_violation_on_any_thread_ends_the_whole_process_and_the_interface(
         let name = fs::read_to_string(format!("/proc/{}/comm", threads[number])).unwrap();
         let mut thread = Hijacked::seize(dataplane, threads[number]);
         // The first thread's end is the process's, which its tracer is told of before the helper.
-        daemon.process.signal(Signal::SIGSTOP);
+        stop(daemon.process.pid());
         let outcome = thread.call(libc::SYS_socket, &[libc::AF_INET as u64, 2, 0]);
         daemon.process.signal(Signal::SIGCONT);
         assert_ended_by(&name, outcome, daemon, dataplane);

@@ -15,7 +15,7 @@ use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::Family;
 use wgsep_tests::netns::Netns;
-use wgsep_tests::process::Process;
+use wgsep_tests::process::{Process, stop};
 use wgsep_tests::procfs::{is_running, with_argument};
 use wgsep_tests::traffic::{Load, Pinging, iperf, ping, until_ping};
 use wgsep_tests::tunnel::{PORT, Plan, Tunnel};
@@ -89,7 +89,7 @@ fn the_name_of_a_deleted_interface_can_be_had_again_at_once() {
     let old = Ending::new();
     let (netns, interface) = (Arc::clone(&old.daemon.netns), old.daemon.interface.clone());
     let old_dataplane = old.dataplane;
-    kill(old_dataplane, Signal::SIGSTOP).unwrap();
+    stop(old_dataplane);
     netns.run(format!("ip link del {interface}"));
 
     let mut command = netns.command(wgsep_program("wgsep"));
@@ -364,7 +364,7 @@ fn attack_09_a_stopped_helper_does_not_stop_the_traffic() {
     let tunnel = Plan::new(Wgsep, Wgsep).build();
     let Tunnel { left, right } = &tunnel;
     until_ping(&left.daemon.netns, right.side.inner(Family::V4));
-    left.daemon.process.signal(Signal::SIGSTOP);
+    stop(left.daemon.process.pid());
     let pinging = Pinging::start(&left.daemon.netns, right.side.inner(Family::V4));
     pinging.until_more(5);
     assert_eq!(left.daemon.listen_port(), 51820, "and wg(8) can look");
