@@ -135,12 +135,22 @@ impl Lead {
     /// done takes it.
     pub(crate) fn pass_on(&self) {
         self.is_taken.store(false, Ordering::SeqCst);
-        let waiting = self.waiting.load(Ordering::SeqCst);
-        if waiting != 0 {
+        self.call_waiting();
+    }
+
+    /// Calls a worker that waits, and no other thread has called. False if there is none.
+    pub(crate) fn call_waiting(&self) -> bool {
+        let mut waiting = self.waiting.load(Ordering::SeqCst);
+        while waiting != 0 {
             let worker = waiting.trailing_zeros() as usize;
-            self.waiting.fetch_and(!bit(worker), Ordering::SeqCst);
-            self.call(worker);
+            let before = self.waiting.fetch_and(!bit(worker), Ordering::SeqCst);
+            if before & bit(worker) != 0 {
+                self.call(worker);
+                return true;
+            }
+            waiting = before;
         }
+        false
     }
 }
 

@@ -22,6 +22,7 @@ mod secret;
 mod shared;
 mod start;
 mod sys;
+mod team;
 mod tun;
 mod uapi;
 mod udp;

@@ -4,6 +4,7 @@ use crate::buffers::{InboundBatch, OutboundBatch};
 use crate::flow_queues::ReadyQueues;
 use crate::lead::{FIRST_QUEUE, Lead, UDP};
 use crate::ordered::Ordered;
+use crate::team::Team;
 use crate::tun::Tun;
 use crate::udp::UdpSockets;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -51,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) inbound: [Ordered<InboundBatch>; 2],
     handshakes: Mutex<VecDeque<QueuedHandshake>>,
     flushes: Mutex<Vec<Arc<Peer>>>,
+    /// What the workers can help the control thread with.
+    pub(crate) team: Team,
     /// Wakes the control thread.
     pub(crate) control: EventFd,
     /// Which worker waits for packets, and the others for a call.
@@ -75,6 +78,7 @@ impl Shared {
             inbound: [inbound(), inbound()],
             handshakes: Mutex::new(VecDeque::with_capacity(MAX_QUEUED_HANDSHAKES)),
             flushes: Mutex::default(),
+            team: Team::default(),
             control: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             lead: Lead::new(workers)?,
             device_gone: AtomicBool::new(false),
@@ -132,10 +136,12 @@ impl Shared {
         queue.len() == 1
     }
 
-    /// The oldest queued message, and how many wait behind it.
-    pub(crate) fn next_handshake(&self) -> Option<(QueuedHandshake, usize)> {
+    /// Takes up to `most` of the oldest queued messages; how many wait behind them.
+    pub(crate) fn take_handshakes(&self, most: usize, taken: &mut Vec<QueuedHandshake>) -> usize {
         let mut queue = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.pop_front().map(|message| (message, queue.len()))
+        let count = most.min(queue.len());
+        taken.extend(queue.drain(..count));
+        queue.len()
     }
 
     /// Forgets the queued messages, when the sockets close.
@@ -154,6 +160,11 @@ impl Shared {
         if requested {
             self.lead.call(0);
         }
+    }
+
+    /// True if staged packets can go.
+    pub(crate) fn has_flushes(&self) -> bool {
+        !self.flushes.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// The peers whose staged packets can go.
@@ -203,7 +214,9 @@ mod tests {
         assert_eq!(shared.data_path.drops.count(DropCause::HandshakeQueueFull), 0);
         assert!(!queue());
         assert_eq!(shared.data_path.drops.count(DropCause::HandshakeQueueFull), 1);
-        let waiting = shared.next_handshake().map(|(_, waiting)| waiting);
-        assert_eq!(waiting, Some(MAX_QUEUED_HANDSHAKES - 1));
+        let mut taken = Vec::new();
+        assert_eq!(shared.take_handshakes(3, &mut taken), MAX_QUEUED_HANDSHAKES - 3);
+        assert_eq!(shared.take_handshakes(MAX_QUEUED_HANDSHAKES, &mut taken), 0);
+        assert_eq!(taken.len(), MAX_QUEUED_HANDSHAKES);
     }
 }

@@ -93,6 +93,7 @@ impl Worker {
         if called {
             // Before looking: what is called out from now on needs another look.
             self.shared.lead.answer(self.number);
+            while self.shared.team.help() {}
         }
         self.refresh();
         let mut ready = ReadyQueues::default();
@@ -104,7 +105,7 @@ impl Worker {
                 queue => self.queue_event(queue, event.events(), &mut ready),
             }
         }
-        if called || !ready.is_empty() {
+        if !ready.is_empty() || called && self.shared.has_flushes() {
             self.outbound(ready);
         }
     }

@@ -2,16 +2,19 @@
 //!
 //! Every `consume_` computes on locals and commits only what proved authentic; a message that fails
 //! leaves the handshake as it was.
+//!
+//! Answering an initiation takes three Diffie-Hellmans, none of which needs the handshake itself:
+//! [`IncomingInitiation::open_static`] and [`ResponseDraft::write`] can run on any thread.
 
 use crate::keypair::KeypairParts;
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
-use crate::messages::{Initiation, ReceiverIndex, Response, SenderIndex};
+use crate::messages::{Initiation, ReceiverIndex, Response, SenderIndex, TAG_LEN};
 use crate::symmetric::{SymmetricState, Unauthentic};
 use crate::tai64n::{TAI64N_LEN, Tai64n};
 use crate::time::Instant;
+use crate::x25519::{RemotePoint, Shared};
 use core::time::Duration;
 use x25519_dalek::{PublicKey as Point, StaticSecret};
-use zeroize::Zeroizing;
 
 /// Initiations of one peer that are consumed a second.
 pub const INITIATIONS_PER_SECOND: u32 = 50;
@@ -37,13 +40,9 @@ impl StaticIdentity {
     }
 }
 
-/// A Diffie-Hellman result, erased on drop.
-type Shared = Zeroizing<[u8; 32]>;
-
 /// `DH(private, public)`; an all-zero result, which only a low-order point gives, is refused.
 fn dh(private: &StaticSecret, public: &[u8; 32]) -> Result<Shared, Unauthentic> {
-    let shared = private.diffie_hellman(&Point::from(*public));
-    if shared.was_contributory() { Ok(Zeroizing::new(shared.to_bytes())) } else { Err(Unauthentic) }
+    RemotePoint::new(public).dh(private)
 }
 
 /// Where a handshake stands.
@@ -66,7 +65,6 @@ pub struct Handshake {
     state: HandshakeState,
     symmetric: SymmetricState,
     ephemeral: Option<StaticSecret>,
-    remote_ephemeral: [u8; 32],
     remote_static: PublicKey,
     /// Computed when a handshake first needs it: with many peers, all at once would take seconds.
     static_static: Option<Shared>,
@@ -78,12 +76,28 @@ pub struct Handshake {
 }
 
 /// An initiation whose sender's static key is known, but not yet whether it is fresh.
-pub struct IncomingInitiation<'a> {
-    identity: &'a StaticIdentity,
-    message: &'a Initiation,
+pub struct IncomingInitiation {
+    ephemeral: RemotePoint,
+    sender_index: ReceiverIndex,
+    sealed_timestamp: [u8; TAI64N_LEN + TAG_LEN],
     symmetric: SymmetricState,
     /// Who sent it, on the word of its sender until the timestamp opens.
     pub remote_static: PublicKey,
+}
+
+/// What the response to an initiation is made of, but for our ephemeral key.
+pub struct ResponseDraft {
+    symmetric: SymmetricState,
+    remote_ephemeral: RemotePoint,
+    remote_static: PublicKey,
+    preshared_key: PresharedKey,
+    receiver_index: ReceiverIndex,
+}
+
+/// A response, and the state of the handshake that goes with it.
+pub struct WrittenResponse {
+    symmetric: SymmetricState,
+    message: Response,
 }
 
 /// Why an initiation was not consumed.
@@ -103,22 +117,53 @@ impl From<Unauthentic> for InitiationError {
     }
 }
 
-impl<'a> IncomingInitiation<'a> {
+impl IncomingInitiation {
     /// Opens the static key: the first half of `consume_initiation`, before a peer is known.
     ///
     /// # Errors
     /// If it does not open.
     pub fn open_static(
-        identity: &'a StaticIdentity,
-        message: &'a Initiation,
+        identity: &StaticIdentity,
+        message: &Initiation,
     ) -> Result<Self, Unauthentic> {
+        let ephemeral = RemotePoint::new(&message.ephemeral);
         let mut symmetric = SymmetricState::new(identity.public.as_bytes());
         symmetric.mix_hash(&message.ephemeral);
         symmetric.mix_key(&message.ephemeral);
-        let key = symmetric.mix_dh(&*dh(&identity.private, &message.ephemeral)?);
+        let key = symmetric.mix_dh(&*ephemeral.dh(&identity.private)?);
         let remote_static = symmetric.decrypt_and_hash(&key, &message.sealed_static)?;
-        let remote_static = PublicKey::from_bytes(remote_static);
-        Ok(Self { identity, message, symmetric, remote_static })
+        Ok(Self {
+            ephemeral,
+            sender_index: message.sender_index,
+            sealed_timestamp: message.sealed_timestamp,
+            symmetric,
+            remote_static: PublicKey::from_bytes(remote_static),
+        })
+    }
+}
+
+impl ResponseDraft {
+    /// Writes the response, its macs still zero.
+    ///
+    /// # Errors
+    /// If a key is of low order.
+    pub fn write(
+        self,
+        ephemeral: &[u8; 32],
+        sender_index: SenderIndex,
+    ) -> Result<WrittenResponse, Unauthentic> {
+        let Self { mut symmetric, remote_ephemeral, remote_static, preshared_key, receiver_index } =
+            self;
+        let ephemeral = StaticSecret::from(*ephemeral);
+        let public = Point::from(&ephemeral).to_bytes();
+        symmetric.mix_hash(&public);
+        symmetric.mix_key(&public);
+        let _no_payload = symmetric.mix_dh(&*remote_ephemeral.dh(&ephemeral)?);
+        let _no_payload = symmetric.mix_dh(&*dh(&ephemeral, remote_static.as_bytes())?);
+        let key = symmetric.mix_psk(preshared_key.as_bytes());
+        let sealed_nothing = symmetric.encrypt_and_hash(&key, &[]);
+        let message = Response { sender_index, receiver_index, ephemeral: public, sealed_nothing };
+        Ok(WrittenResponse { symmetric, message })
     }
 }
 
@@ -130,7 +175,6 @@ impl Handshake {
             state: HandshakeState::Zeroed,
             symmetric: SymmetricState::zeroed(),
             ephemeral: None,
-            remote_ephemeral: [0; 32],
             remote_static,
             static_static: None,
             preshared_key: PresharedKey::default(),
@@ -185,7 +229,6 @@ impl Handshake {
         self.state = HandshakeState::Zeroed;
         self.symmetric = SymmetricState::zeroed();
         self.ephemeral = None;
-        self.remote_ephemeral = [0; 32];
         self.receiver_index = 0;
         self.sender_index.take()
     }
@@ -220,20 +263,21 @@ impl Handshake {
         Ok(Initiation { sender_index, ephemeral: public, sealed_static, sealed_timestamp })
     }
 
-    /// The second half of consuming an initiation, once its sender is known to be this peer. Our
-    /// index in a handshake this replaces comes back, to be released.
+    /// The second half of consuming an initiation, once its sender is known to be this peer. Returns
+    /// what to answer, and our index in a handshake this replaces, to be released.
     ///
     /// # Errors
     /// [`InitiationError`]; the handshake is then as it was.
     pub fn consume_initiation(
         &mut self,
-        incoming: IncomingInitiation<'_>,
+        identity: &StaticIdentity,
+        incoming: IncomingInitiation,
         now: Instant,
-    ) -> Result<Option<SenderIndex>, InitiationError> {
-        let IncomingInitiation { identity, message, mut symmetric, .. } = incoming;
+    ) -> Result<(ResponseDraft, Option<SenderIndex>), InitiationError> {
+        let IncomingInitiation { ephemeral, sender_index, sealed_timestamp, mut symmetric, .. } =
+            incoming;
         let key = symmetric.mix_dh(&*self.static_static(identity)?);
-        let timestamp: [u8; TAI64N_LEN] =
-            symmetric.decrypt_and_hash(&key, &message.sealed_timestamp)?;
+        let timestamp: [u8; TAI64N_LEN] = symmetric.decrypt_and_hash(&key, &sealed_timestamp)?;
         let timestamp = Tai64n::from_bytes(timestamp);
         if timestamp <= self.latest_timestamp {
             return Err(InitiationError::Replayed);
@@ -246,42 +290,35 @@ impl Handshake {
         }
 
         let replaced = self.clear();
-        self.symmetric = symmetric;
-        self.remote_ephemeral = message.ephemeral;
-        self.receiver_index = message.sender_index;
+        self.receiver_index = sender_index;
         self.latest_timestamp = timestamp;
         self.last_initiation_consumption = Some(now);
         self.state = HandshakeState::InitiationConsumed;
-        Ok(replaced)
+        let draft = ResponseDraft {
+            symmetric,
+            remote_ephemeral: ephemeral,
+            remote_static: self.remote_static,
+            preshared_key: self.preshared_key.clone(),
+            receiver_index: sender_index,
+        };
+        Ok((draft, replaced))
     }
 
-    /// Writes the response to the initiation consumed, its macs still zero.
+    /// Makes the response to the initiation consumed last our word.
     ///
     /// # Errors
-    /// If there is none, or a key is of low order; the handshake is then as it was.
-    pub fn create_response(
-        &mut self,
-        ephemeral: &[u8; 32],
-        sender_index: SenderIndex,
-    ) -> Result<Response, Unauthentic> {
-        if self.state != HandshakeState::InitiationConsumed {
+    /// If it answers another one; the handshake is then as it was.
+    pub fn commit_response(&mut self, written: WrittenResponse) -> Result<Response, Unauthentic> {
+        let WrittenResponse { symmetric, message } = written;
+        if self.state != HandshakeState::InitiationConsumed
+            || self.receiver_index != message.receiver_index
+        {
             return Err(Unauthentic);
         }
-        let ephemeral = StaticSecret::from(*ephemeral);
-        let public = Point::from(&ephemeral).to_bytes();
-        let mut symmetric = self.symmetric.clone();
-        symmetric.mix_hash(&public);
-        symmetric.mix_key(&public);
-        let _no_payload = symmetric.mix_dh(&*dh(&ephemeral, &self.remote_ephemeral)?);
-        let _no_payload = symmetric.mix_dh(&*dh(&ephemeral, self.remote_static.as_bytes())?);
-        let key = symmetric.mix_psk(self.preshared_key.as_bytes());
-        let sealed_nothing = symmetric.encrypt_and_hash(&key, &[]);
-
         self.symmetric = symmetric;
-        self.sender_index = Some(sender_index);
+        self.sender_index = Some(message.sender_index);
         self.state = HandshakeState::ResponseCreated;
-        let receiver_index = self.receiver_index;
-        Ok(Response { sender_index, receiver_index, ephemeral: public, sealed_nothing })
+        Ok(message)
     }
 
     /// Accepts the response to our initiation.
@@ -300,13 +337,13 @@ impl Handshake {
         let mut symmetric = self.symmetric.clone();
         symmetric.mix_hash(&message.ephemeral);
         symmetric.mix_key(&message.ephemeral);
-        let _no_payload = symmetric.mix_dh(&*dh(ephemeral, &message.ephemeral)?);
-        let _no_payload = symmetric.mix_dh(&*dh(&identity.private, &message.ephemeral)?);
+        let remote_ephemeral = RemotePoint::new(&message.ephemeral);
+        let _no_payload = symmetric.mix_dh(&*remote_ephemeral.dh(ephemeral)?);
+        let _no_payload = symmetric.mix_dh(&*remote_ephemeral.dh(&identity.private)?);
         let key = symmetric.mix_psk(self.preshared_key.as_bytes());
         let _nothing: [u8; 0] = symmetric.decrypt_and_hash(&key, &message.sealed_nothing)?;
 
         self.symmetric = symmetric;
-        self.remote_ephemeral = message.ephemeral;
         self.receiver_index = message.sender_index;
         self.state = HandshakeState::ResponseConsumed;
         Ok(())
@@ -352,9 +389,14 @@ mod tests {
         (us, handshake): &mut (StaticIdentity, Handshake),
         message: &Initiation,
         now: Instant,
-    ) -> Result<Option<u32>, InitiationError> {
+    ) -> Result<ResponseDraft, InitiationError> {
         let incoming = IncomingInitiation::open_static(us, message)?;
-        handshake.consume_initiation(incoming, now)
+        handshake.consume_initiation(us, incoming, now).map(|(draft, _)| draft)
+    }
+
+    fn respond(b: &mut (StaticIdentity, Handshake), message: &Initiation) -> Response {
+        let draft = consume(b, message, NOW).unwrap();
+        b.1.commit_response(draft.write(&[4; 32], 22).unwrap()).unwrap()
     }
 
     const NOW: Instant = Instant::from_nanos(1_000_000_000);
@@ -363,8 +405,7 @@ mod tests {
     fn both_sides_derive_the_same_keys() {
         let [mut a, mut b] = pair([9; 32]);
         let initiation = a.1.create_initiation(&a.0, &[3; 32], stamp(1), 11).unwrap();
-        consume(&mut b, &initiation, NOW).unwrap();
-        let response = b.1.create_response(&[4; 32], 22).unwrap();
+        let response = respond(&mut b, &initiation);
         a.1.consume_response(&a.0, &response).unwrap();
         let (ours, theirs) = (a.1.begin_session().unwrap(), b.1.begin_session().unwrap());
         assert_eq!((*ours.sending, *ours.receiving), (*theirs.receiving, *theirs.sending));
@@ -380,8 +421,7 @@ mod tests {
         let [mut a, mut b] = pair([9; 32]);
         b.1.set_preshared_key(PresharedKey::from_bytes([8; 32]));
         let initiation = a.1.create_initiation(&a.0, &[3; 32], stamp(1), 11).unwrap();
-        consume(&mut b, &initiation, NOW).unwrap();
-        let response = b.1.create_response(&[4; 32], 22).unwrap();
+        let response = respond(&mut b, &initiation);
         assert_eq!(a.1.consume_response(&a.0, &response), Err(Unauthentic));
         assert_eq!(a.1.state(), HandshakeState::InitiationCreated);
     }
@@ -390,8 +430,7 @@ mod tests {
     fn an_invalid_response_does_not_disturb_the_valid_one_after_it() {
         let [mut a, mut b] = pair([0; 32]);
         let initiation = a.1.create_initiation(&a.0, &[3; 32], stamp(1), 11).unwrap();
-        consume(&mut b, &initiation, NOW).unwrap();
-        let response = b.1.create_response(&[4; 32], 22).unwrap();
+        let response = respond(&mut b, &initiation);
         for forge in [
             |r: &mut Response| r.ephemeral[5] ^= 1,
             |r: &mut Response| r.sealed_nothing[0] ^= 1,
@@ -412,8 +451,26 @@ mod tests {
         let older = a.1.create_initiation(&a.0, &[4; 32], stamp(4), 2).unwrap();
         consume(&mut b, &first, NOW).unwrap();
         for replay in [&first, &older] {
-            assert_eq!(consume(&mut b, replay, later), Err(InitiationError::Replayed));
+            assert_eq!(consume(&mut b, replay, later).err(), Some(InitiationError::Replayed));
         }
+    }
+
+    #[test]
+    fn a_response_to_another_initiation_than_the_last_is_none() {
+        let [mut a, mut b] = pair([0; 32]);
+        let written =
+            |b: &mut (StaticIdentity, Handshake), initiation: &Initiation, seconds: u64| {
+                let now = Instant::from_nanos(seconds * 1_000_000_000);
+                consume(b, initiation, now).unwrap().write(&[4; 32], 22).unwrap()
+            };
+        let first = a.1.create_initiation(&a.0, &[3; 32], stamp(1), 11).unwrap();
+        let second = a.1.create_initiation(&a.0, &[3; 32], stamp(2), 12).unwrap();
+        let late = written(&mut b, &first, 1);
+        let cleared = written(&mut b, &second, 2);
+        assert_eq!(b.1.commit_response(late).err(), Some(Unauthentic));
+        b.1.clear();
+        assert_eq!(b.1.commit_response(cleared).err(), Some(Unauthentic));
+        assert!(b.1.begin_session().is_none());
     }
 
     #[test]
@@ -424,7 +481,7 @@ mod tests {
             consume(&mut b, &message, Instant::from_nanos(nanos))
         };
         assert!(consume_at(1, 1_000_000_000).is_ok());
-        assert_eq!(consume_at(2, 1_019_999_999), Err(InitiationError::Flooding));
+        assert_eq!(consume_at(2, 1_019_999_999).err(), Some(InitiationError::Flooding));
         assert!(consume_at(3, 1_020_000_000).is_ok());
     }
 
@@ -456,7 +513,7 @@ mod tests {
             let [_, mut b] = pair([0; 32]);
             let mut forged = message.clone();
             forged.sealed_timestamp[byte] ^= 0x80;
-            assert_eq!(consume(&mut b, &forged, NOW), Err(InitiationError::Unauthentic));
+            assert_eq!(consume(&mut b, &forged, NOW).err(), Some(InitiationError::Unauthentic));
             assert_eq!(b.1.state(), HandshakeState::Zeroed);
         }
     }

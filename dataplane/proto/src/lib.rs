@@ -61,3 +61,4 @@ pub mod tai64n;
 pub mod time;
 pub mod timers;
 pub mod tunnel;
+mod x25519;

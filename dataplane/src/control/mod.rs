@@ -18,7 +18,7 @@ use crate::line_limit::LineLimit;
 use crate::link::{LinkMonitor, LinkState};
 use crate::random::KernelRandom;
 use crate::secret;
-use crate::shared::Shared;
+use crate::shared::{QueuedHandshake, Shared};
 use crate::start::Arguments;
 use crate::uapi::{ClientId, Operation, Server};
 use crate::udp::{self, Source, UdpSockets};
@@ -30,7 +30,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
 use wgsep_ipc::Request;
 use wgsep_proto::config::Configuration;
-use wgsep_proto::device::{Device, Transmit};
+use wgsep_proto::device::{Device, HandshakeDatagram, Task, Team, Transmit};
 use wgsep_proto::time::Instant;
 
 /// What an epoll event is about; UAPI descriptors come after.
@@ -40,8 +40,10 @@ const HELPER: u64 = 2;
 const LINK: u64 = 3;
 const FIRST_UAPI: u64 = 16;
 
-/// Handshake messages consumed before the other events get their turn: about 10 ms of work.
-const HANDSHAKES_PER_ROUND: usize = 64;
+/// Handshake messages consumed at once, of which the last waits for the others' Diffie-Hellmans.
+const HANDSHAKES_AT_ONCE: usize = 16;
+/// Times that some are consumed before the other events get their turn: about 10 ms of work.
+const TIMES_PER_ROUND: usize = 4;
 
 /// Why the daemon ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +80,8 @@ enum Awaiting {
 pub(crate) struct Control {
     shared: Arc<Shared>,
     device: Device,
+    /// Handshake messages that are being consumed; else empty.
+    handshakes: Vec<QueuedHandshake>,
     epoll: Epoll,
     timer: TimerFd,
     armed: Option<Instant>,
@@ -128,6 +132,7 @@ impl Control {
         Ok(Self {
             shared,
             device,
+            handshakes: Vec::with_capacity(HANDSHAKES_AT_ONCE),
             epoll,
             timer,
             armed: None,
@@ -211,19 +216,27 @@ impl Control {
 
     /// Consumes handshake messages the workers queued; true if more may be left.
     fn consume_handshakes(&mut self) -> bool {
-        let mut consumed = 0;
-        while consumed < HANDSHAKES_PER_ROUND
-            && let Some((message, waiting)) = self.shared.next_handshake()
-        {
-            let (source, datagram) = (message.endpoint, message.datagram());
-            self.device.receive_handshake(source, datagram, waiting, clock::now());
+        for time in 0..TIMES_PER_ROUND {
+            let Self { shared, device, handshakes, .. } = self;
+            let waiting = shared.take_handshakes(HANDSHAKES_AT_ONCE, handshakes);
+            if handshakes.is_empty() {
+                if time > 0 {
+                    self.settle();
+                }
+                return false;
+            }
+            let count = handshakes.len();
+            let datagrams = handshakes.iter().enumerate().map(|(place, message)| {
+                let waiting = waiting + count - 1 - place;
+                let (source, datagram) = (message.endpoint, message.datagram());
+                HandshakeDatagram { source, datagram, waiting }
+            });
+            device.receive_handshakes(datagrams, &**shared, clock::now());
+            handshakes.clear();
             self.transmit();
-            consumed += 1;
         }
-        if consumed > 0 {
-            self.settle();
-        }
-        consumed == HANDSHAKES_PER_ROUND
+        self.settle();
+        true
     }
 
     /// Lets out what this round caused.
@@ -382,6 +395,12 @@ impl Control {
         let offloads = self.shared.offloads();
         let Self { uapi, device, epoll, .. } = self;
         uapi.reply_statistics(client, &device.data_path().drops, &offloads, epoll);
+    }
+}
+
+impl Team for Shared {
+    fn run(&self, tasks: Vec<Task>) -> Vec<Task> {
+        self.team.run(&self.lead, tasks)
     }
 }
 

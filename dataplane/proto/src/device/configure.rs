@@ -121,7 +121,7 @@ impl Device {
         }
         let first = self.identity.is_none();
         self.identity = private_key.map(|private_key| {
-            let keys = StaticIdentity::new(&private_key);
+            let keys = Arc::new(StaticIdentity::new(&private_key));
             let cookie_checker = CookieChecker::new(keys.public_key());
             Identity { private_key, keys, cookie_checker }
         });

@@ -2,14 +2,16 @@
 //! receive.c).
 
 use super::load::Change;
+use super::team::{Alone, Task, Team};
 use super::{Device, Event, MANY_UNANSWERED, Transmit};
 use crate::cookie::MacState;
 use crate::data_path::DropCause;
-use crate::handshake::{IncomingInitiation, InitiationError};
+use crate::handshake::{InitiationError, ResponseDraft};
 use crate::index_table::Entry;
 use crate::keypair::Keypair;
-use crate::messages::{CookieReply, Initiation, Message, Response, SenderIndex};
+use crate::messages::{CookieReply, Message, Response, SenderIndex};
 use crate::peer::{Endpoint, Peer, PeerId};
+use crate::symmetric::Unauthentic;
 use crate::tai64n::Tai64n;
 use crate::time::{Instant, Now};
 use std::sync::Arc;
@@ -17,6 +19,24 @@ use zeroize::Zeroizing;
 
 /// Traffic class of initiations and responses: AF41, so that they get through before the data.
 pub const HANDSHAKE_TRAFFIC_CLASS: u8 = 0x88;
+
+/// A handshake message or cookie reply that came.
+#[derive(Clone, Copy, Debug)]
+pub struct HandshakeDatagram<'a> {
+    /// From where, and to where.
+    pub source: Endpoint,
+    /// UDP payload.
+    pub datagram: &'a [u8],
+    /// How many more are queued behind it: from [`super::UNDER_LOAD_THRESHOLD`] on, or after
+    /// [`super::UNDER_LOAD_REFUSALS`] in vain, senders have to prove their address with a cookie.
+    pub waiting: usize,
+}
+
+/// An initiation whose sender's key is being opened.
+struct Arrived {
+    source: Endpoint,
+    len: usize,
+}
 
 impl Device {
     // ------------------------------------------------------------ out
@@ -85,29 +105,37 @@ impl Device {
         }
     }
 
-    fn send_response(&mut self, id: PeerId, now: Now) {
+    /// Has a response written, with an index of ours.
+    fn write_response(&mut self, id: PeerId, draft: ResponseDraft) -> (SenderIndex, Task) {
         let ephemeral = Zeroizing::new(self.random_array());
         let index = self.allocate_index(id);
-        let Some(entry) = self.entry_mut(id) else { return };
+        (index, Task::write(draft, ephemeral, index))
+    }
+
+    fn send_response(
+        &mut self,
+        id: PeerId,
+        written: Task,
+        now: Instant,
+    ) -> Result<(), Unauthentic> {
+        let entry = self.entry_mut(id).ok_or(Unauthentic)?;
         let peer = Arc::clone(&entry.peer);
-        let Ok(response) = entry.handshake.create_response(&ephemeral, index) else {
-            self.data_path.index_table.release(index);
-            return;
-        };
+        let response = entry.handshake.commit_response(written.written()?)?;
         entry.unconfirmed = entry.unconfirmed.saturating_add(1);
         let never_confirmed = entry.unconfirmed == MANY_UNANSWERED + 1;
         let mut datagram = response.to_bytes();
-        entry.cookie.add_macs(&mut datagram, now.instant);
-        peer.timers.note_handshake_sent(now.instant);
+        entry.cookie.add_macs(&mut datagram, now);
+        peer.timers.note_handshake_sent(now);
         if never_confirmed {
             self.log(Event::NeverConfirmed(*peer.public_key()));
         }
-        if self.begin_session(id, now.instant) {
-            let _rescheduled = peer.timers.session_derived(now.instant);
+        if self.begin_session(id, now) {
+            let _rescheduled = peer.timers.session_derived(now);
             if let Some(endpoint) = peer.endpoint() {
-                self.send_handshake_message(&peer, endpoint, datagram.to_vec(), now.instant);
+                self.send_handshake_message(&peer, endpoint, datagram.to_vec(), now);
             }
         }
+        Ok(())
     }
 
     fn send_handshake_message(
@@ -153,10 +181,7 @@ impl Device {
 
     // ------------------------------------------------------------ in
 
-    /// Consumes a handshake message or cookie reply. `waiting` is how many more are queued behind it:
-    /// from [`super::UNDER_LOAD_THRESHOLD`] on, or after [`super::UNDER_LOAD_REFUSALS`] in vain, senders have
-    /// to prove their address with a cookie. A device
-    /// that is down takes no notice.
+    /// Consumes a handshake message or cookie reply, on this thread alone.
     pub fn receive_handshake(
         &mut self,
         source: Endpoint,
@@ -164,13 +189,53 @@ impl Device {
         waiting: usize,
         now: Now,
     ) {
+        self.receive_handshakes([HandshakeDatagram { source, datagram, waiting }], &Alone, now);
+    }
+
+    /// Consumes handshake messages and cookie replies that came one after the other. What takes long is
+    /// left to `team`, for all initiations at once. A device that is down takes no notice.
+    pub fn receive_handshakes<'a>(
+        &mut self,
+        datagrams: impl IntoIterator<Item = HandshakeDatagram<'a>>,
+        team: &impl Team,
+        now: Now,
+    ) {
         if !self.up {
             return;
         }
+        let (mut arrived, mut opening) = (Vec::new(), Vec::new());
+        for datagram in datagrams {
+            if let Some(task) = self.receive_message(&datagram, now) {
+                arrived.push(Arrived { source: datagram.source, len: datagram.datagram.len() });
+                opening.push(task);
+            }
+        }
+        if opening.is_empty() {
+            return;
+        }
+        let (mut answered, mut writing) = (Vec::new(), Vec::new());
+        for (arrived, task) in arrived.iter().zip(team.run(opening)) {
+            if let Some((id, draft)) = self.receive_initiation(arrived, task, now) {
+                let (index, task) = self.write_response(id, draft);
+                answered.push((id, index));
+                writing.push(task);
+            }
+        }
+        for ((id, index), task) in answered.into_iter().zip(team.run(writing)) {
+            if self.send_response(id, task, now.instant).is_err() {
+                self.data_path.index_table.release(index);
+            }
+            self.reschedule(id);
+        }
+    }
+
+    /// Consumes all but an initiation; of that, if it may come in, the static key is to be opened.
+    fn receive_message(&mut self, arrived: &HandshakeDatagram<'_>, now: Now) -> Option<Task> {
+        let &HandshakeDatagram { source, datagram, waiting } = arrived;
         match Message::parse(datagram) {
             Some(Message::Initiation(message)) => {
                 if self.admit(source, datagram, message.sender_index, waiting, now) {
-                    self.receive_initiation(source, datagram.len(), &message, now);
+                    return Some(Task::open(&self.identity.as_ref()?.keys, message));
                 }
             }
             Some(Message::Response(message)) => {
@@ -183,6 +248,7 @@ impl Device {
                 self.data_path.drops.add(DropCause::InboundMalformed, 1);
             }
         }
+        None
     }
 
     /// Validates the macs; under load also the cookie and the sender's rate.
@@ -268,37 +334,43 @@ impl Device {
         }
     }
 
-    fn receive_initiation(&mut self, source: Endpoint, len: usize, message: &Initiation, now: Now) {
-        let Some(identity) = &self.identity else { return };
-        let Ok(incoming) = IncomingInitiation::open_static(&identity.keys, message) else {
+    /// Consumes an initiation whose static key was opened; what to answer, and to whom.
+    fn receive_initiation(
+        &mut self,
+        arrived: &Arrived,
+        opened: Task,
+        now: Now,
+    ) -> Option<(PeerId, ResponseDraft)> {
+        let Ok(incoming) = opened.opened() else {
             self.refuse(DropCause::InvalidInitiation, now.instant);
-            return;
+            return None;
         };
         let stranger = incoming.remote_static;
         let Some(id) = self.by_key.get(&stranger).copied() else {
             self.refuse(DropCause::UnknownPeer, now.instant);
-            self.log(Event::UnknownPeer(source.destination, stranger));
-            return;
+            self.log(Event::UnknownPeer(arrived.source.destination, stranger));
+            return None;
         };
-        let Some(entry) = self.peers.get_mut(&id) else { return };
+        let (Some(identity), Some(entry)) = (&self.identity, self.peers.get_mut(&id)) else {
+            return None;
+        };
         let peer = Arc::clone(&entry.peer);
-        match entry.handshake.consume_initiation(incoming, now.instant) {
-            Ok(replaced) => {
+        match entry.handshake.consume_initiation(&identity.keys, incoming, now.instant) {
+            Ok((draft, replaced)) => {
                 if let Some(index) = replaced {
                     self.data_path.index_table.release(index);
                 }
+                self.received_from(&peer, arrived.source, arrived.len, now.instant);
+                Some((id, draft))
             }
             Err(error) => {
                 self.refuse(error.into(), now.instant);
                 if error == InitiationError::Replayed {
                     self.log(Event::InitiationReplayed(*peer.public_key()));
                 }
-                return;
+                None
             }
         }
-        self.received_from(&peer, source, len, now.instant);
-        self.send_response(id, now);
-        self.reschedule(id);
     }
 
     fn receive_response(&mut self, source: Endpoint, len: usize, message: &Response, now: Now) {

@@ -9,9 +9,11 @@ mod configure;
 mod expiry;
 mod handshaking;
 mod load;
+mod team;
 
-pub use handshaking::HANDSHAKE_TRAFFIC_CLASS;
+pub use handshaking::{HANDSHAKE_TRAFFIC_CLASS, HandshakeDatagram};
 pub use load::{MAX_QUEUED_HANDSHAKES, UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME};
+pub use team::{Alone, Task, Team};
 
 use crate::config::AllowedIp;
 use crate::cookie::{CookieChecker, CookieGenerator};
@@ -101,7 +103,7 @@ struct PeerEntry {
 /// Our keys, with what depends on them.
 struct Identity {
     private_key: PrivateKey,
-    keys: StaticIdentity,
+    keys: Arc<StaticIdentity>,
     cookie_checker: CookieChecker,
 }
 
