@@ -131,6 +131,11 @@ impl Lead {
         is_free
     }
 
+    /// Whether nobody has the lead.
+    pub(crate) fn is_free(&self) -> bool {
+        !self.is_taken.load(Ordering::SeqCst)
+    }
+
     /// Gives up the lead, and calls a worker that waits to take it. If all have work, the first to be
     /// done takes it.
     pub(crate) fn pass_on(&self) {

@@ -10,7 +10,7 @@ use crate::udp::UdpSockets;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use wgsep_proto::data_path::{DataPath, DropCause, Published};
 use wgsep_proto::device::MAX_QUEUED_HANDSHAKES;
 use wgsep_proto::messages::INITIATION_LEN;
@@ -39,6 +39,13 @@ impl QueuedHandshake {
     }
 }
 
+/// Messages for the control thread.
+struct HandshakeQueue {
+    messages: VecDeque<QueuedHandshake>,
+    /// The control thread looks from time to time, and need not be woken.
+    polled: bool,
+}
+
 /// What the threads share.
 pub(crate) struct Shared {
     pub(crate) data_path: Arc<DataPath>,
@@ -50,7 +57,7 @@ pub(crate) struct Shared {
     pub(crate) sockets: Published<Arc<UdpSockets>>,
     /// Turns to read the IPv4 and the IPv6 socket, whichever those are at the moment.
     pub(crate) inbound: [Ordered<InboundBatch>; 2],
-    handshakes: Mutex<VecDeque<QueuedHandshake>>,
+    handshakes: Mutex<HandshakeQueue>,
     flushes: Mutex<Vec<Arc<Peer>>>,
     /// What the workers can help the control thread with.
     pub(crate) team: Team,
@@ -76,7 +83,10 @@ impl Shared {
             outbound: Ordered::new(outbound),
             sockets: Published::default(),
             inbound: [inbound(), inbound()],
-            handshakes: Mutex::new(VecDeque::with_capacity(MAX_QUEUED_HANDSHAKES)),
+            handshakes: Mutex::new(HandshakeQueue {
+                messages: VecDeque::with_capacity(MAX_QUEUED_HANDSHAKES),
+                polled: false,
+            }),
             flushes: Mutex::default(),
             team: Team::default(),
             control: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
@@ -123,30 +133,43 @@ impl Shared {
         Ok(())
     }
 
-    /// Queues a message for the control thread, or drops and counts it. True if the queue was empty,
-    /// so that the control thread has to be woken.
+    fn handshakes(&self) -> MutexGuard<'_, HandshakeQueue> {
+        self.handshakes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a message for the control thread, or drops and counts it. True if the control thread has
+    /// to be woken: the queue was empty, and it does not look by itself.
     pub(crate) fn queue_handshake(&self, message: QueuedHandshake) -> bool {
-        let mut queue = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
-        if queue.len() >= MAX_QUEUED_HANDSHAKES {
+        let mut queue = self.handshakes();
+        if queue.messages.len() >= MAX_QUEUED_HANDSHAKES {
             drop(queue);
             self.data_path.drops.add(DropCause::HandshakeQueueFull, 1);
             return false;
         }
-        queue.push_back(message);
-        queue.len() == 1
+        queue.messages.push_back(message);
+        queue.messages.len() == 1 && !queue.polled
+    }
+
+    /// The control thread says whether it looks by itself. Returns whether messages wait that nobody
+    /// woke it for.
+    pub(crate) fn poll_handshakes(&self, polled: bool) -> bool {
+        let mut queue = self.handshakes();
+        let unheard = queue.polled && !polled && !queue.messages.is_empty();
+        queue.polled = polled;
+        unheard
     }
 
     /// Takes up to `most` of the oldest queued messages; how many wait behind them.
     pub(crate) fn take_handshakes(&self, most: usize, taken: &mut Vec<QueuedHandshake>) -> usize {
-        let mut queue = self.handshakes.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = most.min(queue.len());
-        taken.extend(queue.drain(..count));
-        queue.len()
+        let messages = &mut self.handshakes().messages;
+        let count = most.min(messages.len());
+        taken.extend(messages.drain(..count));
+        messages.len()
     }
 
     /// Forgets the queued messages, when the sockets close.
     pub(crate) fn clear_handshakes(&self) {
-        self.handshakes.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.handshakes().messages.clear();
     }
 
     /// Leaves the staged packets of peers to whichever worker reads the TUN device next, so that

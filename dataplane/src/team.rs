@@ -1,20 +1,22 @@
 //! The control thread's Diffie-Hellmans, shared among it and the workers that have nothing to do.
 //!
-//! A worker with packets to carry is never called: with no other to help, the control thread does all.
+//! Neither a worker with packets to carry nor the one that waits for them is called: with no other to
+//! help, the control thread does all. It waits for what a helper has begun, which the scheduler may
+//! make longer than doing it.
 
 use crate::lead::Lead;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use wgsep_proto::device::Task;
 
-/// Tasks of one round for each thread: fewer are not worth waking it.
+/// Tasks of one round for each thread: fewer are not worth waking one more.
 const TASKS_PER_THREAD: usize = 2;
 
 /// Tasks that wait, and those that are done.
 #[derive(Default)]
 pub(crate) struct Team {
     tasks: Mutex<Tasks>,
-    /// None waits any more, and one is done.
+    /// None waits any more, and one more is done.
     done: Condvar,
 }
 
@@ -33,7 +35,7 @@ impl Team {
     /// Runs all tasks, with the help of workers that wait to be called. Gives them back in order. Only
     /// the control thread calls it.
     pub(crate) fn run(&self, lead: &Lead, mut tasks: Vec<Task>) -> Vec<Task> {
-        let helpers = tasks.len() / TASKS_PER_THREAD;
+        let helpers = (tasks.len() / TASKS_PER_THREAD).saturating_sub(1);
         if helpers == 0 {
             tasks.iter_mut().for_each(Task::run);
             return tasks;
@@ -42,7 +44,8 @@ impl Team {
         {
             let mut shared = self.lock();
             // Here, so that it is the control thread's memory that holds secrets.
-            shared.done.reserve(count);
+            shared.done.reserve_exact(count);
+            shared.waiting.reserve_exact(count);
             shared.waiting.extend(tasks.drain(..).enumerate());
         }
         let _called = (0..helpers).take_while(|_| lead.call_waiting()).count();
@@ -52,6 +55,8 @@ impl Team {
             while shared.done.len() < count {
                 shared = self.done.wait(shared).unwrap_or_else(PoisonError::into_inner);
             }
+            // A task leaves a copy where it was; freeing erases that.
+            shared.waiting = VecDeque::new();
             core::mem::take(&mut shared.done)
         };
         done.sort_unstable_by_key(|(place, _)| *place);
@@ -169,6 +174,10 @@ mod tests {
             answered += 1;
         }
         assert_eq!(answered, CLIENTS);
+        let tasks = team.lock();
+        let kept = tasks.waiting.capacity() + tasks.done.capacity();
+        assert_eq!(kept, 0, "no copy of a secret is kept");
+        drop(tasks);
         helped.into_inner()
     }
 

@@ -88,8 +88,10 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    fn settle(self, peer: &Peer) {
-        if self == Self::Refused {
+    fn settle(self, peer: Option<&Peer>) {
+        if self == Self::Refused
+            && let Some(peer) = peer
+        {
             peer.clear_source();
         }
     }
@@ -121,11 +123,12 @@ impl UdpSockets {
         if destination.is_ipv4() { v4 } else { v6 }
     }
 
-    /// Sends `payload` as datagrams of `segment_len` bytes, the last maybe shorter, to a peer.
-    /// Returns the bytes that went; counts the datagrams that did not.
+    /// Sends `payload` as datagrams of `segment_len` bytes, the last maybe shorter, at most
+    /// [`MAX_SEGMENTS`] of them, to a peer or, with a cookie, to anybody. Returns the bytes that went;
+    /// counts the datagrams that did not.
     pub(crate) fn send(
         &self,
-        peer: &Peer,
+        peer: Option<&Peer>,
         endpoint: &Endpoint,
         traffic_class: u8,
         payload: &[u8],

@@ -1,6 +1,7 @@
 //! A worker: whole batches from end to end, each while it is hot in the cache.
 //!
-//! Whoever fills a batch passes the lead on (see `lead`) before the parallel steps.
+//! Whoever fills a batch passes the lead on (see `lead`) before the parallel steps. Who has no batch
+//! helps the control thread if it is called for that (see `team`).
 //!
 //! Out of the tunnel, `outbound`:
 //! 1. take the TUN device's turn; staged packets whose keypair has come go first (in turn)
@@ -93,7 +94,6 @@ impl Worker {
         if called {
             // Before looking: what is called out from now on needs another look.
             self.shared.lead.answer(self.number);
-            while self.shared.team.help() {}
         }
         self.refresh();
         let mut ready = ReadyQueues::default();
@@ -107,6 +107,10 @@ impl Worker {
         }
         if !ready.is_empty() || called && self.shared.has_flushes() {
             self.outbound(ready);
+        }
+        if called && !self.leads {
+            // Packets first, whoever carries them.
+            while !self.shared.lead.is_free() && self.shared.team.help() {}
         }
     }
 

@@ -148,20 +148,20 @@ impl ResponseDraft {
     /// # Errors
     /// If a key is of low order.
     pub fn write(
-        self,
+        &self,
         ephemeral: &[u8; 32],
         sender_index: SenderIndex,
     ) -> Result<WrittenResponse, Unauthentic> {
-        let Self { mut symmetric, remote_ephemeral, remote_static, preshared_key, receiver_index } =
-            self;
+        let mut symmetric = self.symmetric.clone();
         let ephemeral = StaticSecret::from(*ephemeral);
         let public = Point::from(&ephemeral).to_bytes();
         symmetric.mix_hash(&public);
         symmetric.mix_key(&public);
-        let _no_payload = symmetric.mix_dh(&*remote_ephemeral.dh(&ephemeral)?);
-        let _no_payload = symmetric.mix_dh(&*dh(&ephemeral, remote_static.as_bytes())?);
-        let key = symmetric.mix_psk(preshared_key.as_bytes());
+        let _no_payload = symmetric.mix_dh(&*self.remote_ephemeral.dh(&ephemeral)?);
+        let _no_payload = symmetric.mix_dh(&*dh(&ephemeral, self.remote_static.as_bytes())?);
+        let key = symmetric.mix_psk(self.preshared_key.as_bytes());
         let sealed_nothing = symmetric.encrypt_and_hash(&key, &[]);
+        let receiver_index = self.receiver_index;
         let message = Response { sender_index, receiver_index, ephemeral: public, sealed_nothing };
         Ok(WrittenResponse { symmetric, message })
     }
@@ -307,7 +307,7 @@ impl Handshake {
     /// Makes the response to the initiation consumed last our word.
     ///
     /// # Errors
-    /// If it answers another one; the handshake is then as it was.
+    /// If no initiation waits for one, or one with another index; the handshake is then as it was.
     pub fn commit_response(&mut self, written: WrittenResponse) -> Result<Response, Unauthentic> {
         let WrittenResponse { symmetric, message } = written;
         if self.state != HandshakeState::InitiationConsumed

@@ -3,8 +3,8 @@
 //!
 //! The two forms are one group (RFC 7748, section 4.1), so the results are equal bit for bit. Points
 //! of the curve's twist, half of all u-coordinates but no honest key, have no Edwards form and take
-//! the ladder. Which of the two a point takes can be told by the time; it depends on nothing but the
-//! point, which is public. Both are constant-time in the scalar.
+//! the ladder. Which of the two a point takes can be told by the time, and says no more of it than that
+//! it is no honest key. Both are constant-time in the scalar.
 
 use crate::symmetric::Unauthentic;
 use curve25519_dalek::edwards::EdwardsPoint;
@@ -16,8 +16,18 @@ use zeroize::Zeroizing;
 /// A Diffie-Hellman result, erased on drop.
 pub(crate) type Shared = Zeroizing<[u8; 32]>;
 
-/// Elsewhere the ladder is the faster of the two.
-const HAS_VECTOR_CODE: bool = cfg!(target_arch = "x86_64");
+/// Whether this processor is one that curve25519-dalek has vector code for. On others the ladder is
+/// the faster of the two.
+fn has_vector_code() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        std::arch::is_x86_feature_detected!("avx2")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
 
 /// Somebody else's public key, made ready for any number of Diffie-Hellmans.
 pub(crate) struct RemotePoint {
@@ -29,7 +39,7 @@ impl RemotePoint {
     /// Any 32 bytes are a point.
     pub(crate) fn new(u: &[u8; 32]) -> Self {
         // Of the two points with this u-coordinate either does: so have their multiples.
-        let edwards = if HAS_VECTOR_CODE { MontgomeryPoint(*u).to_edwards(0) } else { None };
+        let edwards = if has_vector_code() { MontgomeryPoint(*u).to_edwards(0) } else { None };
         Self { u: *u, edwards }
     }
 
@@ -40,8 +50,7 @@ impl RemotePoint {
     pub(crate) fn dh(&self, private: &StaticSecret) -> Result<Shared, Unauthentic> {
         let shared = match self.edwards {
             Some(point) => {
-                let scalar = Zeroizing::new(private.to_bytes());
-                let product = Zeroizing::new(point.mul_clamped(*scalar));
+                let product = Zeroizing::new(point.mul_clamped(*private.as_bytes()));
                 Zeroizing::new(product.to_montgomery().to_bytes())
             }
             None => Zeroizing::new(private.diffie_hellman(&Point::from(self.u)).to_bytes()),
@@ -107,7 +116,7 @@ mod tests {
             assert_eq!(dh(private, u), ladder(private, u), "{number}");
             on_the_curve += u32::from(RemotePoint::new(&u).edwards.is_some());
         }
-        if HAS_VECTOR_CODE {
+        if has_vector_code() {
             assert!((800..1200).contains(&on_the_curve), "{on_the_curve} of 2000");
         }
     }

@@ -21,7 +21,7 @@ use crate::secret;
 use crate::shared::{QueuedHandshake, Shared};
 use crate::start::Arguments;
 use crate::uapi::{ClientId, Operation, Server};
-use crate::udp::{self, Source, UdpSockets};
+use crate::udp::{self, MAX_SEGMENTS, Source, UdpSockets};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -30,6 +30,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
 use wgsep_ipc::Request;
 use wgsep_proto::config::Configuration;
+use wgsep_proto::data_path::DataPath;
 use wgsep_proto::device::{Device, HandshakeDatagram, Task, Team, Transmit};
 use wgsep_proto::time::Instant;
 
@@ -44,6 +45,9 @@ const FIRST_UAPI: u64 = 16;
 const HANDSHAKES_AT_ONCE: usize = 16;
 /// Times that some are consumed before the other events get their turn: about 10 ms of work.
 const TIMES_PER_ROUND: usize = 4;
+/// Under load, handshake messages are looked at so often, in milliseconds: a flood does not wake the
+/// control thread for each, and take a processor from a worker each time.
+const LOAD_INTERVAL: u16 = 2;
 
 /// Why the daemon ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,14 +168,17 @@ impl Control {
         self.request(&Request::Sealed(report), Awaiting::Sealed);
         let mut events = [EpollEvent::empty(); 64];
         loop {
-            let more = self.consume_handshakes() | self.check_sources();
+            let mut more = self.consume_handshakes() | self.check_sources();
             if let Some(end) = self.end {
                 return end;
             }
-            let timeout = match (more, self.must_probe()) {
-                (true, _) => EpollTimeout::ZERO,
-                (false, true) => EpollTimeout::from(PROBE_INTERVAL),
-                (false, false) => EpollTimeout::NONE,
+            let under_load = self.device.is_under_load(clock::instant());
+            more |= self.shared.poll_handshakes(under_load);
+            let timeout = match (more, under_load, self.must_probe()) {
+                (true, ..) => EpollTimeout::ZERO,
+                (false, true, _) => EpollTimeout::from(LOAD_INTERVAL),
+                (false, false, true) => EpollTimeout::from(PROBE_INTERVAL),
+                (false, false, false) => EpollTimeout::NONE,
             };
             let ready = match self.epoll.wait(&mut events, timeout) {
                 Ok(ready) => ready,
@@ -262,7 +269,12 @@ impl Control {
     /// Sends handshake messages; one that the network refuses is as lost as one it drops.
     fn transmit(&mut self) {
         let sockets = self.shared.sockets.reader();
+        let mut cookies = Vec::new();
         while let Some(transmit) = self.device.poll_transmit() {
+            if transmit.peer.is_none() {
+                cookies.push(transmit);
+                continue;
+            }
             let Transmit { endpoint, traffic_class, datagram, .. } = &transmit;
             match sockets.value().send_from_any(endpoint, *traffic_class, datagram, None) {
                 Ok(Source::Kept) => {}
@@ -277,6 +289,7 @@ impl Control {
                 }
             }
         }
+        send_cookies(cookies, sockets.value(), self.device.data_path());
     }
 
     fn arm_timer(&mut self) {
@@ -395,6 +408,24 @@ impl Control {
         let offloads = self.shared.offloads();
         let Self { uapi, device, epoll, .. } = self;
         uapi.reply_statistics(client, &device.data_path().drops, &offloads, epoll);
+    }
+}
+
+/// Sends cookies, those for one place at once: most of what a flood costs is sending them.
+fn send_cookies(mut cookies: Vec<Transmit>, sockets: &UdpSockets, data_path: &DataPath) {
+    while let Some(Transmit { endpoint, traffic_class, datagram: mut joined, .. }) = cookies.pop() {
+        let len = joined.len();
+        cookies.retain(|other| {
+            let joins = (other.endpoint, other.traffic_class) == (endpoint, traffic_class)
+                && other.datagram.len() == len
+                && joined.len() < MAX_SEGMENTS * len;
+            if joins {
+                joined.extend(&other.datagram);
+            }
+            !joins
+        });
+        // Whoever does not get it asks again.
+        let _sent = sockets.send(None, &endpoint, traffic_class, &joined, len, data_path);
     }
 }
 

@@ -1,10 +1,11 @@
 //! Where secrets live: memory that neither root nor a core file can read.
 //!
-//! What counts as secret is decided by the thread, not by the type. Every key is made, moved and
-//! forgotten by the control thread; so its whole heap is in the arena, and with it the keys of peers
-//! and keypairs, the text of the UAPI, the half-done handshake and whatever copy a `Vec` that grows
-//! leaves behind. The stacks of all threads that touch keys are there too. No type has to know, the
-//! protocol's crate stays free of it, and the packet path neither allocates nor takes a lock here.
+//! What counts as secret is decided by the thread, not by the type. Whatever keeps a key is allocated,
+//! moved and freed by the control thread; so its whole heap is in the arena, and with it the keys of
+//! peers and keypairs, the text of the UAPI, the half-done handshake and whatever copy a `Vec` that
+//! grows leaves behind. The stacks of all threads that touch keys are there too, those of the workers
+//! that help with a handshake as well. No type has to know, the protocol's crate stays free of it, and
+//! the packet path neither allocates nor takes a lock here.
 //!
 //! What remains outside: registers, which the kernel saves when a thread is stopped, and what the
 //! kernel buffers of a UAPI client's text.

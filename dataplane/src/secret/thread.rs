@@ -40,7 +40,7 @@ impl Stacks {
 pub(crate) enum Allocates {
     /// All that it allocates may be secret.
     Secrets,
-    /// It uses keys, but makes none.
+    /// It uses keys, but allocates nothing for any.
     Packets,
 }
 

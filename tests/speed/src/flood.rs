@@ -23,7 +23,7 @@ use crate::statistics::median;
 /// Initiations a second.
 const RATE: f64 = 10_000.0;
 /// How long each half lasts.
-const PHASE: Duration = Duration::from_millis(500);
+const PHASE: Duration = Duration::from_millis(250);
 const PAUSE: Duration = Duration::from_micros(200);
 /// Different ones.
 const DATAGRAMS: u16 = 512;
@@ -41,8 +41,9 @@ pub(crate) fn measure(context: &Context<'_>) -> Vec<Measured> {
     let daemon = bed.right_endpoint();
     let elsewhere = SocketAddr::new(daemon.ip(), sink.local_addr().map_or(0, |at| at.port()));
     let phases = context.pace.flood_phases;
-    // Two halves of half a second each, and more than it takes to begin; what is left is not waited for.
-    let seconds = u64::from(phases) + 2;
+    // Two halves of a quarter of a second each, and more than it takes to begin; what is left is not
+    // waited for.
+    let seconds = u64::from(phases.div_ceil(2)) + 2;
     let stream = Iperf::start(bed, Streams { count: 1, back: false, seconds });
     let meter = Meter::start(bed);
     let (at_daemon, ends) = (AtomicBool::new(false), AtomicBool::new(false));

@@ -115,12 +115,13 @@ impl Device {
     fn send_response(
         &mut self,
         id: PeerId,
-        written: Task,
+        written: Option<Task>,
         now: Instant,
     ) -> Result<(), Unauthentic> {
+        let written = written.ok_or(Unauthentic)?.written()?;
         let entry = self.entry_mut(id).ok_or(Unauthentic)?;
         let peer = Arc::clone(&entry.peer);
-        let response = entry.handshake.commit_response(written.written()?)?;
+        let response = entry.handshake.commit_response(written)?;
         entry.unconfirmed = entry.unconfirmed.saturating_add(1);
         let never_confirmed = entry.unconfirmed == MANY_UNANSWERED + 1;
         let mut datagram = response.to_bytes();
@@ -203,7 +204,8 @@ impl Device {
         if !self.up {
             return;
         }
-        let (mut arrived, mut opening) = (Vec::new(), Vec::new());
+        let datagrams = datagrams.into_iter();
+        let (mut arrived, mut opening) = (Vec::new(), Vec::with_capacity(datagrams.size_hint().0));
         for datagram in datagrams {
             if let Some(task) = self.receive_message(&datagram, now) {
                 arrived.push(Arrived { source: datagram.source, len: datagram.datagram.len() });
@@ -213,7 +215,8 @@ impl Device {
         if opening.is_empty() {
             return;
         }
-        let (mut answered, mut writing) = (Vec::new(), Vec::new());
+        let mut answered = Vec::with_capacity(opening.len());
+        let mut writing = Vec::with_capacity(opening.len());
         for (arrived, task) in arrived.iter().zip(team.run(opening)) {
             if let Some((id, draft)) = self.receive_initiation(arrived, task, now) {
                 let (index, task) = self.write_response(id, draft);
@@ -221,8 +224,9 @@ impl Device {
                 writing.push(task);
             }
         }
-        for ((id, index), task) in answered.into_iter().zip(team.run(writing)) {
-            if self.send_response(id, task, now.instant).is_err() {
+        let mut written = team.run(writing).into_iter();
+        for (id, index) in answered {
+            if self.send_response(id, written.next(), now.instant).is_err() {
                 self.data_path.index_table.release(index);
             }
             self.reschedule(id);
@@ -260,7 +264,7 @@ impl Device {
         waiting: usize,
         now: Now,
     ) -> bool {
-        let under_load = self.is_under_load(waiting, now.instant);
+        let under_load = self.note_message(waiting, now.instant);
         let Some(identity) = &self.identity else {
             self.data_path.drops.add(DropCause::NoPrivateKey, 1);
             return false;
@@ -289,7 +293,13 @@ impl Device {
         }
     }
 
-    fn is_under_load(&mut self, waiting: usize, now: Instant) -> bool {
+    /// Whether senders have to prove their address at the moment.
+    #[must_use]
+    pub fn is_under_load(&self, now: Instant) -> bool {
+        self.load.is_high_at(now)
+    }
+
+    fn note_message(&mut self, waiting: usize, now: Instant) -> bool {
         let change = self.load.see(waiting, now);
         self.note_load(change);
         self.load.is_high()

@@ -37,7 +37,7 @@ impl Load {
         if waiting >= UNDER_LOAD_THRESHOLD {
             return self.begin(now);
         }
-        let ends = self.since.is_some_and(|since| now.since(since) >= UNDER_LOAD_TIME);
+        let ends = self.is_high() && !self.is_high_at(now);
         ends.then(|| {
             self.since = None;
             Change::Ends
@@ -58,6 +58,11 @@ impl Load {
     /// Whether senders have to prove their address.
     pub(super) const fn is_high(&self) -> bool {
         self.since.is_some()
+    }
+
+    /// Whether they still have to, if nothing comes before `now`.
+    pub(super) fn is_high_at(&self, now: Instant) -> bool {
+        self.since.is_some_and(|since| now.since(since) < UNDER_LOAD_TIME)
     }
 
     fn begin(&mut self, now: Instant) -> Option<Change> {

@@ -23,8 +23,9 @@ impl Team for Alone {
     }
 }
 
-/// Some Diffie-Hellmans of one handshake, with all that they take and give. Neither they nor the move
-/// from thread to thread allocate anything: a secret stays where it is, or on a stack.
+/// Some Diffie-Hellmans of one handshake, with all that they take and give. They allocate nothing, so
+/// that secrets are nowhere but where the task was and is, and on a stack. What it is moved out of is
+/// for the [`Team`] to erase.
 pub struct Task(Step);
 
 enum Step {
