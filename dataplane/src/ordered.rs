@@ -5,7 +5,9 @@
 //! order of their tickets: a worker that finishes early parks its batch for the one whose turn it
 //! is, and goes on with an empty one. Nobody spins, and nobody waits while holding a turn.
 
+use core::time::Duration;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use wgsep_proto::time::Instant;
 
 /// The turns to read one source, and the batches that travel from it.
 pub(crate) struct Ordered<B> {
@@ -17,9 +19,15 @@ pub(crate) struct Ordered<B> {
 /// The right to read the source.
 pub(crate) struct Turn {
     next_ticket: u64,
+    last: Instant,
 }
 
 impl Turn {
+    /// How long ago it was anybody's turn.
+    pub(crate) fn since_last(&mut self, now: Instant) -> Duration {
+        now.since(core::mem::replace(&mut self.last, now))
+    }
+
     /// A batch's place in the order. Each ticket taken must be completed.
     pub(crate) fn take_ticket(&mut self) -> Ticket {
         let ticket = Ticket(self.next_ticket);
@@ -39,6 +47,8 @@ struct Exit<B> {
     busy: bool,
     parked: Vec<(u64, B)>,
     free: Vec<B>,
+    /// Workers that wait for a free one: nearly always none, and waking none is a system call too.
+    waiting: usize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -50,8 +60,8 @@ impl<B> Ordered<B> {
     pub(crate) fn new(batches: Vec<B>) -> Self {
         let parked = Vec::with_capacity(batches.len());
         Self {
-            turn: Mutex::new(Turn { next_ticket: 0 }),
-            exit: Mutex::new(Exit { next: 0, busy: false, parked, free: batches }),
+            turn: Mutex::new(Turn { next_ticket: 0, last: Instant::default() }),
+            exit: Mutex::new(Exit { next: 0, busy: false, parked, free: batches, waiting: 0 }),
             freed: Condvar::new(),
         }
     }
@@ -63,14 +73,22 @@ impl<B> Ordered<B> {
             if let Some(batch) = exit.free.pop() {
                 return batch;
             }
+            exit.waiting += 1;
             exit = self.freed.wait(exit).unwrap_or_else(PoisonError::into_inner);
+            exit.waiting -= 1;
         }
     }
 
     /// Gives back a batch that carries nothing and has no ticket.
     pub(crate) fn return_batch(&self, batch: B) {
-        lock(&self.exit).free.push(batch);
-        self.freed.notify_one();
+        self.free(&mut lock(&self.exit), batch);
+    }
+
+    fn free(&self, exit: &mut Exit<B>, batch: B) {
+        exit.free.push(batch);
+        if exit.waiting > 0 {
+            self.freed.notify_one();
+        }
     }
 
     /// The turn to read.
@@ -94,8 +112,7 @@ impl<B> Ordered<B> {
             let mut exit = lock(&self.exit);
             exit.next += 1;
             let next = exit.next;
-            exit.free.push(batch);
-            self.freed.notify_one();
+            self.free(&mut exit, batch);
             let Some(place) = exit.parked.iter().position(|(parked, _)| *parked == next) else {
                 exit.busy = false;
                 return;
@@ -109,7 +126,6 @@ impl<B> Ordered<B> {
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use std::time::Duration;
 
     #[test]
     fn batches_leave_in_the_order_of_their_tickets() {
