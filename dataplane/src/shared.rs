@@ -242,4 +242,19 @@ mod tests {
         assert_eq!(shared.take_handshakes(MAX_QUEUED_HANDSHAKES, &mut taken), 0);
         assert_eq!(taken.len(), MAX_QUEUED_HANDSHAKES);
     }
+
+    #[test]
+    fn a_control_thread_that_looks_by_itself_is_not_woken_and_misses_nothing_when_it_stops() {
+        let shared = Shared::new(Arc::default(), 1).unwrap();
+        let endpoint = Endpoint::new(([192, 0, 2, 1], 7).into());
+        let queue = || shared.queue_handshake(QueuedHandshake::new(endpoint, &[1; 148]).unwrap());
+        assert!(!shared.poll_handshakes(true));
+        assert!(!queue() && !queue());
+        assert!(!shared.poll_handshakes(true), "it looks");
+        assert!(shared.poll_handshakes(false), "and once more as it stops");
+        assert_eq!(shared.take_handshakes(9, &mut Vec::new()), 0);
+        assert!(!shared.poll_handshakes(false));
+        assert!(queue());
+        assert!(!shared.poll_handshakes(false), "it was woken for that");
+    }
 }

@@ -447,3 +447,45 @@ impl crate::uapi::Scopes for Scopes<'_> {
         self.0.and_then(|link| link.name_of(index))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use wgsep_proto::peer::Endpoint;
+
+    #[test]
+    fn every_cookie_goes_to_whoever_asked_for_it() {
+        const EACH: u8 = 100;
+        let data_path = DataPath::default();
+        let receivers = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        for receiver in &receivers {
+            receiver.set_read_timeout(Some(core::time::Duration::from_secs(10))).unwrap();
+        }
+        let addresses = receivers.each_ref().map(|receiver| receiver.local_addr().unwrap());
+        for gso in [true, false] {
+            let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let sockets = UdpSockets::new(Some(sender.into()), None, gso);
+            let mut cookies = Vec::new();
+            for number in 0..EACH {
+                for (address, kind) in addresses.into_iter().zip(0..) {
+                    let datagram = [[kind, number].as_slice(), &[0; 62]].concat();
+                    let endpoint = Endpoint::new(address);
+                    cookies.push(Transmit { endpoint, traffic_class: 0, datagram, peer: None });
+                }
+            }
+            send_cookies(cookies, &sockets, &data_path);
+            for (receiver, kind) in receivers.iter().zip(0..) {
+                let mut numbers = Vec::new();
+                for _ in 0..EACH {
+                    let mut datagram = [0; 65];
+                    assert_eq!(receiver.recv(&mut datagram).unwrap(), 64);
+                    assert_eq!(datagram[0], kind);
+                    numbers.push(datagram[1]);
+                }
+                numbers.sort_unstable();
+                assert!(numbers.into_iter().eq(0..EACH));
+            }
+        }
+    }
+}
