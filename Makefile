@@ -1,4 +1,5 @@
 # make         build both programs into target/release
+#              (DATAPLANE_FLAGS=--no-default-features: without ring, see SECURITY.md)
 # make demo    a tunnel between two namespaces, shown step by step (root)
 # make test    install what the tests need, build, run every test (root)
 # make attacks only the attacks of SECURITY.md's list (root)
@@ -45,7 +46,7 @@ DEBDIR ?= $(CARGO_TARGET_DIR)
 build:
 	$(CARGO) build --release --locked -p wgsep
 	@# Static, because it is executed by descriptor inside an empty root: no loader would be found.
-	$(CARGO) rustc --release --locked -p wgsep-dataplane-bin --bin wgsep-dataplane -- \
+	$(CARGO) rustc --release --locked -p wgsep-dataplane-bin --bin wgsep-dataplane $(DATAPLANE_FLAGS) -- \
 		-C target-feature=+crt-static
 
 install: build

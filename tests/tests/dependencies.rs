@@ -18,9 +18,9 @@ fn cargo(arguments: &[&str]) -> String {
 
 /// The crates that are linked when a package is built, itself included. What only runs in the
 /// compiler (procedural macros, build scripts) is not part of the program.
-fn linked_into(package: &str) -> BTreeSet<String> {
+fn linked_into(package: &str, features: &[&str]) -> BTreeSet<String> {
     let edges = ["--edges", "normal,no-proc-macro", "--prefix", "none", "--format", "{p}"];
-    let tree = cargo(&[&["tree", "--locked", "--package", package][..], &edges].concat());
+    let tree = cargo(&[&["tree", "--locked", "--package", package][..], &edges, features].concat());
     let names = tree.lines().filter_map(|line| line.split(' ').next());
     names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
@@ -35,7 +35,7 @@ fn allowed(list: &str) -> BTreeSet<String> {
 
 #[track_caller]
 fn assert_linked_is_allowed(package: &str, list: &str) {
-    let (linked, allowed) = (linked_into(package), allowed(list));
+    let (linked, allowed) = (linked_into(package, &[]), allowed(list));
     let uninvited: Vec<_> = linked.difference(&allowed).collect();
     assert!(
         uninvited.is_empty(),
@@ -53,6 +53,15 @@ fn the_helper_links_only_what_is_allowed() {
 #[test]
 fn the_protocol_links_only_cryptography() {
     assert_linked_is_allowed("wgsep-proto", "protocol.txt");
+}
+
+/// What SECURITY.md says of `make build DATAPLANE_FLAGS=--no-default-features`.
+#[test]
+fn the_dataplane_can_be_built_without_ring() {
+    let with = linked_into("wgsep-dataplane-bin", &[]);
+    let without = linked_into("wgsep-dataplane-bin", &["--no-default-features"]);
+    assert!(with.contains("ring") && !without.contains("ring"));
+    assert!(without.contains("chacha20poly1305"));
 }
 
 #[test]
@@ -163,7 +172,7 @@ fn the_helper_stays_as_small_as_promised() {
 #[test]
 fn all_of_our_own_code_in_the_helper_is_counted() {
     let (parts, _) = stated_lines();
-    let linked = linked_into("wgsep");
+    let linked = linked_into("wgsep", &[]);
     let metadata = cargo(&["metadata", "--locked", "--no-deps", "--format-version", "1"]);
     let metadata: Value = serde_json::from_str(&metadata).unwrap();
     let packages = metadata["packages"].as_array().unwrap().iter();

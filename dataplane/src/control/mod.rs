@@ -41,7 +41,7 @@ const HELPER: u64 = 2;
 const LINK: u64 = 3;
 const FIRST_UAPI: u64 = 16;
 
-/// Handshake messages consumed at once, of which the last waits for the others' Diffie-Hellmans.
+/// Handshake messages consumed at once: each is answered when the Diffie-Hellmans of all are done.
 const HANDSHAKES_AT_ONCE: usize = 16;
 /// Times that some are consumed before the other events get their turn: about 10 ms of work.
 const TIMES_PER_ROUND: usize = 4;
