@@ -221,8 +221,7 @@ impl OutboundBatch {
             let Some(lease) = &run.lease else { continue };
             for (datagram, class) in run.staged.drain(..) {
                 let (endpoint, len) = (&lease.endpoint, datagram.len());
-                run.sent +=
-                    sockets.send(Some(&run.peer), endpoint, class, &datagram, len, data_path);
+                run.sent += sockets.send(&run.peer, endpoint, class, &datagram, len, data_path);
             }
         }
         let mut rest = self.sealed.as_slice();
@@ -234,8 +233,7 @@ impl OutboundBatch {
             let Some(run) = self.runs.get_mut(first.run) else { return };
             let Some(lease) = &run.lease else { return };
             let (class, len) = (first.ecn.encapsulated().bits(), first.bytes.len());
-            run.sent +=
-                sockets.send(Some(&run.peer), &lease.endpoint, class, payload, len, data_path);
+            run.sent += sockets.send(&run.peer, &lease.endpoint, class, payload, len, data_path);
         }
     }
 

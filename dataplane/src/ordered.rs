@@ -5,9 +5,7 @@
 //! order of their tickets: a worker that finishes early parks its batch for the one whose turn it
 //! is, and goes on with an empty one. Nobody spins, and nobody waits while holding a turn.
 
-use core::time::Duration;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use wgsep_proto::time::Instant;
 
 /// The turns to read one source, and the batches that travel from it.
 pub(crate) struct Ordered<B> {
@@ -19,15 +17,9 @@ pub(crate) struct Ordered<B> {
 /// The right to read the source.
 pub(crate) struct Turn {
     next_ticket: u64,
-    last: Instant,
 }
 
 impl Turn {
-    /// How long ago it was anybody's turn.
-    pub(crate) fn since_last(&mut self, now: Instant) -> Duration {
-        now.since(core::mem::replace(&mut self.last, now))
-    }
-
     /// A batch's place in the order. Each ticket taken must be completed.
     pub(crate) fn take_ticket(&mut self) -> Ticket {
         let ticket = Ticket(self.next_ticket);
@@ -60,7 +52,7 @@ impl<B> Ordered<B> {
     pub(crate) fn new(batches: Vec<B>) -> Self {
         let parked = Vec::with_capacity(batches.len());
         Self {
-            turn: Mutex::new(Turn { next_ticket: 0, last: Instant::default() }),
+            turn: Mutex::new(Turn { next_ticket: 0 }),
             exit: Mutex::new(Exit { next: 0, busy: false, parked, free: batches, waiting: 0 }),
             freed: Condvar::new(),
         }
@@ -126,6 +118,7 @@ impl<B> Ordered<B> {
 mod tests {
     use super::*;
     use std::sync::Arc;
+    use std::time::Duration;
 
     #[test]
     fn batches_leave_in_the_order_of_their_tickets() {

@@ -30,8 +30,8 @@ struct Control([u8; 128]);
 /// Receives one datagram, without waiting.
 ///
 /// # Errors
-/// As recvmsg(2); `WouldBlock` when nothing waits. A datagram from no Internet address, or one that
-/// was cut short, is `InvalidData`.
+/// As recvmsg(2); `WouldBlock` when nothing waits. A datagram from no Internet address, from port 0,
+/// which cannot be answered, or one that was cut short, is `InvalidData`.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Datagram> {
     let mut name = MaybeUninit::<libc::sockaddr_storage>::zeroed();
     let mut control = Control([0; 128]);
@@ -53,7 +53,8 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<D
     }
     // SAFETY: zeroed at the start and filled by the kernel: every byte is initialised.
     let name = unsafe { name.assume_init() };
-    let sender = socket_address(&name).ok_or(io::ErrorKind::InvalidData)?;
+    let sender = socket_address(&name).filter(|sender| sender.port() != 0);
+    let sender = sender.ok_or(io::ErrorKind::InvalidData)?;
     let mut datagram =
         Datagram { len, segment_len: len, endpoint: Endpoint::new(sender), traffic_class: 0 };
     read_control(&message, &mut datagram);

@@ -1,8 +1,8 @@
 //! The control thread's Diffie-Hellmans, shared among it and the workers that have nothing to do.
 //!
-//! Neither a worker with packets to carry nor the one that waits for them is called: with no other to
-//! help, the control thread does all. It waits for what a helper has begun, which the scheduler may
-//! make longer than doing it.
+//! Neither a worker with packets to carry nor the one that waits for them helps: with no other, the
+//! control thread does all. It waits for what a helper has begun, which the scheduler may make longer
+//! than doing it.
 
 use crate::lead::Lead;
 use std::collections::VecDeque;

@@ -88,10 +88,8 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    fn settle(self, peer: Option<&Peer>) {
-        if self == Self::Refused
-            && let Some(peer) = peer
-        {
+    fn settle(self, peer: &Peer) {
+        if self == Self::Refused {
             peer.clear_source();
         }
     }
@@ -123,18 +121,18 @@ impl UdpSockets {
         if destination.is_ipv4() { v4 } else { v6 }
     }
 
-    /// Sends `payload` as datagrams of `segment_len` bytes, the last maybe shorter, at most
-    /// [`MAX_SEGMENTS`] of them, to a peer or, with a cookie, to anybody. Returns the bytes that went;
-    /// counts the datagrams that did not.
+    /// Sends `payload` as datagrams of `segment_len` bytes, the last maybe shorter, to a peer.
+    /// Returns the bytes that went; counts the datagrams that did not.
     pub(crate) fn send(
         &self,
-        peer: Option<&Peer>,
+        peer: &Peer,
         endpoint: &Endpoint,
         traffic_class: u8,
         payload: &[u8],
         segment_len: usize,
         data_path: &DataPath,
     ) -> usize {
+        let mut refusal = None;
         if payload.len() > segment_len && !self.segment_limit.refuses(segment_len) {
             let segment = u16::try_from(segment_len).ok();
             match self.send_from_any(endpoint, traffic_class, payload, segment) {
@@ -142,9 +140,7 @@ impl UdpSockets {
                     source.settle(peer);
                     return payload.len();
                 }
-                Err(error) if may_go_singly(&error) => {
-                    self.segment_limit.learn(segment_len, &error);
-                }
+                Err(error) if may_go_singly(&error) => refusal = Some(error),
                 Err(error) => {
                     data_path.drops.add(cause_of(&error), payload.len().div_ceil(segment_len));
                     return 0;
@@ -160,6 +156,10 @@ impl UdpSockets {
                 }
                 Err(error) => data_path.drops.add(cause_of(&error), 1),
             }
+        }
+        // A place to which not even one goes says nothing of segmentation.
+        if let Some(error) = refusal.filter(|_| sent > 0) {
+            self.segment_limit.learn(segment_len, &error);
         }
         sent
     }
@@ -200,8 +200,46 @@ impl UdpSockets {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::KernelRandom;
     use std::net::UdpSocket;
+    use std::sync::Arc;
+    use wgsep_proto::config::{AllowedIp, AllowedIpChange, Configuration, PeerConfiguration};
+    use wgsep_proto::device::Device;
+    use wgsep_proto::keys::PublicKey;
     use wgsep_proto::peer::Source as CachedSource;
+    use wgsep_proto::time::{Instant, Now};
+
+    #[test]
+    fn a_place_that_takes_nothing_does_not_end_sending_many_at_once() {
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sockets = UdpSockets::new(Some(sender.into()), None, true);
+        let (device, peer) = device_and_peer();
+        let nowhere = Endpoint::new(([127, 0, 0, 1], 0).into());
+        assert_eq!(sockets.send(&peer, &nowhere, 0, &[7; 128], 64, device.data_path()), 0);
+        assert!(sockets.sends_many());
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let somewhere = Endpoint::new(receiver.local_addr().unwrap());
+        assert_eq!(sockets.send(&peer, &somewhere, 0, &[7; 128], 64, device.data_path()), 128);
+        assert_eq!(receiver.recv(&mut [0; 128]).unwrap(), 64);
+    }
+
+    /// A device with one peer, to which everything goes.
+    fn device_and_peer() -> (Device, Arc<Peer>) {
+        let now = Now { instant: Instant::from_nanos(1), wall: core::time::Duration::ZERO };
+        let mut peer = PeerConfiguration::new(PublicKey::from_bytes([9; 32]));
+        let allowed_ip = AllowedIp::new([0, 0, 0, 0].into(), 0).unwrap();
+        peer.endpoint = Some(([127, 0, 0, 1], 7).into());
+        peer.allowed_ips.push(AllowedIpChange { allowed_ip, remove: false });
+        let mut device = Device::new(Box::new(KernelRandom::default()));
+        device.configure(Configuration { peers: vec![peer], ..Configuration::default() }, now);
+        let data_path = Arc::clone(device.data_path());
+        let mut routes = data_path.routes.reader();
+        routes.refresh(&data_path.routes);
+        let mut packet = [0; 20];
+        (packet[0], packet[3]) = (0x45, 20);
+        let peer = data_path.route(routes.value(), &packet).ok().map(|(peer, _)| Arc::clone(peer));
+        (device, peer.unwrap())
+    }
 
     #[test]
     fn a_source_that_is_not_ours_is_refused_and_the_datagram_goes_all_the_same() {

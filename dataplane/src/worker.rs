@@ -25,7 +25,6 @@ use crate::shared::{QueuedHandshake, Shared};
 use crate::sys;
 use crate::tun::{self, Lost, Read, Tun};
 use crate::udp::UdpSockets;
-use core::time::Duration;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::io;
 use std::sync::Arc;
@@ -37,11 +36,6 @@ use wgsep_proto::time::Instant;
 
 /// Most packets that are read in one turn.
 const MAX_READS: usize = 256;
-/// What comes first after a pause as long as this goes by itself, unless it is long, before anybody looks
-/// whether there is more: mostly there is not.
-const PAUSE: Duration = Duration::from_micros(100);
-/// Longest packet or datagram that goes so.
-const SHORT: usize = 2048;
 
 /// A worker thread's own state.
 pub(crate) struct Worker {
@@ -159,9 +153,8 @@ impl Worker {
         let ticket = {
             let mut turn = outbound.turn();
             let now = clock::instant();
-            let paused = turn.since_last(now) >= PAUSE;
             self.lease_staged(&mut batch, now);
-            self.read_packets(tun, ready, &mut batch, paused, now);
+            self.read_packets(tun, ready, &mut batch, now);
             batch.lease(data_path, now);
             (!batch.is_empty()).then(|| turn.take_ticket())
         };
@@ -199,13 +192,12 @@ impl Worker {
         }
     }
 
-    /// Reads until no queue has a packet left or the batch is full; after a pause one short packet alone.
+    /// Reads until no queue has a packet left or the batch is full.
     fn read_packets(
         &mut self,
         tun: &Tun,
         mut ready: ReadyQueues,
         batch: &mut OutboundBatch,
-        paused: bool,
         now: Instant,
     ) {
         // Bounded also where nothing is kept: a flood of packets that have nowhere to go must not
@@ -221,9 +213,6 @@ impl Worker {
                     Read::Packet(header, len) => {
                         share.take(len);
                         self.keep_packet(tun, batch, &header, len, now);
-                        if paused && len <= SHORT {
-                            return;
-                        }
                     }
                     Read::Malformed => {
                         self.shared.data_path.drops.add(DropCause::OutboundMalformed, 1);
@@ -280,11 +269,9 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let Some(inbound) = shared.inbound.get(family) else { return };
         let mut batch = inbound.take_batch();
-        let now = clock::instant();
         let ticket = {
             let mut turn = inbound.turn();
-            let paused = turn.since_last(now) >= PAUSE;
-            self.read_datagrams(family, &mut batch, paused);
+            self.read_datagrams(family, &mut batch);
             (!batch.is_empty()).then(|| turn.take_ticket())
         };
         let Some(ticket) = ticket else {
@@ -294,6 +281,7 @@ impl Worker {
         if batch.room().is_none() {
             self.pass_on_the_lead();
         }
+        let now = clock::instant();
         let queued = open_all(&shared, &mut batch, now);
         if let Some(tun) = shared.tun.get() {
             let Self { coalescer, routes, .. } = self;
@@ -309,19 +297,13 @@ impl Worker {
         }
     }
 
-    /// Reads until no datagram is left or the batch is full; after a pause one short datagram alone.
-    fn read_datagrams(&self, family: usize, batch: &mut InboundBatch, paused: bool) {
+    fn read_datagrams(&self, family: usize, batch: &mut InboundBatch) {
         let Some(socket) = self.sockets.value().families().get(family).copied().flatten() else {
             return;
         };
         while let Some(room) = batch.room() {
             match sys::receive(socket, room) {
-                Ok(datagram) => {
-                    batch.keep(&datagram);
-                    if paused && datagram.len <= SHORT {
-                        return;
-                    }
-                }
+                Ok(datagram) => batch.keep(&datagram),
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     self.shared.data_path.drops.add(DropCause::InboundMalformed, 1);
                 }

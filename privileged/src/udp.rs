@@ -9,12 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// How often a port that the kernel chose for one family may be taken in the other.
 const TRIES: usize = 100;
-/// Of the receive buffer, in bytes, which the kernel doubles for its bookkeeping. A stream that is faster
-/// than the dataplane fills it, and every other packet waits behind: with 7 MiB, as others have, up to
-/// twice as long, with 1 MiB the stream is slower by a tenth.
-const RECEIVE_BUFFER: c_int = 2 << 20;
-/// Of the send buffer, in bytes, as every other implementation has it.
-const SEND_BUFFER: c_int = 7 << 20;
+/// Of both buffers, in bytes, as every other implementation has it.
+const BUFFER: c_int = 7 << 20;
 
 /// Level, name and value of the options of each family.
 const V4_OPTIONS: [(c_int, c_int, c_int); 3] = [
@@ -124,11 +120,9 @@ fn open_socket(address: SocketAddr, mark: u32) -> nix::Result<Option<UdpSocket>>
         opened => opened?,
     };
     set_mark(socket.as_fd(), mark)?;
-    for (option, len) in
-        [(libc::SO_RCVBUFFORCE, RECEIVE_BUFFER), (libc::SO_SNDBUFFORCE, SEND_BUFFER)]
-    {
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
         // Only CAP_NET_ADMIN of the first user namespace may; smaller buffers work too.
-        let _refused = sys::set_option(socket.as_fd(), libc::SOL_SOCKET, option, len);
+        let _refused = sys::set_option(socket.as_fd(), libc::SOL_SOCKET, option, BUFFER);
     }
     for (level, name, value) in options {
         sys::set_option(socket.as_fd(), *level, *name, *value)?;

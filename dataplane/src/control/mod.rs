@@ -21,7 +21,7 @@ use crate::secret;
 use crate::shared::{QueuedHandshake, Shared};
 use crate::start::Arguments;
 use crate::uapi::{ClientId, Operation, Server};
-use crate::udp::{self, MAX_SEGMENTS, Source, UdpSockets};
+use crate::udp::{self, Source, UdpSockets};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -30,7 +30,6 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
 use wgsep_ipc::Request;
 use wgsep_proto::config::Configuration;
-use wgsep_proto::data_path::DataPath;
 use wgsep_proto::device::{Device, HandshakeDatagram, Task, Team, Transmit};
 use wgsep_proto::time::Instant;
 
@@ -269,12 +268,7 @@ impl Control {
     /// Sends handshake messages; one that the network refuses is as lost as one it drops.
     fn transmit(&mut self) {
         let sockets = self.shared.sockets.reader();
-        let mut cookies = Vec::new();
         while let Some(transmit) = self.device.poll_transmit() {
-            if transmit.peer.is_none() {
-                cookies.push(transmit);
-                continue;
-            }
             let Transmit { endpoint, traffic_class, datagram, .. } = &transmit;
             match sockets.value().send_from_any(endpoint, *traffic_class, datagram, None) {
                 Ok(Source::Kept) => {}
@@ -289,7 +283,6 @@ impl Control {
                 }
             }
         }
-        send_cookies(cookies, sockets.value(), self.device.data_path());
     }
 
     fn arm_timer(&mut self) {
@@ -411,24 +404,6 @@ impl Control {
     }
 }
 
-/// Sends cookies, those for one place at once: most of what a flood costs is sending them.
-fn send_cookies(mut cookies: Vec<Transmit>, sockets: &UdpSockets, data_path: &DataPath) {
-    while let Some(Transmit { endpoint, traffic_class, datagram: mut joined, .. }) = cookies.pop() {
-        let len = joined.len();
-        cookies.retain(|other| {
-            let joins = (other.endpoint, other.traffic_class) == (endpoint, traffic_class)
-                && other.datagram.len() == len
-                && joined.len() < MAX_SEGMENTS * len;
-            if joins {
-                joined.extend(&other.datagram);
-            }
-            !joins
-        });
-        // Whoever does not get it asks again.
-        let _sent = sockets.send(None, &endpoint, traffic_class, &joined, len, data_path);
-    }
-}
-
 impl Team for Shared {
     fn run(&self, tasks: Vec<Task>) -> Vec<Task> {
         self.team.run(&self.lead, tasks)
@@ -445,47 +420,5 @@ impl crate::uapi::Scopes for Scopes<'_> {
 
     fn name_of(&self, index: u32) -> Option<String> {
         self.0.and_then(|link| link.name_of(index))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::net::UdpSocket;
-    use wgsep_proto::peer::Endpoint;
-
-    #[test]
-    fn every_cookie_goes_to_whoever_asked_for_it() {
-        const EACH: u8 = 100;
-        let data_path = DataPath::default();
-        let receivers = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
-        for receiver in &receivers {
-            receiver.set_read_timeout(Some(core::time::Duration::from_secs(10))).unwrap();
-        }
-        let addresses = receivers.each_ref().map(|receiver| receiver.local_addr().unwrap());
-        for gso in [true, false] {
-            let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-            let sockets = UdpSockets::new(Some(sender.into()), None, gso);
-            let mut cookies = Vec::new();
-            for number in 0..EACH {
-                for (address, kind) in addresses.into_iter().zip(0..) {
-                    let datagram = [[kind, number].as_slice(), &[0; 62]].concat();
-                    let endpoint = Endpoint::new(address);
-                    cookies.push(Transmit { endpoint, traffic_class: 0, datagram, peer: None });
-                }
-            }
-            send_cookies(cookies, &sockets, &data_path);
-            for (receiver, kind) in receivers.iter().zip(0..) {
-                let mut numbers = Vec::new();
-                for _ in 0..EACH {
-                    let mut datagram = [0; 65];
-                    assert_eq!(receiver.recv(&mut datagram).unwrap(), 64);
-                    assert_eq!(datagram[0], kind);
-                    numbers.push(datagram[1]);
-                }
-                numbers.sort_unstable();
-                assert!(numbers.into_iter().eq(0..EACH));
-            }
-        }
     }
 }

@@ -111,9 +111,11 @@ fn send(
 /// Bytes a second that come out of the tunnel for one phase.
 #[track_caller]
 fn rate(place: &Place) -> f64 {
-    let (start, before) = (Instant::now(), received(place));
+    let read = || (received(place), Instant::now());
+    let (before, start) = read();
     thread::sleep(PHASE);
-    (received(place) - before) / start.elapsed().as_secs_f64()
+    let (after, end) = read();
+    (after - before) / end.duration_since(start).as_secs_f64()
 }
 
 /// Bytes that an interface has received, as the kernel counts them.
