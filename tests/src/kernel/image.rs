@@ -21,7 +21,8 @@ const MODULES: [&str; 3] = ["virtio_pci", "virtio_net", "wireguard"];
 const PROGRAMS: [&str; 3] = ["wg", "ping", "iperf3"];
 
 /// The guest's first and only process beside what it is told to run: a line at a time from the
-/// second serial port, and after what the line printed one with its status.
+/// second serial port, and after what the line printed one with its status. Each line comes with its
+/// length, because a guest on a busy machine can lose characters of it.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -35,7 +36,11 @@ ip link set eth0 up || exit 1
 stty -F /dev/ttyS1 raw -echo
 exec </dev/ttyS1 >/dev/ttyS1
 echo ready
-while read -r line; do
+while read -r length line; do
+	if [ "${#line}" != "$length" ]; then
+		printf '\ngarbled\n'
+		continue
+	fi
 	sh -c "$line" </dev/null 2>&1
 	printf '\nstatus %d\n' $?
 done

@@ -54,6 +54,9 @@ pub fn is_available_or_skips() -> bool {
     }
 }
 
+/// How often a line may lose characters on its way.
+const MOST_GARBLED: u32 = 10;
+
 impl KernelPeer {
     /// Boots a machine with no interface but its network card.
     ///
@@ -110,6 +113,13 @@ impl KernelPeer {
         }
     }
 
+    #[track_caller]
+    fn send(&mut self, line: &str) {
+        if let Err(error) = writeln!(self.serial.get_mut(), "{} {line}", line.len()) {
+            panic!("the machine takes no line: {error}");
+        }
+    }
+
     /// Runs a line of shell in the machine and returns what it printed.
     ///
     /// # Panics
@@ -117,17 +127,21 @@ impl KernelPeer {
     /// When it fails.
     #[track_caller]
     pub fn run(&mut self, line: impl AsRef<str>) -> String {
-        let line = line.as_ref();
+        let line = line.as_ref().trim();
         assert!(!line.contains('\n'), "one line at a time: {line:?}");
-        if let Err(error) = writeln!(self.serial.get_mut(), "{line}") {
-            panic!("the machine takes no line: {error}");
-        }
-        let mut printed = Vec::new();
+        self.send(line);
+        let (mut printed, mut garbled) = (Vec::new(), 0);
         let status = loop {
-            let line = self.line();
-            match line.strip_prefix("status ") {
-                Some(status) => break status.to_owned(),
-                None => printed.push(line),
+            let answer = self.line();
+            if answer == "garbled" {
+                garbled += 1;
+                assert!(garbled < MOST_GARBLED, "the machine does not get {line:?}");
+                printed.clear();
+                self.send(line);
+            } else if let Some(status) = answer.strip_prefix("status ") {
+                break status.to_owned();
+            } else {
+                printed.push(answer);
             }
         };
         // The end of the output is a line of its own, whether or not the output had one.
