@@ -115,7 +115,13 @@ mod tests {
 
     #[test]
     fn an_unsealed_process_is_refused() {
-        let error = verify(nix::unistd::getpid(), nix::unistd::getuid(), 1, &Report::default());
-        assert!(error.unwrap_err().contains("not sealed"));
+        // Not this process: other tests' threads end while it is looked at.
+        let mut unsealed = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = nix::unistd::Pid::from_raw(unsealed.id().try_into().unwrap());
+        let error = verify(pid, nix::unistd::getuid(), 1, &Report::default());
+        unsealed.kill().unwrap();
+        unsealed.wait().unwrap();
+        let error = error.unwrap_err();
+        assert!(error.contains("not sealed"), "{error}");
     }
 }
