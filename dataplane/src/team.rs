@@ -7,7 +7,7 @@
 use crate::lead::Lead;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use wgsep_proto::device::Task;
+use wgsep_proto::device::{Alone, Task, Team as _};
 
 /// Tasks of one round for each thread: fewer are not worth waking one more.
 const TASKS_PER_THREAD: usize = 2;
@@ -37,8 +37,7 @@ impl Team {
     pub(crate) fn run(&self, lead: &Lead, mut tasks: Vec<Task>) -> Vec<Task> {
         let helpers = (tasks.len() / TASKS_PER_THREAD).saturating_sub(1);
         if helpers == 0 {
-            tasks.iter_mut().for_each(Task::run);
-            return tasks;
+            return Alone.run(tasks);
         }
         let count = tasks.len();
         {
