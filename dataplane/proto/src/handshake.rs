@@ -14,6 +14,7 @@ use crate::tai64n::{TAI64N_LEN, Tai64n};
 use crate::time::Instant;
 use crate::x25519::{RemotePoint, Shared};
 use core::time::Duration;
+use std::sync::Arc;
 use x25519_dalek::{PublicKey as Point, StaticSecret};
 
 /// Initiations of one peer that are consumed a second.
@@ -40,11 +41,6 @@ impl StaticIdentity {
     }
 }
 
-/// `DH(private, public)`; an all-zero result, which only a low-order point gives, is refused.
-fn dh(private: &StaticSecret, public: &[u8; 32]) -> Result<Shared, Unauthentic> {
-    RemotePoint::new(public).dh(private)
-}
-
 /// Where a handshake stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HandshakeState {
@@ -67,12 +63,19 @@ pub struct Handshake {
     ephemeral: Option<StaticSecret>,
     remote_static: PublicKey,
     /// Computed when a handshake first needs it: with many peers, all at once would take seconds.
-    static_static: Option<Shared>,
+    prepared: Option<Arc<Prepared>>,
     preshared_key: PresharedKey,
     sender_index: Option<SenderIndex>,
     receiver_index: ReceiverIndex,
     latest_timestamp: Tai64n,
     last_initiation_consumption: Option<Instant>,
+}
+
+/// What every handshake of one peer takes of its static key.
+struct Prepared {
+    remote_static: RemotePoint,
+    /// The Diffie-Hellman of both static keys.
+    static_static: Shared,
 }
 
 /// An initiation whose sender's static key is known, but not yet whether it is fresh.
@@ -89,7 +92,7 @@ pub struct IncomingInitiation {
 pub struct ResponseDraft {
     symmetric: SymmetricState,
     remote_ephemeral: RemotePoint,
-    remote_static: PublicKey,
+    prepared: Arc<Prepared>,
     preshared_key: PresharedKey,
     receiver_index: ReceiverIndex,
 }
@@ -158,7 +161,7 @@ impl ResponseDraft {
         symmetric.mix_hash(&public);
         symmetric.mix_key(&public);
         let _no_payload = symmetric.mix_dh(&*self.remote_ephemeral.dh(&ephemeral)?);
-        let _no_payload = symmetric.mix_dh(&*dh(&ephemeral, self.remote_static.as_bytes())?);
+        let _no_payload = symmetric.mix_dh(&*self.prepared.remote_static.dh(&ephemeral)?);
         let key = symmetric.mix_psk(self.preshared_key.as_bytes());
         let sealed_nothing = symmetric.encrypt_and_hash(&key, &[]);
         let receiver_index = self.receiver_index;
@@ -176,7 +179,7 @@ impl Handshake {
             symmetric: SymmetricState::zeroed(),
             ephemeral: None,
             remote_static,
-            static_static: None,
+            prepared: None,
             preshared_key: PresharedKey::default(),
             sender_index: None,
             receiver_index: 0,
@@ -193,18 +196,22 @@ impl Handshake {
 
     /// Forgets the Diffie-Hellman of both static keys, after ours changed.
     pub fn forget_static_static(&mut self) {
-        self.static_static = None;
+        self.prepared = None;
     }
 
-    /// The Diffie-Hellman of both static keys.
+    /// The peer's static key made ready, with the Diffie-Hellman of both static keys.
     ///
     /// # Errors
     /// If the peer's key is of low order.
-    fn static_static(&mut self, identity: &StaticIdentity) -> Result<Shared, Unauthentic> {
-        if self.static_static.is_none() {
-            self.static_static = Some(dh(&identity.private, self.remote_static.as_bytes())?);
+    fn prepared(&mut self, identity: &StaticIdentity) -> Result<Arc<Prepared>, Unauthentic> {
+        if let Some(prepared) = &self.prepared {
+            return Ok(Arc::clone(prepared));
         }
-        self.static_static.clone().ok_or(Unauthentic)
+        let remote_static = RemotePoint::new(self.remote_static.as_bytes());
+        let static_static = remote_static.dh(&identity.private)?;
+        let prepared = Arc::new(Prepared { remote_static, static_static });
+        self.prepared = Some(Arc::clone(&prepared));
+        Ok(prepared)
     }
 
     /// The key both sides mix in; it counts from the next handshake on.
@@ -245,15 +252,15 @@ impl Handshake {
         timestamp: Tai64n,
         sender_index: SenderIndex,
     ) -> Result<Initiation, Unauthentic> {
-        let static_static = self.static_static(identity)?;
+        let prepared = self.prepared(identity)?;
         let ephemeral = StaticSecret::from(*ephemeral);
         let public = Point::from(&ephemeral).to_bytes();
         let mut symmetric = SymmetricState::new(self.remote_static.as_bytes());
         symmetric.mix_hash(&public);
         symmetric.mix_key(&public);
-        let key = symmetric.mix_dh(&*dh(&ephemeral, self.remote_static.as_bytes())?);
+        let key = symmetric.mix_dh(&*prepared.remote_static.dh(&ephemeral)?);
         let sealed_static = symmetric.encrypt_and_hash(&key, identity.public.as_bytes());
-        let key = symmetric.mix_dh(&static_static);
+        let key = symmetric.mix_dh(&prepared.static_static);
         let sealed_timestamp = symmetric.encrypt_and_hash(&key, timestamp.as_bytes());
 
         self.symmetric = symmetric;
@@ -276,7 +283,8 @@ impl Handshake {
     ) -> Result<(ResponseDraft, Option<SenderIndex>), InitiationError> {
         let IncomingInitiation { ephemeral, sender_index, sealed_timestamp, mut symmetric, .. } =
             incoming;
-        let key = symmetric.mix_dh(&*self.static_static(identity)?);
+        let prepared = self.prepared(identity)?;
+        let key = symmetric.mix_dh(&prepared.static_static);
         let timestamp: [u8; TAI64N_LEN] = symmetric.decrypt_and_hash(&key, &sealed_timestamp)?;
         let timestamp = Tai64n::from_bytes(timestamp);
         if timestamp <= self.latest_timestamp {
@@ -297,7 +305,7 @@ impl Handshake {
         let draft = ResponseDraft {
             symmetric,
             remote_ephemeral: ephemeral,
-            remote_static: self.remote_static,
+            prepared,
             preshared_key: self.preshared_key.clone(),
             receiver_index: sender_index,
         };
