@@ -28,9 +28,9 @@ const MAX_DATAGRAMS: usize = 1024;
 const MAX_RECEIVES: usize = 64;
 /// Room for the longest datagram, or as many as the kernel joins.
 const RECEIVE_ROOM: usize = 65_536;
-/// Bytes that a worker reads from a socket at once: twice what the kernel joins. Four times is no
-/// faster, and makes a small packet among large ones wait longer.
-const RECEIVED_LEN: usize = 2 * RECEIVE_ROOM;
+/// Bytes that a worker reads from a socket at once: twice what the kernel joins, and some small ones
+/// between. Four times is no faster, and makes a small packet among large ones wait longer.
+const RECEIVED_LEN: usize = 2 * RECEIVE_ROOM + 4096;
 
 fn storage(len: usize) -> Box<[u8]> {
     vec![0; len].into_boxed_slice()
@@ -406,3 +406,24 @@ impl InboundBatch {
 
 /// Receiver index, peer and keypair of the senders in a batch.
 pub(crate) type Sessions = [(u32, Arc<Peer>, Arc<Keypair>)];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::Datagram;
+
+    #[test]
+    fn small_datagrams_between_do_not_keep_out_the_second_of_the_longest() {
+        let mut batch = InboundBatch::new();
+        let endpoint = Endpoint::new(([192, 0, 2, 1], 7).into());
+        let mut keep = |len| {
+            let fits = batch.room().is_some();
+            if fits {
+                batch.keep(&Datagram { len, segment_len: len, endpoint, traffic_class: 0 });
+            }
+            fits
+        };
+        assert!([148, 148, MAX_SEND, 148, 1452, MAX_SEND].into_iter().all(&mut keep));
+        assert!(!keep(148), "no more than two of them");
+    }
+}
