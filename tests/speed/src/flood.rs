@@ -18,12 +18,12 @@ use crate::handshakes::{macs, public_key};
 use crate::iperf::{Iperf, Streams};
 use crate::quantity::Quantity::FloodKept;
 use crate::round::{Context, Measured};
-use crate::statistics::median;
 
 /// Initiations a second.
 const RATE: f64 = 10_000.0;
-/// How long each half lasts.
-const PHASE: Duration = Duration::from_millis(250);
+/// How long each half lasts: the shorter, the less of the machine's own ups and downs falls on one of
+/// them; a flood has its full effect after some milliseconds.
+const PHASE: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_micros(200);
 /// Different ones.
 const DATAGRAMS: u16 = 512;
@@ -41,9 +41,8 @@ pub(crate) fn measure(context: &Context<'_>) -> Vec<Measured> {
     let daemon = bed.right_endpoint();
     let elsewhere = SocketAddr::new(daemon.ip(), sink.local_addr().map_or(0, |at| at.port()));
     let phases = context.pace.flood_phases;
-    // Two halves of a quarter of a second each, and more than it takes to begin; what is left is not
-    // waited for.
-    let seconds = u64::from(phases.div_ceil(2)) + 2;
+    // More than it takes to begin; what is left is not waited for.
+    let seconds = (2 * phases * PHASE).as_secs() + 2;
     let stream = Iperf::start(bed, Streams { count: 1, back: false, seconds });
     let meter = Meter::start(bed);
     let (at_daemon, ends) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -66,12 +65,9 @@ pub(crate) fn measure(context: &Context<'_>) -> Vec<Measured> {
     });
     let usage = meter.stop();
     drop(stream);
-    match (median(&flooded), median(&calm)) {
-        (Some(flooded), Some(calm)) if calm > 0.0 => {
-            vec![Measured::new(FloodKept, 100.0 * flooded / calm, usage.disturbance)]
-        }
-        _ => panic!("nothing arrived"),
-    }
+    let (flooded, calm): (f64, f64) = (flooded.iter().sum(), calm.iter().sum());
+    assert!(calm > 0.0, "nothing arrived");
+    vec![Measured::new(FloodKept, 100.0 * flooded / calm, usage.disturbance)]
 }
 
 /// Initiations with a right mac1 and nothing else right.

@@ -87,7 +87,7 @@ impl Pace {
         overload: Duration::from_millis(1000),
         probe: Duration::from_millis(600),
         handshakes: Duration::from_millis(1500),
-        flood_phases: 16,
+        flood_phases: 80,
         pairs: 8,
         repeats: 1,
     };
@@ -98,7 +98,7 @@ impl Pace {
         overload: Duration::from_millis(600),
         probe: Duration::from_millis(400),
         handshakes: Duration::from_millis(800),
-        flood_phases: 6,
+        flood_phases: 20,
         pairs: 3,
         repeats: 0,
     };
