@@ -159,11 +159,14 @@ impl Shared {
         unheard
     }
 
-    /// Takes up to `most` of the oldest queued messages; how many wait behind them.
-    pub(crate) fn take_handshakes(&self, most: usize, taken: &mut Vec<QueuedHandshake>) -> usize {
+    /// Takes all queued messages if none are left of those `taken` before; how many are queued now. It
+    /// holds the queue for as long as it takes to exchange two pointers: the control thread gives way to
+    /// workers, who must not wait for it.
+    pub(crate) fn take_handshakes(&self, taken: &mut VecDeque<QueuedHandshake>) -> usize {
         let messages = &mut self.handshakes().messages;
-        let count = most.min(messages.len());
-        taken.extend(messages.drain(..count));
+        if taken.is_empty() {
+            core::mem::swap(messages, taken);
+        }
         messages.len()
     }
 
@@ -237,10 +240,14 @@ mod tests {
         assert_eq!(shared.data_path.drops.count(DropCause::HandshakeQueueFull), 0);
         assert!(!queue());
         assert_eq!(shared.data_path.drops.count(DropCause::HandshakeQueueFull), 1);
-        let mut taken = Vec::new();
-        assert_eq!(shared.take_handshakes(3, &mut taken), MAX_QUEUED_HANDSHAKES - 3);
-        assert_eq!(shared.take_handshakes(MAX_QUEUED_HANDSHAKES, &mut taken), 0);
+        let mut taken = VecDeque::new();
+        assert_eq!(shared.take_handshakes(&mut taken), 0);
         assert_eq!(taken.len(), MAX_QUEUED_HANDSHAKES);
+        // The next are not taken before these are consumed.
+        assert!(queue());
+        assert_eq!(shared.take_handshakes(&mut taken), 1);
+        taken.clear();
+        assert_eq!((shared.take_handshakes(&mut taken), taken.len()), (0, 1));
     }
 
     #[test]
@@ -252,7 +259,8 @@ mod tests {
         assert!(!queue() && !queue());
         assert!(!shared.poll_handshakes(true), "it looks");
         assert!(shared.poll_handshakes(false), "and once more as it stops");
-        assert_eq!(shared.take_handshakes(9, &mut Vec::new()), 0);
+        let mut taken = VecDeque::new();
+        assert_eq!((shared.take_handshakes(&mut taken), taken.len()), (0, 2));
         assert!(!shared.poll_handshakes(false));
         assert!(queue());
         assert!(!shared.poll_handshakes(false), "it was woken for that");

@@ -151,6 +151,7 @@ fn control(
     let control = Control::new(Helper::new(channel), arguments)
         .map_err(|errno| format!("set up the control thread: {errno}; free some memory, or raise the limits it was started with"))?;
     secret::ordinarily(|| start_workers(&control, workers, stacks))?;
+    sys::give_way();
     let report = sandbox.seal().map_err(|refused| refused.to_string())?;
     Ok(control.run(report.to_bytes()))
 }

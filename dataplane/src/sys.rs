@@ -262,6 +262,16 @@ pub(crate) fn share_one_heap() {
     let _cannot_fail = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
+/// Lets every thread of lesser niceness go first, as far as there are not processors for all: a flood of
+/// handshake messages shall not take the time of those that carry packets. Workers that are to keep
+/// their place must have been started.
+pub(crate) fn give_way() {
+    const NICER: libc::c_int = 10;
+    // SAFETY: a plain integer. On Linux it is about the calling thread alone, and being nicer is nothing
+    // that the kernel refuses.
+    let _niceness = unsafe { libc::nice(NICER) };
+}
+
 /// The channel to the helper, which it puts at descriptor 3; `None` if that is not open. Call it once.
 pub(crate) fn take_channel() -> Option<OwnedFd> {
     const CHANNEL: RawFd = 3;

@@ -64,6 +64,26 @@ pub fn threads(pid: Pid) -> Vec<Status> {
     threads
 }
 
+/// Name and niceness of every thread of a process (proc(5), the fields of `stat`).
+///
+/// # Panics
+///
+/// When the process does not exist.
+#[track_caller]
+#[must_use]
+pub fn niceness(pid: Pid) -> Vec<(String, i32)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let niceness = tasks.filter_map(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).ok()?;
+        let (name, fields) = stat.split_once('(')?.1.rsplit_once(')')?;
+        // The 19th, of which the first two are before these.
+        Some((name.to_owned(), fields.split_whitespace().nth(16)?.parse().ok()?))
+    });
+    let niceness: Vec<_> = niceness.collect();
+    assert!(!niceness.is_empty(), "process {pid} does not exist");
+    niceness
+}
+
 fn status(path: &Path) -> Option<Status> {
     let text = fs::read_to_string(path).ok()?;
     let fields = text.lines().filter_map(|line| line.split_once(':'));

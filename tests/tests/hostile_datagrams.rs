@@ -7,6 +7,7 @@ use std::net::UdpSocket;
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::link::Family;
 use wgsep_tests::nft::Counter;
+use wgsep_tests::procfs::niceness;
 use wgsep_tests::relay::Relay;
 use wgsep_tests::require;
 use wgsep_tests::traffic::{Pinging, ping, until_ping};
@@ -104,6 +105,22 @@ fn oversized_datagrams_are_dropped() {
 fn a_flood_of_forged_handshakes_is_dropped() {
     require!(Wgsep);
     survives(&tunnel(), (0..5000).map(|seed| typed(1, seed, 148)));
+}
+
+/// A flood of handshake messages is the control thread's work, and takes no time from the workers'.
+#[test]
+fn who_carries_packets_goes_before_who_answers_handshakes() {
+    require!(Wgsep);
+    let tunnel = tunnel();
+    let niceness = niceness(tunnel.right.daemon.dataplane());
+    let of = |name: &str| -> Vec<i32> {
+        niceness.iter().filter(|(thread, _)| thread == name).map(|(_, nice)| *nice).collect()
+    };
+    let ours = of("wgsep-dataplane");
+    assert_eq!(ours.len(), 1, "{niceness:?}");
+    let workers = of("worker");
+    assert!(!workers.is_empty() && workers.iter().all(|nice| [*nice] == *ours), "{niceness:?}");
+    assert_eq!(of("control"), [(ours[0] + 10).min(19)], "{niceness:?}");
 }
 
 /// A tunnel whose left end sends through a relay, so that a test has its real datagrams.

@@ -97,21 +97,23 @@ impl CookieChecker {
         }
     }
 
-    /// The cookie reply to a handshake message from `source`. `fresh_secret` takes over where the
-    /// present secret is too old.
+    /// The cookie reply to a handshake message from `source`. `random` fills a nonce, and a new secret
+    /// where the present one is too old.
     #[must_use]
     pub fn create_reply(
         &mut self,
         datagram: &[u8],
         sender_index: ReceiverIndex,
         source: SocketAddr,
-        (fresh_secret, nonce): ([u8; 32], [u8; COOKIE_NONCE_LEN]),
+        random: &mut dyn FnMut(&mut [u8]),
         now: Instant,
     ) -> Option<CookieReply> {
         if !self.secret_is_live(now) {
-            self.secret = fresh_secret;
+            random(&mut self.secret);
             self.secret_born = Some(now);
         }
+        let mut nonce = [0; COOKIE_NONCE_LEN];
+        random(&mut nonce);
         let cookie = self.cookie(source, now)?;
         let macs = Macs::of(datagram)?;
         let mut sealed_cookie = [0; COOKIE_LEN + TAG_LEN];
@@ -211,7 +213,6 @@ mod tests {
     use crate::messages::INITIATION_LEN;
 
     const OURS: PublicKey = PublicKey::from_bytes([3; 32]);
-    const NONCE: [u8; 24] = [5; 24];
 
     fn seconds(s: u64) -> Instant {
         Instant::from_nanos(s * 1_000_000_000)
@@ -247,7 +248,9 @@ mod tests {
     fn with_cookie(from: SocketAddr) -> (CookieChecker, CookieGenerator) {
         let (mut checker, mut generator) = (CookieChecker::new(&OURS), CookieGenerator::new(&OURS));
         let datagram = message(&mut generator, seconds(0));
-        let reply = checker.create_reply(&datagram, 1, from, ([7; 32], NONCE), seconds(0)).unwrap();
+        let reply = checker
+            .create_reply(&datagram, 1, from, &mut |bytes| bytes.fill(7), seconds(0))
+            .unwrap();
         assert!(generator.consume_reply(&reply, seconds(0)));
         (checker, generator)
     }
@@ -269,6 +272,27 @@ mod tests {
     }
 
     #[test]
+    fn each_reply_has_a_nonce_of_its_own_and_the_secret_changes_when_it_is_too_old() {
+        let mut checker = CookieChecker::new(&OURS);
+        let mut drawn = 0_u8;
+        let mut lens = Vec::new();
+        let mut random = |bytes: &mut [u8]| {
+            drawn += 1;
+            lens.push(bytes.len());
+            bytes.fill(drawn);
+        };
+        let from = source("192.0.2.1:5000");
+        let datagram = message(&mut CookieGenerator::new(&OURS), seconds(0));
+        let mut nonce = |second| {
+            let now = seconds(second);
+            checker.create_reply(&datagram, 1, from, &mut random, now).unwrap().nonce
+        };
+        let nonces = [0, 0, 119, 120].map(&mut nonce);
+        assert_eq!(nonces, [[2; 24], [3; 24], [4; 24], [6; 24]]);
+        assert_eq!(lens, [32, 24, 24, 24, 32, 24]);
+    }
+
+    #[test]
     fn a_peer_uses_a_cookie_for_115_seconds_and_we_accept_it_for_120() {
         let from = source("192.0.2.1:5000");
         let (checker, mut generator) = with_cookie(from);
@@ -285,7 +309,9 @@ mod tests {
         let from = source("192.0.2.1:5000");
         let (mut checker, mut generator) = (CookieChecker::new(&OURS), CookieGenerator::new(&OURS));
         let datagram = message(&mut CookieGenerator::new(&OURS), seconds(0));
-        let reply = checker.create_reply(&datagram, 1, from, ([7; 32], NONCE), seconds(0)).unwrap();
+        let reply = checker
+            .create_reply(&datagram, 1, from, &mut |bytes| bytes.fill(7), seconds(0))
+            .unwrap();
         assert!(!generator.consume_reply(&reply, seconds(0)));
         assert_eq!(message(&mut generator, seconds(0)), datagram);
         let mut forged = reply.clone();

@@ -154,6 +154,7 @@ impl Control {
         self.device.set_up(false, clock::now());
         self.replace_sockets(UdpSockets::default());
         self.shared.clear_handshakes();
+        self.handshakes.clear();
         tracing::info!("interface down, UDP port closed");
         self.request(&Request::CloseUdp, Awaiting::LinkDown);
     }

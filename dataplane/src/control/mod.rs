@@ -30,7 +30,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
 use wgsep_ipc::Request;
 use wgsep_proto::config::Configuration;
-use wgsep_proto::device::{Device, HandshakeDatagram, Task, Team, Transmit};
+use wgsep_proto::device::{Device, HandshakeDatagram, MAX_QUEUED_HANDSHAKES, Task, Team, Transmit};
 use wgsep_proto::time::Instant;
 
 /// What an epoll event is about; UAPI descriptors come after.
@@ -83,8 +83,8 @@ enum Awaiting {
 pub(crate) struct Control {
     shared: Arc<Shared>,
     device: Device,
-    /// Handshake messages that are being consumed; else empty.
-    handshakes: Vec<QueuedHandshake>,
+    /// Handshake messages that are being consumed.
+    handshakes: VecDeque<QueuedHandshake>,
     epoll: Epoll,
     timer: TimerFd,
     armed: Option<Instant>,
@@ -121,9 +121,11 @@ impl Control {
         };
         device.configure(initial, clock::now());
         // Room for packets, which are no secrets of ours.
-        let shared = secret::ordinarily(|| {
-            Shared::new(Arc::clone(device.data_path()), settings.workers).map(Arc::new)
-        })?;
+        let (shared, handshakes) = secret::ordinarily(|| {
+            let shared = Shared::new(Arc::clone(device.data_path()), settings.workers);
+            (shared.map(Arc::new), VecDeque::with_capacity(MAX_QUEUED_HANDSHAKES))
+        });
+        let shared = shared?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let timer = TimerFd::new(
             ClockId::CLOCK_BOOTTIME,
@@ -135,7 +137,7 @@ impl Control {
         Ok(Self {
             shared,
             device,
-            handshakes: Vec::with_capacity(HANDSHAKES_AT_ONCE),
+            handshakes,
             epoll,
             timer,
             armed: None,
@@ -224,21 +226,21 @@ impl Control {
     fn consume_handshakes(&mut self) -> bool {
         for time in 0..TIMES_PER_ROUND {
             let Self { shared, device, handshakes, .. } = self;
-            let waiting = shared.take_handshakes(HANDSHAKES_AT_ONCE, handshakes);
+            let queued = shared.take_handshakes(handshakes);
             if handshakes.is_empty() {
                 if time > 0 {
                     self.settle();
                 }
                 return false;
             }
-            let count = handshakes.len();
-            let datagrams = handshakes.iter().enumerate().map(|(place, message)| {
-                let waiting = waiting + count - 1 - place;
+            let (left, at_once) = (handshakes.len(), HANDSHAKES_AT_ONCE.min(handshakes.len()));
+            let datagrams = handshakes.range(..at_once).enumerate().map(|(place, message)| {
+                let waiting = queued + left - 1 - place;
                 let (source, datagram) = (message.endpoint, message.datagram());
                 HandshakeDatagram { source, datagram, waiting }
             });
             device.receive_handshakes(datagrams, &**shared, clock::now());
-            handshakes.clear();
+            handshakes.drain(..at_once);
             self.transmit();
         }
         self.settle();

@@ -279,7 +279,9 @@ impl Device {
             }
             MacState::ValidMac1 if under_load => {
                 self.refuse(DropCause::UnderLoad, now.instant);
-                self.send_cookie_reply(source, datagram, sender_index, now.instant);
+                if self.load.gives_cookie(waiting) {
+                    self.send_cookie_reply(source, datagram, sender_index, now.instant);
+                }
                 false
             }
             MacState::ValidMac1 => true,
@@ -328,11 +330,11 @@ impl Device {
         sender_index: SenderIndex,
         now: Instant,
     ) {
-        let fresh = (self.random_array(), self.random_array());
-        let Some(identity) = &mut self.identity else { return };
-        let from = source.destination;
+        let Self { identity, random, .. } = self;
+        let Some(identity) = identity else { return };
+        let (from, mut random) = (source.destination, |bytes: &mut [u8]| random.fill(bytes));
         if let Some(reply) =
-            identity.cookie_checker.create_reply(datagram, sender_index, from, fresh, now)
+            identity.cookie_checker.create_reply(datagram, sender_index, from, &mut random, now)
         {
             let datagram = reply.to_bytes().to_vec();
             self.transmits.push_back(Transmit {
