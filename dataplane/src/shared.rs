@@ -42,6 +42,8 @@ impl QueuedHandshake {
 /// Messages for the control thread.
 struct HandshakeQueue {
     messages: VecDeque<QueuedHandshake>,
+    /// Those before them that the control thread has taken and not consumed, by its last word.
+    taken: usize,
     /// The control thread looks from time to time, and need not be woken.
     polled: bool,
 }
@@ -85,6 +87,7 @@ impl Shared {
             inbound: [inbound(), inbound()],
             handshakes: Mutex::new(HandshakeQueue {
                 messages: VecDeque::with_capacity(MAX_QUEUED_HANDSHAKES),
+                taken: 0,
                 polled: false,
             }),
             flushes: Mutex::default(),
@@ -141,7 +144,7 @@ impl Shared {
     /// to be woken: the queue was empty, and it does not look by itself.
     pub(crate) fn queue_handshake(&self, message: QueuedHandshake) -> bool {
         let mut queue = self.handshakes();
-        if queue.messages.len() >= MAX_QUEUED_HANDSHAKES {
+        if queue.taken + queue.messages.len() >= MAX_QUEUED_HANDSHAKES {
             drop(queue);
             self.data_path.drops.add(DropCause::HandshakeQueueFull, 1);
             return false;
@@ -163,27 +166,27 @@ impl Shared {
     /// holds the queue for as long as it takes to exchange two pointers: the control thread gives way to
     /// workers, who must not wait for it.
     pub(crate) fn take_handshakes(&self, taken: &mut VecDeque<QueuedHandshake>) -> usize {
-        let messages = &mut self.handshakes().messages;
+        let mut queue = self.handshakes();
         if taken.is_empty() {
-            core::mem::swap(messages, taken);
+            core::mem::swap(&mut queue.messages, taken);
         }
-        messages.len()
+        queue.taken = taken.len();
+        queue.messages.len()
     }
 
     /// Forgets the queued messages, when the sockets close.
     pub(crate) fn clear_handshakes(&self) {
-        self.handshakes().messages.clear();
+        let mut queue = self.handshakes();
+        queue.messages.clear();
+        queue.taken = 0;
     }
 
     /// Leaves the staged packets of peers to whichever worker reads the TUN device next, so that
     /// they keep their place before the packets read after them.
     pub(crate) fn request_flushes(&self, peers: impl Iterator<Item = Arc<Peer>>) {
-        let mut flushes = self.flushes.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = flushes.len();
-        flushes.extend(peers);
-        let requested = flushes.len() > before;
-        drop(flushes);
-        if requested {
+        let peers: Vec<_> = peers.collect();
+        if !peers.is_empty() {
+            self.flushes.lock().unwrap_or_else(PoisonError::into_inner).extend(peers);
             self.lead.call(0);
         }
     }
@@ -243,7 +246,11 @@ mod tests {
         let mut taken = VecDeque::new();
         assert_eq!(shared.take_handshakes(&mut taken), 0);
         assert_eq!(taken.len(), MAX_QUEUED_HANDSHAKES);
-        // The next are not taken before these are consumed.
+        // They still wait until they are consumed, and the next are not taken before.
+        assert!(!queue());
+        assert_eq!(shared.data_path.drops.count(DropCause::HandshakeQueueFull), 2);
+        taken.drain(..16);
+        assert_eq!(shared.take_handshakes(&mut taken), 0);
         assert!(queue());
         assert_eq!(shared.take_handshakes(&mut taken), 1);
         taken.clear();

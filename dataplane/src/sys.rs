@@ -262,9 +262,9 @@ pub(crate) fn share_one_heap() {
     let _cannot_fail = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// Lets every thread of lesser niceness go first, as far as there are not processors for all: a flood of
-/// handshake messages shall not take the time of those that carry packets. Workers that are to keep
-/// their place must have been started.
+/// Leaves nine tenths of a processor to whichever worker wants the same one: a flood of handshake messages
+/// shall not take the time of those that carry packets. The workers must have been started, or they
+/// would be as nice.
 pub(crate) fn give_way() {
     const NICER: libc::c_int = 10;
     // SAFETY: a plain integer. On Linux it is about the calling thread alone, and being nicer is nothing

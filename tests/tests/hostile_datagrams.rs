@@ -107,7 +107,7 @@ fn a_flood_of_forged_handshakes_is_dropped() {
     survives(&tunnel(), (0..5000).map(|seed| typed(1, seed, 148)));
 }
 
-/// A flood of handshake messages is the control thread's work, and takes no time from the workers'.
+/// A flood of handshake messages is the control thread's work, and takes little of the workers' time.
 #[test]
 fn who_carries_packets_goes_before_who_answers_handshakes() {
     require!(Wgsep);

@@ -305,8 +305,13 @@ impl DataPath {
 
     /// Follows the MTUs of those routes to the interface that have one of their own.
     pub fn set_route_mtus(&self, mtus: AllowedIps<u32>, any: bool) {
-        *self.route_mtus.lock().unwrap_or_else(PoisonError::into_inner) = mtus;
+        let before = {
+            let mut route_mtus = self.route_mtus.lock().unwrap_or_else(PoisonError::into_inner);
+            core::mem::replace(&mut *route_mtus, mtus)
+        };
         self.has_route_mtus.store(any, Ordering::Release);
+        // Not while a worker waits for the lock.
+        drop(before);
     }
 
     /// Follows the interface's MTU.

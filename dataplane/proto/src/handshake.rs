@@ -194,8 +194,8 @@ impl Handshake {
         self.state
     }
 
-    /// Forgets the Diffie-Hellman of both static keys, after ours changed.
-    pub fn forget_static_static(&mut self) {
+    /// Forgets what was prepared with our static key, after that changed.
+    pub fn forget_prepared(&mut self) {
         self.prepared = None;
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The flood never stops: half of the time it goes to a port where nobody looks at it, so that what
 //! is compared differs in nothing but the daemon's own work. Its mac1 is right, as anybody can make
-//! it who knows the public key.
+//! it who knows the public key. After each change some time is not counted, in which what came before
+//! is worked off; that a daemon is still under load in the calm half is.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -11,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use wgsep_proto::messages::INITIATION_LEN;
+use wgsep_tests::wait;
 
 use crate::bed::Place;
 use crate::cpu::Meter;
@@ -25,6 +27,11 @@ const RATE: f64 = 10_000.0;
 /// them; a flood has its full effect after some milliseconds.
 const PHASE: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_micros(200);
+/// After a change: twice what it takes to answer all of one half's initiations.
+const GAP: Duration = Duration::from_millis(50);
+/// Bytes out of the tunnel that a stream is past its start with.
+const UNDER_WAY: f64 = 1e6;
+const START_LIMIT: Duration = Duration::from_secs(15);
 /// Different ones.
 const DATAGRAMS: u16 = 512;
 
@@ -42,8 +49,10 @@ pub(crate) fn measure(context: &Context<'_>) -> Vec<Measured> {
     let elsewhere = SocketAddr::new(daemon.ip(), sink.local_addr().map_or(0, |at| at.port()));
     let phases = context.pace.flood_phases;
     // More than it takes to begin; what is left is not waited for.
-    let seconds = (2 * phases * PHASE).as_secs() + 2;
+    let seconds = (2 * phases * (GAP + PHASE)).as_secs() + 2;
     let stream = Iperf::start(bed, Streams { count: 1, back: false, seconds });
+    let before = received(&bed.right);
+    wait::until("a stream is under way", START_LIMIT, || received(&bed.right) > before + UNDER_WAY);
     let meter = Meter::start(bed);
     let (at_daemon, ends) = (AtomicBool::new(false), AtomicBool::new(false));
     let (mut calm, mut flooded) = (Vec::new(), Vec::new());
@@ -53,13 +62,12 @@ pub(crate) fn measure(context: &Context<'_>) -> Vec<Measured> {
                 if at_daemon.load(Ordering::Relaxed) { daemon } else { elsewhere }
             });
         });
-        // Past the stream's slow start.
-        thread::sleep(PHASE);
         for _ in 0..phases {
-            calm.push(rate(&bed.right));
-            at_daemon.store(true, Ordering::Relaxed);
-            flooded.push(rate(&bed.right));
-            at_daemon.store(false, Ordering::Relaxed);
+            for (floods, rates) in [(false, &mut calm), (true, &mut flooded)] {
+                at_daemon.store(floods, Ordering::Relaxed);
+                thread::sleep(GAP);
+                rates.push(rate(&bed.right));
+            }
         }
         ends.store(true, Ordering::Relaxed);
     });

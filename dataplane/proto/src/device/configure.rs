@@ -132,7 +132,7 @@ impl Device {
         for id in self.ids() {
             self.clear_handshake(id);
             let Some(entry) = self.peers.get_mut(&id) else { continue };
-            entry.handshake.forget_static_static();
+            entry.handshake.forget_prepared();
             entry.peer.timers.reset_last_sent_handshake();
             let state = entry.peer.state();
             for keypair in [&state.keypairs.current, &state.keypairs.next].into_iter().flatten() {

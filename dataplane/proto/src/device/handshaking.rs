@@ -279,9 +279,7 @@ impl Device {
             }
             MacState::ValidMac1 if under_load => {
                 self.refuse(DropCause::UnderLoad, now.instant);
-                if self.load.gives_cookie(waiting) {
-                    self.send_cookie_reply(source, datagram, sender_index, now.instant);
-                }
+                self.send_cookie_reply(source, datagram, sender_index, now.instant);
                 false
             }
             MacState::ValidMac1 => true,

@@ -12,12 +12,6 @@ pub const UNDER_LOAD_THRESHOLD: usize = MAX_QUEUED_HANDSHAKES / 8;
 pub const UNDER_LOAD_REFUSALS: u32 = 256;
 /// It stays so for this long after.
 pub const UNDER_LOAD_TIME: Duration = Duration::from_secs(1);
-/// With as many waiting, only one of [`COOKIE_SHARE`] senders that show no cookie is given one: making it
-/// takes several times what looking at a message does, and whoever shows one shall find room in the
-/// queue.
-pub const COOKIES_SHORT_THRESHOLD: usize = MAX_QUEUED_HANDSHAKES / 2;
-/// Senders of whom one is given a cookie while those are short.
-pub const COOKIE_SHARE: u32 = 8;
 
 /// When refusals are counted anew.
 const REFUSALS_TIME: Duration = Duration::from_secs(1);
@@ -28,8 +22,6 @@ pub(super) struct Load {
     since: Option<Instant>,
     /// Messages that were in vain, and since when they are counted.
     refused: (u32, Option<Instant>),
-    /// Senders without a cookie since one was given while those are short.
-    without_cookie: u32,
 }
 
 /// What a message changed.
@@ -73,15 +65,6 @@ impl Load {
         self.since.is_some_and(|since| now.since(since) < UNDER_LOAD_TIME)
     }
 
-    /// Whether a sender that shows no cookie is given one, with so many waiting.
-    pub(super) const fn gives_cookie(&mut self, waiting: usize) -> bool {
-        if waiting < COOKIES_SHORT_THRESHOLD {
-            return true;
-        }
-        self.without_cookie = (self.without_cookie + 1) % COOKIE_SHARE;
-        self.without_cookie == 0
-    }
-
     fn begin(&mut self, now: Instant) -> Option<Change> {
         let before = self.since.replace(now);
         before.is_none().then_some(Change::Begins)
@@ -122,14 +105,6 @@ mod tests {
             assert_eq!(load.refuse(at(1001)), None);
         }
         assert_eq!(load.refuse(at(1001)), Some(Change::Begins));
-    }
-
-    #[test]
-    fn with_half_the_queue_waiting_one_in_eight_is_given_a_cookie() {
-        let mut load = Load::default();
-        assert!((0..100).all(|_| load.gives_cookie(COOKIES_SHORT_THRESHOLD - 1)));
-        let given = (0..800).filter(|_| load.gives_cookie(COOKIES_SHORT_THRESHOLD)).count();
-        assert_eq!(given, 100);
     }
 
     #[test]

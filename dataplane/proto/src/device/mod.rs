@@ -12,10 +12,7 @@ mod load;
 mod team;
 
 pub use handshaking::{HANDSHAKE_TRAFFIC_CLASS, HandshakeDatagram};
-pub use load::{
-    COOKIE_SHARE, COOKIES_SHORT_THRESHOLD, MAX_QUEUED_HANDSHAKES, UNDER_LOAD_REFUSALS,
-    UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME,
-};
+pub use load::{MAX_QUEUED_HANDSHAKES, UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME};
 pub use team::{Alone, Task, Team};
 
 use crate::config::AllowedIp;
