@@ -27,8 +27,8 @@ const RATE: f64 = 10_000.0;
 /// them; a flood has its full effect after some milliseconds.
 const PHASE: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_micros(200);
-/// After a change: twice what it takes to answer all of one half's initiations.
-const GAP: Duration = Duration::from_millis(50);
+/// After a change: half as long again as it takes to answer all of one half's initiations.
+const GAP: Duration = Duration::from_millis(30);
 /// Bytes out of the tunnel that a stream is past its start with.
 const UNDER_WAY: f64 = 1e6;
 const START_LIMIT: Duration = Duration::from_secs(15);

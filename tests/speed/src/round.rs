@@ -87,7 +87,7 @@ impl Pace {
         overload: Duration::from_millis(1000),
         probe: Duration::from_millis(600),
         handshakes: Duration::from_millis(1500),
-        flood_phases: 60,
+        flood_phases: 100,
         pairs: 8,
         repeats: 1,
     };
