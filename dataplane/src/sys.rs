@@ -262,11 +262,11 @@ pub(crate) fn share_one_heap() {
     let _cannot_fail = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// Leaves nine tenths of a processor to whichever worker wants the same one: a flood of handshake messages
-/// shall not take the time of those that carry packets. The workers must have been started, or they
-/// would be as nice.
+/// Puts this thread behind every worker that wants the same processor, who leaves it a seventieth of that: a
+/// flood of handshake messages shall not take the time of those that carry packets. The workers must
+/// have been started, or they would be as nice.
 pub(crate) fn give_way() {
-    const NICER: libc::c_int = 10;
+    const NICER: libc::c_int = 19;
     // SAFETY: a plain integer. On Linux it is about the calling thread alone, and being nicer is nothing
     // that the kernel refuses.
     let _niceness = unsafe { libc::nice(NICER) };

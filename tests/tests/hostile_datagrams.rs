@@ -120,7 +120,7 @@ fn who_carries_packets_goes_before_who_answers_handshakes() {
     assert_eq!(ours.len(), 1, "{niceness:?}");
     let workers = of("worker");
     assert!(!workers.is_empty() && workers.iter().all(|nice| [*nice] == *ours), "{niceness:?}");
-    assert_eq!(of("control"), [(ours[0] + 10).min(19)], "{niceness:?}");
+    assert_eq!(of("control"), [(ours[0] + 19).min(19)], "{niceness:?}");
 }
 
 /// A tunnel whose left end sends through a relay, so that a test has its real datagrams.
