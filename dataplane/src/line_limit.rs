@@ -23,9 +23,10 @@ enum Verdict {
 }
 
 impl LineLimit {
-    /// Calls `write`, unless there were too many lines.
-    pub(crate) fn write(&mut self, now: Instant, write: impl FnOnce()) {
-        match self.admit(now) {
+    /// Calls `write`, unless there were too many lines; true if it was called.
+    pub(crate) fn write(&mut self, now: Instant, write: impl FnOnce()) -> bool {
+        let verdict = self.admit(now);
+        match verdict {
             Verdict::Write => write(),
             Verdict::WriteLast => {
                 write();
@@ -33,6 +34,7 @@ impl LineLimit {
             }
             Verdict::LeaveOut => {}
         }
+        verdict != Verdict::LeaveOut
     }
 
     fn admit(&mut self, now: Instant) -> Verdict {

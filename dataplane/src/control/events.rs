@@ -1,13 +1,14 @@
 //! The protocol's events as log lines.
 //!
 //! A handshake that fails does so every five seconds, and strangers can cause some events at will. So
-//! each failure is told once for each peer or address it concerns, and again only after an hour or once
-//! it was mended; and each kind has a limit, beyond which it is only counted. With `debug` the
-//! repetitions are told, too.
+//! each failure is logged once for each peer or address it concerns, and again only after an hour or
+//! once a handshake completed; and each kind has a limit, beyond which lines are left out. Peers and
+//! strangers have tables and limits of their own, so that no flood of strangers hides a peer's failure.
+//! With `debug` the repetitions are logged, too.
 
 use crate::line_limit::LineLimit;
 use crate::udp;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::mem::{Discriminant, discriminant};
 use std::net::{IpAddr, SocketAddr};
@@ -17,10 +18,10 @@ use wgsep_proto::device::Event;
 use wgsep_proto::keys::PublicKey;
 use wgsep_proto::time::Instant;
 
-/// A failure that goes on is told again after this long.
+/// A failure that goes on is logged again after this long.
 const AGAIN_AFTER: Duration = Duration::from_secs(3600);
-/// Failures remembered at once. What does not fit is not told: by then the log has enough of them.
-const MAX_TOLD: usize = 1024;
+/// Failures of strangers remembered at once; the oldest is evicted.
+const MAX_STRANGERS: usize = 1024;
 
 /// What kind of line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,44 +31,142 @@ enum Kind {
     Unsent,
 }
 
-/// Whom a failure concerns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The peer or the address that a failure concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
     Peer(PublicKey),
-    Address(IpAddr),
+    Stranger(IpAddr),
 }
 
-/// What is to become of a line.
+/// What became of a failure's line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Tell,
+enum Outcome {
+    Logged,
+    /// It was logged less than [`AGAIN_AFTER`] ago.
     Repeated,
+    /// Too many lines of its kind; the next such failure is logged if there are fewer then.
+    LeftOut,
+}
+
+/// The limit on lines of each kind.
+#[derive(Default)]
+struct Limits(HashMap<Kind, LineLimit>);
+
+impl Limits {
+    fn of(&mut self, kind: Kind) -> &mut LineLimit {
+        self.0.entry(kind).or_default()
+    }
+}
+
+/// When which failures of peers were logged: at most one entry for each peer of the device.
+#[derive(Default)]
+struct PeerFailures {
+    limits: Limits,
+    logged: HashMap<PublicKey, Vec<(Kind, Instant)>>,
+}
+
+impl PeerFailures {
+    fn failure(
+        &mut self,
+        kind: Kind,
+        peer: PublicKey,
+        now: Instant,
+        write: impl FnOnce(),
+    ) -> Outcome {
+        let logged = self.logged.get(&peer).into_iter().flatten();
+        if logged.into_iter().any(|(of, at)| *of == kind && is_fresh(*at, now)) {
+            return Outcome::Repeated;
+        }
+        if !self.limits.of(kind).write(now, write) {
+            return Outcome::LeftOut;
+        }
+        let logged = self.logged.entry(peer).or_default();
+        logged.retain(|(of, _)| *of != kind);
+        logged.push((kind, now));
+        Outcome::Logged
+    }
+
+    /// Forgets the failures of a peer; true if there were any.
+    fn forget(&mut self, peer: &PublicKey) -> bool {
+        self.logged.remove(peer).is_some()
+    }
+}
+
+/// When which failures of strangers were logged, in the order of logging.
+#[derive(Default)]
+struct StrangerFailures {
+    limits: Limits,
+    logged: HashMap<(Kind, IpAddr), Instant>,
+    order: VecDeque<(Kind, IpAddr)>,
+}
+
+impl StrangerFailures {
+    fn failure(&mut self, kind: Kind, from: IpAddr, now: Instant, write: impl FnOnce()) -> Outcome {
+        self.expire(now);
+        if self.logged.contains_key(&(kind, from)) {
+            return Outcome::Repeated;
+        }
+        if !self.limits.of(kind).write(now, write) {
+            return Outcome::LeftOut;
+        }
+        if self.order.len() >= MAX_STRANGERS {
+            self.evict_oldest();
+        }
+        self.logged.insert((kind, from), now);
+        self.order.push_back((kind, from));
+        Outcome::Logged
+    }
+
+    fn expire(&mut self, now: Instant) {
+        let is_stale = |oldest: &(Kind, IpAddr), logged: &HashMap<(Kind, IpAddr), Instant>| {
+            logged.get(oldest).is_none_or(|at| !is_fresh(*at, now))
+        };
+        while self.order.front().is_some_and(|oldest| is_stale(oldest, &self.logged)) {
+            self.evict_oldest();
+        }
+    }
+
+    fn evict_oldest(&mut self) {
+        if let Some(oldest) = self.order.pop_front() {
+            self.logged.remove(&oldest);
+        }
+    }
+}
+
+fn is_fresh(logged: Instant, now: Instant) -> bool {
+    now.since(logged) < AGAIN_AFTER
 }
 
 /// Writes events that an operator acts on.
 #[derive(Default)]
 pub(super) struct Reporter {
-    limits: HashMap<Kind, LineLimit>,
-    told: HashMap<(Kind, Subject), Instant>,
+    /// For events that are not failures.
+    limits: Limits,
+    peers: PeerFailures,
+    strangers: StrangerFailures,
 }
 
 impl Reporter {
-    /// Writes an event, unless it was told already or there were too many of its kind.
+    /// Writes an event, unless it was logged already or there were too many of its kind.
     pub(super) fn report(&mut self, event: Event, now: Instant) {
         let kind = Kind::Event(discriminant(&event));
         match (event, subject(&event)) {
             (Event::HandshakeComplete { peer, first }, _) => {
-                let mended = self.forget(peer);
-                if first || mended {
+                let had_failed = self.peers.forget(&peer);
+                if first || had_failed {
                     let line =
                         if first { "first handshake complete" } else { "handshake complete again" };
-                    self.limit(kind).write(now, || tracing::info!("{peer}: {line}"));
+                    self.limits.of(kind).write(now, || tracing::info!("{peer}: {line}"));
                 } else {
                     tracing::debug!("{peer}: handshake complete");
                 }
             }
-            (_, Some(subject)) => self.failure(kind, subject, &line(event), now),
-            (_, None) => self.limit(kind).write(now, || tracing::info!("{}", line(event))),
+            (_, Some(subject)) => {
+                self.failure(kind, subject, &line(event), now);
+            }
+            (_, None) => {
+                self.limits.of(kind).write(now, || tracing::info!("{}", line(event)));
+            }
         }
     }
 
@@ -91,41 +190,26 @@ impl Reporter {
         self.failure(Kind::Unsent, Subject::Peer(peer), &line, now);
     }
 
-    fn failure(&mut self, kind: Kind, subject: Subject, line: &str, now: Instant) {
-        match self.judge(kind, subject, now) {
-            Verdict::Tell => self.limit(kind).write(now, || tracing::info!("{line}")),
-            Verdict::Repeated => tracing::debug!("{line}"),
-        }
+    /// Forgets the peers that the device does not have any more: if one is added again, its failures
+    /// are logged again.
+    pub(super) fn retain_peers(&mut self, is_peer: impl Fn(&PublicKey) -> bool) {
+        self.peers.logged.retain(|peer, _| is_peer(peer));
     }
 
-    fn judge(&mut self, kind: Kind, subject: Subject, now: Instant) -> Verdict {
-        let is_fresh = |told: &Instant| now.since(*told) < AGAIN_AFTER;
-        if self.told.get(&(kind, subject)).is_some_and(is_fresh) {
-            return Verdict::Repeated;
+    fn failure(&mut self, kind: Kind, subject: Subject, line: &str, now: Instant) -> Outcome {
+        let write = || tracing::info!("{line}");
+        let outcome = match subject {
+            Subject::Peer(peer) => self.peers.failure(kind, peer, now, write),
+            Subject::Stranger(from) => self.strangers.failure(kind, from, now, write),
+        };
+        if outcome == Outcome::Repeated {
+            tracing::debug!("{line}");
         }
-        if self.told.len() >= MAX_TOLD {
-            self.told.retain(|_, told| is_fresh(told));
-        }
-        if self.told.len() >= MAX_TOLD {
-            return Verdict::Repeated;
-        }
-        self.told.insert((kind, subject), now);
-        Verdict::Tell
-    }
-
-    /// A peer is well; true if something else was told of it before.
-    fn forget(&mut self, peer: PublicKey) -> bool {
-        let before = self.told.len();
-        self.told.retain(|(_, subject), _| *subject != Subject::Peer(peer));
-        self.told.len() < before
-    }
-
-    fn limit(&mut self, kind: Kind) -> &mut LineLimit {
-        self.limits.entry(kind).or_default()
+        outcome
     }
 }
 
-/// Whom a failure concerns; `None` for what is no failure of somebody's.
+/// The subject of a failure; `None` for an event that is not one.
 const fn subject(event: &Event) -> Option<Subject> {
     match event {
         Event::HandshakeUnanswered(peer, _)
@@ -134,7 +218,7 @@ const fn subject(event: &Event) -> Option<Subject> {
         | Event::InitiationReplayed(peer)
         | Event::ResponseRefused(peer) => Some(Subject::Peer(*peer)),
         // The key may be made up, each time another.
-        Event::UnknownPeer(from, _) | Event::InvalidMac(from) => Some(Subject::Address(from.ip())),
+        Event::UnknownPeer(from, _) | Event::InvalidMac(from) => Some(Subject::Stranger(from.ip())),
         Event::HandshakeComplete { .. } | Event::EndpointMoved(..) | Event::UnderLoad => None,
     }
 }
@@ -174,50 +258,128 @@ mod tests {
     use super::*;
 
     const KIND: Kind = Kind::Unsent;
+    const STRANGERS_KIND: Kind = Kind::Event(discriminant(&Event::InvalidMac(SocketAddr::new(
+        IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        0,
+    ))));
+    const MINUTE: Duration = Duration::from_secs(60);
 
-    fn peer(number: u32) -> Subject {
+    fn key(number: u32) -> PublicKey {
         let mut key = [0; 32];
         key[..4].copy_from_slice(&number.to_le_bytes());
-        Subject::Peer(PublicKey::from_bytes(key))
+        PublicKey::from_bytes(key)
+    }
+
+    fn peer(number: u32) -> Subject {
+        Subject::Peer(key(number))
+    }
+
+    fn stranger(number: u32) -> Subject {
+        Subject::Stranger(IpAddr::V4(number.into()))
+    }
+
+    impl Reporter {
+        fn try_log(&mut self, kind: Kind, subject: Subject, now: Instant) -> Outcome {
+            self.failure(kind, subject, "", now)
+        }
     }
 
     #[test]
-    fn a_failure_is_told_once_an_hour_for_each_peer_and_kind() {
+    fn a_failure_is_logged_once_an_hour_for_each_peer_and_kind() {
         let mut reporter = Reporter::default();
         let start = Instant::from_nanos(1);
-        assert_eq!(reporter.judge(KIND, peer(1), start), Verdict::Tell);
-        assert_eq!(reporter.judge(KIND, peer(2), start), Verdict::Tell);
+        assert_eq!(reporter.try_log(KIND, peer(1), start), Outcome::Logged);
+        assert_eq!(reporter.try_log(KIND, peer(2), start), Outcome::Logged);
         let other = Kind::Event(discriminant(&Event::UnderLoad));
-        assert_eq!(reporter.judge(other, peer(1), start), Verdict::Tell);
+        assert_eq!(reporter.try_log(other, peer(1), start), Outcome::Logged);
         let later = start.after(AGAIN_AFTER - Duration::from_nanos(1));
-        assert_eq!(reporter.judge(KIND, peer(1), later), Verdict::Repeated);
-        assert_eq!(reporter.judge(KIND, peer(1), start.after(AGAIN_AFTER)), Verdict::Tell);
+        assert_eq!(reporter.try_log(KIND, peer(1), later), Outcome::Repeated);
+        assert_eq!(reporter.try_log(KIND, peer(1), start.after(AGAIN_AFTER)), Outcome::Logged);
     }
 
     #[test]
-    fn a_handshake_that_completes_mends_its_peer_alone() {
+    fn a_completed_handshake_forgets_the_failures_of_its_peer_alone() {
         let mut reporter = Reporter::default();
         let now = Instant::from_nanos(1);
-        let key = |number| match peer(number) {
-            Subject::Peer(key) => key,
-            Subject::Address(_) => panic!(),
-        };
         for number in [1, 2] {
-            reporter.judge(KIND, peer(number), now);
+            reporter.try_log(KIND, peer(number), now);
         }
-        assert!(reporter.forget(key(1)) && !reporter.forget(key(1)));
-        assert_eq!(reporter.judge(KIND, peer(1), now), Verdict::Tell);
-        assert_eq!(reporter.judge(KIND, peer(2), now), Verdict::Repeated);
+        assert!(reporter.peers.forget(&key(1)) && !reporter.peers.forget(&key(1)));
+        assert_eq!(reporter.try_log(KIND, peer(1), now), Outcome::Logged);
+        assert_eq!(reporter.try_log(KIND, peer(2), now), Outcome::Repeated);
+    }
+
+    /// More addresses than the table of strangers holds, each with a wrong mac1.
+    #[test]
+    fn a_flood_of_strangers_hides_no_failure_of_a_peer() {
+        let mut reporter = Reporter::default();
+        let now = Instant::from_nanos(1);
+        for number in 0..5000 {
+            reporter.try_log(STRANGERS_KIND, stranger(number), now);
+        }
+        for kind in [KIND, STRANGERS_KIND] {
+            assert_eq!(reporter.try_log(kind, peer(1), now), Outcome::Logged);
+        }
     }
 
     #[test]
-    fn strangers_cannot_make_it_remember_without_bound() {
+    fn a_flood_of_strangers_hides_another_stranger_for_a_minute_at_most() {
         let mut reporter = Reporter::default();
         let now = Instant::from_nanos(1);
-        let told = (0..5000).filter(|n| reporter.judge(KIND, peer(*n), now) == Verdict::Tell);
-        assert_eq!(told.count(), MAX_TOLD);
-        assert_eq!(reporter.told.len(), MAX_TOLD);
-        assert_eq!(reporter.judge(KIND, peer(9999), now.after(AGAIN_AFTER)), Verdict::Tell);
-        assert_eq!(reporter.told.len(), 1);
+        for number in 0..5000 {
+            reporter.try_log(STRANGERS_KIND, stranger(number), now);
+        }
+        assert_eq!(reporter.try_log(STRANGERS_KIND, stranger(9999), now), Outcome::LeftOut);
+        let later = now.after(MINUTE);
+        assert_eq!(reporter.try_log(STRANGERS_KIND, stranger(9999), later), Outcome::Logged);
+        assert_eq!(reporter.try_log(STRANGERS_KIND, stranger(9999), later), Outcome::Repeated);
+    }
+
+    /// What the limit left out was not logged, so the next such failure is.
+    #[test]
+    fn a_line_that_was_left_out_does_not_count_as_logged() {
+        let mut reporter = Reporter::default();
+        let now = Instant::from_nanos(1);
+        for number in 0..20 {
+            let expected = if number < 10 { Outcome::Logged } else { Outcome::LeftOut };
+            assert_eq!(reporter.try_log(KIND, peer(number), now), expected, "peer {number}");
+        }
+        assert_eq!(reporter.try_log(KIND, peer(15), now.after(MINUTE)), Outcome::Logged);
+        assert_eq!(reporter.try_log(KIND, peer(5), now.after(MINUTE)), Outcome::Repeated);
+    }
+
+    #[test]
+    fn strangers_are_bounded_and_the_oldest_is_evicted() {
+        let mut reporter = Reporter::default();
+        let mut now = Instant::from_nanos(1);
+        let most = u32::try_from(MAX_STRANGERS).unwrap();
+        // Two kinds, ten lines a minute of each: the table is full before the first is an hour old.
+        let kinds = [STRANGERS_KIND, Kind::Event(discriminant(&Event::UnderLoad))];
+        for number in 0..most + 10 {
+            let kind = kinds[number as usize % 2];
+            assert_eq!(reporter.try_log(kind, stranger(number), now), Outcome::Logged);
+            now = now.after(Duration::from_secs(3));
+        }
+        let strangers = &reporter.strangers;
+        assert_eq!((strangers.logged.len(), strangers.order.len()), (MAX_STRANGERS, MAX_STRANGERS));
+        assert_eq!(reporter.try_log(kinds[0], stranger(10), now), Outcome::Repeated);
+        assert_eq!(reporter.try_log(kinds[0], stranger(8), now), Outcome::Logged);
+        let later = now.after(AGAIN_AFTER);
+        assert_eq!(reporter.try_log(kinds[0], stranger(1), later), Outcome::Logged);
+        assert_eq!(reporter.strangers.logged.len(), 1);
+        assert_eq!(reporter.strangers.order.len(), 1);
+    }
+
+    #[test]
+    fn a_peer_that_was_removed_is_forgotten() {
+        let mut reporter = Reporter::default();
+        let now = Instant::from_nanos(1);
+        for number in [1, 2] {
+            reporter.try_log(KIND, peer(number), now);
+        }
+        reporter.retain_peers(|peer| *peer == key(2));
+        assert_eq!(reporter.peers.logged.len(), 1);
+        assert_eq!(reporter.try_log(KIND, peer(1), now), Outcome::Logged);
+        assert_eq!(reporter.try_log(KIND, peer(2), now), Outcome::Repeated);
     }
 }

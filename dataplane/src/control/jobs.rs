@@ -230,7 +230,7 @@ impl Control {
             _ => match self.take_sockets(reply, descriptors) {
                 Ok(port) => {
                     configuration.listen_port = Some(port);
-                    self.device.configure(configuration, clock::now());
+                    self.configure(configuration);
                     self.device.set_up(true, clock::now());
                     self.jobs.push_front(Job::Configured(client));
                     tracing::info!("UDP port {port}");
@@ -249,8 +249,14 @@ impl Control {
     }
 
     fn apply(&mut self, client: ClientId, configuration: Configuration) {
-        self.device.configure(configuration, clock::now());
+        self.configure(configuration);
         self.reply_set(client, 0);
+    }
+
+    fn configure(&mut self, configuration: Configuration) {
+        self.device.configure(configuration, clock::now());
+        let Self { reporter, device, .. } = self;
+        reporter.retain_peers(|peer| device.has_peer(peer));
     }
 
     fn reply_set(&mut self, client: ClientId, errno: i32) {

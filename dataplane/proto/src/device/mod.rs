@@ -177,6 +177,12 @@ impl Device {
         self.entry(id).map(|entry| *entry.peer.public_key())
     }
 
+    /// Whether a public key is that of a peer.
+    #[must_use]
+    pub fn has_peer(&self, public_key: &PublicKey) -> bool {
+        self.by_key.contains_key(public_key)
+    }
+
     /// The network took a datagram, but not from its source, which is no address of ours any more.
     pub fn source_failed(&mut self, transmit: &Transmit) {
         if let Some(entry) = transmit.peer.and_then(|id| self.entry(id)) {
