@@ -2,37 +2,15 @@
 
 use crate::sys;
 use wgsep_proto::device::Random;
-use zeroize::Zeroizing;
 
-/// Drawn at once: up to this many bytes come whole, and never late, once the kernel has booted.
-const DRAWN: usize = 256;
-
-/// The kernel's generator. Most of what is asked for are a few bytes, so they are drawn in advance,
-/// and erased as they are given out.
-pub(crate) struct KernelRandom {
-    drawn: Zeroizing<[u8; DRAWN]>,
-    left: usize,
-}
-
-impl Default for KernelRandom {
-    fn default() -> Self {
-        Self { drawn: Zeroizing::new([0; DRAWN]), left: 0 }
-    }
-}
+/// The kernel's generator. Every byte is drawn at the moment of use: bytes drawn ahead would be in a
+/// snapshot of a virtual machine, and both of its copies would make the same keys of them.
+#[derive(Debug, Default)]
+pub(crate) struct KernelRandom;
 
 impl Random for KernelRandom {
     fn fill(&mut self, bytes: &mut [u8]) {
-        for chunk in bytes.chunks_mut(DRAWN) {
-            if self.left < chunk.len() {
-                sys::fill_random(self.drawn.as_mut());
-                self.left = DRAWN;
-            }
-            let start = self.left - chunk.len();
-            let given = &mut self.drawn[start..self.left];
-            chunk.copy_from_slice(given);
-            given.fill(0);
-            self.left = start;
-        }
+        bytes.chunks_mut(sys::MAX_RANDOM).for_each(sys::fill_random);
     }
 }
 
@@ -40,9 +18,12 @@ impl Random for KernelRandom {
 mod tests {
     use super::*;
 
+    /// There is no place for bytes drawn ahead.
+    const _: () = assert!(size_of::<KernelRandom>() == 0);
+
     #[test]
-    fn no_byte_is_given_twice_and_none_is_kept() {
-        let mut random = KernelRandom::default();
+    fn no_byte_is_given_twice() {
+        let mut random = KernelRandom;
         let mut seen = std::collections::BTreeSet::new();
         for len in [8, 32, 200, 16, 300, 8].repeat(50) {
             let mut bytes = vec![0; len];
@@ -50,7 +31,6 @@ mod tests {
             for eight in bytes.chunks_exact(8) {
                 assert!(seen.insert(eight.to_vec()), "eight bytes came twice");
             }
-            assert!(random.drawn[random.left..].iter().all(|byte| *byte == 0));
         }
     }
 }

@@ -335,10 +335,16 @@ pub(crate) fn peer_pid(channel: &impl AsFd) -> nix::Result<Pid> {
     Ok(Pid::from_raw(credentials.pid()))
 }
 
-/// Fills at most 256 bytes from the kernel's generator; without it no key is safe, so it aborts.
+/// As many random bytes as come whole once the kernel has booted (getrandom(2)).
+pub(crate) const MAX_RANDOM: usize = 256;
+
+/// Fills at most [`MAX_RANDOM`] bytes from the kernel's generator; without it no key is safe, so it
+/// aborts. It is the system call and not the function of the C library, which newer ones serve from
+/// bytes that the vDSO generates ahead.
 pub(crate) fn fill_random(bytes: &mut [u8]) {
     // SAFETY: the buffer is live, writable and as long as given.
-    let filled = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    let filled =
+        unsafe { libc::syscall(libc::SYS_getrandom, bytes.as_mut_ptr(), bytes.len(), 0u32) };
     if usize::try_from(filled) != Ok(bytes.len()) {
         std::process::abort();
     }

@@ -113,7 +113,7 @@ impl Control {
     /// # Errors
     /// If the kernel refuses an epoll instance, a timer or an eventfd.
     pub(crate) fn new(helper: Helper, settings: Arguments) -> nix::Result<Self> {
-        let mut device = Device::new(Box::new(KernelRandom::default()));
+        let mut device = Device::new(Box::new(KernelRandom));
         let initial = Configuration {
             listen_port: Some(settings.listen_port),
             fwmark: Some(settings.fwmark),
