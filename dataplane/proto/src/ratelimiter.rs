@@ -9,9 +9,11 @@ use std::collections::HashMap;
 pub const PACKETS_PER_SECOND: u64 = 20;
 /// Handshake messages that may come at once after a pause.
 pub const PACKETS_BURSTABLE: u64 = 5;
-/// An entry unused for this long says nothing that a new one would not, and is collected.
+/// An entry unused for this long says nothing that a new one would not: it is collected at the next
+/// rotation.
 pub const COLLECT_AFTER: Duration = Duration::from_secs(1);
-/// Sources remembered at once; when full, unknown sources wait.
+/// Sources remembered at once; the older half is evicted. (The kernel refuses unknown sources when its
+/// table is full, so that a sender with 8192 IPv6 prefixes keeps every peer out.)
 pub const MAX_ENTRIES: usize = 8192;
 
 const PACKET_COST: u64 = 1_000_000_000 / PACKETS_PER_SECOND;
@@ -25,19 +27,21 @@ struct Bucket {
 /// Limits sources by IPv4 address or IPv6 /64.
 #[derive(Default)]
 pub struct RateLimiter {
-    buckets: HashMap<u64, Bucket>,
-    collected: Instant,
+    /// Sources seen since the last rotation, at most half of [`MAX_ENTRIES`].
+    recent: HashMap<u64, Bucket>,
+    /// Sources seen between the last two rotations, and not since.
+    older: HashMap<u64, Bucket>,
+    rotated: Instant,
 }
 
 impl RateLimiter {
     /// Takes a token of `source`, if it has one left.
     pub fn allow(&mut self, source: IpAddr, now: Instant) -> bool {
-        self.collect(now);
-        if self.buckets.len() >= MAX_ENTRIES && !self.buckets.contains_key(&key(source)) {
-            return false;
-        }
-        let bucket =
-            self.buckets.entry(key(source)).or_insert(Bucket { tokens: TOKEN_MAX, filled: now });
+        self.rotate(now);
+        let key = key(source);
+        let full = Bucket { tokens: TOKEN_MAX, filled: now };
+        let before = self.older.remove(&key).unwrap_or(full);
+        let bucket = self.recent.entry(key).or_insert(before);
         let gained = u64::try_from(now.since(bucket.filled).as_nanos()).unwrap_or(TOKEN_MAX);
         bucket.tokens = bucket.tokens.saturating_add(gained).min(TOKEN_MAX);
         bucket.filled = now;
@@ -50,23 +54,25 @@ impl RateLimiter {
         }
     }
 
-    /// Drops what is stale, at most once a second.
-    fn collect(&mut self, now: Instant) {
-        if now.since(self.collected) >= COLLECT_AFTER {
-            self.collected = now;
-            self.buckets.retain(|_, bucket| now.since(bucket.filled) < COLLECT_AFTER);
+    /// Drops what was not used since the rotation before, once a second or when half of the table is
+    /// full: the cost for each message does not depend on the size of the table.
+    fn rotate(&mut self, now: Instant) {
+        let is_due = now.since(self.rotated) >= COLLECT_AFTER;
+        if is_due || self.recent.len() >= MAX_ENTRIES / 2 {
+            self.older = core::mem::take(&mut self.recent);
+            self.rotated = now;
         }
     }
 
     /// Drops every entry, and the memory they took.
     pub fn clear(&mut self) {
-        self.buckets = HashMap::new();
+        (self.recent, self.older) = (HashMap::new(), HashMap::new());
     }
 
     /// True while it remembers no source.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.buckets.is_empty()
+        self.recent.is_empty() && self.older.is_empty()
     }
 }
 
@@ -111,15 +117,49 @@ mod tests {
         assert!(limiter.allow("2001:db8:0:1::1".parse().unwrap(), millis(0)));
     }
 
+    fn host(number: usize) -> IpAddr {
+        IpAddr::V4(u32::try_from(number).unwrap().into())
+    }
+
+    fn entries(limiter: &RateLimiter) -> usize {
+        limiter.recent.len() + limiter.older.len()
+    }
+
     #[test]
-    fn the_table_is_bounded_and_collected_after_a_second() {
+    fn a_full_table_evicts_the_oldest_and_refuses_no_new_source() {
         let mut limiter = RateLimiter::default();
-        for host in 0..u32::try_from(MAX_ENTRIES).unwrap() {
-            assert!(limiter.allow(IpAddr::V4(host.into()), millis(0)));
+        for number in 0..MAX_ENTRIES * 3 {
+            assert!(limiter.allow(host(number), millis(0)), "source {number}");
+            assert!(entries(&limiter) <= MAX_ENTRIES);
         }
-        assert!(!limiter.allow("255.0.0.1".parse().unwrap(), millis(999)));
-        assert!(limiter.allow("0.0.0.1".parse().unwrap(), millis(999)));
-        assert!(limiter.allow("255.0.0.1".parse().unwrap(), millis(1000)));
-        assert_eq!(limiter.buckets.len(), 2);
+        // The newest are still limited.
+        for _ in 1..PACKETS_BURSTABLE {
+            assert!(limiter.allow(host(MAX_ENTRIES * 3 - 1), millis(0)));
+        }
+        assert!(!limiter.allow(host(MAX_ENTRIES * 3 - 1), millis(0)));
+    }
+
+    #[test]
+    fn a_source_that_goes_on_sending_is_limited_through_every_rotation() {
+        let mut limiter = RateLimiter::default();
+        for _ in 0..PACKETS_BURSTABLE {
+            assert!(limiter.allow(host(0), millis(0)));
+        }
+        for number in 1..MAX_ENTRIES * 3 {
+            assert!(limiter.allow(host(number), millis(0)));
+            assert!(!limiter.allow(host(0), millis(0)), "after {number} others");
+        }
+    }
+
+    #[test]
+    fn what_was_unused_for_two_seconds_is_collected() {
+        let mut limiter = RateLimiter::default();
+        for number in 0..1000 {
+            assert!(limiter.allow(host(number), millis(0)));
+        }
+        assert!(limiter.allow(host(1), millis(1000)));
+        assert_eq!(entries(&limiter), 1000);
+        assert!(limiter.allow(host(2000), millis(2000)));
+        assert_eq!(entries(&limiter), 2);
     }
 }
