@@ -126,6 +126,12 @@ impl CookieChecker {
         Some(CookieReply { receiver_index: sender_index, nonce, sealed_cookie })
     }
 
+    /// Forgets the secret, so that the next reply is made with another.
+    pub fn forget_secret(&mut self) {
+        self.secret.zeroize();
+        self.secret_born = None;
+    }
+
     fn secret_is_live(&self, now: Instant) -> bool {
         self.secret_born.is_some_and(|born| now.since(born) < COOKIE_SECRET_MAX_AGE)
     }
@@ -166,6 +172,12 @@ impl CookieGenerator {
             cookie_born: None,
             last_mac1: None,
         }
+    }
+
+    /// Forgets the cookie, and the message that a reply would answer.
+    pub fn forget_cookie(&mut self) {
+        self.cookie.zeroize();
+        (self.cookie_born, self.last_mac1) = (None, None);
     }
 
     /// Fills in the last 32 bytes of a handshake message: mac1, and mac2 if we have a cookie.

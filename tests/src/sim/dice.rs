@@ -1,5 +1,7 @@
 //! Seeded randomness: the same seed gives the same run.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use wgsep_proto::device::Random;
 
 /// The SplitMix64 generator: fast, and good enough to roll dice. Not for keys of consequence.
@@ -45,5 +47,28 @@ impl Random for Dice {
             let word = self.roll().to_le_bytes();
             chunk.copy_from_slice(&word[..chunk.len()]);
         }
+    }
+}
+
+/// Dice that can be replaced while a device holds them, as a kernel reseeds its generator.
+#[derive(Clone, Debug)]
+pub struct SharedDice(Arc<Mutex<Dice>>);
+
+impl SharedDice {
+    /// Dice that fall as `seed` says.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(Arc::new(Mutex::new(Dice::new(seed))))
+    }
+
+    /// From now on they fall as another seed says.
+    pub fn reseed(&self, seed: u64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Dice::new(seed);
+    }
+}
+
+impl Random for SharedDice {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).fill(bytes);
     }
 }

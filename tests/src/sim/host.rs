@@ -1,6 +1,6 @@
 //! One device of a simulation, with the address it sends from and all that became of it.
 
-use super::dice::Dice;
+use super::dice::{Dice, SharedDice};
 use super::packet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -48,6 +48,8 @@ pub struct Host {
     pub address: SocketAddr,
     /// Its name.
     pub public_key: PublicKey,
+    /// Where the device gets its random numbers.
+    pub dice: SharedDice,
     /// Whether it answers echo requests.
     pub answers: bool,
     /// How many handshake messages it believes to be queued; see `Device::receive_handshake`.
@@ -68,7 +70,8 @@ impl Host {
     pub fn new(number: usize, address: SocketAddr, dice: &mut Dice, now: Now) -> Self {
         let Some(private_key) = PrivateKey::from_bytes(dice.bytes()) else { panic!("zero key") };
         let public_key = private_key.public_key();
-        let mut device = Device::new(Box::new(Dice::new(dice.roll())));
+        let shared = SharedDice::new(dice.roll());
+        let mut device = Device::new(Box::new(shared.clone()));
         device.data_path().set_mtu(1420);
         let configuration =
             Configuration { private_key: Some(Some(private_key)), ..Configuration::default() };
@@ -78,6 +81,7 @@ impl Host {
             device,
             address,
             public_key,
+            dice: shared,
             answers: true,
             waiting: 0,
             received: Vec::new(),

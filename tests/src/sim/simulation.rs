@@ -169,6 +169,15 @@ impl Simulation {
         self.settle(host);
     }
 
+    /// Has a host find itself in a copy of its virtual machine, whose kernel has reseeded its generator.
+    pub fn clone_virtual_machine(&mut self, host: HostId, seed: u64) {
+        let now = self.now();
+        let host_state = self.host_mut(host);
+        host_state.dice.reseed(seed);
+        host_state.device.vm_notification(now);
+        self.settle(host);
+    }
+
     /// Sends a packet into the tunnel of a host.
     pub fn send(&mut self, host: HostId, packet: &[u8]) {
         let now = self.now();

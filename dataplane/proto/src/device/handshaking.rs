@@ -51,8 +51,6 @@ impl Device {
 
     /// Sends an initiation, at most one every `REKEY_TIMEOUT`.
     pub(super) fn send_initiation(&mut self, id: PeerId, now: Now) {
-        let ephemeral = Zeroizing::new(self.random_array());
-        let jitter = u32::from_ne_bytes(self.random_array());
         let Some(entry) = self.entry(id).filter(|_| self.up) else { return };
         let peer = Arc::clone(&entry.peer);
         let Some(endpoint) = peer.endpoint() else { return };
@@ -66,6 +64,8 @@ impl Device {
         peer.timers.note_handshake_sent(now.instant);
         self.clear_handshake(id);
         let index = self.allocate_index(id);
+        let ephemeral = Zeroizing::new(self.random_array());
+        let jitter = u32::from_ne_bytes(self.random_array());
         let (Some(identity), Some(entry)) = (&self.identity, self.peers.get_mut(&id)) else {
             return;
         };

@@ -19,10 +19,12 @@ use crate::config::AllowedIp;
 use crate::cookie::{CookieChecker, CookieGenerator};
 use crate::data_path::{DataPath, Routes};
 use crate::handshake::{Handshake, StaticIdentity};
+use crate::keypair::{Keypair, Keypairs};
 use crate::keys::{PrivateKey, PublicKey};
 use crate::peer::{Endpoint, Peer, PeerId, StagedPackets};
 use crate::ratelimiter::RateLimiter;
 use crate::time::{Instant, Now};
+use crate::timers::Timer;
 use core::net::SocketAddr;
 use core::time::Duration;
 use load::Load;
@@ -235,6 +237,39 @@ impl Device {
         if !up {
             self.transmits.clear();
             self.flushes.clear();
+        }
+    }
+
+    /// This virtual machine was cloned, or restored from a snapshot: another copy may use the same keys
+    /// with the same nonces. Forgets every keypair, handshake and cookie, and initiates a handshake with
+    /// each peer that had a keypair or has packets waiting (kernel device.c, wg_vm_notification).
+    ///
+    /// The kernel only stops sending with the keypairs. Here they do not receive either: the replay
+    /// windows are those of the snapshot, so what came after it could be replayed.
+    pub fn vm_notification(&mut self, now: Now) {
+        if let Some(identity) = &mut self.identity {
+            identity.cookie_checker.forget_secret();
+        }
+        // An initiation just before the new one would have the peer refuse that as part of a flood.
+        self.transmits.clear();
+        self.flushes.clear();
+        for id in self.ids() {
+            let Some(entry) = self.entry_mut(id) else { continue };
+            entry.cookie.forget_cookie();
+            let peer = Arc::clone(&entry.peer);
+            peer.timers.reset_last_sent_handshake();
+            let is_wanted = peer.timers.is_pending(Timer::RetransmitHandshake) || {
+                let state = peer.state();
+                let Keypairs { current, next, .. } = &state.keypairs;
+                let is_live = |keypair: &Arc<Keypair>| keypair.can_send(now.instant);
+                [current, next].into_iter().flatten().any(is_live) || !state.staged.is_empty()
+            };
+            self.clear_handshake(id);
+            self.clear_keypairs(id);
+            if is_wanted {
+                self.request_initiation(id, now);
+            }
+            self.reschedule(id);
         }
     }
 
