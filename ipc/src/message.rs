@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// The longest frame, in bytes.
 pub const MAX_FRAME: usize = 256;
 /// Version of the contract; both programs are built together, so only equal ones talk.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Layers in a [`SealReport`].
 pub const REPORT_LAYERS: usize = 16;
 
@@ -118,6 +118,8 @@ pub enum Notice {
     LogLevel(LogLevel),
     /// End now.
     Shutdown,
+    /// This virtual machine was cloned, or restored from a snapshot: drop every key that a copy has.
+    NewGeneration,
 }
 
 /// How much is logged.

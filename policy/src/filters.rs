@@ -161,10 +161,10 @@ const DATAGRAM: libc::c_int = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOC
 /// The helper, from the moment the dataplane is verified.
 pub const HELPER: &[Allowed] = &[
     any!(SYS_ppoll, "waiting"),
-    any!(SYS_recvmsg, "the dataplane's requests"),
+    any!(SYS_recvmsg, "the dataplane's requests, uevents"),
     any!(SYS_sendmsg, "replies with descriptors"),
     any!(SYS_sendto, "the log, where it is syslog"),
-    any!(SYS_read, "the dataplane's log, signals, the watch on the UAPI socket"),
+    any!(SYS_read, "the dataplane's log, signals, the watch on the UAPI socket, the kernel's log"),
     any!(SYS_write, "the log, and telling the launcher and the service manager that all is ready"),
     only!(
         SYS_socket,

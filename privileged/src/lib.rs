@@ -4,9 +4,10 @@
 //! This runs while there may be hostile bytes, and is what they reach, through `ipc` and into `journal`.
 //! What comes before hears only the operator, and is the crate `launch`. It holds no key and sees no
 //! packet. Read it in the order in which it runs: [`Unsealed::seal`], `monitor`, `requests`, `udp`,
-//! `socket_file`; `sys` has all the unsafe code.
+//! `generation`, `socket_file`; `sys` has all the unsafe code.
 
 mod error;
+mod generation;
 mod monitor;
 mod poll;
 mod requests;
@@ -15,6 +16,7 @@ mod sys;
 mod udp;
 
 pub use error::{Error, Result, Step};
+pub use generation::{Generation, kernel_log_number};
 pub use monitor::{Monitor, Process};
 #[cfg(feature = "fuzzing")]
 pub use requests::{Requests, Served};
@@ -74,6 +76,8 @@ pub struct Unsealed {
     pub socket_file: SocketFile,
     /// SIGTERM, SIGINT and SIGHUP.
     pub signals: SignalFd,
+    /// What tells of a new generation of this virtual machine.
+    pub generation: Generation,
     /// Where both processes' lines go.
     pub log: Log,
     /// Whoever supervises us.
@@ -88,12 +92,20 @@ impl Unsealed {
     /// be confined, or if a layer is degraded where none may be. The dataplane is killed then.
     pub fn seal(self, launcher: &mut Launcher) -> Result<Monitor> {
         let Self { dataplane, interface, grants, gro, missing_gro, strict, .. } = self;
-        let Self { socket_file, signals, log, manager, .. } = self;
+        let Self { socket_file, signals, generation, log, manager, .. } = self;
         let Dataplane { process, channel, pid, uid, threads, mut report } = dataplane;
         let requests = requests::Requests::new(channel, grants, gro);
         let missing_gro = Some(missing_gro);
-        let mut monitor =
-            Monitor { process, requests, socket_file, signals, log, manager, missing_gro };
+        let mut monitor = Monitor {
+            process,
+            requests,
+            socket_file,
+            signals,
+            generation,
+            log,
+            manager,
+            missing_gro,
+        };
         let helper_report = wgsep_policy::drop_helper_privileges(grants.low_ports)?;
         if let Err(error) = monitor.socket_file.check_removable() {
             monitor.log.line(Level::Warn, &error.to_string());

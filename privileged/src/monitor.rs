@@ -1,6 +1,7 @@
 //! Serving the dataplane until one of the two ends.
 
 use crate::error::{Error, Result};
+use crate::generation::Generation;
 use crate::poll::poll;
 use crate::requests::{Requests, Served};
 use crate::socket_file::SocketFile;
@@ -45,6 +46,8 @@ pub struct Monitor {
     pub(crate) socket_file: SocketFile,
     /// SIGTERM, SIGINT and SIGHUP.
     pub(crate) signals: SignalFd,
+    /// What tells of a new generation of this virtual machine.
+    pub(crate) generation: Generation,
     /// Where both processes' lines go.
     pub(crate) log: Log,
     /// Whoever supervises us.
@@ -116,7 +119,10 @@ impl Monitor {
         let pidfd = self.process.pidfd.as_fd();
         // Requests beyond the rate stay where they are until the next second.
         let channel = if delay.is_none() { self.requests.as_fd() } else { pidfd };
+        let [uevents, kernel_log] = self.generation.sources().map(|source| source.unwrap_or(pidfd));
         let sources = [
+            uevents,
+            kernel_log,
             self.process.log.as_fd(),
             self.signals.as_fd(),
             self.socket_file.watch(),
@@ -124,10 +130,14 @@ impl Monitor {
             channel,
         ];
         let polled = poll(sources, wait.min(delay.unwrap_or(wait)));
-        let [log, signal, watch, died, asked] = match polled {
+        let [uevent, kernel_line, log, signal, watch, died, asked] = match polled {
             Ok(polled) => polled,
             Err(error) => return Break(End::Failed(error.to_string())),
         };
+        // First: until the dataplane knows, it goes on with keys that a copy of it has, too.
+        if (uevent || kernel_line) && self.generation.has_changed() {
+            self.announce_generation();
+        }
         if log && !self.log.forward(self.process.log.as_fd()) {
             return Break(self.died());
         }
@@ -169,6 +179,14 @@ impl Monitor {
         if let Err(error) = self.requests.notice(&Notice::LogLevel(level)) {
             self.log.error(&format!(
                 "the dataplane logs as before ({error}); send SIGHUP twice to try again"
+            ));
+        }
+    }
+
+    fn announce_generation(&self) {
+        if let Err(error) = self.requests.notice(&Notice::NewGeneration) {
+            self.log.error(&format!(
+                "this virtual machine was copied, and the dataplane goes on with the keys of before ({error}); start wgsep again"
             ));
         }
     }

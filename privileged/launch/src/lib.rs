@@ -3,9 +3,10 @@
 //! to the crate `privileged`, and nothing here is called again.
 //!
 //! Read it in the order in which it runs: [`run`], `startup`, `background`, `netns`, `tun`,
-//! `uapi_socket`, `netlink`, `spawn`; `sys` has all the unsafe code.
+//! `uapi_socket`, `netlink`, `spawn`, `generation`; `sys` has all the unsafe code.
 
 mod background;
+mod generation;
 mod netlink;
 mod netns;
 mod offload;
@@ -107,6 +108,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
         strict: options.strict,
         socket_file,
         signals,
+        generation: generation::watch(),
         log,
         manager,
     })
