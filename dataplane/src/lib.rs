@@ -26,6 +26,7 @@ mod team;
 mod tun;
 mod uapi;
 mod udp;
+mod vm_clock;
 mod worker;
 
 pub use secret::Heap;

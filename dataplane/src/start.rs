@@ -3,6 +3,7 @@
 use crate::control::{Control, End};
 use crate::helper::Helper;
 use crate::secret::{self, Allocates, Stacks};
+use crate::vm_clock::VmClock;
 use crate::worker::Worker;
 use crate::{log, sys};
 use std::ops::RangeInclusive;
@@ -110,6 +111,8 @@ fn start(arguments: impl Iterator<Item = String>) -> Result<End, String> {
     let channel = sys::take_channel()
         .and_then(|socket| Channel::new(socket).ok())
         .ok_or("wgsep-dataplane is started by wgsep; run: wgsep INTERFACE --foreground")?;
+    // Mapped before the lockdown, after which no descriptor can be; this one is closed again.
+    let vm_clock = sys::take_vm_clock().and_then(|device| VmClock::map(&device));
     let helper = sys::peer_pid(&channel).map_err(|errno| {
         format!("who is the helper: {errno}; this is a fault, please report it")
     })?;
@@ -132,7 +135,7 @@ fn start(arguments: impl Iterator<Item = String>) -> Result<End, String> {
         format!("{failed}: {errno}; free some memory, or raise the limits it was started with")
     })?;
     let body = move || {
-        told.get_or_init(|| control(channel, sandbox, arguments, stacks));
+        told.get_or_init(|| control(channel, sandbox, arguments, vm_clock, stacks));
     };
     secret::spawn(c"control", stack, Allocates::Secrets, body).map_err(|errno| {
         format!("{failed}: {errno}; free some memory, or raise the limits it was started with")
@@ -145,10 +148,11 @@ fn control(
     channel: Channel,
     sandbox: Sandbox,
     arguments: Arguments,
+    vm_clock: Option<VmClock>,
     stacks: Stacks,
 ) -> Result<End, String> {
     let workers = arguments.workers;
-    let control = Control::new(Helper::new(channel), arguments)
+    let control = Control::new(Helper::new(channel), arguments, vm_clock)
         .map_err(|errno| format!("set up the control thread: {errno}; free some memory, or raise the limits it was started with"))?;
     secret::ordinarily(|| start_workers(&control, workers, stacks))?;
     sys::give_way();

@@ -4,6 +4,7 @@
 
 use core::mem::{MaybeUninit, size_of, zeroed};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use core::ptr::{self, NonNull};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Pid;
 use std::io;
@@ -275,12 +276,74 @@ pub(crate) fn give_way() {
 /// The channel to the helper, which it puts at descriptor 3; `None` if that is not open. Call it once.
 pub(crate) fn take_channel() -> Option<OwnedFd> {
     const CHANNEL: RawFd = 3;
+    // SAFETY: nothing in this process has it yet: we run first, and once.
+    unsafe { take_if_open(CHANNEL) }
+}
+
+/// The vmclock device, which the helper puts at descriptor 4 if there is one. Call it once, before
+/// anything is opened.
+pub(crate) fn take_vm_clock() -> Option<OwnedFd> {
+    const VM_CLOCK: RawFd = 4;
+    // SAFETY: nothing in this process has it yet: we run before anything is opened, and once.
+    unsafe { take_if_open(VM_CLOCK) }
+}
+
+/// # Safety
+/// Nothing in this process owns the descriptor.
+unsafe fn take_if_open(number: RawFd) -> Option<OwnedFd> {
     // SAFETY: F_GETFD only asks, and does no harm to a number that is not open.
-    if unsafe { libc::fcntl(CHANNEL, libc::F_GETFD) } < 0 {
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
         return None;
     }
-    // SAFETY: it is open, and nothing in this process has it yet: we run first, and once.
-    Some(unsafe { OwnedFd::from_raw_fd(CHANNEL) })
+    // SAFETY: it is open, and by the caller's word not owned.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// A page of a device, mapped to be read, for the rest of the process's life.
+pub(crate) struct DevicePage(NonNull<u8>);
+
+// SAFETY: the page is only read, by volatile loads, and never unmapped.
+unsafe impl Send for DevicePage {}
+// SAFETY: as above.
+unsafe impl Sync for DevicePage {}
+
+impl DevicePage {
+    /// Length of a page as far as it is read, in bytes: the smallest that any machine has.
+    const LEN: usize = 4096;
+
+    /// Maps the first page.
+    ///
+    /// # Errors
+    /// As mmap(2).
+    pub(crate) fn map(device: BorrowedFd<'_>) -> io::Result<Self> {
+        // SAFETY: a new mapping, at an address that the kernel chooses.
+        let page = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                Self::LEN,
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                device.as_raw_fd(),
+                0,
+            )
+        };
+        if page == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(page.cast()).map(Self).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// The little-endian number at an offset that is a multiple of 8; 0 beyond the page.
+    pub(crate) fn read_u64(&self, offset: usize) -> u64 {
+        if !offset.is_multiple_of(8) || offset >= Self::LEN {
+            return 0;
+        }
+        // SAFETY: within the page.
+        let number = unsafe { self.0.add(offset) }.cast::<u64>();
+        // SAFETY: aligned, and the page stays mapped. The host may write it at any time, and this is a
+        // single load.
+        u64::from_le(unsafe { number.read_volatile() })
+    }
 }
 
 /// Reads a netlink message; with it the id of the network namespace it tells of, `None` for the

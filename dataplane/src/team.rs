@@ -123,7 +123,7 @@ mod tests {
             CookieGenerator::new(&public_key).add_macs(&mut datagram, NOW.instant);
             clients.push((identity, handshake, datagram));
         }
-        let mut device = Device::new(Box::new(KernelRandom::default()));
+        let mut device = Device::new(Box::new(KernelRandom));
         let private_key = Some(Some(private_key));
         device.configure(Configuration { private_key, peers, ..Configuration::default() }, NOW);
         device.set_up(true, NOW);

@@ -230,7 +230,7 @@ mod tests {
         let allowed_ip = AllowedIp::new([0, 0, 0, 0].into(), 0).unwrap();
         peer.endpoint = Some(([127, 0, 0, 1], 7).into());
         peer.allowed_ips.push(AllowedIpChange { allowed_ip, remove: false });
-        let mut device = Device::new(Box::new(KernelRandom::default()));
+        let mut device = Device::new(Box::new(KernelRandom));
         device.configure(Configuration { peers: vec![peer], ..Configuration::default() }, now);
         let data_path = Arc::clone(device.data_path());
         let mut routes = data_path.routes.reader();

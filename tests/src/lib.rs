@@ -30,5 +30,6 @@ mod sweep;
 pub mod traffic;
 pub mod tunnel;
 pub mod uapi;
+pub mod uevent;
 pub mod wait;
 pub mod wg;

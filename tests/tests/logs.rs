@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -221,4 +222,35 @@ fn a_firewall_of_this_machine_is_told() {
     process::run(left.daemon.netns.command("nft").arg(nft));
     begin(left, right);
     until_told(&left.daemon, Some(&right.key), &["a firewall of this machine", "nft list ruleset"]);
+}
+
+/// 1,100 datagrams whose senders do not exist, each with a wrong mac1; the route lets them have any
+/// address of 10.99.0.0/16.
+fn flood_with_spoofed_senders(from: &End, to: &End) {
+    let (netns, endpoint) = (&from.daemon.netns, to.endpoint(Family::V4));
+    netns.run("ip route add local 10.99.0.0/16 dev lo");
+    let mut initiation = [7; 148];
+    initiation[..4].copy_from_slice(&[1, 0, 0, 0]);
+    netns.inside(|| {
+        for number in 0..1100_u16 {
+            let [high, low] = number.to_be_bytes();
+            let socket = UdpSocket::bind((Ipv4Addr::new(10, 99, high, low), 0)).unwrap();
+            socket.send_to(&initiation, endpoint).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_flood_of_spoofed_senders_hides_no_peer_s_failure() {
+    require!(Wgsep);
+    let [left, right] = strangers();
+    right.configure(&left.key.public, Some(left.endpoint(Family::V4)), Some(&preshared_key()));
+    left.configure(&right.key.public, Some(right.endpoint(Family::V4)), None);
+    flood_with_spoofed_senders(&left, &right);
+    until_told(&right.daemon, None, &["10.99.", "another key than ours"]);
+    let log = right.daemon.process.log();
+    assert!(log.matches("another key than ours").count() <= 10, "{log}");
+    begin(&right, &left);
+    let words = ["response does not open", "same preshared key"];
+    until_told(&right.daemon, Some(&left.key), &words);
 }

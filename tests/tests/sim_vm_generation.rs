@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use wgsep_proto::data_path::DropCause;
+use wgsep_proto::data_path::{DropCause, GenerationCounter};
+use wgsep_proto::device::Event;
 use wgsep_proto::keypair::REJECT_AFTER_TIME;
 use wgsep_proto::timers::REKEY_TIMEOUT;
 use wgsep_tests::sim::host::HostId;
@@ -172,6 +175,52 @@ fn an_interface_that_is_down_stays_silent() {
     assert_eq!(simulation.sent_by(a).count(), sent);
     simulation.set_up(a, true);
     assert!(simulation.reaches(a, b));
+}
+
+/// A number that the host of a virtual machine writes.
+#[derive(Clone, Default)]
+struct Counter(Arc<AtomicU64>);
+
+impl GenerationCounter for Counter {
+    fn read(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// No event has come yet: the packet itself finds that this is a copy.
+#[test]
+fn the_first_packet_in_a_copy_is_not_sealed_with_an_old_key() {
+    let (mut simulation, a, b) = connected(24);
+    let counter = Counter::default();
+    simulation.host(a).device.data_path().watch_generation(Box::new(counter.clone()));
+    assert!(simulation.reaches(a, b), "the number has not changed");
+    let before = data_indices(&simulation, a, 0);
+    let (sent, initiations) =
+        (simulation.sent_by(a).count(), simulation.count(a, Kind::Initiation));
+
+    counter.0.store(7, Ordering::Relaxed);
+    let tag = simulation.ping(a, b);
+    simulation.run_for(SECOND);
+    assert!(simulation.host(a).replies().contains(&tag), "the packet waited for the new key");
+    let after = data_indices(&simulation, a, sent);
+    assert!(!after.is_empty() && before.is_disjoint(&after), "{before:?} and {after:?}");
+    assert_eq!(simulation.count(a, Kind::Initiation), initiations + 1);
+    assert_eq!(simulation.host(a).count_events(|event| *event == Event::NewGeneration), 1);
+}
+
+/// Packets that found no key before stay in their order.
+#[test]
+fn packets_that_were_staged_when_the_copy_was_made_go_first() {
+    let (mut simulation, a, b) = Simulation::pair(25);
+    let counter = Counter::default();
+    simulation.host(a).device.data_path().watch_generation(Box::new(counter.clone()));
+    simulation.lose(&[Kind::Initiation]);
+    let first = simulation.ping(a, b);
+    simulation.heal();
+    counter.0.store(1, Ordering::Relaxed);
+    let second = simulation.ping(a, b);
+    simulation.run_for(REKEY_TIMEOUT * 2);
+    assert_eq!(simulation.host(b).requests(), [first, second]);
 }
 
 /// Both ends in copies at once, as when a whole laboratory is restored.

@@ -11,8 +11,8 @@ use crate::keypair::OpenError;
 use crate::peer::{Peer, PeerId, event};
 use crate::timers::Attention;
 use core::net::IpAddr;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, compiler_fence};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Whose an allowed IP is.
 #[derive(Clone)]
@@ -265,6 +265,12 @@ impl DropCounters {
     }
 }
 
+/// Counts the copies of this virtual machine: two that go on from one snapshot read different numbers.
+pub trait GenerationCounter: Send + Sync {
+    /// The number of this one.
+    fn read(&self) -> u64;
+}
+
 /// Everything the packet path needs of a device.
 #[derive(Default)]
 pub struct DataPath {
@@ -281,6 +287,9 @@ pub struct DataPath {
     has_identity: AtomicBool,
     attention: Mutex<Vec<PeerId>>,
     wake: AtomicBool,
+    generation: OnceLock<Box<dyn GenerationCounter>>,
+    /// The generation that the keypairs are of.
+    known_generation: AtomicU64,
 }
 
 impl DataPath {
@@ -326,6 +335,31 @@ impl DataPath {
 
     pub(crate) fn has_identity(&self) -> bool {
         self.has_identity.load(Ordering::Acquire)
+    }
+
+    /// From now on nothing is sealed with the keypairs of another generation than the present one. Only
+    /// the first counter counts.
+    pub fn watch_generation(&self, counter: Box<dyn GenerationCounter>) {
+        self.known_generation.store(counter.read(), Ordering::Relaxed);
+        let _first = self.generation.set(counter);
+    }
+
+    /// Whether this virtual machine is a copy of the one in which the keypairs were made; then
+    /// [`Device::vm_notification`](crate::device::Device::vm_notification) is due.
+    #[must_use]
+    pub fn is_in_a_copy(&self) -> bool {
+        self.generation.get().is_some_and(|generation| {
+            // What the caller did before happens before: a copy stops between two instructions.
+            compiler_fence(Ordering::SeqCst);
+            generation.read() != self.known_generation.load(Ordering::Relaxed)
+        })
+    }
+
+    /// The keypairs of before are about to be dropped.
+    pub(crate) fn note_generation(&self) {
+        if let Some(generation) = self.generation.get() {
+            self.known_generation.store(generation.read(), Ordering::Relaxed);
+        }
     }
 
     /// True, once, if the control thread has been left a note since the last call.

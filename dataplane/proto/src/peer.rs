@@ -81,6 +81,12 @@ impl StagedPackets {
         dropped
     }
 
+    /// Returns packets that were taken and not sent, before any was added.
+    pub(crate) fn put_back(&mut self, packets: VecDeque<Vec<u8>>) {
+        debug_assert!(self.0.is_empty(), "taken under the same lock");
+        self.0 = packets;
+    }
+
     /// Packets waiting.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -5,7 +5,8 @@
 //!    ourselves is not sealed again. (sequential)
 //! 2. `lease`: under the peer's lock, either take the keypair and one nonce for each packet of a
 //!    run, together with the packets that were staged before, or stage the run and ask the control
-//!    thread for a handshake. (sequential: this fixes the order of packets)
+//!    thread for a handshake; the latter also in a copy of the virtual machine that the keypair was
+//!    made in. (sequential: this fixes the order of packets)
 //! 3. `seal`: pad, encrypt and tag each datagram in place. (parallel)
 //! 4. The caller sends them to the lease's endpoint, in the order of their leases, and counts the
 //!    bytes that the socket took.
@@ -105,7 +106,18 @@ impl DataPath {
             self.drops.add(DropCause::NoEndpoint, count);
             return None;
         }
-        match take_lease(&mut state, count, now) {
+        let lease = take_lease(&mut state, count, now);
+        // After the nonces were taken: in a copy that is made later, each is for the same packet.
+        let is_in_a_copy = lease.is_some() && self.is_in_a_copy();
+        match lease {
+            Some(lease) if is_in_a_copy => {
+                state.staged.put_back(lease.staged);
+                let dropped = stage(&mut state.staged);
+                drop(state);
+                self.drops.add(DropCause::StagedOverflow, dropped);
+                self.raise(peer, event::HANDSHAKE);
+                None
+            }
             Some(lease) => {
                 drop(state);
                 let has_data = count > 0 || lease.staged.iter().any(|packet| !packet.is_empty());

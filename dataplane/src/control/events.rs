@@ -219,7 +219,10 @@ const fn subject(event: &Event) -> Option<Subject> {
         | Event::ResponseRefused(peer) => Some(Subject::Peer(*peer)),
         // The key may be made up, each time another.
         Event::UnknownPeer(from, _) | Event::InvalidMac(from) => Some(Subject::Stranger(from.ip())),
-        Event::HandshakeComplete { .. } | Event::EndpointMoved(..) | Event::UnderLoad => None,
+        Event::HandshakeComplete { .. }
+        | Event::EndpointMoved(..)
+        | Event::UnderLoad
+        | Event::NewGeneration => None,
     }
 }
 
@@ -249,6 +252,9 @@ fn line(event: Event) -> String {
             "{peer}: its response does not open; check that both sides have the same preshared key (a forged response looks the same)"
         ),
         Event::EndpointMoved(peer, to) => format!("{peer}: endpoint is now {to}"),
+        Event::NewGeneration => {
+            "this virtual machine was cloned or restored: keys and handshakes of before are dropped, and peers get new ones".to_owned()
+        }
         Event::UnderLoad => "under load: handshakes need a cookie from now on".to_owned(),
     }
 }

@@ -63,7 +63,11 @@ impl Control {
                     self.end = Some(End::Orderly);
                     return;
                 }
-                Ok(Some(Said::Notice(Notice::NewGeneration))) => self.new_generation(),
+                // Even if the page of the host said so before: only now the kernel's generator of
+                // random numbers is seeded anew.
+                Ok(Some(Said::Notice(Notice::NewGeneration))) => {
+                    self.device.vm_notification(clock::now());
+                }
                 Ok(Some(Said::Closed)) => {
                     tracing::error!("the helper is gone, and so the interface; start wgsep again");
                     self.end = Some(End::HelperLost);
@@ -78,14 +82,6 @@ impl Control {
                 }
             }
         }
-    }
-
-    /// Handshake messages that wait are from before, but secret in none: they are answered with new keys.
-    fn new_generation(&mut self) {
-        self.device.vm_notification(clock::now());
-        tracing::info!(
-            "this virtual machine was cloned or restored: keys and handshakes of before are dropped, and peers get new ones"
-        );
     }
 
     fn answered(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) {

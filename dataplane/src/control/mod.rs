@@ -22,6 +22,7 @@ use crate::shared::{QueuedHandshake, Shared};
 use crate::start::Arguments;
 use crate::uapi::{ClientId, Operation, Server};
 use crate::udp::{self, Source, UdpSockets};
+use crate::vm_clock::VmClock;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -112,7 +113,11 @@ impl Control {
     ///
     /// # Errors
     /// If the kernel refuses an epoll instance, a timer or an eventfd.
-    pub(crate) fn new(helper: Helper, settings: Arguments) -> nix::Result<Self> {
+    pub(crate) fn new(
+        helper: Helper,
+        settings: Arguments,
+        vm_clock: Option<VmClock>,
+    ) -> nix::Result<Self> {
         let mut device = Device::new(Box::new(KernelRandom));
         let initial = Configuration {
             listen_port: Some(settings.listen_port),
@@ -120,6 +125,9 @@ impl Control {
             ..Configuration::default()
         };
         device.configure(initial, clock::now());
+        if let Some(vm_clock) = vm_clock {
+            device.data_path().watch_generation(Box::new(vm_clock));
+        }
         // Room for packets, which are no secrets of ours.
         let (shared, handshakes) = secret::ordinarily(|| {
             let shared = Shared::new(Arc::clone(device.data_path()), settings.workers);

@@ -26,6 +26,8 @@ const LIBEXEC: &str = match option_env!("WGSEP_LIBEXECDIR") {
 };
 /// Where the dataplane finds the channel; the log is its standard error.
 const CHANNEL: i32 = 3;
+/// Where it finds the vmclock device, if there is one.
+const VM_CLOCK: i32 = 4;
 
 /// The dataplane's command line. No name of an interface has a space.
 fn words(options: &Options, interface: &str) -> Result<Vec<CString>> {
@@ -83,9 +85,10 @@ pub fn start(options: &Options, interface: &str, user: Option<(Uid, Gid)>) -> Re
     let child = Child {
         null: null()?.into(),
         log: log_end,
-        channel: above_channel(theirs)?,
-        outcome: above_channel(outcome_end.into())?,
-        program: above_channel(open_program()?)?,
+        vm_clock: vm_clock()?,
+        channel: out_of_the_way(theirs)?,
+        outcome: out_of_the_way(outcome_end.into())?,
+        program: out_of_the_way(open_program()?)?,
     };
     let pid = match sys::fork().step("fork")? {
         ForkResult::Parent { child } => child,
@@ -108,9 +111,15 @@ pub fn start(options: &Options, interface: &str, user: Option<(Uid, Gid)>) -> Re
     Ok(Dataplane { process: Process { pidfd, log }, channel, pid, uid, threads, report })
 }
 
-/// Moves a descriptor out of the way of the number that the dataplane expects the channel at.
-fn above_channel(descriptor: OwnedFd) -> Result<OwnedFd> {
-    let moved = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(CHANNEL + 1));
+/// The page in which the host counts the copies of this virtual machine, where it does.
+fn vm_clock() -> Result<Option<OwnedFd>> {
+    let device = OpenOptions::new().read(true).open("/dev/vmclock0").ok();
+    device.map(|device| out_of_the_way(device.into())).transpose()
+}
+
+/// Moves a descriptor out of the way of the numbers that the dataplane expects others at.
+fn out_of_the_way(descriptor: OwnedFd) -> Result<OwnedFd> {
+    let moved = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(VM_CLOCK + 1));
     moved.and_then(sys::take_descriptor).step("move a descriptor")
 }
 
@@ -119,6 +128,8 @@ struct Child {
     null: OwnedFd,
     log: OwnedFd,
     channel: OwnedFd,
+    /// The page in which the host counts copies of this virtual machine.
+    vm_clock: Option<OwnedFd>,
     /// Tells the helper of its preparation.
     outcome: OwnedFd,
     program: OwnedFd,
@@ -132,8 +143,10 @@ impl Child {
         user: Option<(Uid, Gid)>,
         words: &[CString],
     ) -> nix::Result<Infallible> {
-        let Self { null, log, channel, outcome, program } = self;
-        for (number, descriptor) in (0..).zip([null, null, log, channel]) {
+        let Self { null, log, channel, vm_clock, outcome, program } = self;
+        for (number, descriptor) in
+            (0..).zip([null, null, log, channel].into_iter().chain(vm_clock))
+        {
             sys::place_descriptor(descriptor.as_fd(), number)?;
         }
         // These are for the helper, though a service manager may send them to every process: it ends
@@ -141,7 +154,9 @@ impl Child {
         handled_signals().thread_set_mask()?;
         setsid()?;
         chdir("/")?;
-        let kept = [CHANNEL, outcome.as_raw_fd(), program.as_raw_fd()].map(i32::cast_unsigned);
+        let mut kept = vec![CHANNEL, outcome.as_raw_fd(), program.as_raw_fd()];
+        kept.extend(vm_clock.is_some().then_some(VM_CLOCK));
+        let kept: Vec<_> = kept.into_iter().map(i32::cast_unsigned).collect();
         wgsep_policy::close_inherited_descriptors(&kept)?;
         let report = wgsep_policy::prepare_dataplane(user);
         write(outcome, &report.to_bytes().concat())?;

@@ -1,4 +1,4 @@
-//! What the virtual machine boots: Debian's cloud kernel from the cache, and a file system in memory
+//! What the virtual machine boots: Debian's kernel from the cache, and a file system in memory
 //! with its WireGuard, a shell, wg(8), ping and iperf3.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,14 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::implementation::{cache, in_path};
-use crate::process::run;
+use crate::process::{self, run};
 use crate::scratch::Scratch;
 
 /// The emulator. It translates: nothing here has hardware virtualisation to give.
 pub(super) const QEMU: &str = "qemu-system-x86_64";
 
-/// What the kernel lacks without modules: a network card, and WireGuard. They bring others along.
-const MODULES: [&str; 3] = ["virtio_pci", "virtio_net", "wireguard"];
+/// What the kernel lacks without modules: a network card, WireGuard, and TUN devices. They bring others
+/// along.
+const MODULES: [&str; 4] = ["virtio_pci", "virtio_net", "wireguard", "tun"];
 
 /// Programs of this machine that the guest has too.
 const PROGRAMS: [&str; 3] = ["wg", "ping", "iperf3"];
@@ -70,13 +71,19 @@ pub(super) fn package() -> Result<PathBuf, String> {
     }
 }
 
+/// The configuration that the kernel was built with.
+pub(super) fn config(package: &Path) -> String {
+    let config = only_entry(&package.join("boot"), "config-");
+    must(fs::read_to_string(config), "configuration")
+}
+
 impl Image {
-    /// Puts the archive together.
+    /// Puts the archive together, with some more programs.
     ///
     /// # Panics
     ///
     /// When the package or a program is not what it was.
-    pub(super) fn build(package: &Path) -> Self {
+    pub(super) fn build(package: &Path, more_programs: &[PathBuf]) -> Self {
         let directory = Scratch::new();
         let root = directory.join("root");
         for part in ["bin", "dev", "proc", "sys", "tmp", "lib", "modules"] {
@@ -84,8 +91,8 @@ impl Image {
         }
         install_modules(package, &root.join("modules"));
         install(&in_path("busybox"), &root.join("bin/busybox"));
-        for program in PROGRAMS {
-            install_with_libraries(&in_path(program), &root);
+        for program in PROGRAMS.map(in_path).iter().chain(more_programs) {
+            install_with_libraries(program, &root);
         }
         let init = root.join("init");
         must(fs::write(&init, INIT), "init");
@@ -138,7 +145,9 @@ fn in_order(
 fn install_with_libraries(program: &Path, root: &Path) {
     let Some(name) = program.file_name() else { panic!("{} has no name", program.display()) };
     install(program, &root.join("bin").join(name));
-    let libraries = run(Command::new("ldd").arg(program));
+    // A program that is linked statically has none, and ldd(1) fails.
+    let libraries = process::output(Command::new("ldd").arg(program)).stdout;
+    let libraries = String::from_utf8_lossy(&libraries);
     for path in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
         let to = root.join(path.trim_start_matches('/'));
         if !to.exists() {

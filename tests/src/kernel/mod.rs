@@ -1,10 +1,10 @@
-//! The kernel's own WireGuard as a peer: Debian's cloud kernel in a virtual machine, on a tap device
+//! The kernel's own WireGuard as a peer: Debian's kernel in a virtual machine, on a tap device
 //! in a namespace of the test's. The machine has the addresses of the right side of a link, and the
 //! namespace those of the left.
 
 mod image;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -35,8 +35,10 @@ pub struct KernelPeer {
     pub netns: Arc<Netns>,
     process: Process,
     serial: BufReader<UnixStream>,
-    _image: Image,
-    _directory: Scratch,
+    image: Image,
+    /// How many machines this one is a copy of.
+    copies: u32,
+    directory: Scratch,
 }
 
 /// Whether a machine can be booted here; says so when not, and the test returns.
@@ -54,6 +56,20 @@ pub fn is_available_or_skips() -> bool {
     }
 }
 
+/// Whether a machine can be booted here whose kernel learns that it was copied; says so when not.
+#[must_use]
+pub fn learns_of_copies_or_skips() -> bool {
+    const DRIVER: &str = "CONFIG_VMGENID=y";
+    if !is_available_or_skips() {
+        return false;
+    }
+    let has_driver = image::package().is_ok_and(|package| image::config(&package).contains(DRIVER));
+    if !has_driver {
+        crate::skip::skip(&format!("the kernel in the cache was built without {DRIVER}"));
+    }
+    has_driver
+}
+
 /// How often a line may lose characters on its way.
 const MOST_GARBLED: u32 = 10;
 
@@ -66,6 +82,13 @@ impl KernelPeer {
     #[track_caller]
     #[must_use]
     pub fn boot() -> Self {
+        Self::boot_with(&[])
+    }
+
+    /// As [`Self::boot`], with some of the host's programs in the machine.
+    #[track_caller]
+    #[must_use]
+    pub fn boot_with(programs: &[PathBuf]) -> Self {
         let netns = Netns::new();
         netns.run(format!("ip tuntap add {DEVICE} mode tap"));
         netns.run(format!("ip link set {DEVICE} addrgenmode none"));
@@ -78,17 +101,16 @@ impl KernelPeer {
             Ok(package) => package,
             Err(reason) => panic!("{reason}"),
         };
-        let (image, directory) = (Image::build(&package), Scratch::new());
-        let socket = directory.join("serial");
-        let process = start(&netns, &image, &socket);
-        let serial = connect(&socket);
+        let (image, directory) = (Image::build(&package, programs), Scratch::new());
+        let (process, serial) = start(&netns, &image, &directory, 0);
         let mut peer = Self {
             key: KeyPair::generate(),
             netns,
             process,
             serial: BufReader::new(serial),
-            _image: image,
-            _directory: directory,
+            image,
+            copies: 0,
+            directory,
         };
         peer.until_ready();
         for family in [Family::V4, Family::V6] {
@@ -149,6 +171,44 @@ impl KernelPeer {
         let printed = printed.join("\n");
         assert_eq!(status, "0", "in the machine, {line:?} failed: {printed}");
         printed
+    }
+
+    /// Saves the machine's state, ends it, and starts a copy from that state, with another generation id.
+    ///
+    /// # Panics
+    ///
+    /// When the emulator does not do it in time.
+    #[track_caller]
+    pub fn continue_in_a_copy(&mut self) {
+        let state = self.directory.join("state");
+        // The command returns when all is written.
+        self.monitor(&format!("migrate \"exec:cat >{}\"", state.display()));
+        self.monitor("quit");
+        let _ended = self.process.exit_within(LIMIT);
+        self.copies += 1;
+        let (process, serial) = start(&self.netns, &self.image, &self.directory, self.copies);
+        (self.process, self.serial) = (process, BufReader::new(serial));
+    }
+
+    /// Has the emulator do something, and waits until it takes the next command or is gone.
+    #[track_caller]
+    fn monitor(&self, command: &str) {
+        const PROMPT: &[u8] = b"(qemu) ";
+        let mut stream = connect(&self.directory.join("monitor"));
+        let mut said = Vec::new();
+        let mut until_prompt = |stream: &mut UnixStream| {
+            let mut byte = [0];
+            while !said.ends_with(PROMPT) && stream.read(&mut byte).is_ok_and(|len| len == 1) {
+                said.push(byte[0]);
+            }
+            core::mem::take(&mut said)
+        };
+        until_prompt(&mut stream);
+        let sent = writeln!(stream, "{command}");
+        assert!(sent.is_ok(), "{command}: {sent:?}");
+        let answer = until_prompt(&mut stream);
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(!answer.contains("Error") && !answer.contains("unknown"), "{command}: {answer}");
     }
 
     /// Makes an interface, with the inner addresses of the right side, and its one peer.
@@ -246,7 +306,15 @@ impl Join<'_> {
         Self { kernel_begins: true, daemon_begins: false, ..Self::DAEMON_BEGINS };
 }
 
-fn start(netns: &Arc<Netns>, image: &Image, serial: &std::path::Path) -> Process {
+/// Starts the emulator: a new machine, or the `copy`th copy of the one whose state is in `directory`.
+#[track_caller]
+fn start(
+    netns: &Arc<Netns>,
+    image: &Image,
+    directory: &Scratch,
+    copy: u32,
+) -> (Process, UnixStream) {
+    let [serial, monitor] = ["serial", "monitor"].map(|name| directory.join(name));
     let mut command = netns.command(image::QEMU);
     command.args(["-M", "pc", "-accel", "tcg", "-cpu", "max", "-m", "256", "-nodefaults"]);
     command.args(["-display", "none", "-no-reboot"]);
@@ -254,10 +322,19 @@ fn start(netns: &Arc<Netns>, image: &Image, serial: &std::path::Path) -> Process
     command.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"]);
     command.args(["-netdev", &format!("tap,id=net,ifname={DEVICE},script=no,downscript=no")]);
     command.args(["-device", "virtio-net-pci,netdev=net,romfile="]);
+    command.args(["-device", &format!("vmgenid,guid=00000000-0000-0000-0000-{copy:012}")]);
     // The first serial port is the kernel's console, and the second the shell.
     command.args(["-serial", "stdio", "-serial"]);
     command.arg(format!("unix:{},server=on,wait=on", serial.display()));
-    Process::spawn(command, "the kernel's machine")
+    command.args(["-monitor", &format!("unix:{},server=on,wait=off", monitor.display())]);
+    if copy > 0 {
+        command.args(["-incoming", &format!("exec:cat {}", directory.join("state").display())]);
+    }
+    // Those of the machine before would be connected to without success.
+    for socket in [&serial, &monitor] {
+        let _none = std::fs::remove_file(socket);
+    }
+    (Process::spawn(command, "the kernel's machine"), connect(&serial))
 }
 
 #[track_caller]

@@ -21,8 +21,12 @@ impl Device {
         }
     }
 
-    /// Looks at the peers that workers left a note about.
+    /// Looks at the peers that workers left a note about; and drops all keys first, if a worker found
+    /// that this is a copy of the virtual machine that they were made in.
     pub fn handle_attention(&mut self, now: Now) {
+        if self.data_path.is_in_a_copy() {
+            self.vm_notification(now);
+        }
         for id in self.data_path.take_attention() {
             let Some(entry) = self.entry(id) else { continue };
             let events = entry.peer.take_events();

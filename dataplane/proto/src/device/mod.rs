@@ -85,6 +85,8 @@ pub enum Event {
     EndpointMoved(PublicKey, SocketAddr),
     /// Too many handshakes: from now on, senders have to prove their address.
     UnderLoad,
+    /// This virtual machine is a copy: every keypair and handshake was dropped.
+    NewGeneration,
 }
 
 /// What the device alone keeps of a peer.
@@ -247,6 +249,8 @@ impl Device {
     /// The kernel only stops sending with the keypairs. Here they do not receive either: the replay
     /// windows are those of the snapshot, so what came after it could be replayed.
     pub fn vm_notification(&mut self, now: Now) {
+        self.data_path.note_generation();
+        self.log(Event::NewGeneration);
         if let Some(identity) = &mut self.identity {
             identity.cookie_checker.forget_secret();
         }
