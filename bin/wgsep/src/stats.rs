@@ -17,8 +17,12 @@ const MAX_ANSWER: u64 = 64 * 1024;
 
 /// What each cause means, and what to look at. The names are those of `DropCause` in wgsep-proto, of
 /// which this program must not have a line.
-const CAUSES: [(&str, &str); 31] = [
+const CAUSES: [(&str, &str); 33] = [
     ("out_malformed", "out: not an IP packet; see what writes to the interface"),
+    (
+        "solicitation_or_redirect",
+        "out: a router solicitation or ICMP redirect of this machine, which a tunnel does not carry",
+    ),
     ("no_peer", "out: no peer has the destination; see `wg show IF allowed-ips`"),
     ("no_endpoint", "out: its peer has no endpoint yet; set one, or let the peer begin"),
     (
@@ -50,6 +54,10 @@ const CAUSES: [(&str, &str); 31] = [
     ("replay", "in: data that came twice, or more than 8000 packets late"),
     ("inner_malformed", "in: a peer sent something that is not an IP packet"),
     ("wrong_source", "in: the peer may not have that source; see `wg show IF allowed-ips`"),
+    (
+        "router_advertisement",
+        "in: the peer sent a router advertisement, which is never taken from a tunnel",
+    ),
     ("interface_down", "in: came while the interface went down"),
     ("tun_refused", "in: the kernel refused it for another reason"),
 ];

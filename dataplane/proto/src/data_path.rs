@@ -84,10 +84,15 @@ impl<T: Clone> Reader<T> {
 /// All threads count in one place, with one relaxed addition: a packet that arrives costs nothing, and
 /// one that does not was received or sent by a system call that takes a hundred times as long. The
 /// alignment keeps a flood of drops away from the cache lines that every packet reads.
-#[derive(Default)]
 #[repr(align(128))]
 pub struct DropCounters {
     counters: [AtomicU64; DropCause::ALL.len()],
+}
+
+impl Default for DropCounters {
+    fn default() -> Self {
+        Self { counters: [const { AtomicU64::new(0) }; DropCause::ALL.len()] }
+    }
 }
 
 /// Why a packet went nowhere.
@@ -95,6 +100,8 @@ pub struct DropCounters {
 pub enum DropCause {
     /// Out: not an IP packet, or its length is wrong.
     OutboundMalformed,
+    /// Out: a router solicitation or an ICMP redirect.
+    SolicitationOrRedirect,
     /// Out: no allowed IP contains its destination.
     NoPeer,
     /// Out: its peer has no endpoint.
@@ -151,6 +158,8 @@ pub enum DropCause {
     InnerMalformed,
     /// In: its source address is not among the peer's allowed IPs.
     WrongSource,
+    /// In: a router advertisement.
+    RouterAdvertisement,
     /// In: the interface was down when it was written.
     InterfaceDown,
     /// In: the TUN device refused it for another reason.
@@ -159,8 +168,9 @@ pub enum DropCause {
 
 impl DropCause {
     /// Every cause, in the order a packet meets them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 33] = [
         Self::OutboundMalformed,
+        Self::SolicitationOrRedirect,
         Self::NoPeer,
         Self::NoEndpoint,
         Self::Loop,
@@ -189,6 +199,7 @@ impl DropCause {
         Self::Replayed,
         Self::InnerMalformed,
         Self::WrongSource,
+        Self::RouterAdvertisement,
         Self::InterfaceDown,
         Self::WriteFailed,
     ];
@@ -198,6 +209,7 @@ impl DropCause {
     pub const fn name(self) -> &'static str {
         match self {
             Self::OutboundMalformed => "out_malformed",
+            Self::SolicitationOrRedirect => "solicitation_or_redirect",
             Self::NoPeer => "no_peer",
             Self::NoEndpoint => "no_endpoint",
             Self::Loop => "loop",
@@ -226,6 +238,7 @@ impl DropCause {
             Self::Replayed => "replay",
             Self::InnerMalformed => "inner_malformed",
             Self::WrongSource => "wrong_source",
+            Self::RouterAdvertisement => "router_advertisement",
             Self::InterfaceDown => "interface_down",
             Self::WriteFailed => "tun_refused",
         }

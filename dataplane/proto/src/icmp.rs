@@ -12,6 +12,7 @@
     clippy::unwrap_used
 )]
 
+use crate::ip::UpperLayer;
 use crate::time::Instant;
 use core::net::{Ipv4Addr, Ipv6Addr};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -39,9 +40,6 @@ const ICMPV6_DEST_UNREACH: u8 = 1;
 const ICMPV6_ADDR_UNREACH: u8 = 3;
 const ICMPV6_FIRST_QUERY: u8 = 128;
 const ICMPV6_REDIRECT: u8 = 137;
-
-/// How many extension headers are skipped in search of an ICMPv6 header.
-const MAX_EXTENSIONS: usize = 8;
 
 /// Writes to `room` the error for a whole IP packet that nobody can be given; returns its length.
 /// `None` for packets that no error may answer, and where `room` is too short: give it
@@ -89,48 +87,19 @@ fn may_answer_v4(packet: &[u8]) -> Option<bool> {
 }
 
 fn may_answer_v6(packet: &[u8]) -> Option<bool> {
-    let (header, payload) = packet.split_first_chunk::<IPV6_HEADER_LEN>()?;
-    let (start, addresses) = header.split_first_chunk::<8>()?;
+    let header = packet.first_chunk::<IPV6_HEADER_LEN>()?;
+    let addresses = header.get(8..)?;
     let (source, destination) = addresses.split_first_chunk::<16>()?;
     let source = Ipv6Addr::from(*source);
     let one_sender = !source.is_unspecified() && !source.is_loopback() && !source.is_multicast();
     if !one_sender || destination.first() == Some(&0xff) {
         return Some(false);
     }
-    let [.., next_header, _] = *start;
-    may_answer_payload_v6(next_header, payload)
-}
-
-/// Walks over the extension headers (RFC 8200, section 4).
-fn may_answer_payload_v6(mut next_header: u8, mut payload: &[u8]) -> Option<bool> {
-    const HOP_BY_HOP: u8 = 0;
-    const ROUTING: u8 = 43;
-    const FRAGMENT: u8 = 44;
-    const AUTHENTICATION: u8 = 51;
-    const DESTINATION: u8 = 60;
-    for _ in 0..MAX_EXTENSIONS {
-        let len = match next_header {
-            ICMPV6 => {
-                let kind = *payload.first()?;
-                return Some(kind >= ICMPV6_FIRST_QUERY && kind != ICMPV6_REDIRECT);
-            }
-            HOP_BY_HOP | ROUTING | DESTINATION => {
-                usize::from(*payload.get(1)?).saturating_add(1).saturating_mul(8)
-            }
-            AUTHENTICATION => usize::from(*payload.get(1)?).saturating_add(2).saturating_mul(4),
-            FRAGMENT => {
-                let offset = u16::from_be_bytes([*payload.get(2)?, *payload.get(3)?]);
-                if offset & !7 != 0 {
-                    return Some(false);
-                }
-                8
-            }
-            _ => return Some(true),
-        };
-        next_header = *payload.first()?;
-        payload = payload.get(len..)?;
-    }
-    Some(false)
+    Some(match UpperLayer::of_v6(packet) {
+        UpperLayer::Icmpv6(kind) => kind >= ICMPV6_FIRST_QUERY && kind != ICMPV6_REDIRECT,
+        UpperLayer::Other => true,
+        UpperLayer::LaterFragment | UpperLayer::Unreadable => false,
+    })
 }
 
 fn write_v4(packet: &[u8], room: &mut [u8]) -> Option<usize> {

@@ -13,7 +13,15 @@ const IPV4_HEADER_LEN: usize = 20;
 const IPV6_HEADER_LEN: usize = 40;
 const UDP_HEADER_LEN: usize = 8;
 const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
+
+/// How many extension headers are skipped in search of an ICMPv6 header.
+const MAX_EXTENSIONS: usize = 8;
 
 /// An inner packet whose header is whole and whose length is that of its header's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +115,51 @@ impl InnerPacket {
             len,
             ecn: Ecn::of_traffic_class(class_low >> 4),
         })
+    }
+}
+
+/// What an IPv6 packet carries behind its extension headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UpperLayer {
+    /// An ICMPv6 message of this type.
+    Icmpv6(u8),
+    /// Anything else.
+    Other,
+    /// A fragment other than the first.
+    LaterFragment,
+    /// The headers are cut short, or there are too many of them.
+    Unreadable,
+}
+
+impl UpperLayer {
+    /// Walks over the extension headers of an IPv6 packet (RFC 8200, section 4).
+    pub(crate) fn of_v6(packet: &[u8]) -> Self {
+        Self::walk(packet).unwrap_or(Self::Unreadable)
+    }
+
+    fn walk(packet: &[u8]) -> Option<Self> {
+        let mut next_header = *packet.get(6)?;
+        let mut payload = packet.get(IPV6_HEADER_LEN..)?;
+        for _ in 0..MAX_EXTENSIONS {
+            let len = match next_header {
+                ICMPV6 => return Some(Self::Icmpv6(*payload.first()?)),
+                HOP_BY_HOP | ROUTING | DESTINATION => {
+                    usize::from(*payload.get(1)?).saturating_add(1).saturating_mul(8)
+                }
+                AUTHENTICATION => usize::from(*payload.get(1)?).saturating_add(2).saturating_mul(4),
+                FRAGMENT => {
+                    let offset = u16::from_be_bytes([*payload.get(2)?, *payload.get(3)?]);
+                    if offset & !7 != 0 {
+                        return Some(Self::LaterFragment);
+                    }
+                    8
+                }
+                _ => return Some(Self::Other),
+            };
+            next_header = *payload.first()?;
+            payload = payload.get(len..)?;
+        }
+        None
     }
 }
 

@@ -51,6 +51,7 @@ pub mod ip;
 pub mod keypair;
 pub mod keys;
 pub mod messages;
+mod ndisc;
 pub mod peer;
 pub mod ratelimiter;
 pub mod receive;

@@ -4,7 +4,8 @@
 //! 2. `IndexTable::lookup_keypair`: the receiver index names the keypair and its peer.
 //! 3. `Keypair::open`: decrypt in place. (parallel; all else below is in the order of arrival)
 //! 4. `accept`: drop replays; move endpoint, keypair slots and timers.
-//! 5. `check_source`: trim to the inner length; the inner source must be routed to this very peer.
+//! 5. `check_inner`: trim to the inner length; the inner source must be routed to this very peer, and
+//!    the kernel must not configure itself by what it says.
 //! 6. The caller writes the packet to the TUN device.
 #![deny(
     clippy::arithmetic_side_effects,
@@ -17,6 +18,7 @@ use crate::data_path::{DataPath, DropCause, Routes};
 use crate::ip::{Ecn, InnerPacket, propagate_ecn};
 use crate::keypair::Keypair;
 use crate::messages::TRANSPORT_OVERHEAD;
+use crate::ndisc;
 use crate::peer::{Endpoint, Peer, event};
 use crate::time::Instant;
 use crate::timers::RECEIVE_REKEY_AGE;
@@ -67,7 +69,7 @@ impl DataPath {
         }
         attention = attention | timers.data_received(now);
         self.raise_timer(peer, attention);
-        let packet = self.check_source(received, routes, plaintext)?;
+        let packet = self.check_inner(received, routes, plaintext)?;
         peer.add_rx_bytes(message_len);
         Some(packet)
     }
@@ -103,8 +105,8 @@ impl DataPath {
         true
     }
 
-    /// The packet, if it is one and may come from this peer.
-    fn check_source<'p>(
+    /// The packet, if it is one, may come from this peer and is for the interface.
+    fn check_inner<'p>(
         &self,
         received: &Received<'_>,
         routes: &Routes,
@@ -120,6 +122,10 @@ impl DataPath {
             return None;
         }
         let packet = plaintext.get_mut(..inner.len)?;
+        if ndisc::is_router_advertisement(packet) {
+            self.drops.add(DropCause::RouterAdvertisement, 1);
+            return None;
+        }
         propagate_ecn(packet, received.ecn);
         Some(packet)
     }

@@ -16,6 +16,7 @@ use crate::icmp::{host_unreachable, may_answer};
 use crate::ip::{InnerPacket, nested_receiver_index, padding};
 use crate::keypair::Keypair;
 use crate::messages::{TAG_LEN, TRANSPORT_HEADER_LEN};
+use crate::ndisc::is_solicitation_or_redirect;
 use crate::peer::{Endpoint, Peer, PeerState, StagedPackets, event};
 use crate::time::Instant;
 use crate::timers::Timer;
@@ -44,8 +45,9 @@ impl DataPath {
     /// Finds the peer for a packet.
     ///
     /// # Errors
-    /// Why the packet goes nowhere, which is counted: it is malformed, our own, nobody's, or its peer
-    /// has no endpoint. In the latter two cases [`Self::unreachable`] has an answer.
+    /// Why the packet goes nowhere, which is counted: it is malformed, concerns the link alone, is our
+    /// own, nobody's, or its peer has no endpoint. In the latter two cases [`Self::unreachable`] has an
+    /// answer.
     pub fn route<'r>(
         &self,
         routes: &'r Routes,
@@ -53,6 +55,9 @@ impl DataPath {
     ) -> Result<(&'r Arc<Peer>, InnerPacket), DropCause> {
         let found =
             InnerPacket::parse(packet).ok_or(DropCause::OutboundMalformed).and_then(|inner| {
+                if is_solicitation_or_redirect(packet) {
+                    return Err(DropCause::SolicitationOrRedirect);
+                }
                 match routes.lookup(inner.destination) {
                     Some(route) if is_own_datagram(&route.peer, packet) => Err(DropCause::Loop),
                     Some(route) if route.peer.has_endpoint() => Ok((&route.peer, inner)),

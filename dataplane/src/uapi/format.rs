@@ -169,7 +169,7 @@ mod tests {
         drops.add(DropCause::Replayed, 3);
         let text = statistics(&drops, &[("tso", true), ("uso", false)]);
         let text = std::str::from_utf8(text.as_bytes()).unwrap();
-        assert_eq!(text.lines().filter(|line| line.starts_with("drop_")).count(), 31);
+        assert_eq!(text.lines().filter(|line| line.starts_with("drop_")).count(), 33);
         assert!(text.contains("drop_replay=3\n") && text.contains("drop_no_peer=0\n"), "{text}");
         assert!(text.ends_with("offload_tso=1\noffload_uso=0\nerrno=0\n\n"), "{text}");
         let other =

@@ -3,8 +3,9 @@
 //! to the crate `privileged`, and nothing here is called again.
 //!
 //! Read it in the order in which it runs: [`run`], `startup`, `background`, `netns`, `tun`,
-//! `uapi_socket`, `netlink`, `spawn`, `generation`; `sys` has all the unsafe code.
+//! `autoconf`, `uapi_socket`, `netlink`, `spawn`, `generation`; `sys` has all the unsafe code.
 
+mod autoconf;
 mod background;
 mod generation;
 mod netlink;
@@ -86,6 +87,9 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     let (tun, netns) = TunDevice::open(options, tun)?;
     let name = tun.name.clone();
     log.set_interface(&name);
+    if let Some(line) = &tun.not_switched_off {
+        log.info(line);
+    }
     let (listener, socket_file) = match uapi {
         Some(listener) => uapi_socket::adopt(listener, &name)?,
         None => uapi_socket::bind(&name)?,

@@ -35,10 +35,32 @@ sockopt_impl!(
 /// # Errors
 /// As the kernel answers.
 pub fn set_link(ifindex: u32, attributes: Attributes<'_>) -> nix::Result<()> {
+    change_link(ifindex, 0, attributes)
+}
+
+/// Clears flags, IFF_*, of an interface of this process's network namespace.
+///
+/// # Errors
+/// As the kernel answers.
+pub fn clear_flags(ifindex: u32, flags: i32) -> nix::Result<()> {
+    change_link(ifindex, flags.cast_unsigned(), &[])
+}
+
+fn change_link(ifindex: u32, cleared: u32, attributes: Attributes<'_>) -> nix::Result<()> {
     // struct ifinfomsg: family and type, index, flags and which of them change.
     let mut link = [0; 16];
     link[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+    link[12..].copy_from_slice(&cleared.to_ne_bytes());
     request(libc::RTM_SETLINK, &link, attributes).map(drop)
+}
+
+/// The bytes of one attribute, padded; those of several are the value of one that nests them.
+pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 /// Sends a request, a fixed structure and attributes; returns the answer without its header.
@@ -47,11 +69,8 @@ pub fn set_link(ifindex: u32, attributes: Attributes<'_>) -> nix::Result<()> {
 /// As the kernel answers.
 pub fn request(kind: u16, fixed: &[u8], attributes: Attributes<'_>) -> nix::Result<Vec<u8>> {
     let mut body = fixed.to_vec();
-    for (attribute, value) in attributes {
-        body.extend(((4 + value.len()) as u16).to_ne_bytes());
-        body.extend(attribute.to_ne_bytes());
-        body.extend(*value);
-        body.resize(body.len().next_multiple_of(4), 0);
+    for (kind, value) in attributes {
+        body.extend(attribute(*kind, value));
     }
     // struct nlmsghdr: length, kind, flags, sequence, sender.
     let mut message = ((HEADER_LEN + body.len()) as u32).to_ne_bytes().to_vec();

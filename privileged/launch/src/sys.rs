@@ -10,6 +10,7 @@ nix::ioctl_read_bad!(tungetiff, libc::TUNGETIFF, libc::ifreq);
 nix::ioctl_write_ptr_bad!(tunsetvnethdrsz, libc::TUNSETVNETHDRSZ, c_int);
 nix::ioctl_write_ptr_bad!(tunsetqueue, libc::TUNSETQUEUE, libc::ifreq);
 nix::ioctl_write_int_bad!(tunsetoffload, libc::TUNSETOFFLOAD);
+nix::ioctl_write_int_bad!(tunsetlink, libc::TUNSETLINK);
 
 fn request(name: &[u8]) -> libc::ifreq {
     // SAFETY: an all-zero ifreq is a valid one: an empty name, flags 0.
@@ -58,6 +59,12 @@ pub(crate) fn tun_identity(tun: BorrowedFd<'_>) -> nix::Result<(String, c_int)> 
 pub(crate) fn set_vnet_header_len(tun: BorrowedFd<'_>, len: c_int) -> nix::Result<()> {
     // SAFETY: TUNSETVNETHDRSZ reads an int, which is live.
     unsafe { tunsetvnethdrsz(tun.as_raw_fd(), &raw const len) }.map(drop)
+}
+
+/// Sets the link type, ARPHRD_*, of the interface that a TUN queue belongs to and that is down.
+pub(crate) fn set_link_type(tun: BorrowedFd<'_>, kind: u16) -> nix::Result<()> {
+    // SAFETY: plain integers.
+    unsafe { tunsetlink(tun.as_raw_fd(), c_int::from(kind)) }.map(drop)
 }
 
 /// Sets which super-packets, TUN_F_*, the kernel may hand over through a TUN queue.

@@ -1,5 +1,6 @@
 //! The TUN device.
 
+use crate::autoconf;
 use crate::netlink;
 use crate::netns::Netns;
 use crate::{Offload, Options, sys};
@@ -43,6 +44,8 @@ pub struct TunDevice {
     pub ifindex: u32,
     /// What its queues do besides single packets.
     pub offload: TunOffload,
+    /// A line of the log about what the kernel goes on doing on it by itself.
+    pub not_switched_off: Option<String>,
 }
 
 /// Checks a name as an operator typed it.
@@ -94,10 +97,15 @@ impl TunDevice {
             Netns::open(name)?.enter()?;
         }
         let number = netns.number()?;
-        let device = match (adopted, number) {
+        let mut device = match (adopted, number) {
             (Some(device), _) => device,
             (None, None) => Self::create(interface, without)?,
             (None, Some(_)) => Self::create_in(&netns, interface, without)?,
+        };
+        let switch_off = || Ok(autoconf::switch_off(&device.name, device.ifindex));
+        device.not_switched_off = match number {
+            None => switch_off()?,
+            Some(_) => netns.inside(switch_off)?,
         };
         Ok((device, number))
     }
@@ -120,6 +128,8 @@ impl TunDevice {
                 (&[Errno::EPERM], &format!("no permission to create interface {name}: CAP_NET_ADMIN is missing; run as root, or: setcap cap_net_admin+ep wgsep")),
             ],
         )?;
+        // Without it, an address is generated only after a move.
+        let _kernels_choice = sys::set_link_type(queue.as_fd(), autoconf::LINK_TYPE);
         let mut device = Self::identified(queue, name, vnet_hdr, without)?;
         if many {
             device.add_flow_queues(flags)?;
@@ -172,7 +182,8 @@ impl TunDevice {
         let ifindex = index_of(&name)?;
         let offload =
             if vnet_hdr { set_offload(queue.as_fd(), without)? } else { TunOffload::default() };
-        Ok(Self { queue, flow_queues: Vec::new(), name, ifindex, offload })
+        let (flow_queues, not_switched_off) = (Vec::new(), None);
+        Ok(Self { queue, flow_queues, name, ifindex, offload, not_switched_off })
     }
 
     /// Adds queues to read, as many as the kernel gives, and has the first only take what is written:
