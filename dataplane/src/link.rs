@@ -240,6 +240,7 @@ impl LinkMonitor {
     }
 
     /// The name of the interface with this index.
+    #[cfg(test)]
     pub(crate) fn name_of(&self, ifindex: u32) -> Option<String> {
         self.names.get(&ifindex).cloned()
     }

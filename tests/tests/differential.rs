@@ -180,7 +180,7 @@ const DIFFERENCES: [Difference; 16] = [
         before: &[],
         transaction: concat!("set=1\n", key!(a), "endpoint=[fe80::1%lo]:5\n\n"),
         errnos: [Some(0), Some(0)],
-        says: [("endpoint=[fe80::1%lo]:5", true), ("endpoint=[fe80::1]:5", true)],
+        says: [("endpoint=[fe80::1%1]:5", true), ("endpoint=[fe80::1]:5", true)],
     },
     Difference {
         what: "an endpoint with a scope by number",
@@ -188,7 +188,7 @@ const DIFFERENCES: [Difference; 16] = [
         before: &[],
         transaction: concat!("set=1\n", key!(a), "endpoint=[fe80::1%1]:5\n\n"),
         errnos: [Some(0), Some(0)],
-        says: [("endpoint=[fe80::1%lo]:5", true), ("endpoint=[fe80::1]:5", true)],
+        says: [("endpoint=[fe80::1%1]:5", true), ("endpoint=[fe80::1]:5", true)],
     },
     Difference {
         what: "a get with another line",

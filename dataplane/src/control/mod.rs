@@ -401,10 +401,9 @@ impl Control {
     }
 
     pub(super) fn get(&mut self, client: ClientId) {
-        let Self { uapi, device, epoll, link, .. } = self;
+        let Self { uapi, device, epoll, .. } = self;
         let drops = &device.data_path().drops;
-        let scopes = Scopes(link.as_ref());
-        uapi.reply_get(client, &device.status(), drops, device.peers(), &scopes, epoll);
+        uapi.reply_get(client, &device.status(), drops, device.peers(), epoll);
     }
 
     fn get_statistics(&mut self, client: ClientId) {
@@ -426,9 +425,5 @@ struct Scopes<'a>(Option<&'a LinkMonitor>);
 impl crate::uapi::Scopes for Scopes<'_> {
     fn index_of(&self, name: &str) -> Option<u32> {
         self.0.and_then(|link| link.index_of(name))
-    }
-
-    fn name_of(&self, index: u32) -> Option<String> {
-        self.0.and_then(|link| link.name_of(index))
     }
 }

@@ -19,10 +19,6 @@ impl Scopes for Numbers {
     fn index_of(&self, name: &str) -> Option<u32> {
         name.parse().ok().filter(|index| *index != 0)
     }
-
-    fn name_of(&self, index: u32) -> Option<String> {
-        Some(index.to_string())
-    }
 }
 
 impl Dialogue {
@@ -60,7 +56,6 @@ impl Dialogue {
             &self.device.status(),
             &self.device.data_path().drops,
             self.device.peers(),
-            &Numbers,
         );
         text.as_bytes().to_vec()
     }

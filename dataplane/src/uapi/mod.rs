@@ -31,10 +31,9 @@ pub(crate) enum Operation {
     Set(Configuration),
 }
 
-/// Names and indices of network interfaces, for the scopes of link-local endpoints.
+/// The indices of network interfaces, for the scopes of link-local endpoints. A `set` may have names, a
+/// `get` answers with numbers.
 pub(crate) trait Scopes {
     /// The index of an interface, by name or number.
     fn index_of(&self, name: &str) -> Option<u32>;
-    /// The name of an interface.
-    fn name_of(&self, index: u32) -> Option<String>;
 }

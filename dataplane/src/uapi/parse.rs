@@ -220,10 +220,6 @@ pub(super) mod tests {
         fn index_of(&self, name: &str) -> Option<u32> {
             if name == "eth0" { Some(7) } else { name.parse().ok() }
         }
-
-        fn name_of(&self, index: u32) -> Option<String> {
-            (index == 7).then(|| "eth0".to_owned())
-        }
     }
 
     const KEY: &str = "0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1F20";

@@ -143,11 +143,10 @@ impl Server {
         device: &DeviceStatus,
         drops: &DropCounters,
         peers: impl Iterator<Item = PeerStatus>,
-        scopes: &dyn Scopes,
         epoll: &Epoll,
     ) {
         if self.clients.contains_key(&id) {
-            self.answer(id, format::format(device, drops, peers, scopes), epoll);
+            self.answer(id, format::format(device, drops, peers), epoll);
         } else {
             self.under_way.remove(&id);
         }

@@ -98,7 +98,7 @@ impl House {
         match (operation, delayed) {
             (Operation::Get, _) => {
                 let drops = &device.data_path().drops;
-                server.reply_get(client, &device.status(), drops, device.peers(), &Eth0, epoll);
+                server.reply_get(client, &device.status(), drops, device.peers(), epoll);
             }
             (Operation::Statistics, _) => {
                 server.reply_statistics(client, &device.data_path().drops, &[], epoll);
