@@ -68,6 +68,7 @@ pub(crate) struct Shared {
     /// Which worker waits for packets, and the others for a call.
     pub(crate) lead: Lead,
     device_gone: AtomicBool,
+    sockets_destroyed: AtomicBool,
 }
 
 impl Shared {
@@ -95,6 +96,7 @@ impl Shared {
             control: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             lead: Lead::new(workers)?,
             device_gone: AtomicBool::new(false),
+            sockets_destroyed: AtomicBool::new(false),
         })
     }
 
@@ -219,6 +221,17 @@ impl Shared {
     pub(crate) fn set_device_gone(&self) {
         self.device_gone.store(true, Ordering::Release);
         self.wake_control();
+    }
+
+    /// Notes that another program has the kernel destroy our sockets (SOCK_DESTROY, as `ss -K` does).
+    pub(crate) fn set_sockets_destroyed(&self) {
+        self.sockets_destroyed.store(true, Ordering::Release);
+        self.wake_control();
+    }
+
+    /// True, once, after [`Self::set_sockets_destroyed`].
+    pub(crate) fn take_sockets_destroyed(&self) -> bool {
+        self.sockets_destroyed.swap(false, Ordering::AcqRel)
     }
 
     /// True once the TUN device was deleted.

@@ -307,8 +307,13 @@ impl Worker {
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     self.shared.data_path.drops.add(DropCause::InboundMalformed, 1);
                 }
-                // Nothing waits; or an error that the socket had pending, which is now gone.
-                Err(_) => return,
+                Err(error) => {
+                    // Nothing waits; or an error that the socket had pending, which is now gone.
+                    if error.kind() == io::ErrorKind::ConnectionAborted {
+                        self.shared.set_sockets_destroyed();
+                    }
+                    return;
+                }
             }
         }
     }

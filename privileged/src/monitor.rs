@@ -149,7 +149,10 @@ impl Monitor {
         }
         if asked && delay.is_none() {
             match self.requests.serve() {
-                Served::Answered => self.tell_missing_gro(),
+                Served::Answered => {
+                    self.tell_missing_gro();
+                    self.report_port();
+                }
                 Served::Sealed(sequence, report) => return Continue(Some((sequence, report))),
                 Served::Closed => return Break(self.died()),
                 Served::Violation(what) => return Break(violation(&what)),
@@ -197,6 +200,13 @@ impl Monitor {
         {
             self.log.info(&line);
         }
+    }
+
+    /// The service manager's status has a port that is not open for as long as that is so.
+    fn report_port(&mut self) {
+        self.manager.trouble(self.requests.lacking_port().map(|(port, errno)| {
+            format!("UDP port {port} cannot be opened: {}; tried again until it is", errno.desc())
+        }));
     }
 
     // ------------------------------------------------------------ the end

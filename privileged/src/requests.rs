@@ -62,6 +62,8 @@ pub struct Requests {
     gro: bool,
     phase: Phase,
     sockets: Option<UdpSockets>,
+    /// The port that was refused last, if nothing was opened or closed since.
+    refused: Option<(u16, Errno)>,
     second: Instant,
     /// In this second.
     requests: u32,
@@ -79,6 +81,7 @@ impl Requests {
             gro,
             phase: Phase::Init,
             sockets: None,
+            refused: None,
             second: Instant::now(),
             requests: 0,
             pipelined: 0,
@@ -134,10 +137,14 @@ impl Requests {
         }
         let done = match request {
             Request::Sealed(report) => return Served::Sealed(sequence, report),
-            Request::OpenUdp { port, mark } => self.open_udp(port, mark),
+            Request::OpenUdp { port, mark } => {
+                let opened = self.open_udp(port, mark);
+                self.refused = opened.as_ref().err().map(|errno| (port, *errno));
+                opened
+            }
             Request::SetMark { mark } => self.set_mark(mark),
             Request::CloseUdp => {
-                self.sockets = None;
+                (self.sockets, self.refused) = (None, None);
                 Ok(Reply::Done)
             }
             Request::Bye => {
@@ -186,6 +193,12 @@ impl Requests {
     #[must_use]
     pub fn lack_gro(&self) -> bool {
         self.sockets.as_ref().is_some_and(|sockets| !sockets.joins)
+    }
+
+    /// The UDP port that the interface lacks, and why it could not be opened.
+    #[must_use]
+    pub fn lacking_port(&self) -> Option<(u16, Errno)> {
+        self.refused.filter(|_| self.sockets.is_none())
     }
 
     /// True if a dataplane that is gone has said goodbye, which may have crossed with its end.

@@ -39,13 +39,17 @@ const BREACH: &str = "helper's `the dataplane broke the contract and was killed:
 const AUDIT: &str = "the audit's table, where a finding has a remedy of its own";
 
 /// What stands in a line of another place, which has the remedy; and where that is.
-const PARTS: [(&str, &str); 25] = [
+const PARTS: [(&str, &str); 26] = [
     (", ", "between the members of a list"),
     ("{line}", "the line of an error, as it is"),
     ("allow this user to open the device", "helper's `no permission to open …; …`"),
     (
         "{text:?} is not a 32-bit number, such as 51820 or 0xca6c",
         "clap's line about an option, which ends with `wgsep --help`",
+    ),
+    (
+        "UAPI set refused, nothing changed: {line}",
+        "before the line of control/port.rs, which has the remedy",
     ),
     ("a flood of requests", BREACH),
     ("a second Sealed", BREACH),

@@ -148,6 +148,28 @@ fn a_second_daemon_cannot_have_the_port_of_the_first() {
     assert!(message.contains("Address already in use"), "wg(8) says: {message}");
 }
 
+/// As a program does that ends connections; a destroyed socket receives nothing.
+#[test]
+fn sockets_that_the_kernel_destroys_are_opened_again_and_the_session_goes_on() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    // A port of the kernel's choice is unbound when its socket is destroyed.
+    left.daemon.wg_set("listen-port 0");
+    until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+    let port = left.daemon.listen_port();
+    let handshake = right.daemon.peer().latest_handshake;
+    left.daemon.netns.run(format!("ss -K -H -u -a sport = :{port}"));
+    wait::until("the sockets are open again", Duration::from_secs(5), || {
+        left.daemon.process.log().contains("opening them again")
+            && left.daemon.netns.run("ss -H -u -l -n").matches(&format!(":{port} ")).count() == 2
+    });
+    // The other end finds it at the same port.
+    until_ping(&right.daemon.netns, left.side.inner(Family::V4));
+    assert_eq!(left.daemon.listen_port(), port);
+    assert_eq!(right.daemon.peer().latest_handshake, handshake, "the session went on");
+}
+
 /// A kernel that lacks a family refuses its sockets with EAFNOSUPPORT, as this filter does.
 #[test]
 fn a_machine_without_one_family_starts_keeps_its_port_and_carries_traffic() {
@@ -161,6 +183,9 @@ fn a_machine_without_one_family_starts_keeps_its_port_and_carries_traffic() {
         right.configure(&left.key.public, None, None);
         until_ping(&left.daemon.netns, right.side.inner(Family::V4));
         assert_eq!(left.daemon.listen_port(), PORT, "without {missing}");
+        let only = if outer == Family::V4 { "IPv4 only" } else { "IPv6 only" };
+        let log = left.daemon.process.log();
+        assert!(log.contains(&format!("UDP port {PORT}, {only}")), "{log}");
         left.daemon.wg_set("listen-port 0");
         assert_ne!(left.daemon.listen_port(), 0, "without {missing}");
         until_ping(&left.daemon.netns, right.side.inner(Family::V4));

@@ -66,7 +66,46 @@ const CAUSES: [(&str, &str); 33] = [
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Statistics {
     drops: Vec<(String, u64)>,
+    /// Not of a daemon of an older version.
+    udp: Option<Udp>,
     offloads: Vec<(String, bool)>,
+}
+
+/// The UDP sockets.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Udp {
+    port: u16,
+    ipv4: bool,
+    ipv6: bool,
+    /// Why none is open though the interface is up, or 0.
+    errno: i32,
+}
+
+impl Udp {
+    fn refusal(&self) -> Option<&'static str> {
+        (self.errno != 0).then(|| nix::errno::Errno::from_raw(self.errno).desc())
+    }
+
+    /// For programs.
+    fn as_json(&self) -> String {
+        let Self { port, ipv4, ipv6, .. } = self;
+        let error = self.refusal().map_or("null".to_owned(), string);
+        format!("{{\"port\":{port},\"ipv4\":{ipv4},\"ipv6\":{ipv6},\"error\":{error}}}")
+    }
+
+    /// For people.
+    fn describe(&self) -> String {
+        let Self { port, ipv4, ipv6, .. } = self;
+        if let Some(why) = self.refusal() {
+            return format!("port {port} cannot be opened: {why}, the log says what to do");
+        }
+        match (ipv4, ipv6) {
+            (true, true) => format!("port {port}"),
+            (true, false) => format!("port {port}, IPv4 only"),
+            (false, true) => format!("port {port}, IPv6 only"),
+            (false, false) => "closed, the interface is down".to_owned(),
+        }
+    }
 }
 
 /// Asks the daemon of an interface; returns what to print.
@@ -123,6 +162,15 @@ fn parse(answer: &str) -> Option<Statistics> {
             statistics.drops.push((cause.to_owned(), value.parse().ok()?));
         } else if let Some(offload) = key.strip_prefix("offload_").filter(|name| is_name(name)) {
             statistics.offloads.push((offload.to_owned(), value == "1"));
+        } else if key.starts_with("udp_") {
+            let udp = statistics.udp.get_or_insert_default();
+            match key {
+                "udp_port" => udp.port = value.parse().ok()?,
+                "udp_ipv4" => udp.ipv4 = value == "1",
+                "udp_ipv6" => udp.ipv6 = value == "1",
+                "udp_errno" => udp.errno = value.parse().ok()?,
+                _ => {}
+            }
         }
     }
     (!statistics.drops.is_empty()).then_some(statistics)
@@ -149,7 +197,8 @@ fn as_table(interface: &str, statistics: &Statistics) -> String {
         [] => "all in use".to_owned(),
         missing => format!("without {}; the log says why", missing.join(", ")),
     };
-    format!("{interface}: {total} packets dropped; offloads: {offloads}\n{text}")
+    let udp = statistics.udp.as_ref().map_or("unknown".to_owned(), Udp::describe);
+    format!("{interface}: UDP {udp}; {total} packets dropped; offloads: {offloads}\n{text}")
 }
 
 /// One object, with every counter.
@@ -158,8 +207,9 @@ fn as_json(interface: &str, statistics: &Statistics) -> String {
     let member = |(name, value): (&String, String)| format!("{}:{value}", string(name));
     let drops = statistics.drops.iter().map(|(name, count)| member((name, count.to_string())));
     let offloads = statistics.offloads.iter().map(|(name, on)| member((name, on.to_string())));
+    let udp = statistics.udp.as_ref().map_or("null".to_owned(), Udp::as_json);
     format!(
-        "{{\"interface\":{},\"drops\":{},\"offloads\":{}}}\n",
+        "{{\"interface\":{},\"udp\":{udp},\"drops\":{},\"offloads\":{}}}\n",
         string(interface),
         object(drops.collect()),
         object(offloads.collect())
@@ -170,21 +220,33 @@ fn as_json(interface: &str, statistics: &Statistics) -> String {
 mod tests {
     use super::*;
 
-    const ANSWER: &str = "drop_no_peer=3\ndrop_replay=0\noffload_tso=1\noffload_uso=0\nerrno=0\n\n";
+    const ANSWER: &str = "drop_no_peer=3\ndrop_replay=0\nudp_port=51820\nudp_ipv4=1\nudp_ipv6=0\nudp_errno=0\noffload_tso=1\noffload_uso=0\nerrno=0\n\n";
 
     #[test]
     fn the_table_has_what_happened_and_json_has_all() {
         let statistics = parse(ANSWER).unwrap();
         assert_eq!(
             as_table("wg0", &statistics),
-            "wg0: 3 packets dropped; offloads: without uso; the log says why\n           \
+            "wg0: UDP port 51820, IPv4 only; 3 packets dropped; offloads: without uso; the log says why\n           \
              3  no_peer               out: no peer has the destination; see `wg show wg0 allowed-ips`\n"
         );
         assert_eq!(
             as_json("wg0", &statistics),
-            "{\"interface\":\"wg0\",\"drops\":{\"no_peer\":3,\"replay\":0},\
+            "{\"interface\":\"wg0\",\"udp\":{\"port\":51820,\"ipv4\":true,\"ipv6\":false,\"error\":null},\"drops\":{\"no_peer\":3,\"replay\":0},\
              \"offloads\":{\"tso\":true,\"uso\":false}}\n"
         );
+    }
+
+    #[test]
+    fn a_port_that_is_not_open_is_in_both() {
+        let refused = parse(&ANSWER.replace("errno=0\noff", "errno=98\noff")).unwrap();
+        let table = as_table("wg0", &refused);
+        let line = "wg0: UDP port 51820 cannot be opened: Address already in use, the log says what to do; ";
+        assert!(table.starts_with(line), "{table}");
+        let json = as_json("wg0", &refused);
+        assert!(json.contains("\"error\":\"Address already in use\"}"), "{json}");
+        let down = parse(&ANSWER.replace("ipv4=1", "ipv4=0")).unwrap();
+        assert!(as_table("wg0", &down).starts_with("wg0: UDP closed, the interface is down; "));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A job sends one request at most and is finished when the answer comes; meanwhile packets,
 //! handshakes and every `get` go on. Only while the link goes up or down, a `get` waits its turn.
 
-use super::{Awaiting, Control, End, Job, LINK};
+use super::{Awaiting, Control, End, Job, LINK, port};
 use crate::clock;
 use crate::helper::Said;
 use crate::link::LinkMonitor;
@@ -34,6 +34,8 @@ impl Control {
                 }
                 Job::Configured(client) => self.reply_set(client, 0),
                 Job::LinkUp => self.start_link_up(),
+                Job::OpenPort => self.start_open_port(),
+                Job::ReopenPort => self.start_reopen_port(),
                 Job::LinkDown => self.start_link_down(),
                 Job::Get(client) => self.get(client),
             }
@@ -144,19 +146,70 @@ impl Control {
             Ok(port) => {
                 self.device.set_listen_port(port);
                 self.device.set_up(true, clock::now());
-                tracing::info!("interface up, UDP port {port}");
+                self.port_opened("interface up, ");
             }
-            Err(errno) => tracing::error!(
-                "interface up, but UDP port {} cannot be opened: {}; choose another: wg set {} listen-port PORT",
-                self.device.listen_port(),
-                nix::Error::from_raw(errno).desc(),
-                self.interface,
-            ),
+            Err(errno) => self.port_refused(errno),
         }
+    }
+
+    /// A port that was refused is tried again, unless it is open by now or the interface is down.
+    fn start_open_port(&mut self) {
+        if self.lacks_port() {
+            self.start_link_up();
+        }
+    }
+
+    /// Another program can have the kernel destroy sockets. Destroyed ones receive nothing.
+    fn start_reopen_port(&mut self) {
+        if !self.link_state.up || self.lacks_port() {
+            return;
+        }
+        tracing::error!(
+            "another program had the kernel destroy the UDP sockets (as `ss -K` does); opening them again"
+        );
+        self.replace_sockets(UdpSockets::default());
+        self.jobs.push_front(Job::OpenPort);
+        self.request(&Request::CloseUdp, Awaiting::LinkDown);
+    }
+
+    /// Whether the interface is up without a UDP port.
+    fn lacks_port(&self) -> bool {
+        self.link_state.up && self.open_families() == [false; 2]
+    }
+
+    /// Whether there is an IPv4 socket, and an IPv6 socket.
+    pub(super) fn open_families(&self) -> [bool; 2] {
+        self.shared.sockets.reader().value().families().map(|family| family.is_some())
+    }
+
+    /// The interface stays without a UDP port for now.
+    fn port_refused(&mut self, errno: i32) {
+        let line = port::refusal(self.device.listen_port(), errno, &self.interface);
+        if self.port_retry.refused(errno, clock::instant()) {
+            tracing::error!("interface up, but {line}; trying again until it opens");
+        } else {
+            tracing::debug!("still {line}");
+        }
+    }
+
+    fn port_opened(&mut self, occasion: &str) {
+        let port = self.device.listen_port();
+        let families = match self.open_families() {
+            [true, true] => "",
+            [_, false] => {
+                ", IPv4 only: this machine opens no IPv6 socket; once it does, take the interface down and up"
+            }
+            [false, _] => {
+                ", IPv6 only: this machine opens no IPv4 socket; once it does, take the interface down and up"
+            }
+        };
+        let again = if self.port_retry.clear() { ", which was refused before" } else { "" };
+        tracing::info!("{occasion}UDP port {port}{again}{families}");
     }
 
     fn start_link_down(&mut self) {
         self.device.set_up(false, clock::now());
+        self.port_retry.clear();
         self.replace_sockets(UdpSockets::default());
         self.shared.clear_handshakes();
         self.handshakes.clear();
@@ -205,12 +258,13 @@ impl Control {
         let mark = configuration.fwmark.unwrap_or(old_mark);
         let port = configuration.listen_port.unwrap_or(old_port);
         let must_open = self.link_state.up
-            && (port != old_port || (configuration.listen_port.is_some() && !self.device.is_up()));
+            && (port != old_port || (configuration.listen_port.is_some() && self.lacks_port()));
         let is_asked_for = configuration.listen_port.is_some() && port != 0;
         if is_asked_for && !must_open && !self.ports.contains(&port) {
             // Nothing is opened now, so the helper would refuse it only when the link comes up.
             let pinned = self.ports.start() == self.ports.end();
-            self.refuse(client, if pinned { libc::EPERM } else { libc::EACCES });
+            let errno = if pinned { libc::EPERM } else { libc::EACCES };
+            self.refuse(client, errno, &port::refusal(port, errno, &self.interface));
         } else if must_open {
             self.request(
                 &Request::OpenUdp { port, mark },
@@ -238,23 +292,41 @@ impl Control {
                     self.configure(configuration);
                     self.device.set_up(true, clock::now());
                     self.jobs.push_front(Job::Configured(client));
-                    tracing::info!("UDP port {port}");
+                    self.port_opened("");
                 }
-                Err(errno) => self.refuse(client, errno),
+                Err(errno) => {
+                    let line = self.configure_refusal(&configuration, errno);
+                    self.refuse(client, errno, &line);
+                }
             },
         }
     }
 
-    fn refuse(&mut self, client: ClientId, errno: i32) {
-        let why = nix::Error::from_raw(errno).desc();
+    /// What failed of a `set` that the helper refused: the port if that had to be opened, or the mark.
+    fn configure_refusal(&self, configuration: &Configuration, errno: i32) -> String {
+        let needed_port = configuration
+            .listen_port
+            .filter(|port| *port != self.device.listen_port() || self.lacks_port());
+        match (needed_port, configuration.fwmark) {
+            (None, Some(mark)) => port::mark_refusal(mark, errno),
+            (port, _) => {
+                let port = port.unwrap_or(self.device.listen_port());
+                port::refusal(port, errno, &self.interface)
+            }
+        }
+    }
+
+    fn refuse(&mut self, client: ClientId, errno: i32, line: &str) {
         self.refusals.write(clock::instant(), || {
-            tracing::warn!("UAPI set refused, nothing changed: {why}; choose another port or mark, see wgsep --help");
+            tracing::error!("UAPI set refused, nothing changed: {line}");
         });
         self.reply_set(client, -errno);
     }
 
     fn apply(&mut self, client: ClientId, configuration: Configuration) {
         self.configure(configuration);
+        // It may have changed what the port was refused for.
+        self.port_retry.hasten(clock::instant());
         self.reply_set(client, 0);
     }
 

@@ -6,10 +6,12 @@
 
 mod events;
 mod jobs;
+mod port;
 mod probe;
 mod sources;
 
 use self::events::Reporter;
+use self::port::PortRetry;
 use self::probe::{LinkProbe, PROBE_INTERVAL};
 use self::sources::SourceCheck;
 use crate::clock;
@@ -20,7 +22,7 @@ use crate::random::KernelRandom;
 use crate::secret;
 use crate::shared::{QueuedHandshake, Shared};
 use crate::start::Arguments;
-use crate::uapi::{ClientId, Operation, Server};
+use crate::uapi::{ClientId, Operation, Server, UdpStatus};
 use crate::udp::{self, Source, UdpSockets};
 use crate::vm_clock::VmClock;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -66,6 +68,10 @@ enum Job {
     /// A `set` that opened a port has taken effect, and the old port is free.
     Configured(ClientId),
     LinkUp,
+    /// Try again to open the port of an interface that is up.
+    OpenPort,
+    /// Replace sockets that the kernel has destroyed.
+    ReopenPort,
     LinkDown,
     /// A `get` that was asked while the link changed.
     Get(ClientId),
@@ -97,6 +103,7 @@ pub(crate) struct Control {
     udp_gso: bool,
     link: Option<LinkMonitor>,
     link_state: LinkState,
+    port_retry: PortRetry,
     probe: LinkProbe,
     sources: SourceCheck,
     jobs: VecDeque<Job>,
@@ -156,6 +163,7 @@ impl Control {
             udp_gso: settings.udp_gso,
             link: None,
             link_state: LinkState::default(),
+            port_retry: PortRetry::default(),
             probe: LinkProbe::new()?,
             sources: SourceCheck::default(),
             jobs: VecDeque::new(),
@@ -201,6 +209,9 @@ impl Control {
                 self.dispatch(event);
             }
             self.probe_link();
+            if self.port_retry.take_due(clock::instant()) {
+                self.jobs.push_back(Job::OpenPort);
+            }
             self.take_operations();
             while self.run_jobs() {
                 self.take_operations();
@@ -216,6 +227,9 @@ impl Control {
                 if self.shared.is_device_gone() {
                     tracing::info!("the interface was deleted");
                     self.bye();
+                }
+                if self.shared.take_sockets_destroyed() {
+                    self.jobs.push_back(Job::ReopenPort);
                 }
             }
             TIMER => {
@@ -296,7 +310,8 @@ impl Control {
     }
 
     fn arm_timer(&mut self) {
-        let due = self.device.next_timeout();
+        let timeouts = [self.device.next_timeout(), self.port_retry.next_timeout()];
+        let due = timeouts.into_iter().flatten().min();
         if due == self.armed {
             return;
         }
@@ -408,8 +423,15 @@ impl Control {
 
     fn get_statistics(&mut self, client: ClientId) {
         let offloads = self.shared.offloads();
+        let [ipv4, ipv6] = self.open_families();
+        let udp = UdpStatus {
+            port: self.device.listen_port(),
+            ipv4,
+            ipv6,
+            errno: self.port_retry.errno(),
+        };
         let Self { uapi, device, epoll, .. } = self;
-        uapi.reply_statistics(client, &device.data_path().drops, &offloads, epoll);
+        uapi.reply_statistics(client, &device.data_path().drops, &udp, &offloads, epoll);
     }
 }
 

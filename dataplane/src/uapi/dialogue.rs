@@ -2,7 +2,7 @@
 //! is answered.
 
 use super::inbox::Inbox;
-use super::{Operation, Scopes, format};
+use super::{Operation, Scopes, UdpStatus, format};
 use wgsep_proto::device::Device;
 use wgsep_proto::time::Now;
 
@@ -37,7 +37,8 @@ impl Dialogue {
             answers.push(match transaction {
                 Ok(Operation::Get) => self.state(),
                 Ok(Operation::Statistics) => {
-                    format::statistics(&self.device.data_path().drops, &[]).as_bytes().to_vec()
+                    let drops = &self.device.data_path().drops;
+                    format::statistics(drops, &UdpStatus::default(), &[]).as_bytes().to_vec()
                 }
                 Ok(Operation::Set(configuration)) => {
                     self.device.configure(configuration, now);

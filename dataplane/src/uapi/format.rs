@@ -1,5 +1,6 @@
 //! The answer to a `get`, key by key as the protocol has them.
 
+use super::UdpStatus;
 use super::secret_text::SecretText;
 use std::fmt::Write;
 use wgsep_proto::config::{DeviceStatus, PeerStatus};
@@ -20,22 +21,31 @@ pub(super) fn format(
     text
 }
 
-/// Writes the whole reply to `get=statistics`: every `drop_CAUSE`, and as 0 or 1 every `offload_NAME`.
-pub(super) fn statistics(drops: &DropCounters, offloads: &[(&str, bool)]) -> SecretText {
+/// Writes the whole reply to `get=statistics`: every `drop_CAUSE`, the state of the UDP sockets, and as 0
+/// or 1 every `offload_NAME`.
+pub(super) fn statistics(
+    drops: &DropCounters,
+    udp: &UdpStatus,
+    offloads: &[(&str, bool)],
+) -> SecretText {
     let mut text = SecretText::with_capacity(2048);
     // Writing to memory cannot fail.
-    let _infallible = write_statistics(&mut text, drops, offloads);
+    let _infallible = write_statistics(&mut text, drops, udp, offloads);
     text
 }
 
 fn write_statistics(
     text: &mut SecretText,
     drops: &DropCounters,
+    udp: &UdpStatus,
     offloads: &[(&str, bool)],
 ) -> std::fmt::Result {
     for cause in DropCause::ALL {
         writeln!(text, "drop_{}={}", cause.name(), drops.count(cause))?;
     }
+    let UdpStatus { port, ipv4, ipv6, errno } = *udp;
+    let (ipv4, ipv6) = (u8::from(ipv4), u8::from(ipv6));
+    writeln!(text, "udp_port={port}\nudp_ipv4={ipv4}\nudp_ipv6={ipv6}\nudp_errno={errno}")?;
     for (name, in_use) in offloads {
         writeln!(text, "offload_{name}={}", u8::from(*in_use))?;
     }
@@ -150,13 +160,16 @@ mod tests {
     fn statistics_have_every_counter_and_no_key() {
         let drops = DropCounters::default();
         drops.add(DropCause::Replayed, 3);
-        let text = statistics(&drops, &[("tso", true), ("uso", false)]);
+        let udp = UdpStatus { port: 51820, ipv4: true, ipv6: false, errno: 98 };
+        let text = statistics(&drops, &udp, &[("tso", true), ("uso", false)]);
         let text = std::str::from_utf8(text.as_bytes()).unwrap();
         assert_eq!(text.lines().filter(|line| line.starts_with("drop_")).count(), 33);
         assert!(text.contains("drop_replay=3\n") && text.contains("drop_no_peer=0\n"), "{text}");
         assert!(text.ends_with("offload_tso=1\noffload_uso=0\nerrno=0\n\n"), "{text}");
-        let other =
-            |line: &&str| !["drop_", "offload_", "errno="].iter().any(|key| line.starts_with(key));
+        assert!(text.contains("udp_port=51820\nudp_ipv4=1\nudp_ipv6=0\nudp_errno=98\n"), "{text}");
+        let other = |line: &&str| {
+            !["drop_", "udp_", "offload_", "errno="].iter().any(|key| line.starts_with(key))
+        };
         assert_eq!(text.trim_end().lines().find(other), None);
     }
 

@@ -31,6 +31,19 @@ pub(crate) enum Operation {
     Set(Configuration),
 }
 
+/// What a `get=statistics` tells of the UDP sockets.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct UdpStatus {
+    /// Configured, whether or not it is open.
+    pub(crate) port: u16,
+    /// An IPv4 socket is open.
+    pub(crate) ipv4: bool,
+    /// An IPv6 socket is open.
+    pub(crate) ipv6: bool,
+    /// Why none is open though the interface is up, or 0.
+    pub(crate) errno: i32,
+}
+
 /// The indices of network interfaces, for the scopes of link-local endpoints. A `set` may have names, a
 /// `get` answers with numbers.
 pub(crate) trait Scopes {

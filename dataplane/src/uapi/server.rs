@@ -7,7 +7,7 @@ use super::client::{Client, Input};
 use super::inbox::MAX_TRANSACTION;
 use super::parse::Refusal;
 use super::secret_text::SecretText;
-use super::{Operation, Scopes, format};
+use super::{Operation, Scopes, UdpStatus, format};
 use crate::clock;
 use crate::line_limit::LineLimit;
 use nix::errno::Errno;
@@ -157,10 +157,11 @@ impl Server {
         &mut self,
         id: ClientId,
         drops: &DropCounters,
+        udp: &UdpStatus,
         offloads: &[(&str, bool)],
         epoll: &Epoll,
     ) {
-        self.answer(id, format::statistics(drops, offloads), epoll);
+        self.answer(id, format::statistics(drops, udp, offloads), epoll);
     }
 
     /// Answers a `set`: 0, or a negative errno; nothing happens if the client is gone.

@@ -3,7 +3,7 @@
 
 use super::parse::tests::Eth0;
 use super::server::MAX_CLIENTS;
-use super::{ClientId, Operation, Server};
+use super::{ClientId, Operation, Server, UdpStatus};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read, Write};
@@ -101,7 +101,13 @@ impl House {
                 server.reply_get(client, &device.status(), drops, device.peers(), epoll);
             }
             (Operation::Statistics, _) => {
-                server.reply_statistics(client, &device.data_path().drops, &[], epoll);
+                server.reply_statistics(
+                    client,
+                    &device.data_path().drops,
+                    &UdpStatus::default(),
+                    &[],
+                    epoll,
+                );
             }
             (Operation::Set(configuration), Some(delayed)) => delayed.push((client, configuration)),
             (Operation::Set(configuration), None) => {

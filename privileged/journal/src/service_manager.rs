@@ -14,6 +14,9 @@ pub struct ServiceManager {
     socket: Option<UnixDatagram>,
     /// How often it wants to hear that we are alive, and when next.
     watchdog: Option<(Duration, Instant)>,
+    /// Its status while all is well.
+    serving: String,
+    trouble: Option<String>,
 }
 
 impl ServiceManager {
@@ -29,12 +32,23 @@ impl ServiceManager {
         let microseconds = std::env::var("WATCHDOG_USEC").ok().and_then(|value| value.parse().ok());
         let watchdog =
             microseconds.map(|whole: u64| (Duration::from_micros(whole / 2), Instant::now()));
-        Ok(Self { socket: Some(socket), watchdog })
+        Ok(Self { socket: Some(socket), watchdog, ..Self::default() })
     }
 
     /// The interface is there and serves.
-    pub fn ready(&self, status: &str) {
+    pub fn ready(&mut self, status: &str) {
+        status.clone_into(&mut self.serving);
         self.send(&format!("READY=1\nSTATUS={status}"));
+    }
+
+    /// What is wrong although it serves, or that nothing is any more; sent only when it changes.
+    pub fn trouble(&mut self, trouble: Option<String>) {
+        if self.trouble == trouble {
+            return;
+        }
+        self.trouble = trouble;
+        let but = self.trouble.as_ref().map_or(String::new(), |trouble| format!(", but {trouble}"));
+        self.send(&format!("STATUS={}{but}", self.serving));
     }
 
     /// It ends, and why.

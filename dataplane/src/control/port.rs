@@ -1,0 +1,142 @@
+//! A UDP port that cannot be opened while the interface is up: when to try again, and what to say of it.
+
+use nix::libc;
+use std::time::Duration;
+use wgsep_proto::time::Instant;
+
+/// From a refusal to the next try; doubled with each, up to [`LAST_RETRY`].
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// The port of an interface that is up, as far as the helper has refused it.
+#[derive(Default)]
+pub(super) struct PortRetry(Option<Refused>);
+
+struct Refused {
+    errno: i32,
+    interval: Duration,
+    /// `None` while a try is under way.
+    due: Option<Instant>,
+}
+
+impl PortRetry {
+    /// Notes that the helper refused the port; true if that was not known, or was for another reason.
+    pub(super) fn refused(&mut self, errno: i32, now: Instant) -> bool {
+        let (is_news, interval) = match &self.0 {
+            Some(before) => (before.errno != errno, before.interval.saturating_mul(2)),
+            None => (true, FIRST_RETRY),
+        };
+        let interval = interval.min(LAST_RETRY);
+        self.0 = Some(Refused { errno, interval, due: Some(now.after(interval)) });
+        is_news
+    }
+
+    /// Notes that the port is open, or that the interface is down; true if it was refused before.
+    pub(super) fn clear(&mut self) -> bool {
+        self.0.take().is_some()
+    }
+
+    /// When to try again.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        self.0.as_ref().and_then(|refused| refused.due)
+    }
+
+    /// True, once, when the time to try again has come.
+    pub(super) fn take_due(&mut self, now: Instant) -> bool {
+        let due = self.0.as_mut().map(|refused| &mut refused.due);
+        due.is_some_and(|due| due.take_if(|due| *due <= now).is_some())
+    }
+
+    /// Tries again at once.
+    pub(super) fn hasten(&mut self, now: Instant) {
+        if let Some(refused) = &mut self.0 {
+            refused.due = Some(now);
+        }
+    }
+
+    /// Why it is not open, 0 if nothing was refused.
+    pub(super) fn errno(&self) -> i32 {
+        self.0.as_ref().map_or(0, |refused| refused.errno)
+    }
+}
+
+/// What failed, on what, why, and what to do about it.
+pub(super) fn refusal(port: u16, errno: i32, interface: &str) -> String {
+    let why = nix::Error::from_raw(errno).desc();
+    let another = format!("choose another: wg set {interface} listen-port PORT");
+    let remedy = match errno {
+        libc::EADDRINUSE => {
+            format!("stop the program that has it (ss -ulpn sport = :{port}), or {another}")
+        }
+        libc::EACCES => format!("start wgsep with --allow-low-ports, or {another}"),
+        libc::EPERM => format!(
+            "choose a port and a mark that --listen-port and --fwmark of wgsep allow: wg set {interface} listen-port PORT fwmark MARK"
+        ),
+        libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => {
+            "free descriptors or memory of this machine".to_owned()
+        }
+        libc::EAFNOSUPPORT => "this machine has neither IPv4 nor IPv6".to_owned(),
+        _ => another,
+    };
+    format!("cannot open UDP port {port}: {why}; {remedy}")
+}
+
+/// As [`refusal`], of a mark.
+pub(super) fn mark_refusal(mark: u32, errno: i32) -> String {
+    let why = nix::Error::from_raw(errno).desc();
+    format!(
+        "cannot mark the UDP sockets with {mark:#x}: {why}; choose a mark that --fwmark of wgsep allows, and give it CAP_NET_ADMIN"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_tried_again_after_one_second_and_then_ever_later_up_to_a_minute() {
+        let (mut retry, mut now) = (PortRetry::default(), Instant::from_nanos(1));
+        assert!(!retry.take_due(now) && retry.next_timeout().is_none());
+        let mut waited = Vec::new();
+        for _ in 0..9 {
+            retry.refused(libc::EADDRINUSE, now);
+            let due = retry.next_timeout().unwrap();
+            waited.push(due.since(now).as_secs());
+            assert!(!retry.take_due(now));
+            now = due;
+            assert!(retry.take_due(now) && !retry.take_due(now), "one try");
+            assert_eq!(retry.next_timeout(), None, "until it is answered");
+        }
+        assert_eq!(waited, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert!(retry.clear() && !retry.clear());
+        assert!(retry.refused(libc::EADDRINUSE, now));
+        assert_eq!(retry.next_timeout(), Some(now.after(FIRST_RETRY)));
+        retry.hasten(now);
+        assert!(retry.take_due(now), "a set hastens it");
+        assert!(retry.clear());
+        retry.hasten(now);
+        assert!(!retry.take_due(now), "nothing to try");
+    }
+
+    #[test]
+    fn a_refusal_is_news_once_and_again_for_another_reason() {
+        let (mut retry, now) = (PortRetry::default(), Instant::from_nanos(1));
+        assert!(retry.refused(libc::EADDRINUSE, now) && !retry.refused(libc::EADDRINUSE, now));
+        assert_eq!(retry.errno(), libc::EADDRINUSE);
+        assert!(retry.refused(libc::EPERM, now));
+        assert!(retry.clear());
+        assert_eq!(retry.errno(), 0);
+    }
+
+    #[test]
+    fn the_line_names_the_port_the_cause_and_the_remedy() {
+        let line = refusal(51820, libc::EADDRINUSE, "wg0");
+        assert_eq!(
+            line,
+            "cannot open UDP port 51820: Address already in use; stop the program that has it \
+             (ss -ulpn sport = :51820), or choose another: wg set wg0 listen-port PORT"
+        );
+        assert!(refusal(53, libc::EACCES, "wg0").contains("--allow-low-ports"));
+        assert!(refusal(1, libc::EPERM, "wg0").contains("--listen-port and --fwmark"));
+    }
+}
