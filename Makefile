@@ -10,7 +10,7 @@
 # make bench-steps  what each step of a packet's path costs on one core
 # make deps    only install what the tests need
 # make install the programs, manual pages, unit and completions, under DESTDIR and PREFIX (root)
-# make deb     a Debian package of the same, into target
+# make deb     a Debian package of the same, into target; with the version of the commit, or WGSEP_VERSION=
 # make clean   remove what cargo built
 
 CARGO ?= cargo
@@ -23,6 +23,15 @@ export WGSEP_BIN_DIR
 
 # rustup's default place, for a shell that has not been told of it.
 export PATH := $(PATH):$(HOME)/.cargo/bin
+
+# What both programs and the package call this build. Only another commit changes it, so that cargo builds
+# nothing anew without need. bin/dist/check-tools says why it is empty where it is.
+ifndef WGSEP_VERSION
+WGSEP_VERSION := $(shell bin/dist/version 2>/dev/null)
+endif
+export WGSEP_VERSION
+# The version of the programs in WGSEP_BIN_DIR, which the package has to be of.
+BUILT_VERSION = $(WGSEP_BIN_DIR)/wgsep.version
 
 # Where `make install` puts things; DESTDIR stands before each. The helper finds its dataplane in
 # ../libexec/wgsep from where it is itself; any other place is compiled in.
@@ -38,16 +47,18 @@ DOCDIR = $(PREFIX)/share/doc/wgsep
 UNITDIR = $(PREFIX)/lib/systemd/system
 SYSUSERSDIR = $(PREFIX)/lib/sysusers.d
 TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
-# Where `make deb` leaves the package.
+# Where `make deb` leaves the package, in place of an older one.
 DEBDIR ?= $(CARGO_TARGET_DIR)
 
 .PHONY: build bench bench-readme bench-steps install deb demo test attacks hostile deps system-packages clean
 
 build:
+	@bin/dist/check-tools $(or $(filter deb,$(MAKECMDGOALS)),build)
 	$(CARGO) build --release --locked -p wgsep
 	@# Static, because it is executed by descriptor inside an empty root: no loader would be found.
 	$(CARGO) rustc --release --locked -p wgsep-dataplane-bin --bin wgsep-dataplane $(DATAPLANE_FLAGS) -- \
 		-C target-feature=+crt-static
+	@echo '$(WGSEP_VERSION)' >$(BUILT_VERSION)
 
 install: build
 	install -d $(addprefix $(DESTDIR),$(SBINDIR) $(LIBEXECDIR) $(MANDIR)/man8 $(MANDIR)/man7 $(DOCDIR) \
@@ -79,7 +90,7 @@ deb: build
 	rm -rf $(STAGE)
 	umask 022 && $(MAKE) --no-print-directory --old-file=build install PREFIX=/usr DESTDIR=$(STAGE)
 	strip --strip-unneeded $(STAGE)/usr/sbin/wgsep $(STAGE)/usr/libexec/wgsep/wgsep-dataplane
-	bin/dist/build-deb $(STAGE) $(DEBDIR)
+	bin/dist/build-deb $(STAGE) $(DEBDIR) "$$(cat $(BUILT_VERSION))"
 
 demo: system-packages
 	@$(MAKE) --no-print-directory build

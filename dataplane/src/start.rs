@@ -79,6 +79,21 @@ impl Arguments {
     }
 }
 
+/// Refuses a helper of another build than `version`: an update that was interrupted or that replaced
+/// one program only. The same options and messages may have another meaning there.
+fn check_build(version: &str, words: &mut impl Iterator<Item = String>) -> Result<(), String> {
+    let helper = match (words.next().as_deref(), words.next()) {
+        (Some("--build"), Some(helper)) => helper,
+        _ => "unknown".to_owned(),
+    };
+    if helper == version {
+        return Ok(());
+    }
+    Err(format!(
+        "wgsep-dataplane is version {version}, but wgsep is version {helper}; install both programs from one build"
+    ))
+}
+
 fn parse_ports(value: &str) -> Option<RangeInclusive<u16>> {
     let (first, last) = value.split_once('-')?;
     Some(first.parse().ok()?..=last.parse().ok()?)
@@ -92,9 +107,9 @@ fn parse_switch(value: &str) -> Option<bool> {
     }
 }
 
-/// Runs the dataplane to its end: confines the process for good, then serves.
-pub fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
-    match start(arguments) {
+/// Runs the dataplane of this version to its end: confines the process for good, then serves.
+pub fn run(version: &str, arguments: impl Iterator<Item = String>) -> ExitCode {
+    match start(version, arguments) {
         Ok(End::Orderly) => ExitCode::SUCCESS,
         Ok(End::HelperLost | End::Failed) => ExitCode::FAILURE,
         Err(line) => {
@@ -105,7 +120,7 @@ pub fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
 }
 
 /// All that has to happen while there is one thread; the control thread does the rest.
-fn start(arguments: impl Iterator<Item = String>) -> Result<End, String> {
+fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<End, String> {
     sys::share_one_heap();
     log::start(3);
     let channel = sys::take_channel()
@@ -117,6 +132,7 @@ fn start(arguments: impl Iterator<Item = String>) -> Result<End, String> {
         format!("who is the helper: {errno}; this is a fault, please report it")
     })?;
     let mut sandbox = Sandbox::enter(helper).map_err(|refused| refused.to_string())?;
+    check_build(version, &mut arguments)?;
     let arguments = Arguments::parse(arguments)?;
     log::set_verbosity(arguments.verbosity);
     let stacks_len = Stacks::room(CONTROL_STACK) + arguments.workers * Stacks::room(WORKER_STACK);
@@ -211,6 +227,16 @@ mod tests {
             "wg0 x",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_helper_of_another_build_is_refused() {
+        let check = |line: &str| check_build("2", &mut line.split(' ').map(str::to_owned));
+        assert_eq!(check("--build 2 --interface wg0"), Ok(()));
+        for other in ["--build 1 --interface wg0", "--interface 2", "--build", ""] {
+            let error = check(other).unwrap_err();
+            assert!(error.ends_with("install both programs from one build"), "{error}");
         }
     }
 }

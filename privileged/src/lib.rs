@@ -60,6 +60,8 @@ pub struct Interface {
 
 /// Everything opened and started, nothing handed over, and all privileges still there.
 pub struct Unsealed {
+    /// Of this build, for the log.
+    pub version: &'static str,
     /// Started, and waiting to be believed.
     pub dataplane: Dataplane,
     /// For the dataplane.
@@ -91,7 +93,7 @@ impl Unsealed {
     /// If the dataplane does not seal itself or the kernel shows that it did not, if this process cannot
     /// be confined, or if a layer is degraded where none may be. The dataplane is killed then.
     pub fn seal(self, launcher: &mut Launcher) -> Result<Monitor> {
-        let Self { dataplane, interface, grants, gro, missing_gro, strict, .. } = self;
+        let Self { version, dataplane, interface, grants, gro, missing_gro, strict, .. } = self;
         let Self { socket_file, signals, generation, log, manager, .. } = self;
         let Dataplane { process, channel, pid, uid, threads, mut report } = dataplane;
         let requests = requests::Requests::new(channel, grants, gro);
@@ -133,7 +135,7 @@ impl Unsealed {
             Error::new(format!("hand over the interface: {error}; see the dataplane's lines above"))
         })?;
         monitor.log.info(&format!(
-            "started: dataplane pid {pid} uid {uid}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}"
+            "started: version {version}, dataplane pid {pid} uid {uid}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}"
         ));
         if let Some(missing) = interface.missing {
             monitor.log.info(&missing);

@@ -119,7 +119,7 @@ fn in_the_background_without_syslog_there_is_a_file_in_var_log_and_none_in_tmp()
         .map(|(from, to)| format!("mount --bind {} {to}", from.display()));
     let (_process, interface) = in_background(&mounts.join("\n"));
     let log = fs::read_to_string(logs.join(format!("wgsep-{interface}.log"))).unwrap();
-    assert!(log.contains(" INFO ") && log.contains("started: dataplane pid"), "{log}");
+    assert!(log.contains(" INFO ") && log.contains("started: version "), "{log}");
     let in_tmp = fs::read_dir("/tmp").unwrap().flatten().map(|entry| entry.file_name());
     let ours: Vec<_> = in_tmp.filter(|name| name.to_string_lossy().contains(&interface)).collect();
     assert!(ours.is_empty(), "{ours:?}");

@@ -8,6 +8,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use wgsep_launch::{Format, Grants, Level, Offload, Options, check_name, complain};
 
+/// What `make` calls this build (`bin/dist/version`); with cargo alone, the workspace's version.
+const VERSION: &str = match option_env!("WGSEP_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
+
 const USES: &str = "\
 Three common uses:
   wgsep -f wg0          serve under your eyes; then: wg setconf wg0 wg0.conf
@@ -62,7 +68,7 @@ pub fn command() -> Command {
     };
     let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
     Command::new("wgsep")
-        .version(env!("CARGO_PKG_VERSION"))
+        .version(VERSION)
         .about("WireGuard in userspace: the process that reads packets can do nothing else")
         .help_template(HELP)
         .after_help(USES)
@@ -194,6 +200,7 @@ fn options(
     };
     let log_file = matches.get_one("log-file").cloned();
     Ok(Options {
+        version: VERSION,
         interface,
         foreground,
         user: text("user"),

@@ -32,6 +32,8 @@ use wgsep_privileged::{Interface, Result, Step, Unsealed};
 
 /// What an operator asked for.
 pub struct Options {
+    /// Of this build; the dataplane's must be the same.
+    pub version: &'static str,
     /// Name of the interface, or a template such as `wg%d`.
     pub interface: String,
     /// Stay in the foreground and log to standard error.
@@ -104,6 +106,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     let granted = Reply::Granted { ifindex, netns, follows_moves, tun_queues, offload };
     let descriptors = [listener, netlink].into_iter().chain(queues).collect();
     Ok(Unsealed {
+        version: options.version,
         dataplane,
         interface: Interface { name, granted, descriptors, missing },
         grants: options.grants,

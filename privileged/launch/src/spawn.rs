@@ -29,15 +29,15 @@ const CHANNEL: i32 = 3;
 /// Where it finds the vmclock device, if there is one.
 const VM_CLOCK: i32 = 4;
 
-/// The dataplane's command line. No name of an interface has a space.
+/// The dataplane's command line. No name of an interface has a space, and no version.
 fn words(options: &Options, interface: &str) -> Result<Vec<CString>> {
-    let Options { grants, workers, log_level, .. } = options;
+    let Options { version, grants, workers, log_level, .. } = options;
     let (port, (lowest, highest)) = (grants.port.unwrap_or(0), grants.ports());
     let mark = grants.mark.map_or(0, |(value, mask)| value & mask);
     let udp_gso = if options.without.contains(&Offload::UdpGso) { "off" } else { "on" };
     let log_level = log_level.map_or("silent", Level::name).to_ascii_lowercase();
     let line = format!(
-        "{PROGRAM} --interface {interface} --workers {workers} --udp-gso {udp_gso} --log-level {log_level} \
+        "{PROGRAM} --build {version} --interface {interface} --workers {workers} --udp-gso {udp_gso} --log-level {log_level} \
          --listen-port {port} --ports {lowest}-{highest} --fwmark {mark}"
     );
     let words: core::result::Result<_, _> = line.split(' ').map(CString::new).collect();
