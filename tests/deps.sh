@@ -1,20 +1,20 @@
 #!/bin/sh
 # Installs what building and testing need:
-#   deps.sh system   Debian packages; and says how to get Rust where it is missing
-#   deps.sh peers    the implementations the tests talk to, from crates.io, into a cache
-#   deps.sh kernel   qemu, and the kernel that it boots as a peer, unpacked into the same cache
-#   deps.sh debian   a Debian to install the package into, into the same cache; who checks manual pages
-#   deps.sh deny     cargo-deny, into the same cache
+#   deps.sh system      Debian packages; and says how to get Rust where it is missing
+#   deps.sh peers       the implementations the tests talk to, from crates.io
+#   deps.sh kernel      qemu, and the kernel that it boots as a peer
+#   deps.sh debian      a Debian to install the package into; what checks manual pages
+#   deps.sh deny        cargo-deny
+#   deps.sh where NAME  the cache entry of that name: boringtun-cli, gotatun-cli, cargo-deny, kernel, debian
 set -eu
 
-packages="gcc libc6-dev make binutils ca-certificates iproute2 iputils-ping iperf3 ethtool nftables procps
-	util-linux libcap2-bin wireguard-tools wireguard-go jq"
-
-# The oldest Rust that builds the workspace: rust-version in Cargo.toml.
-rust_minor=95
+packages="gcc libc6-dev make binutils git ca-certificates iproute2 iputils-ping iperf3 ethtool nftables
+	procps util-linux libcap2-bin wireguard-tools wireguard-go jq"
 
 # Outside the tree, so that neither `make clean` nor a fresh clone costs the build again.
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/wgsep"
+
+recipes="$(dirname "$0")/deps"
 
 say() { echo "deps: $*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -32,6 +32,9 @@ missing_packages() {
 	done
 }
 
+# apt-get, waiting for another one to finish, and asking nothing.
+apt_get() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 "$@" </dev/null; }
+
 install_packages() {
 	if ! command -v apt-get >/dev/null; then
 		say "this is no Debian: see to it that these are installed: $(echo $packages)"
@@ -43,67 +46,106 @@ install_packages() {
 	[ "$(id -u)" = 0 ] || fail "as root, run: apt-get install --no-install-recommends $missing"
 	say "installing $missing"
 	# wireguard-tools recommends a whole kernel; nothing here needs one.
-	install="env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends"
-	$install $missing >/dev/null 2>&1 && return
+	apt_get install -y --no-install-recommends $missing >/dev/null 2>&1 && return
 	# The package lists are missing or old.
-	apt-get update -qq || fail "apt-get update failed: is there a network?"
-	$install $missing >/dev/null || fail "cannot install $missing"
+	apt_get update || fail "apt-get update failed: is there a network?"
+	apt_get install -y --no-install-recommends $missing >/dev/null || fail "cannot install $missing"
 }
 
-check_rust() {
+install_rust() {
 	if ! command -v cargo >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null &&
 		apt-cache show rustup >/dev/null 2>&1; then
 		say "installing rustup and a Rust toolchain"
-		apt-get install -qq -y --no-install-recommends rustup >/dev/null
+		apt_get install -y --no-install-recommends rustup >/dev/null
 		rustup toolchain install stable --profile minimal -c clippy -c rustfmt
 	fi
-	get="install Rust 1.$rust_minor or newer with rustup (https://rustup.rs), then run this again"
-	command -v cargo >/dev/null || fail "there is no cargo: $get"
-	version=$(cargo --version)
-	minor=$(echo "$version" | sed -n 's/^cargo 1\.\([0-9]*\)\..*/\1/p')
-	[ "${minor:-0}" -ge "$rust_minor" ] || fail "$version is too old: $get"
+	"$recipes"/../../bin/dist/check-tools rust
 }
 
-# cargo_install CRATE VERSION: nothing to do where that very version is there already.
-cargo_install() {
-	root="$cache/peers"
-	if cargo install --list --root "$root" 2>/dev/null | grep -q "^$1 v$2:"; then
-		return
+# A cache entry is made by a recipe, a program in tests/deps, and its directory is named after all
+# that it is made of: NAME-RECIPE-INPUTS, where RECIPE is a hash of the recipe and its arguments, and
+# INPUTS one of what the recipe says it depends on. The symbolic link NAME-RECIPE, which is what
+# `deps.sh where` prints, leads to the current one. So a change of a recipe, of a version in it or of an
+# input makes a new entry, and trees with different recipes share a cache without a clash.
+entries="boringtun-cli gotatun-cli cargo-deny kernel debian"
+
+recipe_of() {
+	case "$1" in
+	boringtun-cli) echo crate boringtun-cli 0.7.1 ;;
+	gotatun-cli) echo crate gotatun-cli 0.10.2 ;;
+	cargo-deny) echo crate cargo-deny 0.20.2 ;;
+	kernel | debian) echo "$1" ;;
+	*) fail "unknown cache entry $1; known: $entries" ;;
+	esac
+}
+
+hash() { sha256sum | cut -c 1-12; }
+
+# where NAME: the entry's link, whether or not the entry exists.
+where() {
+	recipe=$(recipe_of "$1")
+	program=$recipes/${recipe%% *}
+	echo "$cache/$1-$({ echo "$recipe"; cat "$program"; } | hash)"
+}
+
+# obtain NAME: makes the entry where it is missing. One process at a time; an entry gets its name
+# when it is complete, and what an interrupted run left is removed.
+obtain() {
+	mkdir -p "$cache"
+	(
+		flock --nonblock 9 || {
+			say "waiting for another run that fills $cache"
+			flock 9
+		}
+		make_entry "$1"
+	) 9>"$cache/lock"
+}
+
+make_entry() {
+	recipe=$(recipe_of "$1")
+	arguments=$(echo "$recipe" | cut -s -d ' ' -f 2-)
+	recipe=$recipes/${recipe%% *}
+	link=$(where "$1")
+	inputs=$("$recipe" $arguments --inputs 2>/dev/null) || return 1
+	entry=$link-$(echo "$inputs" | hash)
+	rm -rf --one-file-system "$cache"/*.new
+	if [ ! -d "$entry" ]; then
+		say "making $1 in $entry (once)"
+		if ! "$recipe" $arguments "$entry.new" >"$entry.log" 2>&1 9>&-; then
+			say "cannot make $1: the end of $entry.log:"
+			tail -n 5 "$entry.log" >&2
+			return 1
+		fi
+		mv "$entry.new" "$entry" || return 1
 	fi
-	say "building $1 $2 into $root (once)"
-	cargo install --quiet --locked --root "$root" --target-dir "$root/target" "$1@$2"
-	rm -rf "$root/target"
+	# Replaced in one step: another run may be looking it up.
+	ln -s "$(basename "$entry")" "$link.new" && mv -T "$link.new" "$link" || return 1
+	remove_superseded
 }
 
-# Debian's kernel: unpacked, never installed. Not the one for virtual machines, which has no driver
-# (vmgenid) for learning that its machine was copied.
-fetch_kernel() {
-	[ ! -d "$cache/kernel/boot" ] || return 0
-	[ "$(dpkg --print-architecture)" = amd64 ] || return 1
-	package=$(apt-cache depends linux-image-amd64 |
-		sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1)
-	[ -n "$package" ] || return 1
-	say "fetching $package into $cache/kernel (once)"
-	work=$(mktemp -d)
-	# apt leaves root's rights behind to download, and must be able to write here.
-	chmod 755 "$work"
-	(cd "$work" && apt-get download -qq -o APT::Sandbox::User=root "$package" >/dev/null 2>&1) &&
-		mkdir -p "$cache" && dpkg-deb -x "$work"/linux-image-*.deb "$work/kernel" &&
-		rm -rf "$cache/kernel" && mv "$work/kernel" "$cache/kernel"
-	status=$?
-	rm -rf "$work"
-	return "$status"
+# Removes what no recipe of this tree makes any more. Not at once: another tree, of another version,
+# may be running its tests with it.
+remove_superseded() {
+	for name in $entries; do
+		link=$(where "$name")
+		if [ -L "$link" ]; then
+			touch --no-dereference "$link"
+			touch "$(readlink -f "$link")"
+		fi
+	done
+	find "$cache" -mindepth 1 -maxdepth 1 ! -name lock -mmin +1440 \
+		-exec rm -rf --one-file-system {} +
 }
 
 case "${1:-}" in
 system)
 	install_packages
-	check_rust
+	install_rust
 	;;
 peers)
 	# A peer that cannot be built is a skipped test, named there, and no reason to run none.
-	cargo_install boringtun-cli 0.7.1 || say "boringtun-cli cannot be built here"
-	cargo_install gotatun-cli 0.10.2 || say "gotatun-cli cannot be built here"
+	obtain boringtun-cli || say "boringtun-cli cannot be built here"
+	obtain gotatun-cli || say "gotatun-cli cannot be built here"
 	;;
 kernel)
 	# A kernel that cannot be had or booted is a skipped test too.
@@ -111,27 +153,23 @@ kernel)
 	packages="$machine_packages"
 	(install_packages) || say "qemu cannot be installed here"
 	# The package lists may be missing or old.
-	fetch_kernel || { apt-get update -qq && fetch_kernel; } ||
-		say "Debian's kernel cannot be had here"
+	obtain kernel || { apt_get update && obtain kernel; } || say "Debian's kernel cannot be unpacked here"
 	;;
 debian)
 	# Where this is impossible the tests that want it are skipped, and say so.
 	packages=$packaging_packages
 	(install_packages) || exit 0
-	root="${XDG_CACHE_HOME:-$HOME/.cache}/wgsep/debian"
-	if [ ! -d "$root" ] && [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
-		say "bootstrapping a Debian into $root (once)"
-		rm -rf "$root.new"
-		debootstrap --variant=minbase \
-			--include=systemd,systemd-sysv,wireguard-tools,iproute2,iputils-ping,libcap2-bin \
-			bookworm "$root.new" >"$root.log" 2>&1 && mv "$root.new" "$root" ||
-			say "cannot bootstrap a Debian here: see $root.log"
+	if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
+		obtain debian || say "cannot bootstrap a Debian here"
 	fi
 	;;
 deny)
-	cargo_install cargo-deny 0.20.2
+	obtain cargo-deny
+	;;
+where)
+	where "${2:-}"
 	;;
 *)
-	fail "usage: deps.sh system|peers|kernel|debian|deny"
+	fail "usage: deps.sh system|peers|kernel|debian|deny|where NAME"
 	;;
 esac

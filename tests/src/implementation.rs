@@ -4,6 +4,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use crate::cache;
 use crate::netns::Netns;
 
 /// The variable naming the directory of the built programs; `target/release` without it.
@@ -36,8 +37,8 @@ impl Implementation {
         let path = match self {
             Self::Wgsep => return Ok(wgsep_program("wgsep")),
             Self::WireguardGo => in_path("wireguard-go"),
-            Self::Boringtun => peers_cache().join("boringtun-cli"),
-            Self::Gotatun => peers_cache().join("gotatun"),
+            Self::Boringtun => cache::entry("boringtun-cli")?.join("bin/boringtun-cli"),
+            Self::Gotatun => cache::entry("gotatun-cli")?.join("bin/gotatun"),
         };
         if path.is_file() {
             Ok(path)
@@ -98,18 +99,6 @@ pub fn wgsep_program(name: &str) -> PathBuf {
     let path = directory.join(name);
     assert!(path.is_file(), "{} is missing: run `make` first", path.display());
     path
-}
-
-fn peers_cache() -> PathBuf {
-    cache().join("peers/bin")
-}
-
-/// Where `make deps` puts what the tests need: outside the tree, so that no `make clean` costs a
-/// build.
-pub(crate) fn cache() -> PathBuf {
-    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cache");
-    cache.unwrap_or_else(home).join("wgsep")
 }
 
 /// The first `program` of the search path, or its bare name.

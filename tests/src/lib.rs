@@ -8,6 +8,7 @@
 //! Functions here panic when the machine does not do what they were told: they are the assertions
 //! of the tests that call them, and name the caller's line.
 
+pub mod cache;
 pub mod cgroup;
 pub mod daemon;
 pub mod descriptors;

@@ -1,6 +1,5 @@
 //! A Debian booted with its own systemd, in namespaces of its own: where the package is tried.
 
-use std::env;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -10,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::cache;
 use crate::netns::Netns;
 use crate::process::{self, Process};
 use crate::{procfs, wait};
@@ -35,15 +35,10 @@ impl Machine {
     ///
     /// Where there is none, or nothing to boot it with: why, and what to do.
     pub fn image() -> Result<PathBuf, String> {
-        let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let home = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cache");
-        let image = cache.unwrap_or_else(home).join("wgsep/debian");
-        let boots = Command::new("systemd-nspawn").arg("--version").output().is_ok();
-        match (image.is_dir(), boots) {
-            (true, true) => Ok(image),
-            (false, _) => Err(format!("{} is missing: run `make deps`", image.display())),
-            (true, false) => Err("systemd-nspawn is missing: run `make deps`".to_owned()),
+        if Command::new("systemd-nspawn").arg("--version").output().is_err() {
+            return Err("systemd-nspawn is missing: run `make deps`".to_owned());
         }
+        cache::entry("debian")
     }
 
     /// Boots the image with the network of `netns`. Of each pair, the first file is seen in the

@@ -7,7 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::implementation::{cache, in_path};
+use crate::cache;
+use crate::implementation::in_path;
 use crate::process::{self, run};
 use crate::scratch::Scratch;
 
@@ -55,7 +56,7 @@ pub(super) struct Image {
     _directory: Scratch,
 }
 
-/// The kernel package in the cache, as `tests/deps.sh kernel` unpacked it; or why there is none.
+/// The kernel package in the cache, as `make deps` unpacked it; or why there is none.
 pub(super) fn package() -> Result<PathBuf, String> {
     let qemu = in_path(QEMU);
     for needed in [&qemu, &in_path("busybox"), &in_path("cpio"), &in_path("modinfo")] {
@@ -63,12 +64,7 @@ pub(super) fn package() -> Result<PathBuf, String> {
             return Err(format!("{} is missing: run `make deps`", needed.display()));
         }
     }
-    let package = cache().join("kernel");
-    if package.join("boot").is_dir() {
-        Ok(package)
-    } else {
-        Err(format!("there is no kernel in {}: run `make deps`", package.display()))
-    }
+    cache::entry("kernel")
 }
 
 /// The configuration that the kernel was built with.
