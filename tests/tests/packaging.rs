@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use wgsep_tests::daemon::Daemon;
@@ -197,6 +197,107 @@ fn other_end(netns: &Arc<Netns>, key: &KeyPair) -> End {
     end
 }
 
+/// Packages are laid out in one directory of the target; one test at a time.
+static STAGE: Mutex<()> = Mutex::new(());
+
+/// Builds the package of the programs as they are into a directory, and returns its path.
+fn build_package(directory: &Path) -> PathBuf {
+    let _stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
+    make(&["deb", &format!("DEBDIR={}", directory.display())]);
+    let files: Vec<_> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let [package] = &files[..] else { panic!("README's wgsep_*.deb is one of {files:?}") };
+    package.clone()
+}
+
+/// The commands of README that build, install and start.
+fn readme_install() -> [String; 3] {
+    let commands = readme::block("A server on Debian, in three commands");
+    let commands: [String; 3] = commands.try_into().unwrap();
+    assert_eq!(commands[0], "make deb");
+    commands
+}
+
+/// The packages that a line of apt would install, without installing any.
+fn would_install(machine: &Machine, line: &str) -> Vec<String> {
+    let simulated = machine.run(&line.replacen("apt install", "apt-get install --simulate", 1));
+    let packages = simulated.lines().filter_map(|line| line.strip_prefix("Inst "));
+    packages.map(|rest| rest.split(' ').next().unwrap().to_owned()).collect()
+}
+
+fn is_of_a_kernel(package: &String) -> bool {
+    package.starts_with("linux-image") || ["initramfs-tools", "dkms"].contains(&&**package)
+}
+
+/// wireguard-tools recommends a kernel with WireGuard, and a container has no package of one.
+#[test]
+fn a_debian_without_a_kernel_package_gets_none() {
+    require_root!();
+    let image = match Machine::image() {
+        Ok(image) => image,
+        Err(reason) => return skip(&reason),
+    };
+    let (scratch, netns) = (Scratch::new(), Netns::new());
+    let package = build_package(&scratch.join("built"));
+    let machine = Machine::boot(&image, &netns, &[(&package, "/mnt/target/wgsep_0_test.deb")]);
+    machine.run("dpkg --purge wireguard-tools");
+    let control = would_install(&machine, "apt install wireguard-tools");
+    assert!(control.iter().any(is_of_a_kernel), "apt knows no kernel: {control:?}");
+
+    let [_, documented, _] = readme_install();
+    let plain = documented.replace("--no-install-recommends ", "");
+    for line in [documented, plain] {
+        let packages = would_install(&machine, &format!("cd /mnt && {line}"));
+        for wanted in ["wgsep", "wireguard-tools"] {
+            assert!(packages.iter().any(|package| package == wanted), "{line}: {packages:?}");
+        }
+        assert!(!packages.iter().any(is_of_a_kernel), "{line}: {packages:?}");
+    }
+}
+
+/// What `git pull`, `make deb` and README's line are to do, from the first packages on, all of which
+/// called themselves 0.1.0.
+#[test]
+fn apt_installs_a_package_of_a_later_commit_over_an_earlier_one() {
+    require_root!();
+    let image = match Machine::image() {
+        Ok(image) => image,
+        Err(reason) => return skip(&reason),
+    };
+    let (scratch, packages, netns) = (Scratch::new(), Scratch::new(), Netns::new());
+    // An older one is where the new one goes.
+    let built = scratch.join("built");
+    fs::create_dir(&built).unwrap();
+    let arch = run(Command::new("dpkg").arg("--print-architecture"));
+    fs::write(built.join(format!("wgsep_0.1.0_{}.deb", arch.trim_end())), "").unwrap();
+    let package = build_package(&built);
+
+    let earlier = format!("{}~git20200101.093000.fffffff", env!("CARGO_PKG_VERSION"));
+    for version in ["0.1.0", &earlier] {
+        let tree = scratch.join(version);
+        run(Command::new("dpkg-deb").arg("--raw-extract").arg(&package).arg(&tree));
+        let edit = format!("s/^Version: .*/Version: {version}/");
+        run(Command::new("sed").args(["-i", &edit]).arg(tree.join("DEBIAN/control")));
+        let build = ["-Znone", "--build"];
+        run(Command::new("dpkg-deb").args(build).arg(&tree).arg(packages.join(version)));
+    }
+    fs::copy(&package, packages.join("current")).unwrap();
+
+    let machine = Machine::boot(&image, &netns, &[(&packages, "/mnt/packages")]);
+    let [_, documented, _] = readme_install();
+    let install = |package: &str| {
+        // What `make deb` leaves: this package and no other.
+        let place = format!("cp /mnt/packages/{package} /mnt/target/wgsep_{package}_test.deb");
+        machine.run(&format!("mkdir -p /mnt/target && rm -f /mnt/target/* && {place}"));
+        machine.run(&format!("cd /mnt && {documented}"));
+        machine.run("dpkg-query --show --showformat '${Version}' wgsep")
+    };
+    assert_eq!(install("0.1.0"), "0.1.0");
+    assert_eq!(install(&earlier), earlier);
+    let current = install("current");
+    assert_eq!(format!("wgsep {current}"), machine.run("wgsep --version").trim_end());
+}
+
 /// The three commands of README on a Debian of its own, and what an operator does after them.
 #[test]
 fn a_debian_installs_the_package_and_systemd_runs_a_server_of_it() {
@@ -206,9 +307,7 @@ fn a_debian_installs_the_package_and_systemd_runs_a_server_of_it() {
         Err(reason) => return skip(&reason),
     };
     let scratch = Scratch::new();
-    make(&["deb", &format!("DEBDIR={}", scratch.display())]);
-    let built = fs::read_dir(&*scratch).unwrap().map(|entry| entry.unwrap().path());
-    let package = built.into_iter().find(|path| path.extension().is_some_and(|end| end == "deb"));
+    let package = build_package(&scratch.join("built"));
     let (key, (left, right)) = (KeyPair::generate(), link::joined());
     let other = other_end(&right, &key);
     let (inner, theirs) = (Side::Left.inner(Family::V4), Side::Right.inner(Family::V4));
@@ -223,24 +322,25 @@ fn a_debian_installs_the_package_and_systemd_runs_a_server_of_it() {
     write_configuration(&served, &configuration);
     write_configuration(&refused, &format!("{configuration}\n[Interface]\nPostUp = true\n"));
     let files = [
-        (package.as_deref().unwrap(), "/mnt/target/wgsep_0_test.deb"),
+        (&*package, "/mnt/target/wgsep_0_test.deb"),
         (&served, "/etc/wireguard/wg0.conf"),
         (&refused, "/etc/wireguard/wg1.conf"),
     ];
     let machine = Machine::boot(&image, &left, &files);
 
-    let commands = readme::block("A server on Debian, in three commands");
-    let [make_deb, install, enable] = &commands[..] else { panic!("{commands:?}") };
-    assert_eq!(make_deb, "make deb", "which is what was done above");
+    let [_, install, enable] = readme_install();
+    // Nothing is typed in answer: all that the package depends on is there, and apt adds nothing to it.
     machine.run(&format!("cd /mnt && {install}"));
     assert!(machine.run("getent passwd wgsep").contains("/nologin"));
-    machine.run(enable);
+    machine.run(&enable);
     until_ping(&left, theirs);
     let show =
         |what: &str| machine.run(&format!("systemctl show --value --property {what} wgsep@wg0"));
     assert_eq!(show("StatusText").trim(), "serving wg0");
     assert!(machine.run("ip link show wg0").contains("mtu 1400"));
     let log = machine.run("journalctl --quiet --no-pager --unit wgsep@wg0");
+    let version = machine.run("dpkg-query --show --showformat '${Version}' wgsep");
+    assert!(log.contains(&format!("started: version {version}, ")), "{version}: {log}");
     assert!(log.contains("empty-root=applied") && log.contains("landlock=applied"), "{log}");
     assert!(!log.contains("degraded") && !log.contains("unsupported"), "{log}");
     assert!(!log.contains(&key.private), "a key in the log");
