@@ -29,6 +29,7 @@ pub mod sim;
 pub mod skip;
 mod sweep;
 pub mod traffic;
+pub mod tun_device;
 pub mod tunnel;
 pub mod uapi;
 pub mod uevent;

@@ -15,7 +15,7 @@ use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{self, Process};
 use wgsep_tests::procfs::{self, namespace, threads};
 use wgsep_tests::scratch::Scratch;
-use wgsep_tests::{require, wait};
+use wgsep_tests::{require, tun_device, wait};
 
 /// How long a start may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -67,8 +67,10 @@ impl Launch {
     fn new(programs: Programs, around: &[&str], unshared: &[&str], script: &str) -> Self {
         let (netns, interface) = (Netns::new(), unique_interface());
         let script = format!(
-            "mkdir -p /run/wireguard; mount -t tmpfs -o mode=0777 none /run/wireguard; {script}
-            exec \"$@\""
+            "mkdir -p /run/wireguard; mount -t tmpfs -o mode=0777 none /run/wireguard; {};
+            {script}
+            exec \"$@\"",
+            tun_device::OPEN_TO_EVERY_USER
         );
         let mut command = netns.command("unshare");
         command.args(unshared).args(["--mount", "--propagation", "private"]);

@@ -16,7 +16,7 @@ use wgsep_tests::scratch::Scratch;
 use wgsep_tests::skip::skip;
 use wgsep_tests::traffic::until_ping;
 use wgsep_tests::tunnel::{Plan, Tunnel};
-use wgsep_tests::{readme, require, wait};
+use wgsep_tests::{readme, require, tun_device, wait};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -98,8 +98,9 @@ fn a_normal_user_runs_it_with_setcap() {
         .collect();
     // The machine's own directory stays as it is: this shell has another in its place.
     let script = format!(
-        "mkdir -p /run/wireguard; mount -t tmpfs none /run/wireguard; {}; \
+        "mkdir -p /run/wireguard; mount -t tmpfs none /run/wireguard; {}; {}; \
          {as_user} wg show {interface} dump; ip link del {interface}",
+        tun_device::OPEN_TO_EVERY_USER,
         steps.join("; ")
     );
     let mut shell = netns.command("unshare");
