@@ -8,6 +8,8 @@
 #              PEERS="forwarder wgsep wireguard-go gotatun boringtun"
 # make bench-readme  README's section on speed from the latest of its results
 # make bench-steps  what each step of a packet's path costs on one core
+# make soak    random events on a live tunnel, which must recover from each (root); also MINUTES=60,
+#              SEED=1 (the same events again), EVENTS="mtu restart" (only these)
 # make deps    only install what the tests need
 # make install the programs, manual pages, unit and completions, under DESTDIR and PREFIX (root)
 # make deb     a Debian package of the same, into target; with the version of the commit, or WGSEP_VERSION=
@@ -50,7 +52,7 @@ TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
 # Where `make deb` leaves the package, in place of an older one.
 DEBDIR ?= $(CARGO_TARGET_DIR)
 
-.PHONY: build bench bench-readme bench-steps install deb demo test attacks hostile deps system-packages clean
+.PHONY: build bench bench-readme bench-steps install deb demo test attacks soak hostile deps system-packages clean
 
 build:
 	@bin/dist/check-tools $(or $(filter deb,$(MAKECMDGOALS)),build)
@@ -103,6 +105,12 @@ test: deps
 attacks: system-packages
 	@$(MAKE) --no-print-directory build hostile
 	$(CARGO) test --locked -p wgsep-tests --no-fail-fast -- --test-threads=2 attack_
+
+MINUTES ?= 3
+soak: system-packages
+	@$(MAKE) --no-print-directory build
+	$(CARGO) bench --quiet --locked -p wgsep-soak --bench soak -- \
+		--minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(EVENTS),--events "$(EVENTS)")
 
 # A dataplane that attacks its helper. Only tests start it, and it is never installed.
 hostile:

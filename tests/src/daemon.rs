@@ -63,12 +63,24 @@ impl Daemon {
         netns: &Arc<Netns>,
         adjust: impl FnOnce(&mut Command),
     ) -> Self {
-        let interface = unique_interface();
-        let mut command = implementation.command(netns, &interface);
+        Self::start_on(&unique_interface(), implementation, netns, adjust)
+    }
+
+    /// As [`Daemon::start_with`], on an interface of a given name: for a restart.
+    #[track_caller]
+    #[must_use]
+    pub fn start_on(
+        interface: &str,
+        implementation: Implementation,
+        netns: &Arc<Netns>,
+        adjust: impl FnOnce(&mut Command),
+    ) -> Self {
+        let mut command = implementation.command(netns, interface);
         adjust(&mut command);
         let label = format!("{implementation:?} on {interface}");
         let process = Process::spawn(command, label);
-        let mut daemon = Self { process, interface, netns: Arc::clone(netns) };
+        let mut daemon =
+            Self { process, interface: interface.to_owned(), netns: Arc::clone(netns) };
         daemon.wait_until_ready();
         daemon
     }

@@ -105,11 +105,17 @@ impl Process {
     /// All that the child and its descendants have printed so far.
     #[must_use]
     pub fn log(&self) -> String {
+        String::from_utf8_lossy(&self.log_from(0)).into_owned()
+    }
+
+    /// What they have printed so far, without its first `offset` bytes.
+    #[must_use]
+    pub fn log_from(&self, offset: u64) -> Vec<u8> {
         let length = self.log.metadata().map_or(0, |metadata| metadata.len());
-        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
-        let read = self.log.read_at(&mut bytes, 0).unwrap_or(0);
+        let mut bytes = vec![0; usize::try_from(length.saturating_sub(offset)).unwrap_or(0)];
+        let read = self.log.read_at(&mut bytes, offset).unwrap_or(0);
         bytes.truncate(read);
-        String::from_utf8_lossy(&bytes).into_owned()
+        bytes
     }
 
     /// Sends a signal to the child alone, not to its group.

@@ -92,6 +92,7 @@ const DIRECTIONS: [(&str, &[&str]); 12] = [
         "wgsep-tests",
         &["wgsep-proto", "wgsep-ipc", "wgsep-policy", "wgsep-dataplane", "wgsep-privileged"],
     ),
+    ("wgsep-soak", &["wgsep-proto", "wgsep-tests"]),
     ("wgsep-speed", &["wgsep-proto", "wgsep-dataplane", "wgsep-tests"]),
 ];
 
