@@ -9,7 +9,7 @@
 # make bench-readme  README's section on speed from the latest of its results
 # make bench-steps  what each step of a packet's path costs on one core
 # make soak    random events on a live tunnel, which must recover from each (root); also MINUTES=60,
-#              SEED=1 (the same events again), EVENTS="mtu restart" (only these)
+#              SEED=1 (the same events again), EVENTS="mtu restart" (only these), EXCEPT="mtu" (all but these)
 # make deps    only install what the tests need
 # make install the programs, manual pages, unit and completions, under DESTDIR and PREFIX (root)
 # make deb     a Debian package of the same, into target; with the version of the commit, or WGSEP_VERSION=
@@ -110,7 +110,8 @@ MINUTES ?= 3
 soak: system-packages
 	@$(MAKE) --no-print-directory build
 	$(CARGO) bench --quiet --locked -p wgsep-soak --bench soak -- \
-		--minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(EVENTS),--events "$(EVENTS)")
+		--minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(EVENTS),--events "$(EVENTS)") \
+		$(if $(EXCEPT),--except "$(EXCEPT)")
 
 # A dataplane that attacks its helper. Only tests start it, and it is never installed.
 hostile:

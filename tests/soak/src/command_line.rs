@@ -11,6 +11,11 @@ use crate::events::EVENTS;
 use crate::soak::{Plan, random_seed, soak};
 
 fn command() -> Command {
+    let events = |name: &'static str, help: &'static str| {
+        let names: Vec<_> = EVENTS.iter().map(|event| event.name).collect();
+        let arg = Arg::new(name).long(name).value_delimiter(' ').action(ArgAction::Append);
+        arg.value_parser(names).help(help)
+    };
     Command::new("soak")
         .about("Random events on a live tunnel, which must recover from each")
         .arg(
@@ -26,14 +31,8 @@ fn command() -> Command {
                 .value_parser(value_parser!(u64))
                 .help("Which events [default: random, printed]"),
         )
-        .arg(
-            Arg::new("events")
-                .long("events")
-                .value_delimiter(' ')
-                .action(ArgAction::Append)
-                .value_parser(EVENTS.iter().map(|event| event.name).collect::<Vec<_>>())
-                .help("Only these events [default: all]"),
-        )
+        .arg(events("events", "Only these events [default: all]"))
+        .arg(events("except", "Not these events"))
         // cargo bench passes it to every benchmark.
         .arg(Arg::new("bench").long("bench").action(ArgAction::SetTrue).hide(true))
 }
@@ -53,11 +52,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let minutes: u64 = matches.get_one("minutes").copied().unwrap_or(3);
-    let events = matches.get_many::<&str>("events");
+    let names = |option: &str| -> Option<Vec<String>> {
+        matches.get_many::<String>(option).map(|names| names.cloned().collect())
+    };
     let plan = Plan {
         duration: Duration::from_secs(60 * minutes),
         seed: matches.get_one("seed").copied().unwrap_or_else(random_seed),
-        only: events.map(|names| names.map(|name| (*name).to_owned()).collect()),
+        only: names("events"),
+        except: names("except").unwrap_or_default(),
     };
     soak(&plan);
     ExitCode::SUCCESS

@@ -36,6 +36,8 @@ pub struct Plan {
     pub seed: u64,
     /// Only the events of these names.
     pub only: Option<Vec<String>>,
+    /// Without the events of these names.
+    pub except: Vec<String>,
 }
 
 /// A seed that no other run has.
@@ -76,8 +78,9 @@ struct Deck {
 
 impl Deck {
     fn new(plan: &Plan) -> Self {
+        let is_in = |names: &[String], event: &Event| names.iter().any(|name| name == event.name);
         let is_asked_for = |event: &&Event| {
-            plan.only.as_ref().is_none_or(|only| only.iter().any(|name| name == event.name))
+            plan.only.as_ref().is_none_or(|only| is_in(only, event)) && !is_in(&plan.except, event)
         };
         let events = EVENTS.iter().filter(is_asked_for).collect();
         Self { events, seed: plan.seed, dealt: 0, round: Vec::new() }

@@ -6,9 +6,12 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use wgsep_tests::link::{Family, Side};
 use wgsep_tests::netns::Netns;
+use wgsep_tests::traffic::answers_at_once;
+use wgsep_tests::wait;
 
 /// A node's device towards the router.
 pub(crate) const MAIN: &str = "main";
@@ -20,6 +23,9 @@ pub(crate) const FIRST_HOST: u8 = 1;
 const ROUTER_HOST: u8 = 254;
 /// The MTU of all devices where nothing is narrowed.
 pub(crate) const MTU: u16 = 1500;
+
+/// How long the addresses may take to be usable.
+const REACH_LIMIT: Duration = Duration::from_secs(10);
 
 /// Both families, for what is done to each.
 pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -129,6 +135,11 @@ pub(crate) fn joined() -> (Arc<Netns>, [Site; 2]) {
         site.restore();
         site
     });
+    for family in FAMILIES {
+        let to = sites[1].address(family);
+        let what = format!("{to} is reached through the router");
+        wait::until(&what, REACH_LIMIT, || answers_at_once(&sites[0].netns, to));
+    }
     (router, sites)
 }
 
@@ -146,7 +157,7 @@ impl Site {
             "ip link add {device} type veth peer name {at_router} netns {}",
             router.name()
         ));
-        // No link-local address: it would appear only after its detection, and some time later.
+        // The kernel would use its own link-local addresses only after their detection.
         self.netns.run(format!("ip link set {device} addrgenmode none"));
         router.run(format!("ip link set {at_router} addrgenmode none"));
         router.run(format!("sysctl -qw net.ipv4.conf.{at_router}.rp_filter=0"));
@@ -155,17 +166,28 @@ impl Site {
             router.run(format!("ip addr add {address} dev {at_router} {}", nodad(family)));
         }
         router.run(format!("ip link set {at_router} up"));
+        add_link_local(router, &at_router, ROUTER_HOST);
     }
 
     /// Gives the main device all that it should have, whatever it has left.
     pub(crate) fn restore(&self) {
         let netns = &self.netns;
         netns.run(format!("ip link set {MAIN} mtu {} up", self.mtu));
+        add_link_local(netns, MAIN, FIRST_HOST);
         for family in FAMILIES {
             let address = with_length(self.address(family));
             netns.run(format!("ip addr replace {address} dev {MAIN} {}", nodad(family)));
             self.route(Path::Main, family, "");
         }
+    }
+
+    /// Sets the MTU of the main link, at both of its ends: a veth loses what its other end cannot
+    /// take. The other site learns of it from ICMP.
+    pub(crate) fn set_mtu(&mut self, mtu: u16) {
+        self.mtu = mtu;
+        let at_router = Path::Main.router_device(self.side);
+        self.router.run(format!("ip link set {at_router} mtu {mtu}"));
+        self.restore();
     }
 
     /// Gives the main device other addresses; the old ones are removed first.
@@ -182,6 +204,7 @@ impl Site {
     pub(crate) fn prefer_spare(&self) {
         self.attach(Path::Spare);
         self.netns.run(format!("ip link set {SPARE} up"));
+        add_link_local(&self.netns, SPARE, FIRST_HOST);
         for family in FAMILIES {
             let address = with_length(Path::Spare.address(self.side, family, FIRST_HOST));
             self.netns.run(format!("ip addr add {address} dev {SPARE} {}", nodad(family)));
@@ -200,6 +223,11 @@ impl Site {
             "ip {ip} route replace {to} via {via} dev {device} {metric} {attributes}"
         ));
     }
+}
+
+/// Without one, a router cannot ask for the neighbours of those that it forwards for.
+fn add_link_local(netns: &Netns, device: &str, host: u8) {
+    netns.run(format!("ip addr replace fe80::{host:x}/64 dev {device} nodad"));
 }
 
 /// What keeps an address of a family from being unusable until its duplicates are looked for.

@@ -418,7 +418,7 @@ impl Node {
 
     fn describe(&self) -> String {
         /// Lines of a log that are shown.
-        const LINES: usize = 60;
+        const LINES: usize = 30;
         let tail = |log: &str| {
             let lines: Vec<_> = log.lines().collect();
             lines[lines.len().saturating_sub(LINES)..].join("\n")
@@ -429,22 +429,26 @@ impl Node {
             let log = tail(&self.previous_log);
             text.push_str(&format!("--- {side:?} {interface}, the daemon before ---\n{log}\n"));
         }
-        if let Some(running) = &self.running {
-            let log = tail(&running.daemon.process.log());
-            text.push_str(&format!("--- {side:?} {interface} ---\n{log}\n"));
+        // The log of the one that runs is printed when it is dropped.
+        if self.running.is_some() {
             let mut show = self.netns().command("timeout");
             show.args(["5", "wg", "show", interface]);
             let show = output(&mut show).stdout;
-            text.push_str(&String::from_utf8_lossy(&show));
+            let show = String::from_utf8_lossy(&show);
+            // The other node comes before the peers that do not exist, or is shown by its absence.
+            let first: Vec<_> = show.lines().take(LINES).collect();
+            text.push_str(&format!("{}\n", first.join("\n")));
             let mut stats = self.netns().command("timeout");
             stats.arg("5").arg(wgsep_program("wgsep")).args(["stats", interface]);
             text.push_str(&String::from_utf8_lossy(&output(&mut stats).stdout));
         }
-        for what in ["link", "addr", "rule", "route", "-6 route"] {
-            let shown = self.netns().output(format!("ip -br {what}")).stdout;
+        let ip = ["link", "addr", "rule", "-4 route", "-6 route"];
+        let commands = ip.map(|what| format!("ip -br {what}"));
+        for command in commands.into_iter().chain(["ss -Hntuie".to_owned()]) {
+            let shown = self.netns().output(&command).stdout;
             let shown = String::from_utf8_lossy(&shown).into_owned();
-            let lines: Vec<_> = shown.lines().take(20).collect();
-            text.push_str(&format!("ip {what}\n{}\n", lines.join("\n")));
+            let lines: Vec<_> = shown.lines().take(LINES).collect();
+            text.push_str(&format!("{command}\n{}\n", lines.join("\n")));
         }
         text
     }

@@ -115,7 +115,7 @@ pub const EVENTS: &[Event] = &[
     event("second-path", NEXT_PACKET, network::second_path),
     event("second-path-removed", NEXT_PACKET, network::second_path_removed),
     event("underlay-mtu", NEXT_PACKET, network::narrow),
-    event("router-mtu", NEXT_PACKET, network::narrow_router),
+    event("underlay-mtu-for-a-while", NEXT_PACKET, network::narrow_for_a_while),
     event("routes", NEXT_PACKET, network::routes),
     event("rules", NEXT_PACKET, network::rules),
     event("ipv6-off-and-on", NEXT_PACKET, network::ipv6_off_and_on),

@@ -71,25 +71,24 @@ pub(super) fn second_path_removed(world: &mut World, dice: &mut Dice) -> Outcome
     Ok(format!("{side:?} by {}, worked after {took:?}", if down { "link down" } else { "route del" }))
 }
 
-/// The device of the node itself.
+/// For the one node it is its own link, for the other a hop on the way.
 pub(super) fn narrow(world: &mut World, dice: &mut Dice) -> Outcome {
-    let side = side(dice);
-    let mtu = NARROWEST + dice.below(u64::from(MTU) - NARROWEST + 1);
-    let site = &mut world.node_mut(side).site;
-    site.mtu = mtu as u16;
-    site.restore();
+    let (side, mtu) = (side(dice), narrower(dice));
+    world.node_mut(side).site.set_mtu(mtu);
     Ok(format!("{side:?} {mtu}"))
 }
 
-/// A device of the router, so that a node learns it from ICMP, or from fragments.
-pub(super) fn narrow_router(world: &mut World, dice: &mut Dice) -> Outcome {
-    let (side, time) = (side(dice), milliseconds(dice, 500, 2000));
-    let mtu = NARROWEST + dice.below(u64::from(MTU) - NARROWEST);
-    let device = Path::Main.router_device(side);
-    world.router.run(format!("ip link set {device} mtu {mtu}"));
+pub(super) fn narrow_for_a_while(world: &mut World, dice: &mut Dice) -> Outcome {
+    let (side, mtu, time) = (side(dice), narrower(dice), milliseconds(dice, 500, 2000));
+    let site = &mut world.node_mut(side).site;
+    site.set_mtu(mtu);
     hold(time);
-    world.router.run(format!("ip link set {device} mtu {MTU}"));
-    Ok(format!("towards {side:?} {mtu} for {time:?}"))
+    site.set_mtu(MTU);
+    Ok(format!("{side:?} {mtu} for {time:?}"))
+}
+
+fn narrower(dice: &mut Dice) -> u16 {
+    (NARROWEST + dice.below(u64::from(MTU) - NARROWEST + 1)) as u16
 }
 
 /// Lines for `ip -batch` that add or delete this many routes, none of which is anyone's way.

@@ -52,9 +52,11 @@ fn introduce(world: &World, side: Side) {
 fn change_preshared_key(world: &mut World, dice: &mut Dice, key: Option<String>) -> Outcome {
     let (first, handshake) = (side(dice), dice.chance(500));
     world.preshared = key;
-    let text = world.preshared.clone().unwrap_or_default();
     for side in [first, opposite(first)] {
-        world.set_peer(side, "preshared-key /dev/stdin", &text);
+        match &world.preshared {
+            Some(key) => world.set_peer(side, "preshared-key /dev/stdin", key),
+            None => world.set_peer(side, "preshared-key /dev/null", ""),
+        }
     }
     if handshake {
         world.node(first).link("down");
