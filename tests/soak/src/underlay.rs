@@ -124,6 +124,9 @@ pub(crate) fn joined() -> (Arc<Netns>, [Site; 2]) {
     let sites = [Side::Left, Side::Right].map(|side| {
         let netns = Netns::new();
         netns.run("sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0");
+        // By default fragments of lost datagrams fill the kernel's memory for them, and keep it full
+        // for 30 s (IPv4) and 60 s (IPv6), in which no large datagram arrives.
+        netns.run("sysctl -qw net.ipv4.ipfrag_time=1 net.ipv6.ip6frag_time=1");
         let site = Site {
             side,
             netns,

@@ -107,21 +107,18 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Counts packets that a namespace receives from or to an address inside the tunnel.
+/// Counts packets that a namespace receives to an address inside the tunnel. All that belongs inside
+/// has such a destination. A datagram of the daemon's own may have such a source: while the underlay has
+/// no address, the kernel takes one of another interface.
 pub(crate) fn leak_counters(netns: &Arc<Netns>) -> Vec<Counter> {
-    let count = |direction: &str, side: Side, family: Family| {
+    let count = |side: Side, family: Family| {
         let (ip, version) = if family == Family::V4 { ("ip", 4) } else { ("ip6", 6) };
-        let expression = format!("{ip} {direction} {}", side.inner(family));
-        let name = format!("{direction}{}v{version}", side as u8);
+        let expression = format!("{ip} daddr {}", side.inner(family));
+        let name = format!("to{}v{version}", side as u8);
         Counter::new(netns, &name, "prerouting", &expression)
     };
-    let mut counters = Vec::new();
-    for direction in ["saddr", "daddr"] {
-        for side in [Side::Left, Side::Right] {
-            counters.extend([Family::V4, Family::V6].map(|family| count(direction, side, family)));
-        }
-    }
-    counters
+    let sides = [Side::Left, Side::Right].into_iter();
+    sides.flat_map(|side| [Family::V4, Family::V6].map(|family| count(side, family))).collect()
 }
 
 /// Sends some of the frames that leave a namespace once more, a little later: duplicates, and
