@@ -75,7 +75,7 @@ fn the_confinement_links_only_bindings_to_the_system() {
 }
 
 /// Each crate of the workspace, and those of its siblings that it may use.
-const DIRECTIONS: [(&str, &[&str]); 12] = [
+const DIRECTIONS: [(&str, &[&str]); 13] = [
     // The audit names capabilities, and gives up its own.
     ("wgsep", &["wgsep-policy", "wgsep-launch"]),
     ("wgsep-dataplane-bin", &["wgsep-dataplane"]),

@@ -15,7 +15,7 @@ use crate::flows::{self, Receivers, Senders};
 use crate::probe::Probe;
 use crate::underlay::opposite;
 use crate::witness::{self, Background, Findings};
-use crate::world::World;
+use crate::world::{Node, World};
 
 /// How long the first handshake may take, and the flows to begin.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -140,7 +140,8 @@ impl Run {
                 Side::Right => (Family::V6, Family::V4),
             };
             let to = opposite(from);
-            let [tcp, udp] = [tcp, udp].map(|family| SocketAddr::new(to.inner(family), flows::PORT));
+            let [tcp, udp] =
+                [tcp, udp].map(|family| SocketAddr::new(to.inner(family), flows::PORT));
             Senders::start(world.node(from).netns(), tcp, udp)
         });
         let mut probes = Vec::new();
@@ -170,13 +171,13 @@ impl Run {
     #[track_caller]
     fn run(&mut self) {
         let mut deck = Deck::new(&self.plan);
-        self.note("start".to_owned());
+        self.note("start");
         self.until_probed(START_LIMIT, "the first handshake");
         self.until_flowing();
         self.let_flow(WARM_UP);
         self.world.note_usage();
-        let usage: Vec<_> = self.world.nodes.iter().map(|node| node.usage()).collect();
-        self.note(format!("at the start: {}", usage.join("; ")));
+        let usage: Vec<_> = self.world.nodes.iter().map(Node::usage).collect();
+        self.note(&format!("at the start: {}", usage.join("; ")));
         let mut index = 0;
         while self.begin.elapsed() < self.plan.duration {
             let (event, mut dice) = deck.deal();
@@ -184,11 +185,11 @@ impl Run {
             self.event(index, event, &mut dice);
         }
         let wrong = self.world.compare_with_start();
-        let usage: Vec<_> = self.world.nodes.iter().map(|node| node.usage()).collect();
-        self.note(format!("at the end: {}", usage.join("; ")));
+        let usage: Vec<_> = self.world.nodes.iter().map(Node::usage).collect();
+        self.note(&format!("at the end: {}", usage.join("; ")));
         assert!(wrong.is_empty(), "not as at the start: {}", wrong.join("\n"));
         self.check(&[]);
-        self.note(format!("{index} events, {} skipped", self.skipped.len()));
+        self.note(&format!("{index} events, {} skipped", self.skipped.len()));
         for skipped in &self.skipped {
             say(&format!("skipped: {skipped}"));
         }
@@ -196,17 +197,17 @@ impl Run {
 
     #[track_caller]
     fn event(&mut self, index: u64, event: &'static Event, dice: &mut Dice) {
-        self.note(format!("#{index} {}", event.name));
+        self.note(&format!("#{index} {}", event.name));
         match (event.run)(&mut self.world, dice) {
-            Ok(what) => self.note(format!("#{index} {}: {what}", event.name)),
+            Ok(what) => self.note(&format!("#{index} {}: {what}", event.name)),
             Err(reason) => {
-                self.note(format!("#{index} {}: skipped: {reason}", event.name));
+                self.note(&format!("#{index} {}: skipped: {reason}", event.name));
                 self.skipped.push(format!("{}: {reason}", event.name));
                 return;
             }
         }
         let took = self.until_probed(event.recovery.limit, event.recovery.reason);
-        self.note(format!(
+        self.note(&format!(
             "#{index} {}: recovered in {:.2} s of {:.1} s",
             event.name,
             took.as_secs_f64(),
@@ -268,7 +269,7 @@ impl Run {
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 
-    fn note(&mut self, what: String) {
+    fn note(&mut self, what: &str) {
         let line = format!("{:8.2} {what}", self.begin.elapsed().as_secs_f64());
         say(&line);
         self.history.push(line);

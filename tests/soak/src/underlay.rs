@@ -127,13 +127,7 @@ pub(crate) fn joined() -> (Arc<Netns>, [Site; 2]) {
         // By default fragments of lost datagrams fill the kernel's memory for them, and keep it full
         // for 30 s (IPv4) and 60 s (IPv6), in which no large datagram arrives.
         netns.run("sysctl -qw net.ipv4.ipfrag_time=1 net.ipv6.ip6frag_time=1");
-        let site = Site {
-            side,
-            netns,
-            host: FIRST_HOST,
-            mtu: MTU,
-            router: Arc::clone(&router),
-        };
+        let site = Site { side, netns, host: FIRST_HOST, mtu: MTU, router: Arc::clone(&router) };
         site.attach(Path::Main);
         site.restore();
         site

@@ -1,8 +1,9 @@
 //! The two nodes with their daemons, and the configuration that they should have: what the events
 //! change.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use wgsep_tests::uapi::Uapi;
 use wgsep_tests::wait;
 use wgsep_tests::wg::{KeyPair, with_input};
 
-use crate::underlay::{self, FAMILIES, Site, nodad, option, opposite};
+use crate::underlay::{self, FAMILIES, Site, nodad, opposite, option};
 use crate::usage::{Growth, Usage};
 use crate::witness::errors;
 
@@ -246,7 +247,8 @@ pub(crate) fn inner_prefixes(side: Side) -> String {
 impl Node {
     fn new(site: Site) -> Self {
         // If the interface is gone, its packets must not leave by another (README).
-        for prefix in ["-4 route add unreachable 192.168.77.0/24", "-6 route add unreachable fd77::/64"]
+        for prefix in
+            ["-4 route add unreachable 192.168.77.0/24", "-6 route add unreachable fd77::/64"]
         {
             site.netns.run(format!("ip {prefix} metric 4294967295"));
         }
@@ -496,8 +498,6 @@ fn base64(key: &[u8; 32]) -> String {
 /// Runs ip(8) on lines of commands.
 #[track_caller]
 pub(crate) fn ip_batch(netns: &Netns, family: Family, lines: &str) {
-    use std::io::Write;
-    use std::process::Stdio;
     let mut command = netns.command("ip");
     command.args([option(family), "-batch", "-"]).stdin(Stdio::piped());
     let mut child = match command.spawn() {
@@ -507,7 +507,7 @@ pub(crate) fn ip_batch(netns: &Netns, family: Family, lines: &str) {
     let written = child.stdin.take().map(|mut stdin| stdin.write_all(lines.as_bytes()));
     assert!(matches!(written, Some(Ok(()))), "ip -batch does not read: {written:?}");
     let status = child.wait();
-    assert!(status.as_ref().is_ok_and(|status| status.success()), "ip -batch: {status:?}");
+    assert!(status.as_ref().is_ok_and(ExitStatus::success), "ip -batch: {status:?}");
 }
 
 /// Runs a command line of several words, one of which may have spaces.

@@ -101,7 +101,8 @@ fn connect(world: &World, side: wgsep_tests::link::Side) -> Uapi {
 /// A client that stops in the middle of a request, and stays for some events.
 pub(super) fn hang(world: &mut World, dice: &mut Dice) -> Outcome {
     let side = side(dice);
-    let begun = ["", "get=1", "get=1\n", "set=1\n", "set=1\nprivate_key=00", "set=1\nlisten_port=7\n"];
+    let begun =
+        ["", "get=1", "get=1\n", "set=1\n", "set=1\nprivate_key=00", "set=1\nlisten_port=7\n"];
     let begun = begun[dice.below(begun.len() as u64) as usize];
     let mut uapi = connect(world, side);
     let sent = uapi.send(begun.as_bytes());

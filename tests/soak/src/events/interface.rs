@@ -15,6 +15,8 @@ use crate::world::World;
 
 /// Ports for a node to move to: below those that the kernel picks by itself.
 const PORTS: u64 = 20_700;
+/// How long a port may stay open after the link is down.
+const FREE_LIMIT: Duration = Duration::from_secs(3);
 /// The routing table of packets with a mark.
 const MARKED: u32 = 300;
 
@@ -86,6 +88,21 @@ pub(super) fn taken_listen_port(world: &mut World, dice: &mut Dice) -> Outcome {
     assert!(!refused.status.success(), "a port in use was accepted");
     assert_eq!(node.daemon().listen_port(), node.port, "the old port goes on");
     Ok(format!("{side:?}, port {taken}"))
+}
+
+/// The interface comes up while another program has its port, which is free again some time later.
+pub(super) fn taken_at_up(world: &mut World, dice: &mut Dice) -> Outcome {
+    let (side, time) = (side(dice), milliseconds(dice, 100, 2500));
+    let node = world.node(side);
+    node.link("down");
+    // The port is closed a moment after the command returns.
+    let bind = || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, node.port)).ok();
+    let socket = node.netns().inside(|| wait::poll(FREE_LIMIT, bind));
+    assert!(socket.is_some(), "port {} is still open after link down", node.port);
+    node.take_up();
+    hold(time);
+    drop(socket);
+    Ok(format!("{side:?}, port {} taken for {time:?}", node.port))
 }
 
 pub(super) fn listen_port_back_and_forth(world: &mut World, dice: &mut Dice) -> Outcome {

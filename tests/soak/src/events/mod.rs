@@ -68,6 +68,13 @@ const COOKIE: Recovery = Recovery {
     reason: "an initiation may be lost and the next be answered with a cookie: two retries",
 };
 
+/// The port is tried again 1 s, 3 s and 7 s after the first refusal, and is free after 2.5 s at most;
+/// the initiations of before could not be sent.
+const PORT_RETRY: Recovery = Recovery {
+    limit: Duration::from_secs(2).saturating_add(RETRY).saturating_add(MARGIN),
+    reason: "the port is tried again within 2 s, then the initiation after REKEY_TIMEOUT and jitter",
+};
+
 /// A table's line of an event that may log no error.
 const fn event(
     name: &'static str,
@@ -92,7 +99,10 @@ pub const EVENTS: &[Event] = &[
     event("mtu", NEXT_PACKET, interface::mtu),
     event("listen-port", NEXT_PACKET, interface::listen_port),
     event("listen-port-any", NEXT_PACKET, interface::any_listen_port),
-    event("listen-port-taken", NEXT_PACKET, interface::taken_listen_port),
+    event("listen-port-taken", NEXT_PACKET, interface::taken_listen_port)
+        .logging(&["UAPI set refused, nothing changed"]),
+    event("listen-port-taken-at-up", PORT_RETRY, interface::taken_at_up)
+        .logging(&["interface up, but"]),
     event("listen-port-back-and-forth", NEXT_PACKET, interface::listen_port_back_and_forth),
     event("fwmark", NEXT_PACKET, interface::mark),
     event("keepalive", NEXT_PACKET, interface::keepalive),

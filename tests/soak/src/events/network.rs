@@ -68,7 +68,10 @@ pub(super) fn second_path_removed(world: &mut World, dice: &mut Dice) -> Outcome
     world.pinged(side, super::NEXT_PACKET.limit);
     let took = begin.elapsed();
     world.node(side).netns().run(format!("ip link del {SPARE}"));
-    Ok(format!("{side:?} by {}, worked after {took:?}", if down { "link down" } else { "route del" }))
+    Ok(format!(
+        "{side:?} by {}, worked after {took:?}",
+        if down { "link down" } else { "route del" }
+    ))
 }
 
 /// For the one node it is its own link, for the other a hop on the way.
@@ -151,7 +154,8 @@ pub(super) fn ipv6_off_and_on(world: &mut World, dice: &mut Dice) -> Outcome {
     disable(0);
     node.site.restore();
     node.take_up();
-    let guard = ["ip", "-6", "route", "replace", "unreachable", "fd77::/64", "metric", "4294967295"];
+    let guard =
+        ["ip", "-6", "route", "replace", "unreachable", "fd77::/64", "metric", "4294967295"];
     run_words(node.netns(), &guard);
     Ok(format!("{side:?} for {time:?}"))
 }
