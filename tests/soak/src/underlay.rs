@@ -197,15 +197,19 @@ impl Site {
         self.restore();
     }
 
-    /// Makes the spare path, and prefers it.
-    pub(crate) fn prefer_spare(&self) {
+    /// Makes the spare path for some families, and prefers it.
+    pub(crate) fn prefer_spare(&self, families: &[Family]) {
         self.attach(Path::Spare);
+        if families.contains(&Family::V6) {
+            add_link_local(&self.netns, SPARE, FIRST_HOST);
+        } else {
+            self.netns.run(format!("sysctl -qw net.ipv6.conf.{SPARE}.disable_ipv6=1"));
+        }
         self.netns.run(format!("ip link set {SPARE} up"));
-        add_link_local(&self.netns, SPARE, FIRST_HOST);
-        for family in FAMILIES {
-            let address = with_length(Path::Spare.address(self.side, family, FIRST_HOST));
-            self.netns.run(format!("ip addr add {address} dev {SPARE} {}", nodad(family)));
-            self.route(Path::Spare, family, "metric 5");
+        for family in families {
+            let address = with_length(Path::Spare.address(self.side, *family, FIRST_HOST));
+            self.netns.run(format!("ip addr add {address} dev {SPARE} {}", nodad(*family)));
+            self.route(Path::Spare, *family, "metric 5");
         }
     }
 

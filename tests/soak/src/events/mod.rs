@@ -123,7 +123,7 @@ pub const EVENTS: &[Event] = &[
     event("underlay-down-up", NEXT_PACKET, network::down_up),
     event("renumber", NEXT_PACKET, network::renumber),
     event("second-path", NEXT_PACKET, network::second_path),
-    event("second-path-removed", NEXT_PACKET, network::second_path_removed),
+    event("second-path-down", NEXT_PACKET, network::second_path_down),
     event("underlay-mtu", NEXT_PACKET, network::narrow),
     event("underlay-mtu-for-a-while", NEXT_PACKET, network::narrow_for_a_while),
     event("routes", NEXT_PACKET, network::routes),

@@ -4,11 +4,13 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use wgsep_tests::link::{Family, Side};
+use wgsep_tests::link::Family;
 use wgsep_tests::process::stop;
 use wgsep_tests::sim::dice::Dice;
+use wgsep_tests::traffic::answers_at_once;
+use wgsep_tests::wait;
 
-use super::{Outcome, hold, milliseconds, side};
+use super::{NEXT_PACKET, Outcome, hold, milliseconds, side};
 use crate::underlay::{FAMILIES, MAIN, MTU, Path, SPARE, opposite, option};
 use crate::witness;
 use crate::world::{World, ip_batch, run_words};
@@ -38,40 +40,43 @@ pub(super) fn renumber(world: &mut World, dice: &mut Dice) -> Outcome {
     Ok(format!("{side:?} from .{old} to .{host}"))
 }
 
-/// The better path appears, carries the traffic for a while, and is deleted.
-pub(super) fn second_path(world: &mut World, dice: &mut Dice) -> Outcome {
-    let (side, time) = (side(dice), milliseconds(dice, 0, 1500));
-    let site = &world.node(side).site;
-    site.prefer_spare();
-    hold(time);
-    site.netns.run(format!("ip link del {SPARE}"));
-    Ok(format!("{side:?} for {time:?}"))
+/// The families of a second path. Without IPv6 its end is announced by fewer messages of the kernel.
+fn families(dice: &mut Dice) -> &'static [Family] {
+    if dice.chance(500) { &FAMILIES } else { &[Family::V4] }
 }
 
-/// The better path goes down while it is in use, its addresses staying.
-pub(super) fn second_path_removed(world: &mut World, dice: &mut Dice) -> Outcome {
-    let (side, down) = (side(dice), dice.chance(500));
+/// The better path appears, carries the traffic for a while, and is deleted.
+pub(super) fn second_path(world: &mut World, dice: &mut Dice) -> Outcome {
+    let (side, time, families) = (side(dice), milliseconds(dice, 0, 1500), families(dice));
     let site = &world.node(side).site;
-    site.prefer_spare();
+    site.prefer_spare(families);
+    hold(time);
+    site.netns.run(format!("ip link del {SPARE}"));
+    Ok(format!("{side:?} by {families:?} for {time:?}"))
+}
+
+/// The better path goes down while it is in use, or its routes are deleted; its device stays until the
+/// tunnel works by the other one.
+pub(super) fn second_path_down(world: &mut World, dice: &mut Dice) -> Outcome {
+    let (side, down, families) = (side(dice), dice.chance(500), families(dice));
+    let site = &world.node(side).site;
+    site.prefer_spare(families);
     hold(Duration::from_millis(500));
     if down {
         site.netns.run(format!("ip link set {SPARE} down"));
     } else {
-        for family in FAMILIES {
-            let (to, ip) = (Path::Main.prefix(opposite(side), family), option(family));
+        for family in families {
+            let (to, ip) = (Path::Main.prefix(opposite(side), *family), option(*family));
             site.netns.run(format!("ip {ip} route del {to} dev {SPARE}"));
         }
     }
-    hold(Duration::from_millis(500));
-    // Three seconds without an answer would be a source that is no longer good.
-    let begin = std::time::Instant::now();
-    world.pinged(side, super::NEXT_PACKET.limit);
-    let took = begin.elapsed();
-    world.node(side).netns().run(format!("ip link del {SPARE}"));
-    Ok(format!(
-        "{side:?} by {}, worked after {took:?}",
-        if down { "link down" } else { "route del" }
-    ))
+    let to = opposite(side).inner(Family::V4);
+    wait::until("the tunnel works by the other path", NEXT_PACKET.limit, || {
+        answers_at_once(&site.netns, to)
+    });
+    site.netns.run(format!("ip link del {SPARE}"));
+    let how = if down { "link down" } else { "route del" };
+    Ok(format!("{side:?} with {families:?} by {how}"))
 }
 
 /// For the one node it is its own link, for the other a hop on the way.
@@ -207,15 +212,4 @@ pub(super) fn netlink_overrun(world: &mut World, dice: &mut Dice) -> Outcome {
     let _gone_is_seen_later = kill(node.dataplane(), Signal::SIGCONT);
     let what = if down { "down and up" } else { "up" };
     Ok(format!("{side:?} {what}, {count} routes, MTU {}", node.mtu))
-}
-
-/// Used by an event whose tunnel must work before it is over.
-impl World {
-    fn pinged(&self, from: Side, limit: Duration) {
-        let to = opposite(from).inner(Family::V4);
-        let netns = self.node(from).netns();
-        wgsep_tests::wait::until("the other path is taken", limit, || {
-            netns.output(format!("ping -n -q -c 1 -W 1 {to}")).status.success()
-        });
-    }
 }
