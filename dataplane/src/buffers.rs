@@ -323,6 +323,9 @@ pub(crate) struct InboundBatch {
     /// As received, each maybe of several segments.
     pub(crate) received: Vec<Arrived>,
     /// What opened, in order.
+    /// Reads so far, those whose datagram was not kept included: what a flood sends must not hold the
+    /// source, whatever becomes of it.
+    reads: usize,
     pub(crate) opened: Vec<Opened>,
     /// Who sent what opened; `opened` points here.
     pub(crate) sessions: Vec<(u32, Arc<Peer>, Arc<Keypair>)>,
@@ -357,12 +360,13 @@ impl InboundBatch {
             received: Vec::with_capacity(MAX_RECEIVES),
             opened: Vec::with_capacity(MAX_RECEIVES * MAX_SEGMENTS),
             sessions: Vec::with_capacity(MAX_RECEIVES),
+            reads: 0,
         }
     }
 
     /// Where the next read goes; `None` when the batch is full.
     pub(crate) fn room(&mut self) -> Option<&mut [u8]> {
-        if self.received.len() >= MAX_RECEIVES {
+        if self.reads >= MAX_RECEIVES {
             return None;
         }
         self.storage.get_mut(self.used..).filter(|room| room.len() >= RECEIVE_ROOM)
@@ -371,8 +375,14 @@ impl InboundBatch {
     /// Keeps what a read put into [`Self::room`].
     pub(crate) fn keep(&mut self, datagram: &crate::sys::Datagram) {
         let end = self.used + datagram.len;
+    /// Counts a read whose datagram is not kept.
+    pub(crate) const fn discard(&mut self) {
+        self.reads += 1;
+    }
+
         self.received.push(Arrived {
             bytes: self.used..end,
+        self.reads += 1;
             segment_len: datagram.segment_len.max(1),
             endpoint: datagram.endpoint,
             ecn: Ecn::of_traffic_class(datagram.traffic_class),
@@ -397,7 +407,7 @@ impl InboundBatch {
 
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
-        self.used = 0;
+        (self.used, self.reads) = (0, 0);
         self.received.clear();
         self.opened.clear();
         self.sessions.clear();
@@ -427,3 +437,16 @@ mod tests {
         assert!(!keep(148), "no more than two of them");
     }
 }
+
+    #[test]
+    fn datagrams_that_are_not_kept_fill_a_batch_as_well() {
+        let mut batch = InboundBatch::new();
+        let mut reads = 0;
+        while batch.room().is_some() && reads < 10_000 {
+            batch.discard();
+            reads += 1;
+        }
+        assert_eq!((reads, batch.is_empty()), (MAX_RECEIVES, true));
+        batch.clear();
+        assert!(batch.room().is_some());
+    }

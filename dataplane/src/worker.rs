@@ -276,6 +276,7 @@ impl Worker {
         };
         let Some(ticket) = ticket else {
             inbound.return_batch(batch);
+            batch.clear();
             return;
         };
         if batch.room().is_none() {
@@ -306,6 +307,7 @@ impl Worker {
                 Ok(datagram) => batch.keep(&datagram),
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     self.shared.data_path.drops.add(DropCause::InboundMalformed, 1);
+                    batch.discard();
                 }
                 Err(error) => {
                     // Nothing waits; or an error that the socket had pending, which is now gone.
