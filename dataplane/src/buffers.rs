@@ -12,6 +12,7 @@ use wgsep_proto::keypair::Keypair;
 use wgsep_proto::messages::TRANSPORT_HEADER_LEN;
 use wgsep_proto::peer::{Endpoint, Peer, StagedPackets};
 use wgsep_proto::send::{Lease, datagram_len, seal};
+use wgsep_proto::time::Instant;
 
 /// Bytes of packets after which a worker takes no more out of the TUN device: short of the longest
 /// super-packet, so that one of those goes by itself and small packets wait for one at most.
@@ -155,7 +156,7 @@ impl OutboundBatch {
     }
 
     /// Takes a lease for each run, or stages it.
-    pub(crate) fn lease(&mut self, data_path: &DataPath, now: wgsep_proto::time::Instant) {
+    pub(crate) fn lease(&mut self, data_path: &DataPath, now: Instant) {
         let Self { frames, packets, runs, datagrams, .. } = self;
         for run in runs.iter_mut().filter(|run| run.lease.is_none()) {
             let Some(packets) = packets.get_mut(run.packets.clone()) else { continue };
@@ -216,12 +217,13 @@ impl OutboundBatch {
     }
 
     /// Sends what is sealed, in order.
-    pub(crate) fn send(&mut self, sockets: &UdpSockets, data_path: &DataPath) {
+    pub(crate) fn send(&mut self, sockets: &UdpSockets, data_path: &DataPath, now: Instant) {
         for run in &mut self.runs {
             let Some(lease) = &run.lease else { continue };
             for (datagram, class) in run.staged.drain(..) {
                 let (endpoint, len) = (&lease.endpoint, datagram.len());
-                run.sent += sockets.send(&run.peer, endpoint, class, &datagram, len, data_path);
+                run.sent +=
+                    sockets.send(&run.peer, endpoint, class, &datagram, len, data_path, now);
             }
         }
         let mut rest = self.sealed.as_slice();
@@ -233,7 +235,8 @@ impl OutboundBatch {
             let Some(run) = self.runs.get_mut(first.run) else { return };
             let Some(lease) = &run.lease else { return };
             let (class, len) = (first.ecn.encapsulated().bits(), first.bytes.len());
-            run.sent += sockets.send(&run.peer, &lease.endpoint, class, payload, len, data_path);
+            let Lease { endpoint, .. } = lease;
+            run.sent += sockets.send(&run.peer, endpoint, class, payload, len, data_path, now);
         }
     }
 
@@ -320,12 +323,12 @@ fn seal_staged(lease: &mut Lease, data_path: &DataPath) -> Vec<(Vec<u8>, u8)> {
 pub(crate) struct InboundBatch {
     storage: Box<[u8]>,
     used: usize,
-    /// As received, each maybe of several segments.
-    pub(crate) received: Vec<Arrived>,
-    /// What opened, in order.
     /// Reads so far, those whose datagram was not kept included: what a flood sends must not hold the
     /// source, whatever becomes of it.
     reads: usize,
+    /// As received, each maybe of several segments.
+    pub(crate) received: Vec<Arrived>,
+    /// What opened, in order.
     pub(crate) opened: Vec<Opened>,
     /// Who sent what opened; `opened` points here.
     pub(crate) sessions: Vec<(u32, Arc<Peer>, Arc<Keypair>)>,
@@ -357,10 +360,10 @@ impl InboundBatch {
         Self {
             storage: storage(RECEIVED_LEN),
             used: 0,
+            reads: 0,
             received: Vec::with_capacity(MAX_RECEIVES),
             opened: Vec::with_capacity(MAX_RECEIVES * MAX_SEGMENTS),
             sessions: Vec::with_capacity(MAX_RECEIVES),
-            reads: 0,
         }
     }
 
@@ -372,17 +375,17 @@ impl InboundBatch {
         self.storage.get_mut(self.used..).filter(|room| room.len() >= RECEIVE_ROOM)
     }
 
-    /// Keeps what a read put into [`Self::room`].
-    pub(crate) fn keep(&mut self, datagram: &crate::sys::Datagram) {
-        let end = self.used + datagram.len;
     /// Counts a read whose datagram is not kept.
     pub(crate) const fn discard(&mut self) {
         self.reads += 1;
     }
 
+    /// Keeps what a read put into [`Self::room`].
+    pub(crate) fn keep(&mut self, datagram: &crate::sys::Datagram) {
+        self.reads += 1;
+        let end = self.used + datagram.len;
         self.received.push(Arrived {
             bytes: self.used..end,
-        self.reads += 1;
             segment_len: datagram.segment_len.max(1),
             endpoint: datagram.endpoint,
             ecn: Ecn::of_traffic_class(datagram.traffic_class),
@@ -436,7 +439,6 @@ mod tests {
         assert!([148, 148, MAX_SEND, 148, 1452, MAX_SEND].into_iter().all(&mut keep));
         assert!(!keep(148), "no more than two of them");
     }
-}
 
     #[test]
     fn datagrams_that_are_not_kept_fill_a_batch_as_well() {
@@ -450,3 +452,4 @@ mod tests {
         batch.clear();
         assert!(batch.room().is_some());
     }
+}

@@ -52,6 +52,8 @@ pub(crate) struct Changes {
     pub(crate) was_down: bool,
     /// Some route or rule changed: datagrams may leave by another interface now.
     pub(crate) routes: bool,
+    /// Some link where the sockets are is another: its MTU, or what its device can do.
+    pub(crate) links: bool,
     /// Some route to our interface has another MTU now.
     pub(crate) route_mtus: bool,
 }
@@ -115,7 +117,7 @@ impl LinkMonitor {
                     self.parse(buffer.get(..len).unwrap_or_default(), namespace, &mut changes);
                 }
                 // Overrun: something was lost, so whatever depends on routes starts anew.
-                Err(nix::Error::ENOBUFS) => changes.routes = true,
+                Err(nix::Error::ENOBUFS) => (changes.routes, changes.links) = (true, true),
                 Err(nix::Error::EINTR) => {}
                 Err(_) => break,
             }
@@ -208,6 +210,7 @@ impl LinkMonitor {
             name.as_ref().clone_into(&mut self.name);
         }
         if namespace.is_none() {
+            changes.links = true;
             self.names.insert(ifindex, name.into_owned());
         }
     }
@@ -216,6 +219,7 @@ impl LinkMonitor {
     fn link_left(&mut self, body: &[u8], namespace: Namespace, changes: &mut Changes) {
         let Some(ifindex) = word(body, 4) else { return };
         if namespace.is_none() {
+            changes.links = true;
             self.names.remove(&ifindex);
         }
         if self.place != Place::At(namespace, ifindex) {

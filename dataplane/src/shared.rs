@@ -15,6 +15,7 @@ use wgsep_proto::data_path::{DataPath, DropCause, Published};
 use wgsep_proto::device::MAX_QUEUED_HANDSHAKES;
 use wgsep_proto::messages::INITIATION_LEN;
 use wgsep_proto::peer::{Endpoint, Peer};
+use wgsep_proto::time::Instant;
 
 /// Batches under way at most, for each worker and source: one in hand, one parked.
 const BATCHES_PER_WORKER: usize = 2;
@@ -204,13 +205,12 @@ impl Shared {
     }
 
     /// What the kernel spares us at the moment, by its name in `--without` with underscores.
-    pub(crate) fn offloads(&self) -> Vec<(&'static str, bool)> {
+    pub(crate) fn offloads(&self, udp_gso: bool, now: Instant) -> Vec<(&'static str, bool)> {
         let tun = self.tun.get();
-        let coalesce = tun.map(Tun::coalesce).unwrap_or_default();
-        let udp_gso = self.sockets.reader().value().sends_many();
+        let coalesce = tun.map(|tun| tun.coalesce(now)).unwrap_or_default();
         vec![
             ("vnet_hdr", tun.is_some_and(Tun::has_header)),
-            ("tso", coalesce.tcp),
+            ("tso", coalesce.tcp_v4 && coalesce.tcp_v6),
             ("uso", coalesce.udp),
             ("flow_queues", tun.is_some_and(|tun| tun.queues().len() > 1)),
             ("udp_gso", udp_gso),

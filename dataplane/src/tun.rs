@@ -3,13 +3,16 @@
 //! Where the kernel has it so, it spreads the machine's flows over several queues. A flow that fills
 //! its own, as TCP does until something is lost, does not keep those of the other queues waiting.
 
-use crate::offload::{Coalesce, Segments, VNET_HDR_LEN, VnetHeader};
+use crate::line_limit::LineLimit;
+use crate::offload::{Coalesce, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
+use crate::refusal::{HOLDS, Refusal};
 use nix::libc;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use wgsep_ipc::TunOffload;
 use wgsep_proto::data_path::DropCause;
+use wgsep_proto::time::Instant;
 
 /// Longest frame that a read gives: header, and as much as an IP length can say.
 pub(crate) const MAX_FRAME_LEN: usize = VNET_HDR_LEN + 40 + 65_535;
@@ -20,8 +23,50 @@ pub(crate) struct Tun {
     /// None if the only queue is the one that is written to.
     readers: Vec<OwnedFd>,
     offload: TunOffload,
-    /// The kernel refused a super-packet of UDP, of TCP.
-    refused: [AtomicBool; 2],
+    refused: Refused,
+}
+
+/// The kinds of super-packets that the kernel refused. It may refuse one for what is in it, and one is
+/// all that it costs to find out whether it takes them now.
+#[derive(Default)]
+struct Refused {
+    tcp_v4: Refusal,
+    tcp_v6: Refusal,
+    udp: Refusal,
+    lines: Mutex<LineLimit>,
+}
+
+impl Refused {
+    const fn of(&self, kind: GsoType) -> (&Refusal, &'static str) {
+        match kind {
+            GsoType::TcpV4 => (&self.tcp_v4, "TCP over IPv4"),
+            GsoType::TcpV6 => (&self.tcp_v6, "TCP over IPv6"),
+            GsoType::Udp => (&self.udp, "UDP"),
+        }
+    }
+
+    fn set(&self, kind: GsoType, now: Instant) {
+        let (refusal, name) = self.of(kind);
+        if refusal.set(now) {
+            let minutes = HOLDS.as_secs() / 60;
+            self.log(now, || {
+                tracing::info!(
+                    "the interface refuses super-packets of {name}; writing its packets one by one for {minutes} minutes"
+                );
+            });
+        }
+    }
+
+    fn clear(&self, kind: GsoType, now: Instant) {
+        let (refusal, name) = self.of(kind);
+        if refusal.clear() {
+            self.log(now, || tracing::info!("the interface takes super-packets of {name} again"));
+        }
+    }
+
+    fn log(&self, now: Instant, write: impl FnOnce()) {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).write(now, write);
+    }
 }
 
 /// What a read of the device gave.
@@ -55,9 +100,8 @@ pub(crate) fn cause_of(error: &io::Error) -> DropCause {
 impl Tun {
     /// Takes its queues, opened and set up as `offload` says: the one to write to, and those to read
     /// if that is not it.
-    pub(crate) const fn new(writer: OwnedFd, readers: Vec<OwnedFd>, offload: TunOffload) -> Self {
-        let refused = [AtomicBool::new(false), AtomicBool::new(false)];
-        Self { writer, readers, offload, refused }
+    pub(crate) fn new(writer: OwnedFd, readers: Vec<OwnedFd>, offload: TunOffload) -> Self {
+        Self { writer, readers, offload, refused: Refused::default() }
     }
 
     /// The queues to read. Packets of a flow are all in one of them.
@@ -71,12 +115,13 @@ impl Tun {
         self.queues().first().map_or(self.writer.as_fd(), AsFd::as_fd)
     }
 
-    /// What may be written as super-packets.
-    pub(crate) fn coalesce(&self) -> Coalesce {
-        let [udp, tcp] = &self.refused;
+    /// What may be written as super-packets now.
+    pub(crate) fn coalesce(&self, now: Instant) -> Coalesce {
+        let Refused { tcp_v4, tcp_v6, udp, .. } = &self.refused;
         Coalesce {
-            tcp: self.offload.tso && !tcp.load(Ordering::Relaxed),
-            udp: self.offload.uso && !udp.load(Ordering::Relaxed),
+            tcp_v4: self.offload.tso && !tcp_v4.holds(now),
+            tcp_v6: self.offload.tso && !tcp_v6.holds(now),
+            udp: self.offload.uso && !udp.holds(now),
         }
     }
 
@@ -125,50 +170,76 @@ impl Tun {
         Ok(())
     }
 
-    /// Writes a frame of as many packets, singly if the kernel does not take super-packets of this
+    /// Writes a frame of as many packets, one by one if the kernel does not take super-packets of this
     /// kind.
     ///
     /// # Errors
     /// How many packets it did not take, and why.
-    pub(crate) fn write_packets(&self, frame: &[u8], packets: u16) -> Result<(), Lost> {
-        let Err(error) = self.write(frame) else { return Ok(()) };
+    pub(crate) fn write_packets(
+        &self,
+        frame: &[u8],
+        packets: u16,
+        now: Instant,
+    ) -> Result<(), Lost> {
+        self.write_packets_with(frame, packets, now, |frame| self.write(frame))
+    }
+
+    fn write_packets_with(
+        &self,
+        frame: &[u8],
+        packets: u16,
+        now: Instant,
+        write: impl Fn(&[u8]) -> io::Result<()>,
+    ) -> Result<(), Lost> {
+        let Err(error) = write(frame) else {
+            if packets > 1
+                && let Some((kind, ..)) = super_packet(frame)
+            {
+                self.refused.clear(kind, now);
+            }
+            return Ok(());
+        };
         let lost = Lost { cause: cause_of(&error), packets: usize::from(packets) };
         if packets > 1 && error.raw_os_error() == Some(libc::EINVAL) {
-            self.write_singly(frame).unwrap_or(Err(lost))
+            self.write_one_by_one(frame, now, write).unwrap_or(Err(lost))
         } else {
             Err(lost)
         }
     }
 
-    /// Splits a super-packet that the kernel refused, which it will not be given again.
-    fn write_singly(&self, frame: &[u8]) -> Option<Result<(), Lost>> {
-        let (header, packet) = frame.split_first_chunk()?;
-        let header = VnetHeader::parse(header)?;
+    /// Splits a super-packet that the kernel refused. If it takes any of the packets, the kind is what it
+    /// refused, and it is not given another for a while.
+    fn write_one_by_one(
+        &self,
+        frame: &[u8],
+        now: Instant,
+        write: impl Fn(&[u8]) -> io::Result<()>,
+    ) -> Option<Result<(), Lost>> {
+        let (kind, header, packet) = super_packet(frame)?;
         let segments = Segments::new(&header, packet)?;
-        self.refuse(header.is_tcp());
         let mut single = vec![0; VNET_HDR_LEN + segments.len_of(0)];
         let mut lost = Ok(());
         let mut packets = 0;
         for number in 0..segments.count() {
             let end = VNET_HDR_LEN + segments.len_of(number);
             segments.write(packet, number, single.get_mut(VNET_HDR_LEN..end)?)?;
-            if let Err(error) = self.write(single.get(..end)?) {
+            if let Err(error) = write(single.get(..end)?) {
                 packets += 1;
                 lost = Err(Lost { cause: cause_of(&error), packets });
             }
         }
+        if packets < segments.count() {
+            self.refused.set(kind, now);
+        }
         Some(lost)
     }
+}
 
-    fn refuse(&self, is_tcp: bool) {
-        let [udp, tcp] = &self.refused;
-        let (refused, name) = if is_tcp { (tcp, "TCP") } else { (udp, "UDP") };
-        if !refused.swap(true, Ordering::Relaxed) {
-            tracing::info!(
-                "the interface refuses {name} super-packets; writing its packets one by one"
-            );
-        }
-    }
+/// The kind, header and packet of a super-packet's frame.
+fn super_packet(frame: &[u8]) -> Option<(GsoType, VnetHeader, &[u8])> {
+    let (header, packet) = frame.split_first_chunk()?;
+    let header = VnetHeader::parse(header)?;
+    Some((header.gso?.0, header, packet))
 }
 
 #[cfg(test)]
@@ -213,5 +284,51 @@ mod tests {
         let (tun, kernel) = pair(true);
         nix::unistd::write(&kernel, &[0; VNET_HDR_LEN - 1]).unwrap();
         assert_eq!(tun.read(0, &mut [0; 64]), Read::Malformed);
+    }
+
+    /// A super-packet of UDP over IPv4, of two packets of 100 bytes of payload, as the coalescer makes it.
+    fn two_packets() -> Vec<u8> {
+        let mut frame = vec![0; VNET_HDR_LEN + 28 + 200];
+        let gso = Some((GsoType::Udp, 100));
+        let header = VnetHeader { checksum: Some((20, 6)), gso, header_len: 28 };
+        frame[..VNET_HDR_LEN].copy_from_slice(&header.to_bytes());
+        let packet = &mut frame[VNET_HDR_LEN..];
+        (packet[0], packet[3], packet[9], packet[25]) = (0x45, 228, 17, 208);
+        frame
+    }
+
+    #[test]
+    fn a_kind_of_super_packet_that_is_refused_is_tried_again_after_a_while_and_no_other_is_left_out()
+     {
+        let (mut tun, _kernel) = pair(true);
+        tun.offload = TunOffload { tso: true, uso: true, ..tun.offload };
+        let all = Coalesce { tcp_v4: true, tcp_v6: true, udp: true };
+        let start = Instant::from_nanos(1);
+        let single_len = VNET_HDR_LEN + 28 + 100;
+        let written = std::cell::RefCell::new(Vec::new());
+        let write_if = |takes: fn(usize) -> bool, now| {
+            let write = |frame: &[u8]| {
+                written.borrow_mut().push(frame.len());
+                if takes(frame.len()) {
+                    Ok(())
+                } else {
+                    Err(io::Error::from_raw_os_error(libc::EINVAL))
+                }
+            };
+            tun.write_packets_with(&two_packets(), 2, now, write)
+        };
+        let nothing = write_if(|_| false, start);
+        assert_eq!(nothing, Err(Lost { cause: DropCause::WriteFailed, packets: 2 }));
+        assert_eq!(tun.coalesce(start), all, "that is no matter of super-packets");
+        written.borrow_mut().clear();
+
+        assert_eq!(write_if(|len| len < 200, start), Ok(()));
+        assert_eq!(*written.borrow(), [VNET_HDR_LEN + 228, single_len, single_len]);
+        assert_eq!(tun.coalesce(start), Coalesce { udp: false, ..all });
+        assert_eq!(tun.coalesce(start.after(HOLDS)), all);
+        assert_eq!(write_if(|len| len < 200, start.after(HOLDS)), Ok(()));
+        assert_eq!(tun.coalesce(start.after(HOLDS)), Coalesce { udp: false, ..all });
+        assert_eq!(write_if(|_| true, start.after(HOLDS)), Ok(()));
+        assert_eq!(tun.coalesce(start.after(HOLDS)), all);
     }
 }

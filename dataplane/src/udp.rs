@@ -1,13 +1,15 @@
 //! The UDP sockets, as the helper opened them, and sending many datagrams at once.
 
+use crate::gso::{Gso, can_retry_unsegmented};
 use crate::sys;
 use nix::libc;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::Arc;
 use wgsep_proto::data_path::{DataPath, DropCause};
 use wgsep_proto::peer::{Endpoint, Peer};
+use wgsep_proto::time::Instant;
 
 /// Most segments that one UDP_SEGMENT send takes on every kernel that has it.
 pub(crate) const MAX_SEGMENTS: usize = 64;
@@ -19,46 +21,7 @@ pub(crate) const MAX_SEND: usize = 65_507;
 pub(crate) struct UdpSockets {
     pub(crate) v4: Option<OwnedFd>,
     pub(crate) v6: Option<OwnedFd>,
-    segment_limit: SegmentLimit,
-}
-
-/// The longest segment that the kernel has not refused to split for us.
-struct SegmentLimit {
-    len: AtomicUsize,
-    reported: AtomicBool,
-}
-
-impl Default for SegmentLimit {
-    fn default() -> Self {
-        Self { len: AtomicUsize::new(usize::MAX), reported: AtomicBool::new(false) }
-    }
-}
-
-impl SegmentLimit {
-    fn refuses(&self, segment_len: usize) -> bool {
-        segment_len > self.len.load(Ordering::Relaxed)
-    }
-
-    /// Remembers a refusal. EINVAL means that a segment does not fit the path's MTU, so a shorter one
-    /// may; EIO that the device cannot do it at all.
-    fn learn(&self, segment_len: usize, error: &io::Error) {
-        let limit =
-            if error.raw_os_error() == Some(libc::EIO) { 0 } else { segment_len.saturating_sub(1) };
-        self.len.fetch_min(limit, Ordering::Relaxed);
-        if !self.reported.swap(true, Ordering::Relaxed) {
-            tracing::info!(
-                "UDP segmentation offload refused for {segment_len}-byte datagrams ({error}); sending those one by one"
-            );
-        }
-    }
-}
-
-/// True if the kernel might take the same datagrams one by one.
-fn may_go_singly(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
-    )
+    gso: Arc<Gso>,
 }
 
 /// True if the source address may be to blame. One that is not ours is EINVAL, over IPv4 on
@@ -96,24 +59,14 @@ impl Source {
 }
 
 impl UdpSockets {
-    /// Takes the sockets; `gso` if many datagrams may go at once.
-    pub(crate) fn new(v4: Option<OwnedFd>, v6: Option<OwnedFd>, gso: bool) -> Self {
-        let segment_limit = SegmentLimit::default();
-        if !gso {
-            segment_limit.len.store(0, Ordering::Relaxed);
-        }
-        Self { v4, v6, segment_limit }
+    /// Takes the sockets, and what is known of sending many datagrams at once.
+    pub(crate) const fn new(v4: Option<OwnedFd>, v6: Option<OwnedFd>, gso: Arc<Gso>) -> Self {
+        Self { v4, v6, gso }
     }
 
     /// Both, in the order IPv4, IPv6.
     pub(crate) fn families(&self) -> [Option<BorrowedFd<'_>>; 2] {
         [self.v4.as_ref().map(AsFd::as_fd), self.v6.as_ref().map(AsFd::as_fd)]
-    }
-
-    /// Whether many datagrams go at once: unless the kernel has refused that for any length.
-    pub(crate) fn sends_many(&self) -> bool {
-        let SegmentLimit { len, reported } = &self.segment_limit;
-        len.load(Ordering::Relaxed) > 0 && !reported.load(Ordering::Relaxed)
     }
 
     fn towards(&self, destination: SocketAddr) -> Option<BorrowedFd<'_>> {
@@ -131,16 +84,19 @@ impl UdpSockets {
         payload: &[u8],
         segment_len: usize,
         data_path: &DataPath,
+        now: Instant,
     ) -> usize {
         let mut refusal = None;
-        if payload.len() > segment_len && !self.segment_limit.refuses(segment_len) {
+        if payload.len() > segment_len && self.gso.is_worth_trying(peer, endpoint, segment_len, now)
+        {
             let segment = u16::try_from(segment_len).ok();
             match self.send_from_any(endpoint, traffic_class, payload, segment) {
                 Ok(source) => {
                     source.settle(peer);
+                    self.gso.accepted(peer, endpoint, segment_len, now);
                     return payload.len();
                 }
-                Err(error) if may_go_singly(&error) => refusal = Some(error),
+                Err(error) if can_retry_unsegmented(&error) => refusal = Some(error),
                 Err(error) => {
                     data_path.drops.add(cause_of(&error), payload.len().div_ceil(segment_len));
                     return 0;
@@ -159,7 +115,7 @@ impl UdpSockets {
         }
         // A place to which not even one goes says nothing of segmentation.
         if let Some(error) = refusal.filter(|_| sent > 0) {
-            self.segment_limit.learn(segment_len, &error);
+            self.gso.refused(peer, endpoint, segment_len, &error, now);
         }
         sent
     }
@@ -198,33 +154,40 @@ impl UdpSockets {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::random::KernelRandom;
     use std::net::UdpSocket;
-    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
     use wgsep_proto::config::{AllowedIp, AllowedIpChange, Configuration, PeerConfiguration};
     use wgsep_proto::device::Device;
     use wgsep_proto::keys::PublicKey;
     use wgsep_proto::peer::Source as CachedSource;
-    use wgsep_proto::time::{Instant, Now};
+    use wgsep_proto::time::Now;
 
     #[test]
     fn a_place_that_takes_nothing_does_not_end_sending_many_at_once() {
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let sockets = UdpSockets::new(Some(sender.into()), None, true);
+        let sockets = UdpSockets::new(Some(sender.into()), None, gso());
         let (device, peer) = device_and_peer();
         let nowhere = Endpoint::new(([127, 0, 0, 1], 0).into());
-        assert_eq!(sockets.send(&peer, &nowhere, 0, &[7; 128], 64, device.data_path()), 0);
-        assert!(sockets.sends_many());
+        let send = |to: &Endpoint| {
+            sockets.send(&peer, to, 0, &[7; 128], 64, device.data_path(), Instant::from_nanos(1))
+        };
+        assert_eq!(send(&nowhere), 0);
+        assert_eq!(peer.path_note().load(Ordering::Relaxed), 0);
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let somewhere = Endpoint::new(receiver.local_addr().unwrap());
-        assert_eq!(sockets.send(&peer, &somewhere, 0, &[7; 128], 64, device.data_path()), 128);
+        assert_eq!(send(&somewhere), 128);
         assert_eq!(receiver.recv(&mut [0; 128]).unwrap(), 64);
     }
 
+    fn gso() -> Arc<Gso> {
+        Arc::new(Gso::new(true))
+    }
+
     /// A device with one peer, to which everything goes.
-    fn device_and_peer() -> (Device, Arc<Peer>) {
+    pub(crate) fn device_and_peer() -> (Device, Arc<Peer>) {
         let now = Now { instant: Instant::from_nanos(1), wall: core::time::Duration::ZERO };
         let mut peer = PeerConfiguration::new(PublicKey::from_bytes([9; 32]));
         let allowed_ip = AllowedIp::new([0, 0, 0, 0].into(), 0).unwrap();
@@ -249,9 +212,9 @@ mod tests {
             let receiver = UdpSocket::bind((host, 0)).unwrap();
             let sender = UdpSocket::bind((host, 0)).unwrap();
             let sockets = if host == "::1" {
-                UdpSockets::new(None, Some(sender.into()), true)
+                UdpSockets::new(None, Some(sender.into()), gso())
             } else {
-                UdpSockets::new(Some(sender.into()), None, true)
+                UdpSockets::new(Some(sender.into()), None, gso())
             };
             let mut endpoint = Endpoint::new(receiver.local_addr().unwrap());
             let send =

@@ -60,7 +60,7 @@ impl Worker {
             routes: shared.data_path.routes.reader(),
             sockets: shared.sockets.reader(),
             next_queue: 0,
-            coalescer: Coalescer::new(Coalesce { tcp: false, udp: false }),
+            coalescer: Coalescer::new(Coalesce::default()),
             shared,
         }
     }
@@ -150,9 +150,10 @@ impl Worker {
         let Some(tun) = shared.tun.get() else { return };
         let Shared { data_path, outbound, .. } = &*shared;
         let mut batch = outbound.take_batch();
+        let now;
         let ticket = {
             let mut turn = outbound.turn();
-            let now = clock::instant();
+            now = clock::instant();
             self.lease_staged(&mut batch, now);
             self.read_packets(tun, ready, &mut batch, now);
             batch.lease(data_path, now);
@@ -166,10 +167,10 @@ impl Worker {
                 batch.seal(data_path);
                 let sockets = self.sockets.value();
                 outbound.complete(ticket, batch, |batch| {
-                    batch.send(sockets, data_path);
+                    batch.send(sockets, data_path, now);
                     // Only packets of a few bytes each leave anything.
                     while batch.seal(data_path) {
-                        batch.send(sockets, data_path);
+                        batch.send(sockets, data_path, now);
                     }
                     batch.clear();
                 });
@@ -275,8 +276,8 @@ impl Worker {
             (!batch.is_empty()).then(|| turn.take_ticket())
         };
         let Some(ticket) = ticket else {
-            inbound.return_batch(batch);
             batch.clear();
+            inbound.return_batch(batch);
             return;
         };
         if batch.room().is_none() {
@@ -286,7 +287,7 @@ impl Worker {
         let queued = open_all(&shared, &mut batch, now);
         if let Some(tun) = shared.tun.get() {
             let Self { coalescer, routes, .. } = self;
-            coalescer.set(tun.coalesce());
+            coalescer.set(tun.coalesce(now));
             inbound.complete(ticket, batch, |batch| {
                 deliver(&shared.data_path, routes.value(), coalescer, tun, batch, now);
             });
@@ -331,7 +332,7 @@ fn deliver(
     now: Instant,
 ) {
     let write = |frame: &mut [u8], packets: u16| {
-        if let Err(Lost { cause, packets }) = tun.write_packets(frame, packets) {
+        if let Err(Lost { cause, packets }) = tun.write_packets(frame, packets, now) {
             data_path.drops.add(cause, packets);
         }
     };

@@ -177,7 +177,7 @@ fn offload(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("offload");
     group.throughput(Throughput::Bytes(whole.len() as u64));
     group.bench_function("split", |bencher| bencher.iter(|| split(&mut frames)));
-    let mut coalescer = Coalescer::new(Coalesce { tcp: true, udp: true });
+    let mut coalescer = Coalescer::new(Coalesce { tcp_v4: true, tcp_v6: true, udp: true });
     group.bench_function("coalesce", |bencher| {
         bencher.iter(|| {
             let mut written = 0;

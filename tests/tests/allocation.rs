@@ -109,7 +109,7 @@ fn splitting_and_coalescing_allocate_nothing() {
     whole[46..48].copy_from_slice(&(pseudo as u16).to_be_bytes());
     let gso = Some((GsoType::Udp, 1000));
     let header = VnetHeader { checksum: Some((40, 6)), gso, header_len: 48 };
-    let mut coalescer = Coalescer::new(Coalesce { tcp: true, udp: true });
+    let mut coalescer = Coalescer::new(Coalesce { tcp_v4: true, tcp_v6: true, udp: true });
     let mut frame = vec![0; VNET_HDR_LEN + 1048];
     let (mut frames, mut packets) = (0, 0);
     let counted = allocations(|| {

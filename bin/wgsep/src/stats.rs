@@ -69,6 +69,8 @@ struct Statistics {
     /// Not of a daemon of an older version.
     udp: Option<Udp>,
     offloads: Vec<(String, bool)>,
+    /// Peers whose path refuses UDP segmentation offload, which the others have.
+    peers_without_udp_gso: u64,
 }
 
 /// The UDP sockets.
@@ -171,6 +173,8 @@ fn parse(answer: &str) -> Option<Statistics> {
                 "udp_errno" => udp.errno = value.parse().ok()?,
                 _ => {}
             }
+        } else if key == "peers_without_udp_gso" {
+            statistics.peers_without_udp_gso = value.parse().ok()?;
         }
     }
     (!statistics.drops.is_empty()).then_some(statistics)
@@ -193,9 +197,18 @@ fn as_table(interface: &str, statistics: &Statistics) -> String {
     let total = statistics.drops.iter().fold(0_u64, |sum, (_, count)| sum.saturating_add(*count));
     let off = statistics.offloads.iter().filter(|(_, in_use)| !in_use).map(|(name, _)| &**name);
     let off: Vec<_> = off.collect();
-    let offloads = match &off[..] {
+    let narrow = match statistics.peers_without_udp_gso {
+        // To none at all is among those that are off.
+        _ if off.contains(&"udp_gso") => None,
+        0 => None,
+        1 => Some("udp_gso for all but 1 peer".to_owned()),
+        peers => Some(format!("udp_gso for all but {peers} peers")),
+    };
+    let off = (!off.is_empty()).then(|| format!("without {}", off.join(", ")));
+    let reduced: Vec<_> = off.into_iter().chain(narrow).collect();
+    let offloads = match &reduced[..] {
         [] => "all in use".to_owned(),
-        missing => format!("without {}; the log says why", missing.join(", ")),
+        reduced => format!("{}; the log says why", reduced.join(", ")),
     };
     let udp = statistics.udp.as_ref().map_or("unknown".to_owned(), Udp::describe);
     format!("{interface}: UDP {udp}; {total} packets dropped; offloads: {offloads}\n{text}")
@@ -209,10 +222,11 @@ fn as_json(interface: &str, statistics: &Statistics) -> String {
     let offloads = statistics.offloads.iter().map(|(name, on)| member((name, on.to_string())));
     let udp = statistics.udp.as_ref().map_or("null".to_owned(), Udp::as_json);
     format!(
-        "{{\"interface\":{},\"udp\":{udp},\"drops\":{},\"offloads\":{}}}\n",
+        "{{\"interface\":{},\"udp\":{udp},\"drops\":{},\"offloads\":{},\"peers_without_udp_gso\":{}}}\n",
         string(interface),
         object(drops.collect()),
-        object(offloads.collect())
+        object(offloads.collect()),
+        statistics.peers_without_udp_gso
     )
 }
 
@@ -233,7 +247,7 @@ mod tests {
         assert_eq!(
             as_json("wg0", &statistics),
             "{\"interface\":\"wg0\",\"udp\":{\"port\":51820,\"ipv4\":true,\"ipv6\":false,\"error\":null},\"drops\":{\"no_peer\":3,\"replay\":0},\
-             \"offloads\":{\"tso\":true,\"uso\":false}}\n"
+             \"offloads\":{\"tso\":true,\"uso\":false},\"peers_without_udp_gso\":0}\n"
         );
     }
 
@@ -247,6 +261,21 @@ mod tests {
         assert!(json.contains("\"error\":\"Address already in use\"}"), "{json}");
         let down = parse(&ANSWER.replace("ipv4=1", "ipv4=0")).unwrap();
         assert!(as_table("wg0", &down).starts_with("wg0: UDP closed, the interface is down; "));
+    }
+
+    #[test]
+    fn a_path_that_refuses_an_offload_is_told_from_an_offload_that_is_not_in_use() {
+        let first_line = |offload: u8, peers: u8| {
+            let answer = format!(
+                "drop_no_peer=0\noffload_udp_gso={offload}\npeers_without_udp_gso={peers}\nerrno=0\n\n"
+            );
+            as_table("wg0", &parse(&answer).unwrap())
+                .replace("wg0: UDP unknown; 0 packets dropped; ", "")
+        };
+        assert_eq!(first_line(1, 0), "offloads: all in use\n");
+        assert_eq!(first_line(1, 1), "offloads: udp_gso for all but 1 peer; the log says why\n");
+        assert_eq!(first_line(1, 2), "offloads: udp_gso for all but 2 peers; the log says why\n");
+        assert_eq!(first_line(0, 2), "offloads: without udp_gso; the log says why\n");
     }
 
     #[test]

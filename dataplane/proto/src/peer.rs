@@ -135,6 +135,7 @@ pub struct Peer {
     has_endpoint: AtomicBool,
     rx_bytes: AtomicU64,
     tx_bytes: AtomicU64,
+    path_note: AtomicU64,
 }
 
 impl Peer {
@@ -149,6 +150,7 @@ impl Peer {
             has_endpoint: AtomicBool::new(false),
             rx_bytes: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
+            path_note: AtomicU64::new(0),
         }
     }
 
@@ -215,6 +217,13 @@ impl Peer {
 
     pub(crate) fn take_events(&self) -> u8 {
         self.events.swap(0, Ordering::SeqCst)
+    }
+
+    /// What the code that sends remembers of the path to the peer, in a format of its own; 0 at first.
+    /// The protocol neither reads nor writes it.
+    #[must_use]
+    pub const fn path_note(&self) -> &AtomicU64 {
+        &self.path_note
     }
 
     /// UDP payload bytes received and authenticated.

@@ -238,7 +238,7 @@ impl Control {
                 return Err(libc::EPROTO);
             }
         }
-        self.replace_sockets(UdpSockets::new(v4, v6, self.udp_gso));
+        self.replace_sockets(UdpSockets::new(v4, v6, Arc::clone(&self.gso)));
         Ok(port)
     }
 
@@ -285,7 +285,11 @@ impl Control {
         descriptors: Vec<OwnedFd>,
     ) {
         match reply {
-            Reply::Done => self.apply(client, configuration),
+            Reply::Done => {
+                // With another mark, other routes may be taken.
+                self.gso.forget_paths();
+                self.apply(client, configuration);
+            }
             _ => match self.take_sockets(reply, descriptors) {
                 Ok(port) => {
                     configuration.listen_port = Some(port);

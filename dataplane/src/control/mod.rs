@@ -15,6 +15,7 @@ use self::port::PortRetry;
 use self::probe::{LinkProbe, PROBE_INTERVAL};
 use self::sources::SourceCheck;
 use crate::clock;
+use crate::gso::Gso;
 use crate::helper::Helper;
 use crate::line_limit::LineLimit;
 use crate::link::{LinkMonitor, LinkState};
@@ -100,7 +101,7 @@ pub(crate) struct Control {
     interface: String,
     /// Ports that the helper would open.
     ports: RangeInclusive<u16>,
-    udp_gso: bool,
+    gso: Arc<Gso>,
     link: Option<LinkMonitor>,
     link_state: LinkState,
     port_retry: PortRetry,
@@ -160,7 +161,7 @@ impl Control {
             uapi: Server::new(FIRST_UAPI),
             interface: settings.interface,
             ports: settings.ports,
-            udp_gso: settings.udp_gso,
+            gso: Arc::new(Gso::new(settings.udp_gso)),
             link: None,
             link_state: LinkState::default(),
             port_retry: PortRetry::default(),
@@ -342,6 +343,9 @@ impl Control {
             let mtus = link.route_mtus();
             self.device.data_path().set_route_mtus(mtus.by_prefix(), !mtus.is_empty());
         }
+        if changes.routes || changes.links {
+            self.gso.forget_paths();
+        }
         if changes.routes {
             self.sources.routes_changed(&self.device);
         }
@@ -422,13 +426,16 @@ impl Control {
     }
 
     fn get_statistics(&mut self, client: ClientId) {
-        let offloads = self.shared.offloads();
+        let now = clock::instant();
+        let (udp_gso, peers_without_gso) = self.gso.in_use(self.device.shared_peers(), now);
+        let offloads = self.shared.offloads(udp_gso, now);
         let [ipv4, ipv6] = self.open_families();
         let udp = UdpStatus {
             port: self.device.listen_port(),
             ipv4,
             ipv6,
             errno: self.port_retry.errno(),
+            peers_without_gso,
         };
         let Self { uapi, device, epoll, .. } = self;
         uapi.reply_statistics(client, &device.data_path().drops, &udp, &offloads, epoll);

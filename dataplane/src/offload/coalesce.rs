@@ -23,13 +23,25 @@ const MAX_PACKETS: u16 = 64;
 const MAX_LEN: usize = 65_535;
 const DONT_FRAGMENT: u8 = 0x40;
 
-/// Which protocols' packets the kernel takes as super-packets.
+/// Which kinds of super-packets the kernel takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coalesce {
-    /// TCP's.
-    pub tcp: bool,
-    /// UDP's.
+    /// Of TCP over IPv4.
+    pub tcp_v4: bool,
+    /// Of TCP over IPv6.
+    pub tcp_v6: bool,
+    /// Of UDP over either: the kernel has one name for both.
     pub udp: bool,
+}
+
+impl Coalesce {
+    const fn takes(self, kind: GsoType) -> bool {
+        match kind {
+            GsoType::TcpV4 => self.tcp_v4,
+            GsoType::TcpV6 => self.tcp_v6,
+            GsoType::Udp => self.udp,
+        }
+    }
 }
 
 /// Packets that wait for the next of their flow.
@@ -76,11 +88,7 @@ impl Shape {
             return None;
         }
         let transport = Transport::of_protocol(protocol)?;
-        let wanted = match transport {
-            Transport::Tcp => coalesce.tcp,
-            Transport::Udp => coalesce.udp,
-        };
-        let l4 = packet.get(ip_len..).filter(|_| wanted)?;
+        let l4 = packet.get(ip_len..).filter(|_| coalesce.takes(kind(transport, ip_len)))?;
         let header_len = ip_len.checked_add(transport.header_len(l4)?)?;
         let payload_len = packet.len().checked_sub(header_len).filter(|len| *len > 0)?;
         let last = match transport {
@@ -256,11 +264,7 @@ impl Run {
         let packet = self.frame.get_mut(VNET_HDR_LEN..VNET_HDR_LEN + self.len)?;
         let (ip, l4) = packet.split_at_mut_checked(ip_len)?;
         header::set_ip_len(ip, len)?;
-        let gso = match (transport, ip_len) {
-            (Transport::Udp, _) => GsoType::Udp,
-            (Transport::Tcp, IPV4_LEN) => GsoType::TcpV4,
-            (Transport::Tcp, _) => GsoType::TcpV6,
-        };
+        let gso = kind(transport, ip_len);
         if ip_len == IPV4_LEN {
             header::set_ipv4_checksum(ip)?;
         }
@@ -375,6 +379,15 @@ impl Coalescer {
                 place += 1;
             }
         }
+    }
+}
+
+/// What a super-packet of such packets is to the kernel.
+const fn kind(transport: Transport, ip_len: usize) -> GsoType {
+    match (transport, ip_len) {
+        (Transport::Udp, _) => GsoType::Udp,
+        (Transport::Tcp, IPV4_LEN) => GsoType::TcpV4,
+        (Transport::Tcp, _) => GsoType::TcpV6,
     }
 }
 

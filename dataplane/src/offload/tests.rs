@@ -4,7 +4,7 @@ use super::checksum::{fold, sum};
 use super::{Coalesce, Coalescer, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
 use std::collections::BTreeMap;
 
-const BOTH: Coalesce = Coalesce { tcp: true, udp: true };
+const BOTH: Coalesce = Coalesce { tcp_v4: true, tcp_v6: true, udp: true };
 const ACK: u8 = 0x10;
 const PSH: u8 = 0x08;
 
@@ -305,8 +305,10 @@ fn what_the_kernel_does_not_take_is_left_alone() {
     for (v6, tcp) in flavours() {
         let first = Packet::new(v6, tcp, vec![1; 100]);
         let packets = [first.build(), first.next(vec![2; 100]).build()];
-        assert_eq!(coalesce(Coalesce { tcp: !tcp, udp: tcp }, &packets).len(), 2);
-        assert_eq!(coalesce(Coalesce { tcp, udp: !tcp }, &packets).len(), 1);
+        let own = Coalesce { tcp_v4: tcp && !v6, tcp_v6: tcp && v6, udp: !tcp };
+        let others = Coalesce { tcp_v4: !own.tcp_v4, tcp_v6: !own.tcp_v6, udp: !own.udp };
+        assert_eq!(coalesce(others, &packets).len(), 2);
+        assert_eq!(coalesce(own, &packets).len(), 1);
     }
 }
 

@@ -58,12 +58,6 @@ impl VnetHeader {
         Some(Self { checksum, gso, header_len: u16::from_ne_bytes([h0, h1]) })
     }
 
-    /// True if it is a super-packet of TCP.
-    #[must_use]
-    pub const fn is_tcp(&self) -> bool {
-        matches!(self.gso, Some((GsoType::TcpV4 | GsoType::TcpV6, _)))
-    }
-
     /// As the kernel reads it.
     #[must_use]
     pub const fn to_bytes(self) -> [u8; VNET_HDR_LEN] {

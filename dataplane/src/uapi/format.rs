@@ -21,8 +21,8 @@ pub(super) fn format(
     text
 }
 
-/// Writes the whole reply to `get=statistics`: every `drop_CAUSE`, the state of the UDP sockets, and as 0
-/// or 1 every `offload_NAME`.
+/// Writes the whole reply to `get=statistics`: every `drop_CAUSE`, the state of the UDP sockets, as 0 or 1
+/// every `offload_NAME`, and how many peers have a path that refuses `udp_gso`.
 pub(super) fn statistics(
     drops: &DropCounters,
     udp: &UdpStatus,
@@ -43,12 +43,13 @@ fn write_statistics(
     for cause in DropCause::ALL {
         writeln!(text, "drop_{}={}", cause.name(), drops.count(cause))?;
     }
-    let UdpStatus { port, ipv4, ipv6, errno } = *udp;
+    let UdpStatus { port, ipv4, ipv6, errno, peers_without_gso } = *udp;
     let (ipv4, ipv6) = (u8::from(ipv4), u8::from(ipv6));
     writeln!(text, "udp_port={port}\nudp_ipv4={ipv4}\nudp_ipv6={ipv6}\nudp_errno={errno}")?;
     for (name, in_use) in offloads {
         writeln!(text, "offload_{name}={}", u8::from(*in_use))?;
     }
+    writeln!(text, "peers_without_udp_gso={peers_without_gso}")?;
     text.write_str("errno=0\n\n")
 }
 
@@ -160,16 +161,19 @@ mod tests {
     fn statistics_have_every_counter_and_no_key() {
         let drops = DropCounters::default();
         drops.add(DropCause::Replayed, 3);
-        let udp = UdpStatus { port: 51820, ipv4: true, ipv6: false, errno: 98 };
+        let udp =
+            UdpStatus { port: 51820, ipv4: true, ipv6: false, errno: 98, peers_without_gso: 2 };
         let text = statistics(&drops, &udp, &[("tso", true), ("uso", false)]);
         let text = std::str::from_utf8(text.as_bytes()).unwrap();
         assert_eq!(text.lines().filter(|line| line.starts_with("drop_")).count(), 33);
         assert!(text.contains("drop_replay=3\n") && text.contains("drop_no_peer=0\n"), "{text}");
-        assert!(text.ends_with("offload_tso=1\noffload_uso=0\nerrno=0\n\n"), "{text}");
+        assert!(
+            text.ends_with("offload_tso=1\noffload_uso=0\npeers_without_udp_gso=2\nerrno=0\n\n"),
+            "{text}"
+        );
         assert!(text.contains("udp_port=51820\nudp_ipv4=1\nudp_ipv6=0\nudp_errno=98\n"), "{text}");
-        let other = |line: &&str| {
-            !["drop_", "udp_", "offload_", "errno="].iter().any(|key| line.starts_with(key))
-        };
+        let known = ["drop_", "udp_", "offload_", "peers_without_udp_gso=", "errno="];
+        let other = |line: &&str| !known.iter().any(|key| line.starts_with(key));
         assert_eq!(text.trim_end().lines().find(other), None);
     }
 

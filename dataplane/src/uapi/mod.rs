@@ -42,6 +42,8 @@ pub(crate) struct UdpStatus {
     pub(crate) ipv6: bool,
     /// Why none is open though the interface is up, or 0.
     pub(crate) errno: i32,
+    /// Peers whose path refuses UDP segmentation offload.
+    pub(crate) peers_without_gso: usize,
 }
 
 /// The indices of network interfaces, for the scopes of link-local endpoints. A `set` may have names, a

@@ -277,6 +277,11 @@ impl Device {
         }
     }
 
+    /// The peers, as the threads share them.
+    pub fn shared_peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.peers.values().map(|entry| &entry.peer)
+    }
+
     fn ids(&self) -> Vec<PeerId> {
         self.peers.keys().copied().collect()
     }

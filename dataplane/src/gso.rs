@@ -1,0 +1,325 @@
+//! UDP segmentation offload (UDP_SEGMENT), and where the kernel refused it.
+//!
+//! A refusal says something of one path: a segment is longer than the MTU there (EMSGSIZE, EINVAL on
+//! older kernels), or the datagram goes through a device or an IPsec policy that cannot segment it
+//! (EIO). It is noted beside the peer, for its path alone. Only what the socket cannot do at all is
+//! noted for all peers. Either note lapses after [`HOLDS`], and that of a path also with another
+//! endpoint and after each change of routes or links: then the next send tries again.
+//!
+//! A path MTU that is too small may come from a forged ICMP message, so nothing here may last.
+
+use crate::line_limit::LineLimit;
+use crate::refusal::{HOLDS, Refusal, seconds};
+use nix::libc;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use wgsep_proto::peer::{Endpoint, Peer};
+use wgsep_proto::time::Instant;
+
+/// What all sends of the daemon share. Where nothing was refused, asking costs two loads.
+#[derive(Default)]
+pub(crate) struct Gso {
+    is_off: bool,
+    /// The socket cannot do it.
+    unsupported: Refusal,
+    /// Counts changes of routes and links; a note of an earlier one has lapsed.
+    epoch: AtomicU16,
+    lines: Mutex<LineLimit>,
+}
+
+/// What a peer's note says, in 64 bits, so that workers read and write it at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Note {
+    /// The longest segment that was not refused.
+    longest: u16,
+    /// Which path was refused: see [`path_of`].
+    path: u16,
+    epoch: u16,
+    /// When it lapses, in seconds.
+    until: u16,
+}
+
+impl Note {
+    /// 0 is no note, which no note is: its path is not 0.
+    fn unpack(bits: u64) -> Option<Self> {
+        let field = |number: u32| (bits >> (16 * number)) as u16;
+        let [longest, path, epoch, until] = [0, 1, 2, 3].map(field);
+        (bits != 0).then_some(Self { longest, path, epoch, until })
+    }
+
+    fn pack(self) -> u64 {
+        let Self { longest, path, epoch, until } = self;
+        [until, epoch, path, longest]
+            .into_iter()
+            .fold(0, |bits, field| bits << 16 | u64::from(field))
+    }
+}
+
+/// A number for the path to an endpoint: its address, and ours if that is cached. It is not 0.
+fn path_of(endpoint: &Endpoint) -> u16 {
+    let mut hasher = DefaultHasher::new();
+    let scope = match endpoint.destination {
+        SocketAddr::V4(_) => 0,
+        SocketAddr::V6(v6) => v6.scope_id(),
+    };
+    let source = endpoint.source.map(|source| source.address);
+    (endpoint.destination.ip(), scope, source).hash(&mut hasher);
+    hasher.finish() as u16 | 1
+}
+
+/// True if the kernel might take the same datagrams one by one.
+pub(crate) fn can_retry_unsegmented(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE))
+        || is_unsupported(error)
+}
+
+/// True if the socket takes no UDP_SEGMENT at all.
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOPROTOOPT))
+}
+
+impl Gso {
+    /// In use if `gso_enabled`, wherever it is not refused.
+    pub(crate) fn new(gso_enabled: bool) -> Self {
+        Self { is_off: !gso_enabled, ..Self::default() }
+    }
+
+    /// Whether to try it for segments of this length to this endpoint of the peer.
+    pub(crate) fn is_worth_trying(
+        &self,
+        peer: &Peer,
+        endpoint: &Endpoint,
+        segment_len: usize,
+        now: Instant,
+    ) -> bool {
+        let note = Note::unpack(peer.path_note().load(Ordering::Relaxed));
+        let fits = |note: Note| {
+            segment_len <= usize::from(note.longest) || !self.holds(note, endpoint, now)
+        };
+        !self.is_off && !self.unsupported.holds(now) && note.is_none_or(fits)
+    }
+
+    /// Whether a note is of this path, and has not lapsed.
+    fn holds(&self, note: Note, endpoint: &Endpoint, now: Instant) -> bool {
+        let left = u64::from(note.until.wrapping_sub(seconds(now) as u16));
+        (1..=HOLDS.as_secs()).contains(&left)
+            && note.epoch == self.epoch.load(Ordering::Relaxed)
+            && note.path == path_of(endpoint)
+    }
+
+    /// The kernel took segments of this length: a note that says otherwise is out of date.
+    pub(crate) fn accepted(
+        &self,
+        peer: &Peer,
+        endpoint: &Endpoint,
+        segment_len: usize,
+        now: Instant,
+    ) {
+        if self.unsupported.clear() {
+            self.log(now, || tracing::info!("UDP segmentation offload is in use again"));
+        }
+        let bits = peer.path_note().load(Ordering::Relaxed);
+        let Some(note) = Note::unpack(bits) else { return };
+        let is_of_path = note.path == path_of(endpoint);
+        if is_of_path && segment_len <= usize::from(note.longest) {
+            return;
+        }
+        let cleared =
+            peer.path_note().compare_exchange(bits, 0, Ordering::Relaxed, Ordering::Relaxed);
+        if is_of_path && cleared.is_ok() {
+            let to = endpoint.destination.ip();
+            self.log(now, || {
+                tracing::info!("UDP segmentation offload is in use again on the path to {to}");
+            });
+        }
+    }
+
+    /// The kernel refused segments of this length, and took them one by one.
+    pub(crate) fn refused(
+        &self,
+        peer: &Peer,
+        endpoint: &Endpoint,
+        segment_len: usize,
+        error: &io::Error,
+        now: Instant,
+    ) {
+        let minutes = HOLDS.as_secs() / 60;
+        if is_unsupported(error) {
+            if self.unsupported.set(now) {
+                self.log(now, || {
+                    tracing::info!(
+                        "UDP segmentation offload is not supported ({error}); sending datagrams one by one for {minutes} minutes"
+                    );
+                });
+            }
+            return;
+        }
+        // EIO is about the device or the policy, whatever the length.
+        let is_too_long = error.raw_os_error() != Some(libc::EIO);
+        let longest = if is_too_long { segment_len.saturating_sub(1) } else { 0 };
+        let note = Note {
+            longest: u16::try_from(longest).unwrap_or(u16::MAX),
+            path: path_of(endpoint),
+            epoch: self.epoch.load(Ordering::Relaxed),
+            until: seconds(now.after(HOLDS)) as u16,
+        };
+        let before = Note::unpack(peer.path_note().swap(note.pack(), Ordering::Relaxed));
+        if before.is_none_or(|before| before.path != note.path) {
+            let to = endpoint.destination.ip();
+            self.log(now, || {
+                tracing::info!(
+                    "UDP segmentation offload refused on the path to {to} for {segment_len}-byte datagrams ({error}); sending those one by one for {minutes} minutes, or until routes or links change"
+                );
+            });
+        }
+    }
+
+    /// Routes or links changed, so that each path may be another.
+    pub(crate) fn forget_paths(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether it is in use at all, and how many of these peers have a path that refuses it now. It is not
+    /// in use if all of them have.
+    pub(crate) fn in_use<'a>(
+        &self,
+        peers: impl Iterator<Item = &'a Arc<Peer>>,
+        now: Instant,
+    ) -> (bool, usize) {
+        let (mut paths, mut refused) = (0, 0);
+        for peer in peers {
+            let Some(endpoint) = peer.endpoint() else { continue };
+            let note = Note::unpack(peer.path_note().load(Ordering::Relaxed));
+            paths += 1;
+            refused += usize::from(note.is_some_and(|note| self.holds(note, &endpoint, now)));
+        }
+        let is_in_use = !self.is_off && !self.unsupported.holds(now);
+        (is_in_use && (refused == 0 || refused < paths), refused)
+    }
+
+    fn log(&self, now: Instant, write: impl FnOnce()) {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).write(now, write);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::udp::tests::device_and_peer;
+    use core::time::Duration;
+    use wgsep_proto::device::Device;
+    use wgsep_proto::peer::Source;
+
+    const START: Instant = Instant::from_nanos(1_000_000_000_000);
+
+    struct Bench {
+        gso: Gso,
+        peer: Arc<Peer>,
+        _device: Device,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let (device, peer) = device_and_peer();
+            Self { gso: Gso::new(true), peer, _device: device }
+        }
+
+        fn tries(&self, endpoint: &Endpoint, segment_len: usize, now: Instant) -> bool {
+            self.gso.is_worth_trying(&self.peer, endpoint, segment_len, now)
+        }
+
+        fn refuse(&self, endpoint: &Endpoint, segment_len: usize, errno: i32, now: Instant) {
+            let error = io::Error::from_raw_os_error(errno);
+            self.gso.refused(&self.peer, endpoint, segment_len, &error, now);
+        }
+
+        fn in_use(&self, now: Instant) -> (bool, usize) {
+            self.gso.in_use([&self.peer].into_iter(), now)
+        }
+    }
+
+    fn endpoint(last: u8) -> Endpoint {
+        Endpoint::new(([192, 0, 2, last], 7).into())
+    }
+
+    #[test]
+    fn a_note_reads_as_it_was_written() {
+        let note = Note { longest: 1451, path: 0xfedd, epoch: 0xffff, until: 3 };
+        assert_eq!(Note::unpack(note.pack()), Some(note));
+        assert_eq!(Note::unpack(0), None);
+    }
+
+    #[test]
+    fn a_refusal_is_of_one_path_and_of_longer_segments() {
+        let (bench, [a, b]) = (Bench::new(), [1, 2].map(endpoint));
+        for errno in [libc::EMSGSIZE, libc::EINVAL] {
+            bench.refuse(&a, 1452, errno, START);
+            assert!(!bench.tries(&a, 1452, START) && bench.tries(&a, 1451, START));
+            assert!(bench.tries(&b, 1452, START), "another endpoint");
+            let ours = Some(Source { address: [192, 0, 2, 9].into(), interface: 0 });
+            assert!(bench.tries(&Endpoint { source: ours, ..a }, 1452, START), "another source");
+        }
+        bench.refuse(&a, 1452, libc::EIO, START);
+        assert!(!bench.tries(&a, 1, START) && bench.tries(&b, 1452, START));
+    }
+
+    #[test]
+    fn a_refusal_of_a_path_lapses_and_lapses_again_when_it_is_repeated() {
+        let (bench, a) = (Bench::new(), endpoint(1));
+        for errno in [libc::EMSGSIZE, libc::EIO] {
+            let mut now = START;
+            for _ in 0..3 {
+                bench.refuse(&a, 1452, errno, now);
+                assert!(!bench.tries(&a, 1452, now.after(HOLDS - Duration::from_secs(1))));
+                now = now.after(HOLDS);
+                assert!(bench.tries(&a, 1452, now));
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_of_routes_forgets_what_paths_refused() {
+        let (bench, a) = (Bench::new(), endpoint(1));
+        bench.refuse(&a, 1452, libc::EIO, START);
+        bench.gso.forget_paths();
+        assert!(bench.tries(&a, 1452, START));
+    }
+
+    #[test]
+    fn what_the_socket_cannot_do_is_refused_everywhere_and_tried_again() {
+        for errno in [libc::EOPNOTSUPP, libc::ENOPROTOOPT] {
+            let bench = Bench::new();
+            bench.refuse(&endpoint(1), 1452, errno, START);
+            assert!(!bench.tries(&endpoint(2), 100, START));
+            bench.gso.forget_paths();
+            assert!(!bench.tries(&endpoint(2), 100, START), "no route changes that");
+            assert_eq!(bench.in_use(START), (false, 0));
+            assert!(bench.tries(&endpoint(2), 100, START.after(HOLDS)));
+            assert_eq!(bench.in_use(START.after(HOLDS)), (true, 0));
+        }
+        let bench = Bench { gso: Gso::new(false), ..Bench::new() };
+        assert!(!bench.tries(&endpoint(1), 100, START));
+        assert_eq!(bench.in_use(START), (false, 0));
+    }
+
+    #[test]
+    fn what_is_in_use_is_what_is_in_use_now() {
+        let bench = Bench::new();
+        let a = bench.peer.endpoint().unwrap();
+        assert_eq!(bench.in_use(START), (true, 0));
+        bench.refuse(&a, 1452, libc::EMSGSIZE, START);
+        assert_eq!(bench.in_use(START), (false, 1));
+        bench.gso.accepted(&bench.peer, &a, 1451, START);
+        assert_eq!(bench.in_use(START), (false, 1), "shorter segments say nothing of longer ones");
+        bench.gso.accepted(&bench.peer, &a, 1452, START);
+        assert_eq!(bench.in_use(START), (true, 0));
+        bench.refuse(&a, 1452, libc::EMSGSIZE, START);
+        assert_eq!(bench.in_use(START.after(HOLDS)), (true, 0));
+        bench.refuse(&a, 1452, libc::EMSGSIZE, START);
+        bench.peer.set_endpoint(endpoint(77));
+        assert_eq!(bench.in_use(START), (true, 0), "it has moved");
+    }
+}
