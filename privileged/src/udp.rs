@@ -16,7 +16,7 @@ const BUFFER: c_int = 7 << 20;
 const V4_OPTIONS: [(c_int, c_int, c_int); 3] = [
     (libc::IPPROTO_IP, libc::IP_PKTINFO, 1),
     (libc::IPPROTO_IP, libc::IP_RECVTOS, 1),
-    (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+    (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_OMIT),
 ];
 const V6_OPTIONS: [(c_int, c_int, c_int); 4] = [
     (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1),
