@@ -61,7 +61,7 @@ pub(crate) struct Shared {
     /// Turns to read the IPv4 and the IPv6 socket, whichever those are at the moment.
     pub(crate) inbound: [Ordered<InboundBatch>; 2],
     handshakes: Mutex<HandshakeQueue>,
-    flushes: Mutex<Vec<Arc<Peer>>>,
+    flushes: Mutex<VecDeque<Arc<Peer>>>,
     /// What the workers can help the control thread with.
     pub(crate) team: Team,
     /// Wakes the control thread.
@@ -199,9 +199,9 @@ impl Shared {
         !self.flushes.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// The peers whose staged packets can go.
-    pub(crate) fn take_flushes(&self) -> Vec<Arc<Peer>> {
-        core::mem::take(&mut *self.flushes.lock().unwrap_or_else(PoisonError::into_inner))
+    /// A peer whose staged packets can go, the one that waits for longest.
+    pub(crate) fn take_flush(&self) -> Option<Arc<Peer>> {
+        self.flushes.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
     /// What the kernel spares us at the moment, by its name in `--without` with underscores.

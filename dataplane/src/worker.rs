@@ -37,6 +37,9 @@ use wgsep_proto::time::Instant;
 /// Most packets that are read in one turn.
 const MAX_READS: usize = 256;
 
+/// Staged packets, and peers, after which no more are taken in one turn.
+const MAX_STAGED: usize = 256;
+
 /// A worker thread's own state.
 pub(crate) struct Worker {
     number: usize,
@@ -185,12 +188,19 @@ impl Worker {
         }
     }
 
+    /// Takes staged packets that can go now; if there are too many for one batch, the rest with the next.
     fn lease_staged(&self, batch: &mut OutboundBatch, now: Instant) {
-        for peer in self.shared.take_flushes() {
+        let mut work = 0;
+        while work < MAX_STAGED {
+            let Some(peer) = self.shared.take_flush() else { return };
+            // A peer that has none left has been looked at, too.
+            work += 1;
             if let Some(lease) = self.shared.data_path.lease(&peer, 0, now, |_| 0) {
+                work += lease.staged.len();
                 batch.add_staged(peer, lease);
             }
         }
+        self.shared.lead.call(self.number);
     }
 
     /// Reads until no queue has a packet left or the batch is full.
@@ -430,4 +440,42 @@ fn find_session(shared: &Shared, batch: &mut InboundBatch, index: u32) -> Option
     let (peer, keypair) = shared.data_path.index_table.lookup_keypair(index)?;
     batch.sessions.push((index, peer, keypair));
     Some(batch.sessions.len() - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::KernelRandom;
+    use wgsep_proto::config::{Configuration, PeerConfiguration};
+    use wgsep_proto::device::Device;
+    use wgsep_proto::keys::PublicKey;
+    use wgsep_proto::time::Now;
+
+    #[test]
+    fn staged_packets_of_many_peers_go_in_bounded_parts() {
+        const PEERS: u32 = 1000;
+        let now = Now { instant: Instant::from_nanos(1), wall: core::time::Duration::ZERO };
+        let mut device = Device::new(Box::new(KernelRandom::default()));
+        let peer = |number: u32| {
+            let mut key = [9; 32];
+            key[..4].copy_from_slice(&number.to_le_bytes());
+            PeerConfiguration::new(PublicKey::from_bytes(key))
+        };
+        let peers = (0..PEERS).map(peer).collect();
+        device.configure(Configuration { peers, ..Configuration::default() }, now);
+        let shared = Arc::new(Shared::new(Arc::clone(device.data_path()), 1).unwrap());
+        shared.request_flushes(device.shared_peers().map(Arc::clone));
+        let worker = Worker::new(0, Arc::clone(&shared));
+        let mut batch = OutboundBatch::new();
+        let mut parts = 0;
+        while shared.has_flushes() {
+            // Called by the request, and after each part for the rest.
+            let called = shared.lead.wait(0, false, &mut [EpollEvent::empty()]);
+            assert_eq!(called, Ok(1));
+            shared.lead.answer(0);
+            worker.lease_staged(&mut batch, now.instant);
+            parts += 1;
+        }
+        assert_eq!(parts, (PEERS as usize).div_ceil(MAX_STAGED));
+    }
 }

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use std::ops::ControlFlow::{self, Break, Continue};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use wgsep_ipc::{LogLevel, Notice, SealReport};
 use wgsep_journal::{Level, Log, ServiceManager};
@@ -19,6 +19,9 @@ use wgsep_journal::{Level, Log, ServiceManager};
 const SEAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it may take to end once told to.
 const GRACE: Duration = Duration::from_millis(500);
+
+/// Reads of the log's pipe at the end: each takes 4 KiB of the 64 that it holds, unless less was written.
+const LAST_READS: usize = 64;
 
 /// Why the daemon ends.
 enum End {
@@ -223,8 +226,7 @@ impl Monitor {
         let _already_gone = sys::kill(pidfd);
         let _either_way = self.has_ended();
         let _reaped = waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
-        let log = self.process.log.as_fd();
-        while poll([log], Duration::ZERO).is_ok_and(|[log]| log) && self.log.forward(log) {}
+        forward_last_lines(&mut self.log, self.process.log.as_fd());
     }
 
     /// It is gone, or has closed what it talks to us by.
@@ -271,8 +273,41 @@ impl Drop for Monitor {
     }
 }
 
+/// Passes on what is left in the log's pipe, and no more than fits into it: a process that could not be
+/// killed may go on writing.
+fn forward_last_lines(log: &mut Log, pipe: BorrowedFd<'_>) {
+    for _ in 0..LAST_READS {
+        if !poll([pipe], Duration::ZERO).is_ok_and(|[waits]| waits) || !log.forward(pipe) {
+            return;
+        }
+    }
+}
+
 fn violation(what: &str) -> End {
     End::Failed(format!(
         "the dataplane broke the contract and was killed: {what}; it may be under attack, see SECURITY.md"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::{FcntlArg, fcntl};
+    use nix::unistd::{pipe, write};
+    use wgsep_journal::Format;
+
+    #[test]
+    fn last_lines_end_though_the_process_goes_on_writing() {
+        let mut log = Log::to_stderr(Format::Text, None).unwrap();
+        let (reader, writer) = pipe().unwrap();
+        fcntl(&writer, FcntlArg::F_SETPIPE_SZ(1 << 20)).unwrap();
+        assert_eq!(write(&writer, &vec![b'\n'; 1 << 20]), Ok(1 << 20));
+        forward_last_lines(&mut log, reader.as_fd());
+        assert!(poll([reader.as_fd()], Duration::ZERO).unwrap() == [true], "all was read");
+        // What an ordinary pipe holds is read to the end.
+        let (reader, writer) = pipe().unwrap();
+        assert_eq!(write(&writer, &[b'\n'; 65_536]), Ok(65_536));
+        forward_last_lines(&mut log, reader.as_fd());
+        assert!(poll([reader.as_fd()], Duration::ZERO).unwrap() == [false]);
+    }
 }

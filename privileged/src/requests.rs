@@ -201,9 +201,13 @@ impl Requests {
         self.refused.filter(|_| self.sockets.is_none())
     }
 
-    /// True if a dataplane that is gone has said goodbye, which may have crossed with its end.
+    /// True if a dataplane that is gone has said goodbye, which may have crossed with its end. One that
+    /// could not be killed may go on sending, so no more is read than may be under way.
     pub fn said_bye(&mut self) -> bool {
-        while let Ok(Received::Message((_, request), _)) = self.channel.receive_request() {
+        for _ in 0..=PIPELINED_REQUESTS {
+            let Ok(Received::Message((_, request), _)) = self.channel.receive_request() else {
+                break;
+            };
             self.said_bye |= request == Request::Bye;
         }
         self.said_bye
@@ -219,6 +223,7 @@ impl AsFd for Requests {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
     use wgsep_ipc::REPORT_LAYERS;
 
     #[test]
@@ -234,5 +239,24 @@ mod tests {
         for other in &others {
             assert!(!permit(Phase::Init, other) && permit(Phase::Running, other));
         }
+    }
+
+    #[test]
+    fn a_dataplane_that_goes_on_sending_does_not_keep_the_helper_from_its_end() {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (ours, its) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        let mut requests = Requests::new(Channel::new(ours).unwrap(), Grants::default(), true);
+        let dataplane = Channel::new(its).unwrap();
+        for _ in 0..2 * PIPELINED_REQUESTS {
+            dataplane.send_request(1, &Request::CloseUdp).unwrap();
+        }
+        assert!(!requests.said_bye());
+        let waits = || poll([requests.as_fd()], Duration::ZERO).unwrap() == [true];
+        assert!(waits(), "all was read");
+        while let Ok(Received::Message(..)) = requests.channel.receive_request() {}
+        dataplane.send_request(1, &Request::CloseUdp).unwrap();
+        dataplane.send_request(2, &Request::Bye).unwrap();
+        assert!(requests.said_bye());
     }
 }

@@ -18,15 +18,20 @@ use std::sync::Arc;
 use wgsep_ipc::{LogLevel, Notice, Reply, Request};
 use wgsep_proto::config::Configuration;
 
+/// Messages of the helper that are received before the other events get their turn.
+const MESSAGES_PER_ROUND: usize = 16;
+
 impl Control {
     // ------------------------------------------------------------ jobs, and the helper's answers
 
     /// Starts jobs until one has to wait for the helper, or for a worker to let go of the sockets
-    /// that the job before replaced: their port is bound until then. True if there were any.
-    pub(super) fn run_jobs(&mut self) -> bool {
+    /// that the job before replaced: their port is bound until then. Each takes one of `steps`. True if
+    /// there were any.
+    pub(super) fn run_jobs(&mut self, steps: &mut usize) -> bool {
         let mut ran = false;
-        while self.awaiting.is_none() && self.end.is_none() && self.retiring.strong_count() == 0 {
+        while *steps > 0 && self.can_run_jobs() {
             let Some(job) = self.jobs.pop_front() else { break };
+            *steps -= 1;
             ran = true;
             match job {
                 Job::Configure(client, configuration) => {
@@ -43,6 +48,14 @@ impl Control {
         ran
     }
 
+    /// Whether a job waits for nothing but its turn.
+    pub(super) fn can_run_jobs(&self) -> bool {
+        !self.jobs.is_empty()
+            && self.awaiting.is_none()
+            && self.end.is_none()
+            && self.retiring.strong_count() == 0
+    }
+
     pub(super) fn request(&mut self, request: &Request, awaiting: Awaiting) {
         match self.helper.request(request) {
             Ok(()) => self.awaiting = Some(awaiting),
@@ -53,8 +66,10 @@ impl Control {
         }
     }
 
+    /// Receives what the helper sent; if that is more than it ever sends at once, the rest in the next
+    /// round.
     pub(super) fn helper_spoke(&mut self) {
-        loop {
+        for _ in 0..MESSAGES_PER_ROUND {
             match self.helper.receive() {
                 Ok(None) => return,
                 Ok(Some(Said::Reply(reply, descriptors))) => self.answered(&reply, descriptors),

@@ -48,6 +48,8 @@ const FIRST_UAPI: u64 = 16;
 const HANDSHAKES_AT_ONCE: usize = 16;
 /// Times that some are consumed before the other events get their turn: about 10 ms of work.
 const TIMES_PER_ROUND: usize = 4;
+/// UAPI transactions and jobs carried out before the other events get their turn.
+const STEPS_PER_ROUND: usize = 16;
 /// Under load, handshake messages are looked at so often, in milliseconds: a flood does not wake the
 /// control thread for each, and take a processor from a worker each time.
 const LOAD_INTERVAL: u16 = 2;
@@ -192,6 +194,7 @@ impl Control {
             }
             let under_load = self.device.is_under_load(clock::instant());
             more |= self.shared.poll_handshakes(under_load);
+            more |= self.uapi.is_runnable() || self.can_run_jobs();
             let timeout = match (more, under_load, self.must_probe()) {
                 (true, ..) => EpollTimeout::ZERO,
                 (false, true, _) => EpollTimeout::from(LOAD_INTERVAL),
@@ -213,9 +216,10 @@ impl Control {
             if self.port_retry.take_due(clock::instant()) {
                 self.jobs.push_back(Job::OpenPort);
             }
-            self.take_operations();
-            while self.run_jobs() {
-                self.take_operations();
+            let mut steps = STEPS_PER_ROUND;
+            self.take_operations(&mut steps);
+            while self.run_jobs(&mut steps) {
+                self.take_operations(&mut steps);
             }
             self.settle();
         }
@@ -392,11 +396,12 @@ impl Control {
 
     // ------------------------------------------------------------ UAPI
 
-    /// Takes every transaction that is whole by now.
-    fn take_operations(&mut self) {
+    /// Takes the transactions that are whole by now, as many as there are steps for.
+    fn take_operations(&mut self, steps: &mut usize) {
         loop {
             let Self { uapi, link, epoll, .. } = self;
-            let Some((client, operation)) = uapi.next_operation(&Scopes(link.as_ref()), epoll)
+            let Some((client, operation)) =
+                uapi.next_operation(&Scopes(link.as_ref()), epoll, steps)
             else {
                 return;
             };

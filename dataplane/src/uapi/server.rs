@@ -93,13 +93,18 @@ impl Server {
     }
 
     /// The next whole transaction of any client; it is owed a reply. One that is malformed is
-    /// refused here.
+    /// refused here. Looking at a client takes one of `steps`, whatever comes of it; with none left,
+    /// [`Self::is_runnable`] tells whether there is more to do.
     pub(crate) fn next_operation(
         &mut self,
         scopes: &dyn Scopes,
         epoll: &Epoll,
+        steps: &mut usize,
     ) -> Option<(ClientId, Operation)> {
-        while let Some(id) = self.runnable.pop_front() {
+        while *steps > 0
+            && let Some(id) = self.runnable.pop_front()
+        {
+            *steps -= 1;
             let room = self.room_for(id);
             let Some(client) = self.clients.get_mut(&id) else { continue };
             let before = client.held();
@@ -122,6 +127,11 @@ impl Server {
             }
         }
         None
+    }
+
+    /// Whether a client may have a whole transaction waiting.
+    pub(crate) fn is_runnable(&self) -> bool {
+        !self.runnable.is_empty()
     }
 
     /// How long a client's transaction may be, so that all of them together stay within bounds.

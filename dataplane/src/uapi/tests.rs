@@ -87,10 +87,19 @@ impl House {
         for event in &events[..ready] {
             self.server.handle(event, &self.epoll);
         }
-        while let Some((client, operation)) = self.server.next_operation(&Eth0, &self.epoll) {
-            self.carry_out(client, operation);
-        }
+        self.carry_out_some(&mut usize::MAX.clone());
         ready
+    }
+
+    /// Carries out whole transactions until there are none, or no steps are left; how many there were.
+    fn carry_out_some(&mut self, steps: &mut usize) -> usize {
+        let mut count = 0;
+        while let Some((client, operation)) = self.server.next_operation(&Eth0, &self.epoll, steps)
+        {
+            self.carry_out(client, operation);
+            count += 1;
+        }
+        count
     }
 
     fn carry_out(&mut self, client: ClientId, operation: Operation) {
@@ -581,4 +590,29 @@ fn a_large_network_is_taken_in_one_call() {
     });
     house.set(&format!("replace_peers=true\n{one_peer}"));
     assert_eq!(house.configuration().matches("allowed_ip=").count(), 130_560);
+}
+
+#[test]
+fn what_a_client_sends_at_once_is_carried_out_in_bounded_steps() {
+    for (transaction, is_refused) in [("get=statistics\n\n", false), ("\n", true)] {
+        let mut house = House::new();
+        let mut guest = house.connect();
+        guest.say(&transaction.repeat(100));
+        // It is accepted, and read.
+        let mut events = [EpollEvent::empty(); 16];
+        for _ in 0..2 {
+            let ready = house.epoll.wait(&mut events, EpollTimeout::from(1000u16)).unwrap();
+            for event in &events[..ready] {
+                house.server.handle(event, &house.epoll);
+            }
+        }
+        let mut done = 0;
+        for round in 1..=7 {
+            let mut steps = 16;
+            done += house.carry_out_some(&mut steps);
+            assert!(done <= round * 16);
+            assert_eq!(house.server.is_runnable(), round < 7, "{transaction:?}, round {round}");
+        }
+        assert_eq!(done, if is_refused { 0 } else { 100 });
+    }
 }
