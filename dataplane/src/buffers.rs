@@ -2,7 +2,7 @@
 
 use crate::offload::{Segments, VNET_HDR_LEN, VnetHeader};
 use crate::tun::MAX_FRAME_LEN;
-use crate::udp::{MAX_SEGMENTS, MAX_SEND, UdpSockets};
+use crate::udp::{Datagrams, MAX_SEGMENTS, MAX_SEND, UdpSockets};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -221,9 +221,12 @@ impl OutboundBatch {
         for run in &mut self.runs {
             let Some(lease) = &run.lease else { continue };
             for (datagram, class) in run.staged.drain(..) {
-                let (endpoint, len) = (&lease.endpoint, datagram.len());
-                run.sent +=
-                    sockets.send(&run.peer, endpoint, class, &datagram, len, data_path, now);
+                let datagrams = Datagrams {
+                    payload: &datagram,
+                    segment_len: datagram.len(),
+                    traffic_class: class,
+                };
+                run.sent += sockets.send(&run.peer, &lease.endpoint, &datagrams, data_path, now);
             }
         }
         let mut rest = self.sealed.as_slice();
@@ -234,9 +237,12 @@ impl OutboundBatch {
             let Some(payload) = self.datagrams.get(first.bytes.start..end) else { return };
             let Some(run) = self.runs.get_mut(first.run) else { return };
             let Some(lease) = &run.lease else { return };
-            let (class, len) = (first.ecn.encapsulated().bits(), first.bytes.len());
-            let Lease { endpoint, .. } = lease;
-            run.sent += sockets.send(&run.peer, endpoint, class, payload, len, data_path, now);
+            let datagrams = Datagrams {
+                payload,
+                segment_len: first.bytes.len(),
+                traffic_class: first.ecn.encapsulated().bits(),
+            };
+            run.sent += sockets.send(&run.peer, &lease.endpoint, &datagrams, data_path, now);
         }
     }
 

@@ -16,6 +16,15 @@ pub(crate) const MAX_SEGMENTS: usize = 64;
 /// Most bytes that one send takes: what fits into an IPv4 datagram.
 pub(crate) const MAX_SEND: usize = 65_507;
 
+/// Datagrams end to end, to be sent at once.
+pub(crate) struct Datagrams<'a> {
+    pub(crate) payload: &'a [u8],
+    /// Length of each datagram but the last, which may be shorter.
+    pub(crate) segment_len: usize,
+    /// Of the outer header.
+    pub(crate) traffic_class: u8,
+}
+
 /// The sockets of both families, either of which a machine may lack.
 #[derive(Default)]
 pub(crate) struct UdpSockets {
@@ -74,18 +83,16 @@ impl UdpSockets {
         if destination.is_ipv4() { v4 } else { v6 }
     }
 
-    /// Sends `payload` as datagrams of `segment_len` bytes, the last maybe shorter, to a peer.
-    /// Returns the bytes that went; counts the datagrams that did not.
+    /// Sends datagrams to a peer. Returns the bytes that went; counts the datagrams that did not.
     pub(crate) fn send(
         &self,
         peer: &Peer,
         endpoint: &Endpoint,
-        traffic_class: u8,
-        payload: &[u8],
-        segment_len: usize,
+        datagrams: &Datagrams<'_>,
         data_path: &DataPath,
         now: Instant,
     ) -> usize {
+        let &Datagrams { payload, segment_len, traffic_class } = datagrams;
         let mut refusal = None;
         if payload.len() > segment_len && self.gso.is_worth_trying(peer, endpoint, segment_len, now)
         {
@@ -172,7 +179,8 @@ pub(crate) mod tests {
         let (device, peer) = device_and_peer();
         let nowhere = Endpoint::new(([127, 0, 0, 1], 0).into());
         let send = |to: &Endpoint| {
-            sockets.send(&peer, to, 0, &[7; 128], 64, device.data_path(), Instant::from_nanos(1))
+            let datagrams = Datagrams { payload: &[7; 128], segment_len: 64, traffic_class: 0 };
+            sockets.send(&peer, to, &datagrams, device.data_path(), Instant::from_nanos(1))
         };
         assert_eq!(send(&nowhere), 0);
         assert_eq!(peer.path_note().load(Ordering::Relaxed), 0);
