@@ -50,6 +50,12 @@ impl Note {
         (bits != 0).then_some(Self { longest, path, epoch, until })
     }
 
+    /// Whether it is of this path, and not older than it may be.
+    fn is_recent(self, endpoint: &Endpoint, now: Instant) -> bool {
+        let left = u64::from(self.until.wrapping_sub(seconds(now) as u16));
+        (1..=HOLDS.as_secs()).contains(&left) && self.path == path_of(endpoint)
+    }
+
     fn pack(self) -> u64 {
         let Self { longest, path, epoch, until } = self;
         [until, epoch, path, longest]
@@ -97,17 +103,11 @@ impl Gso {
     ) -> bool {
         let note = Note::unpack(peer.path_note().load(Ordering::Relaxed));
         let fits = |note: Note| {
-            segment_len <= usize::from(note.longest) || !self.holds(note, endpoint, now)
+            segment_len <= usize::from(note.longest)
+                || note.epoch != self.epoch.load(Ordering::Relaxed)
+                || !note.is_recent(endpoint, now)
         };
         !self.is_off && !self.unsupported.holds(now) && note.is_none_or(fits)
-    }
-
-    /// Whether a note is of this path, and has not lapsed.
-    fn holds(&self, note: Note, endpoint: &Endpoint, now: Instant) -> bool {
-        let left = u64::from(note.until.wrapping_sub(seconds(now) as u16));
-        (1..=HOLDS.as_secs()).contains(&left)
-            && note.epoch == self.epoch.load(Ordering::Relaxed)
-            && note.path == path_of(endpoint)
     }
 
     /// The kernel took segments of this length: a note that says otherwise is out of date.
@@ -182,8 +182,8 @@ impl Gso {
         self.epoch.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether it is in use at all, and how many of these peers have a path that refuses it now. It is not
-    /// in use if all of them have.
+    /// Whether it is in use at all, and how many of these peers have a path that refused it last. It is not
+    /// in use if all of them have. A change of routes counts only once a send has shown what came of it.
     pub(crate) fn in_use<'a>(
         &self,
         peers: impl Iterator<Item = &'a Arc<Peer>>,
@@ -194,7 +194,7 @@ impl Gso {
             let Some(endpoint) = peer.endpoint() else { continue };
             let note = Note::unpack(peer.path_note().load(Ordering::Relaxed));
             paths += 1;
-            refused += usize::from(note.is_some_and(|note| self.holds(note, &endpoint, now)));
+            refused += usize::from(note.is_some_and(|note| note.is_recent(&endpoint, now)));
         }
         let is_in_use = !self.is_off && !self.unsupported.holds(now);
         (is_in_use && (refused == 0 || refused < paths), refused)
@@ -314,6 +314,8 @@ mod tests {
         assert_eq!(bench.in_use(START), (false, 1));
         bench.gso.accepted(&bench.peer, &a, 1451, START);
         assert_eq!(bench.in_use(START), (false, 1), "shorter segments say nothing of longer ones");
+        bench.gso.forget_paths();
+        assert_eq!(bench.in_use(START), (false, 1), "nothing was sent since");
         bench.gso.accepted(&bench.peer, &a, 1452, START);
         assert_eq!(bench.in_use(START), (true, 0));
         bench.refuse(&a, 1452, libc::EMSGSIZE, START);
