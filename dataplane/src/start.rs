@@ -10,13 +10,16 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::sync::{Arc, Barrier, OnceLock};
 use wgsep_ipc::Channel;
-use wgsep_policy::{Layer, Sandbox};
+use wgsep_policy::{Layer, Sandbox, described, remedy};
 
 /// Stack of a worker, in bytes: its buffers are on the heap.
 const WORKER_STACK: usize = 64 * 1024;
 
 /// Stack of the control thread, in bytes.
 const CONTROL_STACK: usize = 256 * 1024;
+
+/// The verbosity of errors alone.
+const ERRORS: u8 = 1;
 
 /// What the helper put on the command line.
 #[derive(Debug, PartialEq, Eq)]
@@ -94,6 +97,11 @@ fn check_build(version: &str, words: &mut impl Iterator<Item = String>) -> Resul
     ))
 }
 
+/// A step that the kernel refused, and what to do about it.
+fn refused(step: &str, errno: nix::Error) -> String {
+    format!("{step}: {}; {}", described(errno), remedy(errno))
+}
+
 fn parse_ports(value: &str) -> Option<RangeInclusive<u16>> {
     let (first, last) = value.split_once('-')?;
     Some(first.parse().ok()?..=last.parse().ok()?)
@@ -128,16 +136,15 @@ fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<E
         .ok_or("wgsep-dataplane is started by wgsep; run: wgsep INTERFACE --foreground")?;
     // Mapped before the lockdown, after which no descriptor can be; this one is closed again.
     let vm_clock = sys::take_vm_clock().and_then(|device| VmClock::map(&device));
-    let helper = sys::peer_pid(&channel).map_err(|errno| {
-        format!("who is the helper: {errno}; this is a fault, please report it")
-    })?;
+    let helper = sys::peer_pid(&channel).map_err(|errno| refused("who is the helper", errno))?;
     let mut sandbox = Sandbox::enter(helper).map_err(|refused| refused.to_string())?;
     check_build(version, &mut arguments)?;
     let arguments = Arguments::parse(arguments)?;
-    log::set_verbosity(arguments.verbosity);
+    // Why a start failed is told at every level: the helper makes one line of it.
+    log::set_verbosity(arguments.verbosity.max(ERRORS));
     let stacks_len = Stacks::room(CONTROL_STACK) + arguments.workers * Stacks::room(WORKER_STACK);
     let reserved =
-        secret::reserve(stacks_len).map_err(|errno| format!("reserve secret memory: {errno}; free some memory, or raise the limits it was started with"))?;
+        secret::reserve(stacks_len).map_err(|errno| refused("reserve secret memory", errno))?;
     sandbox.note(Layer::SecretMemory, reserved.state);
     match reserved.shortfall {
         Some(line) => tracing::warn!("{line}"),
@@ -147,15 +154,12 @@ fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<E
     let mut stacks = reserved.stacks;
     let (outcome, failed) = (Arc::new(OnceLock::new()), "start the control thread");
     let told = Arc::clone(&outcome);
-    let stack = stacks.take(CONTROL_STACK).map_err(|errno| {
-        format!("{failed}: {errno}; free some memory, or raise the limits it was started with")
-    })?;
+    let stack = stacks.take(CONTROL_STACK).map_err(|errno| refused(failed, errno))?;
     let body = move || {
         told.get_or_init(|| control(channel, sandbox, arguments, vm_clock, stacks));
     };
-    secret::spawn(c"control", stack, Allocates::Secrets, body).map_err(|errno| {
-        format!("{failed}: {errno}; free some memory, or raise the limits it was started with")
-    })?;
+    secret::spawn(c"control", stack, Allocates::Secrets, body)
+        .map_err(|errno| refused(failed, errno))?;
     outcome.wait().clone()
 }
 
@@ -167,12 +171,13 @@ fn control(
     vm_clock: Option<VmClock>,
     stacks: Stacks,
 ) -> Result<End, String> {
-    let workers = arguments.workers;
+    let (workers, verbosity) = (arguments.workers, arguments.verbosity);
     let control = Control::new(Helper::new(channel), arguments, vm_clock)
-        .map_err(|errno| format!("set up the control thread: {errno}; free some memory, or raise the limits it was started with"))?;
+        .map_err(|errno| refused("set up the control thread", errno))?;
     secret::ordinarily(|| start_workers(&control, workers, stacks))?;
     sys::give_way();
     let report = sandbox.seal().map_err(|refused| refused.to_string())?;
+    log::set_verbosity(verbosity);
     Ok(control.run(report.to_bytes()))
 }
 
@@ -190,7 +195,7 @@ fn start_workers(control: &Control, workers: usize, mut stacks: Stacks) -> Resul
         stacks
             .take(WORKER_STACK)
             .and_then(|stack| secret::spawn(c"worker", stack, Allocates::Packets, body))
-            .map_err(|errno| format!("start worker {number}: {errno}; free some memory, or raise the limits it was started with"))?;
+            .map_err(|errno| refused(&format!("start worker {number}"), errno))?;
     }
     all_run.wait();
     Ok(())

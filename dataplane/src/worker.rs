@@ -83,8 +83,9 @@ impl Worker {
                 Err(nix::Error::EINTR) => {}
                 Err(error) => {
                     tracing::error!(
-                        "worker {}: epoll_wait: {error}; this is a fault, please report it",
-                        self.number
+                        "worker {}: epoll_wait: {error}; {}",
+                        self.number,
+                        wgsep_policy::remedy(error)
                     );
                     std::process::abort();
                 }

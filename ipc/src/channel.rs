@@ -36,11 +36,12 @@ impl Channel {
     /// Takes one end.
     ///
     /// # Errors
-    /// If it is not a SOCK_SEQPACKET socket.
+    /// If it is not a SOCK_SEQPACKET socket, or the kernel does not say.
     pub fn new(socket: OwnedFd) -> Result<Self, Error> {
         match getsockopt(&socket, sockopt::SockType) {
             Ok(SockType::SeqPacket) => Ok(Self(socket)),
-            Ok(_) | Err(_) => Err(Error::NotAChannel),
+            Ok(_) => Err(Error::NotAChannel),
+            Err(errno) => Err(Error::Io(errno)),
         }
     }
 

@@ -38,7 +38,7 @@ impl core::fmt::Display for Error {
             Self::TooLong => f.write_str("message too long for a frame"),
             Self::Descriptors => f.write_str("wrong number of descriptors"),
             Self::Unexpected => f.write_str("reply that nobody waits for"),
-            Self::Io(errno) => write!(f, "{}", errno.desc()),
+            Self::Io(errno) => write!(f, "{} ({errno:?})", errno.desc()),
         }
     }
 }

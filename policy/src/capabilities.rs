@@ -1,7 +1,7 @@
 //! Capability sets: taking all away, or all but a few.
 
 use crate::sys;
-use caps::{CapSet, Capability, CapsHashSet};
+use caps::{CapSet, Capability};
 use nix::Error;
 
 /// SECBIT_NOROOT, SECBIT_NO_SETUID_FIXUP, SECBIT_NO_CAP_AMBIENT_RAISE, each with its lock, and the
@@ -36,18 +36,24 @@ pub fn lock_securebits() -> nix::Result<()> {
 /// Takes every capability away and reads back that none is left.
 ///
 /// # Errors
-/// EPERM if one is left.
+/// EPERM if one is left; as capset(2) and capget(2).
 pub fn clear_all() -> nix::Result<()> {
     sys::clear_capabilities()?;
-    if has_none() { Ok(()) } else { Err(Error::EPERM) }
+    if has_none()? { Ok(()) } else { Err(Error::EPERM) }
 }
 
 /// True if no set of this thread but the bounding one holds a capability.
-#[must_use]
-pub fn has_none() -> bool {
-    [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient]
-        .into_iter()
-        .all(|set| caps::read(None, set).is_ok_and(|held| held.is_empty()))
+///
+/// # Errors
+/// As capget(2): what cannot be read is not known to be empty.
+pub fn has_none() -> nix::Result<bool> {
+    for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient] {
+        let held = caps::read(None, set).map_err(|_| Error::last())?;
+        if !held.is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Keeps only `wanted`, and only what of it is there, in the effective and permitted sets.
@@ -55,16 +61,33 @@ pub fn has_none() -> bool {
 /// # Errors
 /// As capset(2).
 pub fn keep_only(wanted: &[Capability]) -> nix::Result<()> {
+    keep(wanted, &[])
+}
+
+/// The same, and keeps `in_reserve` in the permitted set alone: nothing is done by it until
+/// [`with_reserve`].
+///
+/// # Errors
+/// As capset(2).
+pub fn keep(wanted: &[Capability], in_reserve: &[Capability]) -> nix::Result<()> {
     let held = caps::read(None, CapSet::Permitted).unwrap_or_default();
-    let kept: CapsHashSet = wanted.iter().copied().filter(|one| held.contains(one)).collect();
-    let mut bits = [0u32; 2];
-    for capability in kept {
-        let index = u32::from(capability.index());
-        if let Some(word) = bits.get_mut(index as usize / 32) {
-            *word |= 1 << (index % 32);
-        }
+    let bits = |wanted: &[Capability]| {
+        let kept = wanted.iter().filter(|one| held.contains(one));
+        let set = kept.fold(0, |set, one| set | one.bitmask());
+        [set as u32, (set >> 32) as u32]
+    };
+    sys::capset(bits(wanted), bits(&[wanted, in_reserve].concat()))
+}
+
+/// Runs `work` with a capability that was kept in reserve, if it was.
+pub fn with_reserve<T>(capability: Capability, work: impl FnOnce() -> T) -> T {
+    let is_raised = caps::raise(None, CapSet::Effective, capability).is_ok();
+    let done = work();
+    if is_raised {
+        // Lowering what was just raised cannot fail; and the next step gives it up for good.
+        let _cannot_fail = caps::drop(None, CapSet::Effective, capability);
     }
-    sys::capset(bits)
+    done
 }
 
 /// The name of the capability of a number, if the caps crate knows it.

@@ -7,11 +7,20 @@ pub struct Grants {
     pub port: Option<u16>,
     /// Value and mask: only marks with these bits.
     pub mark: Option<(u32, u32)>,
-    /// Ports below 1024 too.
+    /// Ports below 1024 too, where no port is pinned.
     pub low_ports: bool,
 }
 
+/// The first port that any process may bind (ip_unprivileged_port_start, as it is by default).
+const FIRST_HIGH_PORT: u16 = 1024;
+
 impl Grants {
+    /// Whether a port below 1024 may be asked for: a pinned one was chosen by the operator already.
+    #[must_use]
+    pub fn needs_low_ports(&self) -> bool {
+        self.port.map_or(self.low_ports, |pinned| pinned < FIRST_HIGH_PORT)
+    }
+
     /// The port to open for a request.
     ///
     /// # Errors
@@ -20,7 +29,9 @@ impl Grants {
         match self.port {
             Some(pinned) if port == 0 || port == pinned => Ok(pinned),
             Some(_) => Err(nix::Error::EPERM),
-            None if (1..1024).contains(&port) && !self.low_ports => Err(nix::Error::EACCES),
+            None if (1..FIRST_HIGH_PORT).contains(&port) && !self.low_ports => {
+                Err(nix::Error::EACCES)
+            }
             None => Ok(port),
         }
     }
@@ -32,7 +43,7 @@ impl Grants {
         match self.port {
             Some(pinned) => (pinned, pinned),
             None if self.low_ports => (1, u16::MAX),
-            None => (1024, u16::MAX),
+            None => (FIRST_HIGH_PORT, u16::MAX),
         }
     }
 
@@ -61,6 +72,17 @@ mod tests {
         assert_eq!(pinned.permit_port(0), Ok(51820));
         assert_eq!(pinned.permit_port(51820), Ok(51820));
         assert_eq!(pinned.permit_port(51821), Err(nix::Error::EPERM));
+        let low = Grants { port: Some(53), ..open };
+        assert_eq!((low.permit_port(53), low.ports()), (Ok(53), (53, 53)));
+        assert_eq!(low.permit_port(54), Err(nix::Error::EPERM));
+        for (grants, needs) in [
+            (open, false),
+            (Grants { low_ports: true, ..open }, true),
+            (low, true),
+            (Grants { low_ports: true, ..pinned }, false),
+        ] {
+            assert_eq!(grants.needs_low_ports(), needs, "{grants:?}");
+        }
         assert_eq!(open.permit_mark(u32::MAX), Ok(()));
         let bounded = Grants { mark: Some((0x100, 0xff00)), ..open };
         assert_eq!(bounded.permit_mark(0x1ab), Ok(()));

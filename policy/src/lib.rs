@@ -48,7 +48,35 @@ impl core::fmt::Display for Refused {
 impl core::error::Error for Refused {}
 
 fn required(step: &'static str, result: nix::Result<()>) -> Result<(), Refused> {
-    result.map_err(|errno| Refused { step, reason: errno.desc().to_owned() })
+    result.map_err(|errno| Refused { step, reason: described(errno) })
+}
+
+/// An errno as our lines have it: what it means, and its name to search for.
+#[must_use]
+pub fn described(errno: nix::Error) -> String {
+    format!("{} ({errno:?})", errno.desc())
+}
+
+/// What to do about a refusal of the kernel, or of a filter of system calls that answers for it.
+#[must_use]
+pub const fn remedy(errno: nix::Error) -> &'static str {
+    use nix::Error as Errno;
+    match errno {
+        Errno::EPERM | Errno::EACCES => {
+            "run as root, or allow it in the container or unit that refuses it"
+        }
+        Errno::ENOMEM | Errno::ENOBUFS | Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN => {
+            "free some memory or descriptors, or raise the limits it was started with"
+        }
+        Errno::ENOSYS | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOPROTOOPT => {
+            "take a newer kernel, or allow it in the filter of the container or unit that hides it"
+        }
+        Errno::EAFNOSUPPORT => {
+            "allow the address family (RestrictAddressFamilies= of a unit), or take a kernel that has it"
+        }
+        Errno::EROFS => "mount a writable file system there",
+        _ => "if nothing explains it, please report it",
+    }
 }
 
 /// The dataplane's first half, in the helper's child: everything that needs privileges, and giving
@@ -128,8 +156,9 @@ impl Sandbox {
         report.note(Layer::DeathSignal, State::Applied);
         required("become non-dumpable", sys::set_non_dumpable())?;
         report.note(Layer::NonDumpable, State::Applied);
-        if !capabilities::has_none() || !sys::no_new_privs() {
-            let reason = "capabilities left, or no_new_privs missing".to_owned();
+        check_no_capability("check capabilities")?;
+        if !sys::no_new_privs() {
+            let reason = "no_new_privs is missing".to_owned();
             return Err(Refused { step: "check what the helper left", reason });
         }
         report.note(Layer::Landlock, landlock::deny_all());
@@ -152,13 +181,18 @@ impl Sandbox {
         let program = seccomp::compile(filters::DATAPLANE).map_err(refused)?;
         required("forbid files to grow", limits::no_file_growth())?;
         self.report.note(Layer::NoProcesses, State::from(limits::no_processes()));
-        if !capabilities::has_none() {
-            let reason = "a capability came back".to_owned();
-            return Err(Refused { step: "check capabilities", reason });
-        }
+        check_no_capability("check capabilities again")?;
         seccomp::close(&program).map_err(refused)?;
         self.report.note(Layer::Seccomp, State::Applied);
         Ok(self.report)
+    }
+}
+
+fn check_no_capability(step: &'static str) -> Result<(), Refused> {
+    match capabilities::has_none() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Refused { step, reason: "some are left".to_owned() }),
+        Err(errno) => Err(Refused { step, reason: described(errno) }),
     }
 }
 
@@ -173,8 +207,9 @@ pub fn helper_capabilities(low_ports: bool) -> Vec<Capability> {
     kept
 }
 
-/// The helper's first half: all capabilities but the few it needs, for good. What only a full root may
-/// do is in the report where the kernel refuses it.
+/// The helper's first half: all capabilities but the few it needs, for good. The one that [`verify`]
+/// needs where /proc hides other users' processes stays in reserve until [`drop_reserve`]. What only a
+/// full root may do is in the report where the kernel refuses it.
 ///
 /// # Errors
 /// If a mandatory layer is refused.
@@ -186,13 +221,22 @@ pub fn drop_helper_privileges(low_ports: bool) -> Result<Report, Refused> {
     let _without_setgid = nix::unistd::setgroups(&[]);
     report.note(Layer::BoundingSet, capabilities::drop_bounding_set().into());
     report.note(Layer::SecureBits, capabilities::lock_securebits().into());
-    required("reduce capabilities", capabilities::keep_only(&helper_capabilities(low_ports)))?;
+    let kept = helper_capabilities(low_ports);
+    required("reduce capabilities", capabilities::keep(&kept, &[proof::READING]))?;
     report.note(Layer::Capabilities, State::Applied);
     required("no_new_privs", sys::set_no_new_privs())?;
     report.note(Layer::NoNewPrivs, State::Applied);
     required("become non-dumpable", sys::set_non_dumpable())?;
     report.note(Layer::NonDumpable, State::Applied);
     Ok(report)
+}
+
+/// Gives up what was kept in reserve for [`verify`], before anything else happens.
+///
+/// # Errors
+/// If the kernel refuses it.
+pub fn drop_reserve(low_ports: bool) -> Result<(), Refused> {
+    required("reduce capabilities", capabilities::keep_only(&helper_capabilities(low_ports)))
 }
 
 /// The helper's second half, once the dataplane is verified: it can only remove files in the socket

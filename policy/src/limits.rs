@@ -2,8 +2,14 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Descriptors a dataplane may have: UAPI clients, workers, sockets, TUN queues, and some room.
+/// Descriptors that a process may have: UAPI clients, workers, sockets, TUN queues, and spare capacity.
 pub const MAX_DESCRIPTORS: u64 = 256;
+/// Of those, what a dataplane of no workers needs for anything but UAPI clients.
+const DESCRIPTORS: u64 = 40;
+/// What each worker adds to that: an epoll instance and an eventfd.
+const DESCRIPTORS_PER_WORKER: u64 = 2;
+/// UAPI clients that there must be descriptors for; fewer than one wg(8) and its watchers are no service.
+const MIN_CLIENTS: u64 = 8;
 
 /// Bytes of secret memory that the dataplane reserves, or as many as its limit on locked memory allows.
 pub const SECRET_MEMORY: usize = 64 << 20;
@@ -28,7 +34,38 @@ pub fn no_core() -> nix::Result<()> {
 pub fn limit_dataplane() -> nix::Result<()> {
     no_core()?;
     allow_locked_memory()?;
-    setrlimit(Resource::RLIMIT_NOFILE, MAX_DESCRIPTORS, MAX_DESCRIPTORS)
+    limit_descriptors().map(drop)
+}
+
+/// Limits this process to [`MAX_DESCRIPTORS`], or to its hard limit where that is lower and may not be
+/// raised; returns the limit.
+///
+/// # Errors
+/// As setrlimit(2).
+pub fn limit_descriptors() -> nix::Result<u64> {
+    let nofile = Resource::RLIMIT_NOFILE;
+    let limited = setrlimit(nofile, MAX_DESCRIPTORS, MAX_DESCRIPTORS).or_else(|_| {
+        let (_, most) = getrlimit(nofile)?;
+        setrlimit(nofile, most.min(MAX_DESCRIPTORS), most.min(MAX_DESCRIPTORS))
+    });
+    limited.and_then(|()| getrlimit(nofile)).map(|(limit, _)| limit)
+}
+
+/// UAPI clients that a dataplane of so many workers can have with this process's limit on descriptors.
+#[must_use]
+pub fn max_clients(workers: usize) -> usize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(MAX_DESCRIPTORS, |(limit, _)| limit);
+    usize::try_from(limit.saturating_sub(other_descriptors(workers))).unwrap_or(usize::MAX)
+}
+
+/// The lowest limit on descriptors that a dataplane of so many workers can serve with.
+#[must_use]
+pub const fn min_descriptors(workers: usize) -> u64 {
+    other_descriptors(workers) + MIN_CLIENTS
+}
+
+const fn other_descriptors(workers: usize) -> u64 {
+    DESCRIPTORS + DESCRIPTORS_PER_WORKER * workers as u64
 }
 
 /// Raises the limit on locked memory; without the privilege, to what the launcher was allowed.

@@ -1,8 +1,13 @@
 //! What the kernel says of the dataplane, against what the dataplane says of itself.
 
-use crate::{Layer, Report, State};
-use nix::unistd::{Pid, Uid};
+use crate::{Capability, Layer, Report, State, capabilities};
+use nix::unistd::{Pid, Uid, getpid};
+use std::path::Path;
 use std::{fs, io};
+
+/// What reads another user's process where /proc is mounted with `hidepid=`: the kernel asks at each
+/// lookup, so no descriptor opened earlier replaces it.
+pub(crate) const READING: Capability = Capability::CAP_SYS_PTRACE;
 
 /// Checks every thread of a dataplane that says it is sealed.
 ///
@@ -10,8 +15,9 @@ use std::{fs, io};
 /// If any thread has a capability, lacks no_new_privs or the filter, or is of another user; or if
 /// there are not exactly `threads` of them: a line that says which, and what to do about it.
 pub fn verify(pid: Pid, uid: Uid, threads: usize, report: &Report) -> Result<(), String> {
-    let statuses = read_statuses(pid)
-        .map_err(|error| format!("look at the dataplane in /proc: {error}; mount /proc"))?;
+    check_proc(&fs::read_link("/proc/self"))?;
+    let statuses = capabilities::with_reserve(READING, || read_statuses(pid))
+        .map_err(|error| unreadable(pid, &error))?;
     statuses.iter().try_for_each(|status| check_thread(status, uid, report))?;
     let count = statuses.len();
     if count != threads {
@@ -35,10 +41,40 @@ pub fn verify(pid: Pid, uid: Uid, threads: usize, report: &Report) -> Result<(),
 #[must_use]
 pub fn untraceable(dataplane: Pid) -> State {
     // The link is for those who may trace; the files beside it are root's alone, whoever may.
+    // Where /proc hides the processes that may not be traced, it is not found at all.
     match fs::read_link(format!("/proc/{dataplane}/root")) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => State::Applied,
+        Err(error) if is_hidden(&error) => State::Applied,
         _ => State::degraded(nix::Error::EPERM),
     }
+}
+
+/// Whether /proc is there and numbers processes as this one's namespace does: it may be left over from
+/// the namespace around, where the dataplane's number is another process's.
+fn check_proc(this: &io::Result<std::path::PathBuf>) -> Result<(), String> {
+    const MOUNT: &str = "mount this container's own: mount -t proc proc /proc";
+    match this {
+        Ok(this) if this == Path::new(&getpid().to_string()) => Ok(()),
+        Ok(_) => Err(format!("verify the dataplane: /proc is another PID namespace's; {MOUNT}")),
+        Err(error) => Err(format!("verify the dataplane: /proc/self: {error}; {MOUNT}")),
+    }
+}
+
+/// Why no thread of the dataplane can be read though /proc is there.
+fn unreadable(pid: Pid, error: &io::Error) -> String {
+    let path = format!("/proc/{pid}/task");
+    let step = format!("verify the dataplane: {path}: {error}");
+    if is_hidden(error) && fs::metadata(path).is_err() {
+        return format!(
+            "{step}: /proc hides it from the helper (hidepid= of its mount, ProtectProc= of a unit); give the helper CAP_SYS_PTRACE (CapabilityBoundingSet= of a unit) until it has looked, or mount /proc without hidepid"
+        );
+    }
+    let errno = error.raw_os_error().map_or(nix::Error::UnknownErrno, nix::Error::from_raw);
+    format!("{step}; {}", crate::remedy(errno))
+}
+
+/// The answers of a /proc that hides a process, EPERM and ENOENT, and that of one that keeps it private.
+fn is_hidden(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound)
 }
 
 fn read_statuses(pid: Pid) -> io::Result<Vec<String>> {
@@ -111,6 +147,25 @@ mod tests {
             assert!(check(&SEALED.replace(right, wrong)).is_err(), "{wrong}");
         }
         assert!(check("").is_err());
+    }
+
+    #[test]
+    fn a_proc_of_elsewhere_and_one_that_hides_are_told_apart() {
+        assert_eq!(check_proc(&fs::read_link("/proc/self")), Ok(()));
+        let elsewhere = check_proc(&Ok("1000000000".into())).unwrap_err();
+        assert!(elsewhere.contains("another PID namespace's"), "{elsewhere}");
+        let missing = check_proc(&Err(io::Error::from_raw_os_error(2))).unwrap_err();
+        assert!(missing.contains("mount -t proc"), "{missing}");
+        let missing = Pid::from_raw(1_000_000_000);
+        for (pid, errno, named) in [
+            (missing, nix::Error::EPERM, "hidepid="),
+            (missing, nix::Error::ENOENT, "CAP_SYS_PTRACE"),
+            (missing, nix::Error::ENOSYS, "newer kernel"),
+            (getpid(), nix::Error::EPERM, "allow it in the container"),
+        ] {
+            let said = unreadable(pid, &io::Error::from_raw_os_error(errno as i32));
+            assert!(said.contains(named) && said.contains(errno.desc()), "{said}");
+        }
     }
 
     #[test]

@@ -60,11 +60,11 @@ pub(crate) fn close_range(first: u32, last: u32) -> nix::Result<()> {
 
 /// Empties effective, permitted and inheritable sets of this thread.
 pub(crate) fn clear_capabilities() -> nix::Result<()> {
-    capset([0; 2])
+    capset([0; 2], [0; 2])
 }
 
-/// Sets effective and permitted to `bits` (low word, high word) and inheritable to nothing.
-pub(crate) fn capset(bits: [u32; 2]) -> nix::Result<()> {
+/// Sets the effective and the permitted set (low word, high word each), and inheritable to nothing.
+pub(crate) fn capset(effective: [u32; 2], permitted: [u32; 2]) -> nix::Result<()> {
     const VERSION_3: u32 = 0x2008_0522;
     #[repr(C)]
     struct Header {
@@ -78,7 +78,11 @@ pub(crate) fn capset(bits: [u32; 2]) -> nix::Result<()> {
         inheritable: u32,
     }
     let header = Header { version: VERSION_3, pid: 0 };
-    let data = bits.map(|bits| Data { effective: bits, permitted: bits, inheritable: 0 });
+    let data = [0, 1].map(|word: usize| Data {
+        effective: effective[word],
+        permitted: permitted[word],
+        inheritable: 0,
+    });
     // SAFETY: header and data have the layout of capset(2) version 3 and are live for the call.
     Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) })
         .map(drop)

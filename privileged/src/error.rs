@@ -3,6 +3,7 @@
 use core::fmt;
 use nix::errno::Errno;
 use std::io;
+use wgsep_policy::{described, remedy};
 
 /// A failure that ends the daemon, told in one line.
 #[derive(Debug)]
@@ -64,26 +65,10 @@ impl<T, E: Into<io::Error>> Step<T> for core::result::Result<T, E> {
             };
             let advice = known.iter().find(|(errnos, _)| errnos.contains(&errno));
             advice.map_or_else(
-                || Error(format!("{step}: {} ({errno:?}); {}", errno.desc(), remedy(errno))),
+                || Error(format!("{step}: {}; {}", described(errno), remedy(errno))),
                 |(_, line)| Error::new(*line),
             )
         })
-    }
-}
-
-/// What to do about a refusal of the kernel.
-const fn remedy(errno: Errno) -> &'static str {
-    match errno {
-        Errno::EPERM | Errno::EACCES => {
-            "run as root, and where a container or unit filters system calls, allow it"
-        }
-        Errno::ENOMEM | Errno::ENOBUFS | Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN => {
-            "free some memory or descriptors, or raise the limits it was started with"
-        }
-        Errno::ENOSYS | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOPROTOOPT => {
-            "the kernel may be too old or lack it: try a newer one"
-        }
-        _ => "if nothing explains it, please report it",
     }
 }
 
@@ -97,6 +82,8 @@ mod tests {
             (Errno::EPERM, "run as root"),
             (Errno::EMFILE, "raise the limits"),
             (Errno::ENOSYS, "newer"),
+            (Errno::EAFNOSUPPORT, "address family"),
+            (Errno::EROFS, "writable"),
             (Errno::EIO, "report it"),
         ] {
             let failed = Err::<(), _>(errno).step("do it").unwrap_err().to_string();

@@ -108,7 +108,7 @@ impl Unsealed {
             manager,
             missing_gro,
         };
-        let helper_report = wgsep_policy::drop_helper_privileges(grants.low_ports)?;
+        let helper_report = wgsep_policy::drop_helper_privileges(grants.needs_low_ports())?;
         if let Err(error) = monitor.socket_file.check_removable() {
             monitor.log.line(Level::Warn, &error.to_string());
         }
@@ -119,6 +119,7 @@ impl Unsealed {
         })?;
         report.merge(&sealed);
         wgsep_policy::verify(pid, uid, threads, &report)?;
+        wgsep_policy::drop_reserve(grants.needs_low_ports())?;
         report.note(Layer::Untraceable, wgsep_policy::untraceable(pid));
         let directory = monitor.socket_file.directory();
         let helper_report = wgsep_policy::seal_helper(helper_report, directory)?;
@@ -131,9 +132,12 @@ impl Unsealed {
         let claims = format!("helper: {helper_report}\ndataplane: {report}\n");
         monitor.socket_file.write_report(&claims).step("write the sandbox's report")?;
         let descriptors: Vec<_> = interface.descriptors.iter().map(AsFd::as_fd).collect();
-        monitor.requests.grant(sequence, &interface.granted, &descriptors).map_err(|error| {
-            Error::new(format!("hand over the interface: {error}; see the dataplane's lines above"))
-        })?;
+        if let Err(error) = monitor.requests.grant(sequence, &interface.granted, &descriptors) {
+            return Err(Error::new(
+                monitor.with_reason(&format!("hand over the interface: {error}")),
+            ));
+        }
+        monitor.log.started();
         monitor.log.info(&format!(
             "started: version {version}, dataplane pid {pid} uid {uid}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}"
         ));

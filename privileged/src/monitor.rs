@@ -69,9 +69,8 @@ impl Monitor {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(Error::new(
-                    "the dataplane did not seal itself in time; is the machine overloaded? start it again",
-                ));
+                let late = "the dataplane did not seal itself within 10 s";
+                return Err(Error::new(self.with_reason(late)));
             }
             match self.turn(left) {
                 Continue(None) => {}
@@ -158,6 +157,7 @@ impl Monitor {
                 }
                 Served::Sealed(sequence, report) => return Continue(Some((sequence, report))),
                 Served::Closed => return Break(self.died()),
+                Served::Failed(line) => return Break(End::Failed(line)),
                 Served::Violation(what) => return Break(violation(&what)),
             }
         }
@@ -226,6 +226,10 @@ impl Monitor {
         let _already_gone = sys::kill(pidfd);
         let _either_way = self.has_ended();
         let _reaped = waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+        self.forward_last_lines();
+    }
+
+    fn forward_last_lines(&mut self) {
         forward_last_lines(&mut self.log, self.process.log.as_fd());
     }
 
@@ -239,15 +243,25 @@ impl Monitor {
         if !ended_by_itself {
             return violation("it closed its channel or its log");
         }
-        End::Failed(match self.status() {
-            Some(WaitStatus::Signaled(_, signal, _)) => format!(
-                "the dataplane was killed by {signal}; start it again, and report it unless you did that"
-            ),
-            Some(WaitStatus::Exited(_, status)) => {
-                format!("the dataplane exited with status {status}; see its lines above")
+        let what = match self.status() {
+            Some(WaitStatus::Signaled(_, signal, _)) => {
+                format!("the dataplane was killed by {signal}")
             }
-            _ => "the dataplane is gone; see its lines above".to_owned(),
-        })
+            Some(WaitStatus::Exited(_, status)) => {
+                format!("the dataplane exited with status {status}")
+            }
+            _ => "the dataplane is gone".to_owned(),
+        };
+        End::Failed(self.with_reason(&what))
+    }
+
+    /// What happened to the dataplane, with the error that it logged before, if any.
+    pub(crate) fn with_reason(&mut self, what: &str) -> String {
+        self.forward_last_lines();
+        match self.log.reason() {
+            Some(error) => format!("{what}: {error}"),
+            None => format!("{what}; start it again, and report it unless you did that"),
+        }
     }
 
     /// How it ended. Whoever traced it hears of that first, and a moment later we do.
@@ -298,7 +312,7 @@ mod tests {
 
     #[test]
     fn last_lines_end_though_the_process_goes_on_writing() {
-        let mut log = Log::to_stderr(Format::Text, None).unwrap();
+        let mut log = Log::to_stderr(Format::Text, None, false).unwrap();
         let (reader, writer) = pipe().unwrap();
         fcntl(&writer, FcntlArg::F_SETPIPE_SZ(1 << 20)).unwrap();
         assert_eq!(write(&writer, &vec![b'\n'; 1 << 20]), Ok(1 << 20));

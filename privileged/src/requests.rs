@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 use wgsep_ipc::{Channel, Error, Notice, Received, Reply, Request, SealReport};
-use wgsep_policy::Grants;
+use wgsep_policy::{Grants, described, remedy};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Requests a second that are answered at once; more wait for the next second.
@@ -46,6 +46,8 @@ pub enum Served {
     Sealed(u32, SealReport),
     /// The dataplane has closed the channel.
     Closed,
+    /// The kernel refused to receive a request, and not the dataplane to keep the contract.
+    Failed(String),
     /// It broke the contract.
     Violation(String),
 }
@@ -126,6 +128,15 @@ impl Requests {
             Ok(Received::Nothing) => return Served::Answered,
             Ok(Received::Closed) => return Served::Closed,
             Ok(Received::Message(message, _)) => message,
+            // It ended with replies unread.
+            Err(Error::Io(Errno::ECONNRESET)) => return Served::Closed,
+            Err(Error::Io(errno)) => {
+                return Served::Failed(format!(
+                    "receive a request: {}; {}",
+                    described(errno),
+                    remedy(errno)
+                ));
+            }
             Err(error) => return violation(error.to_string()),
         };
         if !permit(self.phase, &request) {

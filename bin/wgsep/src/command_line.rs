@@ -88,6 +88,9 @@ pub fn command() -> Command {
         .arg(value("log-file", "PATH").alias("log").short_alias('l').value_parser(value_parser!(PathBuf)).help("Log there, not to standard error or syslog"))
         .args(NEEDLESS.map(|(name, _)| Arg::new(name).long(name).num_args(0..=1).require_equals(true).action(ArgAction::Append).hide(true)))
         .args(ENVIRONMENT_INSTEAD.map(|(name, _)| value(name, "FD").allow_negative_numbers(true).hide(true)))
+        .arg(Arg::new("extra").num_args(0..).hide(true))
+        // The last one counts, so that arguments can be appended to defaults (of a wrapper, say).
+        .args_override_self(true)
         .subcommand_negates_reqs(true)
         .override_usage("wgsep [OPTIONS] IF\n       wgsep audit|stats [--json] IF")
         .disable_help_subcommand(true)
@@ -134,11 +137,70 @@ pub fn parse() -> Result<Invocation, ExitCode> {
             "stats" => Invocation::Stats(question),
             _audit => Invocation::Audit(question),
         }),
-        None => options(&matches, &|name| std::env::var_os(name)).map(Invocation::Serve),
+        None => check_words(&matches, std::env::args_os().any(|word| word == "--"))
+            .and_then(|()| options(&matches, &|name| std::env::var_os(name)))
+            .map(Invocation::Serve),
     };
     invocation.map_err(|line| {
         complain(&line);
         ExitCode::from(2)
+    })
+}
+
+/// Words that are taken for a command rather than for the name of an interface, and what was meant.
+const RESERVED: [(&[&str], &str); 8] = [
+    (&["help"], "wgsep --help"),
+    (&["version"], "wgsep --version"),
+    (&["status", "stat"], "wgsep stats IF, or wg show"),
+    (&["stats", "audit"], "wgsep stats IF, or wgsep audit IF"),
+    (
+        &[
+            "show", "showconf", "set", "setconf", "addconf", "syncconf", "genkey", "genpsk",
+            "pubkey",
+        ],
+        "the same word behind wg, as in wg show",
+    ),
+    (&["up", "down", "save", "strip"], "the same word behind wg-quick, as in wg-quick up IF"),
+    (&["start", "stop", "restart", "reload", "enable", "disable"], "systemctl start wgsep@IF"),
+    (&["watch", "upgrade", "install", "run", "list"], "wgsep --help"),
+];
+
+/// A slip of the keyboard or of the memory must not start a daemon: a word that is a command somewhere is
+/// no interface, unless it stands behind `--`, and neither is the first of two words.
+fn check_words(matches: &ArgMatches, is_escaped: bool) -> Result<(), String> {
+    let interface = matches.get_one::<String>("interface").map(String::as_str).unwrap_or_default();
+    let extra = matches.get_one::<String>("extra");
+    let meant = RESERVED.iter().find(|(words, _)| words.contains(&interface));
+    match (meant, extra) {
+        (Some((_, meant)), _) if !is_escaped => Err(format!(
+            "{interface:?} is no command of wgsep, and not taken for an interface; did you mean: {meant}? (an interface of that name: wgsep -- {interface})"
+        )),
+        (_, Some(extra)) => Err(match near_subcommand(interface) {
+            Some(command) => {
+                format!("{interface:?} is no command; did you mean: wgsep {command} {extra}?")
+            }
+            None => format!(
+                "one interface at a time, and behind {interface:?} there is {extra:?}; start wgsep once for each; `wgsep --help` lists the options"
+            ),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The command that a word is a misspelling of: one letter wrong, missing or too many, or two swapped.
+fn near_subcommand(word: &str) -> Option<&'static str> {
+    let sorted = |word: &str| {
+        let mut bytes = word.as_bytes().to_vec();
+        bytes.sort_unstable();
+        bytes
+    };
+    ["audit", "stats"].into_iter().find(|command| {
+        let [typed, meant] = [word, command].map(str::as_bytes);
+        let same_start = typed.iter().zip(meant).take_while(|(a, b)| a == b).count();
+        let ends = typed.iter().rev().zip(meant.iter().rev());
+        let same_end = ends.take_while(|(a, b)| a == b).count();
+        let longest = typed.len().max(meant.len());
+        same_start + same_end + 1 >= longest || sorted(word) == sorted(command)
     })
 }
 
@@ -191,9 +253,6 @@ fn options(
     };
     let port = matches.get_one("listen-port").copied();
     let low_ports = matches.get_flag("allow-low-ports") || is_on(variable("WGSEP_ALLOW_LOW_PORTS"));
-    if let Some(port) = port.filter(|port: &u16| *port < 1024 && !low_ports) {
-        return Err(format!("--listen-port {port} is below 1024; add --allow-low-ports"));
-    }
     let workers = match matches.get_one::<u8>("workers") {
         Some(workers) => usize::from(*workers),
         None => workers_from(variable("WG_THREADS"))?,
@@ -366,7 +425,6 @@ mod tests {
             (&["wg0", "--fwmark", "red"][..], "fwmark"),
             (&["wg0", "--listen-port", "0"], "listen-port"),
             (&["wg0", "--listen-port", "70000"], "listen-port"),
-            (&["wg0", "--listen-port", "53"], "allow-low-ports"),
             (&["wg0", "--workers", "0"], "workers"),
             (&["wg0", "--sandbox", "off"], "sandbox"),
             (&["wg0", "--without", "speed"], "without"),
@@ -382,7 +440,7 @@ mod tests {
     #[test]
     fn a_mistake_is_told_in_one_line() {
         for (words, line) in [
-            (&["wg0", "wg1"][..], "unexpected argument 'wg1' found"),
+            (&["wg0", "--loud"][..], "unexpected argument '--loud' found"),
             (
                 &["wg0", "--workers", "0"],
                 "invalid value '0' for '--workers <N>': 0 is not in 1..=64",
@@ -396,6 +454,62 @@ mod tests {
             assert!(told.ends_with("; `wgsep --help` lists the options"), "{told}");
             assert!(!told.contains("error:") && !told.contains("For more"), "{told}");
         }
+    }
+
+    fn words(words: &[&str]) -> Result<(), String> {
+        let all = ["wgsep"].iter().chain(words);
+        check_words(&command().try_get_matches_from(all).unwrap(), words.contains(&"--"))
+    }
+
+    #[test]
+    fn words_that_are_commands_somewhere_are_no_interfaces_unless_escaped() {
+        for (word, meant) in [
+            ("help", "wgsep --help"),
+            ("version", "wgsep --version"),
+            ("status", "wgsep stats IF"),
+            ("show", "wg show"),
+            ("up", "wg-quick up IF"),
+            ("restart", "systemctl start wgsep@IF"),
+        ] {
+            for line in [&[word][..], &["-f", word], &[word, "wg0"]] {
+                let said = words(line).unwrap_err();
+                assert!(said.contains(meant), "{said}");
+                assert!(said.contains(&format!("wgsep -- {word}")), "{said}");
+            }
+            assert_eq!(words(&["--", word]), Ok(()));
+        }
+        for name in ["wg0", "wg%d", "server", "client", "home", "vpn", "status0", "upstream"] {
+            assert_eq!(words(&[name]), Ok(()), "{name} is a name that people use");
+        }
+        assert_eq!(words(&["--", "audit"]), Ok(()));
+    }
+
+    #[test]
+    fn a_misspelt_command_is_suggested_and_a_second_interface_is_refused() {
+        for (word, meant) in [
+            ("audti", "wgsep audit wg0"),
+            ("audi", "wgsep audit wg0"),
+            ("auditt", "wgsep audit wg0"),
+            ("stast", "wgsep stats wg0"),
+            ("sats", "wgsep stats wg0"),
+            ("atats", "wgsep stats wg0"),
+        ] {
+            let said = words(&[word, "wg0"]).unwrap_err();
+            assert!(said.contains(meant), "{said}");
+        }
+        let said = words(&["wg0", "wg1"]).unwrap_err();
+        assert!(said.contains("one interface at a time") && said.contains("\"wg1\""), "{said}");
+    }
+
+    /// As the default arguments of wrappers such as kilo's do, to which an operator adds others.
+    #[test]
+    fn a_repeated_option_counts_once_and_the_last_value_wins() {
+        let line = ["--foreground", "--foreground", "-f", "wg0", "--workers", "2", "--workers=3"];
+        let options = parsed(&line, &[]).unwrap();
+        assert!(options.foreground);
+        assert_eq!(options.workers, 3);
+        let line = ["--without", "tso", "--without", "uso", "wg0"];
+        assert_eq!(parsed(&line, &[]).unwrap().without, [Offload::Tso, Offload::Uso]);
     }
 
     #[test]

@@ -60,7 +60,11 @@ impl Control {
         match self.helper.request(request) {
             Ok(()) => self.awaiting = Some(awaiting),
             Err(error) => {
-                tracing::error!("cannot ask the helper: {error}; start wgsep again");
+                let advice = match error {
+                    wgsep_ipc::Error::Io(errno) => wgsep_policy::remedy(errno),
+                    _ => "start wgsep again",
+                };
+                tracing::error!("cannot ask the helper: {error}; {advice}");
                 self.end = Some(End::HelperLost);
             }
         }
@@ -122,7 +126,9 @@ impl Control {
             Some(writer),
         ) = (reply, descriptors.next(), descriptors.next(), descriptors.next())
         else {
-            tracing::error!("the helper refused to hand over the interface; see its lines above");
+            tracing::error!(
+                "the helper refused to hand over the interface; its line in the log says why"
+            );
             self.end = Some(End::HelperLost);
             return;
         };
@@ -199,7 +205,7 @@ impl Control {
 
     /// The interface stays without a UDP port for now.
     fn port_refused(&mut self, errno: i32) {
-        let line = port::refusal(self.device.listen_port(), errno, &self.interface);
+        let line = self.port_refusal(self.device.listen_port(), errno);
         if self.port_retry.refused(errno, clock::instant()) {
             tracing::error!("interface up, but {line}; trying again until it opens");
         } else {
@@ -279,7 +285,7 @@ impl Control {
             // Nothing is opened now, so the helper would refuse it only when the link comes up.
             let pinned = self.ports.start() == self.ports.end();
             let errno = if pinned { libc::EPERM } else { libc::EACCES };
-            self.refuse(client, errno, &port::refusal(port, errno, &self.interface));
+            self.refuse(client, errno, &self.port_refusal(port, errno));
         } else if must_open {
             self.request(
                 &Request::OpenUdp { port, mark },
@@ -330,9 +336,13 @@ impl Control {
             (None, Some(mark)) => port::mark_refusal(mark, errno),
             (port, _) => {
                 let port = port.unwrap_or(self.device.listen_port());
-                port::refusal(port, errno, &self.interface)
+                self.port_refusal(port, errno)
             }
         }
+    }
+
+    fn port_refusal(&self, port: u16, errno: i32) -> String {
+        port::refusal(port, errno, &self.interface, &self.ports)
     }
 
     fn refuse(&mut self, client: ClientId, errno: i32, line: &str) {

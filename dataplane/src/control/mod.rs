@@ -160,7 +160,7 @@ impl Control {
             timer,
             armed: None,
             helper,
-            uapi: Server::new(FIRST_UAPI),
+            uapi: Server::new(FIRST_UAPI, wgsep_policy::limits::max_clients(settings.workers)),
             interface: settings.interface,
             ports: settings.ports,
             gso: Arc::new(Gso::new(settings.udp_gso)),
@@ -205,7 +205,7 @@ impl Control {
                 Ok(ready) => ready,
                 Err(nix::Error::EINTR) => 0,
                 Err(error) => {
-                    tracing::error!("epoll_wait: {error}; this is a fault, please report it");
+                    tracing::error!("epoll_wait: {error}; {}", wgsep_policy::remedy(error));
                     return End::Failed;
                 }
             };
@@ -333,7 +333,7 @@ impl Control {
             None => self.timer.unset(),
         };
         if let Err(error) = set {
-            tracing::error!("timerfd_settime: {error}; this is a fault, please report it");
+            tracing::error!("timerfd_settime: {error}; {}", wgsep_policy::remedy(error));
             self.end = Some(End::Failed);
         }
     }

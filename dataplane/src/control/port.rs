@@ -1,7 +1,9 @@
 //! A UDP port that cannot be opened while the interface is up: when to try again, and what to say of it.
 
 use nix::libc;
+use std::ops::RangeInclusive;
 use std::time::Duration;
+use wgsep_policy::described;
 use wgsep_proto::time::Instant;
 
 /// From a refusal to the next try; doubled with each, up to [`LAST_RETRY`].
@@ -60,15 +62,25 @@ impl PortRetry {
     }
 }
 
-/// What failed, on what, why, and what to do about it.
-pub(super) fn refusal(port: u16, errno: i32, interface: &str) -> String {
-    let why = nix::Error::from_raw(errno).desc();
+/// What failed, on what, why, and what to do about it; `granted` are the ports that the helper would open.
+pub(super) fn refusal(
+    port: u16,
+    errno: i32,
+    interface: &str,
+    granted: &RangeInclusive<u16>,
+) -> String {
+    let why = described(nix::Error::from_raw(errno));
     let another = format!("choose another: wg set {interface} listen-port PORT");
     let remedy = match errno {
         libc::EADDRINUSE => {
             format!("stop the program that has it (ss -ulpn sport = :{port}), or {another}")
         }
-        libc::EACCES => format!("start wgsep with --allow-low-ports, or {another}"),
+        libc::EACCES if granted.contains(&port) => format!(
+            "the helper needs CAP_NET_BIND_SERVICE for a port below 1024 (CapabilityBoundingSet= of a unit), or {another}"
+        ),
+        libc::EACCES => format!(
+            "start wgsep with --allow-low-ports, WGSEP_ALLOW_LOW_PORTS=1 or --listen-port {port}, or {another}"
+        ),
         libc::EPERM => format!(
             "choose a port and a mark that --listen-port and --fwmark of wgsep allow: wg set {interface} listen-port PORT fwmark MARK"
         ),
@@ -83,7 +95,7 @@ pub(super) fn refusal(port: u16, errno: i32, interface: &str) -> String {
 
 /// As [`refusal`], of a mark.
 pub(super) fn mark_refusal(mark: u32, errno: i32) -> String {
-    let why = nix::Error::from_raw(errno).desc();
+    let why = described(nix::Error::from_raw(errno));
     format!(
         "cannot mark the UDP sockets with {mark:#x}: {why}; choose a mark that --fwmark of wgsep allows, and give it CAP_NET_ADMIN"
     )
@@ -130,13 +142,18 @@ mod tests {
 
     #[test]
     fn the_line_names_the_port_the_cause_and_the_remedy() {
-        let line = refusal(51820, libc::EADDRINUSE, "wg0");
+        let line = refusal(51820, libc::EADDRINUSE, "wg0", &(1024..=u16::MAX));
         assert_eq!(
             line,
-            "cannot open UDP port 51820: Address already in use; stop the program that has it \
+            "cannot open UDP port 51820: Address already in use (EADDRINUSE); stop the program that has it \
              (ss -ulpn sport = :51820), or choose another: wg set wg0 listen-port PORT"
         );
-        assert!(refusal(53, libc::EACCES, "wg0").contains("--allow-low-ports"));
-        assert!(refusal(1, libc::EPERM, "wg0").contains("--listen-port and --fwmark"));
+        let of_port_53 = |granted| refusal(53, libc::EACCES, "wg0", &granted);
+        for setting in ["--allow-low-ports", "WGSEP_ALLOW_LOW_PORTS=1", "--listen-port 53"] {
+            assert!(of_port_53(1024..=u16::MAX).contains(setting), "{setting}");
+        }
+        assert!(of_port_53(53..=53).contains("CAP_NET_BIND_SERVICE"));
+        let pinned = refusal(1, libc::EPERM, "wg0", &(7..=7));
+        assert!(pinned.contains("--listen-port and --fwmark"));
     }
 }

@@ -44,6 +44,8 @@ pub(crate) struct Server {
     /// Counts events, to tell who is silent for longest.
     now: u64,
     clients: BTreeMap<ClientId, Client>,
+    /// As many as there are descriptors for, [`MAX_CLIENTS`] at most.
+    max_clients: usize,
     /// Lengths of the transactions that are owed a reply, though their clients may be gone.
     under_way: BTreeMap<ClientId, usize>,
     /// [`MAX_TOGETHER`].
@@ -55,8 +57,11 @@ pub(crate) struct Server {
 
 impl Server {
     /// A server whose descriptors have epoll tokens from `first_token` on.
-    pub(crate) fn new(first_token: u64) -> Self {
+    ///
+    /// It serves at most `max_clients` at a time, and never more than [`MAX_CLIENTS`].
+    pub(crate) fn new(first_token: u64, max_clients: usize) -> Self {
         Self {
+            max_clients: max_clients.min(MAX_CLIENTS),
             listener: None,
             paused: false,
             first_token,
@@ -208,7 +213,7 @@ impl Server {
 
     /// Accepts the client that the listener's event is about; more of them cause more events.
     fn accept(&mut self, epoll: &Epoll) {
-        if self.clients.len() >= MAX_CLIENTS && !self.close_the_idlest() {
+        if self.clients.len() >= self.max_clients && !self.close_the_idlest() {
             self.pause(true, epoll);
             return;
         }

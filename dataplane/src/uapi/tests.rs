@@ -68,7 +68,7 @@ impl House {
         let listener = UnixListener::bind_addr(&address).unwrap();
         listener.set_nonblocking(true).unwrap();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
-        let mut server = Server::new(TOKEN);
+        let mut server = Server::new(TOKEN, MAX_CLIENTS);
         server.listen(listener.into(), &epoll).unwrap();
         let device = Device::new(Box::new(Seeded(0)));
         Self { server, epoll, address, device, delayed: None }

@@ -1,19 +1,43 @@
-//! Telling whoever started the daemon in the background how that went.
+//! Reports to the process that started the daemon in the background how the start went.
 
+use nix::sys::stat::fstat;
 use std::io::{PipeReader, PipeWriter, Read, Write, stderr};
 
-/// What the launcher hears when all is well, which is no error's line.
+/// What is written when all is well, which is no error's line.
 const READY: &str = "ready";
+
+/// Whether standard error is a stream of systemd's journal (systemd.exec(5), JOURNAL_STREAM), which notes
+/// the time itself and reads a priority from the beginning of each line.
+#[must_use]
+pub fn stderr_is_journal() -> bool {
+    let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    let identity = fstat(stderr()).map(|file| format!("{}:{}", file.st_dev, file.st_ino));
+    identity.is_ok_and(|identity| stream == *identity)
+}
 
 /// The way back to the process that waits until the daemon is ready, and nothing in the foreground.
 #[derive(Default)]
-pub struct Launcher(Option<PipeWriter>);
+pub struct Launcher {
+    pipe: Option<PipeWriter>,
+    to_journal: bool,
+}
 
 impl Launcher {
-    /// The process that reads the other end with [`Launcher::heard`].
+    /// In the foreground, before the environment is cleared.
     #[must_use]
-    pub const fn waiting(pipe: PipeWriter) -> Self {
-        Self(Some(pipe))
+    pub fn of_environment() -> Self {
+        Self { pipe: None, to_journal: stderr_is_journal() }
+    }
+
+    /// Whether standard error is a stream of the journal.
+    #[must_use]
+    pub const fn is_journal(&self) -> bool {
+        self.to_journal
+    }
+
+    /// From now on, reports to the process that reads the other end with [`Launcher::heard`].
+    pub fn report_to(&mut self, pipe: PipeWriter) {
+        self.pipe = Some(pipe);
     }
 
     /// All is ready.
@@ -21,32 +45,38 @@ impl Launcher {
         self.tell(READY);
     }
 
-    /// It failed: says so to the launcher, or else on standard error.
+    /// It failed: reports that to the launcher, or else on standard error.
     pub fn failed(&mut self, line: &str) {
         if !self.tell(line) {
-            complain(line);
+            print_error(line, self.to_journal);
         }
     }
 
     fn tell(&mut self, line: &str) -> bool {
-        self.0.take().is_some_and(|mut pipe| pipe.write_all(line.as_bytes()).is_ok())
+        self.pipe.take().is_some_and(|mut pipe| pipe.write_all(line.as_bytes()).is_ok())
     }
 
-    /// Waits to be told; true if all is ready, else it has said why not.
+    /// Waits for the report; true if all is ready, else it has printed why not.
     #[must_use]
-    pub fn heard(mut pipe: PipeReader) -> bool {
+    pub fn heard(&self, mut pipe: PipeReader) -> bool {
         let mut said = String::new();
         let _cut_short = pipe.read_to_string(&mut said);
-        match said.as_str() {
+        let line = match said.as_str() {
             READY => return true,
-            "" => complain("the daemon died before it was ready; its log says why"),
-            line => complain(line),
-        }
+            "" => "the daemon was killed before it was ready; look for the reason in: dmesg",
+            line => line,
+        };
+        print_error(line, self.to_journal);
         false
     }
 }
 
-/// Says what failed, on standard error.
+/// Prints what failed on standard error, before the environment is cleared.
 pub fn complain(line: &str) {
-    let _nobody_reads = stderr().write_all(format!("wgsep: {line}\n").as_bytes());
+    print_error(line, stderr_is_journal());
+}
+
+fn print_error(line: &str, to_journal: bool) {
+    let priority = if to_journal { "<3>" } else { "" };
+    let _unread = stderr().write_all(format!("{priority}wgsep: {line}\n").as_bytes());
 }

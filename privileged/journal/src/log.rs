@@ -69,6 +69,8 @@ pub enum Format {
 
 enum Sink {
     Stream(File),
+    /// A stream of systemd's journal.
+    Journal(File),
     Syslog(UnixDatagram),
 }
 
@@ -83,16 +85,21 @@ pub struct Log {
     partial: Vec<u8>,
     second: Instant,
     lines: u32,
+    /// The dataplane's first error before [`Log::started`], its last one since; and when it came.
+    reason: Option<(Instant, String)>,
+    /// Whether the dataplane's errors are kept for the one line with which a start fails.
+    is_starting: bool,
 }
 
 impl Log {
-    /// Lines to standard error.
+    /// Lines to standard error, which may be a stream of the journal.
     ///
     /// # Errors
     /// If it cannot be duplicated.
-    pub fn to_stderr(format: Format, most: Option<Level>) -> io::Result<Self> {
-        let stderr = io::stderr().as_fd().try_clone_to_owned()?;
-        Ok(Self::new(Sink::Stream(stderr.into()), format, most))
+    pub fn to_stderr(format: Format, most: Option<Level>, is_journal: bool) -> io::Result<Self> {
+        let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+        let sink = if is_journal { Sink::Journal(stderr) } else { Sink::Stream(stderr) };
+        Ok(Self::new(sink, format, most))
     }
 
     /// Lines to the end of a file.
@@ -120,7 +127,18 @@ impl Log {
         let (interface, partial) = (String::new(), Vec::new());
         let other = if most == Some(Level::Debug) { Level::Info } else { Level::Debug };
         let other = Some(other);
-        Self { sink, format, most, other, interface, partial, second: Instant::now(), lines: 0 }
+        Self {
+            sink,
+            format,
+            most,
+            other,
+            interface,
+            partial,
+            second: Instant::now(),
+            lines: 0,
+            reason: None,
+            is_starting: true,
+        }
     }
 
     /// Changes between the level it was started with and `debug`, or `info` if that was it already,
@@ -133,6 +151,23 @@ impl Log {
         self.info(&format!("SIGHUP: log level was {} and is now {}", name(before), name(now)));
         (self.most, self.other) = (now, before);
         now
+    }
+
+    /// The start succeeded: from now on the dataplane's errors are lines of their own.
+    pub fn started(&mut self) {
+        self.is_starting = false;
+        if let Some((_, error)) = self.reason.take() {
+            self.error(&error);
+        }
+    }
+
+    /// Why the dataplane ended, escaped, if it logged that: its first error of a start, or a later one of
+    /// the last second.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        let is_recent =
+            |came: &Instant| self.is_starting || came.elapsed() < Duration::from_secs(1);
+        self.reason.as_ref().filter(|(came, _)| is_recent(came)).map(|(_, line)| &**line)
     }
 
     /// Names the interface in every line.
@@ -148,6 +183,10 @@ impl Log {
         let message = escape(message);
         let interface = &self.interface;
         let _lost = match (&self.sink, self.format) {
+            (Sink::Journal(stream), Format::Text) => {
+                let line = format!("<{}>wgsep[{interface}]: {message}\n", level as u8);
+                write_now(stream, line.as_bytes())
+            }
             (Sink::Syslog(socket), _) => {
                 let line = format!("<{}>wgsep[{interface}]: {message}", FACILITY | level as u8);
                 socket.send(line.as_bytes())
@@ -157,9 +196,13 @@ impl Log {
                     format!("{} {} wgsep[{interface}]: {message}\n", timestamp(), level.name());
                 write_now(stream, line.as_bytes())
             }
-            (Sink::Stream(stream), Format::Json) => {
+            (sink @ (Sink::Stream(stream) | Sink::Journal(stream)), Format::Json) => {
+                let priority = match sink {
+                    Sink::Journal(_) => format!("<{}>", level as u8),
+                    _ => String::new(),
+                };
                 let line = format!(
-                    "{{\"time\":\"{}\",\"level\":\"{}\",\"interface\":\"{}\",\"message\":\"{}\"}}\n",
+                    "{priority}{{\"time\":\"{}\",\"level\":\"{}\",\"interface\":\"{}\",\"message\":\"{}\"}}\n",
                     timestamp(),
                     level.name(),
                     json(interface),
@@ -213,10 +256,20 @@ impl Log {
         let line = line.trim();
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match Level::parse(word) {
+            Some(Level::Error) => self.dataplane_error(rest.trim_start()),
             Some(level) => self.line(level, rest.trim_start()),
             None if line.is_empty() => {}
-            None => self.line(Level::Error, line),
+            None => self.dataplane_error(line),
         }
+    }
+
+    fn dataplane_error(&mut self, message: &str) {
+        if !self.is_starting {
+            self.error(message);
+        } else if self.reason.is_some() {
+            return;
+        }
+        self.reason = Some((Instant::now(), escape(message)));
     }
 }
 
@@ -317,6 +370,7 @@ mod tests {
     fn hostile_lines_are_escaped_bounded_and_keep_their_level() {
         let path = std::env::temp_dir().join(format!("wgsep-log-test-{}", std::process::id()));
         let mut log = Log::to_file(&path, Format::Text, Some(Level::Info)).unwrap();
+        log.started();
         log.set_interface("wg0");
         let (reader, writer) = pipe().unwrap();
         let long = "x".repeat(3000);
@@ -350,6 +404,49 @@ mod tests {
             let text = String::from_utf8_lossy(&buffer[..len]);
             assert_eq!(text.matches("SIGHUP: log level was ").count(), 2, "{text}");
         }
+    }
+
+    /// A log into a pipe, and what reads the pipe.
+    fn piped(sink: impl Fn(File) -> Sink, format: Format) -> (Log, impl Fn() -> String) {
+        let (reader, writer) = pipe2(OFlag::O_NONBLOCK).unwrap();
+        let mut log = Log::new(sink(writer.into()), format, Some(Level::Info));
+        log.set_interface("wg0");
+        let written = move || {
+            let mut buffer = [0; 4096];
+            let len = read(&reader, &mut buffer).unwrap_or(0);
+            String::from_utf8_lossy(&buffer[..len]).into_owned()
+        };
+        (log, written)
+    }
+
+    #[test]
+    fn the_journal_gets_priorities_and_no_time() {
+        let (log, written) = piped(Sink::Journal, Format::Text);
+        log.line(Level::Warn, "look");
+        log.error("it failed");
+        assert_eq!(written(), "<4>wgsep[wg0]: look\n<3>wgsep[wg0]: it failed\n");
+        let (log, written) = piped(Sink::Journal, Format::Json);
+        log.info("all is well");
+        assert!(written().starts_with("<6>{\"time\":\"2"));
+    }
+
+    #[test]
+    fn the_first_error_of_a_start_is_kept_for_its_line_and_logged_if_it_succeeds() {
+        let (mut log, written) = piped(Sink::Stream, Format::Text);
+        assert_eq!(log.reason(), None);
+        log.dataplane_line("ERROR no \u{1b}memory");
+        log.dataplane_line("ERROR the end");
+        assert_eq!(log.reason(), Some("no \\u{1b}memory"));
+        assert_eq!(written(), "");
+        log.started();
+        assert!(written().ends_with(" ERROR wgsep[wg0]: no \\u{1b}memory\n"));
+        assert_eq!(log.reason(), None);
+        log.dataplane_line("ERROR port taken");
+        log.dataplane_line("ERROR out of memory");
+        assert_eq!(written().lines().count(), 2);
+        assert_eq!(log.reason(), Some("out of memory"));
+        log.reason = log.reason.map(|(came, line)| (came - Duration::from_secs(2), line));
+        assert_eq!(log.reason(), None, "an error of long ago is no reason");
     }
 
     #[test]

@@ -19,10 +19,10 @@ pub fn daemonize(launcher: &mut Launcher) -> Result<()> {
     if let ForkResult::Parent { child } = sys::fork().step("fork")? {
         drop(outcome_end);
         let _reaped = waitpid(child, None);
-        exit(if Launcher::heard(outcome) { 0 } else { 1 })
+        exit(if launcher.heard(outcome) { 0 } else { 1 })
     }
     drop(outcome);
-    *launcher = Launcher::waiting(outcome_end);
+    launcher.report_to(outcome_end);
     setsid().step("setsid")?;
     // Not the leader of its session, so that no terminal can ever become its own.
     if sys::fork().step("fork")?.is_parent() {

@@ -22,6 +22,7 @@ pub use tun::check_name;
 pub use wgsep_journal::{Format, Level, complain};
 pub use wgsep_policy::Grants;
 
+use nix::errno::Errno;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use startup::Inherited;
 use std::path::{Path, PathBuf};
@@ -62,7 +63,7 @@ pub struct Options {
 
 /// Runs the daemon to its end; true if that was an orderly one.
 pub fn run(options: &Options) -> bool {
-    let mut launcher = Launcher::default();
+    let mut launcher = Launcher::of_environment();
     match start(options, &mut launcher).and_then(|unsealed| unsealed.seal(&mut launcher)) {
         Ok(monitor) => monitor.serve(),
         Err(error) => {
@@ -75,9 +76,11 @@ pub fn run(options: &Options) -> bool {
 /// Everything up to the moment when the dataplane is there.
 fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     check_name(&options.interface)?;
+    startup::check_infallible_calls()?;
     let user = wgsep_policy::user::choose(options.user.as_deref())?;
     let Inherited { tun, uapi, manager } = startup::clean_process()?;
-    let mut log = open_log(options)?;
+    startup::limit_descriptors(options.workers)?;
+    let mut log = open_log(options, launcher.is_journal())?;
     if !options.foreground {
         background::daemonize(launcher)?;
     }
@@ -122,15 +125,22 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
 }
 
 /// Where there is no system log, a daemon in the background has a file under /var/log.
-fn open_log(options: &Options) -> Result<Log> {
+fn open_log(options: &Options, is_journal: bool) -> Result<Log> {
     let (format, most) = (options.log_format, options.log_level);
     let to_file = |path: &Path| {
-        let step = format!("cannot log to {}; choose another --log-file", path.display());
-        Log::to_file(path, format, most).step(&step)
+        let step = format!("open the log {}", path.display());
+        let advice = format!(
+            "cannot log to {}: its directory is missing, read-only or another user's; choose another --log-file",
+            path.display()
+        );
+        let known = [Errno::ENOENT, Errno::EROFS, Errno::EACCES, Errno::ENOTDIR];
+        Log::to_file(path, format, most).advise(&step, &[(&known, &advice)])
     };
     match &options.log_file {
         Some(path) => to_file(path),
-        None if options.foreground => Log::to_stderr(format, most).step("standard error"),
+        None if options.foreground => {
+            Log::to_stderr(format, most, is_journal).step("standard error")
+        }
         None => Log::to_syslog(format, most)
             .or_else(|_| to_file(Path::new(&format!("/var/log/wgsep-{}.log", options.interface)))),
     }

@@ -6,8 +6,10 @@ use core::convert::Infallible;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use nix::unistd::{ForkResult, Gid, Uid, chdir, execveat, geteuid, pipe2, setsid, write};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Gid, Pid, Uid, chdir, execveat, geteuid, pipe2, setsid, write};
 use std::ffi::CString;
 use std::fs::{OpenOptions, metadata};
 use std::io::{PipeReader, Read};
@@ -80,6 +82,14 @@ pub fn start(options: &Options, interface: &str, user: Option<(Uid, Gid)>) -> Re
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).step("socketpair")?;
+    let channel = Channel::new(ours).map_err(|error| {
+        Error::new(match error {
+            wgsep_ipc::Error::Io(errno) => {
+                format!("channel: {error}; {}", wgsep_policy::remedy(errno))
+            }
+            _ => format!("channel: {error}; this is a fault, please report it"),
+        })
+    })?;
     let (log, log_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).step("log pipe")?;
     let (outcome, outcome_end) = std::io::pipe().step("pipe")?;
     let child = Child {
@@ -99,16 +109,21 @@ pub fn start(options: &Options, interface: &str, user: Option<(Uid, Gid)>) -> Re
         }
     };
     drop(child);
-    let pidfd = sys::pidfd_open(pid).step("pidfd_open")?;
-    let report = read_outcome(outcome)?;
+    let (pidfd, report) = sys::pidfd_open(pid)
+        .step("pidfd_open")
+        .and_then(|pidfd| Ok((pidfd, read_outcome(outcome)?)))
+        .inspect_err(|_| end(pid))?;
     let changed = user.filter(|_| report.state(Layer::User) == State::Applied);
     let uid = changed.map_or_else(geteuid, |(uid, _)| uid);
-    let channel = Channel::new(ours).map_err(|error| {
-        Error::new(format!("channel: {error}; this is a fault, please report it"))
-    })?;
     // The workers, the control thread, and the first one, which waits for it.
     let threads = options.workers + 2;
     Ok(Dataplane { process: Process { pidfd, log }, channel, pid, uid, threads, report })
+}
+
+/// Ends a child that did not become a dataplane: what it holds of the interface goes with it.
+fn end(child: Pid) {
+    let _already_gone = kill(child, Signal::SIGKILL);
+    let _reaped = waitpid(child, None);
 }
 
 /// The page in which the host counts the copies of this virtual machine, where it does.

@@ -19,6 +19,30 @@ pub struct Inherited {
     pub manager: ServiceManager,
 }
 
+/// Makes the calls that by their manuals always succeed, and which the libraries take at their word: a
+/// filter of system calls around this process may refuse them all the same.
+///
+/// # Errors
+/// If one is refused.
+pub fn check_infallible_calls() -> Result<()> {
+    sys::INFALLIBLE.iter().try_for_each(|(name, call)| sys::try_call(*call).step(name))
+}
+
+/// Limits descriptors to what is of use, within the launcher's own limit.
+///
+/// # Errors
+/// If that is too low for so many workers.
+pub fn limit_descriptors(workers: usize) -> Result<()> {
+    let limit = limits::limit_descriptors().step("limit descriptors")?;
+    let needed = limits::min_descriptors(workers);
+    if limit >= needed {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "the hard limit on open files is {limit}, and {workers} workers need {needed}; raise it (ulimit -Hn {needed}, LimitNOFILE= of a unit), or start with fewer --workers"
+    )))
+}
+
 /// Closes what the launcher left open, forgets the environment, and sets mask and core limit.
 ///
 /// # Errors

@@ -7,10 +7,38 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 nix::ioctl_write_ptr_bad!(tunsetiff, libc::TUNSETIFF, libc::ifreq);
 nix::ioctl_read_bad!(tungetiff, libc::TUNGETIFF, libc::ifreq);
+nix::ioctl_readwrite_bad!(siocgifindex, libc::SIOCGIFINDEX, libc::ifreq);
 nix::ioctl_write_ptr_bad!(tunsetvnethdrsz, libc::TUNSETVNETHDRSZ, c_int);
 nix::ioctl_write_ptr_bad!(tunsetqueue, libc::TUNSETQUEUE, libc::ifreq);
 nix::ioctl_write_int_bad!(tunsetoffload, libc::TUNSETOFFLOAD);
 nix::ioctl_write_int_bad!(tunsetlink, libc::TUNSETLINK);
+
+/// Calls without an error in their manuals, and getrandom(2), without which no key is safe; each with
+/// arguments that change nothing but the umask, which is set at the start in any case.
+pub(crate) const INFALLIBLE: [(&str, [libc::c_long; 4]); 6] = [
+    ("geteuid", [libc::SYS_geteuid, 0, 0, 0]),
+    ("getegid", [libc::SYS_getegid, 0, 0, 0]),
+    ("getpid", [libc::SYS_getpid, 0, 0, 0]),
+    ("getppid", [libc::SYS_getppid, 0, 0, 0]),
+    ("umask", [libc::SYS_umask, 0o077, 0, 0]),
+    ("getrandom", [libc::SYS_getrandom, 0, 0, libc::GRND_INSECURE as libc::c_long]),
+];
+
+/// Makes a system call of plain integers.
+pub(crate) fn try_call([call, first, second, third]: [libc::c_long; 4]) -> nix::Result<()> {
+    // SAFETY: none of the calls of the table reads or writes memory: a length of 0 goes with the pointer.
+    Errno::result(unsafe { libc::syscall(call, first, second, third) }).map(drop)
+}
+
+/// The index of an interface of this process's network namespace.
+pub(crate) fn interface_index(name: &str, socket: BorrowedFd<'_>) -> nix::Result<u32> {
+    let mut request = request(name.as_bytes());
+    // SAFETY: the request is live; SIOCGIFINDEX reads its name and writes the index.
+    unsafe { siocgifindex(socket.as_raw_fd(), &raw mut request) }?;
+    // SAFETY: SIOCGIFINDEX wrote the index, a plain integer.
+    let index = unsafe { request.ifr_ifru.ifru_ifindex };
+    u32::try_from(index).map_err(|_| Errno::EPROTO)
+}
 
 fn request(name: &[u8]) -> libc::ifreq {
     // SAFETY: an all-zero ifreq is a valid one: an empty name, flags 0.

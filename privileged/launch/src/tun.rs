@@ -7,10 +7,10 @@ use crate::{Offload, Options, sys};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
-use nix::net::if_::if_nametoindex;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
 use wgsep_ipc::TunOffload;
 use wgsep_policy::{Capability, capabilities};
 use wgsep_privileged::{Error, Result, Step};
@@ -125,7 +125,11 @@ impl TunDevice {
             &format!("create interface {name}"),
             &[
                 (&TAKEN, &name_taken(name)),
-                (&[Errno::EPERM], &format!("no permission to create interface {name}: CAP_NET_ADMIN is missing; run as root, or: setcap cap_net_admin+ep wgsep")),
+                (&[Errno::EPERM], &format!("no permission to create interface {name}: {}", if capabilities::has(Capability::CAP_NET_ADMIN) {
+                    "a filter of system calls refuses ioctl(2), or CAP_NET_ADMIN is not of this network namespace; allow it in the container or unit"
+                } else {
+                    "CAP_NET_ADMIN is missing; run as root, or: setcap cap_net_admin+ep wgsep"
+                })),
             ],
         )?;
         // Without it, an address is generated only after a move.
@@ -222,8 +226,11 @@ impl TunDevice {
     }
 }
 
+/// By a socket of this process: if_nametoindex(3) hides why it has none.
 fn index_of(name: &str) -> Result<u32> {
-    if_nametoindex(name).step("index of the interface")
+    const STEP: &str = "index of the interface";
+    let socket = UnixDatagram::unbound().step(STEP)?;
+    sys::interface_index(name, socket.as_fd()).step(STEP)
 }
 
 /// What the kernel says where a name is in use.

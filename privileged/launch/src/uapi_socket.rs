@@ -4,14 +4,17 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use nix::sys::socket::{UnixAddr, getsockname, getsockopt, sockopt};
+use nix::sys::socket::{
+    self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr, getsockname, getsockopt, listen,
+    socket, sockopt,
+};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::mkdir;
 use std::fs::{File, OpenOptions, remove_file, symlink_metadata};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::UnixDatagram;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use wgsep_privileged::{DIRECTORY, Error, Result, SocketFile, Step};
@@ -30,11 +33,15 @@ pub fn bind(interface: &str) -> Result<(OwnedFd, SocketFile)> {
     remove_stale(&path)?;
     // Before the file exists, so that no removal goes unseen.
     let watch = watch_directory(interface)?;
-    let listener = with_umask(0o177, || UnixListener::bind(&path))
-        .map_err(|error| not_writable(&path, &error))?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let listener =
+        socket(AddressFamily::Unix, SockType::Stream, flags, None).step("UAPI socket")?;
+    let address = UnixAddr::new(&*path).step("UAPI socket")?;
+    writable(&path, with_umask(0o177, || socket::bind(listener.as_raw_fd(), &address)))?;
+    // From here on the file goes if anything fails.
     let file = SocketFile::new(directory, watch, interface, create_report(interface));
-    listener.set_nonblocking(true).step("UAPI socket")?;
-    Ok((listener.into(), file))
+    listen(&listener, Backlog::MAXCONN).step("listen on the UAPI socket")?;
+    Ok((listener, file))
 }
 
 /// Takes over a socket that is already bound and listening (WG_UAPI_FD).
@@ -75,10 +82,25 @@ fn watch_directory(interface: &str) -> Result<Inotify> {
     Ok(watch)
 }
 
-fn not_writable(path: &str, error: &io::Error) -> Error {
-    Error::new(format!(
-        "cannot bind {path}: {error}; run as root, or make the directory writable: install -d -m 0770 -g \"$(id -gn)\" {DIRECTORY}"
-    ))
+/// What it may mean that a path in the directory, or the directory, cannot be written.
+fn writable<T, E: Into<io::Error>>(path: &str, result: core::result::Result<T, E>) -> Result<T> {
+    result.advise(
+        &format!("write {path}"),
+        &[
+            (
+                &[Errno::EACCES],
+                &format!("no permission to write {path}; run as root, or make the directory writable: install -d -m 0770 -g \"$(id -gn)\" {DIRECTORY}"),
+            ),
+            (
+                &[Errno::EROFS],
+                &format!("{path} is on a read-only file system; mount one there that can be written: mount -t tmpfs -o mode=755 none {DIRECTORY}"),
+            ),
+            (
+                &[Errno::ENOTDIR],
+                &format!("cannot write {path}: {DIRECTORY} is no directory; move it away"),
+            ),
+        ],
+    )
 }
 
 fn with_umask<T>(mask: libc::mode_t, work: impl FnOnce() -> T) -> T {
@@ -91,12 +113,12 @@ fn with_umask<T>(mask: libc::mode_t, work: impl FnOnce() -> T) -> T {
 /// Opens the directory, making it (0755) if it is missing.
 fn open_directory() -> Result<File> {
     match with_umask(0o022, || mkdir(DIRECTORY, Mode::from_bits_truncate(0o755))) {
-        Ok(()) | Err(Errno::EEXIST) => {}
-        Err(errno) => return Err(not_writable(DIRECTORY, &errno.into())),
+        Err(Errno::EEXIST) => {}
+        made => writable(DIRECTORY, made)?,
     }
     let mut open = OpenOptions::new();
     open.read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_PATH);
-    open.open(DIRECTORY).step(DIRECTORY)
+    writable(DIRECTORY, open.open(DIRECTORY))
 }
 
 /// Removes a socket that nobody holds; refuses everything else.
@@ -129,9 +151,7 @@ fn is_in_use(path: &str) -> Result<bool> {
     let errno = probe.connect(path).map_or_else(|error| error.raw_os_error(), |()| None);
     match errno {
         Some(libc::ECONNREFUSED) => match remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(not_writable(path, &error))
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => writable(path, Err(error)),
             _gone => Ok(false),
         },
         // Its daemon has removed it in the meantime.
