@@ -79,11 +79,10 @@ install: build
 		bin/dist/wgsep@.service.in >$(DESTDIR)$(UNITDIR)/wgsep@.service
 	install -m 644 bin/dist/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/wgsep.conf
 	install -m 644 bin/dist/tmpfiles.conf $(DESTDIR)$(TMPFILESDIR)/wgsep.conf
-	$(CARGO) run --release --locked --quiet -p wgsep --example completions -- $(CARGO_TARGET_DIR)
-	install -m 644 $(CARGO_TARGET_DIR)/wgsep.bash \
+	install -m 644 bin/dist/completions/wgsep.bash \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/wgsep
-	install -m 644 $(CARGO_TARGET_DIR)/_wgsep $(DESTDIR)$(PREFIX)/share/zsh/site-functions
-	install -m 644 $(CARGO_TARGET_DIR)/wgsep.fish \
+	install -m 644 bin/dist/completions/_wgsep $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+	install -m 644 bin/dist/completions/wgsep.fish \
 		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
 # Laid out anew, so that the package has nothing of an older one. /usr is where Debian looks.

@@ -102,6 +102,17 @@ fn refused(step: &str, errno: nix::Error) -> String {
     format!("{step}: {}; {}", described(errno), remedy(errno))
 }
 
+/// The same of starting a thread.
+fn no_thread(step: &str, errno: nix::Error) -> String {
+    match errno {
+        nix::Error::EAGAIN => format!(
+            "{step}: {}; raise the limit on threads: ulimit -u, TasksMax= of a unit, --pids-limit of a container",
+            described(errno)
+        ),
+        _ => refused(step, errno),
+    }
+}
+
 fn parse_ports(value: &str) -> Option<RangeInclusive<u16>> {
     let (first, last) = value.split_once('-')?;
     Some(first.parse().ok()?..=last.parse().ok()?)
@@ -159,7 +170,7 @@ fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<E
         told.get_or_init(|| control(channel, sandbox, arguments, vm_clock, stacks));
     };
     secret::spawn(c"control", stack, Allocates::Secrets, body)
-        .map_err(|errno| refused(failed, errno))?;
+        .map_err(|errno| no_thread(failed, errno))?;
     outcome.wait().clone()
 }
 
@@ -195,7 +206,7 @@ fn start_workers(control: &Control, workers: usize, mut stacks: Stacks) -> Resul
         stacks
             .take(WORKER_STACK)
             .and_then(|stack| secret::spawn(c"worker", stack, Allocates::Packets, body))
-            .map_err(|errno| refused(&format!("start worker {number}"), errno))?;
+            .map_err(|errno| no_thread(&format!("start worker {number}"), errno))?;
     }
     all_run.wait();
     Ok(())

@@ -74,6 +74,8 @@ pub const fn remedy(errno: nix::Error) -> &'static str {
         Errno::EAFNOSUPPORT => {
             "allow the address family (RestrictAddressFamilies= of a unit), or take a kernel that has it"
         }
+        Errno::ENOENT => "make or mount what is missing there",
+        Errno::EFBIG => "raise the limit on the size of files (ulimit -f, LimitFSIZE= of a unit)",
         Errno::EROFS => "mount a writable file system there",
         _ => "if nothing explains it, please report it",
     }

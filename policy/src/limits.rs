@@ -1,6 +1,6 @@
 //! Resource limits.
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 /// Descriptors that a process may have: UAPI clients, workers, sockets, TUN queues, and spare capacity.
 pub const MAX_DESCRIPTORS: u64 = 256;
@@ -35,6 +35,18 @@ pub fn limit_dataplane() -> nix::Result<()> {
     no_core()?;
     allow_locked_memory()?;
     limit_descriptors().map(drop)
+}
+
+/// Lets files grow as far as the launcher's limit allows, which secret memory has to.
+///
+/// # Errors
+/// As setrlimit(2).
+pub fn allow_file_growth() -> nix::Result<()> {
+    let fsize = Resource::RLIMIT_FSIZE;
+    setrlimit(fsize, RLIM_INFINITY, RLIM_INFINITY).or_else(|_| {
+        let (_, most) = getrlimit(fsize)?;
+        setrlimit(fsize, most, most)
+    })
 }
 
 /// Limits this process to [`MAX_DESCRIPTORS`], or to its hard limit where that is lower and may not be

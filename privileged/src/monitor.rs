@@ -244,6 +244,9 @@ impl Monitor {
             return violation("it closed its channel or its log");
         }
         let what = match self.status() {
+            Some(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => {
+                "the dataplane was killed by SIGKILL (from outside, or for lack of memory: see dmesg)".to_owned()
+            }
             Some(WaitStatus::Signaled(_, signal, _)) => {
                 format!("the dataplane was killed by {signal}")
             }
@@ -259,7 +262,10 @@ impl Monitor {
     pub(crate) fn with_reason(&mut self, what: &str) -> String {
         self.forward_last_lines();
         match self.log.reason() {
-            Some(error) => format!("{what}: {error}"),
+            Some(error) if error.contains("; ") => format!("{what}: {error}"),
+            Some(error) => {
+                format!("{what}: {error}; raise the limits it was started with, or report it")
+            }
             None => format!("{what}; start it again, and report it unless you did that"),
         }
     }

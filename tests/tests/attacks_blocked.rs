@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::libc;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -14,8 +15,11 @@ use seccompiler::{
 };
 use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
-use wgsep_tests::process::Process;
+use wgsep_tests::process::{self, Process};
+use wgsep_tests::scratch::Scratch;
+use wgsep_tests::skip::skip;
 use wgsep_tests::{procfs, require, wait};
 
 /// How long a refusal may take on a busy machine.
@@ -75,10 +79,17 @@ fn refusal(netns: &Arc<Netns>, arguments: &[&str], calls: &[Blocked], errno: i32
     let log = process.log();
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(!log.contains("started"), "{log}");
-    assert!(procfs::with_argument(&interface).is_empty(), "a process is left");
-    assert!(!netns.run("ip -o link").contains(&interface), "the interface is left");
-    assert!(socket_path(&interface).symlink_metadata().is_err(), "the socket is left");
+    assert_nothing_left(netns, &interface, &log);
     log
+}
+
+#[track_caller]
+fn assert_nothing_left(netns: &Netns, interface: &str, log: &str) {
+    assert!(procfs::with_argument(interface).is_empty(), "a process is left: {log}");
+    assert!(!netns.run("ip -o link").contains(interface), "the interface is left: {log}");
+    for file in [socket_path(interface), socket_path(interface).with_extension("sandbox")] {
+        assert!(file.symlink_metadata().is_err(), "{} is left: {log}", file.display());
+    }
 }
 
 #[test]
@@ -125,10 +136,261 @@ fn attack_13_without_a_mandatory_layer_it_refuses_always_and_says_which() {
         (&[prctl(libc::PR_SET_NO_NEW_PRIVS)], libc::EPERM, "no_new_privs"),
         (&[prctl(libc::PR_SET_DUMPABLE)], libc::EPERM, "become non-dumpable"),
         (&[Blocked(libc::SYS_capset, None)], libc::EPERM, "reduce capabilities"),
-        (&[Blocked(libc::SYS_prlimit64, None)], libc::EPERM, "core limit"),
+        (&[Blocked(libc::SYS_prlimit64, None)], libc::EPERM, "limit"),
         (&[Blocked(libc::SYS_close_range, None)], libc::ENOSYS, "close inherited descriptors"),
     ] {
         let said = refusal(&netns, &[], calls, errno);
         assert!(said.contains(named), "{named}: {said}");
+    }
+}
+
+/// What becomes of a start in which every call of one number is refused.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug)]
+enum Outcome {
+    /// It serves, with what it says of its layers.
+    Serves,
+    /// It says in one line which step failed and why.
+    Refuses(&'static str),
+    /// The loader, libc or the runtime end before main, or nothing can be written: nothing is left.
+    Ends,
+}
+
+#[cfg(target_arch = "x86_64")]
+macro_rules! calls {
+    ($($call:ident => $outcome:expr,)*) => { &[$((stringify!($call), libc::$call, $outcome)),*] };
+}
+
+/// Every system call of a start, of both processes, as strace(1) sees them.
+#[cfg(target_arch = "x86_64")]
+const CALLS: &[(&str, i64, Outcome)] = {
+    use Outcome::{Ends, Refuses, Serves};
+    calls![
+        SYS_access => Serves,
+        SYS_arch_prctl => Ends,
+        SYS_bind => Refuses("write /var/run/wireguard/"),
+        SYS_brk => Serves,
+        SYS_capget => Refuses("sandbox: check capabilities"),
+        SYS_capset => Refuses("sandbox: reduce capabilities"),
+        SYS_chdir => Refuses("prepare the dataplane"),
+        SYS_clone => Refuses("fork"),
+        // ENOSYS has glibc take clone instead.
+        SYS_clone3 => Refuses("start the control thread"),
+        SYS_close => Ends,
+        SYS_close_range => Refuses("close inherited descriptors"),
+        SYS_connect => Serves,
+        SYS_dup2 => Refuses("prepare the dataplane"),
+        SYS_epoll_create1 => Refuses("set up the control thread"),
+        SYS_epoll_ctl => Refuses("set up the control thread"),
+        SYS_epoll_wait => Refuses("epoll_wait"),
+        SYS_eventfd2 => Refuses("set up the control thread"),
+        SYS_execveat => Refuses("execute wgsep-dataplane"),
+        SYS_exit => Serves,
+        SYS_exit_group => Serves,
+        SYS_faccessat2 => Serves,
+        SYS_fchdir => Serves,
+        SYS_fcntl => Refuses("standard error"),
+        SYS_ftruncate => Serves,
+        SYS_futex => Ends,
+        SYS_getdents64 => Refuses("verify the dataplane"),
+        SYS_getegid => Refuses("getegid"),
+        SYS_geteuid => Refuses("geteuid"),
+        SYS_getpid => Refuses("getpid"),
+        SYS_getppid => Refuses("getppid"),
+        SYS_getpriority => Serves,
+        SYS_getrandom => Refuses("getrandom"),
+        SYS_getsockopt => Refuses("channel"),
+        SYS_gettid => Serves,
+        SYS_inotify_add_watch => Refuses("watch the UAPI socket"),
+        SYS_inotify_init1 => Refuses("inotify"),
+        SYS_ioctl => Refuses("create interface"),
+        SYS_kill => Serves,
+        SYS_landlock_add_rule => Serves,
+        SYS_landlock_create_ruleset => Serves,
+        SYS_landlock_restrict_self => Serves,
+        SYS_listen => Refuses("listen on the UAPI socket"),
+        SYS_lseek => Serves,
+        SYS_madvise => Serves,
+        SYS_memfd_secret => Serves,
+        SYS_mkdir => Refuses("write /var/run/wireguard"),
+        SYS_mlock2 => Serves,
+        SYS_mmap => Ends,
+        SYS_mount => Serves,
+        SYS_mprotect => Ends,
+        SYS_munmap => Serves,
+        SYS_newfstatat => Ends,
+        SYS_openat => Ends,
+        SYS_pidfd_open => Refuses("pidfd_open"),
+        SYS_pidfd_send_signal => Serves,
+        SYS_pipe2 => Refuses("pipe"),
+        SYS_pivot_root => Serves,
+        SYS_poll => Ends,
+        SYS_ppoll => Refuses("ppoll"),
+        SYS_prctl => Refuses("sandbox: no_new_privs"),
+        SYS_pread64 => Ends,
+        SYS_prlimit64 => Refuses("limit"),
+        SYS_read => Ends,
+        SYS_readlink => Refuses("find the helper's own program"),
+        SYS_readlinkat => Serves,
+        SYS_recvfrom => Refuses("set the MTU"),
+        SYS_recvmsg => Refuses("receive a request"),
+        SYS_rseq => Serves,
+        SYS_rt_sigaction => Ends,
+        SYS_rt_sigprocmask => Ends,
+        SYS_rt_sigreturn => Serves,
+        SYS_sched_getaffinity => Serves,
+        SYS_seccomp => Refuses("sandbox: seccomp"),
+        SYS_sendmsg => Refuses("cannot ask the helper"),
+        SYS_sendto => Refuses("set the MTU"),
+        SYS_set_robust_list => Serves,
+        SYS_set_tid_address => Serves,
+        SYS_setgroups => Serves,
+        SYS_setpriority => Serves,
+        SYS_setresgid => Serves,
+        SYS_setresuid => Serves,
+        SYS_setsid => Refuses("prepare the dataplane"),
+        SYS_setsockopt => Serves,
+        SYS_sigaltstack => Serves,
+        SYS_signalfd4 => Refuses("signalfd"),
+        SYS_socket => Refuses("index of the interface"),
+        SYS_socketpair => Refuses("socketpair"),
+        SYS_statx => Serves,
+        SYS_timerfd_create => Refuses("set up the control thread"),
+        SYS_umask => Refuses("umask"),
+        SYS_umount2 => Serves,
+        SYS_unlink => Serves,
+        SYS_unlinkat => Serves,
+        SYS_unshare => Serves,
+        SYS_wait4 => Serves,
+        SYS_waitid => Serves,
+        SYS_write => Ends,
+    ]
+};
+
+/// Starts wgsep where `call` is refused: how it ended, if it did, its log, and the interface's name.
+#[cfg(target_arch = "x86_64")]
+fn start_without(netns: &Arc<Netns>, call: Blocked, errno: i32) -> (Option<i32>, String, String) {
+    let interface = unique_interface();
+    let mut command = Wgsep.command(netns, &interface);
+    block(&mut command, &[call], errno);
+    let mut process = Process::spawn(command, "wgsep without a call");
+    let ended = wait::poll(LIMIT, || match process.try_exit() {
+        // A signal is no exit code.
+        Some(status) => Some(Some(status.code().unwrap_or(-1))),
+        None => process.log().contains("started: ").then_some(None),
+    });
+    let Some(ended) = ended else { panic!("it hangs: {}", process.log()) };
+    (ended, process.log(), interface)
+}
+
+/// As containers and units that were written for another program do.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn attack_13_whichever_call_is_refused_it_serves_or_says_which_step_failed_in_one_line() {
+    require!(Wgsep);
+    let netns = Netns::new();
+    for (name, call, expected) in CALLS {
+        for errno in [libc::EPERM, libc::ENOSYS] {
+            let what = format!("{name} {:?}", Errno::from_raw(errno));
+            let (ended, log, interface) = start_without(&netns, Blocked(*call, None), errno);
+            if ended.is_none() {
+                let falls_back = (*call, errno) == (libc::SYS_clone3, libc::ENOSYS);
+                assert!(falls_back || matches!(expected, Outcome::Serves), "{what} serves: {log}");
+                let _killed_with_its_socket = std::fs::remove_file(socket_path(&interface));
+                let report = socket_path(&interface).with_extension("sandbox");
+                let _killed_with_its_report = std::fs::remove_file(report);
+                continue;
+            }
+            assert_nothing_left(&netns, &interface, &format!("{what}: {log}"));
+            match expected {
+                Outcome::Refuses(step) => {
+                    assert_eq!(ended, Some(1), "{what}: {log}");
+                    assert_eq!(log.lines().count(), 1, "{what}: {log}");
+                    let errno = Errno::from_raw(errno);
+                    let names_it = log.contains(step)
+                        && (log.contains(errno.desc()) || log.contains("a filter of system calls"))
+                        && log.contains("; ");
+                    assert!(names_it, "{what}: {log}");
+                    for wrong in ["is a fault", "under attack", "memory", "mount /proc", "setcap"] {
+                        assert!(!log.contains(wrong), "{what}: {log}");
+                    }
+                }
+                Outcome::Ends => assert_ne!(ended, Some(0), "{what}: {log}"),
+                Outcome::Serves => panic!("{what}: it ended with {ended:?}: {log}"),
+            }
+        }
+    }
+}
+
+/// The table above is of no use for a call that it lacks.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn every_call_of_a_start_is_in_the_table() {
+    require!(Wgsep);
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skip("strace is missing: install it to look for new system calls");
+    }
+    let (netns, scratch, interface) = (Netns::new(), Scratch::new(), unique_interface());
+    let trace = scratch.join("trace");
+    let mut command = netns.command("strace");
+    command.args(["-f", "-qq", "-o"]).arg(&trace);
+    command.arg(wgsep_program("wgsep")).args(["-f", &interface]);
+    let process = Process::spawn(command, "wgsep under strace");
+    wait::until("it has started", LIMIT, || process.log().contains("started: "));
+    drop(process);
+    let _killed_with_its_socket = std::fs::remove_file(socket_path(&interface));
+    let _and_report = std::fs::remove_file(socket_path(&interface).with_extension("sandbox"));
+    let known: Vec<_> = CALLS.iter().map(|(name, ..)| name.trim_start_matches("SYS_")).collect();
+    let text = std::fs::read_to_string(&trace).unwrap();
+    let made = text.lines().filter_map(|line| {
+        let (name, _) = line.split_once(' ')?.1.trim_start().split_once('(')?;
+        name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_').then_some(name)
+    });
+    let missing: std::collections::BTreeSet<_> =
+        made.filter(|name| *name != "execve" && !known.contains(name)).collect();
+    assert!(missing.is_empty(), "add these to CALLS: {missing:?}");
+}
+
+/// Of an address family, as RestrictAddressFamilies= refuses it, or a kernel that was built without it.
+#[test]
+fn attack_13_without_an_address_family_it_serves_or_names_it() {
+    require!(Wgsep);
+    let netns = Netns::new();
+    for (family, step) in
+        [(libc::AF_UNIX, "index of the interface"), (libc::AF_NETLINK, "set the MTU")]
+    {
+        let without = [Blocked(libc::SYS_socket, Some(family))];
+        let said = refusal(&netns, &[], &without, libc::EAFNOSUPPORT);
+        assert!(said.contains(step) && said.contains("allow the address family"), "{said}");
+    }
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let netns = Netns::new();
+        let without = [Blocked(libc::SYS_socket, Some(family))];
+        let daemon = Daemon::start_with(Wgsep, &netns, |command| {
+            block(command, &without, libc::EAFNOSUPPORT);
+        });
+        netns.run(format!("ip link set {} up", daemon.interface));
+        wait::until("it has a port in the other family", LIMIT, || {
+            netns.run("ss -Hlnu").lines().count() == 1
+        });
+    }
+}
+
+/// In the background nobody sees the lines of the dataplane: the one line has the reason.
+#[test]
+fn in_the_background_a_refusal_has_the_dataplanes_reason() {
+    require!(Wgsep);
+    let (netns, interface) = (Netns::new(), unique_interface());
+    for level in ["info", "silent"] {
+        let mut command = netns.command(wgsep_program("wgsep"));
+        command.args([&interface, "--log-level", level, "--log-file", "/dev/null"]);
+        block(&mut command, &[Blocked(libc::SYS_timerfd_create, None)], libc::EPERM);
+        let output = process::output(&mut command);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.contains("set up the control thread: Operation not permitted"), "{said}");
+        assert!(!said.contains("above"), "{said}");
+        assert_nothing_left(&netns, &interface, &said);
     }
 }

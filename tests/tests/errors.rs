@@ -42,7 +42,10 @@ const AUDIT: &str = "the audit's table, where a finding has a remedy of its own"
 const PARTS: [(&str, &str); 26] = [
     (", ", "between the members of a list"),
     ("{line}", "the line of an error, as it is"),
-    ("allow this user to open the device", "helper's `no permission to open …; …`"),
+    (
+        "allow this user to open the device: its mode, a mount without nodev, DeviceAllow= of a unit, --device of a container",
+        "helper's `no permission to open …; …`",
+    ),
     (
         "{text:?} is not a 32-bit number, such as 51820 or 0xca6c",
         "clap's line about an option, which ends with `wgsep --help`",

@@ -79,7 +79,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     startup::check_infallible_calls()?;
     let user = wgsep_policy::user::choose(options.user.as_deref())?;
     let Inherited { tun, uapi, manager } = startup::clean_process()?;
-    startup::limit_descriptors(options.workers)?;
+    startup::set_limits(options.workers)?;
     let mut log = open_log(options, launcher.is_journal())?;
     if !options.foreground {
         background::daemonize(launcher)?;

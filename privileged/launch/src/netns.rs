@@ -50,7 +50,13 @@ impl Netns {
     /// # Errors
     /// If /proc is missing.
     pub fn current() -> Result<Self> {
-        let file = File::open("/proc/self/ns/net").step("own network namespace")?;
+        let file = File::open("/proc/self/ns/net").advise(
+            "own network namespace",
+            &[(
+                &[Errno::ENOENT],
+                "/proc/self/ns/net is missing; mount it: mount -t proc proc /proc",
+            )],
+        )?;
         Ok(Self { file, name: "of the launcher".to_owned() })
     }
 

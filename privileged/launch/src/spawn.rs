@@ -100,7 +100,8 @@ pub fn start(options: &Options, interface: &str, user: Option<(Uid, Gid)>) -> Re
         outcome: out_of_the_way(outcome_end.into())?,
         program: out_of_the_way(open_program()?)?,
     };
-    let pid = match sys::fork().step("fork")? {
+    let no_more = "no more processes for the dataplane (EAGAIN); raise the limit on them: ulimit -u, TasksMax= of a unit, --pids-limit of a container";
+    let pid = match sys::fork().advise("fork", &[(&[Errno::EAGAIN], no_more)])? {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
             let Err(errno) = child.become_dataplane(user, &words);
@@ -195,7 +196,7 @@ fn read_outcome(mut outcome: PipeReader) -> Result<Report> {
                 ),
                 (
                     &[Errno::EACCES],
-                    "cannot execute wgsep-dataplane: its user may not; make it executable by everybody: chmod a+rx",
+                    "cannot execute wgsep-dataplane (EACCES); make it executable by everybody (chmod a+rx), on a file system that is not mounted noexec",
                 ),
             ],
         );

@@ -28,11 +28,14 @@ pub fn check_infallible_calls() -> Result<()> {
     sys::INFALLIBLE.iter().try_for_each(|(name, call)| sys::try_call(*call).step(name))
 }
 
-/// Limits descriptors to what is of use, within the launcher's own limit.
+/// Limits descriptors to what is of use, and lets files grow, within the launcher's own limits.
 ///
 /// # Errors
-/// If that is too low for so many workers.
-pub fn limit_descriptors(workers: usize) -> Result<()> {
+/// If there are too few descriptors for so many workers.
+pub fn set_limits(workers: usize) -> Result<()> {
+    limits::allow_file_growth().step("limit on the size of files")?;
+    // A write past that limit is an error of that write (EFBIG), and no death without a line.
+    sys::ignore(Signal::SIGXFSZ).step("ignore SIGXFSZ")?;
     let limit = limits::limit_descriptors().step("limit descriptors")?;
     let needed = limits::min_descriptors(workers);
     if limit >= needed {

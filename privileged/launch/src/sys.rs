@@ -2,6 +2,7 @@
 
 use nix::errno::Errno;
 use nix::libc::{self, c_int};
+use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::{ForkResult, Pid};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -111,6 +112,12 @@ pub(crate) fn clear_environment() {
 pub(crate) fn fork() -> nix::Result<ForkResult> {
     // SAFETY: no other thread exists (see the module `startup`), so no lock is held in the child.
     unsafe { nix::unistd::fork() }
+}
+
+/// Ignores a signal, in the programs that this process executes too.
+pub(crate) fn ignore(signal: Signal) -> nix::Result<()> {
+    // SAFETY: no handler is installed, so none can run at a bad moment.
+    unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) }.map(drop)
 }
 
 /// A descriptor that stands for a child that was not yet waited for.

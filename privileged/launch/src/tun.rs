@@ -271,7 +271,7 @@ fn open_device() -> Result<OwnedFd> {
                 &format!(
                     "no permission to open {DEVICE}; {}",
                     if is_admin {
-                        "allow this user to open the device"
+                        "allow this user to open the device: its mode, a mount without nodev, DeviceAllow= of a unit, --device of a container"
                     } else {
                         "CAP_NET_ADMIN is missing too; run as root"
                     }

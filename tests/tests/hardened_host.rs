@@ -1,0 +1,297 @@
+//! Hosts that are stricter than most: /proc that hides processes, few descriptors, file systems that allow
+//! less, a family of addresses missing. Each start serves, or one line names what is in the way.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use wgsep_tests::daemon::unique_interface;
+use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::netns::Netns;
+use wgsep_tests::process::{self, Process};
+use wgsep_tests::{procfs, require, wait};
+
+/// How long a start, or a refusal, may take on a busy machine.
+const LIMIT: Duration = Duration::from_secs(20);
+/// Without the privileges that override limits or hidden processes.
+const NO_PTRACE: [&str; 2] = ["setpriv", "--bounding-set=-sys_ptrace"];
+const NO_RESOURCE: [&str; 2] = ["setpriv", "--bounding-set=-sys_resource,-ipc_lock"];
+
+/// A start in mounts, a PID namespace and a network namespace of its own.
+struct Host {
+    process: Process,
+    interface: String,
+    netns: Arc<Netns>,
+}
+
+impl Host {
+    /// `script` is what root does before, with /run empty; `around` starts wgsep.
+    fn new(script: &str, around: &[&str]) -> Self {
+        Self::with_arguments(script, around, &[])
+    }
+
+    fn with_arguments(script: &str, around: &[&str], arguments: &[&str]) -> Self {
+        let (netns, interface) = (Netns::new(), unique_interface());
+        let script = format!("mount -t tmpfs none /run\n{script}\nexec \"$@\"");
+        let mut command = netns.command("unshare");
+        command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]);
+        command.args(["--mount-proc", "sh", "-ec", &script, "sh"]).args(around);
+        command.arg(wgsep_program("wgsep")).args(["-f", &interface]).args(arguments);
+        let process = Process::spawn(command, "wgsep on a hardened host");
+        Self { process, interface, netns }
+    }
+
+    #[track_caller]
+    fn started(mut self) -> Self {
+        wait::until("it has started", LIMIT, || {
+            let ended = self.process.try_exit();
+            assert!(ended.is_none(), "it ended: {ended:?}\n{}", self.process.log());
+            self.process.log().contains("started: ")
+        });
+        self
+    }
+
+    /// The one line with which it refuses to run; nothing is left then.
+    #[track_caller]
+    fn refused(mut self) -> String {
+        let status = self.process.exit_within(LIMIT);
+        let log = self.process.log();
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert_eq!(log.lines().count(), 1, "{log}");
+        assert!(!self.netns.run("ip -o link").contains(&self.interface), "{log}");
+        assert!(procfs::with_argument(&self.interface).is_empty(), "{log}");
+        log
+    }
+
+    /// The helper: the child of unshare(1).
+    fn helper(&self) -> Pid {
+        procfs::children(self.process.pid())[0]
+    }
+
+    /// A command where the helper is.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--mount", "--net", "--pid", "--target", &self.helper().to_string()]);
+        command.arg(program);
+        command
+    }
+
+    fn wg(&self, arguments: &str) -> String {
+        process::run(self.command("wg").args(arguments.split_whitespace()))
+    }
+}
+
+#[test]
+fn a_proc_that_hides_processes_is_verified_by_and_audited() {
+    require!(Wgsep);
+    for options in ["hidepid=1,gid=77", "hidepid=2", "hidepid=2,gid=77", "hidepid=ptraceable"] {
+        let host = Host::new(&format!("mount -o remount,{options} /proc"), &["env"]).started();
+        let log = host.process.log();
+        assert!(!log.contains("degraded") && log.contains("untraceable=applied"), "{log}");
+        let program = wgsep_program("wgsep");
+        let mut audit = host.command(program.to_str().unwrap());
+        let audited = process::output(audit.args(["audit", &host.interface]));
+        assert_eq!(audited.status.code(), Some(0), "{options}: {audited:?}");
+        // What was kept in order to look is gone.
+        let helper = &procfs::threads(host.helper())[0];
+        let (admin, kill, ptrace) = (1 << 12, 1 << 5, 1 << 19);
+        assert_eq!(helper.capabilities("CapPrm") & ptrace, 0, "{options}");
+        assert_eq!(helper.capabilities("CapPrm"), admin | kill, "{options}");
+    }
+}
+
+#[test]
+fn a_proc_that_cannot_be_looked_into_is_named_with_what_would_help() {
+    require!(Wgsep);
+    for (script, around, named) in [
+        ("mount -o remount,hidepid=ptraceable /proc", &NO_PTRACE[..], "CAP_SYS_PTRACE"),
+        ("mount -o remount,hidepid=2,gid=77 /proc", &NO_PTRACE, "hidepid="),
+        ("mount -o remount,hidepid=1,gid=77 /proc", &NO_PTRACE, "ProtectProc="),
+        ("umount -l /proc; mount -t tmpfs none /proc", &["env"], "mount -t proc proc /proc"),
+        // As in a container that shares the host's.
+        ("true", &["unshare", "--pid", "--fork", "--kill-child"], "another PID namespace's"),
+    ] {
+        let said = Host::new(script, around).refused();
+        assert!(said.contains(named) && said.contains("/proc"), "{script}: {said}");
+    }
+}
+
+#[test]
+fn hosts_that_lack_what_is_not_needed_are_served() {
+    require!(Wgsep);
+    for script in [
+        "mount -t proc -o subset=pid,hidepid=ptraceable proc /proc",
+        "mount -t tmpfs -o noexec,nosuid,nodev none /tmp",
+        "umount -l /sys; mount -t tmpfs none /sys",
+        "mount -o remount,bind,ro /",
+        "touch /run/none; mount --bind /run/none /etc/passwd",
+        "touch /run/none; mount --bind /run/none /etc/nsswitch.conf",
+        "prlimit --fsize=0:0 --pid $$",
+        "prlimit --as=200000000 --pid $$",
+    ] {
+        let host = Host::new(script, &["env"]).started();
+        let log = host.process.log();
+        assert!(!log.contains("degraded") && !log.contains("unsupported"), "{script}: {log}");
+        host.wg(&format!("show {}", host.interface));
+    }
+}
+
+#[test]
+fn without_ipv6_there_is_a_socket_of_the_other_family() {
+    require!(Wgsep);
+    let script =
+        "for name in all default; do echo 1 >/proc/sys/net/ipv6/conf/$name/disable_ipv6; done";
+    let host = Host::new(script, &["env"]).started();
+    process::run(host.command("ip").args(["link", "set", &host.interface, "up"]));
+    wait::until("it has a port", LIMIT, || {
+        host.wg(&format!("show {} listen-port", host.interface)).trim() != "0"
+    });
+    assert!(host.netns.run("ss -Hlnu").contains("0.0.0.0:"));
+}
+
+#[test]
+fn a_file_system_or_a_device_that_is_not_to_be_had_is_named() {
+    require!(Wgsep);
+    const DEV: &str = "mkdir /dev/net; mknod /dev/net/tun c 10 200; mknod /dev/null c 1 3";
+    let noexec =
+        "mkdir -p /run/x/sbin /run/x/libexec/wgsep; mount -t tmpfs none /run/x/libexec/wgsep
+        cp $DIR/wgsep /run/x/sbin; install -m 711 $DIR/wgsep-dataplane /run/x/libexec/wgsep
+        mount -o remount,noexec /run/x/libexec/wgsep; set -- /run/x/sbin/wgsep -f \"$3\"";
+    let directory = wgsep_program("wgsep").with_file_name("");
+    let noexec = noexec.replace("$DIR", directory.to_str().unwrap());
+    for (script, named) in [
+        ("mount -o remount,ro /run", "read-only file system; mount one there"),
+        (&*format!("mount -t tmpfs -o nodev none /dev; {DEV}"), "without nodev"),
+        ("mount -t tmpfs none /dev; mknod /dev/null c 1 3", "/dev/net/tun is missing"),
+        ("mount -t tmpfs none /dev; mkdir /dev/net; mknod /dev/net/tun c 10 200", "/dev/null"),
+        (&noexec, "not mounted noexec"),
+    ] {
+        // `env` is the program that the shell executes, with wgsep's line behind.
+        let said = Host::new(script, &[]).refused();
+        assert!(said.contains(named), "{script}: {said}");
+    }
+}
+
+#[test]
+fn a_limit_that_is_too_low_is_named() {
+    require!(Wgsep);
+    for (limit, named) in [
+        ("--nofile=50:50", "the hard limit on open files is 50, and 2 workers need 52"),
+        ("--nofile=20:20", "the hard limit on open files is 20, and 2 workers need 52"),
+    ] {
+        let around = [&NO_RESOURCE[..], &["prlimit", limit]].concat();
+        let said = Host::with_arguments("true", &around, &["--workers", "2"]).refused();
+        assert!(said.contains(named) && said.contains("LimitNOFILE="), "{said}");
+    }
+    let around = ["setpriv", "--bounding-set=-sys_resource,-sys_admin", "prlimit", "--nproc=1:1"];
+    let said = Host::new("true", &around).refused();
+    assert!(said.contains("limit on threads"), "{said}");
+}
+
+/// More clients than there are descriptors for neither lock an operator out nor keep the link down.
+#[test]
+fn few_descriptors_bound_the_clients_and_nothing_else() {
+    require!(Wgsep);
+    for limit in ["--nofile=128:128", "--nofile=64:64", "--nofile=20:1024"] {
+        let around = [&NO_RESOURCE[..], &["prlimit", limit]].concat();
+        let host = Host::with_arguments("true", &around, &["--workers", "2"]).started();
+        let log = host.process.log();
+        assert!(log.contains("limits=applied") && !log.contains("degraded"), "{limit}: {log}");
+        let socket = format!("/proc/{}/root/run/wireguard/{}.sock", host.helper(), host.interface);
+        let socket = PathBuf::from(socket);
+        let crowd: Vec<_> = (0..100).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+        host.wg(&format!("show {}", host.interface));
+        process::run(host.command("ip").args(["link", "set", &host.interface, "up"]));
+        for port in ["40001", "40002"] {
+            host.wg(&format!("set {} listen-port {port}", host.interface));
+            let shown = host.wg(&format!("show {} listen-port", host.interface));
+            assert_eq!(shown.trim(), port, "{limit}: {}", host.process.log());
+        }
+        drop(crowd);
+    }
+}
+
+/// As systemd starts a service whose output goes to the journal.
+#[test]
+fn the_journal_gets_priorities_and_no_time_and_a_file_does_not() {
+    require!(Wgsep);
+    // The stream that the shell's standard error is, and one that it is not.
+    let stream = "JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); export JOURNAL_STREAM";
+    for (script, is_journal) in [(stream, true), ("export JOURNAL_STREAM=1:1", false)] {
+        let host = Host::new(script, &["env"]).started();
+        nix::sys::signal::kill(host.helper(), Signal::SIGTERM).unwrap();
+        wait::until("it has ended", LIMIT, || host.process.log().contains("ended: SIGTERM"));
+        let log = host.process.log();
+        for line in log.lines() {
+            let is_plain = line.starts_with("<6>wgsep[") && !line.contains("INFO");
+            assert_eq!(is_plain, is_journal, "{log}");
+            assert_eq!(line.contains(" INFO wgsep["), !is_journal, "{log}");
+        }
+        let said = Host::with_arguments(script, &["env"], &["--tun-netns", "none"]).refused();
+        assert_eq!(said.starts_with("<3>wgsep: "), is_journal, "{said}");
+    }
+}
+
+#[test]
+fn a_low_port_is_had_by_pinning_it_and_its_refusal_names_the_settings() {
+    require!(Wgsep);
+    let host = Host::with_arguments("true", &["env"], &["--listen-port", "53"]).started();
+    process::run(host.command("ip").args(["link", "set", &host.interface, "up"]));
+    wait::until("it has port 53", LIMIT, || host.netns.run("ss -Hlnu").contains(":53 "));
+    let helper = &procfs::threads(host.helper())[0];
+    assert_ne!(helper.capabilities("CapPrm") & (1 << 10), 0, "CAP_NET_BIND_SERVICE");
+    let refusal = |host: &Host, port: &str, words: &[&str]| {
+        let set = format!("set {} listen-port {port}", host.interface);
+        let refused = process::output(host.command("wg").args(set.split(' ')));
+        assert!(!refused.status.success());
+        let told = |line: &str| words.iter().all(|word| line.contains(word));
+        wait::until("the log names the setting", LIMIT, || host.process.log().lines().any(told));
+    };
+    refusal(&host, "54", &["EPERM", "--listen-port"]);
+    let settings = ["EACCES", "--allow-low-ports", "WGSEP_ALLOW_LOW_PORTS=1", "--listen-port"];
+    for state in ["down", "up"] {
+        let host = Host::new("true", &["env"]).started();
+        process::run(host.command("ip").args(["link", "set", &host.interface, state]));
+        refusal(&host, "53", &settings);
+    }
+    let around = ["setpriv", "--bounding-set=-net_bind_service"];
+    let host = Host::with_arguments("true", &around, &["--allow-low-ports"]).started();
+    process::run(host.command("ip").args(["link", "set", &host.interface, "up"]));
+    refusal(&host, "53", &["EACCES", "CAP_NET_BIND_SERVICE"]);
+}
+
+/// The unit's step: a peer's name that no resolver knows.
+#[test]
+fn an_endpoint_that_cannot_be_resolved_is_told_at_once_and_fails_in_bounded_time() {
+    require!(Wgsep);
+    let configure =
+        fs::canonicalize(concat!(env!("CARGO_MANIFEST_DIR"), "/../bin/dist/configure")).unwrap();
+    let script = format!(
+        "mkdir -p /etc/wireguard; mount -t tmpfs none /etc/wireguard
+        printf '[Interface]\\nPrivateKey = %s\\n[Peer]\\nPublicKey = %s\\nEndpoint = %s:51820\\n[Peer]\\nPublicKey = %s\\nEndpoint = [fd00::1]:51820\\n' \
+            $(wg genkey) $(wg genkey | wg pubkey) vpn.example.invalid $(wg genkey | wg pubkey) >/etc/wireguard/{{}}.conf
+        exec env WGSEP_RESOLVE_SECONDS=2 {} up {{}}",
+        configure.display()
+    );
+    let (netns, interface) = (Netns::new(), unique_interface());
+    let mut command = netns.command("timeout");
+    command.args(["60", "unshare", "--mount", "--propagation", "private", "sh", "-ec"]);
+    command.arg(script.replace("{}", &interface));
+    let output = process::output(&mut command);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let [waiting, failed] = said.lines().collect::<Vec<_>>()[..] else { panic!("{said}") };
+    assert!(
+        waiting.contains("waiting until vpn.example.invalid, the Endpoint of a peer"),
+        "{said}"
+    );
+    assert!(failed.contains("cannot resolve vpn.example.invalid"), "{said}");
+    assert!(failed.contains("; check the name and the resolver"), "{said}");
+}
