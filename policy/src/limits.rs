@@ -37,16 +37,17 @@ pub fn limit_dataplane() -> nix::Result<()> {
     limit_descriptors().map(drop)
 }
 
-/// Lets files grow as far as the launcher's limit allows, which secret memory has to.
+/// Lets files grow as far as the launcher's limit allows, which secret memory has to; returns the limit.
 ///
 /// # Errors
 /// As setrlimit(2).
-pub fn allow_file_growth() -> nix::Result<()> {
+pub fn allow_file_growth() -> nix::Result<u64> {
     let fsize = Resource::RLIMIT_FSIZE;
-    setrlimit(fsize, RLIM_INFINITY, RLIM_INFINITY).or_else(|_| {
+    let raised = setrlimit(fsize, RLIM_INFINITY, RLIM_INFINITY).or_else(|_| {
         let (_, most) = getrlimit(fsize)?;
         setrlimit(fsize, most, most)
-    })
+    });
+    raised.and_then(|()| getrlimit(fsize)).map(|(limit, _)| limit)
 }
 
 /// Limits this process to [`MAX_DESCRIPTORS`], or to its hard limit where that is lower and may not be

@@ -45,6 +45,7 @@ fn check(shell: &str, program: &str) {
         command.args(["--mount", "--propagation", "private", "sh", "-ec", &script, "sh"]);
         let program = program.replace("DIR", &completions().display().to_string());
         command.args([&program, shell, line]).env("HOME", &*scratch).env("LINE", line);
+        command.env("OFFERED", offered.join(" "));
         let said = run(command.env("TERM", "dumb"));
         let words: Vec<_> = said.split(|c: char| c.is_whitespace() || c.is_control()).collect();
         for word in offered {
@@ -74,7 +75,7 @@ fn fish_offers_interfaces_and_the_options_of_the_help() {
     // It answers with whole words, of which an option's value is the end.
     check(
         "fish",
-        r#"source DIR/wgsep.fish; complete -C "$LINE" | cut -f1 | string replace -r '^--sandbox=' ''"#,
+        r#"source DIR/wgsep.fish; complete -C "$LINE" | cut -f1 | string replace -r '^--sandbox=' ''; true"#,
     );
 }
 
@@ -85,9 +86,13 @@ fn zsh_offers_interfaces_and_the_options_of_the_help() {
     check(
         "zsh",
         r#"zmodload zsh/zpty; zpty shell zsh -f -i
-        zpty -w shell 'PS1= RPS1=; stty cols 500; fpath=(DIR $fpath); autoload -Uz compinit; compinit -D -u; LISTMAX=0; bindkey "^T" list-choices; echo is-ready'
-        zpty -r -m shell line '*is-ready*is-ready*'
-        zpty -w -n shell "$LINE"$'\t\C-T\C-U'"echo is-done"$'\n'
-        zpty -r -m shell line '*is-done*is-done*'; print -r -- "$line""#,
+        zpty -w shell "PS1= RPS1=; stty cols 500; fpath=(DIR \$fpath); autoload -Uz compinit; compinit -D -u; LISTMAX=0; echo is-ready"
+        zpty -r -m shell shown '*is-ready*is-ready*'
+        zpty -w -n shell "$LINE"$'\t\t'
+        for try in {1..100}; do
+            while zpty -r -t shell part; do print -rn -- "$part"; shown+=$part; done
+            is_shown=1; for word in ${=OFFERED}; do [[ ${shown#*is-ready*is-ready} == *$word* ]] || is_shown=0; done
+            (( is_shown )) && break; sleep 0.1
+        done"#,
     );
 }

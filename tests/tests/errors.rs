@@ -31,7 +31,7 @@ const CRATES: [&str; 8] = [
 const CALLS: [&str; 5] = ["Err", "Error::new", "End::Failed", "complain", "violation"];
 const METHODS: [&str; 3] = ["ok_or", "ok_or_else", "map_err"];
 /// and those that are given the name of a step. (`advise` is given one and lines.)
-const STEPS: [&str; 3] = ["required", "step", "Refused"];
+const STEPS: [&str; 6] = ["required", "step", "Refused", "refused", "no_thread", "with_reason"];
 
 /// Lines that have a part of elsewhere.
 const UAPI: &str = "dataplane's `UAPI line N: …; nothing changed`: it says what the line has to be";

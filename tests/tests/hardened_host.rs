@@ -133,7 +133,7 @@ fn hosts_that_lack_what_is_not_needed_are_served() {
         "mount -o remount,bind,ro /",
         "touch /run/none; mount --bind /run/none /etc/passwd",
         "touch /run/none; mount --bind /run/none /etc/nsswitch.conf",
-        "prlimit --fsize=0:0 --pid $$",
+        "prlimit --fsize=0:unlimited --pid $$",
         "prlimit --as=200000000 --pid $$",
     ] {
         let host = Host::new(script, &["env"]).started();
@@ -173,7 +173,6 @@ fn a_file_system_or_a_device_that_is_not_to_be_had_is_named() {
         ("mount -t tmpfs none /dev; mkdir /dev/net; mknod /dev/net/tun c 10 200", "/dev/null"),
         (&noexec, "not mounted noexec"),
     ] {
-        // `env` is the program that the shell executes, with wgsep's line behind.
         let said = Host::new(script, &[]).refused();
         assert!(said.contains(named), "{script}: {said}");
     }
@@ -190,6 +189,11 @@ fn a_limit_that_is_too_low_is_named() {
         let said = Host::with_arguments("true", &around, &["--workers", "2"]).refused();
         assert!(said.contains(named) && said.contains("LimitNOFILE="), "{said}");
     }
+    // The log of the test is a file itself, which could not grow.
+    let piped = ["sh", "-c", "\"$@\" 2>&1 | cat; exit 1", "sh"];
+    let around = [&piped[..], &NO_RESOURCE, &["prlimit", "--fsize=0:0"]].concat();
+    let said = Host::new("true", &around).refused();
+    assert!(said.contains("size of files is 0 bytes") && said.contains("LimitFSIZE="), "{said}");
     let around = ["setpriv", "--bounding-set=-sys_resource,-sys_admin", "prlimit", "--nproc=1:1"];
     let said = Host::new("true", &around).refused();
     assert!(said.contains("limit on threads"), "{said}");

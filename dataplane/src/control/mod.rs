@@ -152,6 +152,8 @@ impl Control {
         epoll.add(&shared.control, EpollEvent::new(EpollFlags::EPOLLIN, WORKERS))?;
         epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))?;
         epoll.add(&helper, EpollEvent::new(EpollFlags::EPOLLIN, HELPER))?;
+        // What every thread waits by; a filter around us that refuses it is known before anything runs.
+        epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO)?;
         Ok(Self {
             shared,
             device,

@@ -9,6 +9,9 @@ use wgsep_journal::ServiceManager;
 use wgsep_policy::limits;
 use wgsep_privileged::{Error, Result, Step};
 
+/// Bytes that a file must be able to have: the sandbox's report, and a log that is worth reading.
+const MIN_FILE_SIZE: u64 = 1 << 20;
+
 /// Descriptors and settings that came by the environment.
 pub struct Inherited {
     /// WG_TUN_FD.
@@ -33,7 +36,12 @@ pub fn check_infallible_calls() -> Result<()> {
 /// # Errors
 /// If there are too few descriptors for so many workers.
 pub fn set_limits(workers: usize) -> Result<()> {
-    limits::allow_file_growth().step("limit on the size of files")?;
+    let limit = limits::allow_file_growth().step("limit on the size of files")?;
+    if limit < MIN_FILE_SIZE {
+        return Err(Error::new(format!(
+            "the hard limit on the size of files is {limit} bytes, and reports and logs need {MIN_FILE_SIZE}; raise it: ulimit -Hf, LimitFSIZE= of a unit"
+        )));
+    }
     // A write past that limit is an error of that write (EFBIG), and no death without a line.
     sys::ignore(Signal::SIGXFSZ).step("ignore SIGXFSZ")?;
     let limit = limits::limit_descriptors().step("limit descriptors")?;

@@ -125,7 +125,7 @@ impl TunDevice {
             &format!("create interface {name}"),
             &[
                 (&TAKEN, &name_taken(name)),
-                (&[Errno::EPERM], &format!("no permission to create interface {name}: {}", if capabilities::has(Capability::CAP_NET_ADMIN) {
+                (&[Errno::EPERM], &format!("no permission to create interface {name}; {}", if capabilities::has(Capability::CAP_NET_ADMIN) {
                     "a filter of system calls refuses ioctl(2), or CAP_NET_ADMIN is not of this network namespace; allow it in the container or unit"
                 } else {
                     "CAP_NET_ADMIN is missing; run as root, or: setcap cap_net_admin+ep wgsep"
