@@ -295,6 +295,48 @@ fn mistaken_options_are_errors_that_name_them() {
     assert_eq!(netns.run("ip -o link").lines().count(), 1, "an interface was left behind");
 }
 
+/// A slip must not become a daemon of root's on an interface of that name.
+#[test]
+fn words_that_are_commands_start_no_daemon_and_suggest_what_was_meant() {
+    require!(Wgsep);
+    let netns = Netns::new();
+    for (line, meant) in [
+        ("help", "wgsep --help"),
+        ("version", "wgsep --version"),
+        ("show", "wg show"),
+        ("-f status", "wgsep stats IF"),
+        ("stat", "wgsep stats IF"),
+        ("up wg0", "wg-quick up IF"),
+        ("genkey", "wg"),
+        ("audti wg0", "wgsep audit wg0"),
+        ("wg0 wg1", "one interface at a time"),
+    ] {
+        let message = refused(&netns, &line.split(' ').collect::<Vec<_>>());
+        assert!(message.contains(meant), "{line}: {message}");
+    }
+    assert_eq!(netns.run("ip -o link").lines().count(), 1, "an interface was left behind");
+    assert!(!socket_path("show").exists(), "a socket was left behind");
+
+    // Whoever has such an interface says so, and wg(8) finds it.
+    let program = wgsep_program("wgsep");
+    let mut command = in_private_mounts(
+        &netns,
+        "mount -t tmpfs none /run; \"$1\" -- show; wg show show; ip link delete show; shift",
+        &[program.to_str().unwrap(), "true"],
+    );
+    assert!(process::output(&mut command).status.success());
+}
+
+#[test]
+fn a_repeated_foreground_is_one() {
+    require!(Wgsep);
+    let netns = Netns::new();
+    let daemon = Daemon::start_with(Wgsep, &netns, |command| {
+        command.args(["--foreground", "--foreground", "--workers", "1", "--workers", "2"]);
+    });
+    assert_eq!(procfs::threads(daemon.dataplane()).len(), 2 + 2);
+}
+
 #[test]
 fn help_and_version_go_to_stdout() {
     require!(Wgsep);

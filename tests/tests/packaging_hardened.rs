@@ -1,0 +1,107 @@
+//! The unit on a hardened Debian: what the host's /proc hides, what the journal shows, and a name that
+//! nothing resolves.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::machine::Machine;
+use wgsep_tests::netns::Netns;
+use wgsep_tests::process::run;
+use wgsep_tests::require_root;
+use wgsep_tests::scratch::Scratch;
+use wgsep_tests::skip::skip;
+use wgsep_tests::wg::KeyPair;
+
+/// Builds the package of the programs as they are.
+fn package(scratch: &Scratch) -> PathBuf {
+    let built = wgsep_program("wgsep");
+    let target = built.ancestors().nth(2).unwrap();
+    let mut make = Command::new("make");
+    make.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    make.args(["--no-print-directory", "--old-file=build", "deb"]);
+    make.arg(format!("DEBDIR={}", scratch.display()));
+    run(make.env("CARGO_TARGET_DIR", target).env_remove("MAKEFLAGS"));
+    let files = fs::read_dir(&**scratch).unwrap().map(|entry| entry.unwrap().path());
+    files.into_iter().find(|path| path.extension().is_some_and(|end| end == "deb")).unwrap()
+}
+
+fn configuration(path: &Path, endpoint: &str) {
+    let [ours, theirs] = [KeyPair::generate(), KeyPair::generate()];
+    let text = format!(
+        "[Interface]\nPrivateKey = {}\n[Peer]\nPublicKey = {}\nAllowedIPs = 10.7.0.2/32\nEndpoint = {endpoint}\n",
+        ours.private, theirs.public
+    );
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// A drop-in for the unit, of one interface.
+fn drop_in(machine: &Machine, interface: &str, lines: &str) {
+    machine.run(&format!(
+        "mkdir -p /run/systemd/system/wgsep@{interface}.service.d && printf '[Service]\\n{lines}' \
+         >/run/systemd/system/wgsep@{interface}.service.d/test.conf && systemctl daemon-reload"
+    ));
+}
+
+#[test]
+fn the_unit_serves_where_proc_hides_processes_and_fails_with_a_reason() {
+    require_root!();
+    let image = match Machine::image() {
+        Ok(image) => image,
+        Err(reason) => return skip(&reason),
+    };
+    let scratch = Scratch::new();
+    let deb = package(&scratch);
+    let (served, nameless) = (scratch.join("wg0.conf"), scratch.join("wg1.conf"));
+    configuration(&served, "192.0.2.1:51820");
+    configuration(&nameless, "vpn.example.invalid:51820");
+    let files = [
+        (&*deb, "/mnt/wgsep.deb"),
+        (&served, "/etc/wireguard/wg0.conf"),
+        (&nameless, "/etc/wireguard/wg1.conf"),
+    ];
+    let netns = Netns::new();
+    let machine = Machine::boot(&image, &netns, &files);
+    machine.run("dpkg --install /mnt/wgsep.deb");
+    let journal = |interface: &str, format: &str| {
+        machine.run(&format!(
+            "journalctl --quiet --no-pager --output {format} --unit wgsep@{interface}"
+        ))
+    };
+
+    // The host's own, as an administrator hardens it.
+    machine.run("mount -o remount,hidepid=2,gid=77 /proc");
+    machine.run("systemctl start wgsep@wg0");
+    assert_eq!(machine.run("wgsep audit wg0 >/dev/null; echo $?").trim(), "0");
+    let log = journal("wg0", "cat");
+    let started = log.lines().find(|line| line.contains("started: ")).unwrap();
+    assert!(started.starts_with("wgsep[wg0]: started: "), "a time, or a priority: {started}");
+    assert!(!started.contains("degraded"), "{started}");
+    let fields = journal("wg0", "json");
+    let fields = fields.lines().find(|line| line.contains("started: dataplane")).unwrap();
+    assert!(fields.contains(r#""PRIORITY":"6""#), "{fields}");
+    machine.run("systemctl stop wgsep@wg0");
+
+    // A unit's own, which no group may look into either.
+    drop_in(&machine, "wg0", "ProtectProc=ptraceable\\nRestart=no\\n");
+    assert!(!machine.output("systemctl start wgsep@wg0").status.success());
+    let fields = journal("wg0", "json");
+    let refused = fields.lines().find(|line| line.contains("CAP_SYS_PTRACE")).unwrap_or(&fields);
+    assert!(refused.contains(r#""PRIORITY":"3""#) && refused.contains("ProtectProc="), "{refused}");
+    drop_in(&machine, "wg0", "ProtectProc=ptraceable\\nCapabilityBoundingSet=CAP_SYS_PTRACE\\n");
+    machine.run("systemctl start wgsep@wg0");
+    machine.run("systemctl stop wgsep@wg0");
+    drop_in(&machine, "wg0", "LimitNOFILE=128\\n");
+    machine.run("systemctl start wgsep@wg0");
+
+    drop_in(&machine, "wg1", "Environment=WGSEP_RESOLVE_SECONDS=1\\nRestart=no\\n");
+    assert!(!machine.output("systemctl start wgsep@wg1").status.success());
+    let log = journal("wg1", "cat");
+    assert!(log.contains("waiting until vpn.example.invalid, the Endpoint of a peer"), "{log}");
+    assert!(log.contains("cannot resolve vpn.example.invalid"), "{log}");
+    assert!(!machine.output("ip link show wg1").status.success(), "it is left");
+}
