@@ -34,7 +34,7 @@ pub fn no_core() -> nix::Result<()> {
 pub fn limit_dataplane() -> nix::Result<()> {
     no_core()?;
     allow_locked_memory()?;
-    limit_descriptors().map(drop)
+    limit_descriptors()
 }
 
 /// Lets files grow as far as the launcher's limit allows, which secret memory has to; returns the limit.
@@ -50,25 +50,35 @@ pub fn allow_file_growth() -> nix::Result<u64> {
     raised.and_then(|()| getrlimit(fsize)).map(|(limit, _)| limit)
 }
 
-/// Limits this process to [`MAX_DESCRIPTORS`], or to its hard limit where that is lower and may not be
-/// raised; returns the limit.
+/// Lets this process have as many descriptors as its hard limit allows, [`MAX_DESCRIPTORS`] at least where
+/// that may be raised; returns the limit.
 ///
 /// # Errors
 /// As setrlimit(2).
-pub fn limit_descriptors() -> nix::Result<u64> {
-    let nofile = Resource::RLIMIT_NOFILE;
-    let limited = setrlimit(nofile, MAX_DESCRIPTORS, MAX_DESCRIPTORS).or_else(|_| {
-        let (_, most) = getrlimit(nofile)?;
-        setrlimit(nofile, most.min(MAX_DESCRIPTORS), most.min(MAX_DESCRIPTORS))
-    });
-    limited.and_then(|()| getrlimit(nofile)).map(|(limit, _)| limit)
+pub fn allow_descriptors() -> nix::Result<u64> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let enough = most.max(MAX_DESCRIPTORS);
+    set_descriptors(enough).or_else(|_| set_descriptors(most)).map(|()| descriptors())
+}
+
+/// Limits this process to [`MAX_DESCRIPTORS`], or to what [`allow_descriptors`] has left it.
+fn limit_descriptors() -> nix::Result<()> {
+    set_descriptors(descriptors().min(MAX_DESCRIPTORS))
+}
+
+fn set_descriptors(limit: u64) -> nix::Result<()> {
+    setrlimit(Resource::RLIMIT_NOFILE, limit, limit)
+}
+
+/// The limit that the kernel goes by.
+fn descriptors() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(limit, _)| limit)
 }
 
 /// UAPI clients that a dataplane of so many workers can have with this process's limit on descriptors.
 #[must_use]
 pub fn max_clients(workers: usize) -> usize {
-    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(MAX_DESCRIPTORS, |(limit, _)| limit);
-    usize::try_from(limit.saturating_sub(other_descriptors(workers))).unwrap_or(usize::MAX)
+    usize::try_from(descriptors().saturating_sub(other_descriptors(workers))).unwrap_or(usize::MAX)
 }
 
 /// The lowest limit on descriptors that a dataplane of so many workers can serve with.

@@ -128,8 +128,6 @@ impl Requests {
             Ok(Received::Nothing) => return Served::Answered,
             Ok(Received::Closed) => return Served::Closed,
             Ok(Received::Message(message, _)) => message,
-            // It ended with replies unread.
-            Err(Error::Io(Errno::ECONNRESET)) => return Served::Closed,
             Err(Error::Io(errno)) => {
                 return Served::Failed(format!(
                     "receive a request: {}; {}",

@@ -31,7 +31,7 @@ pub fn check_infallible_calls() -> Result<()> {
     sys::INFALLIBLE.iter().try_for_each(|(name, call)| sys::try_call(*call).step(name))
 }
 
-/// Limits descriptors to what is of use, and lets files grow, within the launcher's own limits.
+/// Allows descriptors and the growth of files, within the launcher's own limits.
 ///
 /// # Errors
 /// If there are too few descriptors for so many workers.
@@ -44,7 +44,7 @@ pub fn set_limits(workers: usize) -> Result<()> {
     }
     // A write past that limit is an error of that write (EFBIG), and no death without a line.
     sys::ignore(Signal::SIGXFSZ).step("ignore SIGXFSZ")?;
-    let limit = limits::limit_descriptors().step("limit descriptors")?;
+    let limit = limits::allow_descriptors().step("limit on descriptors")?;
     let needed = limits::min_descriptors(workers);
     if limit >= needed {
         return Ok(());
