@@ -151,7 +151,7 @@ fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<E
     let mut sandbox = Sandbox::enter(helper).map_err(|refused| refused.to_string())?;
     check_build(version, &mut arguments)?;
     let arguments = Arguments::parse(arguments)?;
-    // Why a start failed is told at every level: the helper makes one line of it.
+    // Why a start fails is logged at every level: the helper puts it into its own line.
     log::set_verbosity(arguments.verbosity.max(ERRORS));
     let stacks_len = Stacks::room(CONTROL_STACK) + arguments.workers * Stacks::room(WORKER_STACK);
     let reserved =

@@ -148,9 +148,9 @@ fn attack_13_without_a_mandatory_layer_it_refuses_always_and_says_which() {
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
 enum Outcome {
-    /// It serves, with what it says of its layers.
+    /// It serves; layers may be degraded.
     Serves,
-    /// It says in one line which step failed and why.
+    /// It refuses to run, in one line with the step that failed and the errno.
     Refuses(&'static str),
     /// The loader, libc or the runtime end before main, or nothing can be written: nothing is left.
     Ends,
@@ -286,7 +286,7 @@ fn start_without(netns: &Arc<Netns>, call: Blocked, errno: i32) -> (Option<i32>,
 /// As containers and units that were written for another program do.
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn attack_13_whichever_call_is_refused_it_serves_or_says_which_step_failed_in_one_line() {
+fn attack_13_whichever_call_is_refused_it_serves_or_names_the_failed_step_in_one_line() {
     require!(Wgsep);
     let netns = Netns::new();
     for (name, call, expected) in CALLS {
@@ -376,7 +376,7 @@ fn attack_13_without_an_address_family_it_serves_or_names_it() {
     }
 }
 
-/// In the background nobody sees the lines of the dataplane: the one line has the reason.
+/// In the background the dataplane has no terminal to log to: the one line has the reason.
 #[test]
 fn in_the_background_a_refusal_has_the_dataplanes_reason() {
     require!(Wgsep);

@@ -317,7 +317,7 @@ fn words_that_are_commands_start_no_daemon_and_suggest_what_was_meant() {
     assert_eq!(netns.run("ip -o link").lines().count(), 1, "an interface was left behind");
     assert!(!socket_path("show").exists(), "a socket was left behind");
 
-    // Whoever has such an interface says so, and wg(8) finds it.
+    // An interface of such a name, asked for explicitly, is one that wg(8) finds.
     let program = wgsep_program("wgsep");
     let mut command = in_private_mounts(
         &netns,

@@ -157,7 +157,7 @@ fn without_ipv6_there_is_a_socket_of_the_other_family() {
 }
 
 #[test]
-fn a_file_system_or_a_device_that_is_not_to_be_had_is_named() {
+fn a_file_system_or_a_device_that_is_missing_is_named() {
     require!(Wgsep);
     const DEV: &str = "mkdir /dev/net; mknod /dev/net/tun c 10 200; mknod /dev/null c 1 3";
     let noexec =
@@ -244,7 +244,7 @@ fn the_journal_gets_priorities_and_no_time_and_a_file_does_not() {
 }
 
 #[test]
-fn a_low_port_is_had_by_pinning_it_and_its_refusal_names_the_settings() {
+fn a_pinned_low_port_is_bound_and_a_refused_one_names_the_settings() {
     require!(Wgsep);
     let host = Host::with_arguments("true", &["env"], &["--listen-port", "53"]).started();
     process::run(host.command("ip").args(["link", "set", &host.interface, "up"]));
@@ -255,8 +255,10 @@ fn a_low_port_is_had_by_pinning_it_and_its_refusal_names_the_settings() {
         let set = format!("set {} listen-port {port}", host.interface);
         let refused = process::output(host.command("wg").args(set.split(' ')));
         assert!(!refused.status.success());
-        let told = |line: &str| words.iter().all(|word| line.contains(word));
-        wait::until("the log names the setting", LIMIT, || host.process.log().lines().any(told));
+        let names_it = |line: &str| words.iter().all(|word| line.contains(word));
+        wait::until("the log names the setting", LIMIT, || {
+            host.process.log().lines().any(names_it)
+        });
     };
     refusal(&host, "54", &["EPERM", "--listen-port"]);
     let settings = ["EACCES", "--allow-low-ports", "WGSEP_ALLOW_LOW_PORTS=1", "--listen-port"];
@@ -273,7 +275,7 @@ fn a_low_port_is_had_by_pinning_it_and_its_refusal_names_the_settings() {
 
 /// The unit's step: a peer's name that no resolver knows.
 #[test]
-fn an_endpoint_that_cannot_be_resolved_is_told_at_once_and_fails_in_bounded_time() {
+fn an_endpoint_that_cannot_be_resolved_is_logged_at_once_and_fails_in_bounded_time() {
     require!(Wgsep);
     let configure =
         fs::canonicalize(concat!(env!("CARGO_MANIFEST_DIR"), "/../bin/dist/configure")).unwrap();

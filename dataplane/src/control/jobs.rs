@@ -127,7 +127,7 @@ impl Control {
         ) = (reply, descriptors.next(), descriptors.next(), descriptors.next())
         else {
             tracing::error!(
-                "the helper refused to hand over the interface; its line in the log says why"
+                "the helper refused to hand over the interface; see its line in the log"
             );
             self.end = Some(End::HelperLost);
             return;
