@@ -44,7 +44,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<D
     message.msg_iov = &raw mut iov;
     message.msg_iovlen = 1;
     message.msg_control = control.0.as_mut_ptr().cast();
-    message.msg_controllen = control.0.len();
+    message.msg_controllen = control.0.len() as _;
     // SAFETY: name, iov, buffer and control are live and as long as `message` says.
     let received =
         unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
@@ -189,7 +189,7 @@ pub(crate) fn send(
     let control_len = writer.len;
     if control_len > 0 {
         message.msg_control = control.0.as_mut_ptr().cast();
-        message.msg_controllen = control_len;
+        message.msg_controllen = control_len as _;
     }
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: name, iov, payload and control are live and as long as `message` says; sendmsg only
@@ -362,7 +362,7 @@ pub(crate) fn receive_netlink(
     message.msg_iov = &raw mut iov;
     message.msg_iovlen = 1;
     message.msg_control = control.0.as_mut_ptr().cast();
-    message.msg_controllen = control.0.len();
+    message.msg_controllen = control.0.len() as _;
     // SAFETY: iov, buffer and control are live and as long as `message` says.
     let received =
         unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };

@@ -152,7 +152,8 @@ impl Channel {
         message.msg_iov = &raw mut iov;
         message.msg_iovlen = 1;
         message.msg_control = control.0.as_mut_ptr().cast();
-        message.msg_controllen = control.0.len();
+        // Of 32 bits with musl, of 64 with glibc.
+        message.msg_controllen = control.0.len() as _;
         let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
         // SAFETY: iov and control are live and as long as `message` says.
         let received = unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut message, flags) };
@@ -186,8 +187,10 @@ fn take_descriptors(message: &libc::msghdr) -> Vec<OwnedFd> {
     while let Some(header) = unsafe { cursor.as_ref() } {
         if (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
             // SAFETY: CMSG_LEN only computes.
-            let overhead = unsafe { libc::CMSG_LEN(0) } as usize;
-            let count = header.cmsg_len.saturating_sub(overhead) / size_of::<RawFd>();
+            let overhead = unsafe { libc::CMSG_LEN(0) };
+            #[allow(clippy::unnecessary_cast, reason = "musl's lengths are of 32 bits")]
+            let len = (header.cmsg_len as usize).saturating_sub(overhead as usize);
+            let count = len / size_of::<RawFd>();
             for at in 0..count {
                 // SAFETY: the data of a header follows it within the buffer.
                 let data = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();

@@ -102,9 +102,10 @@ pub const DATAPLANE: &[Allowed] = &[
     any!(SYS_write, "TUN packets, eventfds, UAPI replies, the log"),
     any!(SYS_recvmsg, "UDP datagrams, the helper"),
     any!(SYS_sendmsg, "UDP datagrams, the helper"),
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(target_env = "musl")))]
     any!(SYS_epoll_wait, "waiting"),
-    #[cfg(not(target_arch = "x86_64"))]
+    // aarch64 has no other; musl makes one of the other.
+    #[cfg(not(all(target_arch = "x86_64", not(target_env = "musl"))))]
     any!(SYS_epoll_pwait, "waiting"),
     only!(SYS_futex, FUTEX, "locks between the threads"),
     any!(SYS_clock_gettime, "the time, where the vDSO cannot tell it"),

@@ -56,6 +56,7 @@ mod panics {
     use std::collections::BTreeSet;
     use std::fs;
     use std::os::unix::process::ExitStatusExt;
+    use std::path::Path;
     use std::process::Command;
     use wgsep_tests::daemon::Daemon;
     use wgsep_tests::hijack::Hijacked;
@@ -113,29 +114,47 @@ mod panics {
         wait::until("the interface is gone", LIMIT, || !daemon.has_interface());
     }
 
-    /// The address, as linked, of code in a program that panics: `lea rdi, place; call unwrap_failed`.
+    /// The address, as linked, of code in a program that panics: `lea rdi, place` and a call of
+    /// unwrap_failed, direct, or where the linker leaves it so (musl's target), by a slot of the global
+    /// offset table.
     fn failing_unwrap(program: &str) -> u64 {
         let path = wgsep_program(program);
         let symbols = run(Command::new("nm").arg("--demangle").arg(&path));
         let function = symbols.lines().find(|line| line.ends_with(&format!(" {UNWRAP_FAILED}")));
         let function = function.and_then(|line| line.split(' ').next());
-        let function = i64::from_str_radix(function.expect("no such symbol"), 16).unwrap();
+        let function = hex(function.expect("no such symbol"));
+        let slots = slots_of(&path, function);
         let headers = run(Command::new("readelf").args(["--program-headers", "--wide"]).arg(&path));
         // Type, offset, address, physical address, length in the file; flags with E in them.
         let text = headers.lines().find(|line| line.contains("LOAD") && line.contains(" R E "));
-        let hex = |word: &str| usize::from_str_radix(word.trim_start_matches("0x"), 16).unwrap();
         let fields: Vec<_> = text.unwrap().split_whitespace().skip(1).take(4).map(hex).collect();
         let program = fs::read(&path).unwrap();
-        let text = &program[fields[0]..fields[0] + fields[3]];
-        let calls = |at: &usize| {
-            let code = &text[*at..*at + 12];
-            let distance = i32::from_le_bytes(code[8..].try_into().unwrap());
-            let next = (fields[1] + at + 12).cast_signed() as i64;
-            code.starts_with(&[0x48, 0x8d, 0x3d])
-                && code[7] == 0xe8
-                && next + i64::from(distance) == function
+        let text = &program[fields[0] as usize..][..fields[3] as usize];
+        let target = |at: usize, len: usize| {
+            let distance = i32::from_le_bytes(text[at + len - 4..at + len].try_into().unwrap());
+            fields[1].wrapping_add_signed((at + len).cast_signed() as i64 + i64::from(distance))
         };
-        let found = (0..text.len() - 12).find(calls).expect("no call that panics");
-        (fields[1] + found) as u64
+        let calls = |at: &usize| {
+            text[*at..].starts_with(&[0x48, 0x8d, 0x3d])
+                && match text[at + 7..at + 9] {
+                    [0xe8, _] => target(at + 7, 5) == function,
+                    [0xff, 0x15] => slots.contains(&target(at + 7, 6)),
+                    _ => false,
+                }
+        };
+        let found = (0..text.len() - 13).find(calls).expect("no call that panics");
+        fields[1] + found as u64
+    }
+
+    /// Where a program keeps the address of a function once it is loaded.
+    fn slots_of(program: &Path, function: u64) -> BTreeSet<u64> {
+        let relocations = run(Command::new("readelf").args(["--relocs", "--wide"]).arg(program));
+        let relative = relocations.lines().filter(|line| line.contains("R_X86_64_RELATIVE"));
+        let words = relative.map(|line| line.split_whitespace().collect::<Vec<_>>());
+        words.filter(|words| hex(words[3]) == function).map(|words| hex(words[0])).collect()
+    }
+
+    fn hex(word: &str) -> u64 {
+        u64::from_str_radix(word.trim_start_matches("0x"), 16).unwrap()
     }
 }
