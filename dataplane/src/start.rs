@@ -12,10 +12,10 @@ use std::sync::{Arc, Barrier, OnceLock};
 use wgsep_ipc::Channel;
 use wgsep_policy::{Layer, Sandbox, described, remedy};
 
-/// Stack of a worker, in bytes: its buffers are on the heap.
+/// What a worker uses of its stack at most, in bytes: its buffers are on the heap.
 const WORKER_STACK: usize = 64 * 1024;
 
-/// Stack of the control thread, in bytes.
+/// What the control thread uses of its stack at most, in bytes.
 const CONTROL_STACK: usize = 256 * 1024;
 
 /// The verbosity of errors alone.

@@ -13,20 +13,29 @@ pub(crate) struct Stacks(pub(super) Mapping);
 /// Memory for the stack of one thread.
 pub(crate) struct Stack(Mapping);
 
+/// Bytes of a stack of which `used` are for the thread's own functions: the C library wants some below
+/// them, and refuses a stack that is smaller. glibc counts the thread's static variables and the
+/// kernel's signal frame, which depend on the processor: 16 KiB on x86-64, 128 KiB on aarch64.
+fn stack_len(used: usize) -> usize {
+    let least = nix::unistd::sysconf(nix::unistd::SysconfVar::PTHREAD_STACK_MIN).ok().flatten();
+    let least = least.and_then(|least: libc::c_long| usize::try_from(least).ok());
+    (least.unwrap_or(libc::PTHREAD_STACK_MIN) + used).next_multiple_of(page())
+}
+
 impl Stacks {
-    /// Bytes that a stack of `len` bytes takes.
-    pub(crate) fn room(len: usize) -> usize {
-        page() + len
+    /// Bytes that [`Stacks::take`] takes for a thread that uses as many of its stack.
+    pub(crate) fn room(used: usize) -> usize {
+        page() + stack_len(used)
     }
 
-    /// Takes a stack of `len` bytes, a multiple of 64 KiB; below it a page that ends the process if it
-    /// overflows.
+    /// Takes a stack for a thread that uses so many bytes of it; below it a page that ends the process if
+    /// it overflows.
     ///
     /// # Errors
     /// ENOMEM if there is no room left; as mprotect(2).
-    pub(crate) fn take(&mut self, len: usize) -> nix::Result<Stack> {
+    pub(crate) fn take(&mut self, used: usize) -> nix::Result<Stack> {
         let guard = self.0.take(page()).ok_or(nix::Error::ENOMEM)?;
-        let stack = self.0.take(len).ok_or(nix::Error::ENOMEM)?;
+        let stack = self.0.take(stack_len(used)).ok_or(nix::Error::ENOMEM)?;
         // SAFETY: a whole page, taken for this and used for nothing else.
         let outcome =
             unsafe { libc::mprotect(guard.start.as_ptr().cast(), guard.len, libc::PROT_NONE) };
@@ -97,4 +106,30 @@ extern "C" fn run(start: *mut c_void) -> *mut c_void {
     }
     (start.body)();
     null_mut()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::arena;
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn a_thread_starts_on_the_stack_of_the_least_use_and_runs() {
+        let mut stacks = Stacks(arena::undumpable(Stacks::room(1)).unwrap());
+        let stack = stacks.take(1).unwrap();
+        assert!(stack.0.start.addr().get().is_multiple_of(page()));
+        assert!(stack.0.len.is_multiple_of(page()));
+        assert_eq!(stacks.take(1).err(), Some(nix::Error::ENOMEM), "all of the room is taken");
+        let (says, hears) = mpsc::channel();
+        spawn(c"test", stack, Allocates::Packets, move || says.send(7).unwrap()).unwrap();
+        assert_eq!(hears.recv(), Ok(7));
+    }
+
+    #[test]
+    fn what_a_thread_uses_is_beyond_what_the_c_library_wants_of_a_stack() {
+        for used in [1, 4096, 64 * 1024, 256 * 1024] {
+            assert!(stack_len(used) >= libc::PTHREAD_STACK_MIN + used, "{used}");
+        }
+    }
 }
