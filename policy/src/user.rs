@@ -30,7 +30,7 @@ pub fn choose(name: Option<&str>) -> Result<Option<(Uid, Gid)>, String> {
         let denied = |name| Err(format!("--user {name} needs root; leave it out or run as root"));
         return name.map_or(Ok(None), denied);
     }
-    let account = User::from_name(name.unwrap_or(ACCOUNT))
+    let account = known(User::from_name(name.unwrap_or(ACCOUNT)))
         .map_err(|errno| format!("look up the account: {}; see getent passwd", errno.desc()))?;
     match (account, name) {
         (Some(user), _) if user.uid.is_root() => Err(format!(
@@ -49,13 +49,22 @@ pub fn choose(name: Option<&str>) -> Result<Option<(Uid, Gid)>, String> {
     }
 }
 
+/// What a look-up found. ENOENT is how the C libraries say that there is no list of accounts at all, as in a
+/// container without files.
+fn known(found: nix::Result<Option<User>>) -> nix::Result<Option<User>> {
+    match found {
+        Err(nix::Error::ENOENT) => Ok(None),
+        found => found,
+    }
+}
+
 /// An unused uid of the range meant for services without an account. Each daemon starts to look at
 /// another, so that two of them hardly ever share one.
 fn unallocated() -> Result<(Uid, Gid), String> {
     let (first, last) = (*DYNAMIC_UIDS.start(), *DYNAMIC_UIDS.end());
     let start = first + std::process::id() % (last - first + 1);
     let mut uids = (start..=last).chain(first..start);
-    let unused = uids.find(|uid| matches!(User::from_uid(Uid::from_raw(*uid)), Ok(None)));
+    let unused = uids.find(|uid| matches!(known(User::from_uid(Uid::from_raw(*uid))), Ok(None)));
     unused.map(|uid| (Uid::from_raw(uid), Gid::from_raw(uid))).ok_or_else(|| {
         "no unused uid for the dataplane; create an account: useradd --system wgsep".into()
     })

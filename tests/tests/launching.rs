@@ -344,6 +344,16 @@ fn attack_13_strict_mode_refuses_each_of_these_and_names_the_layers() {
     }
 }
 
+/// As in a container that has no file but the two programs.
+#[test]
+fn without_a_list_of_accounts_the_dataplane_gets_an_unallocated_uid() {
+    require!(Wgsep);
+    let empty = "mount -t tmpfs none /etc;";
+    let launched = Launch::new(Programs::new(), &["env"], &[], empty).start();
+    launched.assert_mandatory_layers();
+    assert!(launched.reports()[0].contains(" user=applied "), "{:?}", launched.reports());
+}
+
 #[test]
 fn strict_mode_runs_as_root() {
     require!(Wgsep);
