@@ -14,17 +14,43 @@
 # make install the programs, manual pages, unit and completions, under DESTDIR and PREFIX (root)
 # make deb     a Debian package of the same, into target; with the version of the commit, or WGSEP_VERSION=
 # make clean   remove what cargo built
+#
+# build, install and deb take TARGET=: aarch64-unknown-linux-gnu for arm64, x86_64-unknown-linux-musl for
+# a pair without any library, or another of rustc's. What they make is then in target/TARGET.
+# make test-aarch64  the unit tests of ipc, policy and the protocol, by an emulator of that processor
 
 CARGO ?= cargo
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR
 
-# Where the tests and the demo find the programs.
-WGSEP_BIN_DIR := $(CARGO_TARGET_DIR)/release
-export WGSEP_BIN_DIR
-
 # rustup's default place, for a shell that has not been told of it.
 export PATH := $(PATH):$(HOME)/.cargo/bin
+
+# What the programs are built for, where that is not this machine; and how: `quick` is for the tests.
+TARGET =
+PROFILE = release
+FOR_TARGET = --profile $(PROFILE) $(addprefix --target ,$(TARGET))
+TARGET_DIR = $(CARGO_TARGET_DIR)$(addprefix /,$(TARGET))
+
+# Where the tests and the demo find the programs.
+WGSEP_BIN_DIR = $(TARGET_DIR)/$(PROFILE)
+export WGSEP_BIN_DIR
+
+# The processor that they are for; and the names of its compiler, where it is not this one's.
+PROCESSOR = $(or $(firstword $(subst -, ,$(TARGET))),$(shell uname -m))
+ifneq ($(PROCESSOR),$(shell uname -m))
+CROSS = $(PROCESSOR)-linux-gnu-
+export CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_LINKER := $(CROSS)gcc
+endif
+
+# Static, because it is executed by descriptor inside an empty root: no loader would be found. And at
+# another address each time.
+STATIC = -C target-feature=+crt-static -C relocation-model=pie
+# What rustc does not know of for this one, though Debian's C library has what it takes.
+ifeq ($(PROCESSOR)$(findstring musl,$(TARGET)),aarch64)
+STATIC += -C linker=$(CURDIR)/bin/dist/static-pie-cc
+export STATIC_PIE_CC := $(CROSS)gcc
+endif
 
 # What both programs and the package call this build. Only another commit changes it, so that cargo builds
 # nothing anew without need. bin/dist/check-tools says why it is empty where it is.
@@ -50,17 +76,19 @@ UNITDIR = $(PREFIX)/lib/systemd/system
 SYSUSERSDIR = $(PREFIX)/lib/sysusers.d
 TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
 # Where `make deb` leaves the package, in place of an older one.
-DEBDIR ?= $(CARGO_TARGET_DIR)
+DEBDIR ?= $(TARGET_DIR)
 
-.PHONY: build bench bench-readme bench-steps install deb demo test attacks soak hostile deps system-packages clean
+.PHONY: build bench bench-readme bench-steps install deb demo test attacks soak hostile deps system-packages clean \
+	target-compiler other-targets filters test-aarch64 unit-tests
 
-build:
+build: $(addsuffix -compiler,$(if $(TARGET),target))
 	@bin/dist/check-tools $(or $(filter deb,$(MAKECMDGOALS)),build)
-	$(CARGO) build --release --locked -p wgsep
-	@# Static, because it is executed by descriptor inside an empty root: no loader would be found.
-	$(CARGO) rustc --release --locked -p wgsep-dataplane-bin --bin wgsep-dataplane $(DATAPLANE_FLAGS) -- \
-		-C target-feature=+crt-static
+	$(CARGO) build $(FOR_TARGET) --locked -p wgsep
+	$(CARGO) rustc $(FOR_TARGET) --locked -p wgsep-dataplane-bin --bin wgsep-dataplane $(DATAPLANE_FLAGS) -- $(STATIC)
 	@echo '$(WGSEP_VERSION)' >$(BUILT_VERSION)
+
+target-compiler:
+	@tests/deps.sh target $(TARGET)
 
 install: build
 	install -d $(addprefix $(DESTDIR),$(SBINDIR) $(LIBEXECDIR) $(MANDIR)/man8 $(MANDIR)/man7 $(DOCDIR) \
@@ -74,7 +102,7 @@ install: build
 	install -m 644 bin/dist/wgsep.8 $(DESTDIR)$(MANDIR)/man8
 	install -m 644 bin/dist/wgsep-sandbox.7 $(DESTDIR)$(MANDIR)/man7
 	install -m 644 README.md SECURITY.md CHANGELOG.md LICENSE $(DESTDIR)$(DOCDIR)
-	bin/dist/licences wgsep wgsep-dataplane-bin >$(DESTDIR)$(DOCDIR)/LICENCES-OF-CRATES
+	TARGET=$(TARGET) bin/dist/licences wgsep wgsep-dataplane-bin >$(DESTDIR)$(DOCDIR)/LICENCES-OF-CRATES
 	sed -e 's|@SBINDIR@|$(SBINDIR)|' -e 's|@LIBEXECDIR@|$(LIBEXECDIR)|' \
 		bin/dist/wgsep@.service.in >$(DESTDIR)$(UNITDIR)/wgsep@.service
 	install -m 644 bin/dist/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/wgsep.conf
@@ -86,24 +114,24 @@ install: build
 		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
 # Laid out anew, so that the package has nothing of an older one. /usr is where Debian looks.
-deb: STAGE = $(CARGO_TARGET_DIR)/deb
+deb: STAGE = $(TARGET_DIR)/deb
 deb: build
 	rm -rf $(STAGE)
 	umask 022 && $(MAKE) --no-print-directory --old-file=build install PREFIX=/usr DESTDIR=$(STAGE)
-	strip --strip-unneeded $(STAGE)/usr/sbin/wgsep $(STAGE)/usr/libexec/wgsep/wgsep-dataplane
-	bin/dist/build-deb $(STAGE) $(DEBDIR) "$$(cat $(BUILT_VERSION))"
+	$(CROSS)strip --strip-unneeded $(STAGE)/usr/sbin/wgsep $(STAGE)/usr/libexec/wgsep/wgsep-dataplane
+	bin/dist/build-deb $(STAGE) $(DEBDIR) "$$(cat $(BUILT_VERSION))" $(TARGET)
 
 demo: system-packages
 	@$(MAKE) --no-print-directory build
 	tests/demo.sh
 
 test: deps
-	@$(MAKE) --no-print-directory build hostile
+	@$(MAKE) --no-print-directory build hostile other-targets
 	tests/run.sh
 
 attacks: system-packages
 	@$(MAKE) --no-print-directory build hostile
-	$(CARGO) test --locked -p wgsep-tests --no-fail-fast -- --test-threads=2 attack_
+	$(CARGO) test --locked -p wgsep-tests -p wgsep-policy --no-fail-fast -- --test-threads=2 attack_
 
 MINUTES ?= 3
 soak: system-packages
@@ -114,8 +142,29 @@ soak: system-packages
 
 # A dataplane that attacks its helper. Only tests start it, and it is never installed.
 hostile:
-	$(CARGO) rustc --release --locked -p wgsep-hostile --bin hostile-dataplane -- \
-		-C target-feature=+crt-static
+	$(CARGO) rustc $(FOR_TARGET) --locked -p wgsep-hostile --bin hostile-dataplane -- $(STATIC)
+
+# What the tests run of other targets. Where one cannot be built for, they are skipped, and say so.
+other-targets:
+	@if tests/deps.sh target x86_64-unknown-linux-musl; then \
+		$(MAKE) --no-print-directory build hostile TARGET=x86_64-unknown-linux-musl PROFILE=quick; fi
+	@if tests/deps.sh target aarch64-unknown-linux-gnu; then \
+		$(MAKE) --no-print-directory build filters TARGET=aarch64-unknown-linux-gnu PROFILE=quick; fi
+
+# The test of the filters, as a program for a machine without cargo.
+filters:
+	program=$$($(CARGO) test $(FOR_TARGET) --locked -p wgsep-policy --test attacks_filters --no-run \
+		--message-format json | jq -r 'select(.executable).executable') && \
+		install "$$program" $(WGSEP_BIN_DIR)/attacks_filters
+
+test-aarch64:
+	tests/deps.sh emulator
+	@$(MAKE) --no-print-directory unit-tests TARGET=aarch64-unknown-linux-gnu
+
+# By an emulator where the target is not of this machine.
+unit-tests: target-compiler
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu" \
+		$(CARGO) test --target $(TARGET) --locked --lib -p wgsep-ipc -p wgsep-policy -p wgsep-proto
 
 SUITE = $(CARGO) bench --quiet --locked -p wgsep-speed --bench suite --
 BENCH_DIR = $(CARGO_TARGET_DIR)/bench
@@ -137,6 +186,7 @@ bench-steps:
 deps: system-packages
 	tests/deps.sh peers
 	tests/deps.sh kernel
+	tests/deps.sh arm64
 	tests/deps.sh debian
 
 system-packages:

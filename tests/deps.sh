@@ -3,9 +3,11 @@
 #   deps.sh system      Debian packages; and says how to get Rust where it is missing
 #   deps.sh peers       the implementations the tests talk to, from crates.io
 #   deps.sh kernel      qemu, and the kernel that it boots as a peer
+#   deps.sh arm64       qemu for aarch64, and what Debian's arm64 kernel boots there
+#   deps.sh target T    what building for T takes, which is a target of rustc's; also deps.sh emulator
 #   deps.sh debian      a Debian to install the package into; what checks manual pages
 #   deps.sh deny        cargo-deny
-#   deps.sh where NAME  the cache entry of that name: boringtun-cli, gotatun-cli, cargo-deny, kernel, debian
+#   deps.sh where NAME  the cache entry of that name: boringtun-cli, gotatun-cli, cargo-deny, kernel, arm64, debian
 set -eu
 
 packages="gcc libc6-dev make binutils git ca-certificates iproute2 iputils-ping iperf3 ethtool nftables
@@ -67,14 +69,14 @@ install_rust() {
 # INPUTS one of what the recipe says it depends on. The symbolic link NAME-RECIPE, which is what
 # `deps.sh where` prints, leads to the current one. So a change of a recipe, of a version in it or of an
 # input makes a new entry, and trees with different recipes share a cache without a clash.
-entries="boringtun-cli gotatun-cli cargo-deny kernel debian"
+entries="boringtun-cli gotatun-cli cargo-deny kernel arm64 debian"
 
 recipe_of() {
 	case "$1" in
 	boringtun-cli) echo crate boringtun-cli 0.7.1 ;;
 	gotatun-cli) echo crate gotatun-cli 0.10.2 ;;
 	cargo-deny) echo crate cargo-deny 0.20.2 ;;
-	kernel | debian) echo "$1" ;;
+	kernel | arm64 | debian) echo "$1" ;;
 	*) fail "unknown cache entry $1; known: $entries" ;;
 	esac
 }
@@ -137,6 +139,33 @@ remove_superseded() {
 		-exec rm -rf --one-file-system {} +
 }
 
+# install_target TARGET: rustc's library for it, and a C compiler for it, which also links.
+install_target() {
+	"$recipes"/../../bin/dist/check-tools rust
+	if [ ! -d "$(rustc --print target-libdir --target "$1" 2>/dev/null)" ]; then
+		command -v rustup >/dev/null || fail "rustc has no library for $1: install Rust with rustup, or that library"
+		say "installing rustc's library for $1"
+		rustup target add "$1" || fail "rustup has no library for $1: is there a network?"
+	fi
+	case "$1" in
+	aarch64-*-gnu)
+		compiler=aarch64-linux-gnu-gcc
+		packages="gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
+		;;
+	*-musl)
+		compiler=musl-gcc
+		packages=musl-tools
+		;;
+	*)
+		return
+		;;
+	esac
+	# Where that machine is this one, or another distribution, they may have another name.
+	if [ "${1%%-*}" != "$(uname -m)" ] || [ "$compiler" = musl-gcc ]; then
+		command -v "$compiler" >/dev/null || install_packages
+	fi
+}
+
 case "${1:-}" in
 system)
 	install_packages
@@ -155,6 +184,19 @@ kernel)
 	# The package lists may be missing or old.
 	obtain kernel || { apt_get update && obtain kernel; } || say "Debian's kernel cannot be unpacked here"
 	;;
+arm64)
+	command -v apt-get >/dev/null || exit 0
+	packages="$machine_packages qemu-system-arm"
+	(install_packages) || say "qemu cannot be installed here"
+	obtain arm64 || say "Debian's arm64 kernel cannot be had here"
+	;;
+target)
+	install_target "${2:?deps.sh target TARGET}"
+	;;
+emulator)
+	packages="qemu-user-static"
+	install_packages
+	;;
 debian)
 	# Where this is impossible the tests that want it are skipped, and say so.
 	packages=$packaging_packages
@@ -170,6 +212,6 @@ where)
 	where "${2:-}"
 	;;
 *)
-	fail "usage: deps.sh system|peers|kernel|debian|deny|where NAME"
+	fail "usage: deps.sh system|peers|kernel|arm64|debian|deny|emulator|target TARGET|where NAME"
 	;;
 esac

@@ -39,7 +39,7 @@ impl Deps {
         fs::create_dir_all(deps.0.join("tests/deps")).unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deps.sh");
         fs::copy(script, deps.0.join("tests/deps.sh")).unwrap();
-        for recipe in ["kernel", "debian"] {
+        for recipe in ["kernel", "arm64", "debian"] {
             fs::write(deps.0.join("tests/deps").join(recipe), "").unwrap();
         }
         deps.write_recipe(RECIPE);
