@@ -101,6 +101,22 @@ pub fn wgsep_program(name: &str) -> PathBuf {
     path
 }
 
+/// The path of a program that `make other-targets` built for another target.
+///
+/// # Errors
+///
+/// Where it is missing, because that target cannot be built for here: what to do.
+pub fn built_for(target: &str, program: &str) -> Result<PathBuf, String> {
+    let directory = env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
+    let path = directory.join(target).join("quick").join(program);
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(format!("{} is missing: run `make other-targets`", path.display()))
+    }
+}
+
 /// The first `program` of the search path, or its bare name.
 pub(crate) fn in_path(program: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();

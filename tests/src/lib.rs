@@ -12,6 +12,7 @@ pub mod cache;
 pub mod cgroup;
 pub mod daemon;
 pub mod descriptors;
+pub mod guest;
 #[cfg(target_arch = "x86_64")]
 pub mod hijack;
 pub mod implementation;

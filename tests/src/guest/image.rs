@@ -1,5 +1,5 @@
-//! What the virtual machine boots: Debian's kernel from the cache, and a file system in memory
-//! with its WireGuard, a shell, wg(8), ping and iperf3.
+//! What a virtual machine boots: a kernel as Debian packages it, and a file system in memory with its
+//! modules, a shell and whatever programs the test wants.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
@@ -7,27 +7,27 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cache;
-use crate::implementation::in_path;
-use crate::process::{self, run};
+use crate::process::{output, run};
 use crate::scratch::Scratch;
 
-/// The emulator. It translates: nothing here has hardware virtualisation to give.
-pub(super) const QEMU: &str = "qemu-system-x86_64";
+use super::Plan;
 
-/// What the kernel lacks without modules: a network card, WireGuard, and TUN devices. They bring others
-/// along.
-const MODULES: [&str; 4] = ["virtio_pci", "virtio_net", "wireguard", "tun"];
-
-/// Programs of this machine that the guest has too.
-const PROGRAMS: [&str; 3] = ["wg", "ping", "iperf3"];
-
-/// The guest's first and only process beside what it is told to run: a line at a time from the
-/// second serial port, and after what the line printed one with its status. Each line comes with its
+/// The guest's first and only process beside what it is told to run: a line at a time from the port
+/// for it, and after what the line printed one with its status. Each line comes with its
 /// length, because a guest on a busy machine can lose characters of it.
+///
+/// The kernel's first root cannot be exchanged for another (pivot_root(2)), unlike that of a machine with a
+/// disk, so all of it moves to one that can.
 const INIT: &str = r#"#!/bin/busybox sh
-/bin/busybox --install -s /bin
 export PATH=/bin
+if [ ! -e /moved ]; then
+	busybox mkdir /moved
+	busybox mount -t tmpfs root /moved
+	for part in /*; do [ "$part" = /moved ] || busybox cp -a "$part" /moved; done
+	busybox touch /moved/moved
+	exec busybox switch_root /moved /init
+fi
+/bin/busybox --install -s /bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -35,8 +35,10 @@ echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
 for module in $(cat /modules/order); do insmod "/modules/$module.ko" || exit 1; done
 ip link set lo up
 ip link set eth0 up || exit 1
-stty -F /dev/ttyS1 raw -echo
-exec </dev/ttyS1 >/dev/ttyS1
+port=$(cat /port)
+# Open before it is set: some ports forget their settings when the last one closes them.
+exec <"$port" >"$port"
+stty raw -echo
 echo ready
 while read -r length line; do
 	if [ "${#line}" != "$length" ]; then
@@ -56,53 +58,43 @@ pub(super) struct Image {
     _directory: Scratch,
 }
 
-/// The kernel package in the cache, as `make deps` unpacked it; or why there is none.
-pub(super) fn package() -> Result<PathBuf, String> {
-    let qemu = in_path(QEMU);
-    for needed in [&qemu, &in_path("busybox"), &in_path("cpio"), &in_path("modinfo")] {
-        if !needed.is_file() {
-            return Err(format!("{} is missing: run `make deps`", needed.display()));
-        }
-    }
-    cache::entry("kernel")
-}
-
-/// The configuration that the kernel was built with.
-pub(super) fn config(package: &Path) -> String {
+/// The configuration that the kernel of a package was built with.
+pub(crate) fn config(package: &Path) -> String {
     let config = only_entry(&package.join("boot"), "config-");
     must(fs::read_to_string(config), "configuration")
 }
 
 impl Image {
-    /// Puts the archive together, with some more programs.
+    /// Puts the archive together.
     ///
     /// # Panics
     ///
     /// When the package or a program is not what it was.
-    pub(super) fn build(package: &Path, more_programs: &[PathBuf]) -> Self {
+    pub(super) fn build(plan: &Plan) -> Self {
         let directory = Scratch::new();
         let root = directory.join("root");
-        for part in ["bin", "dev", "proc", "sys", "tmp", "lib", "modules"] {
+        for part in ["bin", "dev", "proc", "sys", "tmp", "lib", "modules", "run", "var/log"] {
             must(fs::create_dir_all(root.join(part)), part);
         }
-        install_modules(package, &root.join("modules"));
-        install(&in_path("busybox"), &root.join("bin/busybox"));
-        for program in PROGRAMS.map(in_path).iter().chain(more_programs) {
-            install_with_libraries(program, &root);
+        must(std::os::unix::fs::symlink("/run", root.join("var/run")), "var/run");
+        install_modules(&plan.package, plan.modules, &root.join("modules"));
+        for (from, to) in &plan.files {
+            install(from, &root.join(to.trim_start_matches('/')));
         }
+        must(fs::write(root.join("port"), plan.port), "port");
         let init = root.join("init");
         must(fs::write(&init, INIT), "init");
         must(fs::set_permissions(&init, Permissions::from_mode(0o755)), "init");
         let initramfs = directory.join("initramfs");
         let archive = "cd \"$0\" && find . | cpio --quiet -o -H newc >\"$1\"";
         run(Command::new("sh").arg("-ec").arg(archive).arg(&root).arg(&initramfs));
-        let kernel = only_entry(&package.join("boot"), "vmlinuz-");
+        let kernel = only_entry(&plan.package.join("boot"), "vmlinuz-");
         Self { kernel, initramfs, _directory: directory }
     }
 }
 
 /// Copies modules with all they depend on, and notes the order to load them in.
-fn install_modules(package: &Path, to: &Path) {
+fn install_modules(package: &Path, modules: &[&str], to: &Path) {
     let release = only_entry(&package.join("lib/modules"), "");
     let files = run(Command::new("find").arg(release).args(["-name", "*.ko"]));
     let files: BTreeMap<_, _> = files
@@ -110,7 +102,7 @@ fn install_modules(package: &Path, to: &Path) {
         .filter_map(|path| Some((Path::new(path).file_stem()?.to_str()?.replace('-', "_"), path)))
         .collect();
     let (mut order, mut known) = (Vec::new(), BTreeSet::new());
-    for module in MODULES {
+    for module in modules {
         in_order(module, &files, &mut known, &mut order);
     }
     for module in &order {
@@ -137,24 +129,23 @@ fn in_order(
     order.push(module.to_owned());
 }
 
-/// Copies a program, and the libraries that ldd(1) lists to where the loader looks for them.
-fn install_with_libraries(program: &Path, root: &Path) {
+/// A program of this machine in `/bin`, and the libraries that ldd(1) lists where the loader looks for
+/// them.
+pub(crate) fn with_libraries(program: &Path) -> Vec<(PathBuf, String)> {
     let Some(name) = program.file_name() else { panic!("{} has no name", program.display()) };
-    install(program, &root.join("bin").join(name));
     // A program that is linked statically has none, and ldd(1) fails.
-    let libraries = process::output(Command::new("ldd").arg(program)).stdout;
-    let libraries = String::from_utf8_lossy(&libraries);
-    for path in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
-        let to = root.join(path.trim_start_matches('/'));
-        if !to.exists() {
-            must(fs::create_dir_all(to.parent().unwrap_or(root)), path);
-            install(Path::new(path), &to);
-        }
-    }
+    let libraries = output(Command::new("ldd").arg(program)).stdout;
+    let libraries = String::from_utf8_lossy(&libraries).into_owned();
+    let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/'));
+    let libraries = libraries.map(|path| (PathBuf::from(path), path.to_owned()));
+    let program = (program.to_owned(), format!("bin/{}", name.to_string_lossy()));
+    std::iter::once(program).chain(libraries).collect()
 }
 
 fn install(from: &Path, to: &Path) {
-    must(fs::copy(from, to), &to.display().to_string());
+    let what = to.display().to_string();
+    must(fs::create_dir_all(to.parent().unwrap_or(to)), &what);
+    must(fs::copy(from, to), &what);
 }
 
 /// The only entry of a directory whose name begins so.
