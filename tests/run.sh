@@ -20,6 +20,21 @@ test_packages() {
 test_packages --workspace --exclude wgsep-tests
 test_packages -p wgsep-tests -- --test-threads="$threads"
 
+# With musl both programs make other system calls. What confines them is tried with that pair as well, as
+# `make other-targets` built it.
+musl=x86_64-unknown-linux-musl
+musl_bin=${CARGO_TARGET_DIR:-target}/$musl/quick
+if [ -x "$musl_bin/hostile-dataplane" ]; then
+	echo
+	echo "== with musl"
+	test_packages --target $musl -p wgsep-policy -p wgsep-ipc
+	musl_bin=$(realpath "$musl_bin")
+	WGSEP_BIN_DIR=$musl_bin test_packages -p wgsep-tests --test audit --test launching --test 'attacks_*' \
+		-- --test-threads="$threads"
+else
+	echo "musl::sandbox: $musl_bin is missing: run \`make other-targets\`" >>"$WGSEP_SKIP_FILE"
+fi
+
 echo
 awk -v skipped="$(wc -l <"$WGSEP_SKIP_FILE")" '/^test result:/ { passed += $4; failed += $6 }
 	END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped }' "$output"
