@@ -7,6 +7,7 @@
 mod buffers;
 mod clock;
 mod control;
+mod dumps;
 mod flow_queues;
 mod gso;
 mod helper;

@@ -1,24 +1,40 @@
 //! The network interface as rtnetlink reports it: up or down, its MTU, the names of its neighbours.
 //!
-//! The helper opened the socket and subscribed it to link and route changes; here it is only read,
-//! and asked once for what there is. Sources: rtnetlink(7), linux/rtnetlink.h, linux/if_link.h.
+//! The helper opened the socket and subscribed it to link, route, rule and nexthop changes; here it is
+//! only read, and asked for what exists: at the start, and whenever messages were lost. Sources:
+//! rtnetlink(7), linux/rtnetlink.h, linux/if_link.h, net/netlink/af_netlink.c.
 
+use crate::dumps::{Dumps, Outcome, Table};
 use crate::netlink::{self, Message, attribute, number, split_message, word};
-use crate::routes::{self, RouteMtus};
+use crate::routes::{self, Flow, RouteChanges, RouteMtus};
 use nix::libc;
 use nix::sys::socket::{MsgFlags, send};
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use wgsep_proto::time::Instant;
 
 /// Length of struct ifinfomsg.
 const IFINFO_LEN: usize = 16;
+/// Length of struct fib_rule_hdr.
+const RULE_LEN: usize = 12;
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
+const RTM_GETRULE: u16 = 34;
+const RTM_NEWNEXTHOP: u16 = 104;
+const RTM_DELNEXTHOP: u16 = 105;
+const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_MASTER: u16 = 10;
 const IFLA_NEW_NETNSID: u16 = 45;
 const IFLA_NEW_IFINDEX: u16 = 49;
+const FRA_UID_RANGE: u16 = 20;
+/// What of a link's flags decides whether its routes are in use.
+const ROUTING_FLAGS: i32 = libc::IFF_UP | libc::IFF_RUNNING | libc::IFF_LOWER_UP;
+/// Read before the other events get their turn, a fraction of a millisecond: datagrams, which have one message each
+/// unless they are part of a dump, and bytes.
+const DATAGRAMS_PER_ROUND: usize = 128;
+const BYTES_PER_ROUND: usize = 256 * 1024;
 
 /// A network namespace as seen from the socket's own, which is `None`.
 pub(crate) type Namespace = Option<i32>;
@@ -43,63 +59,101 @@ pub(crate) struct LinkState {
     pub(crate) mtu: u32,
 }
 
+/// An interface of the socket's own namespace.
+struct Link {
+    name: String,
+    /// Its flags and its master, as far as routes depend on them.
+    routing: (u32, u32),
+    /// The number of the last dump of all links that it was part of.
+    refresh: u32,
+}
+
+/// The answer to the question by which interface a datagram leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// By this interface.
+    Interface(u32),
+    /// Not at all, for this reason.
+    Refused(i32),
+}
+
 /// What a batch of messages brought.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
     /// The interface's new state, if it was mentioned.
     pub(crate) link: Option<LinkState>,
     /// It was down meanwhile, whatever it is now.
     pub(crate) was_down: bool,
-    /// Some route or rule changed: datagrams may leave by another interface now.
-    pub(crate) routes: bool,
-    /// Some link where the sockets are is another: its MTU, or what its device can do.
-    pub(crate) links: bool,
+    /// Routes, rules or links changed: datagrams may leave by another interface now.
+    pub(crate) routes: RouteChanges,
+    /// A route, a rule or a link changed where the sockets are: a path may take longer segments now.
+    pub(crate) paths: bool,
     /// Some route to our interface has another MTU now.
     pub(crate) route_mtus: bool,
+    /// Answers to questions, with their sequence numbers, in the order of the questions.
+    pub(crate) answers: Vec<(u32, Answer)>,
+    /// Messages were lost.
+    pub(crate) overrun: bool,
+    /// Nothing is left to be read. A question without an answer will not be answered.
+    pub(crate) drained: bool,
 }
 
-/// The netlink socket, and what it said so far.
+/// The netlink socket, and what was learnt from it.
 pub(crate) struct LinkMonitor {
     socket: OwnedFd,
     place: Place,
+    /// The interface may be in another state than last heard of, or may have been moved: messages about
+    /// another namespace were lost, and only the socket's own can be dumped.
+    uncertain: bool,
     name: String,
-    names: HashMap<u32, String>,
+    links: HashMap<u32, Link>,
+    /// The number of the last dump of all links.
+    refresh: u32,
+    /// Rules that depend on the user whose datagrams they are; and as many as the dump under way listed.
+    uid_rules: (usize, usize),
     /// The socket hears of the interface wherever it is moved to.
     follows_moves: bool,
     route_mtus: RouteMtus,
-    /// The last question's number, and the interface that was the answer.
-    question: (u32, Option<u32>),
-    /// What came along with an answer, and is yet to be told.
-    untold: Changes,
+    dumps: Dumps,
+    /// Messages were lost. The kernel drops further ones until nothing is left to be read.
+    overrun: bool,
+    /// Nothing was left to be read by the end of the last round.
+    drained: bool,
+    /// Number of the last request.
+    sequence: u32,
     buffer: Vec<u8>,
 }
 
 impl LinkMonitor {
     /// Watches the interface `name` of index `ifindex`, in the socket's own network namespace or one
-    /// that it knows by number, and asks for all there are.
-    ///
-    /// # Errors
-    /// As send(2).
+    /// that it knows by number, and asks for what exists.
     pub(crate) fn new(
         socket: OwnedFd,
         (namespace, ifindex): (Namespace, u32),
         follows_moves: bool,
         name: &str,
-    ) -> nix::Result<Self> {
-        let monitor = Self {
+        now: Instant,
+    ) -> Self {
+        let mut monitor = Self {
             socket,
             place: Place::At(namespace, ifindex),
+            // It may have been changed before the socket was subscribed.
+            uncertain: namespace.is_some(),
             name: name.to_owned(),
-            names: HashMap::new(),
+            links: HashMap::new(),
+            refresh: 0,
+            uid_rules: (0, 0),
             follows_moves,
             route_mtus: RouteMtus::default(),
-            question: (0, None),
-            untold: Changes::default(),
+            dumps: Dumps::default(),
+            overrun: false,
+            drained: false,
+            sequence: 0,
             buffer: vec![0; 64 * 1024],
         };
-        let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
-        monitor.send(&netlink::message(libc::RTM_GETLINK, flags, 0, &[0; IFINFO_LEN], &[]))?;
-        Ok(monitor)
+        monitor.dumps.require_all();
+        monitor.request_dumps(now);
+        monitor
     }
 
     fn send(&self, request: &[u8]) -> nix::Result<()> {
@@ -107,48 +161,137 @@ impl LinkMonitor {
         send(self.socket.as_raw_fd(), request, flags).map(drop)
     }
 
-    /// Reads everything that waits.
-    pub(crate) fn read(&mut self) -> Changes {
-        let mut changes = core::mem::take(&mut self.untold);
+    /// Reads some of what waits. If more is left, the socket stays readable.
+    pub(crate) fn read(&mut self, now: Instant) -> Changes {
+        let mut changes = Changes::default();
         let mut buffer = core::mem::take(&mut self.buffer);
-        loop {
+        self.drained = false;
+        let mut read = 0;
+        for _ in 0..DATAGRAMS_PER_ROUND {
+            if read >= BYTES_PER_ROUND {
+                break;
+            }
             match crate::sys::receive_netlink(self.socket.as_fd(), &mut buffer) {
                 Ok((len, namespace)) => {
-                    self.parse(buffer.get(..len).unwrap_or_default(), namespace, &mut changes);
+                    read += len;
+                    self.parse(buffer.get(..len).unwrap_or_default(), namespace, now, &mut changes);
                 }
-                // Overrun: something was lost, so whatever depends on routes starts anew.
-                Err(nix::Error::ENOBUFS) => (changes.routes, changes.links) = (true, true),
+                Err(nix::Error::ENOBUFS) => self.lost_messages(&mut changes),
                 Err(nix::Error::EINTR) => {}
-                Err(_) => break,
+                Err(_) => {
+                    self.read_everything(now, &mut changes);
+                    break;
+                }
             }
         }
         self.buffer = buffer;
+        self.request_dumps(now);
         changes
     }
 
-    /// True if the interface may be where the socket hears nothing of it: a namespace that has no number
-    /// in the socket's own is not heard of.
+    /// The receive buffer was full. The links are read again at once, as they matter most; the rest when
+    /// the burst is over.
+    fn lost_messages(&mut self, changes: &mut Changes) {
+        self.overrun = true;
+        self.dumps.require(Table::Links);
+        self.uncertain |= matches!(self.place, Place::At(Some(_), _));
+        changes.overrun = true;
+        changes.routes = RouteChanges::Everything;
+        changes.paths = true;
+    }
+
+    /// Nothing is left to be read, so from now on the kernel drops no more messages.
+    fn read_everything(&mut self, now: Instant, changes: &mut Changes) {
+        self.drained = true;
+        changes.drained = true;
+        self.dumps.drained(now);
+        if core::mem::take(&mut self.overrun) {
+            self.dumps.require_all();
+            changes.routes = RouteChanges::Everything;
+        }
+    }
+
+    /// Requests the next dump, if it is time.
+    pub(crate) fn request_dumps(&mut self, now: Instant) {
+        let sequence = self.next_sequence();
+        while let Some(table) = self.dumps.start_next(sequence, now) {
+            let request = match (table, self.place) {
+                (Table::Links, _) => {
+                    self.refresh = self.refresh.wrapping_add(1);
+                    netlink::message(
+                        libc::RTM_GETLINK,
+                        netlink::DUMP,
+                        sequence,
+                        &[0; IFINFO_LEN],
+                        &[],
+                    )
+                }
+                (Table::Rules, _) => {
+                    self.uid_rules.1 = 0;
+                    let mut fixed = [0; RULE_LEN];
+                    fixed[0] = libc::AF_INET as u8;
+                    netlink::message(RTM_GETRULE, netlink::DUMP, sequence, &fixed, &[])
+                }
+                (Table::Routes(family), Place::At(None, interface)) => {
+                    self.route_mtus.begin_refresh();
+                    routes::dump_request(sequence, family, interface)
+                }
+                (Table::Routes(_), _) => {
+                    // Only the socket's own namespace can be dumped without a capability.
+                    self.dumps.skip();
+                    continue;
+                }
+            };
+            if self.send(&request).is_err() {
+                self.dumps.drained(now);
+            }
+        }
+    }
+
+    /// When [`Self::request_dumps`] has something to do.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        self.dumps.next_timeout()
+    }
+
+    /// False while the interface may be in another state than last reported, because messages wait or
+    /// were lost.
+    pub(crate) fn is_up_to_date(&self) -> bool {
+        self.drained && !self.overrun && !self.dumps.is_pending(Table::Links)
+    }
+
+    /// True if the interface may be where the socket hears nothing of it, or in a state that it has not
+    /// heard of: a namespace that has no number in the socket's own is not heard of.
     pub(crate) const fn is_out_of_hearing(&self) -> bool {
         match self.place {
             Place::At(None, _) => false,
-            Place::At(Some(_), _) => !self.follows_moves,
+            Place::At(Some(_), _) => !self.follows_moves || self.uncertain,
             Place::OnTheMove(_) => true,
         }
     }
 
-    /// The interface by which a datagram with this source, destination and mark leaves; `None` if
-    /// there is no way from there. The kernel answers at once.
-    pub(crate) fn leaves_by(&mut self, from: Ipv4Addr, to: Ipv4Addr, mark: u32) -> Option<u32> {
-        let number = self.question.0.wrapping_add(1).max(1);
-        self.question = (number, None);
-        self.send(&routes::question(number, from, to, mark)).ok()?;
-        self.untold = self.read();
-        self.question.1
+    /// Asks by which interfaces datagrams of these flows leave; [`Self::read`] has the answers, numbered
+    /// from the one returned on.
+    ///
+    /// # Errors
+    /// As send(2).
+    pub(crate) fn ask(&mut self, flows: impl IntoIterator<Item = Flow>) -> nix::Result<u32> {
+        let mut questions = Vec::new();
+        let first = self.sequence.wrapping_add(1);
+        for flow in flows {
+            let sequence = self.next_sequence();
+            questions.extend(routes::question(sequence, &flow));
+        }
+        self.send(&questions).map(|()| first)
     }
 
-    /// Whether an answer brought along something that only [`Self::read`] tells.
-    pub(crate) fn has_untold(&self) -> bool {
-        self.untold != Changes::default()
+    fn next_sequence(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+
+    /// Whether some rule depends on the user whose datagrams they are, which no question can name.
+    pub(crate) const fn has_uid_rules(&self) -> bool {
+        self.uid_rules.0 > 0
     }
 
     /// The MTUs of routes to our interface.
@@ -156,20 +299,62 @@ impl LinkMonitor {
         &self.route_mtus
     }
 
-    fn parse(&mut self, mut bytes: &[u8], namespace: Namespace, changes: &mut Changes) {
+    fn parse(
+        &mut self,
+        mut bytes: &[u8],
+        namespace: Namespace,
+        now: Instant,
+        changes: &mut Changes,
+    ) {
         while let Some((message, rest)) = split_message(bytes) {
             bytes = rest;
-            let Message { kind, body, .. } = message;
-            match kind {
-                libc::RTM_NEWLINK => self.link_changed(body, namespace, changes),
-                libc::RTM_DELLINK => self.link_left(body, namespace, changes),
-                libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
-                    self.route_changed(&message, namespace, changes);
-                }
-                // Rules and routes count where the sockets are.
-                RTM_NEWRULE | RTM_DELRULE if namespace.is_none() => changes.routes = true,
-                _ => {}
+            match self.dumps.receive(&message, now) {
+                Some(Outcome::Complete(table)) => self.dumped(table, changes),
+                Some(Outcome::Failed) => {}
+                None => self.receive(&message, namespace, changes),
             }
+        }
+    }
+
+    fn receive(&mut self, message: &Message<'_>, namespace: Namespace, changes: &mut Changes) {
+        match message.kind {
+            NLMSG_ERROR => {
+                let refused = Answer::Refused(netlink::errno(message.body));
+                changes.answers.push((message.sequence, refused));
+            }
+            libc::RTM_NEWLINK => self.link_changed(message.body, namespace, changes),
+            libc::RTM_DELLINK => self.link_left(message.body, namespace, changes),
+            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
+                self.route_changed(message, namespace, changes);
+            }
+            // Rules and nexthops count where the sockets are, as routes do.
+            RTM_NEWRULE | RTM_DELRULE if namespace.is_none() => {
+                self.rule_changed(message, changes);
+            }
+            // With a nexthop all its routes are removed, which is not reported.
+            RTM_NEWNEXTHOP | RTM_DELNEXTHOP if namespace.is_none() => {
+                changes.routes = RouteChanges::Everything;
+                changes.paths = true;
+            }
+            _ => {}
+        }
+    }
+
+    /// A table was listed as a whole: forgets what it does not have.
+    fn dumped(&mut self, table: Table, changes: &mut Changes) {
+        match table {
+            Table::Links => {
+                self.links.retain(|_, link| link.refresh == self.refresh);
+                if let Place::At(None, ifindex) = self.place
+                    && !self.links.contains_key(&ifindex)
+                {
+                    // It was moved, and what said where was lost.
+                    self.place = Place::OnTheMove(ifindex);
+                    changes.route_mtus |= self.route_mtus.clear();
+                }
+            }
+            Table::Rules => self.uid_rules.0 = self.uid_rules.1,
+            Table::Routes(family) => changes.route_mtus |= self.route_mtus.end_refresh(family),
         }
     }
 
@@ -179,17 +364,40 @@ impl LinkMonitor {
         namespace: Namespace,
         changes: &mut Changes,
     ) {
+        let is_listed = is_part_of_dump(message);
         if let Some(interface) = routes::answer(message.body) {
-            if message.sequence == self.question.0 {
-                self.question.1 = Some(interface);
+            // A dump lists also what the kernel has learnt of single destinations.
+            if !is_listed {
+                changes.answers.push((message.sequence, Answer::Interface(interface)));
             }
             return;
         }
-        changes.routes |= namespace.is_none();
+        if namespace.is_none() && !is_listed {
+            changes.routes.add_route(message.kind, message.body);
+            changes.paths = true;
+        }
         if let Place::At(ours, interface) = self.place
             && ours == namespace
         {
             changes.route_mtus |= self.route_mtus.changed(message.kind, message.body, interface);
+        }
+    }
+
+    fn rule_changed(&mut self, message: &Message<'_>, changes: &mut Changes) {
+        if !is_part_of_dump(message) {
+            changes.routes = RouteChanges::Everything;
+            changes.paths = true;
+        }
+        let attributes = message.body.get(RULE_LEN..).unwrap_or_default();
+        if attribute(attributes, FRA_UID_RANGE).is_none() {
+            return;
+        }
+        if message.kind == RTM_DELRULE {
+            self.dumps.require(Table::Rules);
+        } else {
+            let (known, listed) = &mut self.uid_rules;
+            *listed += 1;
+            *known += usize::from(!is_part_of_dump(message));
         }
     }
 
@@ -198,8 +406,10 @@ impl LinkMonitor {
         let attributes = body.get(IFINFO_LEN..).unwrap_or_default();
         let name = attribute(attributes, IFLA_IFNAME).unwrap_or_default();
         let name = String::from_utf8_lossy(name.strip_suffix(&[0]).unwrap_or(name));
-        if self.place == Place::OnTheMove(ifindex) && name == self.name {
+        if self.is_found(ifindex, &name, namespace) {
             self.place = Place::At(namespace, ifindex);
+            self.dumps.require(Table::Routes(libc::AF_INET));
+            self.dumps.require(Table::Routes(libc::AF_INET6));
         }
         if self.place == Place::At(namespace, ifindex) {
             let mtu = number(attributes, IFLA_MTU).unwrap_or(0);
@@ -208,19 +418,39 @@ impl LinkMonitor {
             changes.was_down |= !up;
             changes.route_mtus |= !up && self.route_mtus.clear();
             name.as_ref().clone_into(&mut self.name);
+            self.uncertain = false;
         }
         if namespace.is_none() {
-            changes.links = true;
-            self.names.insert(ifindex, name.into_owned());
+            changes.paths = true;
+            let master = number(attributes, IFLA_MASTER).unwrap_or(0);
+            let routing = (flags & ROUTING_FLAGS as u32, master);
+            let link = Link { name: name.into_owned(), routing, refresh: self.refresh };
+            let before = self.links.insert(ifindex, link);
+            // Of routes that go with a link, or come back with it, the kernel does not report those of IPv4.
+            if before.is_none_or(|before| before.routing != routing) {
+                changes.routes = RouteChanges::Everything;
+            }
         }
+    }
+
+    /// Whether this is our interface, of which it was not known where it is.
+    fn is_found(&self, ifindex: u32, name: &str, namespace: Namespace) -> bool {
+        let returned = || namespace.is_none() && !self.links.contains_key(&ifindex);
+        let is_expected = match self.place {
+            Place::At(None, _) => false,
+            Place::At(Some(_), index) => index == ifindex && self.uncertain && returned(),
+            Place::OnTheMove(index) => index == ifindex,
+        };
+        is_expected && name == self.name
     }
 
     /// An interface was deleted, or moved to another namespace; ours is followed there.
     fn link_left(&mut self, body: &[u8], namespace: Namespace, changes: &mut Changes) {
         let Some(ifindex) = word(body, 4) else { return };
         if namespace.is_none() {
-            changes.links = true;
-            self.names.remove(&ifindex);
+            changes.paths = true;
+            self.links.remove(&ifindex);
+            changes.routes = RouteChanges::Everything;
         }
         if self.place != Place::At(namespace, ifindex) {
             return;
@@ -237,7 +467,7 @@ impl LinkMonitor {
 
     /// The index of an interface of this name or number.
     pub(crate) fn index_of(&self, name: &str) -> Option<u32> {
-        let named = self.names.iter().find(|(_, known)| known.as_str() == name);
+        let named = self.links.iter().find(|(_, link)| link.name == name);
         // Digits alone: `parse` would also take a sign.
         let number = || name.bytes().all(|byte| byte.is_ascii_digit()).then(|| name.parse().ok());
         named.map(|(index, _)| *index).or_else(|| number().flatten())
@@ -246,8 +476,13 @@ impl LinkMonitor {
     /// The name of the interface with this index.
     #[cfg(test)]
     pub(crate) fn name_of(&self, ifindex: u32) -> Option<String> {
-        self.names.get(&ifindex).cloned()
+        self.links.get(&ifindex).map(|link| link.name.clone())
     }
+}
+
+/// Whether a message lists what exists, and is no change.
+const fn is_part_of_dump(message: &Message<'_>) -> bool {
+    message.flags & libc::NLM_F_MULTI as u16 != 0
 }
 
 impl AsFd for LinkMonitor {
@@ -259,23 +494,32 @@ impl AsFd for LinkMonitor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, recv, socketpair};
 
-    fn monitor() -> LinkMonitor {
+    const NOW: Instant = Instant::from_nanos(1);
+    const UP: u32 = libc::IFF_UP as u32;
+
+    /// A monitor of an interface in a namespace, and the kernel's end of its socket.
+    fn connected(namespace: Namespace) -> (LinkMonitor, OwnedFd) {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let (ours, _kernels) =
+        let (ours, kernels) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
-        LinkMonitor {
-            socket: ours,
-            place: Place::At(None, 7),
-            name: "wg0".to_owned(),
-            names: HashMap::new(),
-            follows_moves: true,
-            route_mtus: RouteMtus::default(),
-            question: (0, None),
-            untold: Changes::default(),
-            buffer: Vec::new(),
-        }
+        (LinkMonitor::new(ours, (namespace, 7), true, "wg0", NOW), kernels)
+    }
+
+    /// A monitor that has been told of its interface, which is down, and of nothing else.
+    fn monitor() -> LinkMonitor {
+        let (mut monitor, _kernels) = connected(None);
+        monitor.dumps = Dumps::default();
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 0), None, NOW, &mut Changes::default());
+        monitor
+    }
+
+    /// The changes that messages bring.
+    fn changes_by(monitor: &mut LinkMonitor, namespace: Namespace, bytes: &[u8]) -> Changes {
+        let mut changes = Changes::default();
+        monitor.parse(bytes, namespace, NOW, &mut changes);
+        changes
     }
 
     fn link_message(kind: u16, ifindex: u32, flags: u32) -> Vec<u8> {
@@ -302,25 +546,245 @@ mod tests {
         netlink::message(kind, 0, 0, &body, &[])
     }
 
+    /// The kernel's end of a monitor's socket, which answers requests for dumps.
+    struct Kernel {
+        socket: OwnedFd,
+        /// The kinds of the requests so far.
+        requests: Vec<u16>,
+    }
+
+    impl Kernel {
+        /// Answers the next request, if there is one, with those of these messages that it asks for, and
+        /// the end of the dump.
+        fn answer(&mut self, messages: &[u8], end_flags: i32) -> bool {
+            let mut request = [0; 64];
+            let flags = MsgFlags::MSG_DONTWAIT;
+            let Ok(len) = recv(self.socket.as_raw_fd(), &mut request, flags) else { return false };
+            let (request, _) = split_message(&request[..len]).unwrap();
+            self.requests.push(request.kind);
+            let mut answer = Vec::new();
+            let mut rest = messages;
+            while let Some((message, left)) = split_message(rest) {
+                let (kind, flags) = (message.kind, libc::NLM_F_MULTI as u16);
+                // RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, and so on.
+                if kind + 2 == request.kind {
+                    let sequence = request.sequence;
+                    answer.extend(netlink::message(kind, flags, sequence, message.body, &[]));
+                }
+                rest = left;
+            }
+            let flags = (libc::NLM_F_MULTI | end_flags) as u16;
+            let done = libc::NLMSG_DONE as u16;
+            answer.extend(netlink::message(done, flags, request.sequence, &[0; 4], &[]));
+            send(self.socket.as_raw_fd(), &answer, MsgFlags::empty()).unwrap();
+            true
+        }
+    }
+
+    /// Answers dumps with these messages until the monitor requests none; what that brought.
+    fn dump(monitor: &mut LinkMonitor, kernel: &mut Kernel, messages: &[u8]) -> Vec<Changes> {
+        let mut changes = Vec::new();
+        monitor.request_dumps(NOW);
+        while kernel.answer(messages, 0) {
+            changes.push(monitor.read(NOW));
+        }
+        changes
+    }
+
+    fn started(namespace: Namespace, links: &[u8]) -> (LinkMonitor, Kernel, Vec<Changes>) {
+        let (mut monitor, socket) = connected(namespace);
+        let mut kernel = Kernel { socket, requests: Vec::new() };
+        let changes = dump(&mut monitor, &mut kernel, links);
+        (monitor, kernel, changes)
+    }
+
+    fn lose_messages(monitor: &mut LinkMonitor) -> Changes {
+        let mut changes = Changes::default();
+        monitor.lost_messages(&mut changes);
+        changes
+    }
+
+    #[test]
+    fn at_the_start_everything_that_exists_is_read() {
+        let (monitor, kernel, changes) = started(None, &link_message(libc::RTM_NEWLINK, 7, UP));
+        let all = [libc::RTM_GETLINK, RTM_GETRULE, libc::RTM_GETROUTE, libc::RTM_GETROUTE];
+        assert_eq!(kernel.requests, all);
+        assert_eq!(changes[0].link, Some(LinkState { up: true, mtu: 1420 }));
+        assert!(monitor.is_up_to_date() && !monitor.is_out_of_hearing());
+    }
+
+    #[test]
+    fn after_a_loss_the_links_are_read_at_once_and_everything_when_nothing_waits() {
+        let (mut monitor, mut kernel, _) = started(None, &link_message(libc::RTM_NEWLINK, 7, 0));
+        kernel.requests.clear();
+        let changes = lose_messages(&mut monitor);
+        assert!(changes.overrun && changes.routes == RouteChanges::Everything);
+        assert!(!monitor.is_up_to_date());
+        let link = link_message(libc::RTM_NEWLINK, 7, UP);
+        let changes = dump(&mut monitor, &mut kernel, &link);
+        assert_eq!(changes[0].link, Some(LinkState { up: true, mtu: 1420 }));
+        let (at_once, rest) = kernel.requests.split_at(1);
+        assert_eq!(at_once, [libc::RTM_GETLINK]);
+        let all = [libc::RTM_GETLINK, RTM_GETRULE, libc::RTM_GETROUTE, libc::RTM_GETROUTE];
+        assert_eq!(rest, all);
+    }
+
+    #[test]
+    fn a_loss_during_a_dump_is_followed_by_another() {
+        let (mut monitor, mut kernel, _) = started(None, &link_message(libc::RTM_NEWLINK, 7, 0));
+        lose_messages(&mut monitor);
+        monitor.request_dumps(NOW);
+        kernel.requests.clear();
+        lose_messages(&mut monitor);
+        dump(&mut monitor, &mut kernel, &link_message(libc::RTM_NEWLINK, 7, UP));
+        let links = kernel.requests.iter().filter(|kind| **kind == libc::RTM_GETLINK).count();
+        assert!(links >= 2, "{:?}", kernel.requests);
+    }
+
+    #[test]
+    fn a_dump_that_was_interrupted_is_requested_again_later() {
+        let (mut monitor, mut kernel, _) = started(None, &link_message(libc::RTM_NEWLINK, 7, UP));
+        monitor.dumps.require(Table::Links);
+        monitor.request_dumps(NOW);
+        assert!(kernel.answer(&[], libc::NLM_F_DUMP_INTR));
+        monitor.read(NOW);
+        assert!(!monitor.is_out_of_hearing(), "an interrupted dump does not have everything");
+        assert!(!kernel.answer(&[], 0), "it is not requested at once");
+        let later = monitor.next_timeout().unwrap();
+        monitor.request_dumps(later);
+        assert!(kernel.answer(&link_message(libc::RTM_NEWLINK, 7, UP), 0));
+    }
+
+    #[test]
+    fn what_was_renamed_deleted_or_moved_unheard_is_noticed_by_the_next_dump() {
+        let mut links = link_message(libc::RTM_NEWLINK, 7, UP);
+        links.extend(link_message(libc::RTM_NEWLINK, 8, UP));
+        let (mut monitor, mut kernel, _) = started(None, &links);
+        assert!(monitor.name_of(8).is_some());
+        lose_messages(&mut monitor);
+        dump(&mut monitor, &mut kernel, &link_message(libc::RTM_NEWLINK, 9, UP));
+        assert_eq!((monitor.name_of(8), monitor.name_of(9)), (None, Some("wg0".to_owned())));
+        assert!(monitor.is_out_of_hearing(), "ours is not there");
+        changes_by(&mut monitor, Some(3), &link_message(libc::RTM_NEWLINK, 7, UP));
+        assert!(!monitor.is_out_of_hearing(), "it has appeared elsewhere");
+    }
+
+    #[test]
+    fn what_was_lost_of_another_namespace_is_uncertain_until_the_interface_is_heard_of() {
+        let (mut monitor, mut kernel, _) = started(Some(3), &[]);
+        assert!(monitor.is_out_of_hearing(), "nothing was heard of it yet");
+        let link = link_message(libc::RTM_NEWLINK, 7, UP);
+        changes_by(&mut monitor, Some(3), &link);
+        assert!(!monitor.is_out_of_hearing());
+        lose_messages(&mut monitor);
+        dump(&mut monitor, &mut kernel, &[]);
+        assert!(monitor.is_out_of_hearing());
+        changes_by(&mut monitor, Some(3), &link);
+        assert!(!monitor.is_out_of_hearing());
+        lose_messages(&mut monitor);
+        dump(&mut monitor, &mut kernel, &link);
+        assert!(!monitor.is_out_of_hearing(), "it has returned");
+    }
+
+    #[test]
+    fn a_round_is_bounded_and_what_is_left_is_read_in_the_next() {
+        let (mut monitor, kernel, _) = started(None, &link_message(libc::RTM_NEWLINK, 7, 0));
+        let link = link_message(libc::RTM_NEWLINK, 7, UP);
+        let flags = MsgFlags::MSG_DONTWAIT;
+        let mut rounds = 0;
+        for _ in 0..3 * DATAGRAMS_PER_ROUND {
+            while send(kernel.socket.as_raw_fd(), &link, flags).is_err() {
+                assert!(!monitor.read(NOW).drained);
+                rounds += 1;
+            }
+        }
+        while !monitor.read(NOW).drained {
+            rounds += 1;
+            assert!(!monitor.is_up_to_date());
+        }
+        assert!(rounds > 0 && monitor.is_up_to_date());
+    }
+
+    #[test]
+    fn links_count_as_routes_when_their_flags_or_master_change() {
+        let mut monitor = monitor();
+        for (bytes, counts) in [
+            (link_message(libc::RTM_NEWLINK, 8, UP), true),
+            (link_message(libc::RTM_NEWLINK, 8, UP), false),
+            (link_message(libc::RTM_NEWLINK, 8, UP | libc::IFF_PROMISC as u32), false),
+            (link_message(libc::RTM_NEWLINK, 8, UP | libc::IFF_RUNNING as u32), true),
+            (link_message(libc::RTM_NEWLINK, 8, UP), true),
+            (moving_message(libc::RTM_NEWLINK, 8, UP, &[(IFLA_MASTER, 9)]), true),
+            (link_message(libc::RTM_NEWLINK, 8, 0), true),
+            (link_message(libc::RTM_DELLINK, 8, 0), true),
+        ] {
+            let changes = changes_by(&mut monitor, None, &bytes);
+            assert_eq!(changes.routes == RouteChanges::Everything, counts, "{bytes:?}");
+        }
+        let elsewhere = changes_by(&mut monitor, Some(3), &link_message(libc::RTM_NEWLINK, 8, UP));
+        assert!(!elsewhere.routes.is_any());
+    }
+
+    #[test]
+    fn nexthops_count_as_routes() {
+        for kind in [RTM_NEWNEXTHOP, RTM_DELNEXTHOP] {
+            let changes = changes_by(&mut monitor(), None, &netlink::message(kind, 0, 0, &[], &[]));
+            assert_eq!(changes.routes, RouteChanges::Everything);
+        }
+    }
+
+    #[test]
+    fn rules_of_users_are_known_while_they_exist() {
+        let rule = |kind| netlink::message(kind, 0, 0, &[0; RULE_LEN], &[(FRA_UID_RANGE, &[0; 8])]);
+        let other = netlink::message(RTM_NEWRULE, 0, 0, &[0; RULE_LEN], &[]);
+        let (mut monitor, mut kernel, _) = started(None, &link_message(libc::RTM_NEWLINK, 7, 0));
+        changes_by(&mut monitor, None, &other);
+        assert!(!monitor.has_uid_rules());
+        changes_by(&mut monitor, None, &rule(RTM_NEWRULE));
+        assert!(monitor.has_uid_rules());
+        for (listed, expected) in
+            [([rule(RTM_NEWRULE), other.clone()].concat(), true), (other, false)]
+        {
+            changes_by(&mut monitor, None, &rule(RTM_DELRULE));
+            dump(&mut monitor, &mut kernel, &listed);
+            assert_eq!(monitor.has_uid_rules(), expected);
+        }
+    }
+
+    #[test]
+    fn questions_are_answered_by_number() {
+        let (mut monitor, kernel, _) = started(None, &link_message(libc::RTM_NEWLINK, 7, 0));
+        let (from, to) = ("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap());
+        let first = monitor.ask([Flow { from, to, mark: 0 }; 2]).unwrap();
+        let mut answer = routes::tests::route(1, 7, 0, 0);
+        answer[8..12].copy_from_slice(&0x200u32.to_ne_bytes());
+        let bytes = netlink::message(libc::RTM_NEWROUTE, 0, first, &answer, &[]);
+        send(kernel.socket.as_raw_fd(), &bytes, MsgFlags::empty()).unwrap();
+        let refused = (-libc::ENETUNREACH).to_ne_bytes();
+        let bytes = netlink::message(NLMSG_ERROR, 0, first + 1, &refused, &[]);
+        send(kernel.socket.as_raw_fd(), &bytes, MsgFlags::empty()).unwrap();
+        let changes = monitor.read(NOW);
+        let refused = Answer::Refused(libc::ENETUNREACH);
+        assert_eq!(changes.answers, [(first, Answer::Interface(7)), (first + 1, refused)]);
+        assert!(changes.drained && !changes.routes.is_any());
+    }
+
     #[test]
     fn our_links_state_and_every_links_name_are_read() {
         let mut monitor = monitor();
         let mut changes = Changes::default();
         let mut bytes = link_message(libc::RTM_NEWLINK, 7, libc::IFF_UP as u32);
         bytes.extend(link_message(libc::RTM_NEWLINK, 8, 0));
-        monitor.parse(&bytes, None, &mut changes);
+        monitor.parse(&bytes, None, NOW, &mut changes);
         assert_eq!(changes.link, Some(LinkState { up: true, mtu: 1420 }));
-        assert!(!changes.routes);
         assert_eq!(monitor.index_of("wg0").map(|index| index == 7 || index == 8), Some(true));
         assert_eq!(monitor.index_of("12"), Some(12));
         for odd in ["+3", "-3", "", "4294967296", "3 "] {
             assert_eq!(monitor.index_of(odd), None, "{odd:?}");
         }
         assert_eq!(monitor.name_of(8).as_deref(), Some("wg0"));
-        monitor.parse(&link_message(libc::RTM_DELLINK, 8, 0), None, &mut changes);
+        monitor.parse(&link_message(libc::RTM_DELLINK, 8, 0), None, NOW, &mut changes);
         assert_eq!(monitor.name_of(8), None);
-        monitor.parse(&link_message(libc::RTM_NEWROUTE, 0, 0), None, &mut changes);
-        assert!(changes.routes);
     }
 
     #[test]
@@ -328,9 +792,9 @@ mod tests {
         let (mut monitor, mut changes) = (monitor(), Changes::default());
         monitor.follows_moves = false;
         let more = [(IFLA_NEW_NETNSID, 3), (IFLA_NEW_IFINDEX, 9)];
-        monitor.parse(&moving_message(libc::RTM_DELLINK, 7, 0, &more), None, &mut changes);
+        monitor.parse(&moving_message(libc::RTM_DELLINK, 7, 0, &more), None, NOW, &mut changes);
         assert!(monitor.is_out_of_hearing());
-        monitor.parse(&link_message(libc::RTM_NEWLINK, 9, 1), None, &mut changes);
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 9, 1), None, NOW, &mut changes);
         assert!(!monitor.is_out_of_hearing() && changes.link.is_some_and(|link| link.up));
     }
 
@@ -339,17 +803,20 @@ mod tests {
         let (mut monitor, mut changes) = (monitor(), Changes::default());
         let mut bytes = link_message(libc::RTM_NEWLINK, 7, 0);
         bytes.extend(link_message(libc::RTM_NEWLINK, 7, libc::IFF_UP as u32));
-        monitor.parse(&bytes, None, &mut changes);
+        monitor.parse(&bytes, None, NOW, &mut changes);
         assert!(changes.was_down && changes.link.is_some_and(|link| link.up));
     }
 
     #[test]
     fn the_same_index_in_another_namespace_is_another_interface() {
         let (mut monitor, mut changes) = (monitor(), Changes::default());
-        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 1), Some(3), &mut changes);
-        monitor.parse(&link_message(libc::RTM_NEWROUTE, 0, 0), Some(3), &mut changes);
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 1), Some(3), NOW, &mut changes);
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 8, 1), Some(3), NOW, &mut changes);
+        let route =
+            netlink::message(libc::RTM_NEWROUTE, 0, 0, &routes::tests::route(1, 8, 0, 0), &[]);
+        monitor.parse(&route, Some(3), NOW, &mut changes);
         assert_eq!(changes, Changes::default());
-        assert_eq!(monitor.name_of(7), None);
+        assert_eq!(monitor.name_of(8), None);
     }
 
     #[test]
@@ -359,14 +826,14 @@ mod tests {
             let more = [(IFLA_NEW_NETNSID, namespace), (IFLA_NEW_IFINDEX, new_ifindex)];
             moving_message(libc::RTM_DELLINK, ifindex, 0, &more)
         };
-        monitor.parse(&leave(7, 3, 9), None, &mut changes);
-        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 1), None, &mut changes);
-        monitor.parse(&link_message(libc::RTM_NEWLINK, 9, 1), Some(4), &mut changes);
+        monitor.parse(&leave(7, 3, 9), None, NOW, &mut changes);
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 1), None, NOW, &mut changes);
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 9, 1), Some(4), NOW, &mut changes);
         assert_eq!(changes.link, None);
-        monitor.parse(&link_message(libc::RTM_NEWLINK, 9, 1), Some(3), &mut changes);
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 9, 1), Some(3), NOW, &mut changes);
         assert_eq!(changes.link, Some(LinkState { up: true, mtu: 1420 }));
-        monitor.parse(&leave(9, 0, 7), Some(3), &mut changes);
-        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 0), None, &mut changes);
+        monitor.parse(&leave(9, 0, 7), Some(3), NOW, &mut changes);
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 0), None, NOW, &mut changes);
         assert_eq!(changes.link, Some(LinkState { up: false, mtu: 1420 }));
     }
 
@@ -375,34 +842,34 @@ mod tests {
         let (mut monitor, mut changes) = (monitor(), Changes::default());
         let body = routes::tests::route(1, 7, 0, 1299);
         let route = netlink::message(libc::RTM_NEWROUTE, 0, 0, &body, &[]);
-        monitor.parse(&route, Some(3), &mut changes);
+        monitor.parse(&route, Some(3), NOW, &mut changes);
         assert_eq!(changes, Changes::default());
-        monitor.parse(&route, None, &mut changes);
-        assert!(changes.routes && changes.route_mtus);
+        monitor.parse(&route, None, NOW, &mut changes);
+        assert!(changes.routes.is_any() && changes.route_mtus);
         let mut changes = Changes::default();
-        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 1), None, &mut changes);
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 1), None, NOW, &mut changes);
         assert!(!changes.route_mtus);
-        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 0), None, &mut changes);
+        monitor.parse(&link_message(libc::RTM_NEWLINK, 7, 0), None, NOW, &mut changes);
         assert!(changes.route_mtus, "the routes went with the link");
     }
 
     #[test]
     fn rules_count_as_routes() {
         let (mut monitor, mut changes) = (monitor(), Changes::default());
-        monitor.parse(&netlink::message(RTM_NEWRULE, 0, 0, &[0; 12], &[]), None, &mut changes);
-        assert!(changes.routes);
+        monitor.parse(&netlink::message(RTM_NEWRULE, 0, 0, &[0; 12], &[]), None, NOW, &mut changes);
+        assert_eq!(changes.routes, RouteChanges::Everything);
     }
 
     #[test]
     fn cut_and_lying_messages_end_the_parse_without_harm() {
         let whole = link_message(libc::RTM_NEWLINK, 7, 1);
         for len in 0..whole.len() {
-            monitor().parse(&whole[..len], None, &mut Changes::default());
+            monitor().parse(&whole[..len], None, NOW, &mut Changes::default());
         }
         for (at, byte) in (0..whole.len()).flat_map(|at| [(at, 0), (at, 1), (at, 0xff)]) {
             let mut bad = whole.clone();
             bad[at] = byte;
-            monitor().parse(&bad, None, &mut Changes::default());
+            monitor().parse(&bad, None, NOW, &mut Changes::default());
         }
     }
 }

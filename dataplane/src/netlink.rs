@@ -1,5 +1,9 @@
 //! The bytes of rtnetlink: messages and their attributes (rtnetlink(7), linux/netlink.h).
 
+use nix::libc;
+
+/// Flags of a request for a whole table.
+pub(crate) const DUMP: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
 /// Length of struct nlmsghdr.
 pub(crate) const HEADER_LEN: usize = 16;
 const ATTRIBUTE_HEADER_LEN: usize = 4;
@@ -9,6 +13,8 @@ const ATTRIBUTE_HEADER_LEN: usize = 4;
 pub(crate) struct Message<'a> {
     /// RTM_NEWLINK and the like.
     pub(crate) kind: u16,
+    /// NLM_F_*.
+    pub(crate) flags: u16,
     /// That of the request it answers.
     pub(crate) sequence: u32,
     /// The fixed header of its kind, and attributes.
@@ -18,8 +24,8 @@ pub(crate) struct Message<'a> {
 /// The first message, and what follows it; `None` at the end, and where it is cut short.
 pub(crate) fn split_message(bytes: &[u8]) -> Option<(Message<'_>, &[u8])> {
     let len = usize::try_from(word(bytes, 0)?).ok()?;
-    let (kind, sequence) = (half(bytes, 4)?, word(bytes, 8)?);
-    let message = Message { kind, sequence, body: bytes.get(HEADER_LEN..len)? };
+    let (kind, flags, sequence) = (half(bytes, 4)?, half(bytes, 6)?, word(bytes, 8)?);
+    let message = Message { kind, flags, sequence, body: bytes.get(HEADER_LEN..len)? };
     Some((message, bytes.get(len.next_multiple_of(4)..).unwrap_or_default()))
 }
 
@@ -45,17 +51,22 @@ pub(crate) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|word| u32::from_ne_bytes(*word))
 }
 
+/// The error number of an NLMSG_ERROR or NLMSG_DONE, 0 for none.
+pub(crate) fn errno(body: &[u8]) -> i32 {
+    word(body, 0).map_or(0, |negative| negative.cast_signed().wrapping_neg())
+}
+
 fn half(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..)?.first_chunk().map(|half| u16::from_ne_bytes(*half))
 }
 
-/// A message of a fixed header and attributes, each of whole words.
+/// A message of a fixed header and attributes.
 pub(crate) fn message(
     kind: u16,
     flags: u16,
     sequence: u32,
     fixed: &[u8],
-    attributes: &[(u16, [u8; 4])],
+    attributes: &[(u16, &[u8])],
 ) -> Vec<u8> {
     let mut bytes = vec![0; HEADER_LEN];
     bytes.extend_from_slice(fixed);
@@ -64,6 +75,7 @@ pub(crate) fn message(
         bytes.extend_from_slice(&len.to_ne_bytes());
         bytes.extend_from_slice(&kind.to_ne_bytes());
         bytes.extend_from_slice(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
     }
     let len = bytes.len() as u32;
     bytes[..4].copy_from_slice(&len.to_ne_bytes());
@@ -79,11 +91,12 @@ mod tests {
 
     #[test]
     fn a_message_reads_as_it_was_written() {
-        let mut bytes = message(26, 1, 7, &[9; 12], &[(1, [1, 2, 3, 4]), (5, 6u32.to_ne_bytes())]);
+        let mut bytes = message(26, 1, 7, &[9; 12], &[(1, &[1, 2, 3]), (5, &6u32.to_ne_bytes())]);
         bytes.extend(message(24, 0, 8, &[], &[]));
         let (first, rest) = split_message(&bytes).unwrap();
-        assert_eq!((first.kind, first.sequence, &first.body[..12]), (26, 7, &[9; 12][..]));
-        assert_eq!(attribute(&first.body[12..], 1), Some(&[1, 2, 3, 4][..]));
+        assert_eq!((first.kind, first.flags, first.sequence), (26, 1, 7));
+        assert_eq!(first.body[..12], [9; 12]);
+        assert_eq!(attribute(&first.body[12..], 1), Some(&[1, 2, 3][..]));
         assert_eq!(number(&first.body[12..], 5), Some(6));
         assert_eq!(number(&first.body[12..], 2), None);
         let (second, rest) = split_message(rest).unwrap();

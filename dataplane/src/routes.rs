@@ -1,10 +1,10 @@
-//! Routes as rtnetlink tells of them: which lead to our interface with an MTU of their own, and by
-//! which interface a datagram would leave (linux/rtnetlink.h).
+//! Routes as rtnetlink tells of them: which changed, which lead to our interface with an MTU of their
+//! own, and by which interface a datagram would leave (linux/rtnetlink.h).
 
 use crate::netlink;
 use nix::libc;
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use wgsep_proto::allowed_ips::AllowedIps;
 use wgsep_proto::config::AllowedIp;
 
@@ -17,7 +17,12 @@ const RTA_PRIORITY: u16 = 6;
 const RTA_METRICS: u16 = 8;
 const RTA_TABLE: u16 = 15;
 const RTA_MARK: u16 = 16;
+const RTA_IP_PROTO: u16 = 27;
+const RTA_SPORT: u16 = 28;
+const RTA_DPORT: u16 = 29;
 const RTAX_MTU: u16 = 2;
+/// Prefixes that are kept apart; if more changed, every route counts as changed.
+const MAX_CHANGED_PREFIXES: usize = 1024;
 /// The answer to a question for a route, as opposed to a route that changed.
 const RTM_F_CLONED: u32 = 0x200;
 
@@ -26,10 +31,14 @@ type Key = (u32, u32, AllowedIp);
 
 /// MTUs of those routes to our interface that have one.
 #[derive(Default)]
-pub(crate) struct RouteMtus(HashMap<Key, u32>);
+pub(crate) struct RouteMtus {
+    /// Each with the number of the last refresh that it was part of.
+    mtus: HashMap<Key, (u32, u32)>,
+    refresh: u32,
+}
 
 impl RouteMtus {
-    /// Takes note of a route that was added, replaced or removed; true if that changed an MTU.
+    /// Takes note of a route that exists, was added, replaced or removed; true if that changed an MTU.
     pub(crate) fn changed(&mut self, kind: u16, body: &[u8], interface: u32) -> bool {
         let attributes = body.get(RTMSG_LEN..).unwrap_or_default();
         if netlink::number(attributes, RTA_OIF) != Some(interface) {
@@ -38,28 +47,46 @@ impl RouteMtus {
         let Some(key) = key(body, attributes) else { return false };
         let metrics = netlink::attribute(attributes, RTA_METRICS).unwrap_or_default();
         match netlink::number(metrics, RTAX_MTU) {
-            Some(mtu) if kind == libc::RTM_NEWROUTE => self.0.insert(key, mtu) != Some(mtu),
-            _ => self.0.remove(&key).is_some(),
+            Some(mtu) if kind == libc::RTM_NEWROUTE => {
+                let before = self.mtus.insert(key, (mtu, self.refresh));
+                before.is_none_or(|(before, _)| before != mtu)
+            }
+            _ => self.mtus.remove(&key).is_some(),
         }
+    }
+
+    /// Starts to read all routes of a family again; until the end, what was known stays.
+    pub(crate) fn begin_refresh(&mut self) {
+        self.refresh = self.refresh.wrapping_add(1);
+    }
+
+    /// All routes of a family were read: forgets those that no longer exist; true if there were any.
+    pub(crate) fn end_refresh(&mut self, family: i32) -> bool {
+        let (before, current) = (self.mtus.len(), self.refresh);
+        self.mtus.retain(|(.., prefix), (_, refresh)| {
+            prefix.address().is_ipv4() != (family == libc::AF_INET) || *refresh == current
+        });
+        self.mtus.len() < before
     }
 
     /// Forgets all; true if there were any. The kernel does not tell of routes that go because the
     /// interface goes down.
     pub(crate) fn clear(&mut self) -> bool {
-        let any = !self.0.is_empty();
-        self.0.clear();
+        let any = !self.mtus.is_empty();
+        self.mtus.clear();
         any
     }
 
     /// Whether there are none, as there mostly are.
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.mtus.is_empty()
     }
 
     /// What holds for an address: the least of those of the longest prefix, in whatever table.
     pub(crate) fn by_prefix(&self) -> AllowedIps<u32> {
         let mut by_prefix = AllowedIps::default();
-        let mut mtus: Vec<_> = self.0.iter().map(|((.., prefix), mtu)| (*mtu, *prefix)).collect();
+        let mut mtus: Vec<_> =
+            self.mtus.iter().map(|((.., prefix), (mtu, _))| (*mtu, *prefix)).collect();
         // The smallest comes last and stays.
         mtus.sort_unstable_by(|a, b| b.cmp(a));
         for (mtu, prefix) in mtus {
@@ -70,8 +97,16 @@ impl RouteMtus {
 }
 
 fn key(body: &[u8], attributes: &[u8]) -> Option<Key> {
-    let [family, destination_len, _, _, table, ..] = *body.first_chunk::<RTMSG_LEN>()?;
-    let destination = netlink::attribute(attributes, RTA_DST);
+    let table = *body.get(4)?;
+    let table = netlink::number(attributes, RTA_TABLE).unwrap_or(u32::from(table));
+    let priority = netlink::number(attributes, RTA_PRIORITY).unwrap_or(0);
+    Some((table, priority, prefix(body)?))
+}
+
+/// The destination of a route.
+fn prefix(body: &[u8]) -> Option<AllowedIp> {
+    let [family, destination_len, ..] = *body.first_chunk::<RTMSG_LEN>()?;
+    let destination = netlink::attribute(body.get(RTMSG_LEN..)?, RTA_DST);
     let address = match libc::c_int::from(family) {
         libc::AF_INET => {
             let octets = destination.map_or(Some(&[0; 4]), <[u8]>::first_chunk)?;
@@ -83,20 +118,132 @@ fn key(body: &[u8], attributes: &[u8]) -> Option<Key> {
         }
         _ => return None,
     };
-    let table = netlink::number(attributes, RTA_TABLE).unwrap_or(u32::from(table));
-    let priority = netlink::number(attributes, RTA_PRIORITY).unwrap_or(0);
-    Some((table, priority, AllowedIp::new(address, destination_len)?))
+    AllowedIp::new(address, destination_len)
 }
 
-/// Asks by which interface a datagram with this source, destination and mark would leave.
-pub(crate) fn question(sequence: u32, from: Ipv4Addr, to: Ipv4Addr, mark: u32) -> Vec<u8> {
+/// Which IPv4 destinations may be reached by another way than before. IPv6 routes do not count: a
+/// cached IPv6 source does not depend on them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum RouteChanges {
+    /// None.
+    #[default]
+    Nothing,
+    /// Those within these prefixes, of which there are not too many.
+    Prefixes(HashSet<AllowedIp>),
+    /// All of them.
+    Everything,
+}
+
+impl RouteChanges {
+    /// Adds a route that was added, replaced or removed.
+    pub(crate) fn add_route(&mut self, kind: u16, body: &[u8]) {
+        let is_local = body.get(7) == Some(&libc::RTN_LOCAL);
+        match prefix(body) {
+            // An address was removed. Routes that prefer it as their source go too, which older kernels
+            // do not report.
+            Some(prefix)
+                if prefix.address().is_ipv4() && is_local && kind == libc::RTM_DELROUTE =>
+            {
+                *self = Self::Everything;
+            }
+            Some(prefix) if prefix.address().is_ipv4() => self.add(prefix),
+            _ => {}
+        }
+    }
+
+    /// Adds all destinations within a prefix.
+    pub(crate) fn add(&mut self, prefix: AllowedIp) {
+        match self {
+            Self::Everything => {}
+            _ if prefix.cidr() == 0 => *self = Self::Everything,
+            Self::Nothing => *self = Self::Prefixes([prefix].into()),
+            Self::Prefixes(prefixes) => {
+                prefixes.insert(prefix);
+                if prefixes.len() > MAX_CHANGED_PREFIXES {
+                    *self = Self::Everything;
+                }
+            }
+        }
+    }
+
+    /// Adds what another one has.
+    pub(crate) fn merge(&mut self, other: Self) {
+        match (&mut *self, other) {
+            (_, Self::Nothing) | (Self::Everything, _) => {}
+            (Self::Prefixes(_), Self::Prefixes(prefixes)) => {
+                prefixes.into_iter().for_each(|prefix| self.add(prefix));
+            }
+            (_, other) => *self = other,
+        }
+    }
+
+    /// Whether anything changed.
+    pub(crate) const fn is_any(&self) -> bool {
+        !matches!(self, Self::Nothing)
+    }
+
+    /// A test of addresses that takes as long for many prefixes as for few.
+    pub(crate) fn into_matcher(self) -> Matcher {
+        match self {
+            Self::Everything => Matcher(None),
+            Self::Nothing => Matcher(Some(AllowedIps::default())),
+            Self::Prefixes(prefixes) => {
+                let mut changed = AllowedIps::default();
+                for prefix in prefixes {
+                    changed.insert(prefix, ());
+                }
+                Matcher(Some(changed))
+            }
+        }
+    }
+}
+
+/// Destinations whose route may have changed; `None` for all.
+pub(crate) struct Matcher(Option<AllowedIps<()>>);
+
+impl Matcher {
+    /// Whether the route to this address may have changed.
+    pub(crate) fn covers(&self, address: Ipv4Addr) -> bool {
+        self.0.as_ref().is_none_or(|changed| changed.lookup(address.into()).is_some())
+    }
+}
+
+/// The flow of a peer's datagrams, as the kernel's rules and routes see it. The user whose datagrams they
+/// are is not part of it: it cannot be named from within the user namespace of the sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Flow {
+    /// Our address and port.
+    pub(crate) from: SocketAddrV4,
+    /// The peer's address and port.
+    pub(crate) to: SocketAddrV4,
+    /// SO_MARK, 0 for none.
+    pub(crate) mark: u32,
+}
+
+/// Asks by which interface a datagram of this flow would leave.
+pub(crate) fn question(sequence: u32, flow: &Flow) -> Vec<u8> {
     let mut fixed = [0; RTMSG_LEN];
     fixed[0] = libc::AF_INET as u8;
     fixed[1] = 32;
     fixed[2] = 32;
-    let attributes =
-        [(RTA_DST, to.octets()), (RTA_SRC, from.octets()), (RTA_MARK, mark.to_ne_bytes())];
+    let Flow { from, to, mark } = flow;
+    let attributes: [(u16, &[u8]); 6] = [
+        (RTA_DST, &to.ip().octets()),
+        (RTA_SRC, &from.ip().octets()),
+        (RTA_MARK, &mark.to_ne_bytes()),
+        (RTA_IP_PROTO, &[libc::IPPROTO_UDP as u8]),
+        (RTA_SPORT, &from.port().to_be_bytes()),
+        (RTA_DPORT, &to.port().to_be_bytes()),
+    ];
     netlink::message(libc::RTM_GETROUTE, libc::NLM_F_REQUEST as u16, sequence, &fixed, &attributes)
+}
+
+/// Asks for the routes of a family to an interface. A kernel before 4.20 lists the others too.
+pub(crate) fn dump_request(sequence: u32, family: i32, interface: u32) -> Vec<u8> {
+    let mut fixed = [0; RTMSG_LEN];
+    fixed[0] = family as u8;
+    let attributes: [(u16, &[u8]); 1] = [(RTA_OIF, &interface.to_ne_bytes())];
+    netlink::message(libc::RTM_GETROUTE, netlink::DUMP, sequence, &fixed, &attributes)
 }
 
 /// The interface in the answer to a [`question`]; `None` if this is a route that changed.
@@ -117,9 +264,12 @@ pub(crate) mod tests {
         body[0] = libc::AF_INET as u8;
         body[1] = 24;
         body[4] = 254;
-        let words = [(RTA_DST, [10, 0, destination, 0]), (RTA_OIF, interface.to_ne_bytes())];
-        let priority = (RTA_PRIORITY, priority.to_ne_bytes());
-        let whole = netlink::message(0, 0, 0, &body, &[words[0], words[1], priority]);
+        let attributes: [(u16, &[u8]); 3] = [
+            (RTA_DST, &[10, 0, destination, 0]),
+            (RTA_OIF, &interface.to_ne_bytes()),
+            (RTA_PRIORITY, &priority.to_ne_bytes()),
+        ];
+        let whole = netlink::message(0, 0, 0, &body, &attributes);
         let mut body = whole[netlink::HEADER_LEN..].to_vec();
         if mtu != 0 {
             body.extend_from_slice(&12u16.to_ne_bytes());
@@ -149,6 +299,88 @@ pub(crate) mod tests {
         assert!(mtus.changed(libc::RTM_DELROUTE, &route(1, 7, 5, 1200), 7));
         assert!(mtus.changed(libc::RTM_NEWROUTE, &route(1, 7, 0, 0), 7), "replaced by one without");
         assert!(!mtus.clear());
+    }
+
+    #[test]
+    fn a_refresh_forgets_the_routes_that_it_does_not_list() {
+        let mut mtus = RouteMtus::default();
+        for destination in [1, 2] {
+            mtus.changed(libc::RTM_NEWROUTE, &route(destination, 7, 0, 1299), 7);
+        }
+        mtus.begin_refresh();
+        assert!(!mtus.changed(libc::RTM_NEWROUTE, &route(2, 7, 0, 1299), 7), "known");
+        assert!(mtus.changed(libc::RTM_NEWROUTE, &route(3, 7, 0, 1300), 7), "new");
+        assert!(!mtus.end_refresh(libc::AF_INET6), "of the other family");
+        assert!(mtus.end_refresh(libc::AF_INET));
+        let found = [1, 2, 3].map(|destination| mtu_of(&mtus, [10, 0, destination, 9]));
+        assert_eq!(found, [None, Some(1299), Some(1300)]);
+        assert!(!mtus.end_refresh(libc::AF_INET));
+    }
+
+    fn changed(destinations: impl IntoIterator<Item = u8>) -> RouteChanges {
+        let mut changes = RouteChanges::default();
+        for destination in destinations {
+            changes.add_route(libc::RTM_NEWROUTE, &route(destination, 7, 0, 0));
+        }
+        changes
+    }
+
+    #[test]
+    fn a_changed_route_counts_for_the_destinations_within_it() {
+        let mut changes = changed([1]);
+        changes.merge(changed([]));
+        changes.merge(changed([3]));
+        let matcher = changes.into_matcher();
+        let covered = [1, 2, 3].map(|destination| matcher.covers([10, 0, destination, 9].into()));
+        assert_eq!(covered, [true, false, true]);
+        assert!(!changed([]).is_any() && !changed([]).into_matcher().covers([10, 0, 1, 9].into()));
+    }
+
+    #[test]
+    fn too_many_routes_a_default_route_or_a_removed_address_count_for_all_destinations() {
+        let mut many = RouteChanges::default();
+        for number in 0..=MAX_CHANGED_PREFIXES as u32 {
+            assert_ne!(many, RouteChanges::Everything);
+            many.add(AllowedIp::new(IpAddr::V4(number.into()), 32).unwrap());
+        }
+        let (mut default, mut removed) = (changed([]), changed([]));
+        default.add(AllowedIp::new(IpAddr::V4(0.into()), 0).unwrap());
+        let mut local = route(1, 7, 0, 0);
+        local[7] = libc::RTN_LOCAL;
+        removed.add_route(libc::RTM_DELROUTE, &local);
+        for all in [many, default, removed] {
+            assert_eq!(all, RouteChanges::Everything);
+            let mut merged = changed([1]);
+            merged.merge(all);
+            merged.merge(changed([2]));
+            assert!(merged.into_matcher().covers([192, 0, 2, 1].into()));
+        }
+    }
+
+    #[test]
+    fn ipv6_routes_do_not_count() {
+        let (mut changes, mut body) = (changed([]), vec![0; RTMSG_LEN]);
+        body[0] = libc::AF_INET6 as u8;
+        changes.add_route(libc::RTM_NEWROUTE, &body);
+        assert!(!changes.is_any());
+    }
+
+    #[test]
+    fn a_question_has_the_whole_flow() {
+        let (from, to) = ("192.0.2.1:51820".parse().unwrap(), "192.0.2.2:7".parse().unwrap());
+        let bytes = question(3, &Flow { from, to, mark: 5 });
+        let (message, _) = netlink::split_message(&bytes).unwrap();
+        let attributes = &message.body[RTMSG_LEN..];
+        for (kind, expected) in [
+            (RTA_SRC, &[192, 0, 2, 1][..]),
+            (RTA_DST, &[192, 0, 2, 2]),
+            (RTA_MARK, &5u32.to_ne_bytes()),
+            (RTA_IP_PROTO, &[17]),
+            (RTA_SPORT, &[0xca, 0x6c]),
+            (RTA_DPORT, &[0, 7]),
+        ] {
+            assert_eq!(netlink::attribute(attributes, kind), Some(expected), "{kind}");
+        }
     }
 
     #[test]

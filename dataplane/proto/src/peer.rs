@@ -199,6 +199,15 @@ impl Peer {
         }
     }
 
+    /// As [`Self::clear_source`], if the endpoint is still this one.
+    pub(crate) fn clear_source_of(&self, expected: &Endpoint) {
+        if let Some(endpoint) = &mut self.state().endpoint
+            && endpoint == expected
+        {
+            endpoint.source = None;
+        }
+    }
+
     /// False once the peer was removed.
     pub(crate) fn is_alive(&self) -> bool {
         self.alive.load(Ordering::Acquire)
@@ -277,6 +286,19 @@ mod tests {
         ] {
             assert_eq!(Endpoint::new(given.parse().unwrap()).destination, kept.parse().unwrap());
         }
+    }
+
+    #[test]
+    fn a_source_is_cleared_only_of_the_endpoint_that_was_looked_at() {
+        let peer = Peer::new(PeerId(1), PublicKey::from_bytes([1; 32]));
+        let source = Some(Source { address: [192, 0, 2, 1].into(), interface: 2 });
+        let endpoint = Endpoint { source, ..Endpoint::new(([192, 0, 2, 9], 7).into()) };
+        let moved = Endpoint { source, ..Endpoint::new(([192, 0, 2, 9], 8).into()) };
+        peer.set_endpoint(moved);
+        peer.clear_source_of(&endpoint);
+        assert_eq!(peer.endpoint(), Some(moved));
+        peer.clear_source_of(&moved);
+        assert_eq!(peer.endpoint(), Some(Endpoint { source: None, ..moved }));
     }
 
     #[test]

@@ -135,8 +135,8 @@ impl Control {
         let tun = Tun::new(writer, descriptors.collect(), *offload);
         let watched = self.shared.take_tun(tun).and_then(|tun| self.probe.watch(tun));
         let ready = watched.and_then(|()| self.uapi.listen(listener, &self.epoll)).and_then(|()| {
-            let link =
-                LinkMonitor::new(netlink, (*netns, *ifindex), *follows_moves, &self.interface)?;
+            let (place, now) = ((*netns, *ifindex), clock::instant());
+            let link = LinkMonitor::new(netlink, place, *follows_moves, &self.interface, now);
             self.epoll.add(&link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;
             self.link = Some(link);
             Ok(())

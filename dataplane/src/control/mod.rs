@@ -32,6 +32,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 use wgsep_ipc::Request;
 use wgsep_proto::config::Configuration;
 use wgsep_proto::device::{Device, HandshakeDatagram, MAX_QUEUED_HANDSHAKES, Task, Team, Transmit};
@@ -53,6 +54,8 @@ const STEPS_PER_ROUND: usize = 16;
 /// Under load, handshake messages are looked at so often, in milliseconds: a flood does not wake the
 /// control thread for each, and take a processor from a worker each time.
 const LOAD_INTERVAL: u16 = 2;
+/// A loss of netlink messages is logged again after this long.
+const OVERRUN_REPORT_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Why the daemon ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +119,7 @@ pub(crate) struct Control {
     end: Option<End>,
     reporter: Reporter,
     refusals: LineLimit,
+    overrun_reported: Option<Instant>,
 }
 
 impl Control {
@@ -177,6 +181,7 @@ impl Control {
             end: None,
             reporter: Reporter::default(),
             refusals: LineLimit::default(),
+            overrun_reported: None,
         })
     }
 
@@ -190,19 +195,15 @@ impl Control {
         self.request(&Request::Sealed(report), Awaiting::Sealed);
         let mut events = [EpollEvent::empty(); 64];
         loop {
-            let mut more = self.consume_handshakes() | self.check_sources();
+            let mut more = self.consume_handshakes();
+            self.follow_routes();
             if let Some(end) = self.end {
                 return end;
             }
             let under_load = self.device.is_under_load(clock::instant());
             more |= self.shared.poll_handshakes(under_load);
             more |= self.uapi.is_runnable() || self.can_run_jobs();
-            let timeout = match (more, under_load, self.must_probe()) {
-                (true, ..) => EpollTimeout::ZERO,
-                (false, true, _) => EpollTimeout::from(LOAD_INTERVAL),
-                (false, false, true) => EpollTimeout::from(PROBE_INTERVAL),
-                (false, false, false) => EpollTimeout::NONE,
-            };
+            let timeout = self.timeout(more, under_load);
             let ready = match self.epoll.wait(&mut events, timeout) {
                 Ok(ready) => ready,
                 Err(nix::Error::EINTR) => 0,
@@ -225,6 +226,26 @@ impl Control {
             }
             self.settle();
         }
+    }
+
+    /// How long to wait for events.
+    fn timeout(&self, more: bool, under_load: bool) -> EpollTimeout {
+        if more {
+            return EpollTimeout::ZERO;
+        }
+        let interval = match (under_load, self.must_probe()) {
+            (true, _) => Some(LOAD_INTERVAL),
+            (false, true) => Some(PROBE_INTERVAL),
+            (false, false) => None,
+        };
+        let link = self.link.as_ref().and_then(LinkMonitor::next_timeout);
+        let due = [link, self.sources.next_timeout()].into_iter().flatten().min();
+        let until_due = due.map(|at| {
+            // A millisecond too late rather than many times too early.
+            let wait = at.since(clock::instant()).as_micros().div_ceil(1000);
+            u16::try_from(wait).unwrap_or(u16::MAX)
+        });
+        [interval, until_due].into_iter().flatten().min().map_or(EpollTimeout::NONE, Into::into)
     }
 
     fn dispatch(&mut self, event: &EpollEvent) {
@@ -344,16 +365,26 @@ impl Control {
 
     fn link_spoke(&mut self) {
         let Some(link) = &mut self.link else { return };
-        let changes = link.read();
-        if changes.route_mtus {
+        let now = clock::instant();
+        let changes = link.read(now);
+        if changes.overrun {
+            self.report_overrun(now);
+        }
+        for (sequence, answer) in changes.answers {
+            self.sources.answered(&self.device, sequence, answer);
+        }
+        if changes.drained {
+            self.sources.start_over();
+        }
+        self.sources.routes_changed(changes.routes);
+        if changes.route_mtus
+            && let Some(link) = &self.link
+        {
             let mtus = link.route_mtus();
             self.device.data_path().set_route_mtus(mtus.by_prefix(), !mtus.is_empty());
         }
-        if changes.routes || changes.links {
+        if changes.paths {
             self.gso.forget_paths();
-        }
-        if changes.routes {
-            self.sources.routes_changed(&self.device);
         }
         let Some(state) = changes.link else { return };
         if state.mtu != self.link_state.mtu {
@@ -370,13 +401,26 @@ impl Control {
         self.link_state = state;
     }
 
+    /// Logs a loss of messages, which may happen over and over, once an hour.
+    fn report_overrun(&mut self, now: Instant) {
+        if self.overrun_reported.is_some_and(|at| now.since(at) < OVERRUN_REPORT_INTERVAL) {
+            return;
+        }
+        self.overrun_reported = Some(now);
+        tracing::warn!(
+            "netlink messages were lost: links and routes changed faster than they could be read; reading all of them again"
+        );
+    }
+
     fn must_probe(&self) -> bool {
         self.link.as_ref().is_some_and(LinkMonitor::is_out_of_hearing)
     }
 
-    /// Where the interface is out of hearing, looks whether it is up.
+    /// Looks whether the interface is up where it is out of hearing, and before a UAPI client is answered
+    /// while messages about it wait or were lost: the answer must be true of the interface as it is.
     fn probe_link(&mut self) {
-        if !self.must_probe() {
+        let is_stale = self.link.as_ref().is_some_and(|link| !link.is_up_to_date());
+        if !self.must_probe() && !(is_stale && self.uapi.has_runnable()) {
             return;
         }
         let up = self.probe.is_up();
@@ -386,14 +430,12 @@ impl Control {
         }
     }
 
-    /// Looks at some of the cached sources that may be wrong; true if more are left.
-    fn check_sources(&mut self) -> bool {
-        let Some(link) = &mut self.link else { return false };
-        let more = self.sources.check(&self.device, link);
-        if link.has_untold() {
-            self.link_spoke();
-        }
-        more
+    /// Requests dumps that failed before, and looks at some of the cached sources that may be wrong.
+    fn follow_routes(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        let now = clock::instant();
+        link.request_dumps(now);
+        self.sources.check(&self.device, link, now);
     }
 
     // ------------------------------------------------------------ UAPI

@@ -97,6 +97,11 @@ impl Server {
         self.progress(id, epoll, |client| client.advance(hung_up, now));
     }
 
+    /// Whether [`Self::next_operation`] may have something.
+    pub(crate) fn has_runnable(&self) -> bool {
+        !self.runnable.is_empty()
+    }
+
     /// The next whole transaction of any client; it is owed a reply. One that is malformed is
     /// refused here. Looking at a client takes one of `steps`, whatever comes of it; with none left,
     /// [`Self::is_runnable`] tells whether there is more to do.

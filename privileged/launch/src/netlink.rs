@@ -2,10 +2,10 @@
 //! tells of changes.
 
 use nix::errno::Errno;
-use nix::libc;
+use nix::libc::{self, sock_filter};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    setsockopt, socket,
+    setsockopt, socket, sockopt,
 };
 use nix::{setsockopt_impl, sockopt_impl};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,10 +16,16 @@ type Attributes<'a> = &'a [(u16, &'a [u8])];
 
 /// Length of the struct nlmsghdr before each message.
 const HEADER_LEN: usize = 16;
+/// Length of the struct rtmsg that a route begins with.
+const RTMSG_LEN: usize = 12;
+const NETLINK_GET_STRICT_CHK: libc::c_int = 12;
 const RTMGRP_LINK: u32 = 0x1;
 const RTMGRP_IPV4_ROUTE: u32 = 0x40;
 const RTMGRP_IPV4_RULE: u32 = 0x80;
 const RTMGRP_IPV6_ROUTE: u32 = 0x400;
+/// Of the socket that tells of changes, in bytes; the kernel doubles it. Some 10,000 messages, as a routing
+/// daemon causes them when it loads its table.
+const RECEIVE_BUFFER: usize = 4 << 20;
 
 sockopt_impl!(
     /// Hears also of every namespace that has a number in the socket's own.
@@ -28,6 +34,30 @@ sockopt_impl!(
     libc::SOL_NETLINK,
     libc::NETLINK_LISTEN_ALL_NSID,
     bool
+);
+sockopt_impl!(
+    /// Joins a group whose number is too high for bind(2).
+    AddMembership,
+    SetOnly,
+    libc::SOL_NETLINK,
+    libc::NETLINK_ADD_MEMBERSHIP,
+    libc::c_uint
+);
+sockopt_impl!(
+    /// Has the kernel list only the routes that were asked for, since Linux 4.20.
+    GetStrictCheck,
+    SetOnly,
+    libc::SOL_NETLINK,
+    NETLINK_GET_STRICT_CHK,
+    bool
+);
+sockopt_impl!(
+    /// Attaches a classic BPF program, which the kernel copies.
+    AttachFilter,
+    SetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_ATTACH_FILTER,
+    libc::sock_fprog
 );
 
 /// Changes an interface of this process's network namespace.
@@ -95,8 +125,8 @@ pub fn request(kind: u16, fixed: &[u8], attributes: Attributes<'_>) -> nix::Resu
     }
 }
 
-/// A socket that hears of link, route and rule changes; true with it if of the interface also after it
-/// was moved to another network namespace.
+/// A socket that hears of link, route, rule and nexthop changes; true with it if of the interface also
+/// after it was moved to another network namespace.
 ///
 /// # Errors
 /// If the kernel refuses the socket.
@@ -104,9 +134,47 @@ pub fn subscribe() -> Result<(OwnedFd, bool)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)
         .step("netlink")?;
+    // Each of these only saves work or losses, which the dataplane can deal with.
+    let _smaller = setsockopt(&netlink, sockopt::RcvBufForce, &RECEIVE_BUFFER)
+        .or_else(|_| setsockopt(&netlink, sockopt::RcvBuf, &RECEIVE_BUFFER));
+    let _unfiltered = filter(&netlink);
+    let _longer = setsockopt(&netlink, GetStrictCheck, &true);
     let groups = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE | RTMGRP_IPV6_ROUTE;
     bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups)).step("subscribe to link changes")?;
+    // Kernels before 5.3 have no nexthops of their own.
+    let _none = setsockopt(&netlink, AddMembership, &libc::RTNLGRP_NEXTHOP);
     // Refused without CAP_NET_BROADCAST.
     let all_namespaces = setsockopt(&netlink, ListenAllNsid, &true);
     Ok((netlink, all_namespaces.is_ok()))
+}
+
+/// Keeps out IPv6 routes that cannot change an MTU, for which alone IPv6 routes are needed: those without
+/// metrics, unless they replace one that may have some.
+fn filter(netlink: &OwnedFd) -> nix::Result<()> {
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_ABS;
+    const EQUALS: u32 = libc::BPF_JMP | libc::BPF_JEQ;
+    const HAS_ANY_OF: u32 = libc::BPF_JMP | libc::BPF_JSET;
+    const FIND_ATTRIBUTE: i32 = libc::SKF_AD_OFF + libc::SKF_AD_NLATTR;
+    // BPF loads in network order what netlink has in the machine's own.
+    let half = |value: u16| u32::from(value.to_be());
+    let listed_or_replaced = half((libc::NLM_F_REPLACE | libc::NLM_F_MULTI) as u16);
+    // Instruction, operand, and how many of the next to skip if a test holds and if not.
+    let mut program = [
+        (LOAD | libc::BPF_H, 4, 0, 0),
+        (EQUALS, half(libc::RTM_NEWROUTE), 1, 0),
+        (EQUALS, half(libc::RTM_DELROUTE), 0, 8),
+        (LOAD | libc::BPF_B, HEADER_LEN as u32, 0, 0),
+        (EQUALS, libc::AF_INET6 as u32, 0, 6),
+        (LOAD | libc::BPF_H, 6, 0, 0),
+        (HAS_ANY_OF, listed_or_replaced, 4, 0),
+        (libc::BPF_LD | libc::BPF_IMM, (HEADER_LEN + RTMSG_LEN) as u32, 0, 0),
+        (libc::BPF_LDX | libc::BPF_IMM, u32::from(libc::RTA_METRICS), 0, 0),
+        (LOAD | libc::BPF_W, FIND_ATTRIBUTE.cast_unsigned(), 0, 0),
+        (EQUALS, 0, 1, 0),
+        (libc::BPF_RET, u32::MAX, 0, 0),
+        (libc::BPF_RET, 0, 0, 0),
+    ]
+    .map(|(code, k, jt, jf)| sock_filter { code: code as u16, jt, jf, k });
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    setsockopt(netlink, AttachFilter, &program)
 }

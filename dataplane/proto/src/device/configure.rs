@@ -10,7 +10,7 @@ use crate::handshake::{Handshake, StaticIdentity};
 use crate::keys::{PrivateKey, PublicKey};
 use crate::peer::{Endpoint, Peer, PeerId};
 use crate::time::Now;
-use core::net::{IpAddr, Ipv4Addr};
+use core::ops::Bound;
 use core::time::Duration;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,24 +55,20 @@ impl Device {
         }
     }
 
-    /// The peers with a cached IPv4 source: the route to one of them may lead elsewhere now. For IPv6
-    /// a source holds for as long as it is an address of ours (kernel socket.c, send6).
-    pub fn peers_with_source(&self) -> impl Iterator<Item = PeerId> {
-        let cached = |entry: &PeerEntry| cached_source(&entry.peer).is_some();
-        self.peers.iter().filter(move |(_, entry)| cached(entry)).map(|(id, _)| *id)
+    /// The peers that were created after one, or all, each with where it is, in the order of creation.
+    pub fn endpoints(
+        &self,
+        after: Option<PeerId>,
+    ) -> impl Iterator<Item = (PeerId, Option<Endpoint>)> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let peers = self.peers.range((start, Bound::Unbounded));
+        peers.map(|(id, entry)| (*id, entry.peer.endpoint()))
     }
 
-    /// Forgets the cached IPv4 source of a peer, unless `leaves_by` says that a datagram with it
-    /// still leaves by the interface where the peer spoke to it (kernel socket.c, send4).
-    pub fn check_source(
-        &self,
-        id: PeerId,
-        leaves_by: impl FnOnce(Ipv4Addr, Ipv4Addr) -> Option<u32>,
-    ) {
-        let Some(entry) = self.entry(id) else { return };
-        let Some((from, to, interface)) = cached_source(&entry.peer) else { return };
-        if leaves_by(from, to) != Some(interface) {
-            entry.peer.clear_source();
+    /// Forgets the cached source of a peer, unless it has another endpoint by now.
+    pub fn clear_source(&self, id: PeerId, endpoint: &Endpoint) {
+        if let Some(entry) = self.entry(id) {
+            entry.peer.clear_source_of(endpoint);
         }
     }
 
@@ -259,15 +255,5 @@ impl Device {
         for (_, allowed_ip) in core::mem::take(&mut entry.allowed_ips) {
             self.routes.remove(allowed_ip, |route| route.peer.id() == id);
         }
-    }
-}
-
-/// The cached IPv4 source of a peer, its destination, and the interface they met by.
-fn cached_source(peer: &Peer) -> Option<(Ipv4Addr, Ipv4Addr, u32)> {
-    let endpoint = peer.endpoint()?;
-    let source = endpoint.source?;
-    match (source.address, endpoint.destination.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => Some((from, to, source.interface)),
-        _ => None,
     }
 }
