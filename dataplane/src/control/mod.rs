@@ -420,7 +420,8 @@ impl Control {
     /// while messages about it wait or were lost: the answer must be true of the interface as it is.
     fn probe_link(&mut self) {
         let is_stale = self.link.as_ref().is_some_and(|link| !link.is_up_to_date());
-        if !self.must_probe() && !(is_stale && self.uapi.has_runnable()) {
+        let must_look = self.must_probe() || (is_stale && self.uapi.has_runnable());
+        if !must_look {
             return;
         }
         let up = self.probe.is_up();
