@@ -2,12 +2,16 @@
 //! own and the way to the peer leads over the same interface.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 use wgsep_tests::implementation::Implementation::{self, Wgsep, WireguardGo};
-use wgsep_tests::link::{DEVICE, Family};
+use wgsep_tests::link::{self, DEVICE, Family};
 use wgsep_tests::netns::Netns;
-use wgsep_tests::require;
 use wgsep_tests::traffic::{ping, until_ping};
-use wgsep_tests::tunnel::{End, PORT, Plan, Tunnel};
+use wgsep_tests::tunnel::{End, PORT, Plan, Tunnel, between};
+use wgsep_tests::wg::with_input;
+use wgsep_tests::{require, wait};
+
+const LIMIT: Duration = Duration::from_secs(3);
 
 fn tunnel(implementation: Implementation, outer: Family) -> Tunnel {
     let tunnel = Plan { outer, ..Plan::new(implementation, Wgsep) }.build();
@@ -153,4 +157,152 @@ fn a_better_route_by_another_interface_takes_over() {
         answers_at_once(left, right);
         assert_eq!(right.daemon.peer().endpoint, endpoint("10.77.0.30"), "after {better}");
     }
+}
+
+/// A second pair of devices with addresses of its own, by which the right end speaks to the left one at
+/// 10.78.0.30. By its main table the left end answers over the first; `rules` lead over the second,
+/// from another address there.
+fn spoken_to_by_the_second(rules: &[&str]) -> Tunnel {
+    let tunnel = tunnel(Wgsep, Family::V4);
+    let Tunnel { left, right } = &tunnel;
+    let (near, far) = (&left.daemon.netns, &right.daemon.netns);
+    join_again(near, far);
+    for address in ["10.78.0.31/24", "10.78.0.30/24"] {
+        near.run(format!("ip addr add {address} dev second"));
+    }
+    near.run("ip route add 10.77.0.2/32 dev second src 10.78.0.31 table 77");
+    far.run("ip route add 10.78.0.0/24 dev second src 10.77.0.2");
+    for rule in rules {
+        near.run(format!("ip rule add {rule} table 77"));
+    }
+    right.set_peer(left, format!("endpoint {}", endpoint("10.78.0.30")));
+    answers_at_once(right, left);
+    tunnel
+}
+
+/// What is asked after a change must be the datagram's own flow, or the rules choose another way for the
+/// question than for the datagram.
+#[test]
+fn a_way_chosen_by_ports_protocol_or_mark_keeps_its_source_when_routes_change() {
+    require!(Wgsep);
+    for rule in [
+        &format!("sport {PORT}"),
+        &format!("dport {PORT}"),
+        "ipproto udp",
+        &format!("ipproto udp sport {PORT} dport {PORT} from 10.78.0.30"),
+        "fwmark 7",
+    ] {
+        let tunnel = spoken_to_by_the_second(&[rule]);
+        let Tunnel { left, right } = &tunnel;
+        if rule.starts_with("fwmark") {
+            left.daemon.wg_set("fwmark 7");
+            // Setting the mark forgets the source.
+            answers_at_once(right, left);
+        }
+        for change in ["10.77.0.0/16", "10.99.0.0/16", "default"] {
+            left.daemon.netns.run(format!("ip route add {change} dev {DEVICE}"));
+            answers_at_once(left, right);
+            assert_eq!(right.daemon.peer().endpoint, endpoint("10.78.0.30"), "{rule}, {change}");
+        }
+    }
+}
+
+/// The user whose datagrams they are cannot be part of the question. The source is then left to the
+/// route, so that datagrams go by the right way, if not from the address spoken to.
+#[test]
+fn a_way_chosen_by_the_user_is_taken_when_routes_change() {
+    require!(Wgsep);
+    let tunnel = spoken_to_by_the_second(&["uidrange 0-0"]);
+    let Tunnel { left, right } = &tunnel;
+    left.daemon.netns.run(format!("ip route add 10.99.0.0/16 dev {DEVICE}"));
+    answers_at_once(left, right);
+    assert_eq!(right.daemon.peer().endpoint, endpoint("10.78.0.30"), "another destination");
+    left.daemon.netns.run(format!("ip route add 10.77.0.0/16 dev {DEVICE}"));
+    answers_at_once(left, right);
+    assert_eq!(right.daemon.peer().endpoint, endpoint("10.78.0.31"));
+}
+
+/// Two ways to the peer, of which the better one is that by which it was spoken to.
+fn two_ways(outer: Family) -> Tunnel {
+    let (left, right) = link::joined();
+    join_again(&left, &right);
+    // Both are at the peer's end of the second pair, too.
+    right.run("ip addr add 10.77.0.2/32 dev second");
+    right.run("ip addr add fd07::2/128 dev second nodad");
+    let (second, to) = match outer {
+        Family::V4 => ("10.77.0.30", "10.77.0.2/32"),
+        Family::V6 => {
+            left.run("ip addr add fd07::30/128 dev second nodad");
+            ("fd07::30", "fd07::2/128")
+        }
+    };
+    left.run(format!("ip route add {to} dev {DEVICE} metric 5"));
+    left.run(format!("ip route add {to} dev second src {second} metric 9"));
+    let tunnel = between(&left, &right, Wgsep);
+    let Tunnel { left, right } = &tunnel;
+    left.set_peer(right, format!("endpoint {}", right.endpoint(outer)));
+    right.set_peer(left, format!("endpoint {}", left.endpoint(outer)));
+    if outer == Family::V4 {
+        left.daemon.netns.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1");
+    }
+    tunnel
+}
+
+/// With IPv6 disabled, the kernel reports nothing but the link.
+#[test]
+fn a_source_goes_with_the_interface_that_it_was_spoken_to_by() {
+    require!(Wgsep);
+    for outer in [Family::V4, Family::V6] {
+        for loss in [
+            &format!("ip link set {DEVICE} down"),
+            &format!("ip link del {DEVICE}"),
+            "ip nexthop del id 1",
+        ] {
+            let tunnel = two_ways(outer);
+            let Tunnel { left, right } = &tunnel;
+            let (near, far) = (&left.daemon.netns, &right.daemon.netns);
+            if loss.contains("nexthop") {
+                if outer == Family::V6 {
+                    // The address stays, and with it the source.
+                    continue;
+                }
+                near.run(format!("ip route del 10.77.0.0/24 dev {DEVICE}"));
+                near.run(format!("ip nexthop add id 1 dev {DEVICE}"));
+                near.run("ip route add 10.77.0.2/32 nhid 1 metric 4");
+                near.run(format!("ip route del 10.77.0.2/32 dev {DEVICE} metric 5"));
+            }
+            until_ping(far, left.side.inner(Family::V4));
+            assert_eq!(right.daemon.peer().endpoint, left.endpoint(outer).to_string());
+            near.run(loss);
+            let expected = endpoint(if outer == Family::V4 { "10.77.0.30" } else { "fd07::30" });
+            wait::until(
+                &format!("the other way is taken over {outer:?} after {loss}"),
+                LIMIT,
+                || {
+                    near.output(format!("ping -n -c 1 -W 1 {}", right.side.inner(Family::V4)));
+                    right.daemon.peer().endpoint == expected
+                },
+            );
+        }
+    }
+}
+
+/// Routes that do not lead to a peer may come and go as they like.
+#[test]
+fn a_source_is_followed_while_many_routes_change() {
+    require!(Wgsep);
+    let tunnel = tunnel(Wgsep, Family::V4);
+    let Tunnel { left, right } = &tunnel;
+    let near = &left.daemon.netns;
+    join_again(near, &right.daemon.netns);
+    answers_at_once(left, right);
+    let routes: String = (0..3000)
+        .map(|n| format!("route add 100.0.{}.{}/32 dev lo\n", n >> 8, n & 255))
+        .chain(["route add 10.77.0.2/32 dev second src 10.77.0.30\n".to_owned()])
+        .collect();
+    with_input(&format!("ip -n {} -batch -", near.name()), &routes);
+    wait::until("the better route is taken", LIMIT, || {
+        near.output(format!("ping -n -c 1 -W 1 {}", right.side.inner(Family::V4)));
+        right.daemon.peer().endpoint == endpoint("10.77.0.30")
+    });
 }

@@ -376,7 +376,7 @@ impl Control {
         if changes.drained {
             self.sources.start_over();
         }
-        self.sources.routes_changed(changes.routes);
+        self.sources.routes_changed(changes.routes, now);
         if changes.route_mtus
             && let Some(link) = &self.link
         {

@@ -9,9 +9,12 @@
 //! 2. `check` starts a pass over the peers, some a round, and asks about those concerned.
 //! 3. `answered` forgets the sources that do not hold. Answers that were lost start over.
 //!
-//! The first change is looked at right away. The next pass then waits for as long as the pass before
-//! took, many times over, and takes on all changes since: however many routes change, and however many peers there
-//! are, it is a small part of a processor.
+//! A change is looked at right away, unless changes have been coming thick and fast: then a pass waits until
+//! the passes before it are a fiftieth of the time, and takes on all changes since. However many routes
+//! change, and however many peers there are, it stays at that part of a processor.
+//!
+//! The kernel reports much before it is done: a route before it is removed, a link that goes down before
+//! its routes do. So each change is looked at twice more, shortly after and a second later.
 
 use crate::link::{Answer, LinkMonitor};
 use crate::routes::{Flow, Matcher, RouteChanges};
@@ -26,11 +29,46 @@ use wgsep_proto::time::Instant;
 /// Peers looked at in a round, and questions asked in one: each about 0.2 ms of work.
 const PEERS_PER_ROUND: usize = 1024;
 const QUESTIONS_PER_ROUND: usize = 64;
-/// From the start of a pass to that of the next, at least; and more for each peer looked at and each
-/// question, thirty times what it takes.
-const SHORTEST_INTERVAL: Duration = Duration::from_millis(50);
-const INTERVAL_PER_PEER: Duration = Duration::from_micros(5);
-const INTERVAL_PER_QUESTION: Duration = Duration::from_micros(150);
+/// Time that must pass for each pass, peer looked at and question: fifty times what it takes.
+const INTERVAL_PER_PASS: Duration = Duration::from_millis(1);
+const INTERVAL_PER_PEER: Duration = Duration::from_micros(10);
+const INTERVAL_PER_QUESTION: Duration = Duration::from_micros(250);
+/// How much of that may be made up for later.
+const MOST_BEHIND: Duration = Duration::from_millis(500);
+
+/// After a change it is looked at again after these times, at most doubled.
+const AGAIN_AFTER: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+
+/// Changes that are to be looked at again.
+struct Again {
+    after: Duration,
+    recent: RouteChanges,
+    earlier: RouteChanges,
+    due: Option<Instant>,
+}
+
+impl Again {
+    fn new(after: Duration) -> Self {
+        Self { after, recent: RouteChanges::Nothing, earlier: RouteChanges::Nothing, due: None }
+    }
+
+    fn add(&mut self, changes: RouteChanges, now: Instant) {
+        if changes.is_any() {
+            self.recent.merge(changes);
+            self.due.get_or_insert(now.after(self.after));
+        }
+    }
+
+    /// The changes whose time has come.
+    fn take_due(&mut self, now: Instant) -> RouteChanges {
+        if self.due.is_none_or(|due| now < due) {
+            return RouteChanges::Nothing;
+        }
+        let old = core::mem::replace(&mut self.earlier, core::mem::take(&mut self.recent));
+        self.due = self.earlier.is_any().then(|| now.after(self.after));
+        old
+    }
+}
 
 /// One look at all peers.
 struct Pass {
@@ -47,43 +85,67 @@ struct Question {
 }
 
 /// What is still to be looked at.
-#[derive(Default)]
 pub(super) struct SourceCheck {
     changes: RouteChanges,
+    again: [Again; 2],
     pass: Option<Pass>,
     asked: VecDeque<Question>,
-    /// When the next pass may start.
-    not_before: Instant,
+    /// What was done so far is paid for at this time.
+    paid_at: Instant,
+}
+
+impl Default for SourceCheck {
+    fn default() -> Self {
+        Self {
+            changes: RouteChanges::Nothing,
+            again: AGAIN_AFTER.map(Again::new),
+            pass: None,
+            asked: VecDeque::new(),
+            paid_at: Instant::default(),
+        }
+    }
 }
 
 impl SourceCheck {
     /// Some routes are others.
-    pub(super) fn routes_changed(&mut self, changes: RouteChanges) {
+    pub(super) fn routes_changed(&mut self, changes: RouteChanges, now: Instant) {
+        for again in &mut self.again {
+            again.add(changes.clone(), now);
+        }
         self.changes.merge(changes);
     }
 
     /// When [`Self::check`] has something to do; `None` if only an answer or a change gives it that.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let again = self.again.iter().filter_map(|again| again.due).min();
+        [self.next_round(), again].into_iter().flatten().min()
+    }
+
+    /// When the next round may start, if there is anything to look at and no answer to wait for.
+    fn next_round(&self) -> Option<Instant> {
         match (&self.pass, self.asked.is_empty()) {
             (_, false) => None,
             (Some(_), true) => Some(Instant::default()),
-            (None, true) => self.changes.is_any().then_some(self.not_before),
+            (None, true) => self.changes.is_any().then_some(self.paid_at),
         }
     }
 
     /// Looks at the next peers, if it is time.
     pub(super) fn check(&mut self, device: &Device, link: &mut LinkMonitor, now: Instant) {
-        if self.next_timeout().is_none_or(|at| now < at) {
+        for again in &mut self.again {
+            self.changes.merge(again.take_due(now));
+        }
+        if self.next_round().is_none_or(|at| now < at) {
             return;
         }
         if self.pass.is_none() {
             let concerned = core::mem::take(&mut self.changes).into_matcher();
             self.pass = Some(Pass { concerned, last: None });
-            self.not_before = now.after(SHORTEST_INTERVAL);
+            self.paid_at = self.paid_at.max(earlier(now, MOST_BEHIND)).after(INTERVAL_PER_PASS);
         }
         let (flows, looked_at) = self.next_flows(device);
         let cost = INTERVAL_PER_PEER * looked_at + INTERVAL_PER_QUESTION * flows.len() as u32;
-        self.not_before = self.not_before.after(cost);
+        self.paid_at = self.paid_at.after(cost);
         if link.has_uid_rules() {
             // The answers would hold for datagrams of another user. Without a source, the route decides.
             self.asked.drain(..).for_each(|Question { peer, endpoint, .. }| {
@@ -160,6 +222,10 @@ impl SourceCheck {
     }
 }
 
+fn earlier(now: Instant, by: Duration) -> Instant {
+    Instant::default().after(now.since(Instant::default()).saturating_sub(by))
+}
+
 /// The flow of a peer's datagrams, if it has a cached IPv4 source.
 fn cached_flow(endpoint: &Endpoint, device: &Device) -> Option<Flow> {
     match (endpoint.source?.address, endpoint.destination) {
@@ -168,5 +234,203 @@ fn cached_flow(endpoint: &Endpoint, device: &Device) -> Option<Flow> {
             Some(Flow { from, to, mark: device.fwmark() })
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::KernelRandom;
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use wgsep_proto::config::{AllowedIpChange, Configuration, PeerConfiguration};
+    use wgsep_proto::keys::PublicKey;
+    use wgsep_proto::peer::Source;
+    use wgsep_proto::time::Now;
+
+    const START: Instant = Instant::from_nanos(3_600_000_000_000);
+    const INTERFACE: u32 = 3;
+
+    /// A device whose peers were spoken to at 192.0.2.1, a check of their sources, and the kernel's end
+    /// of the netlink socket.
+    struct Bed {
+        device: Device,
+        check: SourceCheck,
+        link: LinkMonitor,
+        kernel: OwnedFd,
+        now: Instant,
+    }
+
+    impl Bed {
+        /// With this many peers, of which number N is at `10.0.N`, two bytes.
+        fn new(peers: u16) -> Self {
+            let now = Now { instant: START, wall: Duration::ZERO };
+            let mut device = Device::new(Box::new(KernelRandom::default()));
+            let peers = (0..peers).map(|number| {
+                let mut key = [1; 32];
+                key[..2].copy_from_slice(&number.to_be_bytes());
+                let mut peer = PeerConfiguration::new(PublicKey::from_bytes(key));
+                let [high, low] = number.to_be_bytes();
+                peer.endpoint = Some(([10, 0, high, low], 7).into());
+                let allowed_ip = AllowedIp::new([10, 0, high, low].into(), 32).unwrap();
+                peer.allowed_ips.push(AllowedIpChange { allowed_ip, remove: false });
+                peer
+            });
+            let listen_port = Some(51820);
+            let configuration =
+                Configuration { peers: peers.collect(), listen_port, ..Configuration::default() };
+            device.configure(configuration, now);
+            let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+            let (ours, kernel) =
+                socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+            let link = LinkMonitor::new(ours, (None, 7), true, "wg0", START);
+            let _dump_request = recv(kernel.as_raw_fd(), &mut [0; 64], MsgFlags::empty()).unwrap();
+            let bed = Self { device, check: SourceCheck::default(), link, kernel, now: START };
+            bed.cache_sources();
+            bed
+        }
+
+        fn cache_sources(&self) {
+            let source = Some(Source { address: [192, 0, 2, 1].into(), interface: INTERFACE });
+            let data_path = self.device.data_path();
+            let mut allowed_ips = data_path.routes.reader();
+            allowed_ips.refresh(&data_path.routes);
+            for (_, endpoint) in self.device.endpoints(None) {
+                let endpoint = endpoint.unwrap();
+                let IpAddr::V4(to) = endpoint.destination.ip() else { continue };
+                let mut packet = [0; 20];
+                (packet[0], packet[3]) = (0x45, 20);
+                packet[16..].copy_from_slice(&to.octets());
+                let (peer, _) = data_path.route(allowed_ips.value(), &packet).ok().unwrap();
+                peer.set_endpoint(Endpoint { source, ..endpoint });
+            }
+        }
+
+        fn sources(&self) -> usize {
+            let endpoints = self.device.endpoints(None);
+            endpoints.filter(|(_, endpoint)| endpoint.is_some_and(|e| e.source.is_some())).count()
+        }
+
+        fn change(&mut self, prefix: [u8; 4], length: u8) {
+            let mut changes = RouteChanges::default();
+            changes.add(AllowedIp::new(prefix.into(), length).unwrap());
+            self.check.routes_changed(changes, self.now);
+        }
+
+        /// Makes rounds until nothing is left to be done now; each question gets this answer. How many
+        /// there were.
+        fn run(&mut self, answer: Option<Answer>) -> usize {
+            let mut questions = 0;
+            while self.check.next_timeout().is_some_and(|at| at <= self.now) {
+                self.check.check(&self.device, &mut self.link, self.now);
+                let mut buffer = vec![0; 1 << 16];
+                while let Ok(len) = recv(self.kernel.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                    let mut rest = &buffer[..len];
+                    while let Some((message, left)) = crate::netlink::split_message(rest) {
+                        rest = left;
+                        questions += 1;
+                        if let Some(answer) = answer {
+                            self.check.answered(&self.device, message.sequence, answer);
+                        }
+                    }
+                }
+                if answer.is_none() {
+                    self.check.start_over();
+                    break;
+                }
+            }
+            questions
+        }
+    }
+
+    #[test]
+    fn only_the_peers_that_a_changed_prefix_covers_are_asked_about() {
+        let mut bed = Bed::new(3000);
+        bed.change([10, 99, 0, 0], 16);
+        assert_eq!(bed.run(Some(Answer::Interface(9))), 0);
+        bed.change([10, 0, 1, 0], 24);
+        assert_eq!(bed.run(Some(Answer::Interface(9))), 256);
+        assert_eq!(bed.sources(), 3000 - 256);
+        bed.cache_sources();
+        bed.change([192, 0, 2, 0], 24);
+        bed.now = bed.now.after(Duration::from_secs(60));
+        assert_eq!(bed.run(Some(Answer::Interface(INTERFACE))), 3000, "our own address");
+        assert_eq!(bed.sources(), 3000);
+    }
+
+    #[test]
+    fn a_source_is_kept_where_the_kernel_keeps_it() {
+        for (answer, kept) in [
+            (Answer::Interface(INTERFACE), true),
+            (Answer::Interface(INTERFACE + 1), false),
+            (Answer::Refused(nix::libc::ENETUNREACH), true),
+            (Answer::Refused(nix::libc::EINVAL), false),
+        ] {
+            let mut bed = Bed::new(1);
+            bed.check.routes_changed(RouteChanges::Everything, bed.now);
+            assert_eq!(bed.run(Some(answer)), 1);
+            assert_eq!(bed.sources(), usize::from(kept), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn a_question_whose_answer_was_lost_is_asked_again() {
+        let mut bed = Bed::new(1);
+        bed.change([10, 0, 0, 0], 8);
+        assert_eq!(bed.run(None), 1);
+        assert_eq!(bed.sources(), 1);
+        bed.now = bed.now.after(Duration::from_secs(1));
+        assert_eq!(bed.run(Some(Answer::Interface(9))), 1);
+        assert_eq!(bed.sources(), 0);
+    }
+
+    #[test]
+    fn a_round_is_bounded() {
+        let mut bed = Bed::new(3000);
+        bed.check.routes_changed(RouteChanges::Everything, bed.now);
+        bed.check.check(&bed.device, &mut bed.link, bed.now);
+        assert_eq!(bed.check.asked.len(), QUESTIONS_PER_ROUND);
+        assert_eq!(bed.check.next_round(), None, "the answers come first");
+    }
+
+    /// What is counted is work: peers looked at, of which each is some tenths of a microsecond.
+    #[test]
+    fn the_work_is_bounded_however_many_routes_change() {
+        let mut bed = Bed::new(3000);
+        let (mut passes, mut longest) = (0, Duration::ZERO);
+        for _ in 0..10_000 {
+            bed.change([100, 0, 0, 1], 32);
+            passes += usize::from(bed.check.next_round().is_some_and(|at| at <= bed.now));
+            bed.run(Some(Answer::Interface(INTERFACE)));
+            longest = longest.max(bed.check.paid_at.since(bed.now));
+            bed.now = bed.now.after(Duration::from_millis(1));
+        }
+        // 10 s at 31 ms each, and half a second that is made up for.
+        assert!((300..=350).contains(&passes), "{passes} passes in 10 s");
+        assert!(longest <= Duration::from_millis(35), "a change waited {longest:?}");
+    }
+
+    /// The kernel may not be done when it reports a change.
+    #[test]
+    fn each_change_is_looked_at_again_and_then_no_more() {
+        let mut bed = Bed::new(1);
+        let (start, mut looked_at) = (bed.now, Vec::new());
+        bed.change([10, 0, 0, 0], 16);
+        while let Some(next) = bed.check.next_timeout() {
+            bed.now = bed.now.max(next);
+            if bed.run(Some(Answer::Interface(INTERFACE))) > 0 {
+                looked_at.push(bed.now.since(start).as_millis());
+            }
+        }
+        assert_eq!(looked_at, [0, 100, 2000]);
+    }
+
+    #[test]
+    fn a_few_changes_are_looked_at_at_once() {
+        let mut bed = Bed::new(100);
+        for _ in 0..5 {
+            bed.change([10, 0, 0, 0], 16);
+            assert_eq!(bed.run(Some(Answer::Interface(INTERFACE))), 100);
+        }
     }
 }
