@@ -115,7 +115,7 @@ pub const DATAPLANE: &[Allowed] = &[
     any!(SYS_getrandom, "ephemeral keys, indices, cookies"),
     any!(SYS_accept4, "UAPI clients"),
     any!(SYS_close, "UAPI clients, old UDP sockets"),
-    any!(SYS_sendto, "asking netlink for the links there are"),
+    any!(SYS_sendto, "asking netlink for links, rules and routes"),
     only!(SYS_getsockopt, SOCKET_KIND, "checking what the helper handed over"),
     any!(SYS_getsockname, "checking what the helper handed over"),
     // Memory. All threads have one heap (dataplane/src/sys.rs), so neither mprotect nor madvise.

@@ -12,7 +12,7 @@ use wgsep_tests::link::{self, DEVICE, Family, Side};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::nft::Counter;
 use wgsep_tests::traffic::{answers_at_once, ping, until_ping};
-use wgsep_tests::tunnel::{End, PORT, Plan, Tunnel};
+use wgsep_tests::tunnel::{End, PORT, Plan, Tunnel, between};
 use wgsep_tests::wg::{KeyPair, with_input};
 use wgsep_tests::{require, wait};
 
@@ -259,6 +259,42 @@ fn a_source_is_checked_although_nothing_was_heard_of_its_link() {
     wait::until("datagrams leave from the other address", LIMIT, || {
         near.output(format!("ping -n -c 1 -W 1 {}", right.side.inner(Family::V4)));
         right.daemon.peer().endpoint == expected
+    });
+}
+
+/// They would fill the buffer, and none is of use.
+#[test]
+fn ipv6_routes_without_an_mtu_do_not_fill_the_buffer() {
+    require!(Wgsep);
+    let tunnel = tunnel();
+    let Tunnel { left, right } = &tunnel;
+    let netns = &left.daemon.netns;
+    let before = lost(netns);
+    let stopped = Stopped::new(&left.daemon);
+    let lines: String =
+        (0..ROUTES).map(|n| format!("route add fd99::{n:x}/128 dev lo\n")).collect();
+    with_input(&format!("ip -n {} -batch -", netns.name()), &lines);
+    assert_eq!(lost(netns), before);
+    drop(stopped);
+    until_ping(netns, right.side.inner(Family::V4));
+}
+
+#[test]
+fn a_daemon_that_starts_in_a_burst_works() {
+    require!(Wgsep);
+    let (left, right) = link::joined();
+    std::thread::scope(|scope| {
+        let burst = scope.spawn(|| {
+            for verb in ["add", "del", "add", "del"] {
+                many_routes(&left, verb);
+            }
+        });
+        let tunnel = between(&left, &right, Wgsep);
+        let Tunnel { left, right } = &tunnel;
+        left.set_peer(right, format!("endpoint {}", right.endpoint(Family::V4)));
+        until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+        burst.join().unwrap();
+        until_ping(&left.daemon.netns, right.side.inner(Family::V4));
     });
 }
 

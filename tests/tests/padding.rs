@@ -12,6 +12,8 @@ use wgsep_tests::tunnel::{End, Plan, Tunnel};
 const OVERHEAD: u32 = 20 + 8 + 16 + 16;
 /// Headers around the payload of a ping inside.
 const PING_HEADERS: u32 = 20 + 8;
+/// The same with IPv6.
+const IPV6_PING_HEADERS: u32 = 40 + 8;
 
 fn tunnel() -> Tunnel {
     let tunnel = Plan::new(Wgsep, Wgsep).build();
@@ -40,6 +42,32 @@ fn packets_are_padded_to_16_but_not_past_the_interfaces_mtu() {
     assert_leaves_as(left, right, 1409, 1420 + OVERHEAD);
     left.daemon.netns.run(format!("ip link set {} mtu 1300", left.daemon.interface));
     assert_leaves_as(left, right, 1297, 1300 + OVERHEAD);
+}
+
+/// What is not needed of IPv6 routes does not even reach the dataplane; what is must.
+#[test]
+fn the_mtu_of_an_ipv6_route_is_followed_when_it_is_replaced_and_removed() {
+    require!(Wgsep);
+    let tunnel = tunnel();
+    let Tunnel { left, right } = &tunnel;
+    let (netns, interface) = (&left.daemon.netns, &left.daemon.interface);
+    let to = right.side.inner(Family::V6);
+    for (change, expected) in [
+        ("add", 1312),
+        ("replace mtu 1299", 1299),
+        ("replace", 1312),
+        ("replace mtu 1300", 1300),
+        ("del", 1312),
+        ("add mtu 1299", 1299),
+    ] {
+        let (verb, mtu) = change.split_once(' ').unwrap_or((change, ""));
+        netns.run(format!("ip -6 route {verb} {to} dev {interface} metric 9 {mtu}"));
+        let label = format!("v6as{expected}x{}", wgsep_tests::daemon::unique_interface());
+        let expression = format!("ip protocol udp meta length {}", expected + OVERHEAD);
+        let counter = Counter::new(netns, &label, "output", &expression);
+        netns.run(format!("ping -n -c 1 -W 2 -s {} {to}", 1297 - IPV6_PING_HEADERS));
+        assert_eq!(counter.packets(), 1, "after {change}");
+    }
 }
 
 #[test]
