@@ -15,9 +15,11 @@ use wgsep_proto::time::Instant;
 const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
 const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
 
-/// Until a failed dump is requested again; doubled with each failure up to the longest.
+/// Until a failed dump is requested again; doubled with each setback up to the longest, until there was
+/// none for a while.
 const SHORTEST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(2);
+const CALM: Duration = Duration::from_secs(10);
 
 /// A table of the kernel's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,12 +58,18 @@ pub(crate) struct Dumps {
     running: Option<Running>,
     not_before: Instant,
     delay: Duration,
+    last_setback: Instant,
 }
 
 impl Default for Dumps {
     fn default() -> Self {
-        let not_before = Instant::default();
-        Self { waiting: VecDeque::new(), running: None, not_before, delay: SHORTEST_DELAY }
+        Self {
+            waiting: VecDeque::new(),
+            running: None,
+            not_before: Instant::default(),
+            delay: SHORTEST_DELAY,
+            last_setback: Instant::default(),
+        }
     }
 }
 
@@ -76,6 +84,13 @@ impl Dumps {
     /// Queues the dumps of all tables.
     pub(crate) fn require_all(&mut self) {
         Table::ALL.into_iter().for_each(|table| self.require(table));
+    }
+
+    /// Queues the dumps of all tables after messages were lost, but if that happens again and again not
+    /// each time at once.
+    pub(crate) fn require_all_after_loss(&mut self, now: Instant) {
+        self.require_all();
+        self.set_back(now);
     }
 
     /// Whether a table is to be dumped, or is being dumped.
@@ -111,7 +126,6 @@ impl Dumps {
             0 if interrupted => Some(self.fail(now)),
             0 => {
                 self.running = None;
-                self.delay = SHORTEST_DELAY;
                 Some(Outcome::Complete(table))
             }
             libc::EBUSY | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN | libc::EINTR => {
@@ -144,9 +158,21 @@ impl Dumps {
         {
             self.waiting.push_front(running.table);
         }
+        self.set_back(now);
+        Outcome::Failed
+    }
+
+    /// Waits for a while, unless it waits already: else a loss each moment would put off the dumps for ever.
+    fn set_back(&mut self, now: Instant) {
+        if now < self.not_before {
+            return;
+        }
+        if now.since(self.last_setback) > CALM {
+            self.delay = SHORTEST_DELAY;
+        }
+        self.last_setback = now;
         self.not_before = now.after(self.delay);
         self.delay = (self.delay * 2).min(LONGEST_DELAY);
-        Outcome::Failed
     }
 }
 
@@ -220,11 +246,26 @@ mod tests {
             }
             dumps.start_next(1, now);
             end(&mut dumps, 1, 0, 0, now);
-            assert_eq!(dumps.start_next(1, now), Some(Table::Rules), "the others follow at once");
+            now = now.after(CALM).after(SHORTEST_DELAY);
+            assert_eq!(dumps.start_next(1, now), Some(Table::Rules));
             failure(&mut dumps, now);
             let delay = dumps.next_timeout().unwrap().since(now);
-            assert_eq!(delay, SHORTEST_DELAY, "a success ends the backoff");
+            assert_eq!(delay, SHORTEST_DELAY, "calm ends the backoff");
         }
+    }
+
+    #[test]
+    fn losses_one_after_the_other_neither_cause_a_dump_each_nor_put_them_off_for_ever() {
+        let (mut dumps, mut now, mut requests) = (Dumps::default(), START, Vec::new());
+        for _ in 0..30_000 {
+            dumps.require_all_after_loss(now);
+            now = now.after(Duration::from_millis(1));
+            requests.extend(dumps.start_next(1, now));
+            end(&mut dumps, 1, 0, 0, now);
+        }
+        assert!((15..25).contains(&requests.len()), "{requests:?} in 30 s");
+        let links = requests.iter().filter(|table| **table == Table::Links).count();
+        assert!(links >= 3, "{requests:?}");
     }
 
     #[test]

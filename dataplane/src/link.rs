@@ -206,7 +206,7 @@ impl LinkMonitor {
         changes.drained = true;
         self.dumps.drained(now);
         if core::mem::take(&mut self.overrun) {
-            self.dumps.require_all();
+            self.dumps.require_all_after_loss(now);
             changes.routes = RouteChanges::Everything;
         }
     }
@@ -583,12 +583,15 @@ mod tests {
 
     /// Answers dumps with these messages until the monitor requests none; what that brought.
     fn dump(monitor: &mut LinkMonitor, kernel: &mut Kernel, messages: &[u8]) -> Vec<Changes> {
-        let mut changes = Vec::new();
-        monitor.request_dumps(NOW);
-        while kernel.answer(messages, 0) {
-            changes.push(monitor.read(NOW));
+        let (mut changes, mut now) = (Vec::new(), NOW);
+        loop {
+            now = now.max(monitor.next_timeout().unwrap_or(now));
+            monitor.request_dumps(now);
+            if !kernel.answer(messages, 0) {
+                return changes;
+            }
+            changes.push(monitor.read(now));
         }
-        changes
     }
 
     fn started(namespace: Namespace, links: &[u8]) -> (LinkMonitor, Kernel, Vec<Changes>) {

@@ -393,10 +393,10 @@ impl Control {
         }
         // Down and up again between two looks is both.
         if self.link_state.up && (changes.was_down || !state.up) {
-            self.jobs.push_back(Job::LinkDown);
+            push_link_job(&mut self.jobs, Job::LinkDown);
         }
         if state.up && (changes.was_down || !self.link_state.up) {
-            self.jobs.push_back(Job::LinkUp);
+            push_link_job(&mut self.jobs, Job::LinkUp);
         }
         self.link_state = state;
     }
@@ -426,7 +426,7 @@ impl Control {
         }
         let up = self.probe.is_up();
         if up != self.link_state.up {
-            self.jobs.push_back(if up { Job::LinkUp } else { Job::LinkDown });
+            push_link_job(&mut self.jobs, if up { Job::LinkUp } else { Job::LinkDown });
             self.link_state.up = up;
         }
     }
@@ -492,6 +492,18 @@ impl Control {
     }
 }
 
+/// Adds that the link went up or down. Down, up and down again before the first was carried out is down: a
+/// link that flaps must not make the queue grow.
+fn push_link_job(jobs: &mut VecDeque<Job>, job: Job) {
+    let before_last = jobs.len().checked_sub(2).and_then(|place| jobs.get(place));
+    match (before_last, jobs.back(), &job) {
+        (Some(Job::LinkDown), Some(Job::LinkUp), Job::LinkDown) => {
+            jobs.pop_back();
+        }
+        _ => jobs.push_back(job),
+    }
+}
+
 impl Team for Shared {
     fn run(&self, tasks: Vec<Task>) -> Vec<Task> {
         self.team.run(&self.lead, tasks)
@@ -504,5 +516,22 @@ struct Scopes<'a>(Option<&'a LinkMonitor>);
 impl crate::uapi::Scopes for Scopes<'_> {
     fn index_of(&self, name: &str) -> Option<u32> {
         self.0.and_then(|link| link.index_of(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_that_flaps_does_not_make_the_queue_grow() {
+        let mut jobs = VecDeque::new();
+        for _ in 0..1000 {
+            push_link_job(&mut jobs, Job::LinkUp);
+            push_link_job(&mut jobs, Job::LinkDown);
+        }
+        assert!(matches!(jobs.make_contiguous(), [Job::LinkUp, Job::LinkDown]));
+        push_link_job(&mut jobs, Job::LinkUp);
+        assert!(matches!(jobs.make_contiguous(), [Job::LinkUp, Job::LinkDown, Job::LinkUp]));
     }
 }
