@@ -259,8 +259,8 @@ impl LinkMonitor {
         self.drained && !self.overrun && !self.dumps.is_pending(Table::Links)
     }
 
-    /// True if the interface may be where the socket hears nothing of it, or in a state that it has not
-    /// heard of: a namespace that has no number in the socket's own is not heard of.
+    /// True if the interface may be where the socket receives no messages about it, which is any namespace
+    /// without a number in the socket's own, or if such messages were lost.
     pub(crate) const fn is_out_of_hearing(&self) -> bool {
         match self.place {
             Place::At(None, _) => false,
@@ -507,7 +507,7 @@ mod tests {
         (LinkMonitor::new(ours, (namespace, 7), true, "wg0", NOW), kernels)
     }
 
-    /// A monitor that has been told of its interface, which is down, and of nothing else.
+    /// A monitor that has read of its interface, which is down, and of nothing else.
     fn monitor() -> LinkMonitor {
         let (mut monitor, _kernels) = connected(None);
         monitor.dumps = Dumps::default();

@@ -55,7 +55,7 @@ fn raw_socket(netns: &Netns) -> OwnedFd {
     })
 }
 
-/// Sends a datagram over and over, and gives the process only part of the time, until told to end.
+/// Sends a datagram over and over, and gives the process only part of the time, until it is stopped.
 fn flood(from: &OwnedFd, to: IpAddr, datagram: &[u8], process: Pid, ends: &AtomicBool) {
     let to = SockaddrStorage::from(SocketAddr::new(to, 0));
     let (start, mut stopped) = (Instant::now(), false);

@@ -106,8 +106,8 @@ fn a_later_commit_is_a_newer_version_and_a_release_newer_than_all_on_its_way() {
 fn a_repository_that_git_cannot_read_gives_no_version() {
     let tree = Tree::new();
     fs::write(tree.0.join(".git"), "gitdir: /nowhere\n").unwrap();
-    let told = tree.version_output();
-    assert!(!told.status.success() && told.stdout.is_empty(), "{told:?}");
+    let printed = tree.version_output();
+    assert!(!printed.status.success() && printed.stdout.is_empty(), "{printed:?}");
     let mut check = Command::new(tree.0.join("bin/dist/check-tools"));
     let checked = output(check.arg("deb").env_remove("WGSEP_VERSION"));
     let stderr = String::from_utf8_lossy(&checked.stderr);
@@ -198,8 +198,8 @@ fn all_that_is_missing_for_a_build_is_named_at_once_and_by_the_readme() {
         assert!(!checked.status.success());
         String::from_utf8(checked.stderr).unwrap()
     };
-    let told = check(&path_of(&scratch, &["sh", "sed", "dirname", "dpkg-deb"]), "deb");
-    let [rust, packages] = &told.lines().collect::<Vec<_>>()[..] else { panic!("{told}") };
+    let printed = check(&path_of(&scratch, &["sh", "sed", "dirname", "dpkg-deb"]), "deb");
+    let [rust, packages] = &printed.lines().collect::<Vec<_>>()[..] else { panic!("{printed}") };
     assert!(rust.contains("there is no cargo in PATH: install Rust 1."), "{rust}");
     let (_, install) = packages.split_once("apt install --no-install-recommends ").unwrap();
     assert_eq!(install, "gcc libc6-dev binutils git");

@@ -86,8 +86,8 @@ fn it_is_in_the_log_the_statistics_the_status_and_the_reply_until_it_is_regained
     assert_eq!(samples(&daemon), "1");
     let expected =
         format!("{serving}, but UDP port {PORT} cannot be opened: Address already in use");
-    let told = status();
-    assert!(told.starts_with(&expected), "{told}");
+    let printed = status();
+    assert!(printed.starts_with(&expected), "{printed}");
     let set = daemon.try_wg_set(format!("listen-port {PORT}"));
     let message = String::from_utf8_lossy(&set.stderr);
     assert!(!set.status.success() && message.contains("Address already in use"), "{message}");

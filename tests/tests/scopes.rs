@@ -1,5 +1,5 @@
 //! Endpoints with link-local addresses, whose interface goes by another number and another name, or none,
-//! in the network namespace of whoever runs wg(8).
+//! in the network namespace that wg(8) runs in.
 #![allow(clippy::unwrap_used)]
 
 use wgsep_tests::daemon::Daemon;

@@ -121,9 +121,9 @@ mod tests {
         assert!(stack.0.start.addr().get().is_multiple_of(page()));
         assert!(stack.0.len.is_multiple_of(page()));
         assert_eq!(stacks.take(1).err(), Some(nix::Error::ENOMEM), "all of the room is taken");
-        let (says, hears) = mpsc::channel();
-        spawn(c"test", stack, Allocates::Packets, move || says.send(7).unwrap()).unwrap();
-        assert_eq!(hears.recv(), Ok(7));
+        let (sender, receiver) = mpsc::channel();
+        spawn(c"test", stack, Allocates::Packets, move || sender.send(7).unwrap()).unwrap();
+        assert_eq!(receiver.recv(), Ok(7));
     }
 
     #[test]

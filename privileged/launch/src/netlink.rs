@@ -125,7 +125,7 @@ pub fn request(kind: u16, fixed: &[u8], attributes: Attributes<'_>) -> nix::Resu
     }
 }
 
-/// A socket that hears of link, route, rule and nexthop changes; true with it if of the interface also
+/// A socket that receives link, route, rule and nexthop changes; true with it if of the interface also
 /// after it was moved to another network namespace.
 ///
 /// # Errors

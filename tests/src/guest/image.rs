@@ -12,7 +12,7 @@ use crate::scratch::Scratch;
 
 use super::Plan;
 
-/// The guest's first and only process beside what it is told to run: a line at a time from the port
+/// The guest's first and only process besides what it runs: a line at a time from the port
 /// for it, and after what the line printed one with its status. Each line comes with its
 /// length, because a guest on a busy machine can lose characters of it.
 ///
