@@ -40,7 +40,7 @@ impl Channel {
     pub fn new(socket: OwnedFd) -> Result<Self, Error> {
         match getsockopt(&socket, sockopt::SockType) {
             Ok(SockType::SeqPacket) => Ok(Self(socket)),
-            Ok(_) => Err(Error::NotAChannel),
+            Ok(_) | Err(nix::Error::ENOTSOCK) => Err(Error::NotAChannel),
             Err(errno) => Err(Error::Io(errno)),
         }
     }
