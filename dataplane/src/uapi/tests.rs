@@ -597,7 +597,8 @@ fn what_a_client_sends_at_once_is_carried_out_in_bounded_steps() {
     for (transaction, is_refused) in [("get=statistics\n\n", false), ("\n", true)] {
         let mut house = House::new();
         let mut guest = house.connect();
-        guest.say(&transaction.repeat(100));
+        // So few that the answers fit into the socket's buffer.
+        guest.say(&transaction.repeat(50));
         // It is accepted, and read.
         let mut events = [EpollEvent::empty(); 16];
         for _ in 0..2 {
@@ -607,12 +608,12 @@ fn what_a_client_sends_at_once_is_carried_out_in_bounded_steps() {
             }
         }
         let mut done = 0;
-        for round in 1..=7 {
+        for round in 1..=4 {
             let mut steps = 16;
             done += house.carry_out_some(&mut steps);
             assert!(done <= round * 16);
-            assert_eq!(house.server.is_runnable(), round < 7, "{transaction:?}, round {round}");
+            assert_eq!(house.server.is_runnable(), round < 4, "{transaction:?}, round {round}");
         }
-        assert_eq!(done, if is_refused { 0 } else { 100 });
+        assert_eq!(done, if is_refused { 0 } else { 50 });
     }
 }
