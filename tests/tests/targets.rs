@@ -1,4 +1,5 @@
-//! The programs as they are built for each target: how they are linked, and where they are loaded.
+//! The programs as they are built for other targets: how they are linked and packaged. What holds for this
+//! machine's own is in `programs`.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -8,7 +9,7 @@ use std::process::Command;
 
 use wgsep_tests::daemon::Daemon;
 use wgsep_tests::implementation::Implementation::Wgsep;
-use wgsep_tests::implementation::{built_for, wgsep_program};
+use wgsep_tests::implementation::built_for;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::run;
 use wgsep_tests::require;
@@ -28,11 +29,6 @@ fn assert_static_and_position_independent(program: &Path) {
     // Nothing that can be written can be executed, and what is relocated is read-only after it.
     assert!(!headers.contains(" RWE "), "{}", program.display());
     assert!(headers.contains("GNU_RELRO"), "{}", program.display());
-}
-
-#[test]
-fn the_dataplane_is_static_and_position_independent() {
-    assert_static_and_position_independent(&wgsep_program("wgsep-dataplane"));
 }
 
 #[test]

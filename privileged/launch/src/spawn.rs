@@ -1,11 +1,10 @@
 //! Finding, checking and starting the dataplane.
 
-use crate::startup::{handled_signals, null};
+use crate::startup::{handled_signals, null, open_path};
 use crate::{Level, Offload, Options, sys};
 use core::convert::Infallible;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl};
-use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::waitpid;
@@ -14,7 +13,7 @@ use std::ffi::CString;
 use std::fs::{OpenOptions, metadata};
 use std::io::{PipeReader, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use wgsep_ipc::Channel;
 use wgsep_policy::{Layer, Report, State};
@@ -52,9 +51,8 @@ fn open_program() -> Result<OwnedFd> {
     let directory = helper.parent().unwrap_or(Path::new("/"));
     let candidates = [directory, &directory.join("../libexec/wgsep"), Path::new(LIBEXEC)]
         .map(|directory| directory.join(PROGRAM));
-    let mut open = OpenOptions::new();
-    open.read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW);
-    let found = candidates.iter().find_map(|path| Some((path, open.open(path).ok()?)));
+    let found =
+        candidates.iter().find_map(|path| Some((path, open_path(path, OFlag::empty()).ok()?)));
     let Some((path, program)) = found else {
         let looked = candidates.map(|path| path.display().to_string()).join(", ");
         return Err(Error::new(format!(

@@ -1,10 +1,12 @@
 //! The first things the helper does, before it opens anything.
 
 use crate::sys;
+use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 use std::fs::{File, OpenOptions};
 use std::os::fd::{OwnedFd, RawFd};
+use std::path::Path;
 use wgsep_journal::ServiceManager;
 use wgsep_policy::limits;
 use wgsep_privileged::{Error, Result, Step};
@@ -97,6 +99,16 @@ fn descriptor_variable(name: &str) -> Result<Option<RawFd>> {
 /// Signals that the monitor reads from a descriptor.
 pub fn handled_signals() -> SigSet {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
+}
+
+/// Opens a path itself, and not what a symbolic link in its place leads to, without the right to read it
+/// (O_PATH). std's OpenOptions drop that flag with musl, which counts it among the modes of access.
+///
+/// # Errors
+/// As open(2).
+pub(crate) fn open_path(path: impl AsRef<Path>, more: OFlag) -> nix::Result<File> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | more;
+    nix::fcntl::open(path.as_ref(), flags, Mode::empty()).map(File::from)
 }
 
 /// Opens /dev/null.

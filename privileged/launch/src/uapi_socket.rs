@@ -1,5 +1,6 @@
 //! The UAPI socket that wg(8) looks for: /var/run/wireguard/INTERFACE.sock.
 
+use crate::startup::open_path;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
@@ -116,9 +117,7 @@ fn open_directory() -> Result<File> {
         Err(Errno::EEXIST) => {}
         made => writable(DIRECTORY, made)?,
     }
-    let mut open = OpenOptions::new();
-    open.read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_PATH);
-    writable(DIRECTORY, open.open(DIRECTORY))
+    writable(DIRECTORY, open_path(DIRECTORY, OFlag::O_DIRECTORY))
 }
 
 /// Removes a socket that nobody holds; refuses everything else.
