@@ -8,6 +8,7 @@ pub(crate) struct Helper {
     channel: Channel,
     sequence: u32,
     awaiting: bool,
+    said_bye: bool,
 }
 
 /// What the helper said.
@@ -23,7 +24,7 @@ pub(crate) enum Said {
 impl Helper {
     /// A client on the channel that the helper passed at the start.
     pub(crate) const fn new(channel: Channel) -> Self {
-        Self { channel, sequence: 0, awaiting: false }
+        Self { channel, sequence: 0, awaiting: false, said_bye: false }
     }
 
     /// Sends a request; its answer comes out of [`Self::receive`].
@@ -37,11 +38,20 @@ impl Helper {
         Ok(())
     }
 
+    /// Says goodbye. Nothing is received after it: the answer to an earlier request may cross with it.
+    pub(crate) fn bye(&mut self) {
+        let _gone = self.request(&Request::Bye);
+        self.said_bye = true;
+    }
+
     /// What the helper said, if anything waits.
     ///
     /// # Errors
     /// If it broke the contract.
     pub(crate) fn receive(&mut self) -> Result<Option<Said>, wgsep_ipc::Error> {
+        if self.said_bye {
+            return Ok(None);
+        }
         Ok(match self.channel.receive_from_helper()? {
             Received::Nothing => None,
             Received::Closed => Some(Said::Closed),
@@ -60,5 +70,34 @@ impl Helper {
 impl AsFd for Helper {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    fn pair() -> (Helper, Channel) {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        (Helper::new(Channel::new(ours).unwrap()), Channel::new(theirs).unwrap())
+    }
+
+    #[test]
+    fn an_answer_that_crosses_with_goodbye_is_no_breach() {
+        let (mut helper, other) = pair();
+        helper.request(&Request::CloseUdp).unwrap();
+        other.send_reply(1, &Reply::Done, &[]).unwrap();
+        helper.bye();
+        assert!(matches!(helper.receive(), Ok(None)));
+    }
+
+    #[test]
+    fn an_answer_to_nothing_is_a_breach() {
+        let (mut helper, other) = pair();
+        other.send_reply(1, &Reply::Done, &[]).unwrap();
+        assert_eq!(helper.receive().err(), Some(wgsep_ipc::Error::Unexpected));
     }
 }

@@ -151,7 +151,7 @@ impl Control {
 
     pub(super) fn bye(&mut self) {
         if self.end.is_none() {
-            let _gone = self.helper.request(&Request::Bye);
+            self.helper.bye();
             self.end = Some(End::Orderly);
         }
     }
