@@ -100,7 +100,8 @@ fn on_an_arm64_kernel_it_serves_with_every_layer_in_force_and_its_filters_hold()
 
     guest.run("ip link del wg0");
     guest.run("for i in $(seq 100); do pidof wgsep || exit 0; sleep 0.1; done; exit 1");
-    assert!(!guest.run("cat /var/log/wgsep-wg0.log").contains("ERROR"));
+    let log = guest.run("cat /var/log/wgsep-wg0.log");
+    assert!(!log.contains("ERROR"), "{log}");
 
     // The dataplane is at another address each time.
     let first = load_address(&mut guest, "wg1");
