@@ -456,7 +456,7 @@ mod tests {
     fn staged_packets_of_many_peers_go_in_bounded_parts() {
         const PEERS: u32 = 1000;
         let now = Now { instant: Instant::from_nanos(1), wall: core::time::Duration::ZERO };
-        let mut device = Device::new(Box::new(KernelRandom::default()));
+        let mut device = Device::new(Box::new(KernelRandom));
         let peer = |number: u32| {
             let mut key = [9; 32];
             key[..4].copy_from_slice(&number.to_le_bytes());

@@ -265,7 +265,7 @@ mod tests {
         /// With this many peers, of which number N is at `10.0.N`, two bytes.
         fn new(peers: u16) -> Self {
             let now = Now { instant: START, wall: Duration::ZERO };
-            let mut device = Device::new(Box::new(KernelRandom::default()));
+            let mut device = Device::new(Box::new(KernelRandom));
             let peers = (0..peers).map(|number| {
                 let mut key = [1; 32];
                 key[..2].copy_from_slice(&number.to_be_bytes());
