@@ -1,6 +1,6 @@
 //! The table of events: what happens to a node or to its host, and how soon the tunnel works again.
 //!
-//! To add one, write a function that changes the [`World`], leaves it so that the tunnel can work, and
+//! To add one, write a function that changes the `World`, leaves it so that the tunnel can work, and
 //! says what it did; and give it a line in [`EVENTS`]. It takes every choice from the dice and none
 //! from what it finds, so that a seed replays it. What a failure of the event itself would be, it
 //! asserts.
