@@ -1,9 +1,9 @@
 //! The protocol's events as log lines.
 //!
-//! A handshake that fails does so every five seconds, and strangers can cause some events at will. So
+//! A handshake that fails does so every five seconds, and an unknown source can cause some events at will. So
 //! each failure is logged once for each peer or address it concerns, and again only after an hour or
 //! once a handshake completed; and each kind has a limit, beyond which lines are left out. Peers and
-//! strangers have tables and limits of their own, so that no flood of strangers hides a peer's failure.
+//! unknown sources have tables and limits of their own, so that no flood from unknown sources hides a peer's failure.
 //! With `debug` the repetitions are logged, too.
 
 use crate::line_limit::LineLimit;
@@ -20,8 +20,8 @@ use wgsep_proto::time::Instant;
 
 /// A failure that goes on is logged again after this long.
 const AGAIN_AFTER: Duration = Duration::from_secs(3600);
-/// Failures of strangers remembered at once; the oldest is evicted.
-const MAX_STRANGERS: usize = 1024;
+/// Failures of unknown sources remembered at once; the oldest is evicted.
+const MAX_UNKNOWN_SOURCES: usize = 1024;
 
 /// What kind of line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,7 +35,7 @@ enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
     Peer(PublicKey),
-    Stranger(IpAddr),
+    UnknownSource(IpAddr),
 }
 
 /// What became of a failure's line.
@@ -92,15 +92,15 @@ impl PeerFailures {
     }
 }
 
-/// When which failures of strangers were logged, in the order of logging.
+/// When which failures of unknown sources were logged, in the order of logging.
 #[derive(Default)]
-struct StrangerFailures {
+struct UnknownSourceFailures {
     limits: Limits,
     logged: HashMap<(Kind, IpAddr), Instant>,
     order: VecDeque<(Kind, IpAddr)>,
 }
 
-impl StrangerFailures {
+impl UnknownSourceFailures {
     fn failure(&mut self, kind: Kind, from: IpAddr, now: Instant, write: impl FnOnce()) -> Outcome {
         self.expire(now);
         if self.logged.contains_key(&(kind, from)) {
@@ -109,7 +109,7 @@ impl StrangerFailures {
         if !self.limits.of(kind).write(now, write) {
             return Outcome::LeftOut;
         }
-        if self.order.len() >= MAX_STRANGERS {
+        if self.order.len() >= MAX_UNKNOWN_SOURCES {
             self.evict_oldest();
         }
         self.logged.insert((kind, from), now);
@@ -143,7 +143,7 @@ pub(super) struct Reporter {
     /// For events that are not failures.
     limits: Limits,
     peers: PeerFailures,
-    strangers: StrangerFailures,
+    unknown_sources: UnknownSourceFailures,
 }
 
 impl Reporter {
@@ -200,7 +200,7 @@ impl Reporter {
         let write = || tracing::info!("{line}");
         let outcome = match subject {
             Subject::Peer(peer) => self.peers.failure(kind, peer, now, write),
-            Subject::Stranger(from) => self.strangers.failure(kind, from, now, write),
+            Subject::UnknownSource(from) => self.unknown_sources.failure(kind, from, now, write),
         };
         if outcome == Outcome::Repeated {
             tracing::debug!("{line}");
@@ -218,7 +218,9 @@ const fn subject(event: &Event) -> Option<Subject> {
         | Event::InitiationReplayed(peer)
         | Event::ResponseRefused(peer) => Some(Subject::Peer(*peer)),
         // The key may be made up, each time another.
-        Event::UnknownPeer(from, _) | Event::InvalidMac(from) => Some(Subject::Stranger(from.ip())),
+        Event::UnknownPeer(from, _) | Event::InvalidMac(from) => {
+            Some(Subject::UnknownSource(from.ip()))
+        }
         Event::HandshakeComplete { .. }
         | Event::EndpointMoved(..)
         | Event::UnderLoad
@@ -264,10 +266,9 @@ mod tests {
     use super::*;
 
     const KIND: Kind = Kind::Unsent;
-    const STRANGERS_KIND: Kind = Kind::Event(discriminant(&Event::InvalidMac(SocketAddr::new(
-        IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-        0,
-    ))));
+    const UNKNOWN_SOURCE_KIND: Kind = Kind::Event(discriminant(&Event::InvalidMac(
+        SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0),
+    )));
     const MINUTE: Duration = Duration::from_secs(60);
 
     fn key(number: u32) -> PublicKey {
@@ -280,8 +281,8 @@ mod tests {
         Subject::Peer(key(number))
     }
 
-    fn stranger(number: u32) -> Subject {
-        Subject::Stranger(IpAddr::V4(number.into()))
+    fn unknown_source(number: u32) -> Subject {
+        Subject::UnknownSource(IpAddr::V4(number.into()))
     }
 
     impl Reporter {
@@ -315,30 +316,39 @@ mod tests {
         assert_eq!(reporter.try_log(KIND, peer(2), now), Outcome::Repeated);
     }
 
-    /// More addresses than the table of strangers holds, each with a wrong mac1.
+    /// More addresses than the table of unknown sources holds, each with a wrong mac1.
     #[test]
-    fn a_flood_of_strangers_hides_no_failure_of_a_peer() {
+    fn a_flood_of_unknown_sources_hides_no_failure_of_a_peer() {
         let mut reporter = Reporter::default();
         let now = Instant::from_nanos(1);
         for number in 0..5000 {
-            reporter.try_log(STRANGERS_KIND, stranger(number), now);
+            reporter.try_log(UNKNOWN_SOURCE_KIND, unknown_source(number), now);
         }
-        for kind in [KIND, STRANGERS_KIND] {
+        for kind in [KIND, UNKNOWN_SOURCE_KIND] {
             assert_eq!(reporter.try_log(kind, peer(1), now), Outcome::Logged);
         }
     }
 
     #[test]
-    fn a_flood_of_strangers_hides_another_stranger_for_a_minute_at_most() {
+    fn a_flood_of_unknown_sources_hides_another_of_them_for_a_minute_at_most() {
         let mut reporter = Reporter::default();
         let now = Instant::from_nanos(1);
         for number in 0..5000 {
-            reporter.try_log(STRANGERS_KIND, stranger(number), now);
+            reporter.try_log(UNKNOWN_SOURCE_KIND, unknown_source(number), now);
         }
-        assert_eq!(reporter.try_log(STRANGERS_KIND, stranger(9999), now), Outcome::LeftOut);
+        assert_eq!(
+            reporter.try_log(UNKNOWN_SOURCE_KIND, unknown_source(9999), now),
+            Outcome::LeftOut
+        );
         let later = now.after(MINUTE);
-        assert_eq!(reporter.try_log(STRANGERS_KIND, stranger(9999), later), Outcome::Logged);
-        assert_eq!(reporter.try_log(STRANGERS_KIND, stranger(9999), later), Outcome::Repeated);
+        assert_eq!(
+            reporter.try_log(UNKNOWN_SOURCE_KIND, unknown_source(9999), later),
+            Outcome::Logged
+        );
+        assert_eq!(
+            reporter.try_log(UNKNOWN_SOURCE_KIND, unknown_source(9999), later),
+            Outcome::Repeated
+        );
     }
 
     /// What the limit left out was not logged, so the next such failure is.
@@ -355,25 +365,28 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_bounded_and_the_oldest_is_evicted() {
+    fn unknown_sources_are_bounded_and_the_oldest_is_evicted() {
         let mut reporter = Reporter::default();
         let mut now = Instant::from_nanos(1);
-        let most = u32::try_from(MAX_STRANGERS).unwrap();
+        let most = u32::try_from(MAX_UNKNOWN_SOURCES).unwrap();
         // Two kinds, ten lines a minute of each: the table is full before the first is an hour old.
-        let kinds = [STRANGERS_KIND, Kind::Event(discriminant(&Event::UnderLoad))];
+        let kinds = [UNKNOWN_SOURCE_KIND, Kind::Event(discriminant(&Event::UnderLoad))];
         for number in 0..most + 10 {
             let kind = kinds[number as usize % 2];
-            assert_eq!(reporter.try_log(kind, stranger(number), now), Outcome::Logged);
+            assert_eq!(reporter.try_log(kind, unknown_source(number), now), Outcome::Logged);
             now = now.after(Duration::from_secs(3));
         }
-        let strangers = &reporter.strangers;
-        assert_eq!((strangers.logged.len(), strangers.order.len()), (MAX_STRANGERS, MAX_STRANGERS));
-        assert_eq!(reporter.try_log(kinds[0], stranger(10), now), Outcome::Repeated);
-        assert_eq!(reporter.try_log(kinds[0], stranger(8), now), Outcome::Logged);
+        let sources = &reporter.unknown_sources;
+        assert_eq!(
+            (sources.logged.len(), sources.order.len()),
+            (MAX_UNKNOWN_SOURCES, MAX_UNKNOWN_SOURCES)
+        );
+        assert_eq!(reporter.try_log(kinds[0], unknown_source(10), now), Outcome::Repeated);
+        assert_eq!(reporter.try_log(kinds[0], unknown_source(8), now), Outcome::Logged);
         let later = now.after(AGAIN_AFTER);
-        assert_eq!(reporter.try_log(kinds[0], stranger(1), later), Outcome::Logged);
-        assert_eq!(reporter.strangers.logged.len(), 1);
-        assert_eq!(reporter.strangers.order.len(), 1);
+        assert_eq!(reporter.try_log(kinds[0], unknown_source(1), later), Outcome::Logged);
+        assert_eq!(reporter.unknown_sources.logged.len(), 1);
+        assert_eq!(reporter.unknown_sources.order.len(), 1);
     }
 
     #[test]

@@ -47,7 +47,7 @@ const HELPER_GROWTH: Growth = Growth { resident: 1024, secret: 0 };
 
 /// A peer that is configured and does not exist.
 #[derive(Clone, Debug)]
-pub(crate) struct Stranger {
+pub(crate) struct AbsentPeer {
     pub(crate) public: String,
     pub(crate) allowed_ips: Vec<String>,
 }
@@ -62,7 +62,7 @@ pub(crate) struct Node {
     pub(crate) mark: u32,
     pub(crate) mtu: u16,
     pub(crate) keepalive: u16,
-    pub(crate) strangers: Vec<Stranger>,
+    pub(crate) absent_peers: Vec<AbsentPeer>,
     running: Option<Running>,
     /// The end of the log of the daemon before this one.
     previous_log: String,
@@ -163,8 +163,8 @@ impl World {
         if let Some(preshared) = &self.preshared {
             text.push_str(&format!("PresharedKey = {preshared}\n"));
         }
-        for stranger in &node.strangers {
-            text.push_str(&stranger.text());
+        for absent_peer in &node.absent_peers {
+            text.push_str(&absent_peer.text());
         }
         text
     }
@@ -203,7 +203,7 @@ impl World {
     pub(crate) fn compare_with_start(&mut self) -> Vec<String> {
         self.hung.clear();
         for node in &mut self.nodes {
-            node.remove_strangers();
+            node.remove_absent_peers();
             node.site.renumber(underlay::FIRST_HOST);
         }
         let mut wrong: Vec<_> =
@@ -262,7 +262,7 @@ impl Node {
             mark: 0,
             mtu: MTU,
             keepalive: 0,
-            strangers: Vec::new(),
+            absent_peers: Vec::new(),
             running: None,
             previous_log: String::new(),
             site,
@@ -355,18 +355,18 @@ impl Node {
 
     /// Adds peers that do not exist by one `wg addconf`.
     #[track_caller]
-    pub(crate) fn add_strangers(&mut self, strangers: Vec<Stranger>) {
-        let text: String = strangers.iter().map(Stranger::text).collect();
+    pub(crate) fn add_absent_peers(&mut self, absent_peers: Vec<AbsentPeer>) {
+        let text: String = absent_peers.iter().map(AbsentPeer::text).collect();
         self.daemon().wg_conf("addconf", &text);
-        self.strangers.extend(strangers);
+        self.absent_peers.extend(absent_peers);
     }
 
     /// Removes all peers that do not exist by one transaction.
     #[track_caller]
-    pub(crate) fn remove_strangers(&mut self) {
+    pub(crate) fn remove_absent_peers(&mut self) {
         let mut request = "set=1\n".to_owned();
-        for stranger in self.strangers.drain(..) {
-            let key = wgsep_tests::wg::hex(&stranger.public);
+        for absent_peer in self.absent_peers.drain(..) {
+            let key = wgsep_tests::wg::hex(&absent_peer.public);
             request.push_str(&format!("public_key={key}\nremove=true\n"));
         }
         request.push('\n');
@@ -470,7 +470,7 @@ impl Running {
     }
 }
 
-impl Stranger {
+impl AbsentPeer {
     /// The one of a number, with a key from the dice.
     pub(crate) fn new(number: u64, dice: &mut Dice) -> Self {
         let [.., high, low] = number.to_be_bytes();

@@ -1,4 +1,4 @@
-//! Strangers on the underlay, and clients of the UAPI that misbehave.
+//! Unknown senders on the underlay, and clients of the UAPI that misbehave.
 
 use std::net::UdpSocket;
 use std::os::unix::process::ExitStatusExt;

@@ -6,10 +6,10 @@ use wgsep_tests::wg::{self, KeyPair};
 
 use super::{Outcome, side};
 use crate::underlay::opposite;
-use crate::world::{Stranger, World, inner_prefixes};
+use crate::world::{AbsentPeer, World, inner_prefixes};
 
 /// Peers that a node may have at most, besides the other node.
-const MOST_STRANGERS: usize = 1000;
+const MOST_ABSENT_PEERS: usize = 1000;
 
 /// A node gets another key, and the other node another peer in place of the one it had.
 pub(super) fn private_key(world: &mut World, dice: &mut Dice) -> Outcome {
@@ -75,42 +75,42 @@ pub(super) fn no_preshared_key(world: &mut World, dice: &mut Dice) -> Outcome {
 }
 
 /// Peers that do not exist, by the hundred.
-fn strangers(world: &World, side: Side, dice: &mut Dice) -> Vec<Stranger> {
+fn absent_peers(world: &World, side: Side, dice: &mut Dice) -> Vec<AbsentPeer> {
     let (count, first) = (100 * (1 + dice.below(4)), dice.below(1 << 15));
-    let room = MOST_STRANGERS.saturating_sub(world.node(side).strangers.len());
-    (0..count).map(|number| Stranger::new(first + number, dice)).take(room).collect()
+    let room = MOST_ABSENT_PEERS.saturating_sub(world.node(side).absent_peers.len());
+    (0..count).map(|number| AbsentPeer::new(first + number, dice)).take(room).collect()
 }
 
 pub(super) fn add(world: &mut World, dice: &mut Dice) -> Outcome {
     let side = side(dice);
-    let strangers = strangers(world, side, dice);
-    let count = strangers.len();
-    world.node_mut(side).add_strangers(strangers);
+    let absent_peers = absent_peers(world, side, dice);
+    let count = absent_peers.len();
+    world.node_mut(side).add_absent_peers(absent_peers);
     Ok(format!("{side:?} {count}"))
 }
 
 pub(super) fn remove(world: &mut World, dice: &mut Dice) -> Outcome {
     let side = side(dice);
-    let count = world.node(side).strangers.len();
-    world.node_mut(side).remove_strangers();
+    let count = world.node(side).absent_peers.len();
+    world.node_mut(side).remove_absent_peers();
     Ok(format!("{side:?} {count}"))
 }
 
-/// The other node's addresses go to a stranger and come back.
+/// The other node's addresses go to an absent peer and come back.
 pub(super) fn move_allowed_ips(world: &mut World, dice: &mut Dice) -> Outcome {
     let side = side(dice);
     let prefixes = inner_prefixes(opposite(side)).replace(' ', "");
-    let stranger = Stranger::new(0xffff, dice).public;
+    let absent_peer = AbsentPeer::new(0xffff, dice).public;
     let count = 1 + dice.below(5);
     let node = world.node(side);
     for _ in 0..count {
-        node.daemon().wg_set(format!("peer {stranger} allowed-ips {prefixes}"));
+        node.daemon().wg_set(format!("peer {absent_peer} allowed-ips {prefixes}"));
         world.set_peer(side, &format!("allowed-ips {prefixes}"), "");
     }
     let left = node.daemon().wg("show", "allowed-ips");
-    let is_bare = |line: &str| line.starts_with(&stranger) && line.ends_with("(none)");
+    let is_bare = |line: &str| line.starts_with(&absent_peer) && line.ends_with("(none)");
     assert!(left.lines().any(is_bare), "the addresses moved back: {left}");
-    node.daemon().wg_set(format!("peer {stranger} remove"));
+    node.daemon().wg_set(format!("peer {absent_peer} remove"));
     Ok(format!("{side:?} {count} times"))
 }
 
@@ -125,25 +125,25 @@ pub(super) fn churn_allowed_ips(world: &mut World, dice: &mut Dice) -> Outcome {
     Ok(format!("{side:?} {count}"))
 }
 
-/// The whole configuration with other strangers than before; the session goes on.
+/// The whole configuration with other absent_peers than before; the session goes on.
 pub(super) fn syncconf(world: &mut World, dice: &mut Dice) -> Outcome {
     let side = side(dice);
     let keep = dice.below(200) as usize;
-    world.node_mut(side).strangers.truncate(keep);
-    let new = strangers(world, side, dice);
-    world.node_mut(side).strangers.extend(new);
+    world.node_mut(side).absent_peers.truncate(keep);
+    let new = absent_peers(world, side, dice);
+    world.node_mut(side).absent_peers.extend(new);
     world.configure(side, "syncconf");
-    let count = world.node(side).strangers.len();
+    let count = world.node(side).absent_peers.len();
     let peers = world.node(side).daemon().wg("show", "peers").lines().count();
     assert_eq!(peers, count + 1, "the peers are those of the file");
-    Ok(format!("{side:?}, {count} strangers"))
+    Ok(format!("{side:?}, {count} absent_peers"))
 }
 
 /// Removes all peers and adds them anew.
 pub(super) fn setconf(world: &mut World, dice: &mut Dice) -> Outcome {
     let side = side(dice);
     world.configure(side, "setconf");
-    Ok(format!("{side:?}, {} strangers", world.node(side).strangers.len()))
+    Ok(format!("{side:?}, {} absent_peers", world.node(side).absent_peers.len()))
 }
 
 pub(super) fn remove_and_add(world: &mut World, dice: &mut Dice) -> Outcome {
