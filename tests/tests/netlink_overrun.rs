@@ -262,23 +262,6 @@ fn a_source_is_checked_although_nothing_was_heard_of_its_link() {
     });
 }
 
-/// They would fill the buffer, and none is of use.
-#[test]
-fn ipv6_routes_without_an_mtu_do_not_fill_the_buffer() {
-    require!(Wgsep);
-    let tunnel = tunnel();
-    let Tunnel { left, right } = &tunnel;
-    let netns = &left.daemon.netns;
-    let before = lost(netns);
-    let stopped = Stopped::new(&left.daemon);
-    let lines: String =
-        (0..ROUTES).map(|n| format!("route add fd99::{n:x}/128 dev lo\n")).collect();
-    with_input(&format!("ip -n {} -batch -", netns.name()), &lines);
-    assert_eq!(lost(netns), before);
-    drop(stopped);
-    until_ping(netns, right.side.inner(Family::V4));
-}
-
 #[test]
 fn a_daemon_that_starts_in_a_burst_works() {
     require!(Wgsep);

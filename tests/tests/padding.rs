@@ -44,7 +44,6 @@ fn packets_are_padded_to_16_but_not_past_the_interfaces_mtu() {
     assert_leaves_as(left, right, 1297, 1300 + OVERHEAD);
 }
 
-/// What is not needed of IPv6 routes does not even reach the dataplane; what is must.
 #[test]
 fn the_mtu_of_an_ipv6_route_is_followed_when_it_is_replaced_and_removed() {
     require!(Wgsep);

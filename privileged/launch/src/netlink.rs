@@ -2,7 +2,7 @@
 //! tells of changes.
 
 use nix::errno::Errno;
-use nix::libc::{self, sock_filter};
+use nix::libc;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
     setsockopt, socket, sockopt,
@@ -16,8 +16,6 @@ type Attributes<'a> = &'a [(u16, &'a [u8])];
 
 /// Length of the struct nlmsghdr before each message.
 const HEADER_LEN: usize = 16;
-/// Length of the struct rtmsg that a route begins with.
-const RTMSG_LEN: usize = 12;
 const NETLINK_GET_STRICT_CHK: libc::c_int = 12;
 const RTMGRP_LINK: u32 = 0x1;
 const RTMGRP_IPV4_ROUTE: u32 = 0x40;
@@ -50,14 +48,6 @@ sockopt_impl!(
     libc::SOL_NETLINK,
     NETLINK_GET_STRICT_CHK,
     bool
-);
-sockopt_impl!(
-    /// Attaches a classic BPF program, which the kernel copies.
-    AttachFilter,
-    SetOnly,
-    libc::SOL_SOCKET,
-    libc::SO_ATTACH_FILTER,
-    libc::sock_fprog
 );
 
 /// Changes an interface of this process's network namespace.
@@ -137,7 +127,6 @@ pub fn subscribe() -> Result<(OwnedFd, bool)> {
     // Each of these only saves work or losses, which the dataplane can deal with.
     let _smaller = setsockopt(&netlink, sockopt::RcvBufForce, &RECEIVE_BUFFER)
         .or_else(|_| setsockopt(&netlink, sockopt::RcvBuf, &RECEIVE_BUFFER));
-    let _unfiltered = filter(&netlink);
     let _longer = setsockopt(&netlink, GetStrictCheck, &true);
     let groups = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE | RTMGRP_IPV6_ROUTE;
     bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups)).step("subscribe to link changes")?;
@@ -146,35 +135,4 @@ pub fn subscribe() -> Result<(OwnedFd, bool)> {
     // Refused without CAP_NET_BROADCAST.
     let all_namespaces = setsockopt(&netlink, ListenAllNsid, &true);
     Ok((netlink, all_namespaces.is_ok()))
-}
-
-/// Keeps out IPv6 routes that cannot change an MTU, for which alone IPv6 routes are needed: those without
-/// metrics, unless they replace one that may have some.
-fn filter(netlink: &OwnedFd) -> nix::Result<()> {
-    const LOAD: u32 = libc::BPF_LD | libc::BPF_ABS;
-    const EQUALS: u32 = libc::BPF_JMP | libc::BPF_JEQ;
-    const HAS_ANY_OF: u32 = libc::BPF_JMP | libc::BPF_JSET;
-    const FIND_ATTRIBUTE: i32 = libc::SKF_AD_OFF + libc::SKF_AD_NLATTR;
-    // BPF loads in network order what netlink has in the machine's own.
-    let half = |value: u16| u32::from(value.to_be());
-    let listed_or_replaced = half((libc::NLM_F_REPLACE | libc::NLM_F_MULTI) as u16);
-    // Instruction, operand, and how many of the next to skip if a test holds and if not.
-    let mut program = [
-        (LOAD | libc::BPF_H, 4, 0, 0),
-        (EQUALS, half(libc::RTM_NEWROUTE), 1, 0),
-        (EQUALS, half(libc::RTM_DELROUTE), 0, 8),
-        (LOAD | libc::BPF_B, HEADER_LEN as u32, 0, 0),
-        (EQUALS, libc::AF_INET6 as u32, 0, 6),
-        (LOAD | libc::BPF_H, 6, 0, 0),
-        (HAS_ANY_OF, listed_or_replaced, 4, 0),
-        (libc::BPF_LD | libc::BPF_IMM, (HEADER_LEN + RTMSG_LEN) as u32, 0, 0),
-        (libc::BPF_LDX | libc::BPF_IMM, u32::from(libc::RTA_METRICS), 0, 0),
-        (LOAD | libc::BPF_W, FIND_ATTRIBUTE.cast_unsigned(), 0, 0),
-        (EQUALS, 0, 1, 0),
-        (libc::BPF_RET, u32::MAX, 0, 0),
-        (libc::BPF_RET, 0, 0, 0),
-    ]
-    .map(|(code, k, jt, jf)| sock_filter { code: code as u16, jt, jf, k });
-    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    setsockopt(netlink, AttachFilter, &program)
 }
