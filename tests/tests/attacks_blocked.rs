@@ -391,6 +391,8 @@ fn in_the_background_a_refusal_has_the_dataplanes_reason() {
         assert_eq!(said.lines().count(), 1, "{said}");
         assert!(said.contains("set up the control thread: Operation not permitted"), "{said}");
         assert!(!said.contains("above"), "{said}");
+        // The process in the background ends just after the launcher has its line.
+        wait::until("the helper is gone", LIMIT, || procfs::with_argument(&interface).is_empty());
         assert_nothing_left(&netns, &interface, &said);
     }
 }

@@ -190,7 +190,7 @@ fn the_script_for_the_node_exporter_writes_what_prometheus_reads() {
     command.env("PATH", format!("{directory}:{}", std::env::var("PATH").unwrap()));
     let text = run(&mut command);
     let samples = samples(&text);
-    assert_eq!(samples.len(), 2 * (DropCause::ALL.len() + 6), "{text}");
+    assert_eq!(samples.len(), 2 * (DropCause::ALL.len() + 7), "{text}");
     for daemon in &daemons {
         let labels = format!("interface=\"{}\"", daemon.interface);
         let drops = format!("wgsep_dropped_packets_total{{{labels},cause=\"no_peer\"}}");
