@@ -71,7 +71,9 @@ fn it_is_in_the_log_the_statistics_the_status_and_the_reply_until_it_is_regained
     assert_eq!(status(), format!("READY=1\n{serving}"));
     take_up(&daemon);
 
-    let why = format!("cannot open UDP port {PORT}: Address already in use (EADDRINUSE); stop the program");
+    let why = format!(
+        "cannot open UDP port {PORT}: Address already in use (EADDRINUSE); stop the program"
+    );
     until_logged(&daemon, &why);
     let log = daemon.process.log();
     assert!(log.lines().any(|line| line.contains(" ERROR ") && line.contains(&why)), "{log}");
