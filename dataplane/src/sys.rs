@@ -403,7 +403,8 @@ pub(crate) const MAX_RANDOM: usize = 256;
 
 /// Fills at most [`MAX_RANDOM`] bytes from the kernel's generator; without it no key is safe, so it
 /// aborts. It is the system call and not the function of the C library, which newer ones serve from
-/// bytes that the vDSO generates ahead.
+/// bytes that the vDSO generates ahead; and to which std refers weakly, so that a static program that is
+/// linked with std as a whole (LTO) has none.
 pub(crate) fn fill_random(bytes: &mut [u8]) {
     // SAFETY: the buffer is live, writable and as long as given.
     let filled =
