@@ -11,6 +11,8 @@ pub mod filters;
 mod grants;
 pub mod landlock;
 pub mod limits;
+#[cfg(target_env = "musl")]
+mod musl;
 pub mod namespaces;
 mod proof;
 mod report;
@@ -150,6 +152,8 @@ impl Sandbox {
     /// If a capability is left, the parent is not the helper, or a mandatory layer is refused.
     pub fn enter(helper: Pid) -> Result<Self, Refused> {
         let mut report = Report::default();
+        #[cfg(target_env = "musl")]
+        required("protect relocated memory", musl::protect_relocated())?;
         required("set the death signal", sys::set_death_signal())?;
         if sys::parent() != helper {
             let reason = "started by someone else, or the helper is already gone".to_owned();
@@ -217,6 +221,8 @@ pub fn helper_capabilities(low_ports: bool) -> Vec<Capability> {
 /// If a mandatory layer is refused.
 pub fn drop_helper_privileges(low_ports: bool) -> Result<Report, Refused> {
     let mut report = Report::default();
+    #[cfg(target_env = "musl")]
+    required("protect relocated memory", musl::protect_relocated())?;
     required("core limit", limits::no_core())?;
     report.note(Layer::Limits, State::Applied);
     // Its launcher's groups; without CAP_SETGID it keeps them, as it keeps its uid.

@@ -1,5 +1,5 @@
 //! The system calls of confinement that no safe crate offers. All the unsafe code of this crate is
-//! here.
+//! here and in `musl`.
 
 use nix::errno::Errno;
 use nix::libc;
@@ -110,23 +110,4 @@ pub(crate) fn landlock_version() -> nix::Result<libc::c_long> {
 /// The process that made this end of a socketpair.
 pub(crate) fn parent() -> Pid {
     nix::unistd::getppid()
-}
-
-/// Takes the place of musl's abort(3), which sends the signal by tkill(2): that call names a thread of
-/// any process of the same uid, which no filter can tell from our own. tgkill(2) names the process too,
-/// as in glibc's, and the filters allow it for this process alone. musl is always linked statically, so
-/// that its own callers and std's come here as well.
-#[cfg(target_env = "musl")]
-#[unsafe(no_mangle)]
-extern "C" fn abort() -> ! {
-    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the default action runs no code of ours.
-    let _cannot_fail = unsafe { sigaction(Signal::SIGABRT, &default) };
-    let _cannot_fail = SigSet::from(Signal::SIGABRT).thread_unblock();
-    let (process, thread) = (nix::unistd::getpid(), nix::unistd::gettid());
-    // SAFETY: plain integers.
-    unsafe { libc::syscall(libc::SYS_tgkill, process.as_raw(), thread.as_raw(), libc::SIGABRT) };
-    // SAFETY: nothing is left to do, whatever the signal was stopped by.
-    unsafe { libc::_exit(128 + libc::SIGABRT) }
 }

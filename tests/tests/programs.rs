@@ -5,8 +5,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
+use wgsep_tests::daemon::Daemon;
+use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::netns::Netns;
 use wgsep_tests::process::run;
+use wgsep_tests::require;
 
 /// Names that code of cryptography, of the protocol and of the dataplane leaves in a program: in
 /// its symbols and in the paths of its line tables.
@@ -79,5 +83,29 @@ fn both_programs_are_hardened() {
         assert!(!stack.contains("RWE"), "{program} has an executable stack");
         let mode = fs::metadata(wgsep_program(program)).unwrap().permissions().mode();
         assert_eq!(mode & 0o7022, 0, "{program} may be written by others, or is setuid: {mode:o}");
+    }
+}
+
+/// As both run: the start of what their headers ask to be read-only after relocation, and its permissions.
+#[test]
+fn what_is_relocated_at_the_start_can_be_written_no_more() {
+    require!(Wgsep);
+    let daemon = Daemon::start(Wgsep, &Netns::new());
+    for (program, pid) in [("wgsep", daemon.process.pid()), ("wgsep-dataplane", daemon.dataplane())]
+    {
+        let headers = headers(program);
+        let relro = headers.lines().find(|line| line.contains("GNU_RELRO")).unwrap();
+        let hex = |word: &str| u64::from_str_radix(word.trim_start_matches("0x"), 16).unwrap();
+        let linked_at = hex(relro.split_whitespace().nth(2).unwrap());
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let range = |line: &str| {
+            let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+            hex(start)..hex(end)
+        };
+        let file = format!("/{program}");
+        let first = maps.lines().find(|line| line.ends_with(&file)).unwrap();
+        let place = range(first).start + linked_at;
+        let mapped = maps.lines().find(|line| range(line).contains(&place)).unwrap();
+        assert!(mapped.contains(" r--p "), "{program}: {mapped}");
     }
 }
