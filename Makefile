@@ -26,14 +26,13 @@ export CARGO_TARGET_DIR
 # rustup's default place, for a shell that has not been told of it.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-# What the programs are built for, where that is not this machine; and how: `quick` is for the tests.
+# What the programs are built for, where that is not this machine.
 TARGET =
-PROFILE = release
-FOR_TARGET = --profile $(PROFILE) $(addprefix --target ,$(TARGET))
+FOR_TARGET = $(addprefix --target ,$(TARGET))
 TARGET_DIR = $(CARGO_TARGET_DIR)$(addprefix /,$(TARGET))
 
 # Where the tests and the demo find the programs.
-WGSEP_BIN_DIR = $(TARGET_DIR)/$(PROFILE)
+WGSEP_BIN_DIR = $(TARGET_DIR)/release
 export WGSEP_BIN_DIR
 
 # The processor that they are for; and the names of its compiler, where it is not this one's.
@@ -83,8 +82,8 @@ DEBDIR ?= $(TARGET_DIR)
 
 build: $(addsuffix -compiler,$(if $(TARGET),target))
 	@bin/dist/check-tools $(or $(filter deb,$(MAKECMDGOALS)),build)
-	$(CARGO) build $(FOR_TARGET) --locked -p wgsep
-	$(CARGO) rustc $(FOR_TARGET) --locked -p wgsep-dataplane-bin --bin wgsep-dataplane $(DATAPLANE_FLAGS) -- $(STATIC)
+	$(CARGO) build --release $(FOR_TARGET) --locked -p wgsep
+	$(CARGO) rustc --release $(FOR_TARGET) --locked -p wgsep-dataplane-bin --bin wgsep-dataplane $(DATAPLANE_FLAGS) -- $(STATIC)
 	@echo '$(WGSEP_VERSION)' >$(BUILT_VERSION)
 
 target-compiler:
@@ -142,18 +141,18 @@ soak: system-packages
 
 # A dataplane that attacks its helper. Only tests start it, and it is never installed.
 hostile:
-	$(CARGO) rustc $(FOR_TARGET) --locked -p wgsep-hostile --bin hostile-dataplane -- $(STATIC)
+	$(CARGO) rustc --release $(FOR_TARGET) --locked -p wgsep-hostile --bin hostile-dataplane -- $(STATIC)
 
 # What the tests run of other targets. Where one cannot be built for, they are skipped, and say so.
 other-targets:
 	@if tests/deps.sh target x86_64-unknown-linux-musl; then \
-		$(MAKE) --no-print-directory build hostile TARGET=x86_64-unknown-linux-musl PROFILE=quick; fi
+		$(MAKE) --no-print-directory build hostile TARGET=x86_64-unknown-linux-musl; fi
 	@if tests/deps.sh target aarch64-unknown-linux-gnu; then \
-		$(MAKE) --no-print-directory build filters TARGET=aarch64-unknown-linux-gnu PROFILE=quick; fi
+		$(MAKE) --no-print-directory build filters TARGET=aarch64-unknown-linux-gnu; fi
 
 # The test of the filters, as a program for a machine without cargo.
 filters:
-	program=$$($(CARGO) test $(FOR_TARGET) --locked -p wgsep-policy --test attacks_filters --no-run \
+	program=$$($(CARGO) test --release $(FOR_TARGET) --locked -p wgsep-policy --test attacks_filters --no-run \
 		--message-format json | jq -r 'select(.executable).executable') && \
 		install "$$program" $(WGSEP_BIN_DIR)/attacks_filters
 

@@ -23,15 +23,15 @@ test_packages -p wgsep-tests -- --test-threads="$threads"
 # With musl both programs make other system calls. What confines them is tried with that pair as well, as
 # `make other-targets` built it.
 musl=x86_64-unknown-linux-musl
-musl_bin=${CARGO_TARGET_DIR:-target}/$musl/quick
+musl_bin=${CARGO_TARGET_DIR:-target}/$musl/release
 if [ -x "$musl_bin/hostile-dataplane" ]; then
 	echo
 	echo "== with musl"
 	test_packages --target $musl -p wgsep-policy -p wgsep-ipc
 	musl_bin=$(realpath "$musl_bin")
 	# But for the table of the calls of a start, which is glibc's.
-	WGSEP_BIN_DIR=$musl_bin test_packages -p wgsep-tests --test audit --test launching --test 'attacks_*' \
-		-- --test-threads="$threads" --skip whichever_call_is_refused --skip every_call_of_a_start
+	WGSEP_BIN_DIR=$musl_bin test_packages -p wgsep-tests --test audit --test launching --test programs \
+		--test 'attacks_*' -- --test-threads="$threads" --skip whichever_call_is_refused --skip every_call_of_a_start
 else
 	echo "musl::sandbox: $musl_bin is missing: run \`make other-targets\`" >>"$WGSEP_SKIP_FILE"
 fi

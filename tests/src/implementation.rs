@@ -109,7 +109,7 @@ pub fn wgsep_program(name: &str) -> PathBuf {
 pub fn built_for(target: &str, program: &str) -> Result<PathBuf, String> {
     let directory = env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
-    let path = directory.join(target).join("quick").join(program);
+    let path = directory.join(target).join("release").join(program);
     if path.is_file() {
         Ok(path)
     } else {

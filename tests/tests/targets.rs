@@ -70,7 +70,7 @@ fn control_of_package(target: &str) -> Result<String, String> {
     let scratch = Scratch::new();
     run(Command::new("make")
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-        .args(["--no-print-directory", "--old-file=build", "deb", "PROFILE=quick"])
+        .args(["--no-print-directory", "--old-file=build", "deb"])
         .arg(format!("TARGET={target}"))
         .arg(format!("DEBDIR={}", scratch.display()))
         .env("CARGO_TARGET_DIR", built.ancestors().nth(3).unwrap())
