@@ -42,8 +42,9 @@ fn may_be_the_source(error: &io::Error) -> bool {
 /// What a failed send is counted as. A packet filter's refusal is EPERM (kernel ip_output.c).
 pub(crate) fn cause_of(error: &io::Error) -> DropCause {
     match error.raw_os_error() {
-        Some(libc::ENETUNREACH | libc::EHOSTUNREACH) => DropCause::SendNoRoute,
-        Some(libc::EPERM | libc::EACCES) => DropCause::SendForbidden,
+        // EACCES: a route that prohibits it, or a broadcast address.
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES) => DropCause::SendNoRoute,
+        Some(libc::EPERM) => DropCause::SendForbidden,
         Some(libc::EMSGSIZE) => DropCause::SendTooLong,
         Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropCause::SendNoBuffer,
         _ => DropCause::SendFailed,

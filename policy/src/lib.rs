@@ -78,6 +78,7 @@ pub const fn remedy(errno: nix::Error) -> &'static str {
         }
         Errno::ENOENT => "make or mount what is missing there",
         Errno::EFBIG => "raise the limit on the size of files (ulimit -f, LimitFSIZE= of a unit)",
+        Errno::ENXIO => "start what reads from it or serves it, or name another file",
         Errno::EROFS => "mount a writable file system there",
         _ => "if nothing explains it, please report it",
     }

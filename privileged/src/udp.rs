@@ -9,8 +9,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// How often a port that the kernel chose for one family may be taken in the other.
 const TRIES: usize = 100;
-/// Of both buffers, in bytes, as every other implementation has it.
-const BUFFER: c_int = 7 << 20;
+/// In bytes, as every other implementation has it.
+const RECEIVE_BUFFER: c_int = 7 << 20;
+/// All peers share a socket's send buffer, and what waits for a congested link counts against it: more than
+/// a queueing discipline holds by default, or that link would keep the datagrams of all others out. (The
+/// kernel's WireGuard is not charged for what waits.)
+const SEND_BUFFER: c_int = 64 << 20;
 
 /// Level, name and value of the options of each family.
 const V4_OPTIONS: [(c_int, c_int, c_int); 3] = [
@@ -120,9 +124,10 @@ fn open_socket(address: SocketAddr, mark: u32) -> nix::Result<Option<UdpSocket>>
         opened => opened?,
     };
     set_mark(socket.as_fd(), mark)?;
-    for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
+    let buffers = [(libc::SO_RCVBUFFORCE, RECEIVE_BUFFER), (libc::SO_SNDBUFFORCE, SEND_BUFFER)];
+    for (option, len) in buffers {
         // Only CAP_NET_ADMIN of the first user namespace may; smaller buffers work too.
-        let _refused = sys::set_option(socket.as_fd(), libc::SOL_SOCKET, option, BUFFER);
+        let _refused = sys::set_option(socket.as_fd(), libc::SOL_SOCKET, option, len);
     }
     for (level, name, value) in options {
         sys::set_option(socket.as_fd(), *level, *name, *value)?;

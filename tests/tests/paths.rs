@@ -4,11 +4,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
@@ -20,6 +21,7 @@ use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::Family;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::run;
+use wgsep_tests::skip::skip;
 use wgsep_tests::traffic::until_ping;
 use wgsep_tests::tunnel::PORT;
 use wgsep_tests::wg::KeyPair;
@@ -234,6 +236,40 @@ fn a_narrow_path_over_ipv4_costs_nothing() {
     // Narrower than the router's: what does not fit is fragmented here.
     assert!(!hub.is_segmented(&hub.a, TO_A));
     assert_eq!(hub.offloads(), "udp_gso for all but 1 peer; the log says why");
+}
+
+/// What waits for the slow link is as much as its queue holds, and fits into the socket's send buffer
+/// beside what goes to others.
+#[test]
+fn a_congested_link_keeps_no_datagrams_to_other_peers_out() {
+    const LEN: usize = 1372;
+    const QUEUED: usize = 32 << 20;
+    require!(Wgsep);
+    let hub = Hub::new(Family::V4);
+    let netns = hub.netns();
+    let queue = format!("tbf rate 2mbit burst 100k limit {QUEUED}");
+    let shaped = netns.output(format!("tc qdisc add dev {TO_A} root {queue}"));
+    if !shaped.status.success() {
+        return skip("the kernel lacks sch_tbf");
+    }
+    let (sender, to) = (netns.inside(|| UdpSocket::bind("0.0.0.0:0")).unwrap(), hub.a.inner);
+    let is_full = AtomicBool::new(false);
+    let pings = thread::scope(|scope| {
+        scope.spawn(|| {
+            let end = Instant::now() + LIMIT;
+            while !is_full.load(Ordering::Relaxed) && Instant::now() < end {
+                let _dropped_here = sender.send_to(&[0; LEN], (to, 9));
+            }
+        });
+        wait::until("the queue has dropped packets", LIMIT, || {
+            let shown = netns.run(format!("tc -s qdisc show dev {TO_A}"));
+            !shown.contains("dropped 0,")
+        });
+        let pings = netns.output(format!("ping -q -i 0.05 -c 20 -W 2 {}", hub.b.inner));
+        is_full.store(true, Ordering::Relaxed);
+        String::from_utf8_lossy(&pings.stdout).into_owned()
+    });
+    assert!(pings.contains(" 0% packet loss"), "{pings}");
 }
 
 #[test]

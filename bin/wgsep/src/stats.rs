@@ -31,7 +31,10 @@ const CAUSES: [(&str, &str); 33] = [
     ),
     ("staged_overflow", "out: more than 128 waited for a handshake; see why it takes long"),
     ("staged_expired", "out: the handshake it waited for was given up; see the log"),
-    ("send_no_route", "out: no route to the peer's endpoint; see `ip route get ENDPOINT`"),
+    (
+        "send_no_route",
+        "out: no route to the peer's endpoint; see `ip route get ENDPOINT`, with `mark` if one is set",
+    ),
     ("send_forbidden", "out: a firewall of this machine refused it; see `nft list ruleset`"),
     ("send_too_long", "out: longer than the path takes; lower the MTU of the interface"),
     ("send_no_buffer", "out: the socket or the link was full; it is sent faster than it leaves"),

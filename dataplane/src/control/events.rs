@@ -175,12 +175,18 @@ impl Reporter {
         &mut self,
         peer: PublicKey,
         to: SocketAddr,
+        mark: u32,
         error: &io::Error,
         now: Instant,
     ) {
         let line = match udp::cause_of(error) {
             DropCause::SendNoRoute => {
-                format!("{peer}: no route to its endpoint {to}; see: ip route get {}", to.ip())
+                // Routes may depend on the mark.
+                let mark = if mark == 0 { String::new() } else { format!(" mark {mark:#x}") };
+                let ip = to.ip();
+                format!(
+                    "{peer}: no route to its endpoint {to}: {error}; see: ip route get {ip}{mark}"
+                )
             }
             DropCause::SendForbidden => format!(
                 "{peer}: a firewall of this machine refuses what goes to {to}; see: nft list ruleset"

@@ -329,7 +329,8 @@ impl Control {
                     self.shared.data_path.drops.add(udp::cause_of(&error), 1);
                     if let Some(peer) = transmit.peer.and_then(|id| self.device.public_key(id)) {
                         let to = endpoint.destination;
-                        self.reporter.unsent(peer, to, &error, clock::instant());
+                        let mark = self.device.fwmark();
+                        self.reporter.unsent(peer, to, mark, &error, clock::instant());
                     }
                     self.device.transmit_failed(&transmit);
                 }

@@ -72,6 +72,11 @@ pub(super) fn refusal(
     let why = described(nix::Error::from_raw(errno));
     let another = format!("choose another: wg set {interface} listen-port PORT");
     let remedy = match errno {
+        libc::EADDRINUSE if port == 0 => {
+            return format!(
+                "no UDP port is free: {why}; widen net.ipv4.ip_local_port_range, or {another}"
+            );
+        }
         libc::EADDRINUSE => {
             format!("stop the program that has it (ss -ulpn sport = :{port}), or {another}")
         }
@@ -148,6 +153,8 @@ mod tests {
             "cannot open UDP port 51820: Address already in use (EADDRINUSE); stop the program that has it \
              (ss -ulpn sport = :51820), or choose another: wg set wg0 listen-port PORT"
         );
+        let any = refusal(0, libc::EADDRINUSE, "wg0", &(1024..=u16::MAX));
+        assert!(any.starts_with("no UDP port is free: ") && any.contains("ip_local_port_range"));
         let of_port_53 = |granted| refusal(53, libc::EACCES, "wg0", &granted);
         for setting in ["--allow-low-ports", "WGSEP_ALLOW_LOW_PORTS=1", "--listen-port 53"] {
             assert!(of_port_53(1024..=u16::MAX).contains(setting), "{setting}");

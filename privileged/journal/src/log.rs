@@ -71,8 +71,12 @@ enum Sink {
     Stream(File),
     /// A stream of systemd's journal.
     Journal(File),
+    /// Not connected: a system log that is restarted has another socket.
     Syslog(UnixDatagram),
 }
+
+/// Where the system's log receives lines.
+const SYSLOG: &str = "/dev/log";
 
 /// Where lines go.
 pub struct Log {
@@ -102,13 +106,16 @@ impl Log {
         Ok(Self::new(sink, format, most))
     }
 
-    /// Lines to the end of a file.
+    /// Lines to the end of a file. A FIFO is not waited for.
     ///
     /// # Errors
     /// If it cannot be opened, or is a symbolic link.
     pub fn to_file(path: &Path, format: Format, most: Option<Level>) -> io::Result<Self> {
         let mut open = OpenOptions::new();
-        open.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        open.append(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
         Ok(Self::new(Sink::Stream(open.open(path)?), format, most))
     }
 
@@ -117,8 +124,8 @@ impl Log {
     /// # Errors
     /// If nobody listens at /dev/log.
     pub fn to_syslog(format: Format, most: Option<Level>) -> io::Result<Self> {
+        UnixDatagram::unbound()?.connect(SYSLOG)?;
         let socket = UnixDatagram::unbound()?;
-        socket.connect("/dev/log")?;
         socket.set_nonblocking(true)?;
         Ok(Self::new(Sink::Syslog(socket), format, most))
     }
@@ -189,7 +196,7 @@ impl Log {
             }
             (Sink::Syslog(socket), _) => {
                 let line = format!("<{}>wgsep[{interface}]: {message}", FACILITY | level as u8);
-                socket.send(line.as_bytes())
+                socket.send_to(line.as_bytes(), SYSLOG)
             }
             (Sink::Stream(stream), Format::Text) => {
                 let line =

@@ -8,6 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
+/// At least between two signs of life.
+const SHORTEST_WATCHDOG: Duration = Duration::from_millis(100);
+
 /// The service manager that waits to hear from us, if any.
 #[derive(Default)]
 pub struct ServiceManager {
@@ -32,6 +35,8 @@ impl ServiceManager {
         let microseconds = std::env::var("WATCHDOG_USEC").ok().and_then(|value| value.parse().ok());
         let watchdog =
             microseconds.map(|whole: u64| (Duration::from_micros(whole / 2), Instant::now()));
+        // A shorter interval than any manager asks for would keep the processor busy.
+        let watchdog = watchdog.map(|(interval, next)| (interval.max(SHORTEST_WATCHDOG), next));
         Ok(Self { socket: Some(socket), watchdog, ..Self::default() })
     }
 

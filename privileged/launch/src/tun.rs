@@ -62,6 +62,9 @@ pub fn check_name(name: &str) -> Result<()> {
     if name == "." || name == ".." {
         return bad("it names a directory");
     }
+    if name == "all" || name == "default" {
+        return bad("the kernel keeps it for settings of all interfaces");
+    }
     if let Some(odd) =
         name.chars().find(|c| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':'))
     {
@@ -296,6 +299,8 @@ mod tests {
             "abcdefghijklmnop",
             ".",
             "..",
+            "all",
+            "default",
             "a/b",
             "../x",
             "a b",
