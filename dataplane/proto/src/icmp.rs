@@ -12,7 +12,8 @@
     clippy::unwrap_used
 )]
 
-use crate::ip::UpperLayer;
+use crate::ip::{ICMPV6, UpperLayer};
+use crate::ndisc::ICMPV6_REDIRECT;
 use crate::time::Instant;
 use core::net::{Ipv4Addr, Ipv6Addr};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -35,11 +36,9 @@ const ICMP_HOST_UNREACH: u8 = 1;
 /// The highest type that is assigned to a query; what is above may be anything.
 const ICMP_LAST_TYPE: u8 = 18;
 
-const ICMPV6: u8 = 58;
 const ICMPV6_DEST_UNREACH: u8 = 1;
 const ICMPV6_ADDR_UNREACH: u8 = 3;
 const ICMPV6_FIRST_QUERY: u8 = 128;
-const ICMPV6_REDIRECT: u8 = 137;
 
 /// Writes to `room` the error for a whole IP packet that nobody can be given; returns its length.
 /// `None` for packets that no error may answer, and where `room` is too short: give it

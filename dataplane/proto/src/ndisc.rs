@@ -17,7 +17,7 @@ use crate::ip::UpperLayer;
 const HOP_LIMIT: u8 = 255;
 const ROUTER_SOLICITATION: u8 = 133;
 const ROUTER_ADVERTISEMENT: u8 = 134;
-const ICMPV6_REDIRECT: u8 = 137;
+pub(crate) const ICMPV6_REDIRECT: u8 = 137;
 
 const ICMP: u8 = 1;
 const ICMP_REDIRECT: u8 = 5;
