@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::unistd::Pid;
 
@@ -62,6 +63,20 @@ pub fn threads(pid: Pid) -> Vec<Status> {
     let threads: Vec<_> = tasks.filter_map(|task| status(&task.path().join("status"))).collect();
     assert!(!threads.is_empty(), "process {pid} does not exist");
     threads
+}
+
+/// How long the threads of a process have been runnable without running, in total (proc(5), the second
+/// field of `schedstat`). Zero when the process does not exist or the kernel keeps no such statistics.
+#[must_use]
+pub fn time_waited(pid: Pid) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let nanoseconds: u64 = tasks
+        .filter_map(|task| {
+            let fields = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            fields.split_whitespace().nth(1)?.parse::<u64>().ok()
+        })
+        .sum();
+    Duration::from_nanos(nanoseconds)
 }
 
 /// Name and niceness of every thread of a process (proc(5), the fields of `stat`).

@@ -24,6 +24,7 @@
 mod command_line;
 pub mod events;
 mod flows;
+mod patience;
 mod probe;
 mod soak;
 mod underlay;

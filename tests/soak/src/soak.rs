@@ -8,10 +8,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use wgsep_tests::link::{Family, Side};
 use wgsep_tests::sim::dice::Dice;
-use wgsep_tests::wait;
 
 use crate::events::{EVENTS, Event};
 use crate::flows::{self, Receivers, Senders};
+use crate::patience::{self, Took};
 use crate::probe::Probe;
 use crate::underlay::opposite;
 use crate::witness::{self, Background, Findings};
@@ -207,12 +207,8 @@ impl Run {
             }
         }
         let took = self.until_probed(event.recovery.limit, event.recovery.reason);
-        self.note(&format!(
-            "#{index} {}: recovered in {:.2} s of {:.1} s",
-            event.name,
-            took.as_secs_f64(),
-            event.recovery.limit.as_secs_f64()
-        ));
+        let limit = event.recovery.limit.as_secs_f64();
+        self.note(&format!("#{index} {}: recovered in {took} (limit {limit:.1} s)", event.name));
         self.until_flowing();
         self.check(event.errors);
         self.world.note_usage();
@@ -221,19 +217,19 @@ impl Run {
 
     /// Waits until a request of every probe is answered that was sent after now.
     #[track_caller]
-    fn until_probed(&self, limit: Duration, reason: &str) -> Duration {
+    fn until_probed(&self, limit: Duration, reason: &str) -> Took {
         let begin = Instant::now();
         let missing = || -> Vec<&str> {
             let waiting = self.probes.iter().filter(|probe| !probe.is_answered_since(begin));
             waiting.map(|probe| probe.name.as_str()).collect()
         };
-        let recovered = wait::poll(limit, || missing().is_empty().then_some(()));
-        assert!(
-            recovered.is_some(),
-            "no answer within {limit:?} ({reason}): {}",
-            missing().join(", ")
-        );
-        begin.elapsed()
+        match patience::until(&self.world.processes(), limit, || missing().is_empty()) {
+            Ok(took) => took,
+            Err(took) => panic!(
+                "no answer within {limit:?} ({reason}) after {took}: {}",
+                missing().join(", ")
+            ),
+        }
     }
 
     /// Waits until TCP and UDP arrive at both ends.
@@ -241,17 +237,18 @@ impl Run {
     fn until_flowing(&self) {
         let received = || self.receivers.each_ref().map(Receivers::received);
         let before = received();
-        let progress = wait::poll(FLOW_LIMIT, || {
+        let progress = patience::until(&self.world.processes(), FLOW_LIMIT, || {
             let ends = received().into_iter().zip(before);
-            let all = ends.flat_map(|(now, before)| now.into_iter().zip(before));
-            all.into_iter().all(|(now, before)| now > before).then_some(())
+            let mut all = ends.flat_map(|(now, before)| now.into_iter().zip(before));
+            all.all(|(now, before)| now > before)
         });
-        assert!(
-            progress.is_some(),
-            "no progress within {FLOW_LIMIT:?}: bytes of [TCP, UDP] at [left, right] were {before:?} \
-             and are {:?}",
-            received()
-        );
+        if let Err(took) = progress {
+            panic!(
+                "no progress within {FLOW_LIMIT:?}, after {took}: bytes of [TCP, UDP] at [left, right] \
+                 were {before:?} and are {:?}",
+                received()
+            );
+        }
     }
 
     fn let_flow(&self, time: Duration) {

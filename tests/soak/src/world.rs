@@ -21,6 +21,7 @@ use wgsep_tests::uapi::Uapi;
 use wgsep_tests::wait;
 use wgsep_tests::wg::{KeyPair, with_input};
 
+use crate::patience;
 use crate::underlay::{self, FAMILIES, Site, nodad, opposite, option};
 use crate::usage::{Growth, Usage};
 use crate::witness::errors;
@@ -188,6 +189,12 @@ impl World {
         self.hung.drain(..surplus);
     }
 
+    /// The helpers and dataplanes that run now.
+    pub(crate) fn processes(&self) -> Vec<Pid> {
+        let running = self.nodes.iter().filter_map(|node| node.running.as_ref());
+        running.flat_map(|running| [running.daemon.process.pid(), running.dataplane]).collect()
+    }
+
     /// Remembers what the daemons hold that have started since the last time.
     pub(crate) fn note_usage(&mut self) {
         for node in &mut self.nodes {
@@ -345,12 +352,15 @@ impl Node {
             panic!("{} has no daemon", self.interface)
         };
         let daemon = &mut running.daemon;
-        let status = daemon.process.exit_within(END_LIMIT);
-        let dataplane = running.dataplane;
-        wait::until("the dataplane is gone", END_LIMIT, || !is_running(dataplane));
+        let (helper, dataplane) = (daemon.process.pid(), running.dataplane);
+        let mut status = None;
+        patience::expect("both processes are gone", &[helper, dataplane], END_LIMIT, || {
+            status = status.or_else(|| daemon.process.try_exit());
+            status.is_some() && !is_running(dataplane)
+        });
         wait::until("the interface is gone", END_LIMIT, || !daemon.has_interface());
         self.previous_log = daemon.process.log();
-        (status.code(), begin.elapsed())
+        (status.and_then(|status| status.code()), begin.elapsed())
     }
 
     /// Adds peers that do not exist by one `wg addconf`.

@@ -10,6 +10,7 @@ use wgsep_tests::traffic::answers_at_once;
 use wgsep_tests::wait;
 
 use super::{HANDSHAKE, Outcome, hold, milliseconds, side};
+use crate::patience;
 use crate::underlay::{FAMILIES, Path, opposite, option};
 use crate::world::World;
 
@@ -154,15 +155,17 @@ pub(super) fn keepalive(world: &mut World, dice: &mut Dice) -> Outcome {
 /// There the tunnel works, the sockets being where they were; and back.
 pub(super) fn move_namespace(world: &mut World, dice: &mut Dice) -> Outcome {
     let side = side(dice);
-    let node = world.node_mut(side);
-    let (home, away) = (node.netns().clone(), Netns::new());
-    node.daemon_mut().move_interface(&away);
-    node.take_up_in(&away);
+    let (home, away) = (world.node(side).netns().clone(), Netns::new());
+    world.node_mut(side).daemon_mut().move_interface(&away);
+    world.node(side).take_up_in(&away);
     let to = opposite(side).inner(Family::V4);
-    wait::until("the tunnel works from another namespace", HANDSHAKE.limit, || {
-        answers_at_once(&away, to)
-    });
-    node.daemon_mut().move_interface(&home);
-    node.take_up();
+    patience::expect(
+        "the tunnel works from another namespace",
+        &world.processes(),
+        HANDSHAKE.limit,
+        || answers_at_once(&away, to),
+    );
+    world.node_mut(side).daemon_mut().move_interface(&home);
+    world.node(side).take_up();
     Ok(format!("{side:?}"))
 }

@@ -61,6 +61,14 @@ const HANDSHAKE: Recovery = Recovery {
     reason: "one initiation may be lost: the next comes after REKEY_TIMEOUT and jitter",
 };
 
+/// Both ends lose their keypairs at the same moment. If their initiations cross, each end becomes the
+/// responder and neither keypair is confirmed. Jitter separates the retries, except on a busy machine
+/// where processing takes longer than the jitter.
+const CROSSING: Recovery = Recovery {
+    limit: RETRY.saturating_add(RETRY).saturating_add(MARGIN),
+    reason: "the initiations of both ends may cross, on a busy machine twice: two retries",
+};
+
 /// As a handshake, of a responder that may be under load: the first initiation is then answered with
 /// a cookie, which only the next one shows.
 const COOKIE: Recovery = Recovery {
@@ -94,7 +102,7 @@ impl Event {
 /// All events.
 pub const EVENTS: &[Event] = &[
     // The interface. Link down forgets the keypairs.
-    event("link-down-up", HANDSHAKE, interface::down_up),
+    event("link-down-up", CROSSING, interface::down_up),
     event("link-flaps", HANDSHAKE, interface::flaps),
     event("mtu", NEXT_PACKET, interface::mtu),
     event("listen-port", NEXT_PACKET, interface::listen_port),
@@ -108,7 +116,7 @@ pub const EVENTS: &[Event] = &[
     event("keepalive", NEXT_PACKET, interface::keepalive),
     event("move-namespace", HANDSHAKE, interface::move_namespace),
     // Keys and peers.
-    event("private-key", HANDSHAKE, peers::private_key),
+    event("private-key", CROSSING, peers::private_key),
     event("preshared-key", HANDSHAKE, peers::preshared_key),
     event("preshared-key-removed", HANDSHAKE, peers::no_preshared_key),
     event("peers-added", NEXT_PACKET, peers::add),
@@ -140,7 +148,7 @@ pub const EVENTS: &[Event] = &[
     event("kill-helper", HANDSHAKE, processes::kill_helper),
     event("kill-dataplane", HANDSHAKE, processes::kill_dataplane),
     event("restart", HANDSHAKE, processes::restart),
-    event("restart-both", HANDSHAKE, processes::restart_both),
+    event("restart-both", CROSSING, processes::restart_both),
     event("restart-after-uptime", HANDSHAKE, processes::restart_after_uptime),
     event("debug", NEXT_PACKET, processes::toggle_debug),
     // Those who mean no good.

@@ -8,9 +8,9 @@ use wgsep_tests::link::Family;
 use wgsep_tests::process::stop;
 use wgsep_tests::sim::dice::Dice;
 use wgsep_tests::traffic::answers_at_once;
-use wgsep_tests::wait;
 
 use super::{NEXT_PACKET, Outcome, hold, milliseconds, side};
+use crate::patience;
 use crate::underlay::{FAMILIES, MAIN, MTU, Path, SPARE, opposite, option};
 use crate::witness;
 use crate::world::{World, ip_batch, run_words};
@@ -71,9 +71,12 @@ pub(super) fn second_path_down(world: &mut World, dice: &mut Dice) -> Outcome {
         }
     }
     let to = opposite(side).inner(Family::V4);
-    wait::until("the tunnel works by the other path", NEXT_PACKET.limit, || {
-        answers_at_once(&site.netns, to)
-    });
+    patience::expect(
+        "the tunnel works by the other path",
+        &world.processes(),
+        NEXT_PACKET.limit,
+        || answers_at_once(&site.netns, to),
+    );
     site.netns.run(format!("ip link del {SPARE}"));
     let how = if down { "link down" } else { "route del" };
     Ok(format!("{side:?} with {families:?} by {how}"))
