@@ -3,9 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
 use nix::unistd::Pid;
 use wgsep_tests::{descriptors, procfs};
+
+/// How many times [`Usage::at_rest`] reads, and how long after one another.
+const SAMPLES: usize = 5;
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What a process holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +34,21 @@ impl Usage {
             secret: secret_memory(process),
             resident: procfs::memory(process, "VmRSS").unwrap_or(0),
         }
+    }
+
+    /// Reads it several times and leaves out the descriptors that are not there each time, such as those
+    /// of a UAPI client.
+    pub(crate) fn at_rest(process: Pid, netns_of: Pid) -> Self {
+        let mut usage = Self::of(process, netns_of);
+        for _ in 1..SAMPLES {
+            thread::sleep(SAMPLE_INTERVAL);
+            let again = Self::of(process, netns_of);
+            usage.descriptors.retain(|kind, count| {
+                *count = (*count).min(again.descriptors.get(kind).copied().unwrap_or(0));
+                *count > 0
+            });
+        }
+        usage
     }
 
     /// What is more or less than it was, and how much memory was gained beyond what may be.

@@ -201,7 +201,7 @@ impl World {
             if let Some(running) = &mut node.running
                 && running.before.is_none()
             {
-                running.before = Some(running.usage());
+                running.before = Some(running.usage(Usage::at_rest));
             }
         }
     }
@@ -417,7 +417,7 @@ impl Node {
         let running = self.running();
         let Some(before) = &running.before else { return Ok(()) };
         let compare = || {
-            let after = running.usage();
+            let after = running.usage(Usage::of);
             let [helper, dataplane] = [0, 1].map(|index| {
                 let allowed = [HELPER_GROWTH, DATAPLANE_GROWTH][index];
                 after[index].compare(&before[index], allowed)
@@ -431,7 +431,7 @@ impl Node {
 
     /// What each process holds.
     pub(crate) fn usage(&self) -> String {
-        let [helper, dataplane] = self.running().usage();
+        let [helper, dataplane] = self.running().usage(Usage::of);
         format!("{}: helper {helper}; dataplane {dataplane}", self.interface)
     }
 
@@ -474,9 +474,10 @@ impl Node {
 }
 
 impl Running {
-    fn usage(&self) -> [Usage; 2] {
+    /// The helper's and the dataplane's.
+    fn usage(&self, read: fn(Pid, Pid) -> Usage) -> [Usage; 2] {
         let helper = self.daemon.process.pid();
-        [helper, self.dataplane].map(|process| Usage::of(process, helper))
+        [helper, self.dataplane].map(|process| read(process, helper))
     }
 }
 
