@@ -1,8 +1,8 @@
 //! UDP segmentation offload (UDP_SEGMENT), and where the kernel refused it.
 //!
 //! A refusal says something of one path: a segment is longer than the MTU there (EMSGSIZE, EINVAL on
-//! older kernels), or the datagram goes through a device or an IPsec policy that cannot segment it
-//! (EIO). It is noted beside the peer, for its path alone. Only what the socket cannot do at all is
+//! older kernels), the datagram goes through a device or an IPsec policy that cannot segment it (EIO),
+//! or a packet filter drops packets as long as the unsegmented one (EPERM). It is noted beside the peer, for its path alone. Only what the socket cannot do at all is
 //! noted for all peers. Either note lapses after [`HOLDS`], and that of a path also with another
 //! endpoint and after each change of routes or links: then the next send tries again.
 //!
@@ -78,7 +78,7 @@ fn path_of(endpoint: &Endpoint) -> u16 {
 
 /// True if the kernel might take the same datagrams one by one.
 pub(crate) fn can_retry_unsegmented(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE))
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE | libc::EPERM))
         || is_unsupported(error)
 }
 
@@ -157,8 +157,8 @@ impl Gso {
             }
             return;
         }
-        // EIO is about the device or the policy, whatever the length.
-        let is_too_long = error.raw_os_error() != Some(libc::EIO);
+        // EIO is about the device or the policy, EPERM about the packet filter, whatever the length.
+        let is_too_long = !matches!(error.raw_os_error(), Some(libc::EIO | libc::EPERM));
         let longest = if is_too_long { segment_len.saturating_sub(1) } else { 0 };
         let note = Note {
             longest: u16::try_from(longest).unwrap_or(u16::MAX),
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn a_refusal_of_a_path_lapses_and_lapses_again_when_it_is_repeated() {
         let (bench, a) = (Bench::new(), endpoint(1));
-        for errno in [libc::EMSGSIZE, libc::EIO] {
+        for errno in [libc::EMSGSIZE, libc::EIO, libc::EPERM] {
             let mut now = START;
             for _ in 0..3 {
                 bench.refuse(&a, 1452, errno, now);

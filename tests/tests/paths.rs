@@ -238,6 +238,21 @@ fn a_narrow_path_over_ipv4_costs_nothing() {
     assert_eq!(hub.offloads(), "udp_gso for all but 1 peer; the log says why");
 }
 
+/// A send with UDP_SEGMENT passes the output hook as one long packet.
+#[test]
+fn a_filter_that_drops_long_packets_costs_the_peer_that_it_matches_segmentation_only() {
+    require!(Wgsep);
+    let hub = Hub::new(Family::V4);
+    let rule = format!("ip daddr {} udp dport {PORT} meta length > 1500 drop", hub.a.outer);
+    hub.netns().run("nft add table inet lengths");
+    hub.netns().run("nft add chain inet lengths out { type filter hook output priority 0 ; }");
+    hub.netns().run(format!("nft add rule inet lengths out {rule}"));
+    hub.assert_only_a_is_refused();
+    hub.netns().run("nft delete table inet lengths");
+    hub.netns().run("ip route add 198.51.100.0/24 dev lo");
+    hub.assert_a_is_back();
+}
+
 /// What waits for the slow link is as much as its queue holds, and fits into the socket's send buffer
 /// beside what goes to others.
 #[test]

@@ -101,7 +101,16 @@ impl Netns {
         let (this, any) = (self.file.as_raw_fd().to_ne_bytes(), (-1i32).to_ne_bytes());
         match netlink::request(RTM_NEWNSID, &[0; 4], &[(NETNSA_FD, &this), (NETNSA_NSID, &any)]) {
             Err(Errno::EEXIST) => {}
-            made => drop(made.step(STEP)?),
+            made => drop(made.advise(
+                STEP,
+                &[(
+                    &[Errno::EINVAL],
+                    &format!(
+                        "{DIRECTORY}/{} is no network namespace; remove it, then: ip netns add {}",
+                        self.name, self.name
+                    ),
+                )],
+            )?),
         }
         let answer = netlink::request(RTM_GETNSID, &[0; 4], &[(NETNSA_FD, &this)]).step(STEP)?;
         let attribute = answer.get(4..12).filter(|a| a[2..4] == NETNSA_NSID.to_ne_bytes());

@@ -7,6 +7,7 @@ use crate::{Offload, Options, sys};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::unistd::write;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -128,6 +129,7 @@ impl TunDevice {
             &format!("create interface {name}"),
             &[
                 (&TAKEN, &name_taken(name)),
+                (&[Errno::ENOTTY, Errno::EOPNOTSUPP], &format!("{DEVICE} is another file or device; make it anew: rm {DEVICE}; mknod {DEVICE} c 10 200")),
                 (&[Errno::EPERM], &format!("no permission to create interface {name}; {}", if capabilities::has(Capability::CAP_NET_ADMIN) {
                     "a filter of system calls refuses ioctl(2), or CAP_NET_ADMIN is not of this network namespace; allow it in the container or unit"
                 } else {
@@ -171,13 +173,19 @@ impl TunDevice {
     fn adopt(queue: OwnedFd, without: &[Offload]) -> Result<Self> {
         let (name, flags) =
             sys::tun_identity(queue.as_fd()).step("WG_TUN_FD is not a TUN device")?;
-        if flags & libc::IFF_TUN == 0 || flags & libc::IFF_NO_PI == 0 {
-            return Err(Error::new(
-                "WG_TUN_FD is opened with other flags; open it with IFF_TUN and IFF_NO_PI",
-            ));
+        let other_flags = || {
+            Error::new("WG_TUN_FD is opened with other flags; open it with IFF_TUN and IFF_NO_PI")
+        };
+        if flags & libc::IFF_TUN == 0 {
+            return Err(other_flags());
         }
         fcntl(&queue, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).step("WG_TUN_FD")?;
-        Self::identified(queue, name, flags & libc::IFF_VNET_HDR != 0, without)
+        let vnet_hdr = flags & libc::IFF_VNET_HDR != 0;
+        let device = Self::identified(queue, name, vnet_hdr, without)?;
+        if has_packet_information(device.queue.as_fd(), vnet_hdr) {
+            return Err(other_flags());
+        }
+        Ok(device)
     }
 
     fn identified(
@@ -233,7 +241,15 @@ impl TunDevice {
 fn index_of(name: &str) -> Result<u32> {
     const STEP: &str = "index of the interface";
     let socket = UnixDatagram::unbound().step(STEP)?;
-    sys::interface_index(name, socket.as_fd()).step(STEP)
+    sys::interface_index(name, socket.as_fd()).advise(
+        STEP,
+        &[(
+            &[Errno::ENODEV],
+            &format!(
+                "interface {name} is not in this network namespace; start wgsep in the namespace of WG_TUN_FD"
+            ),
+        )],
+    )
 }
 
 /// What the kernel says where a name is in use.
@@ -243,6 +259,17 @@ fn name_taken(name: &str) -> String {
     format!(
         "interface {name} already exists; delete it (ip link delete {name}) or choose another name"
     )
+}
+
+/// Whether a packet of this queue begins with `struct tun_pi`, i.e. it was opened without IFF_NO_PI.
+/// TUNGETIFF does not tell, because the kernel sets the same bit as IFF_NOFILTER (tun.c). So this writes
+/// one byte of an IPv4 packet after the headers that the queue should have. With the longer headers it
+/// would be too short (EINVAL); otherwise the interface is down (EIO), or IP drops it as truncated.
+fn has_packet_information(queue: BorrowedFd<'_>, vnet_hdr: bool) -> bool {
+    const FIRST_BYTE: u8 = 0x45;
+    let mut packet = vec![0; if vnet_hdr { VNET_HDR_LEN as usize } else { 0 }];
+    packet.push(FIRST_BYTE);
+    write(queue, &packet) == Err(Errno::EINVAL)
 }
 
 /// Has the kernel exchange super-packets where it can: UDP's since Linux 6.2.

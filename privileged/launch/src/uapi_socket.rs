@@ -76,10 +76,16 @@ fn report_path(interface: &str) -> String {
 fn watch_directory(interface: &str) -> Result<Inotify> {
     let _seldom_there = remove_file(report_path(interface));
     let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
-    let watch = Inotify::init(flags).step("inotify")?;
+    let used_up = |sysctl| {
+        format!("inotify is used up on this host; raise its limit: sysctl fs.inotify.{sysctl}=1024")
+    };
+    let watch = Inotify::init(flags)
+        .advise("inotify", &[(&[Errno::EMFILE], &used_up("max_user_instances"))])?;
     let leaves =
         AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM | AddWatchFlags::IN_MOVED_TO;
-    watch.add_watch(DIRECTORY, leaves).step("watch the UAPI socket")?;
+    watch
+        .add_watch(DIRECTORY, leaves)
+        .advise("watch the UAPI socket", &[(&[Errno::ENOSPC], &used_up("max_user_watches"))])?;
     Ok(watch)
 }
 
