@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
-/// At least between two signs of life.
+/// Shortest time between two signs of life: a manager that asks for more would keep the processor busy.
 const SHORTEST_WATCHDOG: Duration = Duration::from_millis(100);
 
 /// The service manager that waits to hear from us, if any.
@@ -32,11 +32,8 @@ impl ServiceManager {
             return Ok(Self::default());
         };
         let socket = connect(name.as_bytes())?;
-        let microseconds = std::env::var("WATCHDOG_USEC").ok().and_then(|value| value.parse().ok());
-        let watchdog =
-            microseconds.map(|whole: u64| (Duration::from_micros(whole / 2), Instant::now()));
-        // A shorter interval than any manager asks for would keep the processor busy.
-        let watchdog = watchdog.map(|(interval, next)| (interval.max(SHORTEST_WATCHDOG), next));
+        let interval = std::env::var("WATCHDOG_USEC").ok().and_then(|value| half_of(&value));
+        let watchdog = interval.map(|interval| (interval, Instant::now()));
         Ok(Self { socket: Some(socket), watchdog, ..Self::default() })
     }
 
@@ -79,6 +76,12 @@ impl ServiceManager {
     }
 }
 
+/// How often to send a sign of life to a manager that waits for one this many microseconds.
+fn half_of(watchdog: &str) -> Option<Duration> {
+    let whole: u64 = watchdog.parse().ok().filter(|whole| *whole > 0)?;
+    Some(Duration::from_micros(whole / 2).max(SHORTEST_WATCHDOG))
+}
+
 /// Connects to a path, or with a leading `@` to a name in the abstract namespace.
 fn connect(name: &[u8]) -> io::Result<UnixDatagram> {
     let address = match name.strip_prefix(b"@") {
@@ -89,4 +92,23 @@ fn connect(name: &[u8]) -> io::Result<UnixDatagram> {
     socket.connect_addr(&address)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signs_of_life_come_twice_in_the_interval_and_at_most_ten_times_a_second() {
+        for (microseconds, milliseconds) in [
+            ("3000000", Some(1500)),
+            ("200002", Some(100)),
+            ("2000", Some(100)),
+            ("0", None),
+            ("x", None),
+        ] {
+            let interval = half_of(microseconds).map(|interval| interval.as_millis());
+            assert_eq!(interval, milliseconds, "{microseconds}");
+        }
+    }
 }
