@@ -6,9 +6,11 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
 use wgsep_tests::daemon::{Daemon, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
@@ -77,9 +79,22 @@ fn the_dataplane_leaves_signals_to_the_helper() {
     assert_eq!(daemon.process.exit_within(LIMIT).code(), Some(0), "{}", daemon.process.log());
 }
 
-/// wgsep in the background, in mounts of its own that `script` arranges. The helper stays with the
-/// command that started it, so that it ends with it.
-fn in_background(script: &str) -> (Process, String) {
+/// wgsep in the background, in mounts of its own.
+struct Background {
+    netns: Arc<Netns>,
+    interface: String,
+    /// The helper's parent, with which it ends.
+    _process: Process,
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(wgsep_tests::daemon::socket_path(&self.interface));
+    }
+}
+
+/// Starts wgsep in the background, in mounts that `script` arranges.
+fn in_background(script: &str) -> Background {
     let (netns, interface) = (Netns::new(), unique_interface());
     let program = wgsep_program("wgsep");
     let script = format!(
@@ -94,8 +109,7 @@ fn in_background(script: &str) -> (Process, String) {
         assert_eq!(process.try_exit(), None, "{}", process.log());
         process.log().contains("it returned")
     });
-    let _ = fs::remove_file(wgsep_tests::daemon::socket_path(&interface));
-    (process, interface)
+    Background { netns, interface, _process: process }
 }
 
 /// A /dev with what a start needs, and no /dev/log.
@@ -109,6 +123,24 @@ fn dev_without_syslog(scratch: &Scratch) -> PathBuf {
     dev
 }
 
+fn bind_dev(dev: &Path) -> String {
+    format!("mount --bind {} /dev", dev.display())
+}
+
+/// The socket of a log daemon in this directory.
+fn syslog(dev: &Path) -> UnixDatagram {
+    let syslog = UnixDatagram::bind(dev.join("log")).unwrap();
+    syslog.set_read_timeout(Some(LIMIT)).unwrap();
+    syslog
+}
+
+#[track_caller]
+fn next_message(syslog: &UnixDatagram) -> String {
+    let mut message = [0; 4096];
+    let len = syslog.recv(&mut message).expect("a message");
+    String::from_utf8_lossy(&message[..len]).into_owned()
+}
+
 #[test]
 fn in_the_background_without_syslog_there_is_a_file_in_var_log_and_none_in_tmp() {
     require!(Wgsep);
@@ -117,11 +149,13 @@ fn in_the_background_without_syslog_there_is_a_file_in_var_log_and_none_in_tmp()
     fs::create_dir(&logs).unwrap();
     let mounts = [(&dev, "/dev"), (&logs, "/var/log")]
         .map(|(from, to)| format!("mount --bind {} {to}", from.display()));
-    let (_process, interface) = in_background(&mounts.join("\n"));
+    let background = in_background(&mounts.join("\n"));
+    let interface = &background.interface;
     let log = fs::read_to_string(logs.join(format!("wgsep-{interface}.log"))).unwrap();
     assert!(log.contains(" INFO ") && log.contains("started: version "), "{log}");
     let in_tmp = fs::read_dir("/tmp").unwrap().flatten().map(|entry| entry.file_name());
-    let ours: Vec<_> = in_tmp.filter(|name| name.to_string_lossy().contains(&interface)).collect();
+    let ours: Vec<_> =
+        in_tmp.filter(|name| name.to_string_lossy().contains(&**interface)).collect();
     assert!(ours.is_empty(), "{ours:?}");
 }
 
@@ -130,15 +164,53 @@ fn in_the_background_syslog_hears_it_with_facility_and_level() {
     require!(Wgsep);
     let scratch = Scratch::new();
     let dev = dev_without_syslog(&scratch);
-    let syslog = UnixDatagram::bind(dev.join("log")).unwrap();
-    syslog.set_read_timeout(Some(LIMIT)).unwrap();
-    let (_process, interface) = in_background(&format!("mount --bind {} /dev", dev.display()));
-    let mut message = [0; 4096];
-    let len = syslog.recv(&mut message).unwrap();
-    let message = String::from_utf8_lossy(&message[..len]);
+    let syslog = syslog(&dev);
+    let background = in_background(&bind_dev(&dev));
+    let interface = &background.interface;
+    let message = next_message(&syslog);
     // Facility daemon (3 << 3), level info (6): RFC 3164.
     assert!(message.starts_with(&format!("<30>wgsep[{interface}]: ")), "{message}");
     assert!(!Path::new(&format!("/var/log/wgsep-{interface}.log")).exists());
+}
+
+/// A log daemon that restarts removes its socket and binds another one at the same path.
+#[test]
+fn in_the_background_a_restarted_syslog_gets_the_later_lines() {
+    require!(Wgsep);
+    let scratch = Scratch::new();
+    let dev = dev_without_syslog(&scratch);
+    let before = syslog(&dev);
+    let background = in_background(&bind_dev(&dev));
+    let Background { netns, interface, .. } = &background;
+    assert!(next_message(&before).contains("started: version "));
+    drop(before);
+    fs::remove_file(dev.join("log")).unwrap();
+    // This line finds no socket, and is lost.
+    netns.run(format!("ip link set {interface} up"));
+    let after = syslog(&dev);
+    netns.run(format!("ip link set {interface} down"));
+    let down = |message: String| message.contains("interface down, UDP port closed");
+    wait::until("the new socket receives a line", LIMIT, || down(next_message(&after)));
+}
+
+#[test]
+fn a_fifo_without_a_reader_as_a_log_file_is_refused_at_once() {
+    require!(Wgsep);
+    let (scratch, netns) = (Scratch::new(), Netns::new());
+    let fifo = scratch.join("fifo");
+    nix::unistd::mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    for mode in [&["--foreground"][..], &[]] {
+        let mut command = netns.command(wgsep_program("wgsep"));
+        command.args(mode).arg("--log-file").arg(&fifo).arg(unique_interface());
+        let mut process = Process::spawn(command, "wgsep");
+        assert_eq!(process.exit_within(LIMIT).code(), Some(1), "{mode:?}");
+        let log = process.log();
+        let why = format!(
+            "wgsep: open the log {}: No such device or address (ENXIO); start what reads from it",
+            fifo.display()
+        );
+        assert!(log.lines().count() == 1 && log.starts_with(&why), "{log}");
+    }
 }
 
 // ---------------------------------------------------------------- a handshake that fails says why
@@ -211,6 +283,32 @@ fn a_missing_route_is_told_once_and_so_is_that_it_works_again() {
     until_told(&left.daemon, Some(&right.key), &["first handshake complete"]);
     let log = left.daemon.process.log();
     assert_eq!(log.matches("no route to its endpoint").count(), 1, "{log}");
+}
+
+/// EACCES is the errno of both a route of type prohibit and a broadcast address.
+#[test]
+fn a_prohibited_and_a_broadcast_endpoint_have_no_route_by_the_mark() {
+    require!(Wgsep);
+    for (route, to) in [("prohibit", "10.77.0.2"), ("broadcast", "10.77.0.255")] {
+        let Tunnel { left, right } = &Plan::new(Wgsep, Wgsep).build();
+        let netns = &left.daemon.netns;
+        if route == "prohibit" {
+            netns.run(format!("ip route add prohibit {to}"));
+        }
+        left.daemon.wg_set("fwmark 7");
+        left.set_peer(right, format!("endpoint {to}:51820 persistent-keepalive 1"));
+        let cause = format!("no route to its endpoint {to}:51820: Permission denied");
+        let advice = format!("see: ip route get {to} mark 0x7");
+        until_told(&left.daemon, Some(&right.key), &[&cause, &advice]);
+        if route == "prohibit" {
+            netns.run(format!("ip route del prohibit {to}"));
+        } else {
+            left.set_peer(right, format!("endpoint {}", right.endpoint(Family::V4)));
+        }
+        until_told(&left.daemon, Some(&right.key), &["first handshake complete"]);
+        let log = left.daemon.process.log();
+        assert!(!log.contains("firewall"), "{log}");
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use wgsep_tests::link::{Family, Side};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{output, run};
 use wgsep_tests::traffic::until_ping;
-use wgsep_tests::tunnel::{End, Plan};
+use wgsep_tests::tunnel::{End, Plan, Tunnel};
 use wgsep_tests::uapi::Uapi;
 use wgsep_tests::{require, wait};
 
@@ -124,6 +124,37 @@ fn a_firewall_and_a_missing_route_are_told_apart() {
     tunnel.left.set_peer(&tunnel.right, format!("endpoint {elsewhere}"));
     send_to(daemon, inner, 3);
     wait::until("the missing route is counted", LIMIT, || count(DropCause::SendNoRoute) >= 3);
+}
+
+/// EACCES is the errno of both a route of type prohibit and a broadcast address; a firewall's is EPERM.
+#[test]
+fn a_prohibited_route_and_a_broadcast_endpoint_count_as_missing_routes() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    let End { daemon, .. } = left;
+    let inner = right.side.inner(Family::V4);
+    until_ping(&daemon.netns, inner);
+    let count = |cause: DropCause| json(daemon)["drops"][cause.name()].as_u64().unwrap();
+    let no_route_grows = |occasion: &str| {
+        let before = count(DropCause::SendNoRoute);
+        send_to(daemon, inner, 3);
+        wait::until(occasion, LIMIT, || count(DropCause::SendNoRoute) >= before + 3);
+    };
+    let route = format!("prohibit {}", right.side.outer(Family::V4));
+    daemon.netns.run(format!("ip route add {route}"));
+    no_route_grows("the prohibited route is counted");
+    daemon.netns.run(format!("ip route del {route}"));
+    until_ping(&daemon.netns, inner);
+
+    left.set_peer(right, "endpoint 10.77.0.255:51820");
+    no_route_grows("the broadcast endpoint is counted");
+    left.set_peer(right, format!("endpoint {}", right.endpoint(Family::V4)));
+    until_ping(&daemon.netns, inner);
+    assert_eq!(count(DropCause::SendForbidden), 0);
+    let table = stats(&daemon.netns, &daemon.interface, &[]);
+    let table = String::from_utf8_lossy(&table.stdout);
+    assert!(table.contains("see `ip route get ADDRESS mark MARK`"), "{table}");
 }
 
 #[test]

@@ -33,7 +33,7 @@ const CAUSES: [(&str, &str); 33] = [
     ("staged_expired", "out: the handshake it waited for was given up; see the log"),
     (
         "send_no_route",
-        "out: no route to the peer's endpoint; see `ip route get ENDPOINT`, with `mark` if one is set",
+        "out: no route to the peer's endpoint; see `ip route get ADDRESS mark MARK` (0 if none is set)",
     ),
     ("send_forbidden", "out: a firewall of this machine refused it; see `nft list ruleset`"),
     ("send_too_long", "out: longer than the path takes; lower the MTU of the interface"),
