@@ -9,7 +9,6 @@ use nix::sys::signal::Signal;
 use wgsep_tests::daemon::{Daemon, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::netns::Netns;
-use wgsep_tests::process::Process;
 use wgsep_tests::require;
 use wgsep_tests::scratch::Scratch;
 
@@ -64,15 +63,34 @@ fn a_manager_with_an_abstract_name_is_heard_and_without_an_interval_no_life_is_t
     assert!(end.starts_with("STOPPING=1\nSTATUS=") && end.contains("SIGKILL"), "{end}");
 }
 
+/// As with sd_notify(3), which no program has to heed.
 #[test]
-fn a_manager_that_is_not_there_is_an_error_that_names_the_variable() {
+fn a_manager_that_cannot_be_reached_is_a_warning_and_the_daemon_serves() {
     require!(Wgsep);
-    let netns = Netns::new();
-    let mut command = Wgsep.command(&netns, &unique_interface());
-    command.env("NOTIFY_SOCKET", "/run/nobody/listens/here");
-    let mut process = Process::spawn(command, "wgsep");
-    assert_eq!(process.exit_within(LIMIT).code(), Some(1));
-    let log = process.log();
-    assert_eq!(log.lines().count(), 1, "{log}");
-    assert!(log.contains("NOTIFY_SOCKET is /run/nobody/listens/here"), "{log}");
+    let (netns, scratch) = (Netns::new(), Scratch::new());
+    let closed = scratch.join("closed");
+    drop(UnixDatagram::bind(&closed).unwrap());
+    let unsupported = "not a Unix socket; other forms, such as vsock:, are not supported";
+    for (socket, reason) in [
+        ("/run/nobody/listens/here", "No such file or directory (ENOENT)"),
+        (closed.to_str().unwrap(), "Connection refused (ECONNREFUSED)"),
+        ("@nobody-listens-here", "Connection refused (ECONNREFUSED)"),
+        ("vsock:2:1234", unsupported),
+        ("vsock-stream:2:1234", unsupported),
+        ("relative/path", unsupported),
+        (&*format!("/{}", "x".repeat(200)), "path must be shorter than SUN_LEN"),
+        (&*format!("@{}", "x".repeat(200)), ""),
+    ] {
+        let daemon = Daemon::start_with(Wgsep, &netns, |command| {
+            command.env("NOTIFY_SOCKET", socket).env("WATCHDOG_USEC", "200000");
+        });
+        let log = daemon.process.log();
+        let warnings: Vec<_> = log.lines().filter(|line| line.contains(" WARN ")).collect();
+        let expected =
+            format!("cannot notify the service manager: NOTIFY_SOCKET is {socket}: {reason}");
+        assert!(warnings.len() == 1 && warnings[0].contains(&expected), "{log}");
+        let in_line = format!("wgsep[{}]", daemon.interface);
+        assert!(warnings[0].contains(&in_line), "{log}");
+        daemon.wg("show", "");
+    }
 }

@@ -26,7 +26,7 @@ impl ServiceManager {
     /// The one that NOTIFY_SOCKET names, with the interval of WATCHDOG_USEC: twice in each.
     ///
     /// # Errors
-    /// If there is a name and nobody answers to it: the manager would wait in vain and end us.
+    /// If no manager can be reached there.
     pub fn of_environment() -> io::Result<Self> {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
             return Ok(Self::default());
@@ -82,11 +82,16 @@ fn half_of(watchdog: &str) -> Option<Duration> {
     Some(Duration::from_micros(whole / 2).max(SHORTEST_WATCHDOG))
 }
 
-/// Connects to a path, or with a leading `@` to a name in the abstract namespace.
+/// Connects to an absolute path, or with a leading `@` to a name in the abstract namespace.
 fn connect(name: &[u8]) -> io::Result<UnixDatagram> {
-    let address = match name.strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name)?,
-        None => SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(name))?,
+    let address = match name {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        [b'/', ..] => SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(name))?,
+        _ => {
+            return Err(io::Error::other(
+                "not a Unix socket; other forms, such as vsock:, are not supported",
+            ));
+        }
     };
     let socket = UnixDatagram::unbound()?;
     socket.connect_addr(&address)?;

@@ -78,7 +78,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     check_name(&options.interface)?;
     startup::check_infallible_calls()?;
     let user = wgsep_policy::user::choose(options.user.as_deref())?;
-    let Inherited { tun, uapi, manager } = startup::clean_process()?;
+    let Inherited { tun, uapi, manager, unnotified } = startup::clean_process()?;
     startup::set_limits(options.workers)?;
     let mut log = open_log(options, launcher.is_journal())?;
     if !options.foreground {
@@ -92,6 +92,9 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     let (tun, netns) = TunDevice::open(options, tun)?;
     let name = tun.name.clone();
     log.set_interface(&name);
+    if let Some(line) = &unnotified {
+        log.line(Level::Warn, line);
+    }
     if let Some(line) = &tun.not_switched_off {
         log.info(line);
     }

@@ -5,6 +5,7 @@ use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use wgsep_journal::ServiceManager;
@@ -22,6 +23,8 @@ pub struct Inherited {
     pub uapi: Option<OwnedFd>,
     /// NOTIFY_SOCKET.
     pub manager: ServiceManager,
+    /// Why the service manager is not notified although NOTIFY_SOCKET is set.
+    pub unnotified: Option<String>,
 }
 
 /// Makes the calls that by their manuals always succeed, and which the libraries take at their word: a
@@ -71,9 +74,11 @@ pub fn clean_process() -> Result<Inherited> {
     }
     let kept: Vec<_> = [tun, uapi].into_iter().flatten().map(RawFd::cast_unsigned).collect();
     wgsep_policy::close_inherited_descriptors(&kept).step("close inherited descriptors")?;
-    let name = std::env::var_os("NOTIFY_SOCKET").unwrap_or_default();
-    let step = format!("NOTIFY_SOCKET is {}; unset it, or see to its service", name.display());
-    let manager = ServiceManager::of_environment().step(&step)?;
+    // As with sd_notify(3), no socket keeps the daemon from serving.
+    let (manager, unnotified) = match ServiceManager::of_environment() {
+        Ok(manager) => (manager, None),
+        Err(error) => (ServiceManager::default(), Some(unnotified(&error))),
+    };
     sys::clear_environment();
     umask(Mode::from_bits_truncate(0o077));
     limits::no_core().step("core limit")?;
@@ -81,7 +86,18 @@ pub fn clean_process() -> Result<Inherited> {
         let step = format!("{name} is not an open descriptor");
         number.map(|number| sys::take_descriptor(number).step(&step)).transpose()
     };
-    Ok(Inherited { tun: take("WG_TUN_FD", tun)?, uapi: take("WG_UAPI_FD", uapi)?, manager })
+    let (tun, uapi) = (take("WG_TUN_FD", tun)?, take("WG_UAPI_FD", uapi)?);
+    Ok(Inherited { tun, uapi, manager, unnotified })
+}
+
+fn unnotified(error: &io::Error) -> String {
+    let name = std::env::var_os("NOTIFY_SOCKET").unwrap_or_default();
+    let errno = error.raw_os_error().map(nix::Error::from_raw);
+    let reason = errno.map_or_else(|| error.to_string(), wgsep_policy::described);
+    format!(
+        "cannot notify the service manager: NOTIFY_SOCKET is {}: {reason}; unset it, or set it to a Unix socket on which a program receives",
+        name.display()
+    )
 }
 
 fn descriptor_variable(name: &str) -> Result<Option<RawFd>> {
