@@ -118,15 +118,21 @@ fn samples(daemon: &Daemon) -> String {
     text.lines().find_map(|line| line.strip_prefix(&series)).unwrap().to_owned()
 }
 
-/// The waits grow to a minute; a set does not wait for the next.
-#[test]
-fn any_set_tries_again_at_once() {
-    require!(Wgsep);
+/// A daemon that is up without its UDP port, and the program that has it.
+fn refused() -> (Daemon, UdpSocket) {
     let netns = Netns::new();
     let held = holder(&netns);
     let daemon = Daemon::start(Wgsep, &netns);
     take_up(&daemon);
     until_logged(&daemon, "cannot open UDP port");
+    (daemon, held)
+}
+
+/// The waits grow to a minute; a set does not wait for the next.
+#[test]
+fn any_set_tries_again_at_once() {
+    require!(Wgsep);
+    let (daemon, held) = refused();
     // Each set that does not help doubles the wait.
     for _ in 0..8 {
         daemon.wg_set("fwmark 0");
@@ -139,11 +145,8 @@ fn any_set_tries_again_at_once() {
 #[test]
 fn a_link_that_goes_down_clears_the_refusal() {
     require!(Wgsep);
-    let netns = Netns::new();
-    let held = holder(&netns);
-    let daemon = Daemon::start(Wgsep, &netns);
-    take_up(&daemon);
-    until_logged(&daemon, "cannot open UDP port");
+    let (daemon, held) = refused();
+    let netns = &daemon.netns;
     netns.run(format!("ip link set {} down", daemon.interface));
     wait::until("nothing is refused", LIMIT, || udp(&daemon)["error"].is_null());
     drop(held);
