@@ -6,7 +6,7 @@
 
 use crate::dumps::{Dumps, Outcome, Table};
 use crate::netlink::{self, Message, attribute, number, split_message, word};
-use crate::routes::{self, Flow, RouteChanges, RouteMtus};
+use crate::routes::{self, Flow, PrefixSet, RouteChanges, RouteMtus};
 use nix::libc;
 use nix::sys::socket::{MsgFlags, send};
 use std::collections::HashMap;
@@ -84,7 +84,8 @@ pub(crate) struct Changes {
     pub(crate) link: Option<LinkState>,
     /// It was down meanwhile, whatever it is now.
     pub(crate) was_down: bool,
-    /// Routes, rules or links changed: datagrams may leave by another interface now.
+    /// Routes, rules, links or addresses changed: datagrams may leave by another interface now, or from
+    /// another address.
     pub(crate) routes: RouteChanges,
     /// A route, a rule or a link changed where the sockets are: a path may take longer segments now.
     pub(crate) paths: bool,
@@ -96,6 +97,20 @@ pub(crate) struct Changes {
     pub(crate) overrun: bool,
     /// Nothing is left to be read. A question without an answer will not be answered.
     pub(crate) drained: bool,
+}
+
+impl Changes {
+    /// Adds a route that was added, replaced or removed.
+    fn add_route(&mut self, message: &Message<'_>) {
+        self.routes.add_route(message.kind, message.body);
+        self.paths = true;
+    }
+
+    /// Any datagram may leave by another interface now, and any path may take longer segments.
+    fn add_all_routes(&mut self) {
+        self.routes.v4 = PrefixSet::All;
+        self.paths = true;
+    }
 }
 
 /// The netlink socket, and what was learnt from it.
@@ -196,8 +211,7 @@ impl LinkMonitor {
         self.dumps.require(Table::Links);
         self.uncertain |= matches!(self.place, Place::At(Some(_), _));
         changes.overrun = true;
-        changes.routes = RouteChanges::Everything;
-        changes.paths = true;
+        changes.add_all_routes();
     }
 
     /// Nothing is left to be read, so from now on the kernel drops no more messages.
@@ -207,7 +221,7 @@ impl LinkMonitor {
         self.dumps.drained(now);
         if core::mem::take(&mut self.overrun) {
             self.dumps.require_all_after_loss(now);
-            changes.routes = RouteChanges::Everything;
+            changes.add_all_routes();
         }
     }
 
@@ -333,8 +347,7 @@ impl LinkMonitor {
             }
             // With a nexthop all its routes are removed, which is not reported.
             RTM_NEWNEXTHOP | RTM_DELNEXTHOP if namespace.is_none() => {
-                changes.routes = RouteChanges::Everything;
-                changes.paths = true;
+                changes.add_all_routes();
             }
             _ => {}
         }
@@ -373,8 +386,7 @@ impl LinkMonitor {
             return;
         }
         if namespace.is_none() && !is_listed {
-            changes.routes.add_route(message.kind, message.body);
-            changes.paths = true;
+            changes.add_route(message);
         }
         if let Place::At(ours, interface) = self.place
             && ours == namespace
@@ -385,8 +397,7 @@ impl LinkMonitor {
 
     fn rule_changed(&mut self, message: &Message<'_>, changes: &mut Changes) {
         if !is_part_of_dump(message) {
-            changes.routes = RouteChanges::Everything;
-            changes.paths = true;
+            changes.add_all_routes();
         }
         let attributes = message.body.get(RULE_LEN..).unwrap_or_default();
         if attribute(attributes, FRA_UID_RANGE).is_none() {
@@ -428,7 +439,7 @@ impl LinkMonitor {
             let before = self.links.insert(ifindex, link);
             // Of routes that go with a link, or come back with it, the kernel does not report those of IPv4.
             if before.is_none_or(|before| before.routing != routing) {
-                changes.routes = RouteChanges::Everything;
+                changes.add_all_routes();
             }
         }
     }
@@ -448,9 +459,8 @@ impl LinkMonitor {
     fn link_left(&mut self, body: &[u8], namespace: Namespace, changes: &mut Changes) {
         let Some(ifindex) = word(body, 4) else { return };
         if namespace.is_none() {
-            changes.paths = true;
             self.links.remove(&ifindex);
-            changes.routes = RouteChanges::Everything;
+            changes.add_all_routes();
         }
         if self.place != Place::At(namespace, ifindex) {
             return;
@@ -471,12 +481,6 @@ impl LinkMonitor {
         // Digits alone: `parse` would also take a sign.
         let number = || name.bytes().all(|byte| byte.is_ascii_digit()).then(|| name.parse().ok());
         named.map(|(index, _)| *index).or_else(|| number().flatten())
-    }
-
-    /// The name of the interface with this index.
-    #[cfg(test)]
-    pub(crate) fn name_of(&self, ifindex: u32) -> Option<String> {
-        self.links.get(&ifindex).map(|link| link.name.clone())
     }
 }
 
@@ -621,7 +625,7 @@ mod tests {
         let (mut monitor, mut kernel, _) = started(None, &link_message(libc::RTM_NEWLINK, 7, 0));
         kernel.requests.clear();
         let changes = lose_messages(&mut monitor);
-        assert!(changes.overrun && changes.routes == RouteChanges::Everything);
+        assert!(changes.overrun && changes.routes.v4 == PrefixSet::All);
         assert!(!monitor.is_up_to_date());
         let link = link_message(libc::RTM_NEWLINK, 7, UP);
         let changes = dump(&mut monitor, &mut kernel, &link);
@@ -663,10 +667,11 @@ mod tests {
         let mut links = link_message(libc::RTM_NEWLINK, 7, UP);
         links.extend(link_message(libc::RTM_NEWLINK, 8, UP));
         let (mut monitor, mut kernel, _) = started(None, &links);
-        assert!(monitor.name_of(8).is_some());
+        assert!(monitor.links.contains_key(&8));
         lose_messages(&mut monitor);
         dump(&mut monitor, &mut kernel, &link_message(libc::RTM_NEWLINK, 9, UP));
-        assert_eq!((monitor.name_of(8), monitor.name_of(9)), (None, Some("wg0".to_owned())));
+        assert!(!monitor.links.contains_key(&8));
+        assert_eq!(monitor.links[&9].name, "wg0");
         assert!(monitor.is_out_of_hearing(), "ours is not there");
         changes_by(&mut monitor, Some(3), &link_message(libc::RTM_NEWLINK, 7, UP));
         assert!(!monitor.is_out_of_hearing(), "it has appeared elsewhere");
@@ -722,7 +727,7 @@ mod tests {
             (link_message(libc::RTM_DELLINK, 8, 0), true),
         ] {
             let changes = changes_by(&mut monitor, None, &bytes);
-            assert_eq!(changes.routes == RouteChanges::Everything, counts, "{bytes:?}");
+            assert_eq!(changes.routes.v4 == PrefixSet::All, counts, "{bytes:?}");
         }
         let elsewhere = changes_by(&mut monitor, Some(3), &link_message(libc::RTM_NEWLINK, 8, UP));
         assert!(!elsewhere.routes.is_any());
@@ -732,7 +737,7 @@ mod tests {
     fn nexthops_count_as_routes() {
         for kind in [RTM_NEWNEXTHOP, RTM_DELNEXTHOP] {
             let changes = changes_by(&mut monitor(), None, &netlink::message(kind, 0, 0, &[], &[]));
-            assert_eq!(changes.routes, RouteChanges::Everything);
+            assert_eq!(changes.routes.v4, PrefixSet::All);
         }
     }
 
@@ -785,9 +790,9 @@ mod tests {
         for odd in ["+3", "-3", "", "4294967296", "3 "] {
             assert_eq!(monitor.index_of(odd), None, "{odd:?}");
         }
-        assert_eq!(monitor.name_of(8).as_deref(), Some("wg0"));
+        assert_eq!(monitor.links[&8].name, "wg0");
         monitor.parse(&link_message(libc::RTM_DELLINK, 8, 0), None, NOW, &mut changes);
-        assert_eq!(monitor.name_of(8), None);
+        assert!(!monitor.links.contains_key(&8));
     }
 
     #[test]
@@ -819,7 +824,7 @@ mod tests {
             netlink::message(libc::RTM_NEWROUTE, 0, 0, &routes::tests::route(1, 8, 0, 0), &[]);
         monitor.parse(&route, Some(3), NOW, &mut changes);
         assert_eq!(changes, Changes::default());
-        assert_eq!(monitor.name_of(8), None);
+        assert!(!monitor.links.contains_key(&8));
     }
 
     #[test]
@@ -860,7 +865,7 @@ mod tests {
     fn rules_count_as_routes() {
         let (mut monitor, mut changes) = (monitor(), Changes::default());
         monitor.parse(&netlink::message(RTM_NEWRULE, 0, 0, &[0; 12], &[]), None, NOW, &mut changes);
-        assert_eq!(changes.routes, RouteChanges::Everything);
+        assert_eq!(changes.routes.v4, PrefixSet::All);
     }
 
     #[test]

@@ -121,90 +121,110 @@ fn prefix(body: &[u8]) -> Option<AllowedIp> {
     AllowedIp::new(address, destination_len)
 }
 
-/// Which IPv4 destinations may be reached by another way than before. IPv6 routes do not count: a
-/// cached IPv6 source does not depend on them.
+/// What changed that cached sources depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum RouteChanges {
-    /// None.
-    #[default]
-    Nothing,
-    /// Those within these prefixes, of which there are not too many.
-    Prefixes(HashSet<AllowedIp>),
-    /// All of them.
-    Everything,
+pub(crate) struct RouteChanges {
+    /// IPv4 destinations that may be reached by another way than before. A cached IPv6 source does not depend
+    /// on the route to the destination.
+    pub(crate) v4: PrefixSet,
+    /// IPv6 addresses that are no longer local.
+    pub(crate) removed_v6: PrefixSet,
 }
 
 impl RouteChanges {
     /// Adds a route that was added, replaced or removed.
     pub(crate) fn add_route(&mut self, kind: u16, body: &[u8]) {
         let is_local = body.get(7) == Some(&libc::RTN_LOCAL);
+        let removes_address = is_local && kind == libc::RTM_DELROUTE;
         match prefix(body) {
-            // An address was removed. Routes that prefer it as their source go too, which older kernels
-            // do not report.
-            Some(prefix)
-                if prefix.address().is_ipv4() && is_local && kind == libc::RTM_DELROUTE =>
-            {
-                *self = Self::Everything;
+            // Routes that prefer the address as their source are removed too, which older kernels do not
+            // report.
+            Some(prefix) if prefix.address().is_ipv4() && removes_address => {
+                self.v4 = PrefixSet::All;
             }
-            Some(prefix) if prefix.address().is_ipv4() => self.add(prefix),
+            Some(prefix) if prefix.address().is_ipv4() => self.v4.add(prefix),
+            Some(prefix) if removes_address => self.removed_v6.add(prefix),
             _ => {}
-        }
-    }
-
-    /// Adds all destinations within a prefix.
-    pub(crate) fn add(&mut self, prefix: AllowedIp) {
-        match self {
-            Self::Everything => {}
-            _ if prefix.cidr() == 0 => *self = Self::Everything,
-            Self::Nothing => *self = Self::Prefixes([prefix].into()),
-            Self::Prefixes(prefixes) => {
-                prefixes.insert(prefix);
-                if prefixes.len() > MAX_CHANGED_PREFIXES {
-                    *self = Self::Everything;
-                }
-            }
         }
     }
 
     /// Adds what another one has.
     pub(crate) fn merge(&mut self, other: Self) {
+        self.v4.merge(other.v4);
+        self.removed_v6.merge(other.removed_v6);
+    }
+
+    /// Whether anything changed.
+    pub(crate) const fn is_any(&self) -> bool {
+        self.v4.is_any() || self.removed_v6.is_any()
+    }
+}
+
+/// A set of prefixes of one family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum PrefixSet {
+    /// None.
+    #[default]
+    Empty,
+    /// These, of which there are not too many.
+    Of(HashSet<AllowedIp>),
+    /// All of them.
+    All,
+}
+
+impl PrefixSet {
+    /// Adds all addresses within a prefix.
+    pub(crate) fn add(&mut self, prefix: AllowedIp) {
+        match self {
+            Self::All => {}
+            _ if prefix.cidr() == 0 => *self = Self::All,
+            Self::Empty => *self = Self::Of([prefix].into()),
+            Self::Of(prefixes) => {
+                prefixes.insert(prefix);
+                if prefixes.len() > MAX_CHANGED_PREFIXES {
+                    *self = Self::All;
+                }
+            }
+        }
+    }
+
+    fn merge(&mut self, other: Self) {
         match (&mut *self, other) {
-            (_, Self::Nothing) | (Self::Everything, _) => {}
-            (Self::Prefixes(_), Self::Prefixes(prefixes)) => {
+            (_, Self::Empty) | (Self::All, _) => {}
+            (Self::Of(_), Self::Of(prefixes)) => {
                 prefixes.into_iter().for_each(|prefix| self.add(prefix));
             }
             (_, other) => *self = other,
         }
     }
 
-    /// Whether anything changed.
-    pub(crate) const fn is_any(&self) -> bool {
-        !matches!(self, Self::Nothing)
+    const fn is_any(&self) -> bool {
+        !matches!(self, Self::Empty)
     }
 
     /// A test of addresses that takes as long for many prefixes as for few.
     pub(crate) fn into_matcher(self) -> Matcher {
         match self {
-            Self::Everything => Matcher(None),
-            Self::Nothing => Matcher(Some(AllowedIps::default())),
-            Self::Prefixes(prefixes) => {
-                let mut changed = AllowedIps::default();
+            Self::All => Matcher(None),
+            Self::Empty => Matcher(Some(AllowedIps::default())),
+            Self::Of(prefixes) => {
+                let mut within = AllowedIps::default();
                 for prefix in prefixes {
-                    changed.insert(prefix, ());
+                    within.insert(prefix, ());
                 }
-                Matcher(Some(changed))
+                Matcher(Some(within))
             }
         }
     }
 }
 
-/// Destinations whose route may have changed; `None` for all.
+/// Tests whether an address is within a [`PrefixSet`]; `None` for all.
 pub(crate) struct Matcher(Option<AllowedIps<()>>);
 
 impl Matcher {
-    /// Whether the route to this address may have changed.
-    pub(crate) fn covers(&self, address: Ipv4Addr) -> bool {
-        self.0.as_ref().is_none_or(|changed| changed.lookup(address.into()).is_some())
+    /// Whether the set has a prefix with this address.
+    pub(crate) fn covers(&self, address: IpAddr) -> bool {
+        self.0.as_ref().is_none_or(|within| within.lookup(address).is_some())
     }
 }
 
@@ -330,39 +350,56 @@ pub(crate) mod tests {
         let mut changes = changed([1]);
         changes.merge(changed([]));
         changes.merge(changed([3]));
-        let matcher = changes.into_matcher();
+        let matcher = changes.v4.into_matcher();
         let covered = [1, 2, 3].map(|destination| matcher.covers([10, 0, destination, 9].into()));
         assert_eq!(covered, [true, false, true]);
-        assert!(!changed([]).is_any() && !changed([]).into_matcher().covers([10, 0, 1, 9].into()));
+        let nothing = changed([]);
+        assert!(!nothing.is_any() && !nothing.v4.into_matcher().covers([10, 0, 1, 9].into()));
     }
 
     #[test]
     fn too_many_routes_a_default_route_or_a_removed_address_count_for_all_destinations() {
         let mut many = RouteChanges::default();
         for number in 0..=MAX_CHANGED_PREFIXES as u32 {
-            assert_ne!(many, RouteChanges::Everything);
-            many.add(AllowedIp::new(IpAddr::V4(number.into()), 32).unwrap());
+            assert_ne!(many.v4, PrefixSet::All);
+            many.v4.add(AllowedIp::new(IpAddr::V4(number.into()), 32).unwrap());
         }
         let (mut default, mut removed) = (changed([]), changed([]));
-        default.add(AllowedIp::new(IpAddr::V4(0.into()), 0).unwrap());
+        default.v4.add(AllowedIp::new(IpAddr::V4(0.into()), 0).unwrap());
         let mut local = route(1, 7, 0, 0);
         local[7] = libc::RTN_LOCAL;
         removed.add_route(libc::RTM_DELROUTE, &local);
         for all in [many, default, removed] {
-            assert_eq!(all, RouteChanges::Everything);
+            assert_eq!(all.v4, PrefixSet::All);
             let mut merged = changed([1]);
             merged.merge(all);
             merged.merge(changed([2]));
-            assert!(merged.into_matcher().covers([192, 0, 2, 1].into()));
+            assert!(merged.v4.into_matcher().covers([192, 0, 2, 1].into()));
         }
     }
 
     #[test]
-    fn ipv6_routes_do_not_count() {
-        let (mut changes, mut body) = (changed([]), vec![0; RTMSG_LEN]);
-        body[0] = libc::AF_INET6 as u8;
-        changes.add_route(libc::RTM_NEWROUTE, &body);
-        assert!(!changes.is_any());
+    fn of_ipv6_routes_the_removed_addresses_of_ours_count_alone() {
+        let address: Ipv6Addr = "fd07::1".parse().unwrap();
+        for (kind, route_type, counts) in [
+            (libc::RTM_DELROUTE, libc::RTN_LOCAL, true),
+            (libc::RTM_NEWROUTE, libc::RTN_LOCAL, false),
+            (libc::RTM_DELROUTE, libc::RTN_UNICAST, false),
+        ] {
+            let mut body = vec![0; RTMSG_LEN];
+            (body[0], body[1], body[7]) = (libc::AF_INET6 as u8, 128, route_type);
+            let route = netlink::message(0, 0, 0, &body, &[(RTA_DST, &address.octets())]);
+            let mut changes = changed([]);
+            changes.add_route(kind, &route[netlink::HEADER_LEN..]);
+            assert_eq!(
+                (changes.is_any(), changes.v4.is_any()),
+                (counts, false),
+                "{kind} {route_type}"
+            );
+            let matcher = changes.removed_v6.into_matcher();
+            assert_eq!(matcher.covers(address.into()), counts);
+            assert!(!matcher.covers("fd07::2".parse().unwrap()));
+        }
     }
 
     #[test]

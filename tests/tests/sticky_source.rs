@@ -112,6 +112,37 @@ fn the_answer_comes_from_an_address_of_another_interface() {
     assert_eq!(right.daemon.peer().endpoint, endpoint(spoken_to));
 }
 
+/// With net.ipv6.ip_nonlocal_bind the kernel sends from an address that is not local, and the answer to it
+/// is lost.
+#[test]
+fn a_removed_ipv6_source_is_not_used_though_the_kernel_sends_from_any_address() {
+    require!(Wgsep);
+    for (spoken_to, device, removal) in [
+        ("fd07::10", DEVICE, format!("ip addr del fd07::10/64 dev {DEVICE}")),
+        ("fd50::1", "elsewhere", "ip link set elsewhere down".to_owned()),
+        ("fd50::1", "elsewhere", "ip link del elsewhere".to_owned()),
+    ] {
+        let tunnel = tunnel(Wgsep, Family::V6);
+        let Tunnel { left, right } = &tunnel;
+        let near = &left.daemon.netns;
+        near.run("sysctl -qw net.ipv6.ip_nonlocal_bind=1");
+        near.run("ip link add elsewhere type veth peer name beyond");
+        for device in ["beyond", "elsewhere"] {
+            near.run(format!("ip link set {device} up"));
+        }
+        add_address(near, device, Family::V6, spoken_to);
+        right.daemon.netns.run("ip route add fd50::/64 via fd07::1");
+        right.set_peer(left, format!("endpoint {}", endpoint(spoken_to)));
+        answers_at_once(right, left);
+        near.run(&*removal);
+        wait::until(&format!("another source is used after {removal}"), LIMIT, || {
+            near.output(format!("ping -n -c 1 -W 1 {}", right.side.inner(Family::V4)));
+            right.daemon.peer().endpoint == endpoint("fd07::1")
+        });
+        answers_at_once(left, right);
+    }
+}
+
 #[test]
 fn routes_that_do_not_lead_to_the_peer_change_nothing() {
     require!(Wgsep);

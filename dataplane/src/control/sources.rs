@@ -3,10 +3,12 @@
 //! The kernel's WireGuard keeps the address that a peer spoke to for as long as the route to the peer
 //! leads to the interface it spoke by (kernel socket.c, send4). It looks at each packet; we ask after a
 //! change, and only about the peers that it concerns. For IPv6 a source holds for as long as it is an
-//! address of ours (send6), which the kernel checks with each send of ours.
+//! address of ours (send6). The kernel refuses to send from another one, but not where
+//! net.ipv6.ip_nonlocal_bind is 1; so a source is dropped when its address is removed.
 //!
 //! 1. `routes_changed` collects what changed.
-//! 2. `check` starts a pass over the peers, some a round, and asks about those concerned.
+//! 2. `check` starts a pass over the peers, some a round, asks about those concerned, and forgets IPv6 sources
+//!    that were removed.
 //! 3. `answered` forgets the sources that do not hold. Answers that were lost start over.
 //!
 //! A change is looked at right away, unless changes have been coming thick and fast: then a pass waits until
@@ -23,7 +25,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 use wgsep_proto::config::AllowedIp;
 use wgsep_proto::device::Device;
-use wgsep_proto::peer::{Endpoint, PeerId};
+use wgsep_proto::peer::{Endpoint, PeerId, Source};
 use wgsep_proto::time::Instant;
 
 /// Peers looked at in a round, and questions asked in one: each about 0.3 ms of work.
@@ -49,7 +51,7 @@ struct Again {
 
 impl Again {
     fn new(after: Duration) -> Self {
-        Self { after, recent: RouteChanges::Nothing, earlier: RouteChanges::Nothing, due: None }
+        Self { after, recent: RouteChanges::default(), earlier: RouteChanges::default(), due: None }
     }
 
     fn add(&mut self, changes: RouteChanges, now: Instant) {
@@ -62,7 +64,7 @@ impl Again {
     /// The changes whose time has come.
     fn take_due(&mut self, now: Instant) -> RouteChanges {
         if self.due.is_none_or(|due| now < due) {
-            return RouteChanges::Nothing;
+            return RouteChanges::default();
         }
         let old = core::mem::replace(&mut self.earlier, core::mem::take(&mut self.recent));
         self.due = self.earlier.is_any().then(|| now.after(self.after));
@@ -72,7 +74,10 @@ impl Again {
 
 /// One look at all peers.
 struct Pass {
+    /// IPv4 destinations and sources to ask about.
     concerned: Matcher,
+    /// IPv6 sources to forget.
+    removed: Matcher,
     /// The last peer looked at.
     last: Option<PeerId>,
 }
@@ -97,7 +102,7 @@ pub(super) struct SourceCheck {
 impl Default for SourceCheck {
     fn default() -> Self {
         Self {
-            changes: RouteChanges::Nothing,
+            changes: RouteChanges::default(),
             again: AGAIN_AFTER.map(Again::new),
             pass: None,
             asked: VecDeque::new(),
@@ -139,8 +144,9 @@ impl SourceCheck {
             return;
         }
         if self.pass.is_none() {
-            let concerned = core::mem::take(&mut self.changes).into_matcher();
-            self.pass = Some(Pass { concerned, last: None });
+            let RouteChanges { v4, removed_v6 } = core::mem::take(&mut self.changes);
+            let (concerned, removed) = (v4.into_matcher(), removed_v6.into_matcher());
+            self.pass = Some(Pass { concerned, removed, last: None });
             self.paid_at = self.paid_at.max(earlier(now, MOST_BEHIND)).after(INTERVAL_PER_PASS);
         }
         let (flows, looked_at) = self.next_flows(device);
@@ -163,7 +169,8 @@ impl SourceCheck {
         }
     }
 
-    /// The flows of the next peers concerned, and how many peers were looked at for that.
+    /// Looks at the next peers and forgets the IPv6 sources that were removed. Returns the flows of those
+    /// concerned, and how many peers were looked at for that.
     fn next_flows(&mut self, device: &Device) -> (Vec<Flow>, u32) {
         let Some(pass) = &mut self.pass else { return (Vec::new(), 0) };
         let (mut flows, mut looked_at) = (Vec::new(), 0);
@@ -178,8 +185,14 @@ impl SourceCheck {
             looked_at += 1;
             pass.last = Some(peer);
             let Some(endpoint) = endpoint else { continue };
+            if let Some(Source { address: address @ IpAddr::V6(_), .. }) = endpoint.source
+                && pass.removed.covers(address)
+            {
+                device.clear_source(peer, &endpoint);
+            }
             let Some(flow) = cached_flow(&endpoint, device).filter(|flow| {
-                pass.concerned.covers(*flow.to.ip()) || pass.concerned.covers(*flow.from.ip())
+                let ends = [*flow.to.ip(), *flow.from.ip()];
+                ends.into_iter().any(|address| pass.concerned.covers(address.into()))
             }) else {
                 continue;
             };
@@ -216,7 +229,7 @@ impl SourceCheck {
             let destination = endpoint.destination.ip();
             let length = if destination.is_ipv4() { 32 } else { 128 };
             if let Some(prefix) = AllowedIp::new(destination, length) {
-                self.changes.add(prefix);
+                self.changes.v4.add(prefix);
             }
         }
     }
@@ -241,15 +254,20 @@ fn cached_flow(endpoint: &Endpoint, device: &Device) -> Option<Flow> {
 mod tests {
     use super::*;
     use crate::random::KernelRandom;
+    use crate::routes::PrefixSet;
     use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
     use std::os::fd::{AsRawFd, OwnedFd};
     use wgsep_proto::config::{AllowedIpChange, Configuration, PeerConfiguration};
     use wgsep_proto::keys::PublicKey;
-    use wgsep_proto::peer::Source;
     use wgsep_proto::time::Now;
 
     const START: Instant = Instant::from_nanos(3_600_000_000_000);
     const INTERFACE: u32 = 3;
+
+    /// Every IPv4 destination, and no IPv6 source.
+    fn all() -> RouteChanges {
+        RouteChanges { v4: PrefixSet::All, ..RouteChanges::default() }
+    }
 
     /// A device whose peers were spoken to at 192.0.2.1, a check of their sources, and the kernel's end
     /// of the netlink socket.
@@ -292,6 +310,11 @@ mod tests {
 
         fn cache_sources(&self) {
             let source = Some(Source { address: [192, 0, 2, 1].into(), interface: INTERFACE });
+            self.set_endpoints(|endpoint| Endpoint { source, ..endpoint });
+        }
+
+        /// Gives each peer another endpoint.
+        fn set_endpoints(&self, mut next: impl FnMut(Endpoint) -> Endpoint) {
             let data_path = self.device.data_path();
             let mut allowed_ips = data_path.routes.reader();
             allowed_ips.refresh(&data_path.routes);
@@ -302,7 +325,7 @@ mod tests {
                 (packet[0], packet[3]) = (0x45, 20);
                 packet[16..].copy_from_slice(&to.octets());
                 let (peer, _) = data_path.route(allowed_ips.value(), &packet).ok().unwrap();
-                peer.set_endpoint(Endpoint { source, ..endpoint });
+                peer.set_endpoint(next(endpoint));
             }
         }
 
@@ -313,7 +336,7 @@ mod tests {
 
         fn change(&mut self, prefix: [u8; 4], length: u8) {
             let mut changes = RouteChanges::default();
-            changes.add(AllowedIp::new(prefix.into(), length).unwrap());
+            changes.v4.add(AllowedIp::new(prefix.into(), length).unwrap());
             self.check.routes_changed(changes, self.now);
         }
 
@@ -367,10 +390,29 @@ mod tests {
             (Answer::Refused(nix::libc::EINVAL), false),
         ] {
             let mut bed = Bed::new(1);
-            bed.check.routes_changed(RouteChanges::Everything, bed.now);
+            bed.check.routes_changed(all(), bed.now);
             assert_eq!(bed.run(Some(answer)), 1);
             assert_eq!(bed.sources(), usize::from(kept), "{answer:?}");
         }
+    }
+
+    /// Of IPv6 sources the kernel is asked nothing.
+    #[test]
+    fn an_ipv6_source_is_forgotten_when_its_address_is_removed() {
+        let mut bed = Bed::new(2);
+        let addresses: [IpAddr; 2] = ["fd07::1", "fd07::2"].map(|address| address.parse().unwrap());
+        let mut rest = addresses.into_iter();
+        bed.set_endpoints(|_| {
+            let source = Source { address: rest.next().unwrap(), interface: INTERFACE };
+            Endpoint { destination: "[fd07::9]:7".parse().unwrap(), source: Some(source) }
+        });
+        let answer = Some(Answer::Interface(INTERFACE + 1));
+        bed.check.routes_changed(all(), bed.now);
+        assert_eq!((bed.run(answer), bed.sources()), (0, 2));
+        let mut changes = RouteChanges::default();
+        changes.removed_v6.add(AllowedIp::new(addresses[0], 128).unwrap());
+        bed.check.routes_changed(changes, bed.now);
+        assert_eq!((bed.run(answer), bed.sources()), (0, 1));
     }
 
     #[test]
@@ -387,7 +429,7 @@ mod tests {
     #[test]
     fn a_round_is_bounded() {
         let mut bed = Bed::new(3000);
-        bed.check.routes_changed(RouteChanges::Everything, bed.now);
+        bed.check.routes_changed(all(), bed.now);
         bed.check.check(&bed.device, &mut bed.link, bed.now);
         assert_eq!(bed.check.asked.len(), QUESTIONS_PER_ROUND);
         assert_eq!(bed.check.next_round(), None, "the answers come first");
