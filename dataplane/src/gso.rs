@@ -130,9 +130,11 @@ impl Gso {
         let cleared =
             peer.path_note().compare_exchange(bits, 0, Ordering::Relaxed, Ordering::Relaxed);
         if is_of_path && cleared.is_ok() {
-            let to = endpoint.destination.ip();
+            let (name, to) = (peer.public_key(), endpoint.destination.ip());
             self.log(now, || {
-                tracing::info!("UDP segmentation offload is in use again on the path to {to}");
+                tracing::info!(
+                    "{name}: UDP segmentation offload is in use again on the path to {to}"
+                );
             });
         }
     }
@@ -168,10 +170,10 @@ impl Gso {
         };
         let before = Note::unpack(peer.path_note().swap(note.pack(), Ordering::Relaxed));
         if before.is_none_or(|before| before.path != note.path) {
-            let to = endpoint.destination.ip();
+            let (name, to) = (peer.public_key(), endpoint.destination.ip());
             self.log(now, || {
                 tracing::info!(
-                    "UDP segmentation offload refused on the path to {to} for {segment_len}-byte datagrams ({error}); sending those one by one for {minutes} minutes, or until routes or links change"
+                    "{name}: UDP segmentation offload refused on the path to {to} for {segment_len}-byte datagrams ({error}); sending those one by one for {minutes} minutes, or until routes or links change"
                 );
             });
         }

@@ -24,6 +24,12 @@ impl KeyPair {
         let public = with_input("wg pubkey", &private).trim().to_owned();
         Self { private, public }
     }
+
+    /// The peer's name in logs.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("peer({}…{})", &self.public[..4], &self.public[39..43])
+    }
 }
 
 /// A fresh preshared key in base64.

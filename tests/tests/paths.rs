@@ -169,7 +169,7 @@ impl Hub {
         assert!(self.is_segmented(&self.b, TO_B), "B pays for A's path");
         assert!(!self.is_segmented(&self.a, TO_A), "what B's path takes is nothing of A's");
         assert_eq!(self.offloads(), "udp_gso for all but 1 peer; the log says why");
-        self.assert_logged(&format!("{REFUSED} {}", self.a.outer), 1);
+        self.assert_logged(&format!("{}: {REFUSED} {}", self.a.key.name(), self.a.outer), 1);
         self.assert_logged(REFUSED, 1);
     }
 
@@ -177,7 +177,7 @@ impl Hub {
     fn assert_a_is_back(&self) {
         wait::until("A's path is tried again", LIMIT, || self.is_segmented(&self.a, TO_A));
         assert_eq!(self.offloads(), "all in use");
-        self.assert_logged(&format!("{REGAINED} {}", self.a.outer), 1);
+        self.assert_logged(&format!("{}: {REGAINED} {}", self.a.key.name(), self.a.outer), 1);
         self.assert_logged(REGAINED, 1);
     }
 }

@@ -179,20 +179,7 @@ impl Reporter {
         error: &io::Error,
         now: Instant,
     ) {
-        let line = match udp::cause_of(error) {
-            DropCause::SendNoRoute => {
-                // Routes may depend on the mark.
-                let mark = if mark == 0 { String::new() } else { format!(" mark {mark:#x}") };
-                let ip = to.ip();
-                format!(
-                    "{peer}: no route to its endpoint {to}: {error}; see: ip route get {ip}{mark}"
-                )
-            }
-            DropCause::SendForbidden => format!(
-                "{peer}: a firewall of this machine refuses what goes to {to}; see: nft list ruleset"
-            ),
-            _ => format!("{peer}: cannot send to {to}: {error}; check its endpoint"),
-        };
+        let line = unsent_line(peer, to, mark, error);
         self.failure(Kind::Unsent, Subject::Peer(peer), &line, now);
     }
 
@@ -212,6 +199,25 @@ impl Reporter {
             tracing::debug!("{line}");
         }
         outcome
+    }
+}
+
+/// Why nothing is sent to a peer, and what to check.
+fn unsent_line(peer: PublicKey, to: SocketAddr, mark: u32, error: &io::Error) -> String {
+    match udp::cause_of(error) {
+        DropCause::SendNoRoute => {
+            // Routes may depend on the mark.
+            let mark = if mark == 0 { String::new() } else { format!(" mark {mark:#x}") };
+            let ip = to.ip();
+            format!("{peer}: no route to its endpoint {to}: {error}; see: ip route get {ip}{mark}")
+        }
+        DropCause::SendForbidden => format!(
+            "{peer}: a firewall of this machine refuses what goes to {to}; see: nft list ruleset"
+        ),
+        DropCause::SendNoBuffer => format!(
+            "{peer}: cannot send to {to}: {error}; the socket or the queue of the link is full, see: tc -s qdisc"
+        ),
+        _ => format!("{peer}: cannot send to {to}: {error}; check its endpoint"),
     }
 }
 
@@ -294,6 +300,24 @@ mod tests {
     impl Reporter {
         fn try_log(&mut self, kind: Kind, subject: Subject, now: Instant) -> Outcome {
             self.failure(kind, subject, "", now)
+        }
+    }
+
+    #[test]
+    fn a_send_that_failed_is_logged_with_the_peer_its_endpoint_and_what_to_check() {
+        for (errno, mark, advice) in [
+            (nix::libc::ENETUNREACH, 0, "ip route get 192.0.2.1"),
+            (nix::libc::EACCES, 7, "ip route get 192.0.2.1 mark 0x7"),
+            (nix::libc::EPERM, 7, "nft list ruleset"),
+            (nix::libc::ENOBUFS, 7, "tc -s qdisc"),
+            (nix::libc::EAGAIN, 7, "tc -s qdisc"),
+            (nix::libc::EMSGSIZE, 7, "check its endpoint"),
+        ] {
+            let (peer, to) = (key(1), "192.0.2.1:51820");
+            let error = io::Error::from_raw_os_error(errno);
+            let line = unsent_line(peer, to.parse().unwrap(), mark, &error);
+            assert!(line.starts_with(&format!("{peer}: ")) && line.contains(to), "{line}");
+            assert!(line.ends_with(advice), "{line}");
         }
     }
 
