@@ -22,7 +22,7 @@ pub mod user;
 
 pub use caps::Capability;
 pub use grants::Grants;
-pub use proof::{untraceable, verify};
+pub use proof::{Tracer, untraceable, verify};
 pub use report::{Layer, Report, State};
 
 use nix::unistd::{Gid, Pid, Uid};
@@ -84,6 +84,16 @@ pub const fn remedy(errno: nix::Error) -> &'static str {
     }
 }
 
+/// Forbids other processes of the same user to trace this one and to read its memory, and forbids core
+/// files. The first thing that the helper does: its child inherits it, and no process of the two is
+/// dumpable again.
+///
+/// # Errors
+/// If the kernel refuses it.
+pub fn become_non_dumpable() -> Result<(), Refused> {
+    required("become non-dumpable", sys::set_non_dumpable())
+}
+
 /// The dataplane's first half, in the helper's child: everything that needs privileges, and giving
 /// them up. Ends with no capability and no_new_privs; only executing the program is left to do.
 ///
@@ -96,11 +106,11 @@ pub fn prepare_dataplane(user: Option<(Uid, Gid)>) -> Report {
     let entered = namespaces::enter();
     report.note(Layer::Namespaces, entered.into());
     if entered.is_err() {
-        // A user namespace has a single user, so we have to be that one already.
+        // No other user can be chosen inside a user namespace without a map.
         report.note(Layer::User, take_user(user));
-        let (entered, mapped) = namespaces::enter_with_user_namespace();
+        let entered = namespaces::enter_with_user_namespace();
         report.note(Layer::Namespaces, entered.into());
-        report.note(Layer::UserNamespace, entered.and(mapped).into());
+        report.note(Layer::UserNamespace, entered.into());
     }
     // In the mount namespace of everybody else it would empty everybody's root.
     let empty_root = match report.state(Layer::Namespaces) {
@@ -161,7 +171,7 @@ impl Sandbox {
             return Err(Refused { step: "find the helper", reason });
         }
         report.note(Layer::DeathSignal, State::Applied);
-        required("become non-dumpable", sys::set_non_dumpable())?;
+        become_non_dumpable()?;
         report.note(Layer::NonDumpable, State::Applied);
         check_no_capability("check capabilities")?;
         if !sys::no_new_privs() {
@@ -235,7 +245,7 @@ pub fn drop_helper_privileges(low_ports: bool) -> Result<Report, Refused> {
     report.note(Layer::Capabilities, State::Applied);
     required("no_new_privs", sys::set_no_new_privs())?;
     report.note(Layer::NoNewPrivs, State::Applied);
-    required("become non-dumpable", sys::set_non_dumpable())?;
+    become_non_dumpable()?;
     report.note(Layer::NonDumpable, State::Applied);
     Ok(report)
 }

@@ -1,13 +1,10 @@
 //! Namespaces with nothing in them, and a root directory with nothing in it.
 
-use crate::sys;
-use nix::Error;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
-use nix::unistd::{Gid, Uid, chdir, fchdir, pivot_root};
-use std::fs;
+use nix::unistd::{chdir, fchdir, pivot_root};
 
 fn all() -> CloneFlags {
     CloneFlags::CLONE_NEWNS
@@ -25,29 +22,17 @@ pub fn enter() -> nix::Result<()> {
     unshare(all())
 }
 
-/// The same inside a new user namespace, for a launcher without CAP_SYS_ADMIN: whether they were
-/// entered, then whether we are still ourselves in there. Without that we are nobody, which confines
-/// just as well.
+/// Enters the same namespaces inside a new user namespace, for a launcher without CAP_SYS_ADMIN.
+///
+/// No uid or gid is mapped there. Writing the maps takes a process that owns its files in /proc, which
+/// is a dumpable one: the launching user, who owns the new namespace, could attach to it with ptrace(2)
+/// at that moment, and stay attached. The kernel checks the ids of the namespace around, which do not
+/// change, so that nothing else depends on a map.
 ///
 /// # Errors
 /// EPERM or ENOSPC where user namespaces are not allowed.
-pub fn enter_with_user_namespace() -> (nix::Result<()>, nix::Result<()>) {
-    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    let entered = unshare(CloneFlags::CLONE_NEWUSER | all());
-    (entered, entered.and_then(|()| map_only(uid, gid)))
-}
-
-/// Maps one user and one group of the namespace around ours to themselves.
-fn map_only(uid: Uid, gid: Gid) -> nix::Result<()> {
-    // A program with file capabilities, or one that has changed its uid, does not own its /proc files.
-    sys::set_dumpable()?;
-    write_own("/proc/self/setgroups", "deny")?;
-    write_own("/proc/self/uid_map", &format!("{uid} {uid} 1"))?;
-    write_own("/proc/self/gid_map", &format!("{gid} {gid} 1"))
-}
-
-fn write_own(file: &str, text: &str) -> nix::Result<()> {
-    fs::write(file, text).map_err(|error| error.raw_os_error().map_or(Error::EIO, Error::from_raw))
+pub fn enter_with_user_namespace() -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER | all())
 }
 
 /// Makes the root directory an empty, read-only file system that nothing else refers to. Only inside

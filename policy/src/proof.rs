@@ -1,7 +1,7 @@
 //! What the kernel says of the dataplane, against what the dataplane says of itself.
 
 use crate::{Capability, Layer, Report, State, capabilities};
-use nix::unistd::{Pid, Uid, getpid};
+use nix::unistd::{Gid, Pid, Uid, getpid};
 use std::path::Path;
 use std::{fs, io};
 
@@ -9,16 +9,26 @@ use std::{fs, io};
 /// lookup, so no descriptor opened earlier replaces it.
 pub(crate) const READING: Capability = Capability::CAP_SYS_PTRACE;
 
-/// Checks every thread of a dataplane that says it is sealed.
+/// Where the kernel says whether a process that changed its credentials, or whose program cannot be read,
+/// is dumpable all the same (proc_sys_fs(5)).
+const SUID_DUMPABLE: &str = "/proc/sys/fs/suid_dumpable";
+
+/// Checks every thread of a dataplane that says it is sealed. Returns the process that traces one of
+/// them, if any does.
 ///
 /// # Errors
-/// If any thread has a capability, lacks no_new_privs or the filter, or is of another user; or if
-/// there are not exactly `threads` of them: a line that says which, and what to do about it.
-pub fn verify(pid: Pid, uid: Uid, threads: usize, report: &Report) -> Result<(), String> {
+/// If any thread has a capability, lacks no_new_privs or the filter, or is of another user or group; or
+/// if there are not exactly `threads` of them: a line that says which, and what to do about it.
+pub fn verify(
+    pid: Pid,
+    ids: (Uid, Gid),
+    threads: usize,
+    report: &Report,
+) -> Result<Option<Tracer>, String> {
     check_proc(&fs::read_link("/proc/self"))?;
     let statuses = capabilities::with_reserve(READING, || read_statuses(pid))
         .map_err(|error| unreadable(pid, &error))?;
-    statuses.iter().try_for_each(|status| check_thread(status, uid, report))?;
+    statuses.iter().try_for_each(|status| check_thread(status, ids, report))?;
     let count = statuses.len();
     if count != threads {
         return Err(format!(
@@ -26,25 +36,48 @@ pub fn verify(pid: Pid, uid: Uid, threads: usize, report: &Report) -> Result<(),
         ));
     }
     let is_missing = |layer: &Layer| layer.is_mandatory() && report.state(*layer) != State::Applied;
-    let Some(layer) = Layer::ALL.into_iter().find(is_missing) else { return Ok(()) };
+    let Some(layer) = Layer::ALL.into_iter().find(is_missing) else { return Ok(tracer(&statuses)) };
     Err(format!(
         "refusing to run: the mandatory layer {} is missing ({report}); take a kernel, container or unit that has it",
         layer.name()
     ))
 }
 
-/// Whether the kernel keeps the dataplane's memory from other processes of its user, of which this is one.
+/// A process that traces a thread of the dataplane with ptrace(2), by the number that /proc has for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracer(String);
+
+impl core::fmt::Display for Tracer {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The first tracer among the threads'. One that the kernel does not show is one that may be there.
+fn tracer(statuses: &[String]) -> Option<Tracer> {
+    let mut tracers = statuses.iter().map(|status| value(status, "TracerPid").unwrap_or("unknown"));
+    tracers.find(|tracer| *tracer != "0").map(|tracer| Tracer(tracer.to_owned()))
+}
+
+/// Whether the kernel keeps the dataplane's memory from other processes of its user, of which this is
+/// one, and has done so since it was executed; `tracer` is what [`verify`] found.
 ///
-/// Not dumpable, it is theirs only who may trace in the user namespace that its program was executed
-/// in. Where the launcher could not give it a user of its own, it had to make that namespace, and is its
-/// master; but if the program's file cannot be read, the kernel goes by the namespace around.
+/// A process that is not dumpable can be traced only from the user namespace that its program was
+/// executed in, or from one around it, with CAP_SYS_PTRACE. Where the launcher could not give the
+/// dataplane a user of its own, the launcher's user owns that namespace and has every capability in it.
+/// But if that user cannot read the program's file, the process is not dumpable from the moment it is
+/// executed, and the kernel requires the capability in the namespace around.
 #[must_use]
-pub fn untraceable(dataplane: Pid) -> State {
-    // The link is for those who may trace; the files beside it are root's alone, whoever may.
+pub fn untraceable(dataplane: Pid, tracer: Option<&Tracer>) -> State {
+    // The debugging mode in which such a process is dumpable until it says otherwise.
+    let is_debugging = fs::read_to_string(SUID_DUMPABLE).is_ok_and(|mode| mode.trim() == "1");
+    // The link can be read by those who may trace; the files beside it are root's, whoever may.
     // Where /proc hides the processes that may not be traced, it is not found at all.
-    match fs::read_link(format!("/proc/{dataplane}/root")) {
-        Err(error) if is_hidden(&error) => State::Applied,
-        _ => State::degraded(nix::Error::EPERM),
+    let link = fs::read_link(format!("/proc/{dataplane}/root"));
+    if tracer.is_none() && !is_debugging && link.is_err_and(|error| is_hidden(&error)) {
+        State::Applied
+    } else {
+        State::degraded(nix::Error::EPERM)
     }
 }
 
@@ -82,14 +115,17 @@ fn read_statuses(pid: Pid) -> io::Result<Vec<String>> {
     tasks.map(|task| fs::read_to_string(task?.path().join("status"))).collect()
 }
 
-fn check_thread(status: &str, uid: Uid, report: &Report) -> Result<(), String> {
+fn check_thread(status: &str, (uid, gid): (Uid, Gid), report: &Report) -> Result<(), String> {
+    // Real, effective, saved, and that of the file system.
     let uids = format!("{uid}\t{uid}\t{uid}\t{uid}");
+    let gids = format!("{gid}\t{gid}\t{gid}\t{gid}");
     let none = "0000000000000000";
     let bounding = (report.state(Layer::BoundingSet) == State::Applied).then_some(none);
     let groups = (report.state(Layer::User) == State::Applied).then_some("");
     let expected = [
         ("Groups", groups),
         ("Uid", Some(uids.as_str())),
+        ("Gid", Some(gids.as_str())),
         ("CapInh", Some(none)),
         ("CapPrm", Some(none)),
         ("CapEff", Some(none)),
@@ -118,7 +154,7 @@ fn value<'s>(status: &'s str, field: &str) -> Option<&'s str> {
 mod tests {
     use super::*;
 
-    const SEALED: &str = "Name:\twgsep-dataplane\nUid:\t9\t9\t9\t9\nGroups:\t \nCapInh:\t0000000000000000\n\
+    const SEALED: &str = "Name:\twgsep-dataplane\nUid:\t9\t9\t9\t9\nGid:\t8\t8\t8\t8\nGroups:\t \nCapInh:\t0000000000000000\n\
         CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000000\n\
         CapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t1\n";
 
@@ -126,7 +162,7 @@ mod tests {
         let mut report = Report::default();
         report.note(Layer::BoundingSet, State::Applied);
         report.note(Layer::User, State::Applied);
-        check_thread(status, Uid::from_raw(9), &report)
+        check_thread(status, (Uid::from_raw(9), Gid::from_raw(8)), &report)
     }
 
     #[test]
@@ -134,6 +170,8 @@ mod tests {
         assert!(check(SEALED).is_ok());
         for (right, wrong) in [
             ("Uid:\t9\t9", "Uid:\t9\t0"),
+            ("Gid:\t8\t8", "Gid:\t8\t0"),
+            ("8\nGroups", "9\nGroups"),
             ("Groups:\t ", "Groups:\t27 "),
             ("CapInh:\t0", "CapInh:\t1"),
             ("CapPrm:\t0", "CapPrm:\t1"),
@@ -147,6 +185,17 @@ mod tests {
             assert!(check(&SEALED.replace(right, wrong)).is_err(), "{wrong}");
         }
         assert!(check("").is_err());
+    }
+
+    #[test]
+    fn a_tracer_of_any_thread_is_found() {
+        let traced_by = |pid: &str| format!("{SEALED}TracerPid:\t{pid}\n");
+        let first = |statuses: &[String]| tracer(statuses).map(|tracer| tracer.to_string());
+        assert_eq!(first(&[traced_by("0"), traced_by("0")]), None);
+        assert_eq!(first(&[traced_by("0"), traced_by("12")]).as_deref(), Some("12"));
+        assert_eq!(first(&[traced_by("0"), SEALED.to_owned()]).as_deref(), Some("unknown"));
+        let anyone = Tracer("12".to_owned());
+        assert_ne!(untraceable(getpid(), Some(&anyone)), State::Applied);
     }
 
     #[test]
@@ -173,7 +222,8 @@ mod tests {
         // Not this process: other tests' threads end while it is looked at.
         let mut unsealed = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = nix::unistd::Pid::from_raw(unsealed.id().try_into().unwrap());
-        let error = verify(pid, nix::unistd::getuid(), 1, &Report::default());
+        let ids = (nix::unistd::getuid(), nix::unistd::getgid());
+        let error = verify(pid, ids, 1, &Report::default());
         unsealed.kill().unwrap();
         unsealed.wait().unwrap();
         let error = error.unwrap_err();

@@ -41,11 +41,6 @@ pub(crate) fn set_non_dumpable() -> nix::Result<()> {
     prctl(libc::PR_SET_DUMPABLE, 0).map(drop)
 }
 
-/// Lets this process write the files of its own in /proc, until it executes a program.
-pub(crate) fn set_dumpable() -> nix::Result<()> {
-    prctl(libc::PR_SET_DUMPABLE, 1).map(drop)
-}
-
 /// SIGKILL when the parent thread ends.
 pub(crate) fn set_death_signal() -> nix::Result<()> {
     prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong).map(drop)

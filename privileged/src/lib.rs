@@ -24,11 +24,11 @@ pub use socket_file::{DIRECTORY, SocketFile};
 pub use wgsep_policy::Grants;
 
 use nix::sys::signalfd::SignalFd;
-use nix::unistd::{Pid, Uid};
+use nix::unistd::{Gid, Pid, Uid};
 use std::os::fd::{AsFd, OwnedFd};
 use wgsep_ipc::{Channel, Reply};
 use wgsep_journal::{Launcher, Level, Log, ServiceManager};
-use wgsep_policy::{Layer, Report};
+use wgsep_policy::{Layer, Report, State};
 
 /// A dataplane that was started, and is not believed yet.
 pub struct Dataplane {
@@ -39,7 +39,7 @@ pub struct Dataplane {
     /// To look it up in /proc.
     pub pid: Pid,
     /// Whom it runs as.
-    pub uid: Uid,
+    pub ids: (Uid, Gid),
     /// How many threads it has, once it is sealed.
     pub threads: usize,
     /// How the layers turned out that closed before it was executed.
@@ -95,7 +95,7 @@ impl Unsealed {
     pub fn seal(self, launcher: &mut Launcher) -> Result<Monitor> {
         let Self { version, dataplane, interface, grants, gro, missing_gro, strict, .. } = self;
         let Self { socket_file, signals, generation, log, manager, .. } = self;
-        let Dataplane { process, channel, pid, uid, threads, mut report } = dataplane;
+        let Dataplane { process, channel, pid, ids, threads, mut report } = dataplane;
         let requests = requests::Requests::new(channel, grants, gro);
         let missing_gro = Some(missing_gro);
         let mut monitor = Monitor {
@@ -117,10 +117,16 @@ impl Unsealed {
         let sealed = Report::from_bytes(&sealed).ok_or_else(|| {
             Error::new("the seal report makes no sense; install both programs from one build")
         })?;
+        let untraceable = report.state(Layer::Untraceable);
         report.merge(&sealed);
-        wgsep_policy::verify(pid, uid, threads, &report)?;
+        let tracer = wgsep_policy::verify(pid, ids, threads, &report)?;
         wgsep_policy::drop_reserve(grants.needs_low_ports())?;
-        report.note(Layer::Untraceable, wgsep_policy::untraceable(pid));
+        // Never the dataplane's own word.
+        let untraceable = match untraceable {
+            State::Absent => wgsep_policy::untraceable(pid, tracer.as_ref()),
+            known => known,
+        };
+        report.note(Layer::Untraceable, untraceable);
         let directory = monitor.socket_file.directory();
         let helper_report = wgsep_policy::seal_helper(helper_report, directory)?;
         if strict {
@@ -139,8 +145,14 @@ impl Unsealed {
         }
         monitor.log.started();
         monitor.log.info(&format!(
-            "started: version {version}, dataplane pid {pid} uid {uid}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}"
+            "started: version {version}, dataplane pid {pid} uid {}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}",
+            ids.0
         ));
+        if let Some(tracer) = tracer {
+            monitor.log.line(Level::Warn, &format!(
+                "process {tracer} traces the dataplane and can read its keys; end that process, and start wgsep again"
+            ));
+        }
         if let Some(missing) = interface.missing {
             monitor.log.info(&missing);
         }

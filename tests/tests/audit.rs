@@ -14,12 +14,13 @@ use wgsep_tests::require;
 use wgsep_tests::uapi::Uapi;
 
 /// Layers that the kernel shows, and layers of which there is only the helper's word.
-const SEEN: [&str; 10] = [
+const SEEN: [&str; 11] = [
     "user",
     "capabilities",
     "bounding-set",
     "no-new-privs",
     "seccomp",
+    "tracer",
     "namespaces",
     "empty-root",
     "limits",

@@ -2,12 +2,17 @@
 //! of each layer, and what strict mode refuses. Numbers are those of the attacks in SECURITY.md.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
+use nix::libc;
+use nix::sys::ptrace;
 use nix::unistd::Pid;
 use wgsep_tests::daemon::unique_interface;
 use wgsep_tests::implementation::Implementation::Wgsep;
@@ -15,19 +20,23 @@ use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{self, Process};
 use wgsep_tests::procfs::{self, namespace, threads};
 use wgsep_tests::scratch::Scratch;
+use wgsep_tests::skip::skip;
 use wgsep_tests::{require, tun_device, wait};
 
 /// How long a start may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
 /// A uid that nobody has.
 const USER: u32 = 61_001;
+/// Starts during which a tracer tries to attach.
+const TRACED_STARTS: usize = 100;
 /// What a container with NET_ADMIN only leaves its root.
 const CONTAINER: [&str; 3] = ["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all"];
 /// Where user namespaces may not be made, which is set for the user namespace around it.
 const NO_USER_NAMESPACES: &str = "echo 0 >/proc/sys/user/max_user_namespaces";
 
 /// Both programs in a directory that everybody can reach.
-struct Programs(Scratch);
+#[derive(Clone)]
+struct Programs(Arc<Scratch>);
 
 impl Programs {
     fn new() -> Self {
@@ -39,7 +48,7 @@ impl Programs {
         // As `make install` has it.
         let mode = fs::Permissions::from_mode(0o711);
         fs::set_permissions(directory.join("wgsep-dataplane"), mode).unwrap();
-        Self(directory)
+        Self(Arc::new(directory))
     }
 
     fn with_net_admin() -> Self {
@@ -83,11 +92,7 @@ impl Launch {
         let process = Process::spawn(self.command, "wgsep, launched");
         let mut launched =
             Launched { process, interface: self.interface, _kept: (self.netns, self.programs) };
-        wait::until("it has started", LIMIT, || {
-            let ended = launched.process.try_exit();
-            assert!(ended.is_none(), "it ended: {ended:?}\n{}", launched.process.log());
-            launched.process.log().contains("started: ")
-        });
+        launched.wait_until_started();
         launched
     }
 
@@ -109,6 +114,15 @@ struct Launched {
 }
 
 impl Launched {
+    #[track_caller]
+    fn wait_until_started(&mut self) {
+        wait::until("it has started", LIMIT, || {
+            let ended = self.process.try_exit();
+            assert!(ended.is_none(), "it ended: {ended:?}\n{}", self.process.log());
+            self.process.log().contains("started: ")
+        });
+    }
+
     fn dataplane(&self) -> Pid {
         procfs::children(self.process.pid())[0]
     }
@@ -173,22 +187,26 @@ fn as_user() -> Vec<String> {
     vec!["setpriv".to_owned(), uid, gid, "--clear-groups".to_owned()]
 }
 
-fn launch_as_user(script: &str) -> Launch {
+fn launch_as_user() -> Launch {
+    launch_as_user_with(Programs::with_net_admin())
+}
+
+fn launch_as_user_with(programs: Programs) -> Launch {
     let around = as_user();
     let around: Vec<_> = around.iter().map(String::as_str).collect();
-    Launch::new(Programs::with_net_admin(), &around, &[], script)
+    Launch::new(programs, &around, &[], "")
 }
 
 #[test]
 fn with_a_file_capability_a_user_serves_wg_and_hears_which_layers_are_not_its_own() {
     require!(Wgsep);
-    let launched = launch_as_user("").start();
+    let launched = launch_as_user().start();
     launched.assert_serves_wg_with_fwmark();
     launched.assert_mandatory_layers();
     let [dataplane, helper] = launched.reports();
     assert_said(&dataplane, &["user=degraded(EPERM)", "empty-root=applied", "namespaces=applied"]);
     assert_said(&dataplane, &["bounding-set=applied", "landlock=applied", "seccomp=applied"]);
-    assert_said(&dataplane, &["untraceable=applied"]);
+    assert_said(&dataplane, &["untraceable=applied", "user-namespace=applied"]);
     assert_said(&helper, &["bounding-set=degraded(EPERM)", "landlock=applied", "seccomp=applied"]);
     let (helper, dataplane) = (launched.process.pid(), launched.dataplane());
     for kind in ["user", "net", "mnt", "ipc", "uts"] {
@@ -228,7 +246,7 @@ fn attack_06_a_program_that_can_be_read_lets_the_user_trace_it_which_is_told() {
 #[test]
 fn attack_06_the_launching_user_can_neither_trace_nor_read_the_dataplane() {
     require!(Wgsep);
-    let launched = launch_as_user("").start();
+    let launched = launch_as_user().start();
     let dataplane = launched.dataplane();
     assert_eq!(threads(dataplane)[0].ids("Uid"), [USER; 4], "the uid is shared with the user");
     for (reader, file) in
@@ -241,6 +259,105 @@ fn attack_06_the_launching_user_can_neither_trace_nor_read_the_dataplane() {
         let said = String::from_utf8_lossy(&said.stderr);
         assert!(said.contains("Permission denied"), "{file}: {said}");
     }
+}
+
+/// Drops this thread's user and groups to those of a normal user. The C library's functions would do so
+/// on every thread of the process.
+fn become_user_on_this_thread() {
+    let none = std::ptr::null::<libc::gid_t>();
+    // SAFETY: setgroups(2) reads no list of length 0, and the others take plain integers.
+    let results = unsafe {
+        [
+            libc::syscall(libc::SYS_setgroups, 0, none),
+            libc::syscall(libc::SYS_setresgid, USER, USER, USER),
+            libc::syscall(libc::SYS_setresuid, USER, USER, USER),
+        ]
+    };
+    assert_eq!(results, [0; 3]);
+}
+
+/// Tries to trace a helper and each child of it, as the user who started it, until `is_over`. Returns
+/// the processes that it traces, and how many tries to trace a child were refused.
+fn trace(helper: Pid, is_over: &AtomicBool) -> (BTreeSet<Pid>, usize) {
+    become_user_on_this_thread();
+    let (mut traced, mut refused) = (BTreeSet::new(), 0);
+    while !is_over.load(Ordering::Relaxed) {
+        let children = fs::read_to_string(format!("/proc/{helper}/task/{helper}/children"));
+        let children = children.unwrap_or_default();
+        let children = children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap()));
+        for pid in children.chain([helper]) {
+            if traced.contains(&pid) {
+                continue;
+            }
+            match ptrace::seize(pid, ptrace::Options::empty()) {
+                Ok(()) => _ = traced.insert(pid),
+                Err(_) => refused += usize::from(pid != helper),
+            }
+        }
+    }
+    (traced, refused)
+}
+
+/// Who is attached before the program is executed stays attached, whatever the process does later.
+#[test]
+fn attack_06_the_launching_user_cannot_attach_at_any_moment_of_a_start() {
+    require!(Wgsep);
+    let programs = Programs::with_net_admin();
+    let mut tries = 0;
+    for start in 1..=TRACED_STARTS {
+        let launch = launch_as_user_with(programs.clone());
+        let (launched, (traced, refused)) = thread::scope(|scope| {
+            let is_over = Ending::default();
+            let process = Process::spawn(launch.command, "wgsep, to be traced");
+            let helper = process.pid();
+            let tracer = scope.spawn({
+                let is_over = Arc::clone(&is_over.0);
+                move || trace(helper, &is_over)
+            });
+            let kept = (launch.netns, launch.programs);
+            let mut launched = Launched { process, interface: launch.interface, _kept: kept };
+            launched.wait_until_started();
+            drop(is_over);
+            (launched, tracer.join().unwrap())
+        });
+        assert!(traced.is_empty(), "start {start}: attached to {traced:?}");
+        assert_said(&launched.reports()[0], &["untraceable=applied"]);
+        for thread in threads(launched.dataplane()) {
+            assert_eq!(thread.text("TracerPid"), "0");
+        }
+        tries += refused;
+    }
+    assert!(tries > TRACED_STARTS, "only {tries} tries met a child, so this shows nothing");
+}
+
+/// Set when it is dropped, so that a thread ends with a test that fails.
+#[derive(Default)]
+struct Ending(Arc<AtomicBool>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Root's strace(1), which is attached from the first instruction of the helper on.
+#[test]
+fn attack_06_a_tracer_is_reported_and_strict_mode_refuses_it() {
+    require!(Wgsep);
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skip("strace is missing: install it to trace a start");
+    }
+    let launch = || {
+        let tracer = ["strace", "--follow-forks", "--quiet=all", "--output=/dev/null"];
+        Launch::new(Programs::new(), &tracer, &[], "")
+    };
+    let launched = launch().start();
+    assert_said(&launched.reports()[0], &["non-dumpable=applied", "untraceable=degraded(EPERM)"]);
+    let log = launched.process.log();
+    let tracer = format!("process {} traces the dataplane", launched.process.pid());
+    assert!(log.contains(&tracer), "{log}");
+    let refused = launch().refused();
+    assert!(refused.contains("untraceable degraded(EPERM)"), "{refused}");
 }
 
 /// A user who cannot raise the limit on locked memory.
@@ -323,6 +440,8 @@ fn attack_13_where_user_namespaces_are_blocked_the_report_says_so_and_it_serves(
     for layer in ["user-namespace", "namespaces", "empty-root"] {
         assert_said(&dataplane, &[&format!("{layer}=degraded(ENOSPC)")]);
     }
+    // Its user is the launcher's, who may read its program.
+    assert_said(&dataplane, &["untraceable=degraded(EPERM)"]);
     let (helper, dataplane) = (launched.process.pid(), launched.dataplane());
     assert_eq!(namespace(helper, "net"), namespace(dataplane, "net"), "the report is wrong");
 }
@@ -332,7 +451,7 @@ fn attack_13_strict_mode_refuses_each_of_these_and_names_the_layers() {
     require!(Wgsep);
     let unshared = ["--user", "--map-root-user", "--net"];
     for (launch, named) in [
-        (launch_as_user(""), "user degraded(EPERM)"),
+        (launch_as_user(), "user degraded(EPERM)"),
         (Launch::new(Programs::new(), &CONTAINER, &[], ""), "user degraded(EPERM)"),
         (
             Launch::new(Programs::new(), &CONTAINER, &unshared, NO_USER_NAMESPACES),

@@ -75,6 +75,7 @@ pub fn run(options: &Options) -> bool {
 
 /// Everything up to the moment when the dataplane is there.
 fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
+    wgsep_policy::become_non_dumpable()?;
     check_name(&options.interface)?;
     startup::check_infallible_calls()?;
     let user = wgsep_policy::user::choose(options.user.as_deref())?;

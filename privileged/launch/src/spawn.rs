@@ -8,9 +8,11 @@ use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, Gid, Pid, Uid, chdir, execveat, geteuid, pipe2, setsid, write};
+use nix::unistd::{
+    ForkResult, Gid, Pid, Uid, chdir, execveat, getegid, geteuid, pipe2, setsid, write,
+};
 use std::ffi::CString;
-use std::fs::{OpenOptions, metadata};
+use std::fs::{File, OpenOptions, metadata};
 use std::io::{PipeReader, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -45,8 +47,9 @@ fn words(options: &Options, interface: &str) -> Result<Vec<CString>> {
     words.map_err(|_| Error::new("NUL in an argument; leave it out"))
 }
 
-/// Opens the program once, and checks that nobody but its owner could have written it.
-fn open_program() -> Result<OwnedFd> {
+/// Opens the program once, and checks that nobody but its owner could have written it; true with it if
+/// this process may read it.
+fn open_program() -> Result<(OwnedFd, bool)> {
     let helper = std::env::current_exe().step("find the helper's own program")?;
     let directory = helper.parent().unwrap_or(Path::new("/"));
     let candidates = [directory, &directory.join("../libexec/wgsep"), Path::new(LIBEXEC)]
@@ -68,7 +71,8 @@ fn open_program() -> Result<OwnedFd> {
             path.display()
         )));
     }
-    Ok(program.into())
+    let is_readable = File::open(path).is_ok();
+    Ok((program.into(), is_readable))
 }
 
 /// Starts the dataplane: confined before it is executed, by descriptor, with an empty environment.
@@ -90,13 +94,14 @@ pub fn start(options: &Options, interface: &str, user: Option<(Uid, Gid)>) -> Re
     })?;
     let (log, log_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).step("log pipe")?;
     let (outcome, outcome_end) = std::io::pipe().step("pipe")?;
+    let (program, is_readable) = open_program()?;
     let child = Child {
         null: null()?.into(),
         log: log_end,
         vm_clock: vm_clock()?,
         channel: out_of_the_way(theirs)?,
         outcome: out_of_the_way(outcome_end.into())?,
-        program: out_of_the_way(open_program()?)?,
+        program: out_of_the_way(program)?,
     };
     let no_more = "no more processes for the dataplane (EAGAIN); raise the limit on them: ulimit -u, TasksMax= of a unit, --pids-limit of a container";
     let pid = match sys::fork().advise("fork", &[(&[Errno::EAGAIN], no_more)])? {
@@ -108,15 +113,19 @@ pub fn start(options: &Options, interface: &str, user: Option<(Uid, Gid)>) -> Re
         }
     };
     drop(child);
-    let (pidfd, report) = sys::pidfd_open(pid)
+    let (pidfd, mut report) = sys::pidfd_open(pid)
         .step("pidfd_open")
         .and_then(|pidfd| Ok((pidfd, read_outcome(outcome)?)))
         .inspect_err(|_| end(pid))?;
     let changed = user.filter(|_| report.state(Layer::User) == State::Applied);
-    let uid = changed.map_or_else(geteuid, |(uid, _)| uid);
+    let ids = changed.unwrap_or_else(|| (geteuid(), getegid()));
+    if changed.is_none() && is_readable {
+        // Dumpable from the moment it is executed until it says otherwise, to all processes of this user.
+        report.note(Layer::Untraceable, State::degraded(Errno::EPERM));
+    }
     // The workers, the control thread, and the first one, which waits for it.
     let threads = options.workers + 2;
-    Ok(Dataplane { process: Process { pidfd, log }, channel, pid, uid, threads, report })
+    Ok(Dataplane { process: Process { pidfd, log }, channel, pid, ids, threads, report })
 }
 
 /// Ends a child that did not become a dataplane: what it holds of the interface goes with it.

@@ -73,6 +73,7 @@ impl Finding {
             "untraceable" => {
                 "take reading from its user: chmod 711 wgsep-dataplane; or start wgsep as root, with CAP_SETUID"
             }
+            "tracer" => "end the process that traces it, and start wgsep again",
             "landlock" => "boot a kernel with Landlock: landlock in the list of lsm=",
             "secret-memory" => "boot with secretmem.enable=1, and raise the limit of locked memory",
             _ => "restart the daemon; if it stays, report it as SECURITY.md says",
@@ -138,6 +139,7 @@ fn judge_helper(helper: &Facts) -> Vec<Finding> {
         line("bounding-set", empty_sets(helper, &["CapInh", "CapBnd", "CapAmb"])),
         line("no-new-privs", equals(helper, "NoNewPrivs", "1")),
         line("seccomp", seccomp(helper)),
+        line("tracer", tracer(helper)),
         line("limits", limits(helper, &["Max core file size"])),
         line("descriptors", kinds(helper).map(|(text, _)| (text, State::Shown))),
     ]
@@ -152,6 +154,7 @@ fn judge_dataplane(dataplane: &Facts, helper: &Facts) -> Vec<Finding> {
         line("bounding-set", empty_sets(dataplane, &["CapBnd"])),
         line("no-new-privs", equals(dataplane, "NoNewPrivs", "1")),
         line("seccomp", seccomp(dataplane)),
+        line("tracer", tracer(dataplane)),
         line(
             "namespaces",
             dataplane.shared_namespaces.clone().map(|shared| {
@@ -219,6 +222,17 @@ fn seccomp(facts: &Facts) -> Fact<(String, State)> {
     Ok((format!("mode {mode}, {filters} filter"), applied_if(mode == "2" && filters != "0")))
 }
 
+/// No process is attached to any thread.
+fn tracer(facts: &Facts) -> Fact<(String, State)> {
+    let tracer = facts.field("TracerPid")?;
+    let seen = match tracer {
+        "0" => "none".to_owned(),
+        tracer if tracer.parse::<u32>().is_ok() => format!("process {tracer}"),
+        other => other.to_owned(),
+    };
+    Ok((seen, applied_if(tracer == "0")))
+}
+
 fn empty_sets(facts: &Facts, sets: &[&str]) -> Fact<(String, State)> {
     let mut held = Vec::new();
     for set in sets {
@@ -282,7 +296,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    const SEALED: [(&str, &str); 9] = [
+    const SEALED: [(&str, &str); 10] = [
         ("Uid", "61000\t61000\t61000\t61000"),
         ("Groups", ""),
         ("CapInh", NONE),
@@ -292,6 +306,7 @@ mod tests {
         ("CapAmb", NONE),
         ("NoNewPrivs", "1"),
         ("Seccomp", "2"),
+        ("TracerPid", "0"),
     ];
 
     fn sealed() -> Facts {
@@ -347,6 +362,7 @@ mod tests {
             ("NoNewPrivs", "0", "no-new-privs"),
             ("Seccomp", "0", "seccomp"),
             ("Seccomp", "1", "seccomp"),
+            ("TracerPid", "12", "tracer"),
         ] {
             let mut facts = sealed();
             let Ok(threads) = &mut facts.threads else { panic!("read") };
