@@ -3,6 +3,7 @@
 use crate::sys;
 use caps::{CapSet, Capability};
 use nix::Error;
+use nix::unistd::getuid;
 
 /// SECBIT_NOROOT, SECBIT_NO_SETUID_FIXUP, SECBIT_NO_CAP_AMBIENT_RAISE, each with its lock, and the
 /// lock of SECBIT_KEEP_CAPS (linux/securebits.h).
@@ -31,6 +32,23 @@ pub fn drop_bounding_set() -> nix::Result<()> {
 /// EPERM without CAP_SETPCAP.
 pub fn lock_securebits() -> nix::Result<()> {
     sys::set_securebits(SECUREBITS)
+}
+
+/// True if this process has a capability only because its program's file has it, so that any user has who
+/// may execute the file: one that is permitted and not ambient, of a process that is not root's.
+///
+/// A user without privilege otherwise has its launcher's ambient capabilities, as a service of systemd with
+/// AmbientCapabilities= has; executing a file with capabilities empties the ambient set. AT_SECURE is no
+/// substitute for this, because Linux security modules set it for services as well. What cannot be read
+/// counts as true.
+#[must_use]
+pub fn are_of_the_file() -> bool {
+    if getuid().is_root() {
+        return false;
+    }
+    let sets = [CapSet::Permitted, CapSet::Ambient].map(|set| caps::read(None, set));
+    let [Ok(permitted), Ok(ambient)] = sets else { return true };
+    !permitted.is_subset(&ambient)
 }
 
 /// Takes every capability away and reads back that none is left.

@@ -147,6 +147,8 @@ const SOCKET_OPTIONS: &[&[Argument]] = &[
     &option(libc::SOL_SOCKET, libc::SO_MARK),
     &option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE),
     &option(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE),
+    &option(libc::SOL_SOCKET, libc::SO_RCVBUF),
+    &option(libc::SOL_SOCKET, libc::SO_SNDBUF),
     &option(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
     &option(libc::IPPROTO_IP, libc::IP_PKTINFO),
     &option(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),

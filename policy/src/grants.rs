@@ -9,6 +9,8 @@ pub struct Grants {
     pub mark: Option<(u32, u32)>,
     /// Ports below 1024 too, where no port is pinned.
     pub low_ports: bool,
+    /// UDP buffers beyond the limits of the system (net.core.rmem_max and wmem_max).
+    pub large_buffers: bool,
 }
 
 /// The first port that any process may bind (ip_unprivileged_port_start, as it is by default).

@@ -4,7 +4,7 @@
 //! of which the dataplane dies.
 
 use crate::poll::poll;
-use crate::udp::UdpSockets;
+use crate::udp::{UdpOptions, UdpSockets};
 use nix::errno::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -174,7 +174,8 @@ impl Requests {
     fn open_udp(&mut self, port: u16, mark: u32) -> Result<Reply, Errno> {
         self.grants.permit_mark(mark)?;
         let port = self.grants.permit_port(port)?;
-        let sockets = UdpSockets::ensure(&mut self.sockets, port, mark, self.gro)?;
+        let options = UdpOptions { gro: self.gro, large_buffers: self.grants.large_buffers };
+        let sockets = UdpSockets::ensure(&mut self.sockets, port, mark, options)?;
         let [v4, v6] = sockets.families().map(|family| family.is_some());
         Ok(Reply::UdpOpened { port: sockets.port, v4, v6 })
     }

@@ -16,6 +16,12 @@ const RECEIVE_BUFFER: c_int = 7 << 20;
 /// kernel's WireGuard is not charged for what waits.)
 const SEND_BUFFER: c_int = 64 << 20;
 
+/// For each buffer the option without limits, the one within those of the system, and the length.
+const BUFFERS: [(c_int, c_int, c_int); 2] = [
+    (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER),
+    (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER),
+];
+
 /// Level, name and value of the options of each family.
 const V4_OPTIONS: [(c_int, c_int, c_int); 3] = [
     (libc::IPPROTO_IP, libc::IP_PKTINFO, 1),
@@ -28,6 +34,15 @@ const V6_OPTIONS: [(c_int, c_int, c_int); 4] = [
     (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1),
     (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
 ];
+
+/// How sockets are set up.
+#[derive(Clone, Copy)]
+pub struct UdpOptions {
+    /// Receive datagrams many at a time, where the kernel can.
+    pub gro: bool,
+    /// Buffers beyond the limits of the system.
+    pub large_buffers: bool,
+}
 
 /// The open sockets, of which the dataplane has duplicates.
 pub struct UdpSockets {
@@ -46,21 +61,26 @@ impl UdpSockets {
     ///
     /// # Errors
     /// EADDRINUSE if the port is taken in either family.
-    pub fn ensure(held: &mut Option<Self>, port: u16, mark: u32, gro: bool) -> nix::Result<&Self> {
+    pub fn ensure(
+        held: &mut Option<Self>,
+        port: u16,
+        mark: u32,
+        options: UdpOptions,
+    ) -> nix::Result<&Self> {
         match held.take_if(|sockets| sockets.port == port) {
             Some(mut sockets) => {
                 let marked = sockets.set_mark(mark);
                 let kept = held.insert(sockets);
                 marked.map(|()| &*kept)
             }
-            None => Self::open(port, mark, gro).map(|new| &*held.insert(new)),
+            None => Self::open(port, mark, options).map(|new| &*held.insert(new)),
         }
     }
 
-    fn open(port: u16, mark: u32, gro: bool) -> nix::Result<Self> {
+    fn open(port: u16, mark: u32, options: UdpOptions) -> nix::Result<Self> {
         let mut tries = 0..if port == 0 { TRIES } else { 0 };
         loop {
-            match Self::open_once(port, mark, gro) {
+            match Self::open_once(port, mark, options) {
                 Err(Errno::EADDRINUSE) if tries.next().is_some() => {}
                 opened => return opened,
             }
@@ -68,16 +88,17 @@ impl UdpSockets {
     }
 
     /// Opens both families. A machine may lack one of them, not both.
-    fn open_once(port: u16, mark: u32, gro: bool) -> nix::Result<Self> {
-        let v4 = open_socket((Ipv4Addr::UNSPECIFIED, port).into(), mark)?;
+    fn open_once(port: u16, mark: u32, options: UdpOptions) -> nix::Result<Self> {
+        let open = |address| open_socket(address, mark, options.large_buffers);
+        let v4 = open((Ipv4Addr::UNSPECIFIED, port).into())?;
         let port = v4.as_ref().map_or(Ok(port), bound_port)?;
-        let v6 = open_socket((Ipv6Addr::UNSPECIFIED, port).into(), mark)?;
+        let v6 = open((Ipv6Addr::UNSPECIFIED, port).into())?;
         let port = v6.as_ref().map_or(Ok(port), bound_port)?;
         if v4.is_none() && v6.is_none() {
             return Err(Errno::EAFNOSUPPORT);
         }
         let mut sockets = Self { v4, v6, port, mark, joins: false };
-        sockets.joins = gro && sockets.families().into_iter().flatten().all(join_datagrams);
+        sockets.joins = options.gro && sockets.families().into_iter().flatten().all(join_datagrams);
         Ok(sockets)
     }
 
@@ -113,7 +134,11 @@ fn join_datagrams(socket: BorrowedFd<'_>) -> bool {
 
 /// A family that the machine does not have is `None`: not compiled in, or switched off so that not
 /// even the wildcard address can be bound.
-fn open_socket(address: SocketAddr, mark: u32) -> nix::Result<Option<UdpSocket>> {
+fn open_socket(
+    address: SocketAddr,
+    mark: u32,
+    large_buffers: bool,
+) -> nix::Result<Option<UdpSocket>> {
     let (family, options) = match address {
         SocketAddr::V4(_) => (AddressFamily::Inet, &V4_OPTIONS[..]),
         SocketAddr::V6(_) => (AddressFamily::Inet6, &V6_OPTIONS[..]),
@@ -124,10 +149,12 @@ fn open_socket(address: SocketAddr, mark: u32) -> nix::Result<Option<UdpSocket>>
         opened => opened?,
     };
     set_mark(socket.as_fd(), mark)?;
-    let buffers = [(libc::SO_RCVBUFFORCE, RECEIVE_BUFFER), (libc::SO_SNDBUFFORCE, SEND_BUFFER)];
-    for (option, len) in buffers {
-        // Only CAP_NET_ADMIN of the first user namespace may; smaller buffers work too.
-        let _refused = sys::set_option(socket.as_fd(), libc::SOL_SOCKET, option, len);
+    for (beyond_limits, within, len) in BUFFERS {
+        let set = |option| sys::set_option(socket.as_fd(), libc::SOL_SOCKET, option, len);
+        // Only CAP_NET_ADMIN of the first user namespace may exceed the limits; smaller buffers work too.
+        if !(large_buffers && set(beyond_limits).is_ok()) {
+            let _smaller = set(within);
+        }
     }
     for (level, name, value) in options {
         sys::set_option(socket.as_fd(), *level, *name, *value)?;
@@ -146,26 +173,28 @@ fn bound_port(socket: &UdpSocket) -> nix::Result<u16> {
 mod tests {
     use super::*;
 
+    const OPTIONS: UdpOptions = UdpOptions { gro: true, large_buffers: true };
+
     #[test]
     fn both_families_share_a_port_and_a_taken_one_is_refused() {
-        let sockets = UdpSockets::open(0, 0, true).unwrap();
+        let sockets = UdpSockets::open(0, 0, OPTIONS).unwrap();
         assert_ne!(sockets.port, 0);
         for socket in [&sockets.v4, &sockets.v6].into_iter().flatten() {
             assert_eq!(bound_port(socket), Ok(sockets.port));
         }
-        assert_eq!(UdpSockets::open(sockets.port, 0, true).err(), Some(Errno::EADDRINUSE));
+        assert_eq!(UdpSockets::open(sockets.port, 0, OPTIONS).err(), Some(Errno::EADDRINUSE));
     }
 
     #[test]
     fn the_same_port_keeps_its_sockets_and_a_failure_keeps_the_old_ones() {
         let mut held = None;
-        let port = UdpSockets::ensure(&mut held, 0, 0, true).unwrap().port;
+        let port = UdpSockets::ensure(&mut held, 0, 0, OPTIONS).unwrap().port;
         let taken = UdpSocket::bind("0.0.0.0:0").unwrap();
         let taken_port = taken.local_addr().unwrap().port();
-        let refused = UdpSockets::ensure(&mut held, taken_port, 7, true);
+        let refused = UdpSockets::ensure(&mut held, taken_port, 7, OPTIONS);
         assert_eq!(refused.err(), Some(Errno::EADDRINUSE));
         assert_eq!(held.as_ref().map(|sockets| (sockets.port, sockets.mark)), Some((port, 0)));
-        assert_eq!(UdpSockets::ensure(&mut held, port, 7, true).unwrap().mark, 7);
-        assert_ne!(UdpSockets::ensure(&mut held, 0, 7, true).unwrap().port, port);
+        assert_eq!(UdpSockets::ensure(&mut held, port, 7, OPTIONS).unwrap().mark, 7);
+        assert_ne!(UdpSockets::ensure(&mut held, 0, 7, OPTIONS).unwrap().port, port);
     }
 }

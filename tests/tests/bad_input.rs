@@ -274,6 +274,23 @@ fn attack_11_it_starts_again_after_both_processes_were_killed() {
     }
 }
 
+/// The kernel takes a moment to remove the interface of a daemon that was killed.
+#[test]
+fn an_interface_that_is_being_removed_is_waited_for() {
+    require!(Wgsep);
+    let (netns, name) = (Netns::new(), unique_interface());
+    netns.run(format!("ip tuntap add {name} mode tun"));
+    let again = Process::spawn(Wgsep.command(&netns, &name), "wgsep, too early");
+    wait::until("it asks for the interface", Duration::from_secs(10), || {
+        procfs::descriptors(again.pid()).values().any(|target| target == "/dev/net/tun")
+    });
+    netns.run(format!("ip link del {name}"));
+    wait::until("the daemon answers", Duration::from_secs(10), || is_answering(&name));
+    drop(again);
+    let _killed_with_its_socket = fs::remove_file(socket_path(&name));
+    let _and_report = fs::remove_file(socket_path(&name).with_extension("sandbox"));
+}
+
 #[test]
 fn mistaken_options_are_errors_that_name_them() {
     require!(Wgsep);

@@ -4,13 +4,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::ptrace;
 use nix::unistd::Pid;
@@ -264,16 +267,17 @@ fn attack_06_the_launching_user_can_neither_trace_nor_read_the_dataplane() {
 /// Drops this thread's user and groups to those of a normal user. The C library's functions would do so
 /// on every thread of the process.
 fn become_user_on_this_thread() {
-    let none = std::ptr::null::<libc::gid_t>();
-    // SAFETY: setgroups(2) reads no list of length 0, and the others take plain integers.
-    let results = unsafe {
-        [
-            libc::syscall(libc::SYS_setgroups, 0, none),
-            libc::syscall(libc::SYS_setresgid, USER, USER, USER),
-            libc::syscall(libc::SYS_setresuid, USER, USER, USER),
-        ]
-    };
-    assert_eq!(results, [0; 3]);
+    let user = libc::c_long::from(USER);
+    for (call, arguments) in [
+        (libc::SYS_setgroups, [0; 3]),
+        (libc::SYS_setresgid, [user; 3]),
+        (libc::SYS_setresuid, [user; 3]),
+    ] {
+        let [first, second, third] = arguments;
+        // SAFETY: setgroups(2) reads no list of length 0, and the others take plain integers.
+        let result = unsafe { libc::syscall(call, first, second, third) };
+        assert_eq!(result, 0, "call {call}");
+    }
 }
 
 /// Tries to trace a helper and each child of it, as the user who started it, until `is_over`. Returns
@@ -358,6 +362,114 @@ fn attack_06_a_tracer_is_reported_and_strict_mode_refuses_it() {
     assert!(log.contains(&tracer), "{log}");
     let refused = launch().refused();
     assert!(refused.contains("untraceable degraded(EPERM)"), "{refused}");
+}
+
+/// Everybody who may execute the file can set these to what they like.
+#[test]
+fn attack_15_with_a_file_capability_descriptors_of_the_caller_are_refused() {
+    require!(Wgsep);
+    let scratch = Scratch::new();
+    let listener = UnixListener::bind(scratch.join("socket")).unwrap();
+    // Left open for the programs that this process starts.
+    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    for variable in ["WG_TUN_FD", "WG_UAPI_FD"] {
+        let mut launch = launch_as_user();
+        launch.command.env(variable, listener.as_raw_fd().to_string());
+        let netns = Arc::clone(&launch.netns);
+        let said = launch.refused();
+        assert!(said.contains(&format!("{variable} is refused, because ")), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert_eq!(netns.run("ip -o link").lines().count(), 1, "an interface was left behind");
+    }
+}
+
+/// A service of systemd with AmbientCapabilities= has the word of root.
+#[test]
+fn with_an_ambient_capability_descriptors_of_the_caller_are_taken() {
+    require!(Wgsep);
+    let around = as_user();
+    let mut around: Vec<_> = around.iter().map(String::as_str).collect();
+    around.extend(["--inh-caps=+net_admin", "--ambient-caps=+net_admin"]);
+    let mut launch = Launch::new(Programs::new(), &around, &[], "");
+    launch.command.env("WG_UAPI_FD", "77");
+    let said = launch.refused();
+    assert!(said.contains("WG_UAPI_FD is not an open descriptor"), "{said}");
+}
+
+#[test]
+fn attack_15_with_a_file_capability_buffers_stay_within_the_limits_of_the_system() {
+    require!(Wgsep);
+    let launched = launch_as_user().start();
+    let netns = &launched._kept.0;
+    netns.run(format!("ip link set {} up", launched.interface));
+    let sockets = || netns.run("ss -H -u -a -n -m");
+    wait::until("the UDP sockets are open", LIMIT, || sockets().contains("skmem:"));
+    for (mark, limit) in [("rb", "rmem_max"), ("tb", "wmem_max")] {
+        let limit = fs::read_to_string(format!("/proc/sys/net/core/{limit}")).unwrap();
+        // The kernel doubles what is asked for.
+        let most = 2 * limit.trim().parse::<u64>().unwrap();
+        let sockets = sockets();
+        let buffers: Vec<u64> = sockets
+            .split([',', '(', ')'])
+            .filter_map(|field| field.strip_prefix(mark)?.parse().ok())
+            .collect();
+        assert!(!buffers.is_empty() && buffers.iter().all(|len| *len <= most), "{sockets}");
+    }
+}
+
+/// CAP_NET_ADMIN would suffice to put an interface into any namespace that has a name.
+#[test]
+fn attack_15_with_a_file_capability_nothing_is_done_to_a_namespace_that_the_caller_may_not_enter() {
+    require!(Wgsep);
+    for option in ["--tun-netns", "--socket-netns"] {
+        let other = Netns::new();
+        let mut launch = launch_as_user();
+        launch.command.args([option, other.name()]);
+        let netns = Arc::clone(&launch.netns);
+        let said = launch.refused();
+        assert!(said.contains("CAP_SYS_ADMIN is missing"), "{said}");
+        for (netns, other) in [(&netns, &other), (&other, &netns)] {
+            assert_eq!(netns.run("ip -o link").lines().count(), 1, "an interface was left behind");
+            let numbered = netns.run("ip netns list-id");
+            assert!(numbered.is_empty(), "{} was numbered: {numbered}", other.name());
+        }
+    }
+}
+
+#[test]
+fn attack_15_a_setuid_or_setgid_program_is_refused() {
+    require!(Wgsep);
+    for mode in [0o4755, 0o2755] {
+        let programs = Programs::with_net_admin();
+        let permissions = fs::Permissions::from_mode(mode);
+        fs::set_permissions(programs.0.join("wgsep"), permissions).unwrap();
+        let said = launch_as_user_with(programs).refused();
+        assert!(said.contains("the program is setuid or setgid"), "{mode:o}: {said}");
+    }
+}
+
+#[test]
+fn attack_15_a_file_capability_of_everybody_is_warned_of_and_that_of_a_group_is_the_groups() {
+    require!(Wgsep);
+    const WARNING: &str = "every user of this machine may execute this program";
+    let launched = launch_as_user().start();
+    assert!(launched.process.log().contains(WARNING), "{}", launched.process.log());
+
+    let programs = Programs::new();
+    let helper = programs.0.join("wgsep");
+    std::os::unix::fs::chown(&helper, Some(0), Some(USER)).unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o750)).unwrap();
+    process::run(Command::new("setcap").arg("cap_net_admin+ep").arg(&helper));
+    let launched = launch_as_user_with(programs.clone()).start();
+    launched.assert_serves_wg_with_fwmark();
+    assert!(!launched.process.log().contains(WARNING), "{}", launched.process.log());
+
+    let other = USER + 1;
+    let mut stranger = Command::new("setpriv");
+    stranger.args([&format!("--reuid={other}"), &format!("--regid={other}"), "--clear-groups"]);
+    // By a shell: setpriv itself has root's capabilities until it executes a program.
+    let said = process::output(stranger.args(["sh", "-c", "exec \"$0\" --version"]).arg(&helper));
+    assert!(String::from_utf8_lossy(&said.stderr).contains("Permission denied"), "{said:?}");
 }
 
 /// A user who cannot raise the limit on locked memory.

@@ -68,9 +68,9 @@ fn control_without_the_rule_traffic_takes_the_ordinary_route() {
     assert!(leaked > 0, "the test cannot see a leak");
 }
 
-/// README's steps, with the group of a user who has nothing else.
+/// README's steps, with the group of a user who has nothing else: a member may, another user may not.
 #[test]
-fn a_normal_user_runs_it_with_setcap() {
+fn a_normal_user_of_the_group_runs_it_with_setcap() {
     require!(Wgsep);
     if Command::new("setcap").arg("-h").output().is_err() {
         return skip("setcap is missing: run `make deps`");
@@ -82,14 +82,18 @@ fn a_normal_user_runs_it_with_setcap() {
     let configuration = scratch.join("wg0.conf");
     fs::write(&configuration, "[Interface]\nListenPort = 51820\nFwMark = 7\n").unwrap();
     let as_user = format!("setpriv --reuid {NORMAL_USER} --regid {NORMAL_USER} --clear-groups");
-    let readme = readme::block("empty namespaces come by way of a user namespace.");
+    // The machine's accounts stay as they are.
+    let group = NORMAL_USER.to_string();
+    let readme = readme::block("a change of the group takes the capability away");
+    assert_eq!(readme.len(), 6, "{readme:?}");
     let steps = readme.iter().map(|line| match line.strip_prefix("sudo ") {
         Some(as_root) => as_root.to_owned(),
         None => format!("{as_user} {line}"),
     });
     let steps: Vec<_> = steps
         .map(|line| {
-            line.replace("$(id -gn)", &NORMAL_USER.to_string())
+            line.replace("chgrp wgsep", &format!("chgrp {group}"))
+                .replace("-g wgsep", &format!("-g {group}"))
                 .replace("/usr/sbin/wgsep", &scratch.join("wgsep").display().to_string())
                 .replace("wg0.conf", &configuration.display().to_string())
                 .replace(" wgsep wg0", &format!(" {} {interface}", scratch.join("wgsep").display()))
@@ -97,11 +101,14 @@ fn a_normal_user_runs_it_with_setcap() {
         })
         .collect();
     // The machine's own directory stays as it is: this shell has another in its place.
+    let (stranger, program) = (NORMAL_USER + 1, scratch.join("wgsep"));
     let script = format!(
         "mkdir -p /run/wireguard; mount -t tmpfs none /run/wireguard; {}; {}; \
-         {as_user} wg show {interface} dump; ip link del {interface}",
+         {as_user} wg show {interface} dump; ip link del {interface}; \
+         ! setpriv --reuid {stranger} --regid {stranger} --clear-groups sh -c '{} --version'",
         tun_device::OPEN_TO_EVERY_USER,
-        steps.join("; ")
+        steps.join("; "),
+        program.display()
     );
     let mut shell = netns.command("unshare");
     shell.args(["--mount", "sh", "-ec", &script]);

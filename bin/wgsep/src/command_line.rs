@@ -264,7 +264,12 @@ fn options(
         foreground,
         user: text("user"),
         strict: text("sandbox").as_deref() == Some("strict"),
-        grants: Grants { port, mark: matches.get_one("fwmark").copied(), low_ports },
+        grants: Grants {
+            port,
+            mark: matches.get_one("fwmark").copied(),
+            low_ports,
+            large_buffers: true,
+        },
         socket_netns: text("socket-netns"),
         tun_netns: text("tun-netns"),
         without: Offload::ALL

@@ -6,11 +6,11 @@
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
-use nix::unistd::read;
-use std::fs::{File, OpenOptions};
+use nix::unistd::{geteuid, read};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -109,14 +109,17 @@ impl Log {
     /// Lines to the end of a file. A FIFO is not waited for.
     ///
     /// # Errors
-    /// If it cannot be opened, or is a symbolic link.
+    /// If it cannot be opened. ELOOP if it is a symbolic link; EPERM if it is another user's, has several
+    /// names, or is neither a regular file, a FIFO nor a character device.
     pub fn to_file(path: &Path, format: Format, most: Option<Level>) -> io::Result<Self> {
         let mut open = OpenOptions::new();
         open.append(true)
             .create(true)
             .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-        Ok(Self::new(Sink::Stream(open.open(path)?), format, most))
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
+        let file = open.open(path)?;
+        check_owned(&file.metadata()?)?;
+        Ok(Self::new(Sink::Stream(file), format, most))
     }
 
     /// Lines to the system's log, if there is one.
@@ -280,6 +283,16 @@ impl Log {
     }
 }
 
+/// Refuses a file that another user may have put in the place of the log.
+fn check_owned(status: &Metadata) -> io::Result<()> {
+    let kind = status.file_type();
+    let is_log = kind.is_file() && status.nlink() <= 1 || kind.is_fifo() || kind.is_char_device();
+    if is_log && [0, geteuid().as_raw()].contains(&status.uid()) {
+        return Ok(());
+    }
+    Err(io::Error::from_raw_os_error(libc::EPERM))
+}
+
 /// Writes to a stream that has room. The operator's pipe or terminal, if nobody reads it, must not stop
 /// the helper.
 fn write_now(mut stream: &File, line: &[u8]) -> io::Result<usize> {
@@ -392,6 +405,32 @@ mod tests {
         assert!(lines[1].ends_with(" ERROR wgsep[wg0]: \\u{1b}[2Jred"));
         assert!(lines[2].ends_with(" ERROR wgsep[wg0]: no level"));
         assert!(lines[3..].iter().all(|line| line.len() < MAX_LINE + 80) && lines.len() == 6);
+    }
+
+    #[test]
+    fn a_log_that_another_may_have_put_there_is_refused() {
+        let directory = std::env::temp_dir().join(format!("wgsep-logs-{}", std::process::id()));
+        std::fs::create_dir(&directory).unwrap();
+        let path = |name: &str| directory.join(name);
+        let open = |name: &str| {
+            let opened = Log::to_file(&path(name), Format::Text, Some(Level::Info));
+            opened.err().and_then(|error| error.raw_os_error())
+        };
+        assert_eq!(open("log"), None);
+        std::os::unix::fs::symlink("log", path("link")).unwrap();
+        assert_eq!(open("link"), Some(libc::ELOOP));
+        std::fs::hard_link(path("log"), path("another")).unwrap();
+        assert_eq!(open("log"), Some(libc::EPERM));
+        let _socket = UnixDatagram::bind(path("socket")).unwrap();
+        assert_eq!(open("socket"), Some(libc::ENXIO));
+        std::fs::write(path("theirs"), "").unwrap();
+        // Only root may give a file away.
+        if geteuid().is_root() {
+            std::os::unix::fs::chown(path("theirs"), Some(61_001), None).unwrap();
+            assert_eq!(open("theirs"), Some(libc::EPERM));
+        }
+        std::fs::remove_dir_all(&directory).unwrap();
+        assert!(Log::to_file(Path::new("/dev/null"), Format::Text, None).is_ok());
     }
 
     #[test]

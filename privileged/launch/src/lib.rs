@@ -78,8 +78,11 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     wgsep_policy::become_non_dumpable()?;
     check_name(&options.interface)?;
     startup::check_infallible_calls()?;
+    startup::check_ids()?;
     let user = wgsep_policy::user::choose(options.user.as_deref())?;
-    let Inherited { tun, uapi, manager, unnotified } = startup::clean_process()?;
+    let Inherited { tun, uapi, manager, unnotified, is_file_capable } = startup::clean_process()?;
+    let large_buffers = options.grants.large_buffers && !is_file_capable;
+    let grants = Grants { large_buffers, ..options.grants };
     startup::set_limits(options.workers)?;
     let mut log = open_log(options, launcher.is_journal())?;
     if !options.foreground {
@@ -96,6 +99,9 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     if let Some(line) = &unnotified {
         log.line(Level::Warn, line);
     }
+    if let Some(line) = is_file_capable.then(startup::warn_of_a_grant_to_all).flatten() {
+        log.line(Level::Warn, line);
+    }
     if let Some(line) = &tun.not_switched_off {
         log.info(line);
     }
@@ -103,7 +109,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
         Some(listener) => uapi_socket::adopt(listener, &name)?,
         None => uapi_socket::bind(&name)?,
     };
-    let (netlink, follows_moves) = netlink::subscribe()?;
+    let (netlink, follows_moves) = netlink::subscribe(large_buffers)?;
     let dataplane = spawn::start(options, &name, user)?;
 
     let line = |offload| offload::missing(offload, &options.without);
@@ -116,7 +122,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
         version: options.version,
         dataplane,
         interface: Interface { name, granted, descriptors, missing },
-        grants: options.grants,
+        grants,
         gro: !options.without.contains(&Offload::UdpGro),
         missing_gro,
         strict: options.strict,
@@ -137,8 +143,14 @@ fn open_log(options: &Options, is_journal: bool) -> Result<Log> {
             "cannot log to {}: its directory is missing, read-only or another user's; choose another --log-file",
             path.display()
         );
+        let refused = format!(
+            "cannot log to {}: it must be a file with a single name, a FIFO or a character device, of root or of this user, and no symbolic link; choose another --log-file",
+            path.display()
+        );
         let known = [Errno::ENOENT, Errno::EROFS, Errno::EACCES, Errno::ENOTDIR];
-        Log::to_file(path, format, most).advise(&step, &[(&known, &advice)])
+        let known: [(&[Errno], &str); 2] =
+            [(&known, &advice), (&[Errno::EPERM, Errno::ELOOP], &refused)];
+        Log::to_file(path, format, most).advise(&step, &known)
     };
     match &options.log_file {
         Some(path) => to_file(path),

@@ -118,15 +118,19 @@ pub fn request(kind: u16, fixed: &[u8], attributes: Attributes<'_>) -> nix::Resu
 /// A socket that receives link, route, rule and nexthop changes; true with it if of the interface also
 /// after it was moved to another network namespace.
 ///
+/// Its buffer exceeds net.core.rmem_max only with `large_buffers`.
+///
 /// # Errors
 /// If the kernel refuses the socket.
-pub fn subscribe() -> Result<(OwnedFd, bool)> {
+pub fn subscribe(large_buffers: bool) -> Result<(OwnedFd, bool)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)
         .step("netlink")?;
     // Each of these only saves work or losses, which the dataplane can deal with.
-    let _smaller = setsockopt(&netlink, sockopt::RcvBufForce, &RECEIVE_BUFFER)
-        .or_else(|_| setsockopt(&netlink, sockopt::RcvBuf, &RECEIVE_BUFFER));
+    let beyond_limits = || setsockopt(&netlink, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_ok();
+    if !(large_buffers && beyond_limits()) {
+        let _smaller = setsockopt(&netlink, sockopt::RcvBuf, &RECEIVE_BUFFER);
+    }
     let _longer = setsockopt(&netlink, GetStrictCheck, &true);
     let groups = RTMGRP_LINK | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE | RTMGRP_IPV6_ROUTE;
     bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups)).step("subscribe to link changes")?;

@@ -4,11 +4,14 @@ use crate::sys;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::{getresgid, getresuid};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use wgsep_journal::ServiceManager;
+use wgsep_policy::capabilities::are_of_the_file;
 use wgsep_policy::limits;
 use wgsep_privileged::{Error, Result, Step};
 
@@ -25,6 +28,8 @@ pub struct Inherited {
     pub manager: ServiceManager,
     /// Why the service manager is not notified although NOTIFY_SOCKET is set.
     pub unnotified: Option<String>,
+    /// Whether this process's capabilities are its program's, and not its launcher's.
+    pub is_file_capable: bool,
 }
 
 /// Makes the calls that by their manuals always succeed, and which the libraries take at their word: a
@@ -59,13 +64,30 @@ pub fn set_limits(workers: usize) -> Result<()> {
     )))
 }
 
+/// Refuses a program that is setuid or setgid: its launcher would choose the log, sockets and namespaces
+/// that are opened as another user.
+///
+/// # Errors
+/// If real and effective ids differ, or cannot be read.
+pub fn check_ids() -> Result<()> {
+    let (user, group) = (getresuid().step("getresuid")?, getresgid().step("getresgid")?);
+    if (user.real, group.real) == (user.effective, group.effective) {
+        return Ok(());
+    }
+    Err(Error::new(
+        "the program is setuid or setgid, which lets its launcher act as another user; take that away (chmod ug-s), and see README.md, \"Without root\"",
+    ))
+}
+
 /// Closes what the launcher left open, forgets the environment, and sets mask and core limit.
 ///
 /// # Errors
-/// If WG_TUN_FD or WG_UAPI_FD is not the number of an open descriptor of its own.
+/// If WG_TUN_FD or WG_UAPI_FD is not the number of an open descriptor of its own, or comes from a user
+/// who has no capability but the program's.
 pub fn clean_process() -> Result<Inherited> {
     const VARIABLES: [&str; 2] = ["WG_TUN_FD", "WG_UAPI_FD"];
-    let [tun, uapi] = VARIABLES.map(descriptor_variable);
+    let is_file_capable = are_of_the_file();
+    let [tun, uapi] = VARIABLES.map(|name| descriptor_variable(name, is_file_capable));
     let (tun, uapi) = (tun?, uapi?);
     if tun.is_some() && tun == uapi {
         return Err(Error::new(
@@ -86,8 +108,13 @@ pub fn clean_process() -> Result<Inherited> {
         let step = format!("{name} is not an open descriptor");
         number.map(|number| sys::take_descriptor(number).step(&step)).transpose()
     };
-    let (tun, uapi) = (take("WG_TUN_FD", tun)?, take("WG_UAPI_FD", uapi)?);
-    Ok(Inherited { tun, uapi, manager, unnotified })
+    Ok(Inherited {
+        tun: take("WG_TUN_FD", tun)?,
+        uapi: take("WG_UAPI_FD", uapi)?,
+        manager,
+        unnotified,
+        is_file_capable,
+    })
 }
 
 fn unnotified(error: &io::Error) -> String {
@@ -100,16 +127,30 @@ fn unnotified(error: &io::Error) -> String {
     )
 }
 
-fn descriptor_variable(name: &str) -> Result<Option<RawFd>> {
+fn descriptor_variable(name: &str, is_file_capable: bool) -> Result<Option<RawFd>> {
     let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else {
         return Ok(None);
     };
+    if is_file_capable {
+        return Err(Error::new(format!(
+            "{name} is refused, because wgsep has its capability from its program's file and not from who started it; unset it, or start wgsep as root"
+        )));
+    }
     let number = value.to_str().and_then(|value| value.parse().ok()).filter(|number| *number > 2);
     number.map(Some).ok_or_else(|| {
         Error::new(format!(
             "{name} must be the number of an open descriptor above 2; unset it, or set it to one"
         ))
     })
+}
+
+/// A warning where any user may execute this program with the capabilities of its file.
+pub fn warn_of_a_grant_to_all() -> Option<&'static str> {
+    const EXECUTABLE_BY_OTHERS: u32 = 0o001;
+    let mode = std::fs::metadata("/proc/self/exe").ok()?.mode();
+    (mode & EXECUTABLE_BY_OTHERS != 0).then_some(
+        "every user of this machine may execute this program with its capability, and so create interfaces and mark sockets; keep it to a group: chgrp wgsep, chmod 0750, and setcap again (README.md, \"Without root\")",
+    )
 }
 
 /// Signals that the monitor reads from a descriptor.

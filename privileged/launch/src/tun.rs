@@ -12,6 +12,8 @@ use std::fs::OpenOptions;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 use wgsep_ipc::TunOffload;
 use wgsep_policy::{Capability, capabilities};
 use wgsep_privileged::{Error, Result, Step};
@@ -28,6 +30,8 @@ const DEFAULT_MTU: u32 = 1420;
 /// MTU of 1420, 45 segments of 1452 bytes.
 const GSO_MAX_SIZE: u32 = 62_000;
 const IFLA_GSO_MAX_SIZE: u16 = 41;
+/// How long the kernel may take to remove the interface of a daemon that was killed.
+const REMOVAL: Duration = Duration::from_secs(1);
 /// Length of the struct virtio_net_hdr before each packet.
 const VNET_HDR_LEN: libc::c_int = 10;
 /// Of an interface that is about to be moved to where its own name is free.
@@ -93,7 +97,13 @@ impl TunDevice {
                     "--tun-netns does not go with WG_TUN_FD; leave one of them out",
                 ));
             }
-            Some(name) => Netns::open(name)?,
+            Some(name) => {
+                let netns = Netns::open(name)?;
+                // Before anything is done to it: CAP_NET_ADMIN suffices to number a namespace and to move
+                // an interface into it, but not to come after.
+                netns.inside(|| Ok(()))?;
+                netns
+            }
             None => Netns::current()?,
         };
         if let Some(name) = socket_netns {
@@ -125,7 +135,7 @@ impl TunDevice {
         let many = !without.contains(&Offload::FlowQueues);
         let queues = if many { libc::IFF_MULTI_QUEUE } else { 0 };
         let flags = libc::IFF_TUN | libc::IFF_NO_PI | header | queues;
-        let name = sys::attach_tun(queue.as_fd(), name, flags | libc::IFF_TUN_EXCL).advise(
+        let name = attach_new(queue.as_fd(), name, flags).advise(
             &format!("create interface {name}"),
             &[
                 (&TAKEN, &name_taken(name)),
@@ -234,6 +244,18 @@ impl TunDevice {
             (Offload::FlowQueues, many),
         ];
         ranked.into_iter().find(|(_, has)| !has).map(|(offload, _)| offload)
+    }
+}
+
+/// Creates the interface that a queue is to be of. While there is another one of that name, tries again
+/// for a second: its daemon may have been killed, and the kernel be removing it.
+fn attach_new(queue: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> nix::Result<String> {
+    let began = Instant::now();
+    loop {
+        match sys::attach_tun(queue, name, flags | libc::IFF_TUN_EXCL) {
+            Err(Errno::EBUSY) if began.elapsed() < REMOVAL => sleep(Duration::from_millis(5)),
+            outcome => return outcome,
+        }
     }
 }
 
