@@ -1,7 +1,7 @@
 //! `wgsep audit`: what it says of a daemon that runs, and with which exit status.
 #![allow(clippy::unwrap_used)]
 
-use std::process::Output;
+use std::process::{Command, Output};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -9,7 +9,7 @@ use wgsep_tests::daemon::{Daemon, SOCKETS, unique_interface};
 use wgsep_tests::implementation::Implementation::{Wgsep, WireguardGo};
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
-use wgsep_tests::process::output;
+use wgsep_tests::process::{output, run};
 use wgsep_tests::require;
 use wgsep_tests::uapi::Uapi;
 
@@ -169,4 +169,47 @@ fn the_report_goes_with_the_daemon() {
     daemon.netns.run(format!("ip link del {interface}"));
     daemon.process.exit_within(std::time::Duration::from_secs(1));
     assert!(std::fs::metadata(&report).is_err(), "{report} was left behind");
+}
+
+/// In a group's directory a member may make the report of a daemon that has none.
+#[test]
+fn attack_11_a_report_that_the_helper_did_not_write_is_not_believed_followed_or_waited_for() {
+    require!(Wgsep);
+    let daemon = Daemon::start(Wgsep, &Netns::new());
+    let report = format!("{SOCKETS}/{}.sandbox", daemon.interface);
+    let claims = std::fs::read_to_string(&report).unwrap();
+    let fake = format!("{report}-fake");
+    std::fs::write(&fake, &claims).unwrap();
+    for (script, reason) in [
+        ("mkfifo -m 0644 $0", "no regular file"),
+        ("mkdir $0", "no regular file"),
+        ("ln -s $0-fake $0", "symbolic link"),
+        ("cp $0-fake $0; chown 61001 $0", "uid 61001's"),
+        ("head -c 20000 /dev/zero >$0", "longer than"),
+        ("truncate -s 1T $0", "longer than"),
+        ("printf '\\377' >$0", "utf-8"),
+    ] {
+        let mut plant = Command::new("sh");
+        run(plant.args(["-ec", &format!("rm -rf $0; {script}"), &report]));
+        let mut command = daemon.netns.command("timeout");
+        command.arg("10").arg(wgsep_program("wgsep")).args(["audit", &daemon.interface]);
+        let said = output(&mut command);
+        let text = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert_eq!(said.status.code(), Some(3), "{script}: {said:?}");
+        let line = text.lines().find(|line| line.contains("landlock")).unwrap();
+        assert!(line.contains("unread") && line.contains(reason), "{script}: {line}");
+    }
+    // Root's own may still have been spoilt.
+    let spoilt = claims.replace("landlock=applied", "landlock=\u{1b}]0;x\u{7}\u{9b}2J");
+    std::fs::remove_file(&report).unwrap();
+    std::fs::write(&report, spoilt).unwrap();
+    for options in [&[][..], &["--json"]] {
+        let said = audit(&daemon.netns, &daemon.interface, options);
+        let text = String::from_utf8_lossy(&said.stdout).into_owned();
+        let shown = |one: char| one == '\n' || !one.is_control();
+        assert!(text.contains("]0;x") && text.chars().all(shown), "{text:?}");
+    }
+    for left in [report, fake] {
+        std::fs::remove_file(left).unwrap();
+    }
 }

@@ -9,10 +9,13 @@ pub fn string(text: &str) -> String {
     for character in text.chars() {
         match character {
             '"' | '\\' => quoted.extend(['\\', character]),
-            '\0'..'\u{20}' => {
-                let _infallible = write!(quoted, "\\u{:04x}", u32::from(character));
+            ' '..='~' => quoted.push(character),
+            // A terminal may be what reads it.
+            _ => {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    let _infallible = write!(quoted, "\\u{unit:04x}");
+                }
             }
-            _ => quoted.push(character),
         }
     }
     quoted.push('"');
@@ -26,5 +29,6 @@ mod tests {
     #[test]
     fn strings_are_escaped() {
         assert_eq!(string("a\"b\\c\n"), "\"a\\\"b\\\\c\\u000a\"");
+        assert_eq!(string("\u{9b}é\u{1f600}"), r#""\u009b\u00e9\ud83d\ude00""#);
     }
 }

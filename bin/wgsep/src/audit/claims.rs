@@ -2,8 +2,11 @@
 //! the kernel does not show.
 
 use super::processes::DIRECTORY;
+use nix::fcntl::OFlag;
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 /// The states of a process's layers by their names, as `applied` or `degraded(EPERM)`.
 type Layers = BTreeMap<String, String>;
@@ -11,10 +14,35 @@ type Layers = BTreeMap<String, String>;
 /// Both processes' claims; or why they cannot be read.
 pub(super) struct Claims(Result<BTreeMap<String, Layers>, String>);
 
-/// Reads `IF.sandbox` beside the socket.
-pub(super) fn read(interface: &str) -> Claims {
+/// Most bytes of a report; the helper's own has some 500.
+const MAX_LEN: u64 = 16 * 1024;
+
+/// Reads `IF.sandbox` beside the socket, if it is root's or the daemon's.
+pub(super) fn read(interface: &str, daemon: Option<u32>) -> Claims {
     let path = format!("{DIRECTORY}/{interface}.sandbox");
-    Claims(fs::read_to_string(&path).map(|text| parse(&text)).map_err(|e| format!("{path}: {e}")))
+    let text = text(&path, daemon);
+    Claims(text.map(|text| parse(&text)).map_err(|reason| format!("{path}: {reason}")))
+}
+
+/// The text of a file in a directory that others may be able to write: it need not be what it should be.
+fn text(path: &str, daemon: Option<u32>) -> Result<String, String> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let opened = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
+    let file = opened.map_err(|error| error.to_string())?;
+    let status = file.metadata().map_err(|error| error.to_string())?;
+    if !status.is_file() {
+        return Err("no regular file, so that the helper did not write it".to_owned());
+    }
+    let owner = status.uid();
+    if owner != 0 && Some(owner) != daemon {
+        return Err(format!("uid {owner}'s, so that the helper did not write it"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > MAX_LEN {
+        return Err(format!("longer than {MAX_LEN} bytes, so that the helper did not write it"));
+    }
+    String::from_utf8(bytes).map_err(|error| error.to_string())
 }
 
 /// A line a process: its name and a colon, then `layer=state` by layer.

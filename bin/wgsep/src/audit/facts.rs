@@ -50,6 +50,11 @@ impl Facts {
         }
     }
 
+    /// The real uid of all its threads.
+    pub(super) fn uid(&self) -> Option<u32> {
+        self.field("Uid").ok()?.split_whitespace().next()?.parse().ok()
+    }
+
     /// A field that must be the same on every thread.
     pub(super) fn field(&self, name: &str) -> Fact<&str> {
         let threads = self.threads.as_ref().map_err(Clone::clone)?;

@@ -46,8 +46,8 @@ pub fn audit(interface: &str, json: bool) -> Result<(String, Outcome), String> {
     wgsep_policy::capabilities::keep_only(&reading).map_err(|errno| {
         format!("give up privileges: {}; this is a fault, please report it", errno.desc())
     })?;
-    let claims = claims::read(interface);
     let helper = Facts::read(processes.helper, processes.helper);
+    let claims = claims::read(interface, helper.uid());
     let dataplane = Facts::read(processes.dataplane, processes.helper);
     let findings = findings::judge(&helper, &dataplane, &claims);
     let text = if json {

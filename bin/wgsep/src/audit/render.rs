@@ -28,7 +28,8 @@ pub(super) fn table(interface: &str, processes: &Processes, findings: &[Finding]
         processes.helper, processes.dataplane, "PROCESS", "LAYER", "STATE", "SOURCE"
     );
     for finding in findings {
-        let Finding { process, layer, seen, .. } = finding;
+        let Finding { process, layer, .. } = finding;
+        let seen = printable(&finding.seen);
         let (state, source) = (state(finding.state), source(finding.source));
         // Writing to memory cannot fail.
         let _infallible = writeln!(text, "{process:<10} {layer:<14} {state:<9} {source:<8} {seen}");
@@ -49,6 +50,17 @@ pub(super) fn table(interface: &str, processes: &Processes, findings: &[Finding]
     };
     let _infallible = writeln!(text, "{verdict}");
     text
+}
+
+/// What a terminal shows and does not obey: names of files and the text of a report may have anything in
+/// them.
+fn printable(text: &str) -> String {
+    let shown = |character: char| character == ' ' || character.is_ascii_graphic();
+    let escaped = |character: char| match shown(character) {
+        true => character.to_string(),
+        false => character.escape_default().to_string(),
+    };
+    text.chars().map(escaped).collect()
 }
 
 /// One object; `remedy` only where a layer is degraded.
@@ -97,6 +109,16 @@ mod tests {
     }
 
     const PROCESSES: Processes = Processes { helper: 1, dataplane: 2 };
+
+    #[test]
+    fn what_was_seen_cannot_steer_a_terminal_or_add_a_line() {
+        let findings = [finding(State::Degraded, "\u{1b}[2Japplied\nhelper x\u{202e}\u{9b}")];
+        let table = table("wg0", &PROCESSES, &findings);
+        assert!(table.contains(r"\u{1b}[2Japplied\nhelper x\u{202e}\u{9b}"), "{table}");
+        assert!(table.chars().all(|one| one == '\n' || !one.is_control()), "{table}");
+        let json = json("wg0", &PROCESSES, &findings);
+        assert!(json.trim_end().chars().all(|one| !one.is_control()), "{json}");
+    }
 
     #[test]
     fn a_degraded_layer_comes_with_its_remedy() {
