@@ -188,6 +188,11 @@ pub const HELPER: &[Allowed] = &[
         &[&[is(2, 0)]],
         "removing the UAPI socket; Landlock holds it to that directory",
     ),
+    only!(
+        SYS_newfstatat,
+        &[&[is(3, libc::AT_SYMLINK_NOFOLLOW)]],
+        "whether a name in that directory still stands for what was made under it",
+    ),
     any!(SYS_clock_gettime, "the time, where the vDSO cannot tell it"),
     any!(SYS_brk, "the heap grows and shrinks"),
     only!(SYS_mmap, &[&[READ_WRITE, ANONYMOUS]], "a large allocation"),

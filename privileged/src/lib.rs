@@ -20,7 +20,7 @@ pub use generation::{Generation, kernel_log_number};
 pub use monitor::{Monitor, Process};
 #[cfg(feature = "fuzzing")]
 pub use requests::{Requests, Served};
-pub use socket_file::{DIRECTORY, SocketFile};
+pub use socket_file::{DIRECTORY, OwnFile, SocketFile, objection};
 pub use wgsep_policy::Grants;
 
 use nix::sys::signalfd::SignalFd;

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::generation::Generation;
 use crate::poll::poll;
 use crate::requests::{Requests, Served};
-use crate::socket_file::SocketFile;
+use crate::socket_file::{Change, SocketFile};
 use crate::sys;
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
@@ -146,8 +146,13 @@ impl Monitor {
         if signal {
             self.signal()?;
         }
-        if watch && self.socket_file.was_removed() {
-            return Break(End::Orderly("the UAPI socket was removed"));
+        if watch {
+            match self.socket_file.changes() {
+                Change::None => {}
+                Change::Renamed(line) => self.log.info(&line),
+                Change::Removed => return Break(End::Orderly("the UAPI socket was removed")),
+                Change::Unsafe(line) => return Break(End::Failed(line)),
+            }
         }
         if asked && delay.is_none() {
             match self.requests.serve() {

@@ -1,12 +1,16 @@
-//! The file of the UAPI socket: when it goes, the daemon ends; when the daemon ends, it goes.
+//! The file of the UAPI socket: when it is removed, the daemon ends; when the daemon ends, it is removed.
+//!
+//! What a name in the directory stands for is compared with what this process made, by device and inode,
+//! before anything is removed or a renaming is followed.
 
 use crate::error::{Error, Result, Step};
 use crate::poll::poll;
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::inotify::{AddWatchFlags, Inotify, InotifyEvent};
+use nix::sys::stat::{FileStat, fstatat};
 use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,25 +21,108 @@ pub const DIRECTORY: &str = "/var/run/wireguard";
 
 /// How long the second half of a renaming may take.
 const RENAMING: Duration = Duration::from_millis(50);
+/// Bits of a mode: the group, or others, may write; only owners may remove or rename.
+const WRITABLE: u32 = 0o022;
+const OTHERS_WRITE: u32 = 0o002;
+const STICKY: u32 = 0o1000;
 
-/// The socket's file, and the sandbox's report beside it; both are removed when this is dropped.
+/// What is wrong with a directory of this owner and mode as the place of a socket of `user`, with the
+/// command that mends it; `None` if only root and `user` can replace the socket.
+#[must_use]
+pub fn objection(path: &str, owner: u32, mode: u32, user: u32) -> Option<String> {
+    if ![0, user].contains(&owner) {
+        return Some(format!(
+            "{path} belongs to uid {owner}, who could replace the UAPI socket; take it back: chown root {path}"
+        ));
+    }
+    if mode & WRITABLE == 0 || mode & STICKY != 0 {
+        return None;
+    }
+    let who = if mode & OTHERS_WRITE == 0 { "its group" } else { "every user" };
+    let kept = mode & 0o7777 & !OTHERS_WRITE;
+    let mended = if kept & WRITABLE == 0 { kept } else { kept | STICKY };
+    Some(format!(
+        "{path} can be written by {who} and is not sticky, so that others could replace the UAPI socket; mend it: chmod {mended:04o} {path}"
+    ))
+}
+
+fn status(directory: BorrowedFd<'_>, name: &OsStr) -> nix::Result<FileStat> {
+    fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+}
+
+/// A file in the directory, by its name and by what the name stood for when it was made.
+pub struct OwnFile {
+    name: OsString,
+    device_and_inode: (u64, u64),
+}
+
+impl OwnFile {
+    /// The file of this name, symbolic links not followed.
+    ///
+    /// # Errors
+    /// As fstatat(2).
+    pub fn find(directory: BorrowedFd<'_>, name: String) -> nix::Result<Self> {
+        let found = status(directory, name.as_ref())?;
+        Ok(Self { name: name.into(), device_and_inode: (found.st_dev, found.st_ino) })
+    }
+
+    /// Whether its name still stands for it.
+    #[must_use]
+    pub fn is_there(&self, directory: BorrowedFd<'_>) -> bool {
+        let found = status(directory, &self.name);
+        found.is_ok_and(|found| (found.st_dev, found.st_ino) == self.device_and_inode)
+    }
+
+    /// Whether it is the file of this device and inode.
+    #[must_use]
+    pub fn is(&self, device: u64, inode: u64) -> bool {
+        self.device_and_inode == (device, inode)
+    }
+}
+
+/// What became of the socket's file.
+pub(crate) enum Change {
+    /// It is where it was.
+    None,
+    /// It has another name, by which it is known now; a line for the log.
+    Renamed(String),
+    /// It was removed, replaced, or moved out of the directory.
+    Removed,
+    /// It was renamed where others than its owner may do that; a line that says so.
+    Unsafe(String),
+}
+
+/// The socket's file, and the sandbox's report beside it; what this process made of them is removed when
+/// this is dropped.
 pub struct SocketFile {
     directory: File,
     watch: Inotify,
-    /// The name in the directory, while it is ours.
-    file: Option<OsString>,
+    /// While it is there; `None` from the start if the socket that was handed over is elsewhere.
+    socket: Option<OwnFile>,
+    /// Whether this process made it.
+    is_made_here: bool,
     /// Where `wgsep audit` finds how the sandbox turned out; opened while that is possible.
-    report: Option<(File, OsString)>,
+    report: Option<(File, OwnFile)>,
+    /// Who runs this process.
+    user: u32,
 }
 
 impl SocketFile {
-    /// `IF.sock` of an interface in `directory`, of which `watch` hears what is removed or renamed. The
-    /// open `report` is `IF.sandbox`.
+    /// The socket of an interface in `directory`, whose removals and renamings `watch` reports.
     #[must_use]
-    pub fn new(directory: File, watch: Inotify, interface: &str, report: Option<File>) -> Self {
-        let file = Some(format!("{interface}.sock").into());
-        let report = report.map(|file| (file, format!("{interface}.sandbox").into()));
-        Self { directory, watch, file, report }
+    pub const fn new(
+        directory: File,
+        watch: Inotify,
+        socket: Option<OwnFile>,
+        is_made_here: bool,
+        user: u32,
+    ) -> Self {
+        Self { directory, watch, socket, is_made_here, report: None, user }
+    }
+
+    /// Takes over the open and empty file for the sandbox's report.
+    pub fn set_report(&mut self, report: Option<(File, OwnFile)>) {
+        self.report = report;
     }
 
     /// Leaves the sandbox's report for `wgsep audit`.
@@ -44,15 +131,15 @@ impl SocketFile {
     }
 
     /// The directory that the socket is in.
-    pub(crate) fn directory(&self) -> BorrowedFd<'_> {
+    #[must_use]
+    pub fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
 
     /// Whether the files could be removed by this process as it is now.
     ///
     /// # Errors
-    /// A line for the log. Other daemons give the directory to whoever started them, and the helper, once
-    /// it has no CAP_DAC_OVERRIDE, is nobody there.
+    /// A line for the log: the helper, once it has no CAP_DAC_OVERRIDE, goes by the directory's mode.
     pub(crate) fn check_removable(&self) -> Result<()> {
         let modes = AccessFlags::W_OK | AccessFlags::X_OK;
         // A filter around us may refuse the question; then the end tells.
@@ -60,36 +147,67 @@ impl SocketFile {
             return Ok(());
         }
         Err(Error::new(format!(
-            "{DIRECTORY} is another user's, so that the UAPI socket stays there when this ends; take it back: chown root {DIRECTORY}; chmod u+wx {DIRECTORY}"
+            "{DIRECTORY} cannot be written without CAP_DAC_OVERRIDE, so that the UAPI socket stays there when this ends; mend it: chown root {DIRECTORY}; chmod u+wx {DIRECTORY}"
         )))
     }
 
-    /// Becomes readable when something in the directory is removed.
+    /// Becomes readable when something in the directory is removed or renamed.
     pub(crate) fn watch(&self) -> BorrowedFd<'_> {
         self.watch.as_fd()
     }
 
-    /// Reads the watch: true if our file was removed, replaced, or moved out of the directory.
+    /// Reads the watch, and looks what became of the socket.
     ///
-    /// Renamed within it, as an operator does who renames the interface, it is ours by its new name.
-    pub(crate) fn was_removed(&mut self) -> bool {
-        let mut renaming = None;
+    /// Renamed within the directory, as an operator does who renames the interface, it is followed to its
+    /// new name, if only its owner and root could do that. The report of its old name is removed then,
+    /// because another daemon may take that name.
+    pub(crate) fn changes(&mut self) -> Change {
+        let renamed = self.read_renaming();
+        let Some(socket) = &mut self.socket else { return Change::None };
+        let is_renamed = renamed.is_some();
+        if let Some(name) = renamed {
+            socket.name = name;
+        }
+        if !socket.is_there(self.directory.as_fd()) {
+            self.socket = None;
+            return Change::Removed;
+        }
+        if !is_renamed {
+            return Change::None;
+        }
+        let name = socket.name.display().to_string();
+        if let Some(objection) = self.objection() {
+            return Change::Unsafe(format!(
+                "the UAPI socket was renamed to {name:?}, and {objection}"
+            ));
+        }
+        let _logged_at_the_end = self.remove_report();
+        Change::Renamed(format!("the UAPI socket was renamed to {name:?}"))
+    }
+
+    /// What is wrong with the directory as it is now.
+    fn objection(&self) -> Option<String> {
+        match status(self.directory.as_fd(), OsStr::new(".")) {
+            Ok(found) => objection(DIRECTORY, found.st_uid, found.st_mode, self.user),
+            Err(errno) => Some(format!("{DIRECTORY} cannot be looked at: {}", errno.desc())),
+        }
+    }
+
+    /// Reads the watch to its end: the new name of the socket, if it was renamed.
+    fn read_renaming(&mut self) -> Option<OsString> {
+        let (mut name, mut renaming) = (None, None);
         while let Ok(events) = self.next_events(renaming.is_some()) {
             for event in events {
-                self.report.take_if(|(_, name)| event.name.as_ref() == Some(name));
-                let is_ours = event.name.is_some() && event.name == self.file;
                 if event.mask.contains(AddWatchFlags::IN_MOVED_TO) && renaming == Some(event.cookie)
                 {
-                    renaming = None;
-                    self.file = event.name;
-                } else if is_ours {
-                    let leaves = event.mask.contains(AddWatchFlags::IN_MOVED_FROM);
-                    renaming = leaves.then_some(event.cookie);
-                    self.file = None;
+                    (name, renaming) = (event.name, None);
+                } else if event.mask.contains(AddWatchFlags::IN_MOVED_FROM) {
+                    let known = name.as_ref().or(self.socket.as_ref().map(|socket| &socket.name));
+                    renaming = renaming.or((event.name.as_ref() == known).then_some(event.cookie));
                 }
             }
         }
-        self.file.is_none()
+        name
     }
 
     /// The events that wait, if any. The two halves of a renaming need not come together, but the
@@ -101,29 +219,38 @@ impl SocketFile {
         self.watch.read_events()
     }
 
-    /// Removes what is still ours: a file that has taken the place of ours is somebody else's.
+    /// Removes what this process made and is still there: a file that has taken the place of ours is
+    /// somebody else's.
     ///
     /// # Errors
     /// If one is still there.
     pub(crate) fn remove(&mut self) -> Result<()> {
-        let _is_known_now = self.was_removed();
-        let report = self.report.take().map(|(_, name)| name);
-        let mut outcome = Ok(());
+        let _is_known_now = self.changes();
+        let report = self.remove_report();
         // The socket last: whoever waits for our end goes by it.
-        for name in [report, self.file.take()].into_iter().flatten() {
-            let path = format!("{DIRECTORY}/{}", name.display());
-            match unlinkat(&self.directory, &*name, UnlinkatFlags::NoRemoveDir) {
-                Ok(()) | Err(Errno::ENOENT) => {}
-                refused => outcome = refused.advise(
-                    &format!("remove {path}"),
-                    &[(
-                        &[Errno::EACCES],
-                        &format!("{path} stays, because {DIRECTORY} is another user's; take it back: chown root {DIRECTORY}; rm -f {path}"),
-                    )],
-                ),
-            }
+        let socket = self.socket.take().filter(|_| self.is_made_here);
+        socket.map_or(Ok(()), |socket| self.remove_file(&socket)).and(report)
+    }
+
+    fn remove_report(&mut self) -> Result<()> {
+        self.report.take().map_or(Ok(()), |(_, report)| self.remove_file(&report))
+    }
+
+    fn remove_file(&self, file: &OwnFile) -> Result<()> {
+        if !file.is_there(self.directory.as_fd()) {
+            return Ok(());
         }
-        outcome
+        let path = format!("{DIRECTORY}/{}", file.name.display());
+        match unlinkat(&self.directory, &*file.name, UnlinkatFlags::NoRemoveDir) {
+            Err(Errno::ENOENT) => Ok(()),
+            removed => removed.advise(
+                &format!("remove {path}"),
+                &[(
+                    &[Errno::EACCES, Errno::EPERM],
+                    &format!("{path} stays, because {DIRECTORY} is another user's or cannot be written; take it back: chown root {DIRECTORY}; rm -f {path}"),
+                )],
+            ),
+        }
     }
 }
 
@@ -132,5 +259,37 @@ impl Drop for SocketFile {
     /// that already.
     fn drop(&mut self) {
         let _told = self.remove();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_directory_in_which_others_replace_nothing_is_accepted() {
+        const USER: u32 = 1000;
+        let command = |owner, mode, user| {
+            let objection = objection("/d", owner, mode, user)?;
+            objection.split_once(": ").map(|(_, command)| command.to_owned())
+        };
+        for (owner, mode, user, expected) in [
+            (0, 0o40755, 0, None),
+            (0, 0o40700, USER, None),
+            (USER, 0o40755, USER, None),
+            (0, 0o41770, 0, None),
+            (0, 0o41777, USER, None),
+            (0, 0o40770, 0, Some("chmod 1770 /d")),
+            (0, 0o40775, USER, Some("chmod 1775 /d")),
+            (0, 0o40777, 0, Some("chmod 1775 /d")),
+            (0, 0o40757, 0, Some("chmod 0755 /d")),
+            (0, 0o42770, 0, Some("chmod 3770 /d")),
+            (USER, 0o40755, 0, Some("chown root /d")),
+            (USER, 0o41777, 0, Some("chown root /d")),
+            (1001, 0o40755, USER, Some("chown root /d")),
+        ] {
+            let found = command(owner, mode, user);
+            assert_eq!(found.as_deref(), expected, "{owner} {mode:o} {user}");
+        }
     }
 }

@@ -1,15 +1,22 @@
-//! Attack 11: starts, many and in a hurry. Names and socket paths are in `bad_input`.
+//! Attack 11: starts, many and in a hurry, and where others could replace the socket. Names and socket paths
+//! are in `bad_input`.
 #![allow(clippy::unwrap_used)]
 
 use std::env;
+use std::fs;
 use std::hint;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
-use wgsep_tests::daemon::Daemon;
+use wgsep_tests::daemon::{Daemon, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::netns::Netns;
-use wgsep_tests::require;
+use wgsep_tests::process::{self, Process};
+use wgsep_tests::scratch::Scratch;
+use wgsep_tests::{procfs, require, tun_device, wait};
 
 /// How often to start; more by the variable, which finds rarer races.
 const STARTS: usize = 20;
@@ -42,5 +49,109 @@ fn attack_11_many_starts_under_load_are_sealed_without_a_race() {
         });
         ended.store(true, Ordering::Relaxed);
         assert_eq!(failed, None, "a start failed");
+    });
+}
+
+/// How long a start may take on a busy machine.
+const LIMIT: Duration = Duration::from_secs(20);
+/// A user that nobody else is; 61002 is another.
+const USER: u32 = 61_001;
+
+/// Both programs where every user can execute them, the helper with the capability that it needs.
+fn programs() -> Scratch {
+    let programs = Scratch::new();
+    fs::set_permissions(&*programs, fs::Permissions::from_mode(0o755)).unwrap();
+    for program in ["wgsep", "wgsep-dataplane"] {
+        programs.install(program, program);
+    }
+    let capable = programs.join("wgsep");
+    process::run(Command::new("setcap").arg("cap_net_admin+ep").arg(capable));
+    programs
+}
+
+/// A command that starts wgsep as a user in mounts of its own, where `script` has made /run.
+fn start_where(
+    script: &str,
+    user: u32,
+    programs: &Scratch,
+    netns: &Netns,
+    interface: &str,
+) -> Command {
+    let open = tun_device::OPEN_TO_EVERY_USER;
+    let empty = format!("mkdir /run/wireguard; {open}; rmdir /run/wireguard");
+    let script = format!("mount -t tmpfs -o mode=0755 none /run; {empty}; {script}; exec \"$@\"");
+    let mut command = netns.command("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-ec", &script, "sh"]);
+    if user != 0 {
+        let ids = [format!("--reuid={user}"), format!("--regid={user}")];
+        command.arg("setpriv").args(ids).arg("--clear-groups");
+    }
+    command.arg(programs.join("wgsep")).args(["-f", interface]);
+    command
+}
+
+/// Whoever may replace the socket is talked to by root's wg(8), which sends the private key.
+#[test]
+fn attack_11_a_socket_that_others_could_replace_is_not_made_and_the_error_has_the_remedy() {
+    require!(Wgsep);
+    let programs = programs();
+    for (user, script, remedy) in [
+        (0, "install -d -m 0770 -g 61002 /run/wireguard", "chmod 1770 /var/run/wireguard"),
+        (0, "install -d -m 2775 -g 61002 /run/wireguard", "chmod 3775 /var/run/wireguard"),
+        (0, "install -d -m 0777 /run/wireguard", "chmod 1775 /var/run/wireguard"),
+        (0, "install -d -m 0757 /run/wireguard", "chmod 0755 /var/run/wireguard"),
+        (0, "install -d -m 1770 -o 61002 /run/wireguard", "chown root /var/run/wireguard"),
+        (0, "mkdir /run/wireguard; chmod 0775 /run", "chmod 1775 /run"),
+        (0, "chown 61002 /run", "chown root /run"),
+        (
+            0,
+            "mount -t tmpfs -o mode=0755 none /var; mkdir -p /var/x/y; chmod 0777 /var/x; ln -s x/y /var/run",
+            "chmod 1775 /var/x",
+        ),
+        (
+            0,
+            "mount -t tmpfs -o mode=0755 none /var; ln -s ../run /var/run; chown -h 61002 /var/run",
+            "chown -h root /var/run",
+        ),
+        (USER, "install -d -m 0770 -g 61001 /run/wireguard", "chmod 1770 /var/run/wireguard"),
+        (USER, "install -d -m 1777 -o 61002 /run/wireguard", "chown root /var/run/wireguard"),
+    ] {
+        let (netns, interface) = (Netns::new(), unique_interface());
+        let start = |script: &str| start_where(script, user, &programs, &netns, &interface);
+        // What it leaves in the directory goes to stdout.
+        let refusing = "timeout 10 \"$@\" || code=$?; ls -A /run/wireguard 2>&- || :; exit $code";
+        let mut command = start(&format!("{script}; {refusing}"));
+        let refused = process::output(&mut command);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{script}: {said}");
+        assert!(said.lines().count() == 1 && said.trim_end().ends_with(remedy), "{script}: {said}");
+        assert!(refused.stdout.is_empty(), "{script}: {refused:?}");
+        assert!(!netns.run("ip -o link").contains(&interface), "{script}: the interface is left");
+        assert!(procfs::with_argument(&interface).is_empty(), "{script}: a process is left");
+        // The remedy is one.
+        assert_serves(start(&format!("{script}; {remedy}")), &format!("{script}; {remedy}"));
+    }
+}
+
+#[test]
+fn a_user_serves_in_a_directory_of_its_own_or_of_roots_that_is_sticky() {
+    require!(Wgsep);
+    let programs = programs();
+    for script in [
+        "install -d -m 0755 -o 61001 /run/wireguard",
+        "install -d -m 1770 -g 61001 /run/wireguard",
+        "install -d -m 1777 /run/wireguard",
+    ] {
+        let (netns, interface) = (Netns::new(), unique_interface());
+        assert_serves(start_where(script, USER, &programs, &netns, &interface), script);
+    }
+}
+
+#[track_caller]
+fn assert_serves(command: Command, what: &str) {
+    let mut daemon = Process::spawn(command, "wgsep where others may write");
+    wait::until("it has started", LIMIT, || {
+        assert_eq!(daemon.try_exit(), None, "{what}: {}", daemon.log());
+        daemon.log().contains("started: ")
     });
 }

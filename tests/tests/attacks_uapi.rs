@@ -1,18 +1,24 @@
 //! Attack 10: clients of the UAPI socket that forget, dawdle and never end, a thousand of them. That
-//! nobody else may connect is in `uapi`.
+//! nobody else may connect is in `uapi`. Attack 11: what is put in the place of its file while it is served.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Command;
+use std::time::Duration;
 
-use wgsep_tests::daemon::{Daemon, socket_path};
+use nix::sys::signal::Signal;
+use wgsep_tests::daemon::{Daemon, SOCKETS, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::Family;
 use wgsep_tests::netns::Netns;
+use wgsep_tests::process::{Process, run, stop};
 use wgsep_tests::traffic::{Pinging, until_ping};
 use wgsep_tests::tunnel::{Plan, Tunnel};
-use wgsep_tests::{procfs, require};
+use wgsep_tests::{procfs, require, wait};
 
 const CLIENTS: usize = 1000;
 /// Descriptors that they may take together, and kilobytes.
@@ -105,4 +111,83 @@ fn attack_10_a_thousand_idle_slow_and_endless_clients_are_bounded_and_traffic_go
     assert_eq!(left.daemon.listen_port(), left.port);
     let pings = pinging.stop();
     assert!(pings.received + 2 >= pings.sent, "{pings:?}");
+}
+
+/// How long an end may take on a busy machine.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A daemon in a directory of its own, which is mended at the start and may change later.
+fn in_own_directory(netns: &Netns, interface: &str) -> Process {
+    let script = "mount -t tmpfs -o mode=0755 none /run; mkdir /run/wireguard; exec \"$@\"";
+    let mut command = netns.command("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-ec", script, "sh"]);
+    command.arg(wgsep_program("wgsep")).args(["-f", interface]);
+    let mut daemon = Process::spawn(command, "wgsep in a directory of its own");
+    wait::until("it has started", LIMIT, || {
+        assert_eq!(daemon.try_exit(), None, "{}", daemon.log());
+        daemon.log().contains("started: ")
+    });
+    daemon
+}
+
+/// Where anybody of a group may rename, a renaming may be an attack: its new name is no place to go to.
+#[test]
+fn attack_11_a_renamed_socket_is_followed_only_where_no_other_user_could_have_done_that() {
+    require!(Wgsep);
+    for (mode, user, remedy) in [
+        ("0755", "0", None),
+        ("1770", "0", None),
+        ("0770", "0", Some("chmod 1770 /var/run/wireguard")),
+        ("0755", "61001", Some("chown root /var/run/wireguard")),
+    ] {
+        let (netns, name, new) = (Netns::new(), unique_interface(), unique_interface());
+        let mut daemon = in_own_directory(&netns, &name);
+        let directory = format!("/proc/{}/root/run/wireguard", daemon.pid());
+        run(Command::new("chmod").args([mode, &directory]));
+        run(Command::new("chown").args([user, &directory]));
+        let [from, to] = [&name, &new].map(|name| format!("{directory}/{name}.sock"));
+        fs::rename(from, &to).unwrap();
+        let what = format!("{mode} of uid {user}");
+        if let Some(remedy) = remedy {
+            let status = daemon.exit_within(LIMIT);
+            let log = daemon.log();
+            assert_eq!(status.code(), Some(1), "{what}: {log}");
+            assert!(log.contains("the UAPI socket was renamed") && log.contains(remedy), "{log}");
+            continue;
+        }
+        let told = format!("the UAPI socket was renamed to \"{new}.sock\"");
+        wait::until("the renaming is logged", LIMIT, || daemon.log().contains(&told));
+        netns.run(format!("nsenter --mount --target {} wg show {new}", daemon.pid()));
+        // Another daemon may take the old name, and its report's.
+        let left: Vec<_> = fs::read_dir(&directory).unwrap().map(|one| one.unwrap()).collect();
+        assert_eq!(left.len(), 1, "{what}: {left:?}");
+        daemon.signal(Signal::SIGTERM);
+        assert_eq!(daemon.exit_within(LIMIT).code(), Some(0), "{what}: {}", daemon.log());
+    }
+}
+
+/// More events than the kernel keeps for a helper that does not read them: what became of the socket is
+/// not among them.
+#[test]
+fn attack_11_what_took_the_sockets_place_stays_there_though_the_event_of_that_was_lost() {
+    require!(Wgsep);
+    let mut daemon = Daemon::start(Wgsep, &Netns::new());
+    let socket = socket_path(&daemon.interface);
+    let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    stop(daemon.process.pid());
+    let other = format!("{SOCKETS}/{}", unique_interface());
+    for _ in 0..=most.trim().parse::<u32>().unwrap() {
+        fs::write(&other, "").unwrap();
+        fs::remove_file(&other).unwrap();
+        fs::write(format!("{other}-2"), "").unwrap();
+        fs::remove_file(format!("{other}-2")).unwrap();
+    }
+    fs::remove_file(&socket).unwrap();
+    let listener = UnixListener::bind(&socket).unwrap();
+    daemon.process.signal(Signal::SIGCONT);
+    assert_eq!(daemon.process.exit_within(LIMIT).code(), Some(0), "{}", daemon.process.log());
+    assert!(UnixStream::connect(&socket).is_ok(), "another's socket was removed");
+    drop(listener);
+    let report = socket.with_extension("sandbox");
+    assert!(!report.exists(), "{} is its own, and was left", report.display());
 }

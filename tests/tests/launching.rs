@@ -79,7 +79,7 @@ impl Launch {
     fn new(programs: Programs, around: &[&str], unshared: &[&str], script: &str) -> Self {
         let (netns, interface) = (Netns::new(), unique_interface());
         let script = format!(
-            "mkdir -p /run/wireguard; mount -t tmpfs -o mode=0777 none /run/wireguard; {};
+            "mkdir -p /run/wireguard; mount -t tmpfs -o mode=1777 none /run/wireguard; {};
             {script}
             exec \"$@\"",
             tun_device::OPEN_TO_EVERY_USER

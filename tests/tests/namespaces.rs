@@ -1,15 +1,25 @@
 //! The interface in one network namespace and its sockets in another: from the start, or because it was
 //! moved. Its state is followed wherever it is, and whichever namespace goes first.
+#![allow(clippy::unwrap_used)]
 
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::Signal;
 use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::{Implementation::Wgsep, wgsep_program};
 use wgsep_tests::link::{self, Family, Side};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{Process, run};
 use wgsep_tests::require;
+use wgsep_tests::scratch::Scratch;
 use wgsep_tests::traffic::until_ping;
 use wgsep_tests::tunnel::{End, PORT};
 use wgsep_tests::wg::KeyPair;
@@ -247,5 +257,86 @@ fn a_namespace_that_is_not_there_or_may_not_be_entered_is_one_clear_line() {
             assert!(stderr.contains(expected), "{stderr}");
             assert_eq!(stderr.lines().count(), 1, "{stderr}");
         }
+    }
+}
+
+/// Puts a descriptor where the daemon will look for it.
+fn place_at_seven(number: i32) -> std::io::Result<()> {
+    // SAFETY: plain integers; this process, which is about to execute another program, owns no object at 7.
+    Ok(Errno::result(unsafe { libc::dup2(number, 7) }).map(drop)?)
+}
+
+/// Starts a daemon in the foreground on a socket that is bound at `path`, and waits until it serves.
+fn on_a_socket(netns: &Netns, interface: &str, path: &Path) -> Process {
+    let listener = UnixListener::bind(path).unwrap();
+    let mut command = netns.command(wgsep_program("wgsep"));
+    command.args(["--foreground", interface]).env("WG_UAPI_FD", "7");
+    let number = listener.as_raw_fd();
+    // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are allowed: it
+    // makes one, with plain integers.
+    unsafe {
+        command.pre_exec(move || place_at_seven(number));
+    }
+    let process = Process::spawn(command, "wgsep on a socket that it was given");
+    wait::until("it has started", LIMIT, || process.log().contains("started: "));
+    process
+}
+
+#[test]
+fn a_daemon_of_the_same_name_in_another_namespace_takes_nothing_from_the_first() {
+    require!(Wgsep);
+    let first = Daemon::start(Wgsep, &Netns::new());
+    let (elsewhere, scratch) = (Netns::new(), Scratch::new());
+    let files =
+        [socket_path(&first.interface), socket_path(&first.interface).with_extension("sandbox")];
+    // It finds the socket in use,
+    let program = wgsep_program("wgsep");
+    let refused = elsewhere.output(format!("{} -f {}", program.display(), first.interface));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("in use by a running daemon"), "{said}");
+    // or has one of its own in another place.
+    let mut second = on_a_socket(&elsewhere, &first.interface, &scratch.join("sock"));
+    assert!(files.iter().all(|file| file.exists()), "taken by the second's start");
+    second.signal(Signal::SIGTERM);
+    assert_eq!(second.exit_within(LIMIT).code(), Some(0), "{}", second.log());
+    assert!(files.iter().all(|file| file.exists()), "taken by the second's end");
+    assert!(uapi::is_answering(&first.interface));
+    // The end of the first is not the second's.
+    let second = on_a_socket(&elsewhere, &first.interface, &scratch.join("sock-2"));
+    let interface = first.interface.clone();
+    drop(first);
+    wait::until("the first has ended", LIMIT, || !socket_path(&interface).exists());
+    let asked = wgsep_tests::process::output(Command::new("ip").args([
+        "-n",
+        elsewhere.name(),
+        "link",
+        "show",
+        &interface,
+    ]));
+    assert!(asked.status.success(), "the second has ended: {}", second.log());
+    let _killed_with_its_report = std::fs::remove_file(&files[1]);
+}
+
+#[test]
+fn a_socket_that_was_handed_over_ends_the_daemon_when_it_is_removed_and_stays_otherwise() {
+    require!(Wgsep);
+    for is_removed in [false, true] {
+        let (netns, interface) = (Netns::new(), unique_interface());
+        let socket = socket_path(&interface);
+        let mut daemon = on_a_socket(&netns, &interface, &socket);
+        assert!(uapi::is_answering(&interface));
+        let report = socket.with_extension("sandbox");
+        assert!(report.exists());
+        if is_removed {
+            std::fs::remove_file(&socket).unwrap();
+        } else {
+            daemon.signal(Signal::SIGTERM);
+        }
+        assert_eq!(daemon.exit_within(LIMIT).code(), Some(0), "{}", daemon.log());
+        assert!(!report.exists());
+        assert!(
+            is_removed || std::fs::remove_file(&socket).is_ok(),
+            "removed what it did not make"
+        );
     }
 }

@@ -4,6 +4,7 @@ use nix::errno::Errno;
 use nix::libc::{self, c_int};
 use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::{ForkResult, Pid};
+use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 nix::ioctl_write_ptr_bad!(tunsetiff, libc::TUNSETIFF, libc::ifreq);
@@ -100,6 +101,16 @@ pub(crate) fn set_link_type(tun: BorrowedFd<'_>, kind: u16) -> nix::Result<()> {
 pub(crate) fn set_offload(tun: BorrowedFd<'_>, offloads: libc::c_uint) -> nix::Result<()> {
     // SAFETY: plain integers.
     unsafe { tunsetoffload(tun.as_raw_fd(), offloads.cast_signed()) }.map(drop)
+}
+
+/// The file that a unix socket was bound to, though it may have been removed since; opened with O_PATH.
+pub(crate) fn bound_file(socket: BorrowedFd<'_>) -> nix::Result<File> {
+    // linux/un.h.
+    const SIOCUNIXFILE: c_int = 0x89e0;
+    // SAFETY: the request takes no argument.
+    let opened = Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCUNIXFILE as _) })?;
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    Ok(unsafe { File::from_raw_fd(opened) })
 }
 
 /// Empties the environment, while there is a single thread.

@@ -1,6 +1,7 @@
 //! The UAPI socket that wg(8) looks for: /var/run/wireguard/INTERFACE.sock.
 
 use crate::startup::open_path;
+use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
@@ -10,45 +11,57 @@ use nix::sys::socket::{
     socket, sockopt,
 };
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::mkdir;
-use std::fs::{File, OpenOptions, remove_file, symlink_metadata};
+use nix::unistd::{geteuid, mkdir};
+use std::fs::{
+    File, Metadata, OpenOptions, read_link, read_to_string, remove_file, symlink_metadata,
+};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-use wgsep_privileged::{DIRECTORY, Error, Result, SocketFile, Step};
+use wgsep_privileged::{DIRECTORY, Error, OwnFile, Result, SocketFile, Step, objection};
 
 /// How long a daemon may take to end after its interface is gone.
 const ENDING: Duration = Duration::from_secs(1);
+/// Most symbolic links on the way to a directory, as the kernel has it.
+const MAX_LINKS: usize = 40;
+/// Whom the kernel names where a user namespace has no number for the owner.
+const UNMAPPED: u32 = 65_534;
 
 /// Binds the socket of an interface, mode 0600. A stale file, of a daemon that was killed, is replaced;
 /// anything else of that name is left alone.
 ///
 /// # Errors
-/// If the name is taken, or the directory cannot be made or written.
+/// If the name is taken, the directory cannot be made or written, or others could replace the socket.
 pub fn bind(interface: &str) -> Result<(OwnedFd, SocketFile)> {
     let directory = open_directory()?;
     let path = format!("{DIRECTORY}/{interface}.sock");
     remove_stale(&path)?;
     // Before the file exists, so that no removal goes unseen.
-    let watch = watch_directory(interface)?;
+    let watch = watch_directory()?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let listener =
         socket(AddressFamily::Unix, SockType::Stream, flags, None).step("UAPI socket")?;
     let address = UnixAddr::new(&*path).step("UAPI socket")?;
     writable(&path, with_umask(0o177, || socket::bind(listener.as_raw_fd(), &address)))?;
+    let made = OwnFile::find(directory.as_fd(), format!("{interface}.sock"));
+    // Nothing but this process made it, though it cannot be looked at.
+    let made = made.inspect_err(|_| drop(remove_file(&path))).step(&path)?;
     // From here on the file goes if anything fails.
-    let file = SocketFile::new(directory, watch, interface, create_report(interface));
+    let mut file = SocketFile::new(directory, watch, Some(made), true, geteuid().as_raw());
+    file.set_report(create_report(file.directory(), interface));
     listen(&listener, Backlog::MAXCONN).step("listen on the UAPI socket")?;
     Ok((listener, file))
 }
 
-/// Takes over a socket that is already bound and listening (WG_UAPI_FD).
+/// Takes over a socket that is already bound and listening (WG_UAPI_FD). If it is the interface's own in
+/// the usual place, its removal ends the daemon; its file stays with whoever made it.
 ///
 /// # Errors
-/// If it is no listening unix socket, or the directory cannot be watched.
+/// If it is no listening unix socket, the directory cannot be watched, or others could replace the socket.
 pub fn adopt(listener: OwnedFd, interface: &str) -> Result<(OwnedFd, SocketFile)> {
     let is_unix = getsockname::<UnixAddr>(listener.as_raw_fd()).is_ok();
     if !is_unix || getsockopt(&listener, sockopt::AcceptConn) != Ok(true) {
@@ -57,24 +70,31 @@ pub fn adopt(listener: OwnedFd, interface: &str) -> Result<(OwnedFd, SocketFile)
         ));
     }
     fcntl(&listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).step("WG_UAPI_FD")?;
-    let (directory, watch) = (open_directory()?, watch_directory(interface)?);
-    Ok((listener, SocketFile::new(directory, watch, interface, create_report(interface))))
+    let (directory, watch) = (open_directory()?, watch_directory()?);
+    // Another daemon's socket may have the interface's name there.
+    let bound = sys::bound_file(listener.as_fd()).ok().and_then(|file| file.metadata().ok());
+    let found = OwnFile::find(directory.as_fd(), format!("{interface}.sock")).ok();
+    let own = found.filter(|found| bound.is_some_and(|bound| found.is(bound.dev(), bound.ino())));
+    let has_name = own.is_some();
+    let mut file = SocketFile::new(directory, watch, own, false, geteuid().as_raw());
+    if has_name {
+        file.set_report(create_report(file.directory(), interface));
+    }
+    Ok((listener, file))
 }
 
-/// Makes `IF.sandbox` beside `IF.sock`. A directory that may not be written, below a socket that
-/// was handed to us, leaves the audit without the report, and that is what it then says.
-fn create_report(interface: &str) -> Option<File> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(report_path(interface)).ok()
+/// Makes `IF.sandbox` beside the `IF.sock` that is this process's, in the place of one that a killed daemon
+/// of that name left. A directory that may not be written, below a socket that was handed over, leaves the
+/// audit without the report, and that is what it then says.
+fn create_report(directory: BorrowedFd<'_>, interface: &str) -> Option<(File, OwnFile)> {
+    let path = format!("{DIRECTORY}/{interface}.sandbox");
+    let _seldom_there = remove_file(&path);
+    let report = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).ok()?;
+    Some((report, OwnFile::find(directory, format!("{interface}.sandbox")).ok()?))
 }
 
-fn report_path(interface: &str) -> String {
-    format!("{DIRECTORY}/{interface}.sandbox")
-}
-
-/// Hears of every file that leaves the directory, or that another is renamed over; the report of a
-/// daemon that was killed leaves before that.
-fn watch_directory(interface: &str) -> Result<Inotify> {
-    let _seldom_there = remove_file(report_path(interface));
+/// Reports every file that leaves the directory, or that another is renamed over.
+fn watch_directory() -> Result<Inotify> {
     let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
     let used_up = |sysctl| {
         format!("inotify is used up on this host; raise its limit: sysctl fs.inotify.{sysctl}=1024")
@@ -96,7 +116,7 @@ fn writable<T, E: Into<io::Error>>(path: &str, result: core::result::Result<T, E
         &[
             (
                 &[Errno::EACCES],
-                &format!("no permission to write {path}; run as root, or make the directory writable: install -d -m 0770 -g \"$(id -gn)\" {DIRECTORY}"),
+                &format!("no permission to write {path}; run as root, or make the directory writable: install -d -m 1770 -g \"$(id -gn)\" {DIRECTORY}"),
             ),
             (
                 &[Errno::EROFS],
@@ -118,12 +138,72 @@ fn with_umask<T>(mask: libc::mode_t, work: impl FnOnce() -> T) -> T {
 }
 
 /// Opens the directory, making it (0755) if it is missing.
+///
+/// # Errors
+/// If others than root and the caller could replace it, or what is in it.
 fn open_directory() -> Result<File> {
+    let user = geteuid().as_raw();
+    check_way(DIRECTORY, user)?;
     match with_umask(0o022, || mkdir(DIRECTORY, Mode::from_bits_truncate(0o755))) {
         Err(Errno::EEXIST) => {}
         made => writable(DIRECTORY, made)?,
     }
-    writable(DIRECTORY, open_path(DIRECTORY, OFlag::O_DIRECTORY))
+    let directory = writable(DIRECTORY, open_path(DIRECTORY, OFlag::O_DIRECTORY))?;
+    let status = directory.metadata().step(DIRECTORY)?;
+    refuse(objection(DIRECTORY, status.uid(), status.mode(), user))?;
+    Ok(directory)
+}
+
+/// Refuses a way to a directory, as far as it exists, on which others could replace a directory or a
+/// symbolic link. The last directory is for the caller to check.
+fn check_way(path: &str, user: u32) -> Result<()> {
+    let words = |path: &Path| -> Vec<_> {
+        path.iter().rev().filter(|word| *word != "/").map(ToOwned::to_owned).collect()
+    };
+    let (mut at, mut ahead, mut links) = (PathBuf::from("/"), words(Path::new(path)), 0);
+    while let Some(word) = ahead.pop() {
+        let status = at.metadata().step(path)?;
+        let owner = trusted(status.uid());
+        refuse(objection(&at.display().to_string(), owner, status.mode(), user))?;
+        if word == ".." {
+            at.pop();
+            continue;
+        }
+        let next = at.join(&word);
+        let Ok(found) = symlink_metadata(&next) else { return Ok(()) };
+        if !found.is_symlink() {
+            at = next;
+            continue;
+        }
+        links += 1;
+        let target = read_link(&next).step(path)?;
+        let (owner, link) = (trusted(found.uid()), next.display());
+        refuse((![0, user].contains(&owner)).then(|| {
+            format!(
+                "{link} is a symbolic link of uid {owner}, who could replace the UAPI socket; take it back: chown -h root {link}"
+            )
+        }))?;
+        if links > MAX_LINKS {
+            return Err(Errno::ELOOP).step(path);
+        }
+        if target.is_absolute() {
+            at = PathBuf::from("/");
+        }
+        ahead.extend(words(&target));
+    }
+    Ok(())
+}
+
+/// In a user namespace the machine's root, whose directories are above those of the namespace, may have
+/// no number there.
+fn trusted(owner: u32) -> u32 {
+    let is_all = |map: String| map.split_whitespace().eq(["0", "0", "4294967295"]);
+    let is_unmapped = owner == UNMAPPED && !read_to_string("/proc/self/uid_map").is_ok_and(is_all);
+    if is_unmapped { 0 } else { owner }
+}
+
+fn refuse(objection: Option<String>) -> Result<()> {
+    objection.map_or(Ok(()), |line| Err(Error::new(line)))
 }
 
 /// Removes a socket that nobody holds; refuses everything else.
@@ -150,11 +230,14 @@ fn is_in_use(path: &str) -> Result<bool> {
     if !found.file_type().is_socket() {
         return Err(Error::new(format!("{path} exists and is not a socket; move it away")));
     }
+    let is_same = |now: Metadata| (now.dev(), now.ino()) == (found.dev(), found.ino());
     // A socket of another type finds out at once whether anybody holds this one; waiting to be accepted
     // by a stopped daemon would take for ever.
     let probe = UnixDatagram::unbound().step("probe the UAPI socket")?;
     let errno = probe.connect(path).map_or_else(|error| error.raw_os_error(), |()| None);
     match errno {
+        // Another daemon that starts may have replaced it in the meantime.
+        Some(libc::ECONNREFUSED) if !symlink_metadata(path).is_ok_and(is_same) => Ok(true),
         Some(libc::ECONNREFUSED) => match remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => writable(path, Err(error)),
             _gone => Ok(false),
