@@ -9,6 +9,7 @@ pub mod capabilities;
 pub mod descriptors;
 pub mod filters;
 mod grants;
+mod in_flight;
 pub mod landlock;
 pub mod limits;
 #[cfg(target_env = "musl")]
@@ -97,17 +98,18 @@ pub fn become_non_dumpable() -> Result<(), Refused> {
 /// The dataplane's first half, in the helper's child: everything that needs privileges, and giving
 /// them up. Ends with no capability and no_new_privs; only executing the program is left to do.
 ///
-/// `user` is `None` where the launcher may not change it. All layers are tried; see the report for
-/// those that the kernel refused.
+/// `user` is `None` where the launcher may not change it. `unread` is a unix socket that is closed when the
+/// program is executed, and whose other end the helper keeps and never reads. All layers are tried; see the
+/// report for those that the kernel refused.
 #[must_use]
-pub fn prepare_dataplane(user: Option<(Uid, Gid)>) -> Report {
+pub fn prepare_dataplane(user: Option<(Uid, Gid)>, unread: BorrowedFd<'_>) -> Report {
     let mut report = Report::default();
     report.note(Layer::Limits, limits::limit_dataplane().into());
     let entered = namespaces::enter();
     report.note(Layer::Namespaces, entered.into());
     if entered.is_err() {
         // No other user can be chosen inside a user namespace without a map.
-        report.note(Layer::User, take_user(user));
+        take_user(&mut report, user, unread);
         let entered = namespaces::enter_with_user_namespace();
         report.note(Layer::Namespaces, entered.into());
         report.note(Layer::UserNamespace, entered.into());
@@ -121,15 +123,25 @@ pub fn prepare_dataplane(user: Option<(Uid, Gid)>) -> Report {
     report.note(Layer::BoundingSet, capabilities::drop_bounding_set().into());
     report.note(Layer::SecureBits, capabilities::lock_securebits().into());
     if report.state(Layer::User) == State::Absent {
-        report.note(Layer::User, take_user(user));
+        take_user(&mut report, user, unread);
     }
     report.note(Layer::Capabilities, capabilities::clear_all().into());
+    if report.state(Layer::NoDescriptorsOut) == State::Applied {
+        report.note(Layer::NoDescriptorsOut, in_flight::is_full(unread));
+    }
     report.note(Layer::NoNewPrivs, sys::set_no_new_privs().into());
     report
 }
 
-fn take_user(user: Option<(Uid, Gid)>) -> State {
-    user.map_or(State::degraded(nix::Error::EPERM), |(uid, gid)| user::become_user(uid, gid).into())
+/// Takes the user, and uses up the quota of descriptors in flight, which is the user's: if it were shared with
+/// the launcher's programs, these would lose it too.
+fn take_user(report: &mut Report, user: Option<(Uid, Gid)>, unread: BorrowedFd<'_>) {
+    let mut filled = Err(nix::Error::EPERM);
+    let taken = user.map_or(State::degraded(nix::Error::EPERM), |(uid, gid)| {
+        user::become_user(uid, gid, || filled = in_flight::fill(unread)).into()
+    });
+    report.note(Layer::User, taken);
+    report.note(Layer::NoDescriptorsOut, filled.into());
 }
 
 /// Closes every descriptor that the launcher left open, but standard input, output, error and `kept`.

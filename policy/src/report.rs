@@ -22,6 +22,8 @@ pub enum Layer {
     User,
     /// No capability in any set.
     Capabilities,
+    /// No descriptor can be sent over a unix socket.
+    NoDescriptorsOut,
     /// Executing a file gains nothing.
     NoNewPrivs,
     /// Dies with the helper.
@@ -38,11 +40,13 @@ pub enum Layer {
     NoProcesses,
     /// Only the system calls of the filter, on every thread.
     Seccomp,
+    /// No descriptor can be received from a UAPI client.
+    NoDescriptorsIn,
 }
 
 impl Layer {
     /// Every layer.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Limits,
         Self::UserNamespace,
         Self::Namespaces,
@@ -51,6 +55,7 @@ impl Layer {
         Self::SecureBits,
         Self::User,
         Self::Capabilities,
+        Self::NoDescriptorsOut,
         Self::NoNewPrivs,
         Self::DeathSignal,
         Self::NonDumpable,
@@ -59,9 +64,11 @@ impl Layer {
         Self::SecretMemory,
         Self::NoProcesses,
         Self::Seccomp,
+        Self::NoDescriptorsIn,
     ];
 
-    /// Those that the dataplane should have. Its own user namespace is only a means to the others.
+    /// Those that the dataplane should have. Its own user namespace is only a means to the others, and most
+    /// kernels in use are older than what refuses descriptors from UAPI clients.
     pub const DATAPLANE: &[Self] = &[
         Self::Limits,
         Self::Namespaces,
@@ -70,6 +77,7 @@ impl Layer {
         Self::SecureBits,
         Self::User,
         Self::Capabilities,
+        Self::NoDescriptorsOut,
         Self::NoNewPrivs,
         Self::DeathSignal,
         Self::NonDumpable,
@@ -117,6 +125,7 @@ impl Layer {
             Self::SecureBits => "securebits",
             Self::User => "user",
             Self::Capabilities => "capabilities",
+            Self::NoDescriptorsOut => "no-fd-out",
             Self::NoNewPrivs => "no-new-privs",
             Self::DeathSignal => "death-signal",
             Self::NonDumpable => "non-dumpable",
@@ -125,6 +134,7 @@ impl Layer {
             Self::SecretMemory => "secret-memory",
             Self::NoProcesses => "no-processes",
             Self::Seccomp => "seccomp",
+            Self::NoDescriptorsIn => "no-fd-in",
         }
     }
 }

@@ -9,13 +9,17 @@ const ACCOUNT: &str = "wgsep";
 /// them where there is no account `wgsep`.
 pub const DYNAMIC_UIDS: core::ops::RangeInclusive<u32> = 61_184..=65_519;
 
-/// Becomes `uid` and `gid` for good, with no other group.
+/// Becomes `uid` and `gid` for good, with no other group. In between, `by_real_uid` does what the kernel is to
+/// count as the user's, with the privileges of before.
 ///
 /// # Errors
 /// EPERM without CAP_SETUID and CAP_SETGID.
-pub fn become_user(uid: Uid, gid: Gid) -> nix::Result<()> {
+pub fn become_user(uid: Uid, gid: Gid, by_real_uid: impl FnOnce()) -> nix::Result<()> {
+    let as_before = Uid::from_raw(u32::MAX);
     setgroups(&[])?;
     setresgid(gid, gid, gid)?;
+    setresuid(uid, as_before, as_before)?;
+    by_real_uid();
     setresuid(uid, uid, uid)
 }
 

@@ -37,6 +37,8 @@ pub struct Process {
     pub pidfd: OwnedFd,
     /// What it logs.
     pub log: OwnedFd,
+    /// Held and never read: what its user has in flight there keeps it from sending descriptors.
+    pub unread: OwnedFd,
 }
 
 /// The running daemon, as the helper sees it.

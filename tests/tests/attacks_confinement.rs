@@ -220,7 +220,8 @@ fn attack_05_the_helper_holds_no_tun_and_no_listener() {
             ("netlink", 1),
             // Where it logs to, which here is a file of the test's.
             (&log, 1),
-            ("helper's socket", 1),
+            // The channel, and what is never read.
+            ("helper's socket", 2),
             ("inotify", 1),
             ("pidfd", 1),
             ("pipe", 1),

@@ -31,11 +31,17 @@ struct Attacked {
 
 impl Attacked {
     fn start(attack: Attack) -> Self {
+        Self::start_by(&["env"], attack)
+    }
+
+    /// Started by another program.
+    fn start_by(around: &[&str], attack: Attack) -> Self {
         let (netns, interface, programs) = (Netns::new(), unique_interface(), Scratch::new());
         for (from, to) in [("wgsep", "wgsep"), ("hostile-dataplane", "wgsep-dataplane")] {
             programs.install(from, to);
         }
-        let mut command = netns.command(programs.join("wgsep"));
+        let mut command = netns.command(around[0]);
+        command.args(&around[1..]).arg(programs.join("wgsep"));
         command.args(["-f", &interface, "--workers", "1"]);
         command.args(["--fwmark", &attack.mark().to_string()]);
         let helper = Process::spawn(command, format!("wgsep under {attack:?}"));
@@ -84,13 +90,25 @@ fn attack_07_every_breach_of_the_contract_ends_the_dataplane_and_names_itself() 
         (Attack::Trailing, "malformed frame"),
         (Attack::WrongVersion, "malformed frame"),
         (Attack::Empty, "it closed its channel or its log"),
-        (Attack::OneDescriptor, "wrong number of descriptors"),
-        (Attack::TwoDescriptors, "wrong number of descriptors"),
-        (Attack::ManyDescriptors, "wrong number of descriptors"),
+        // By the kernel.
+        (Attack::OneDescriptor, "sendmsg: Too many references"),
+        (Attack::TwoDescriptors, "sendmsg: Too many references"),
+        (Attack::ManyDescriptors, "sendmsg: Too many references"),
         (Attack::Flood, "a flood of requests"),
     ] {
         let log = Attacked::start(attack).assert_ends(1);
         assert!(log.contains(named), "{attack:?}: {log}");
+    }
+}
+
+/// Where the dataplane has no user of its own, the kernel lets it send them.
+#[test]
+fn attack_07_descriptors_that_reach_the_helper_end_the_dataplane() {
+    require!(Wgsep);
+    let without_user = ["setpriv", "--bounding-set=-setuid"];
+    for attack in [Attack::OneDescriptor, Attack::TwoDescriptors, Attack::ManyDescriptors] {
+        let log = Attacked::start_by(&without_user, attack).assert_ends(1);
+        assert!(log.contains("wrong number of descriptors"), "{attack:?}: {log}");
     }
 }
 

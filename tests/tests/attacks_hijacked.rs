@@ -1,19 +1,25 @@
-//! Attacks 2 and 4: what a dataplane that was taken over could try on the kernel. Each is tried by a
+//! Attacks 2, 4 and 5: what a dataplane that was taken over could try on the kernel. Each is tried by a
 //! thread of the real one, sealed and serving, on the descriptors that it really holds.
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::{IoSlice, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use nix::unistd::Pid;
-use wgsep_tests::daemon::Daemon;
+use wgsep_tests::daemon::{Daemon, socket_path};
 use wgsep_tests::hijack::{Entry, Hijacked, Outcome};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::stop;
+use wgsep_tests::skip::skip;
 use wgsep_tests::{descriptors, procfs, require, wait};
 
 /// How long the end of it all may take on a busy machine.
@@ -79,6 +85,14 @@ fn assert_ended_by(what: &str, outcome: Outcome, mut daemon: Daemon, dataplane: 
     assert!(!procfs::is_running(dataplane), "{what}: the dataplane lives");
     wait::until("the interface is gone", LIMIT, || !daemon.has_interface());
     assert!(!daemon.has_socket(), "{what}: the socket is left");
+}
+
+/// A page of memory for data.
+#[track_caller]
+fn map_page(worker: &mut Hijacked) -> u64 {
+    let mapped = worker.call(libc::SYS_mmap, &[0, PAGE, READ_WRITE, PRIVATE, NO_DESCRIPTOR, 0]);
+    let Outcome::Returned(memory) = mapped else { panic!("{mapped:?}") };
+    memory.cast_unsigned()
 }
 
 /// Makes a call on a worker of a daemon of its own, that ends the daemon.
@@ -203,9 +217,7 @@ fn attack_04_a_mark_in_a_control_message_is_refused() {
     let daemon = serving();
     let socket = descriptor(&daemon, "udp");
     let mut worker = hijack(&daemon);
-    let mapped = worker.call(libc::SYS_mmap, &[0, PAGE, READ_WRITE, PRIVATE, NO_DESCRIPTOR, 0]);
-    let Outcome::Returned(memory) = mapped else { panic!("{mapped:?}") };
-    let memory = memory.cast_unsigned();
+    let memory = map_page(&mut worker);
     let [message, name, payload, control] = [0, 128, 192, 256].map(|offset| memory + offset);
     // msghdr: name, its length, iovec and how many, control and its length, flags.
     let header = |control_len| [name, 16, message + 56, 1, control, control_len, 0];
@@ -223,4 +235,89 @@ fn attack_04_a_mark_in_a_control_message_is_refused() {
     assert_eq!(send(24), Outcome::Returned(-i64::from(libc::EPERM)));
     drop(worker);
     daemon.wg("show", "listen-port");
+}
+
+/// A client of the UAPI socket, and the dataplane's descriptor of it.
+fn client(daemon: &Daemon) -> (UnixStream, u64) {
+    // It is of the client's network namespace, so that the daemon's tables do not show what it is.
+    let sockets = || -> Vec<i32> {
+        let held = procfs::descriptors(daemon.dataplane()).into_iter();
+        held.filter(|(_, to)| to.starts_with("socket:")).map(|(number, _)| number).collect()
+    };
+    // The listener, the channel, the link monitor and two UDP sockets.
+    wait::until("no other client is left", LIMIT, || sockets().len() == 5);
+    let before = sockets();
+    let client = UnixStream::connect(socket_path(&daemon.interface)).unwrap();
+    client.set_read_timeout(Some(LIMIT)).unwrap();
+    let accepted =
+        wait::poll(LIMIT, || sockets().into_iter().find(|number| !before.contains(number)));
+    (client, u64::try_from(accepted.unwrap()).unwrap())
+}
+
+/// Bytes pass, descriptors do not: whoever is in league with the dataplane gets none of its sockets and
+/// queues, to go on with when it has ended.
+#[test]
+fn attack_05_no_descriptor_can_be_sent_to_a_uapi_client_or_to_the_helper() {
+    require!(Wgsep);
+    let daemon = serving();
+    let (mut client, accepted) = client(&daemon);
+    let channel = descriptor(&daemon, "helper's socket");
+    let held = ["tun", "udp", "UAPI socket"].map(|kind| descriptor(&daemon, kind));
+    let mut worker = hijack(&daemon);
+    let memory = map_page(&mut worker);
+    let [message, payload, control] = [0, 192, 256].map(|offset| memory + offset);
+    worker.write(payload, &[u64::from_le_bytes(*b"no more!")]);
+    worker.write(message + 56, &[payload, 8]);
+    let mut send = |to, sent: Option<u64>| {
+        let (at, len) = sent.map_or((0, 0), |_| (control, 24));
+        // msghdr: no name, iovec and how many, control and its length, flags.
+        worker.write(message, &[0, 0, message + 56, 1, at, len, 0]);
+        // cmsghdr: length, level and type; then the descriptor.
+        let kind = u64::from(libc::SCM_RIGHTS.cast_unsigned()) << 32 | libc::SOL_SOCKET as u64;
+        worker.write(control, &[20, kind, sent.unwrap_or(0)]);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        worker.call(libc::SYS_sendmsg, &[to, message, flags as u64])
+    };
+    for descriptor in held {
+        for to in [accepted, channel] {
+            let refused = Outcome::Returned(-i64::from(libc::ETOOMANYREFS));
+            assert_eq!(send(to, Some(descriptor)), refused, "{descriptor} to {to}");
+        }
+    }
+    assert_eq!(send(accepted, None), Outcome::Returned(8));
+    let mut received = [0; 8];
+    client.read_exact(&mut received).unwrap();
+    assert_eq!(&received, b"no more!");
+    drop(worker);
+    daemon.wg("show", "listen-port");
+}
+
+#[test]
+fn attack_05_no_descriptor_can_be_received_from_a_uapi_client() {
+    require!(Wgsep);
+    let daemon = serving();
+    if daemon.process.log().contains("no-fd-in=unsupported") {
+        return skip("this kernel has no SO_PASSRIGHTS, which came with Linux 6.16");
+    }
+    let (mut client, accepted) = client(&daemon);
+    let shadow = fs::File::open("/etc/shadow").unwrap();
+    let send = |to: &UnixStream| {
+        let descriptors = [shadow.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let bytes = [IoSlice::new(b"\n")];
+        sendmsg::<UnixAddr>(to.as_raw_fd(), &bytes, &rights, MsgFlags::MSG_NOSIGNAL, None)
+    };
+    let (ordinary, _other) = UnixStream::pair().unwrap();
+    assert_eq!(send(&ordinary), Ok(1), "the control");
+    let mut worker = hijack(&daemon);
+    assert_eq!(send(&client), Err(Errno::EPERM));
+    // Nor is there anything to receive.
+    let memory = map_page(&mut worker);
+    worker.write(memory, &[0, 0, memory + 56, 1, memory + 256, 64, 0, memory + 192, 8]);
+    let flags = libc::MSG_DONTWAIT as u64;
+    let received = worker.call(libc::SYS_recvmsg, &[accepted, memory, flags]);
+    assert_eq!(received, Outcome::Returned(-i64::from(libc::EAGAIN)));
+    drop(worker);
+    client.write_all(b"get=1\n\n").unwrap();
+    assert!(client.read(&mut [0; 64]).unwrap() > 0);
 }

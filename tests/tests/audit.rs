@@ -27,7 +27,7 @@ const SEEN: [&str; 11] = [
     "no-processes",
     "non-dumpable",
 ];
-const CLAIMED: [&str; 4] = ["securebits", "death-signal", "untraceable", "landlock"];
+const CLAIMED: [&str; 5] = ["securebits", "no-fd-out", "death-signal", "untraceable", "landlock"];
 
 fn audit(netns: &Netns, interface: &str, options: &[&str]) -> Output {
     let mut command = netns.command(wgsep_program("wgsep"));

@@ -210,6 +210,7 @@ fn with_a_file_capability_a_user_serves_wg_and_hears_which_layers_are_not_its_ow
     assert_said(&dataplane, &["user=degraded(EPERM)", "empty-root=applied", "namespaces=applied"]);
     assert_said(&dataplane, &["bounding-set=applied", "landlock=applied", "seccomp=applied"]);
     assert_said(&dataplane, &["untraceable=applied", "user-namespace=applied"]);
+    assert_said(&dataplane, &["no-fd-out=degraded(EPERM)"]);
     assert_said(&helper, &["bounding-set=degraded(EPERM)", "landlock=applied", "seccomp=applied"]);
     let (helper, dataplane) = (launched.process.pid(), launched.dataplane());
     for kind in ["user", "net", "mnt", "ipc", "uts"] {

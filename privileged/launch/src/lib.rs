@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use tun::TunDevice;
 use wgsep_ipc::Reply;
 use wgsep_journal::{Launcher, Log};
+use wgsep_policy::Layer;
 use wgsep_privileged::{Interface, Result, Step, Unsealed};
 
 /// What an operator asked for.
@@ -110,7 +111,8 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
         None => uapi_socket::bind(&name)?,
     };
     let (netlink, follows_moves) = netlink::subscribe(large_buffers)?;
-    let dataplane = spawn::start(options, &name, user)?;
+    let mut dataplane = spawn::start(options, &name, user)?;
+    dataplane.report.note(Layer::NoDescriptorsIn, uapi_socket::refuse_descriptors(&listener));
 
     let line = |offload| offload::missing(offload, &options.without);
     let (missing, missing_gro) = (tun.missing().map(line), line(Offload::UdpGro));

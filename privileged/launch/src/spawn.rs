@@ -92,6 +92,8 @@ pub fn start(options: &Options, interface: &str, user: Option<(Uid, Gid)>) -> Re
             _ => format!("channel: {error}; this is a fault, please report it"),
         })
     })?;
+    let (unread, unread_end) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).step("socketpair")?;
     let (log, log_end) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).step("log pipe")?;
     let (outcome, outcome_end) = std::io::pipe().step("pipe")?;
     let (program, is_readable) = open_program()?;
@@ -100,6 +102,7 @@ pub fn start(options: &Options, interface: &str, user: Option<(Uid, Gid)>) -> Re
         log: log_end,
         vm_clock: vm_clock()?,
         channel: out_of_the_way(theirs)?,
+        unread: out_of_the_way(unread_end)?,
         outcome: out_of_the_way(outcome_end.into())?,
         program: out_of_the_way(program)?,
     };
@@ -125,7 +128,8 @@ pub fn start(options: &Options, interface: &str, user: Option<(Uid, Gid)>) -> Re
     }
     // The workers, the control thread, and the first one, which waits for it.
     let threads = options.workers + 2;
-    Ok(Dataplane { process: Process { pidfd, log }, channel, pid, ids, threads, report })
+    let process = Process { pidfd, log, unread };
+    Ok(Dataplane { process, channel, pid, ids, threads, report })
 }
 
 /// Ends a child that did not become a dataplane: what it holds of the interface goes with it.
@@ -151,6 +155,8 @@ struct Child {
     null: OwnedFd,
     log: OwnedFd,
     channel: OwnedFd,
+    /// Nobody reads what is sent here.
+    unread: OwnedFd,
     /// The page in which the host counts copies of this virtual machine.
     vm_clock: Option<OwnedFd>,
     /// Tells the helper of its preparation.
@@ -166,7 +172,7 @@ impl Child {
         user: Option<(Uid, Gid)>,
         words: &[CString],
     ) -> nix::Result<Infallible> {
-        let Self { null, log, channel, vm_clock, outcome, program } = self;
+        let Self { null, log, channel, unread, vm_clock, outcome, program } = self;
         for (number, descriptor) in
             (0..).zip([null, null, log, channel].into_iter().chain(vm_clock))
         {
@@ -177,11 +183,11 @@ impl Child {
         handled_signals().thread_set_mask()?;
         setsid()?;
         chdir("/")?;
-        let mut kept = vec![CHANNEL, outcome.as_raw_fd(), program.as_raw_fd()];
+        let mut kept = vec![CHANNEL, unread.as_raw_fd(), outcome.as_raw_fd(), program.as_raw_fd()];
         kept.extend(vm_clock.is_some().then_some(VM_CLOCK));
         let kept: Vec<_> = kept.into_iter().map(i32::cast_unsigned).collect();
         wgsep_policy::close_inherited_descriptors(&kept)?;
-        let report = wgsep_policy::prepare_dataplane(user);
+        let report = wgsep_policy::prepare_dataplane(user, unread.as_fd());
         write(outcome, &report.to_bytes().concat())?;
         let no_environment: [CString; 0] = [];
         execveat(program, c"", words, &no_environment, AtFlags::AT_EMPTY_PATH)

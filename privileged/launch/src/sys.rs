@@ -103,6 +103,17 @@ pub(crate) fn set_offload(tun: BorrowedFd<'_>, offloads: libc::c_uint) -> nix::R
     unsafe { tunsetoffload(tun.as_raw_fd(), offloads.cast_signed()) }.map(drop)
 }
 
+/// Has the kernel refuse descriptors that are sent to a unix socket, and to those that it accepts from then on.
+pub(crate) fn refuse_descriptors(socket: BorrowedFd<'_>) -> nix::Result<()> {
+    // linux/socket.h; Linux 6.16.
+    const SO_PASSRIGHTS: c_int = 83;
+    let (value, len) = (0 as c_int, size_of::<c_int>() as libc::socklen_t);
+    let (socket, value) = (socket.as_raw_fd(), (&raw const value).cast());
+    // SAFETY: the value is live and as long as said.
+    Errno::result(unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, SO_PASSRIGHTS, value, len) })
+        .map(drop)
+}
+
 /// The file that a unix socket was bound to, though it may have been removed since; opened with O_PATH.
 pub(crate) fn bound_file(socket: BorrowedFd<'_>) -> nix::Result<File> {
     // linux/un.h.

@@ -22,6 +22,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use wgsep_policy::State;
 use wgsep_privileged::{DIRECTORY, Error, OwnFile, Result, SocketFile, Step, objection};
 
 /// How long a daemon may take to end after its interface is gone.
@@ -81,6 +82,14 @@ pub fn adopt(listener: OwnedFd, interface: &str) -> Result<(OwnedFd, SocketFile)
         file.set_report(create_report(file.directory(), interface));
     }
     Ok((listener, file))
+}
+
+/// Keeps clients from passing descriptors to the dataplane, where the kernel can do that.
+pub fn refuse_descriptors(listener: &OwnedFd) -> State {
+    match sys::refuse_descriptors(listener.as_fd()) {
+        Err(Errno::ENOPROTOOPT) => State::Unsupported,
+        refused => refused.into(),
+    }
 }
 
 /// Makes `IF.sandbox` beside the `IF.sock` that is this process's, in the place of one that a killed daemon

@@ -46,6 +46,17 @@ const NOBODY: u32 = 65534;
 const HELPER_CAPABILITIES: [Capability; 3] =
     [Capability::CAP_NET_ADMIN, Capability::CAP_KILL, Capability::CAP_NET_BIND_SERVICE];
 
+/// Layers of the dataplane that no file of the kernel shows.
+const CLAIMED: [&str; 7] = [
+    "securebits",
+    "no-fd-out",
+    "no-fd-in",
+    "death-signal",
+    "untraceable",
+    "landlock",
+    "secret-memory",
+];
+
 /// Kinds of descriptors each process has work for.
 const DATAPLANE_KINDS: [&str; 9] = [
     "eventfd",
@@ -63,6 +74,7 @@ impl Finding {
     /// What an operator can do about a degraded layer.
     pub(super) fn remedy(&self) -> &'static str {
         match self.layer {
+            "no-fd-out" => "start wgsep as root, so that the dataplane has a uid of its own",
             "user" => "start wgsep as root; useradd --system wgsep gives the dataplane its account",
             "namespaces" | "user-namespace" | "empty-root" => {
                 "start wgsep as root, or allow user namespaces: sysctl user.max_user_namespaces=100"
@@ -86,8 +98,7 @@ pub(super) fn judge(helper: &Facts, dataplane: &Facts, claims: &Claims) -> Vec<F
     let mut findings = judge_helper(helper);
     findings.extend(claimed(claims, HELPER, &["securebits", "non-dumpable", "landlock"]));
     findings.extend(judge_dataplane(dataplane, helper));
-    let layers = ["securebits", "death-signal", "untraceable", "landlock", "secret-memory"];
-    findings.extend(claimed(claims, DATAPLANE, &layers));
+    findings.extend(claimed(claims, DATAPLANE, &CLAIMED));
     findings
 }
 
@@ -109,6 +120,10 @@ fn claimed<'c>(
     layers.iter().filter_map(move |layer| {
         let (seen, state) = match claims.of(process, layer) {
             Ok(Some("applied")) => ("applied".to_owned(), State::Applied),
+            // As of a kernel before 6.16, which most machines have.
+            Ok(Some("unsupported")) if *layer == "no-fd-in" => {
+                ("unsupported".to_owned(), State::Shown)
+            }
             Ok(Some(other)) => (other.to_owned(), State::Degraded),
             Ok(None) if *layer == "secret-memory" => return None,
             Ok(None) => ("not reported".to_owned(), State::Unread),

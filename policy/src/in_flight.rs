@@ -1,0 +1,47 @@
+//! No way out for descriptors. sendmsg(2) is the packet path's, and no filter sees the control messages that
+//! its pointers lead to; so the kernel's own quota refuses to send a descriptor over a unix socket.
+//!
+//! A user without privilege may have as many descriptors in flight, sent and not received yet, as
+//! RLIMIT_NOFILE allows; one more is ETOOMANYREFS (linux/net/unix/af_unix.c, `too_many_unix_fds`). Before the
+//! dataplane is executed, its user has more of them in flight than its limit, which it cannot raise, in a
+//! socket whose other end the helper holds and never reads.
+
+use crate::limits::MAX_DESCRIPTORS;
+use crate::report::State;
+use nix::Error as Errno;
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use std::io::IoSlice;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Most descriptors that the kernel passes with one message (SCM_MAX_FD).
+const AT_ONCE: usize = 253;
+/// Messages that take more descriptors than any limit of a dataplane.
+const MESSAGES: usize = MAX_DESCRIPTORS as usize / AT_ONCE + 1;
+
+/// Puts more descriptors in flight than the dataplane's limit, counted as those of this process's real uid.
+///
+/// # Errors
+/// ETOOMANYREFS if others of that user had used the quota up before, without CAP_SYS_RESOURCE or
+/// CAP_SYS_ADMIN; as sendmsg(2).
+pub(crate) fn fill(unread: BorrowedFd<'_>) -> nix::Result<()> {
+    (0..MESSAGES).try_for_each(|_| send(unread, AT_ONCE))
+}
+
+/// Whether the kernel refuses one more, once limit, user and capabilities are as they stay.
+pub(crate) fn is_full(unread: BorrowedFd<'_>) -> State {
+    match send(unread, 1) {
+        Err(Errno::ETOOMANYREFS) => State::Applied,
+        Ok(()) => State::Unsupported,
+        Err(errno) => State::degraded(errno),
+    }
+}
+
+/// Sends standard input, which is /dev/null, that many times.
+fn send(to: BorrowedFd<'_>, descriptors: usize) -> nix::Result<()> {
+    let descriptors = vec![0; descriptors];
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    sendmsg::<UnixAddr>(to.as_raw_fd(), &[IoSlice::new(&[0])], &rights, flags, None).map(drop)
+}
+
+const _: () = assert!(MESSAGES * AT_ONCE > MAX_DESCRIPTORS as usize);
