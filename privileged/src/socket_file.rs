@@ -14,6 +14,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 /// Where every WireGuard program looks.
@@ -53,17 +54,19 @@ fn status(directory: BorrowedFd<'_>, name: &OsStr) -> nix::Result<FileStat> {
 /// A file in the directory, by its name and by what the name stood for when it was made.
 pub struct OwnFile {
     name: OsString,
+    /// Open as long as it is compared with: no other file can have its inode meanwhile.
+    file: File,
     device_and_inode: (u64, u64),
 }
 
 impl OwnFile {
-    /// The file of this name, symbolic links not followed.
+    /// The open file that has this name.
     ///
     /// # Errors
-    /// As fstatat(2).
-    pub fn find(directory: BorrowedFd<'_>, name: String) -> nix::Result<Self> {
-        let found = status(directory, name.as_ref())?;
-        Ok(Self { name: name.into(), device_and_inode: (found.st_dev, found.st_ino) })
+    /// As fstat(2).
+    pub fn new(name: String, file: File) -> std::io::Result<Self> {
+        let status = file.metadata()?;
+        Ok(Self { name: name.into(), file, device_and_inode: (status.dev(), status.ino()) })
     }
 
     /// Whether its name still stands for it.
@@ -71,12 +74,6 @@ impl OwnFile {
     pub fn is_there(&self, directory: BorrowedFd<'_>) -> bool {
         let found = status(directory, &self.name);
         found.is_ok_and(|found| (found.st_dev, found.st_ino) == self.device_and_inode)
-    }
-
-    /// Whether it is the file of this device and inode.
-    #[must_use]
-    pub fn is(&self, device: u64, inode: u64) -> bool {
-        self.device_and_inode == (device, inode)
     }
 }
 
@@ -102,7 +99,7 @@ pub struct SocketFile {
     /// Whether this process made it.
     is_made_here: bool,
     /// Where `wgsep audit` finds how the sandbox turned out; opened while that is possible.
-    report: Option<(File, OwnFile)>,
+    report: Option<OwnFile>,
     /// Who runs this process.
     user: u32,
 }
@@ -121,13 +118,13 @@ impl SocketFile {
     }
 
     /// Takes over the open and empty file for the sandbox's report.
-    pub fn set_report(&mut self, report: Option<(File, OwnFile)>) {
+    pub fn set_report(&mut self, report: Option<OwnFile>) {
         self.report = report;
     }
 
     /// Leaves the sandbox's report for `wgsep audit`.
     pub(crate) fn write_report(&mut self, text: &str) -> std::io::Result<()> {
-        self.report.as_mut().map_or(Ok(()), |(report, _)| report.write_all(text.as_bytes()))
+        self.report.as_mut().map_or(Ok(()), |report| report.file.write_all(text.as_bytes()))
     }
 
     /// The directory that the socket is in.
@@ -233,7 +230,7 @@ impl SocketFile {
     }
 
     fn remove_report(&mut self) -> Result<()> {
-        self.report.take().map_or(Ok(()), |(_, report)| self.remove_file(&report))
+        self.report.take().map_or(Ok(()), |report| self.remove_file(&report))
     }
 
     fn remove_file(&self, file: &OwnFile) -> Result<()> {

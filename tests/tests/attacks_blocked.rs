@@ -233,7 +233,8 @@ const CALLS: &[(&str, i64, Outcome)] = {
         SYS_pread64 => Ends,
         SYS_prlimit64 => Refuses("limit"),
         SYS_read => Ends,
-        SYS_readlink => Refuses("find the helper's own program"),
+        // Way to the socket's directory, or the helper's own program.
+        SYS_readlink => Refuses("find the "),
         SYS_readlinkat => Serves,
         SYS_recvfrom => Refuses("set the MTU"),
         SYS_recvmsg => Refuses("receive a request"),

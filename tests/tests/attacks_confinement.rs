@@ -209,12 +209,14 @@ fn attack_05_the_helper_holds_no_tun_and_no_listener() {
     after_traffic(|daemon| {
         let log = procfs::descriptors(daemon.process.pid()).remove(&2).unwrap();
         let directory = fs::canonicalize(SOCKETS).unwrap().display().to_string();
-        let report = format!("{directory}/{}.sandbox", daemon.interface);
+        let [socket, report] =
+            ["sock", "sandbox"].map(|kind| format!("{directory}/{}.{kind}", daemon.interface));
         // A container may have none.
         let kernel_log = fs::File::open("/dev/kmsg").is_ok().then_some(("/dev/kmsg", 1));
         let mut expected: Vec<(&str, usize)> = vec![
-            // The socket's directory, to remove it from, and the report, open since before the seal.
+            // The socket's directory, to remove it from, and both files, to know them by.
             (&directory, 1),
+            (&socket, 1),
             (&report, 1),
             // The kernel's uevents.
             ("netlink", 1),

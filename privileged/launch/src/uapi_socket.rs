@@ -16,7 +16,7 @@ use std::fs::{
     File, Metadata, OpenOptions, read_link, read_to_string, remove_file, symlink_metadata,
 };
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -48,12 +48,13 @@ pub fn bind(interface: &str) -> Result<(OwnedFd, SocketFile)> {
         socket(AddressFamily::Unix, SockType::Stream, flags, None).step("UAPI socket")?;
     let address = UnixAddr::new(&*path).step("UAPI socket")?;
     writable(&path, with_umask(0o177, || socket::bind(listener.as_raw_fd(), &address)))?;
-    let made = OwnFile::find(directory.as_fd(), format!("{interface}.sock"));
+    let made = open_path(&path, OFlag::empty()).map_err(io::Error::from);
+    let made = made.and_then(|file| OwnFile::new(format!("{interface}.sock"), file));
     // Nothing but this process made it, though it cannot be looked at.
     let made = made.inspect_err(|_| drop(remove_file(&path))).step(&path)?;
     // From here on the file goes if anything fails.
     let mut file = SocketFile::new(directory, watch, Some(made), true, geteuid().as_raw());
-    file.set_report(create_report(file.directory(), interface));
+    file.set_report(create_report(interface));
     listen(&listener, Backlog::MAXCONN).step("listen on the UAPI socket")?;
     Ok((listener, file))
 }
@@ -73,13 +74,13 @@ pub fn adopt(listener: OwnedFd, interface: &str) -> Result<(OwnedFd, SocketFile)
     fcntl(&listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).step("WG_UAPI_FD")?;
     let (directory, watch) = (open_directory()?, watch_directory()?);
     // Another daemon's socket may have the interface's name there.
-    let bound = sys::bound_file(listener.as_fd()).ok().and_then(|file| file.metadata().ok());
-    let found = OwnFile::find(directory.as_fd(), format!("{interface}.sock")).ok();
-    let own = found.filter(|found| bound.is_some_and(|bound| found.is(bound.dev(), bound.ino())));
+    let bound = sys::bound_file(listener.as_fd()).map_err(io::Error::from);
+    let bound = bound.and_then(|file| OwnFile::new(format!("{interface}.sock"), file)).ok();
+    let own = bound.filter(|bound| bound.is_there(directory.as_fd()));
     let has_name = own.is_some();
     let mut file = SocketFile::new(directory, watch, own, false, geteuid().as_raw());
     if has_name {
-        file.set_report(create_report(file.directory(), interface));
+        file.set_report(create_report(interface));
     }
     Ok((listener, file))
 }
@@ -95,11 +96,11 @@ pub fn refuse_descriptors(listener: &OwnedFd) -> State {
 /// Makes `IF.sandbox` beside the `IF.sock` that is this process's, in the place of one that a killed daemon
 /// of that name left. A directory that may not be written, below a socket that was handed over, leaves the
 /// audit without the report, and that is what it then says.
-fn create_report(directory: BorrowedFd<'_>, interface: &str) -> Option<(File, OwnFile)> {
+fn create_report(interface: &str) -> Option<OwnFile> {
     let path = format!("{DIRECTORY}/{interface}.sandbox");
     let _seldom_there = remove_file(&path);
     let report = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).ok()?;
-    Some((report, OwnFile::find(directory, format!("{interface}.sandbox")).ok()?))
+    OwnFile::new(format!("{interface}.sandbox"), report).ok()
 }
 
 /// Reports every file that leaves the directory, or that another is renamed over.
@@ -185,7 +186,7 @@ fn check_way(path: &str, user: u32) -> Result<()> {
             continue;
         }
         links += 1;
-        let target = read_link(&next).step(path)?;
+        let target = read_link(&next).step(&format!("find the way to {path}"))?;
         let (owner, link) = (trusted(found.uid()), next.display());
         refuse((![0, user].contains(&owner)).then(|| {
             format!(
