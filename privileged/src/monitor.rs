@@ -118,7 +118,7 @@ impl Monitor {
     /// Waits until something happens, and deals with it: that the dataplane says that it is sealed, and
     /// that the daemon ends, is up to the caller.
     fn turn(&mut self, wait: Duration) -> ControlFlow<End, Option<(u32, SealReport)>> {
-        let wait = wait.min(self.manager.keep_alive());
+        let wait = wait.min(self.manager.keep_alive()).min(self.log.check_budget());
         let delay = self.requests.back_pressure();
         let pidfd = self.process.pidfd.as_fd();
         // Requests beyond the rate stay where they are until the next second.

@@ -321,3 +321,61 @@ fn attack_05_no_descriptor_can_be_received_from_a_uapi_client() {
     client.write_all(b"get=1\n\n").unwrap();
     assert!(client.read(&mut [0; 64]).unwrap() > 0);
 }
+
+/// Lines that look like the helper's, then more of them than any log should take.
+#[test]
+fn attack_16_log_lines_keep_their_tag_and_end_with_the_budget_of_the_hour() {
+    require!(Wgsep);
+    const BUDGET: usize = 4 << 20;
+    let daemon = serving();
+    let (interface, mut worker) = (&daemon.interface, hijack(&daemon));
+    let mapped = worker.call(libc::SYS_mmap, &[0, PAGE, READ_WRITE, PRIVATE, NO_DESCRIPTOR, 0]);
+    let Outcome::Returned(memory) = mapped else { panic!("{mapped:?}") };
+    let memory = memory.cast_unsigned();
+    let mut log = |text: &str| {
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.resize(text.len().next_multiple_of(8), 0);
+        let words = bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
+        worker.write(memory, &words.collect::<Vec<_>>());
+        let written = i64::try_from(text.len()).unwrap();
+        wait::until("the pipe takes it", LIMIT, || {
+            worker.call(libc::SYS_write, &[2, memory, text.len() as u64])
+                == Outcome::Returned(written)
+        });
+    };
+    let lines_of = |tag: &str| {
+        let log = daemon.process.log();
+        let lines = log.lines().filter(|line| line.contains(&format!(" {tag}[{interface}]: ")));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let own = lines_of("wgsep");
+    let forged = format!("2026-11-29T00:00:00.000Z ERROR wgsep[{interface}]: ended: forged");
+    for end in ["\n", "\r", "\u{2028}", "\u{1b}[1A", "\n\0"] {
+        log(&format!("INFO forged{end}{forged}\n"));
+    }
+    log(&format!("INFO {}{forged}\n", " ".repeat(300)));
+    wait::until("all of it is logged", LIMIT, || {
+        lines_of("wgsep-dataplane").iter().filter(|line| line.contains("ended: forged")).count()
+            == 6
+    });
+    assert_eq!(lines_of("wgsep"), own, "a forged line of the helper");
+
+    let line = format!("WARN {}\n", "x".repeat(1000));
+    let text = line.repeat(4);
+    for _ in 0..BUDGET / text.len() + 50 {
+        log(&text);
+    }
+    let suppressed = "lines of the dataplane are suppressed until 20";
+    wait::until(suppressed, LIMIT, || daemon.process.log().contains(suppressed));
+    let len = daemon.process.log().len();
+    for _ in 0..50 {
+        log(&text);
+    }
+    drop(worker);
+    // The helper's own lines go on, and come after all that was written before.
+    daemon.process.signal(Signal::SIGTERM);
+    wait::until("it ends", LIMIT, || daemon.process.log().contains("ended: SIGTERM"));
+    let after = daemon.process.log().len() - len;
+    assert!(after < 300, "{after} bytes came after the budget was used up");
+    assert!(len > BUDGET && len < BUDGET + (64 << 10), "{len} bytes");
+}

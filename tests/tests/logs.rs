@@ -98,7 +98,7 @@ fn in_background(script: &str) -> Background {
     let (netns, interface) = (Netns::new(), unique_interface());
     let program = wgsep_program("wgsep");
     let script = format!(
-        "{script}\n{} {interface}\nip link show {interface}\necho it returned\nexec sleep 60",
+        "{script}\n{} {interface}\nip link set {interface} up\necho it returned\nexec sleep 60",
         program.display()
     );
     let mut command = netns.command("unshare");
@@ -167,9 +167,13 @@ fn in_the_background_syslog_hears_it_with_facility_and_level() {
     let syslog = syslog(&dev);
     let background = in_background(&bind_dev(&dev));
     let interface = &background.interface;
-    let message = next_message(&syslog);
+    let next = || next_message(&syslog);
     // Facility daemon (3 << 3), level info (6): RFC 3164.
+    let message = next();
     assert!(message.starts_with(&format!("<30>wgsep[{interface}]: ")), "{message}");
+    let message = std::iter::repeat_with(next).find(|message| message.contains("interface up"));
+    let tag = format!("<30>wgsep-dataplane[{interface}]: ");
+    assert!(message.as_ref().is_some_and(|message| message.starts_with(&tag)), "{message:?}");
     assert!(!Path::new(&format!("/var/log/wgsep-{interface}.log")).exists());
 }
 
@@ -209,6 +213,30 @@ fn a_fifo_without_a_reader_as_a_log_file_is_refused_at_once() {
             fifo.display()
         );
         assert!(log.lines().count() == 1 && log.starts_with(&why), "{log}");
+    }
+}
+
+#[test]
+fn lines_of_the_dataplane_have_a_tag_of_their_own_as_text_and_in_json() {
+    require!(Wgsep);
+    for format in ["text", "json"] {
+        let daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {
+            command.args(["--log-format", format]);
+        });
+        let interface = &daemon.interface;
+        daemon.netns.run(format!("ip link set {interface} up"));
+        until_logged(&daemon, "interface up");
+        let log = daemon.process.log();
+        for (program, text) in [("wgsep", "started: "), ("wgsep-dataplane", "interface up")] {
+            let line = log.lines().find(|line| line.contains(text)).unwrap();
+            let tag = format!("{program}[{interface}]");
+            if format == "text" {
+                assert!(line.contains(&format!(" INFO {tag}: {text}")), "{line}");
+            } else {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                assert_eq!((&line["tag"], &line["level"]), (&tag.into(), &"INFO".into()), "{line}");
+            }
+        }
     }
 }
 

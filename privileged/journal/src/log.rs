@@ -1,7 +1,8 @@
 //! The log: the helper's own lines, and the dataplane's, which reach it through a pipe.
 //!
-//! Whatever comes from the dataplane is taken for hostile: a line is bounded, and characters that
-//! could move a terminal's cursor or forge a line are escaped.
+//! Whatever comes from the dataplane is taken for hostile: a line is bounded and has a tag of its own,
+//! characters that could move a terminal's cursor or forge a line are escaped, and all of its lines share
+//! a budget of bytes an hour.
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -17,12 +18,20 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Longest line that is written whole, in bytes.
 const MAX_LINE: usize = 1024;
-/// Lines of the dataplane that are written in a second, so that it cannot fill a disk in a minute. The
-/// rest is counted.
-const LINES_PER_SECOND: u32 = 500;
+/// Bytes of the dataplane's lines that are written in a [`PERIOD`], so that it cannot fill a disk or drown
+/// out the rest of a system's log: some 30,000 lines. Further lines are counted.
+const BUDGET: usize = 4 << 20;
+/// The same at level `debug`.
+const DEBUG_BUDGET: usize = 64 << 20;
+/// One hour.
+const PERIOD: Duration = Duration::from_secs(3600);
 /// Longest message that is written, escaped, in bytes. Even if JSON escapes all of it once more, a line
 /// stays below the 4096 bytes (PIPE_BUF) that a pipe takes whole.
 const MAX_MESSAGE: usize = 1536;
+/// Tag of the helper's own lines.
+const HELPER: &str = "wgsep";
+/// Tag of the dataplane's lines, whatever they contain.
+const DATAPLANE: &str = "wgsep-dataplane";
 /// Facility of syslog(3) messages: daemon.
 const FACILITY: u8 = 3 << 3;
 
@@ -78,6 +87,20 @@ enum Sink {
 /// Where the system's log receives lines.
 const SYSLOG: &str = "/dev/log";
 
+/// What the dataplane has written in the current [`PERIOD`].
+struct Budget {
+    since: Instant,
+    bytes: usize,
+    /// Lines that were not written.
+    dropped: u64,
+}
+
+impl Budget {
+    fn new() -> Self {
+        Self { since: Instant::now(), bytes: 0, dropped: 0 }
+    }
+}
+
 /// Where lines go.
 pub struct Log {
     sink: Sink,
@@ -87,8 +110,7 @@ pub struct Log {
     other: Option<Level>,
     interface: String,
     partial: Vec<u8>,
-    second: Instant,
-    lines: u32,
+    budget: Budget,
     /// The dataplane's first error before [`Log::started`], its last one since; and when it came.
     reason: Option<(Instant, String)>,
     /// Whether the dataplane's errors are kept for the one line with which a start fails.
@@ -144,8 +166,7 @@ impl Log {
             other,
             interface,
             partial,
-            second: Instant::now(),
-            lines: 0,
+            budget: Budget::new(),
             reason: None,
             is_starting: true,
         }
@@ -160,6 +181,8 @@ impl Log {
         self.most = before.max(now);
         self.info(&format!("SIGHUP: log level was {} and is now {}", name(before), name(now)));
         (self.most, self.other) = (now, before);
+        // Each level has a budget of its own.
+        self.renew_budget();
         now
     }
 
@@ -167,7 +190,7 @@ impl Log {
     pub fn started(&mut self) {
         self.is_starting = false;
         if let Some((_, error)) = self.reason.take() {
-            self.error(&error);
+            self.dataplane_line(Level::Error, &error);
         }
     }
 
@@ -187,40 +210,45 @@ impl Log {
 
     /// Writes a line. What the sink does not take is lost: logging never stops the daemon.
     pub fn line(&self, level: Level, message: &str) {
-        if self.most.is_none_or(|most| level > most) {
-            return;
+        self.write(HELPER, level, &escape(message));
+    }
+
+    /// Writes an escaped message behind a tag; the length of that line, 0 if its level is not wanted.
+    fn write(&self, program: &str, level: Level, message: &str) -> usize {
+        if !self.is_wanted(level) {
+            return 0;
         }
-        let message = escape(message);
-        let interface = &self.interface;
-        let _lost = match (&self.sink, self.format) {
-            (Sink::Journal(stream), Format::Text) => {
-                let line = format!("<{}>wgsep[{interface}]: {message}\n", level as u8);
-                write_now(stream, line.as_bytes())
+        let (tag, priority) = (format!("{program}[{}]", self.interface), level as u8);
+        let line = match (&self.sink, self.format) {
+            (Sink::Journal(_), Format::Text) => format!("<{priority}>{tag}: {message}\n"),
+            (Sink::Syslog(_), _) => format!("<{}>{tag}: {message}", FACILITY | priority),
+            (Sink::Stream(_), Format::Text) => {
+                format!("{} {} {tag}: {message}\n", timestamp(SystemTime::now()), level.name())
             }
-            (Sink::Syslog(socket), _) => {
-                let line = format!("<{}>wgsep[{interface}]: {message}", FACILITY | level as u8);
-                socket.send_to(line.as_bytes(), SYSLOG)
-            }
-            (Sink::Stream(stream), Format::Text) => {
-                let line =
-                    format!("{} {} wgsep[{interface}]: {message}\n", timestamp(), level.name());
-                write_now(stream, line.as_bytes())
-            }
-            (sink @ (Sink::Stream(stream) | Sink::Journal(stream)), Format::Json) => {
+            (sink, Format::Json) => {
                 let priority = match sink {
-                    Sink::Journal(_) => format!("<{}>", level as u8),
+                    Sink::Journal(_) => format!("<{priority}>"),
                     _ => String::new(),
                 };
-                let line = format!(
-                    "{priority}{{\"time\":\"{}\",\"level\":\"{}\",\"interface\":\"{}\",\"message\":\"{}\"}}\n",
-                    timestamp(),
+                format!(
+                    "{priority}{{\"time\":\"{}\",\"level\":\"{}\",\"tag\":\"{}\",\"interface\":\"{}\",\"message\":\"{}\"}}\n",
+                    timestamp(SystemTime::now()),
                     level.name(),
-                    json(interface),
-                    json(&message)
-                );
-                write_now(stream, line.as_bytes())
+                    json(&tag),
+                    json(&self.interface),
+                    json(message)
+                )
             }
         };
+        let _lost = match &self.sink {
+            Sink::Syslog(socket) => socket.send_to(line.as_bytes(), SYSLOG),
+            Sink::Stream(stream) | Sink::Journal(stream) => write_now(stream, line.as_bytes()),
+        };
+        line.len()
+    }
+
+    fn is_wanted(&self, level: Level) -> bool {
+        self.most.is_some_and(|most| level <= most)
     }
 
     /// What an operator acts on.
@@ -243,31 +271,19 @@ impl Log {
             }
             if *byte == b'\n' || self.partial.len() >= MAX_LINE {
                 let line = core::mem::take(&mut self.partial);
-                self.dataplane_line(&String::from_utf8_lossy(&line));
+                self.parse_line(&String::from_utf8_lossy(&line));
             }
         }
         len > 0
     }
 
     /// A line of the dataplane: its level, then the message.
-    fn dataplane_line(&mut self, line: &str) {
-        if self.second.elapsed() >= Duration::from_secs(1) {
-            let lost = self.lines.saturating_sub(LINES_PER_SECOND);
-            if lost > 0 {
-                self.error(&format!("{lost} lines of the dataplane dropped: too many a second"));
-            }
-            self.second = Instant::now();
-            self.lines = 0;
-        }
-        self.lines = self.lines.saturating_add(1);
-        if self.lines > LINES_PER_SECOND {
-            return;
-        }
+    fn parse_line(&mut self, line: &str) {
         let line = line.trim();
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match Level::parse(word) {
             Some(Level::Error) => self.dataplane_error(rest.trim_start()),
-            Some(level) => self.line(level, rest.trim_start()),
+            Some(level) => self.dataplane_line(level, rest.trim_start()),
             None if line.is_empty() => {}
             None => self.dataplane_error(line),
         }
@@ -275,11 +291,50 @@ impl Log {
 
     fn dataplane_error(&mut self, message: &str) {
         if !self.is_starting {
-            self.error(message);
+            self.dataplane_line(Level::Error, message);
         } else if self.reason.is_some() {
             return;
         }
-        self.reason = Some((Instant::now(), escape(message)));
+        self.reason = Some((Instant::now(), escape_dataplane(message)));
+    }
+
+    /// Writes a line of the dataplane within its budget; the one that exhausts it is followed by the time
+    /// at which there is a new one.
+    fn dataplane_line(&mut self, level: Level, message: &str) {
+        self.check_budget();
+        let most = if self.most == Some(Level::Debug) { DEBUG_BUDGET } else { BUDGET };
+        if self.budget.bytes >= most {
+            self.budget.dropped += u64::from(self.is_wanted(level));
+            return;
+        }
+        self.budget.bytes += self.write(DATAPLANE, level, &escape_dataplane(message));
+        if self.budget.bytes >= most {
+            let end = SystemTime::now() + PERIOD.saturating_sub(self.budget.since.elapsed());
+            self.error(&format!(
+                "lines of the dataplane are suppressed until {}: it wrote {} MiB within an hour; find out what it repeats, and see SECURITY.md for an attack",
+                timestamp(end),
+                most >> 20
+            ));
+        }
+    }
+
+    /// Renews the dataplane's budget once an hour, and logs how many lines were suppressed. Returns how
+    /// long until this is due, which matters only if there are any.
+    pub fn check_budget(&mut self) -> Duration {
+        let left = PERIOD.saturating_sub(self.budget.since.elapsed());
+        if left.is_zero() {
+            self.renew_budget();
+        }
+        if self.budget.dropped > 0 { left } else { Duration::MAX }
+    }
+
+    fn renew_budget(&mut self) {
+        let Budget { dropped, .. } = core::mem::replace(&mut self.budget, Budget::new());
+        if dropped > 0 {
+            self.error(&format!(
+                "{dropped} lines of the dataplane were suppressed; its lines are written again"
+            ));
+        }
     }
 }
 
@@ -322,11 +377,16 @@ fn escape(message: &str) -> String {
     escaped
 }
 
+/// Escapes what the dataplane wrote, so that a search for the helper's tag does not find it.
+fn escape_dataplane(message: &str) -> String {
+    escape(message).replace("wgsep[", "wgsep\\u{5b}")
+}
+
 /// Characters that turn the direction of writing, break lines or take no room.
 const fn is_invisible(character: char) -> bool {
     matches!(character,
         '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-            | '\u{feff}')
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// Inside a JSON string.
@@ -334,9 +394,9 @@ fn json(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"")
 }
 
-/// The time in UTC as RFC 3339 has it, with milliseconds.
-fn timestamp() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+/// A time in UTC as RFC 3339 has it, with milliseconds.
+fn timestamp(time: SystemTime) -> String {
+    let now = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (now.as_secs() / 86_400, now.as_secs() % 86_400);
     let (year, month, day) = date(days);
     format!(
@@ -401,9 +461,9 @@ mod tests {
         let written = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let lines: Vec<&str> = written.lines().collect();
-        assert!(lines[0].ends_with(" INFO wgsep[wg0]: fine"));
-        assert!(lines[1].ends_with(" ERROR wgsep[wg0]: \\u{1b}[2Jred"));
-        assert!(lines[2].ends_with(" ERROR wgsep[wg0]: no level"));
+        assert!(lines[0].ends_with(" INFO wgsep-dataplane[wg0]: fine"));
+        assert!(lines[1].ends_with(" ERROR wgsep-dataplane[wg0]: \\u{1b}[2Jred"));
+        assert!(lines[2].ends_with(" ERROR wgsep-dataplane[wg0]: no level"));
         assert!(lines[3..].iter().all(|line| line.len() < MAX_LINE + 80) && lines.len() == 6);
     }
 
@@ -480,15 +540,15 @@ mod tests {
     fn the_first_error_of_a_start_is_kept_for_its_line_and_logged_if_it_succeeds() {
         let (mut log, written) = piped(Sink::Stream, Format::Text);
         assert_eq!(log.reason(), None);
-        log.dataplane_line("ERROR no \u{1b}memory");
-        log.dataplane_line("ERROR the end");
+        log.parse_line("ERROR no \u{1b}memory");
+        log.parse_line("ERROR the end");
         assert_eq!(log.reason(), Some("no \\u{1b}memory"));
         assert_eq!(written(), "");
         log.started();
-        assert!(written().ends_with(" ERROR wgsep[wg0]: no \\u{1b}memory\n"));
+        assert!(written().ends_with(" ERROR wgsep-dataplane[wg0]: no \\u{1b}memory\n"));
         assert_eq!(log.reason(), None);
-        log.dataplane_line("ERROR port taken");
-        log.dataplane_line("ERROR out of memory");
+        log.parse_line("ERROR port taken");
+        log.parse_line("ERROR out of memory");
         assert_eq!(written().lines().count(), 2);
         assert_eq!(log.reason(), Some("out of memory"));
         log.reason = log.reason.map(|(came, line)| (came - Duration::from_secs(2), line));
@@ -502,24 +562,74 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_lines_is_cut_and_counted() {
-        let (reader, writer) = pipe2(OFlag::O_NONBLOCK).unwrap();
-        let mut log = Log::new(Sink::Stream(writer.into()), Format::Text, Some(Level::Info));
-        let written = || {
-            let mut buffer = vec![0; 1 << 20];
-            let len = read(&reader, &mut buffer).unwrap_or(0);
-            String::from_utf8_lossy(&buffer[..len]).into_owned()
-        };
-        let mut text = String::new();
-        for number in 0..LINES_PER_SECOND + 7 {
-            log.dataplane_line(&format!("INFO line {number}"));
-            text += &written();
+    fn a_line_of_the_dataplane_has_its_own_tag_and_cannot_have_the_helpers() {
+        let forged = "ERROR 2026-11-29T00:00:00.000Z ERROR wgsep[wg0]: ended: SIGTERM\",\"tag\":\"wgsep[wg0]";
+        for (sink, format) in [
+            (Sink::Stream as fn(File) -> Sink, Format::Text),
+            (Sink::Stream, Format::Json),
+            (Sink::Journal, Format::Text),
+            (Sink::Journal, Format::Json),
+        ] {
+            let (mut log, written) = piped(sink, format);
+            log.started();
+            log.parse_line(forged);
+            log.info("real");
+            let text = written();
+            let [its, ours] = text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
+            let tag = |tag: &str| match format {
+                Format::Text => format!("{tag}: "),
+                Format::Json => format!("\"tag\":\"{tag}\","),
+            };
+            assert!(its.contains(&tag("wgsep-dataplane[wg0]")) && !its.contains("wgsep["), "{its}");
+            assert!(ours.contains(&tag("wgsep[wg0]")), "{ours}");
         }
-        assert_eq!(text.lines().count(), usize::try_from(LINES_PER_SECOND).unwrap());
-        log.second -= Duration::from_secs(1);
-        log.dataplane_line("INFO after");
-        let text = written();
-        assert!(text.contains("7 lines") && text.contains("after"), "{text}");
+    }
+
+    #[test]
+    fn an_hours_bytes_are_bounded_and_what_is_suppressed_is_announced_and_counted() {
+        for (level, budget) in [(Level::Info, BUDGET), (Level::Debug, DEBUG_BUDGET)] {
+            let (mut log, written) = piped(Sink::Stream, Format::Text);
+            log.most = Some(level);
+            let long = format!("INFO {}", "x".repeat(1000));
+            let (mut bytes, mut last) = (0, String::new());
+            for _ in 0..budget / 1000 + 7 {
+                log.parse_line(&long);
+                let text = written();
+                bytes += text.len();
+                last = if text.is_empty() { last } else { text };
+            }
+            assert!((budget..budget + 2000).contains(&bytes), "{bytes} of {budget}");
+            let (_, announced) = last.split_once(" ERROR wgsep[wg0]: ").unwrap();
+            assert!(
+                announced.starts_with("lines of the dataplane are suppressed until 20"),
+                "{last}"
+            );
+            let dropped = log.budget.dropped;
+            assert!(dropped > 7);
+            // The reason of an end is kept all the same.
+            log.started();
+            log.parse_line("ERROR out of memory");
+            assert_eq!((log.budget.dropped, log.reason()), (dropped + 1, Some("out of memory")));
+            assert!(log.check_budget() <= PERIOD && written().is_empty());
+
+            log.budget.since -= PERIOD;
+            assert_eq!(log.check_budget(), Duration::MAX);
+            let text = written();
+            let counted = format!(" ERROR wgsep[wg0]: {} lines of the dataplane", dropped + 1);
+            assert!(text.contains(&counted) && text.lines().count() == 1, "{text}");
+            log.parse_line("INFO after");
+            assert!(written().ends_with(" INFO wgsep-dataplane[wg0]: after\n"));
+        }
+    }
+
+    #[test]
+    fn another_level_has_a_new_budget() {
+        let (mut log, written) = piped(Sink::Stream, Format::Text);
+        (log.budget.bytes, log.budget.dropped) = (BUDGET, 3);
+        log.switch_level();
+        assert!(written().contains(" 3 lines of the dataplane were suppressed"));
+        log.parse_line("DEBUG more");
+        assert!(written().ends_with(" DEBUG wgsep-dataplane[wg0]: more\n"));
     }
 
     #[test]
