@@ -38,6 +38,14 @@ impl Helper {
         Ok(())
     }
 
+    /// Shows the helper that this thread runs; no answer comes.
+    ///
+    /// # Errors
+    /// If the channel is broken.
+    pub(crate) fn pong(&self) -> Result<(), wgsep_ipc::Error> {
+        self.channel.send_request(0, &Request::Pong)
+    }
+
     /// Says goodbye. Nothing is received after it: the answer to an earlier request may cross with it.
     pub(crate) fn bye(&mut self) {
         let _gone = self.request(&Request::Bye);
@@ -92,6 +100,15 @@ mod tests {
         other.send_reply(1, &Reply::Done, &[]).unwrap();
         helper.bye();
         assert!(matches!(helper.receive(), Ok(None)));
+    }
+
+    #[test]
+    fn a_pong_is_sent_while_a_request_is_under_way() {
+        let (mut helper, other) = pair();
+        helper.request(&Request::CloseUdp).unwrap();
+        helper.pong().unwrap();
+        other.send_reply(1, &Reply::Done, &[]).unwrap();
+        assert!(matches!(helper.receive(), Ok(Some(Said::Reply(Reply::Done, _)))));
     }
 
     #[test]

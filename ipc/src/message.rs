@@ -37,6 +37,8 @@ pub enum Request {
     },
     /// The dataplane ends in good order.
     Bye,
+    /// The answer to [`Notice::Ping`]; it gets no reply.
+    Pong,
 }
 
 impl Request {
@@ -49,6 +51,7 @@ impl Request {
             Self::CloseUdp => "CloseUdp",
             Self::SetMark { .. } => "SetMark",
             Self::Bye => "Bye",
+            Self::Pong => "Pong",
         }
     }
 }
@@ -64,7 +67,7 @@ pub struct TunOffload {
     pub uso: bool,
 }
 
-/// The helper's answer; each request gets one.
+/// The helper's answer; each request but [`Request::Pong`] gets one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// The sandbox was verified. Comes with the UAPI listener, the netlink socket, and the TUN
@@ -120,6 +123,8 @@ pub enum Notice {
     Shutdown,
     /// This virtual machine was cloned, or restored from a snapshot: drop every key that a copy has.
     NewGeneration,
+    /// Answer with [`Request::Pong`], to show that the control thread runs.
+    Ping,
 }
 
 /// How much is logged.
@@ -222,6 +227,7 @@ mod tests {
             Request::CloseUdp,
             Request::SetMark { mark: 7 },
             Request::Bye,
+            Request::Pong,
         ]
     }
 
@@ -259,7 +265,7 @@ mod tests {
             foreign[0] = VERSION + 1;
             assert!(decode::<Request>(&foreign).is_err());
         }
-        assert!(decode::<Request>(&[VERSION, 0, 0, 0, 0, 5]).is_err());
+        assert!(decode::<Request>(&[VERSION, 0, 0, 0, 0, 6]).is_err());
         assert!(decode::<Request>(&[VERSION; MAX_FRAME + 1]).is_err());
     }
 

@@ -5,9 +5,25 @@ use nix::errno::Errno;
 use std::io;
 use wgsep_policy::{described, remedy};
 
+/// How the daemon ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It was asked to.
+    Orderly,
+    /// Something failed.
+    Failed,
+    /// The dataplane broke the contract, or made a system call that its filter forbids: it may be under
+    /// attack, and another start would be another try.
+    Breach,
+}
+
 /// A failure that ends the daemon, told in one line.
 #[derive(Debug)]
-pub struct Error(String);
+pub struct Error {
+    line: String,
+    /// What the daemon's exit status says.
+    pub ending: Ending,
+}
 
 /// Short for what most steps return.
 pub type Result<T> = core::result::Result<T, Error>;
@@ -15,13 +31,18 @@ pub type Result<T> = core::result::Result<T, Error>;
 impl Error {
     /// A line that says it all.
     pub fn new(line: impl Into<String>) -> Self {
-        Self(line.into())
+        Self { line: line.into(), ending: Ending::Failed }
+    }
+
+    /// As [`Error::new`], of a breach.
+    pub(crate) fn breach(line: String) -> Self {
+        Self { line, ending: Ending::Breach }
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.line)
     }
 }
 
@@ -29,13 +50,13 @@ impl core::error::Error for Error {}
 
 impl From<String> for Error {
     fn from(line: String) -> Self {
-        Self(line)
+        Self::new(line)
     }
 }
 
 impl From<wgsep_policy::Refused> for Error {
     fn from(refused: wgsep_policy::Refused) -> Self {
-        Self(refused.to_string())
+        Self::new(refused.to_string())
     }
 }
 
@@ -61,11 +82,11 @@ impl<T, E: Into<io::Error>> Step<T> for core::result::Result<T, E> {
         self.map_err(|error| {
             let error: io::Error = error.into();
             let Some(errno) = error.raw_os_error().map(Errno::from_raw) else {
-                return Error(format!("{step}: {error}; please report it"));
+                return Error::new(format!("{step}: {error}; please report it"));
             };
             let advice = known.iter().find(|(errnos, _)| errnos.contains(&errno));
             advice.map_or_else(
-                || Error(format!("{step}: {}; {}", described(errno), remedy(errno))),
+                || Error::new(format!("{step}: {}; {}", described(errno), remedy(errno))),
                 |(_, line)| Error::new(*line),
             )
         })

@@ -15,7 +15,7 @@ mod socket_file;
 mod sys;
 mod udp;
 
-pub use error::{Error, Result, Step};
+pub use error::{Ending, Error, Result, Step};
 pub use generation::{Generation, kernel_log_number};
 pub use monitor::{Monitor, Process};
 #[cfg(feature = "fuzzing")]

@@ -1,6 +1,6 @@
 //! Serving the dataplane until one of the two ends.
 
-use crate::error::{Error, Result};
+use crate::error::{Ending, Error, Result};
 use crate::generation::Generation;
 use crate::poll::poll;
 use crate::requests::{Requests, Served};
@@ -29,6 +29,8 @@ enum End {
     Orderly(&'static str),
     /// Something went wrong; the line says what.
     Failed(String),
+    /// As [`Ending::Breach`].
+    Breach(String),
 }
 
 /// The dataplane's process.
@@ -78,6 +80,7 @@ impl Monitor {
                 Continue(None) => {}
                 Continue(Some(sealed)) => return Ok(sealed),
                 Break(End::Failed(why)) => return Err(Error::new(why)),
+                Break(End::Breach(why)) => return Err(Error::breach(why)),
                 Break(End::Orderly(_)) => {
                     return Err(Error::new(
                         "interrupted before the dataplane was ready; start it again",
@@ -87,8 +90,8 @@ impl Monitor {
         }
     }
 
-    /// Serves until the end, and ends the dataplane; true if that was an orderly end.
-    pub fn serve(mut self) -> bool {
+    /// Serves until the end, and ends the dataplane.
+    pub fn serve(mut self) -> Ending {
         let end = loop {
             match self.turn(Duration::MAX) {
                 Continue(None) => {}
@@ -96,10 +99,12 @@ impl Monitor {
                 Break(end) => break end,
             }
         };
-        let (is_orderly, why) = match end {
-            End::Orderly(why) => (true, why.to_owned()),
-            End::Failed(why) => (false, why),
+        let (ending, why) = match end {
+            End::Orderly(why) => (Ending::Orderly, why.to_owned()),
+            End::Failed(why) => (Ending::Failed, why),
+            End::Breach(why) => (Ending::Breach, why),
         };
+        let is_orderly = ending == Ending::Orderly;
         self.manager.stopping(&why);
         if is_orderly {
             let _already_gone = self.requests.notice(&Notice::Shutdown);
@@ -112,13 +117,17 @@ impl Monitor {
         if let Err(error) = self.socket_file.remove() {
             self.log.error(&error.to_string());
         }
-        is_orderly
+        ending
     }
 
     /// Waits until something happens, and deals with it: that the dataplane says that it is sealed, and
     /// that the daemon ends, is up to the caller.
     fn turn(&mut self, wait: Duration) -> ControlFlow<End, Option<(u32, SealReport)>> {
-        let wait = wait.min(self.manager.keep_alive()).min(self.log.check_budget());
+        let (is_ping_due, until_ping) = self.manager.watchdog();
+        if is_ping_due {
+            self.requests.ping();
+        }
+        let wait = wait.min(until_ping).min(self.log.check_budget());
         let delay = self.requests.back_pressure();
         let pidfd = self.process.pidfd.as_fd();
         // Requests beyond the rate stay where they are until the next second.
@@ -162,6 +171,7 @@ impl Monitor {
                     self.tell_missing_gro();
                     self.report_port();
                 }
+                Served::Alive => self.manager.alive(),
                 Served::Sealed(sequence, report) => return Continue(Some((sequence, report))),
                 Served::Closed => return Break(self.died()),
                 Served::Failed(line) => return Break(End::Failed(line)),
@@ -254,6 +264,10 @@ impl Monitor {
             Some(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => {
                 "the dataplane was killed by SIGKILL (from outside, or for lack of memory: see dmesg)".to_owned()
             }
+            Some(WaitStatus::Signaled(_, Signal::SIGSYS, _)) => {
+                let what = "the dataplane was killed by SIGSYS, for a system call that its filter forbids";
+                return End::Breach(self.with_reason(what));
+            }
             Some(WaitStatus::Signaled(_, signal, _)) => {
                 format!("the dataplane was killed by {signal}")
             }
@@ -311,7 +325,7 @@ fn forward_last_lines(log: &mut Log, pipe: BorrowedFd<'_>) {
 }
 
 fn violation(what: &str) -> End {
-    End::Failed(format!(
+    End::Breach(format!(
         "the dataplane broke the contract and was killed: {what}; it may be under attack, see SECURITY.md"
     ))
 }

@@ -31,9 +31,11 @@ enum Phase {
 const fn permit(phase: Phase, request: &Request) -> bool {
     match request {
         Request::Sealed(_) => matches!(phase, Phase::Init),
-        Request::OpenUdp { .. } | Request::CloseUdp | Request::SetMark { .. } | Request::Bye => {
-            matches!(phase, Phase::Running)
-        }
+        Request::OpenUdp { .. }
+        | Request::CloseUdp
+        | Request::SetMark { .. }
+        | Request::Bye
+        | Request::Pong => matches!(phase, Phase::Running),
     }
 }
 
@@ -42,6 +44,8 @@ const fn permit(phase: Phase, request: &Request) -> bool {
 pub enum Served {
     /// It was answered, or there was none.
     Answered,
+    /// The dataplane answered [`Requests::ping`].
+    Alive,
     /// The number to answer to, and what the dataplane says of itself.
     Sealed(u32, SealReport),
     /// The dataplane has closed the channel.
@@ -70,6 +74,8 @@ pub struct Requests {
     /// In this second.
     requests: u32,
     pipelined: u32,
+    /// Whether a ping is not answered yet.
+    has_pinged: bool,
     said_bye: bool,
 }
 
@@ -87,6 +93,7 @@ impl Requests {
             second: Instant::now(),
             requests: 0,
             pipelined: 0,
+            has_pinged: false,
             said_bye: false,
         }
     }
@@ -111,6 +118,14 @@ impl Requests {
     /// If the dataplane is gone or does not listen.
     pub fn notice(&self, notice: &Notice) -> Result<(), Error> {
         self.channel.send_notice(notice)
+    }
+
+    /// Asks a dataplane that serves whether its control thread runs, unless it has not answered the last
+    /// time yet.
+    pub fn ping(&mut self) {
+        if self.phase == Phase::Running && !self.has_pinged {
+            self.has_pinged = self.channel.send_notice(&Notice::Ping).is_ok();
+        }
     }
 
     /// How long to leave requests unread, if there were too many in this second.
@@ -145,6 +160,8 @@ impl Requests {
             return violation("a flood of requests");
         }
         let done = match request {
+            Request::Pong if core::mem::take(&mut self.has_pinged) => return Served::Alive,
+            Request::Pong => return violation("Pong without a ping"),
             Request::Sealed(report) => return Served::Sealed(sequence, report),
             Request::OpenUdp { port, mark } => {
                 let opened = self.open_udp(port, mark);
@@ -244,6 +261,7 @@ mod tests {
             Request::CloseUdp,
             Request::SetMark { mark: 0 },
             Request::Bye,
+            Request::Pong,
         ];
         assert!(permit(Phase::Init, &sealed) && !permit(Phase::Running, &sealed));
         for other in &others {

@@ -25,6 +25,8 @@ use wgsep_tests::{descriptors, procfs, require, wait};
 /// How long the end of it all may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(10);
 const WORKERS: usize = 2;
+/// The exit status of a death by SIGSYS.
+const BREACH: i32 = 76;
 const PAGE: u64 = 4096;
 const READ_WRITE: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
 const PRIVATE: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
@@ -79,7 +81,7 @@ fn descriptor(daemon: &Daemon, kind: &str) -> u64 {
 fn assert_ended_by(what: &str, outcome: Outcome, mut daemon: Daemon, dataplane: Pid) {
     assert_eq!(outcome, Outcome::Died(Signal::SIGSYS), "{what}");
     let status = daemon.process.exit_within(LIMIT);
-    assert_eq!(status.code(), Some(1), "{what}: {}", daemon.process.log());
+    assert_eq!(status.code(), Some(BREACH), "{what}: {}", daemon.process.log());
     let log = daemon.process.log();
     assert!(log.contains("the dataplane was killed by SIGSYS"), "{what}: {log}");
     assert!(!procfs::is_running(dataplane), "{what}: the dataplane lives");

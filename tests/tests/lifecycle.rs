@@ -170,8 +170,16 @@ fn attack_09_the_dataplanes_death_ends_the_helper_with_an_error_that_names_the_s
         let log = ending.daemon.process.log();
         log.contains("SIGKILL") || log.contains("signal 9")
     });
-    let status = ending.complete();
-    assert!(status.code().is_some_and(|code| code != 0), "{status}");
+    assert_eq!(ending.complete().code(), Some(1));
+}
+
+/// As by a filter; a supervisor is to start nothing again for an attacker's next try.
+#[test]
+fn attack_09_a_death_by_sigsys_has_an_exit_status_of_its_own() {
+    require!(Wgsep);
+    let ending = Ending::new();
+    kill(ending.dataplane, Signal::SIGSYS).unwrap();
+    assert_eq!(ending.complete().code(), Some(76));
 }
 
 /// Nobody is left to unlink the socket; the next daemon replaces it.
@@ -195,8 +203,7 @@ fn attack_09_a_death_under_load_ends_all_within_a_second() {
     let _load = left.daemon.netns.spawn(format!("ping -f {}", right.side.inner(Family::V4)));
     let dataplane = right.daemon.dataplane();
     kill(dataplane, Signal::SIGKILL).unwrap();
-    let status = Ending { daemon: right.daemon, dataplane }.complete();
-    assert!(status.code().is_some_and(|code| code != 0), "{status}");
+    assert_eq!(Ending { daemon: right.daemon, dataplane }.complete().code(), Some(1));
 }
 
 /// What was started without `-f`, found by its interface's name; ended when dropped.

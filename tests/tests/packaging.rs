@@ -364,16 +364,33 @@ fn a_debian_installs_the_package_and_systemd_runs_a_server_of_it() {
     });
     until_ping(&left, theirs);
 
-    // A helper that hangs is noticed.
+    // A helper that hangs is noticed, and so is a dataplane.
     machine.run(
         "mkdir -p /run/systemd/system/wgsep@.service.d && printf '[Service]\\nWatchdogSec=1\\n' \
          >/run/systemd/system/wgsep@.service.d/short.conf && systemctl daemon-reload && \
-         systemctl restart wgsep@wg0 && systemctl kill --kill-whom main --signal STOP wgsep@wg0",
+         systemctl restart wgsep@wg0",
     );
-    wait::until("systemd notices that it hangs", SERVICE_LIMIT, || {
-        machine.run("journalctl --quiet --no-pager --unit wgsep@wg0").contains("Watchdog timeout")
-            && show("ActiveState").trim() == "active"
-    });
+    let dataplane = "pgrep --parent $(systemctl show --value --property MainPID wgsep@wg0)";
+    let hang = [
+        "systemctl kill --kill-whom main --signal STOP wgsep@wg0".to_owned(),
+        format!("kill -STOP $({dataplane})"),
+    ];
+    for (number, hang) in hang.iter().enumerate() {
+        machine.run(hang);
+        wait::until("systemd notices that it hangs", SERVICE_LIMIT, || {
+            let log = machine.run("journalctl --quiet --no-pager --unit wgsep@wg0");
+            log.matches("Watchdog timeout").count() > number
+                && show("ActiveState").trim() == "active"
+        });
+        until_ping(&left, theirs);
+    }
+
+    // A death by the filter is no reason for another try.
+    let restarts = show("NRestarts");
+    machine.run(&format!("kill -SYS $({dataplane})"));
+    wait::until("the unit has failed", SERVICE_LIMIT, || show("ActiveState").trim() == "failed");
+    assert_eq!((show("ExecMainStatus").trim(), show("NRestarts")), ("76", restarts));
+    machine.run("systemctl start wgsep@wg0");
     until_ping(&left, theirs);
 
     machine.run("systemctl stop wgsep@wg0");

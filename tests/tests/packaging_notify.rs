@@ -5,12 +5,13 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use wgsep_tests::daemon::{Daemon, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::netns::Netns;
-use wgsep_tests::require;
+use wgsep_tests::process::{Process, stop};
 use wgsep_tests::scratch::Scratch;
+use wgsep_tests::{require, wait};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -44,6 +45,39 @@ fn the_manager_hears_of_readiness_life_and_the_end() {
     assert_eq!(daemon.process.exit_within(LIMIT).code(), Some(0));
 }
 
+/// The helper is as well as ever, so what it says must not be taken for the daemon's life.
+#[test]
+fn a_stopped_dataplane_ends_the_signs_of_life_until_it_goes_on_and_is_not_killed() {
+    require!(Wgsep);
+    /// Five times the interval of the signs.
+    const SILENCE: Duration = Duration::from_millis(500);
+    let scratch = Scratch::new();
+    let path = scratch.join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
+    });
+    let is_alive = || next(&manager) == "WATCHDOG=1";
+    wait::until("it is alive", LIMIT, is_alive);
+    stop(daemon.dataplane());
+    // Those that were under way.
+    manager.set_nonblocking(true).unwrap();
+    while manager.recv(&mut [0; 512]).is_ok() {}
+    manager.set_nonblocking(false).unwrap();
+    manager.set_read_timeout(Some(SILENCE)).unwrap();
+    // One answer may have crossed with the stop.
+    let said = (0..2).filter(|_| manager.recv(&mut [0; 512]).is_ok()).count();
+    assert!(said < 2, "it is told to be alive");
+    assert_eq!(daemon.process.try_exit(), None, "{}", daemon.process.log());
+    manager.set_read_timeout(Some(LIMIT)).unwrap();
+    kill(daemon.dataplane(), Signal::SIGCONT).unwrap();
+    for _ in 0..3 {
+        assert!(is_alive());
+    }
+    daemon.wg("show", "listen-port");
+}
+
 /// systemd of a user, and container managers, give names of the abstract namespace, which is that of
 /// the network namespace.
 #[test]
@@ -58,7 +92,7 @@ fn a_manager_with_an_abstract_name_is_heard_and_without_an_interval_no_life_is_t
         command.env("NOTIFY_SOCKET", format!("@{name}"));
     });
     assert!(next(&manager).starts_with("READY=1\n"));
-    nix::sys::signal::kill(daemon.dataplane(), Signal::SIGKILL).unwrap();
+    kill(daemon.dataplane(), Signal::SIGKILL).unwrap();
     let end = next(&manager);
     assert!(end.starts_with("STOPPING=1\nSTATUS=") && end.contains("SIGKILL"), "{end}");
 }

@@ -59,15 +59,17 @@ impl Control {
     pub(super) fn request(&mut self, request: &Request, awaiting: Awaiting) {
         match self.helper.request(request) {
             Ok(()) => self.awaiting = Some(awaiting),
-            Err(error) => {
-                let advice = match error {
-                    wgsep_ipc::Error::Io(errno) => wgsep_policy::remedy(errno),
-                    _ => "start wgsep again",
-                };
-                tracing::error!("cannot ask the helper: {error}; {advice}");
-                self.end = Some(End::HelperLost);
-            }
+            Err(error) => self.cannot_send(error),
         }
+    }
+
+    fn cannot_send(&mut self, error: wgsep_ipc::Error) {
+        let advice = match error {
+            wgsep_ipc::Error::Io(errno) => wgsep_policy::remedy(errno),
+            _ => "start wgsep again",
+        };
+        tracing::error!("cannot send to the helper: {error}; {advice}");
+        self.end = Some(End::HelperLost);
     }
 
     /// Receives what the helper sent; if that is more than it ever sends at once, the rest in the next
@@ -88,6 +90,12 @@ impl Control {
                 // random numbers is seeded anew.
                 Ok(Some(Said::Notice(Notice::NewGeneration))) => {
                     self.device.vm_notification(clock::now());
+                }
+                Ok(Some(Said::Notice(Notice::Ping))) => {
+                    if let Err(error) = self.helper.pong() {
+                        self.cannot_send(error);
+                        return;
+                    }
                 }
                 Ok(Some(Said::Closed)) => {
                     tracing::error!("the helper is gone, and so the interface; start wgsep again");

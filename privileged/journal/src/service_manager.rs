@@ -15,7 +15,7 @@ const SHORTEST_WATCHDOG: Duration = Duration::from_millis(100);
 #[derive(Default)]
 pub struct ServiceManager {
     socket: Option<UnixDatagram>,
-    /// How often it wants to hear that we are alive, and when next.
+    /// How often the dataplane is asked whether it runs, and when next.
     watchdog: Option<(Duration, Instant)>,
     /// Its status while all is well.
     serving: String,
@@ -58,16 +58,21 @@ impl ServiceManager {
         self.send(&format!("STOPPING=1\nSTATUS={status}"));
     }
 
-    /// Says that we are alive when that is due; how long until the next time.
-    pub fn keep_alive(&mut self) -> Duration {
-        let Some((interval, next)) = self.watchdog else { return Duration::MAX };
+    /// Whether it is time to ask the dataplane whether it runs, which [`Self::alive`] passes on; and how
+    /// long until the next time.
+    pub fn watchdog(&mut self) -> (bool, Duration) {
+        let Some((interval, next)) = self.watchdog else { return (false, Duration::MAX) };
         let now = Instant::now();
         if now < next {
-            return next.duration_since(now);
+            return (false, next.duration_since(now));
         }
         self.watchdog = now.checked_add(interval).map(|next| (interval, next));
+        (true, interval)
+    }
+
+    /// Says that the daemon is alive.
+    pub fn alive(&self) {
         self.send("WATCHDOG=1");
-        interval
     }
 
     /// A manager that does not read does not hold us up.

@@ -21,6 +21,7 @@ pub use offload::Offload;
 pub use tun::check_name;
 pub use wgsep_journal::{Format, Level, complain};
 pub use wgsep_policy::Grants;
+pub use wgsep_privileged::Ending;
 
 use nix::errno::Errno;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -62,14 +63,14 @@ pub struct Options {
     pub log_file: Option<PathBuf>,
 }
 
-/// Runs the daemon to its end; true if that was an orderly one.
-pub fn run(options: &Options) -> bool {
+/// Runs the daemon to its end.
+pub fn run(options: &Options) -> Ending {
     let mut launcher = Launcher::of_environment();
     match start(options, &mut launcher).and_then(|unsealed| unsealed.seal(&mut launcher)) {
         Ok(monitor) => monitor.serve(),
         Err(error) => {
             launcher.failed(&error.to_string());
-            false
+            error.ending
         }
     }
 }

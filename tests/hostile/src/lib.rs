@@ -40,11 +40,13 @@ pub enum Attack {
     Policy,
     /// Breaks the contract when a client connects, and then hangs up on that client.
     OnConnect,
+    /// Answers a ping that never came.
+    PongWithoutPing,
 }
 
 impl Attack {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::OpenUdpBeforeSealed,
         Self::UnsealedLiar,
         Self::OneThreadTooMany,
@@ -63,6 +65,7 @@ impl Attack {
         Self::Hurry,
         Self::Policy,
         Self::OnConnect,
+        Self::PongWithoutPing,
     ];
 
     /// The number that stands for it.

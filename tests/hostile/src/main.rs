@@ -141,6 +141,7 @@ impl Hostile {
                 return self.ask(&Request::Bye).map(drop);
             }
             Attack::Policy => return self.try_policy(),
+            Attack::PongWithoutPing => self.send(&Request::Pong)?,
             Attack::OnConnect => self.violate_on_connect(granted)?,
             Attack::OpenUdpBeforeSealed
             | Attack::UnsealedLiar

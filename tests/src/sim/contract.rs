@@ -16,8 +16,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Once;
 use std::time::Duration;
 use wgsep_ipc::{
-    Channel, FromHelper, MAX_FRAME, Received, Reply, Request, SealReport, TunOffload, VERSION,
-    decode,
+    Channel, FromHelper, MAX_FRAME, Notice, Received, Reply, Request, SealReport, TunOffload,
+    VERSION, decode,
 };
 use wgsep_privileged::{Grants, Requests, Served};
 
@@ -43,6 +43,8 @@ pub(super) struct Dataplane {
     in_a_row: usize,
     is_granted: bool,
     has_closed: bool,
+    /// Whether the helper waits for a Pong.
+    is_pinged: bool,
     sockets: Vec<OwnedFd>,
 }
 
@@ -78,15 +80,17 @@ impl Dataplane {
         let [ours, theirs] = [ours, theirs].map(Channel::new);
         let (Ok(ours), Ok(theirs)) = (ours, theirs) else { panic!("not a channel") };
         let (sent, sockets) = (VecDeque::new(), Vec::new());
-        let (channel, is_granted, has_closed) = (Some(ours), false, false);
+        let (channel, is_granted, has_closed, is_pinged) = (Some(ours), false, false, false);
         let dataplane =
-            Self { grants, channel, sent, in_a_row: 0, is_granted, has_closed, sockets };
+            Self { grants, channel, sent, in_a_row: 0, is_granted, has_closed, is_pinged, sockets };
         (dataplane, Requests::new(theirs, grants, input.byte() & 1 == 0))
     }
 
     /// Says something, sensible or not.
     pub(super) fn speak(&mut self, input: &mut Input<'_>) {
-        let request = match input.byte() % 8 {
+        let kind = input.byte();
+        let request = match kind % 8 {
+            _ if kind >= 0xc0 => Request::Pong,
             0 => Request::Sealed(SealReport::default()),
             1 | 2 => Request::OpenUdp { port: input.word(), mark: input.number() },
             3 => Request::OpenUdp { port: 0, mark: u32::from(input.byte()) },
@@ -129,6 +133,23 @@ impl Dataplane {
         });
     }
 
+    /// Has the helper ask for a Pong, which it does once until there is one.
+    ///
+    /// # Panics
+    /// If it asks before it has granted anything, or again.
+    pub(super) fn ping(&mut self, requests: &mut Requests) {
+        requests.ping();
+        let Some(channel) = &self.channel else { return };
+        let received = channel.receive_from_helper();
+        if self.is_granted && !self.is_pinged {
+            let ping = FromHelper::Notice(Notice::Ping);
+            assert!(matches!(&received, Ok(Received::Message(said, _)) if *said == ping));
+            self.is_pinged = true;
+        } else {
+            assert!(matches!(received, Ok(Received::Nothing)), "{received:?}");
+        }
+    }
+
     /// Ends the conversation.
     pub(super) fn close(&mut self) {
         self.channel = None;
@@ -162,8 +183,15 @@ impl Dataplane {
             (Some(Sent::Request(_, request)), Served::Violation(_)) => {
                 let is_early = !self.is_granted;
                 let is_late = matches!(request, Request::Sealed(_)) && self.is_granted;
-                assert!(is_early || is_late || self.in_a_row > FLOOD, "{request:?}: {served:?}");
+                let is_unasked = request == Request::Pong && !self.is_pinged;
+                assert!(
+                    is_early || is_late || is_unasked || self.in_a_row > FLOOD,
+                    "{request:?}: {served:?}"
+                );
                 return false;
+            }
+            (Some(Sent::Request(_, Request::Pong)), Served::Alive) => {
+                assert!(core::mem::take(&mut self.is_pinged) && heard.is_none());
             }
             // Nobody hears the answer any more.
             (Some(Sent::Request(..)), Served::Closed) => {

@@ -147,6 +147,7 @@ pub fn requests(data: &[u8]) {
     while !input.is_empty() {
         match input.byte() {
             0..8 => dataplane.close(),
+            0xc0.. => dataplane.ping(&mut requests),
             kind => (0..=kind % 4).for_each(|_| dataplane.speak(&mut input)),
         }
         for _ in 0..=input.byte() % 4 {
