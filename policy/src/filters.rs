@@ -157,6 +157,8 @@ const SOCKET_OPTIONS: &[&[Argument]] = &[
     &option(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
     &option(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
     &option(libc::SOL_UDP, libc::UDP_GRO),
+    &option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER),
+    &option(libc::SOL_SOCKET, libc::SO_LOCK_FILTER),
 ];
 
 const DATAGRAM: libc::c_int = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
@@ -180,6 +182,7 @@ pub const HELPER: &[Allowed] = &[
     only!(SYS_setsockopt, SOCKET_OPTIONS, "the mark, buffers, and what the dataplane must be told"),
     any!(SYS_bind, "the UDP port"),
     any!(SYS_getsockname, "the UDP port that the kernel chose"),
+    only!(SYS_shutdown, &[&[is(1, libc::SHUT_WR)]], "UDP sockets that are given up send no more"),
     any!(SYS_close, "UDP sockets"),
     only!(SYS_pidfd_send_signal, &[&[is(1, libc::SIGKILL)]], "ending the dataplane"),
     any!(SYS_waitid, "how the dataplane ended"),

@@ -127,7 +127,7 @@ impl Monitor {
         if is_ping_due {
             self.requests.ping();
         }
-        let wait = wait.min(until_ping).min(self.log.check_budget());
+        let wait = wait.min(until_ping).min(self.log.check_budget()).min(self.requests.until_due());
         let delay = self.requests.back_pressure();
         let pidfd = self.process.pidfd.as_fd();
         // Requests beyond the rate stay where they are until the next second.
@@ -165,7 +165,7 @@ impl Monitor {
                 Change::Unsafe(line) => return Break(End::Failed(line)),
             }
         }
-        if asked && delay.is_none() {
+        if (asked && delay.is_none()) || self.requests.until_due().is_zero() {
             match self.requests.serve() {
                 Served::Answered => {
                     self.tell_missing_gro();
@@ -265,7 +265,7 @@ impl Monitor {
                 "the dataplane was killed by SIGKILL (from outside, or for lack of memory: see dmesg)".to_owned()
             }
             Some(WaitStatus::Signaled(_, Signal::SIGSYS, _)) => {
-                let what = "the dataplane was killed by SIGSYS, for a system call that its filter forbids";
+                let what = "the dataplane was killed by SIGSYS, for a system call that its filter forbids; it may be under attack, see SECURITY.md";
                 return End::Breach(self.with_reason(what));
             }
             Some(WaitStatus::Signaled(_, signal, _)) => {
@@ -287,6 +287,7 @@ impl Monitor {
             Some(error) => {
                 format!("{what}: {error}; raise the limits it was started with, or report it")
             }
+            None if what.contains("; ") => what.to_owned(),
             None => format!("{what}; start it again, and report it unless you did that"),
         }
     }

@@ -3,6 +3,7 @@
 //! What may be asked depends on the phase; [`permit`] is the whole table. Anything else is a violation,
 //! of which the dataplane dies.
 
+use crate::new_ports::NewPorts;
 use crate::poll::poll;
 use crate::udp::{UdpOptions, UdpSockets};
 use nix::errno::Errno;
@@ -25,17 +26,18 @@ enum Phase {
     Init,
     /// Verified; has the interface.
     Running,
+    /// Running, and waits for a port that is opened later.
+    Waiting,
 }
 
 /// The table of what may be asked when. `Sealed` comes once, because it ends its phase.
 const fn permit(phase: Phase, request: &Request) -> bool {
     match request {
         Request::Sealed(_) => matches!(phase, Phase::Init),
-        Request::OpenUdp { .. }
-        | Request::CloseUdp
-        | Request::SetMark { .. }
-        | Request::Bye
-        | Request::Pong => matches!(phase, Phase::Running),
+        Request::OpenUdp { .. } | Request::CloseUdp | Request::SetMark { .. } => {
+            matches!(phase, Phase::Running)
+        }
+        Request::Bye | Request::Pong => matches!(phase, Phase::Running | Phase::Waiting),
     }
 }
 
@@ -60,6 +62,14 @@ fn violation(what: impl Into<String>) -> Served {
     Served::Violation(what.into())
 }
 
+/// A request for a port that is not opened yet.
+struct Waiting {
+    sequence: u32,
+    port: u16,
+    mark: u32,
+    until: Instant,
+}
+
 /// The helper's side of the contract.
 pub struct Requests {
     channel: Channel,
@@ -68,6 +78,8 @@ pub struct Requests {
     gro: bool,
     phase: Phase,
     sockets: Option<UdpSockets>,
+    new_ports: NewPorts,
+    waiting: Option<Waiting>,
     /// The port that was refused last, if nothing was opened or closed since.
     refused: Option<(u16, Errno)>,
     second: Instant,
@@ -89,6 +101,8 @@ impl Requests {
             gro,
             phase: Phase::Init,
             sockets: None,
+            new_ports: NewPorts::new(),
+            waiting: None,
             refused: None,
             second: Instant::now(),
             requests: 0,
@@ -123,7 +137,7 @@ impl Requests {
     /// Asks a dataplane that serves whether its control thread runs, unless it has not answered the last
     /// time yet.
     pub fn ping(&mut self) {
-        if self.phase == Phase::Running && !self.has_pinged {
+        if self.phase != Phase::Init && !self.has_pinged {
             self.has_pinged = self.channel.send_notice(&Notice::Ping).is_ok();
         }
     }
@@ -137,8 +151,20 @@ impl Requests {
         (self.requests >= REQUESTS_PER_SECOND).then(|| SECOND.saturating_sub(elapsed))
     }
 
+    /// How long until the port is opened that the dataplane waits for.
+    #[must_use]
+    pub fn until_due(&self) -> Duration {
+        let until = self.waiting.as_ref().map(|waiting| waiting.until);
+        until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()))
+    }
+
     /// Answers one request, if there is one.
     pub fn serve(&mut self) -> Served {
+        let now = Instant::now();
+        if let Some(due) = self.waiting.take_if(|waiting| waiting.until <= now) {
+            self.phase = Phase::Running;
+            return self.open_and_answer(due.sequence, due.port, due.mark);
+        }
         let (sequence, request) = match self.channel.receive_request() {
             Ok(Received::Nothing) => return Served::Answered,
             Ok(Received::Closed) => return Served::Closed,
@@ -164,9 +190,13 @@ impl Requests {
             Request::Pong => return violation("Pong without a ping"),
             Request::Sealed(report) => return Served::Sealed(sequence, report),
             Request::OpenUdp { port, mark } => {
-                let opened = self.open_udp(port, mark);
-                self.refused = opened.as_ref().err().map(|errno| (port, *errno));
-                opened
+                let until = now + self.delay(port, mark, now);
+                if until > now {
+                    self.phase = Phase::Waiting;
+                    self.waiting = Some(Waiting { sequence, port, mark, until });
+                    return Served::Answered;
+                }
+                return self.open_and_answer(sequence, port, mark);
             }
             Request::SetMark { mark } => self.set_mark(mark),
             Request::CloseUdp => {
@@ -178,7 +208,7 @@ impl Requests {
                 Ok(Reply::Done)
             }
         };
-        self.answer(sequence, done.unwrap_or_else(|errno| Reply::Refused { errno: errno as i32 }))
+        self.answer(sequence, done)
     }
 
     /// Whether requests go on coming before those that precede them are answered.
@@ -188,11 +218,24 @@ impl Requests {
         self.pipelined > PIPELINED_REQUESTS
     }
 
+    /// How long a request for a port has to wait. What the policy forbids is refused at once.
+    fn delay(&self, port: u16, mark: u32, now: Instant) -> Duration {
+        let permitted = self.grants.permit_mark(mark).and_then(|()| self.grants.permit_port(port));
+        permitted.map_or(Duration::ZERO, |port| self.new_ports.delay(port, now))
+    }
+
+    fn open_and_answer(&mut self, sequence: u32, port: u16, mark: u32) -> Served {
+        let opened = self.open_udp(port, mark);
+        self.refused = opened.as_ref().err().map(|errno| (port, *errno));
+        self.answer(sequence, opened)
+    }
+
     fn open_udp(&mut self, port: u16, mark: u32) -> Result<Reply, Errno> {
         self.grants.permit_mark(mark)?;
         let port = self.grants.permit_port(port)?;
         let options = UdpOptions { gro: self.gro, large_buffers: self.grants.large_buffers };
         let sockets = UdpSockets::ensure(&mut self.sockets, port, mark, options)?;
+        self.new_ports.opened(sockets.port, Instant::now());
         let [v4, v6] = sockets.families().map(|family| family.is_some());
         Ok(Reply::UdpOpened { port: sockets.port, v4, v6 })
     }
@@ -203,7 +246,8 @@ impl Requests {
         Ok(Reply::Done)
     }
 
-    fn answer(&self, sequence: u32, reply: Reply) -> Served {
+    fn answer(&self, sequence: u32, done: Result<Reply, Errno>) -> Served {
+        let reply = done.unwrap_or_else(|errno| Reply::Refused { errno: errno as i32 });
         let opened = self.sockets.as_ref().filter(|_| matches!(reply, Reply::UdpOpened { .. }));
         let families = opened.map(UdpSockets::families).unwrap_or_default();
         let descriptors: Vec<_> = families.into_iter().flatten().collect();
@@ -251,10 +295,11 @@ impl AsFd for Requests {
 mod tests {
     use super::*;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-    use wgsep_ipc::REPORT_LAYERS;
+    use wgsep_ipc::{FromHelper, REPORT_LAYERS};
 
     #[test]
-    fn only_sealed_is_permitted_before_and_everything_else_after() {
+    fn only_sealed_is_permitted_before_everything_else_after_and_little_while_a_port_is_waited_for()
+    {
         let sealed = Request::Sealed([[0; 3]; REPORT_LAYERS]);
         let others = [
             Request::OpenUdp { port: 1, mark: 0 },
@@ -266,16 +311,76 @@ mod tests {
         assert!(permit(Phase::Init, &sealed) && !permit(Phase::Running, &sealed));
         for other in &others {
             assert!(!permit(Phase::Init, other) && permit(Phase::Running, other));
+            let is_no_request = matches!(other, Request::Bye | Request::Pong);
+            assert_eq!(permit(Phase::Waiting, other), is_no_request);
         }
+        assert!(!permit(Phase::Waiting, &sealed));
+    }
+
+    fn pair() -> (Requests, Channel) {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (ours, its) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        let requests = Requests::new(Channel::new(ours).unwrap(), Grants::default(), true);
+        (requests, Channel::new(its).unwrap())
+    }
+
+    #[test]
+    fn a_fifth_new_port_is_opened_later_and_until_then_a_pong_is_taken_and_no_request() {
+        let (mut requests, dataplane) = pair();
+        requests.phase = Phase::Running;
+        let any = Request::OpenUdp { port: 0, mark: 0 };
+        let answer = |requests: &mut Requests, sequence, request| {
+            dataplane.send_request(sequence, &request).unwrap();
+            assert_eq!(requests.serve(), Served::Answered);
+            match dataplane.receive_from_helper().unwrap() {
+                Received::Message(FromHelper::Reply { sequence: to, reply }, _) => {
+                    assert_eq!(to, sequence);
+                    Some(reply)
+                }
+                _ => None,
+            }
+        };
+        let port = |reply| match reply {
+            Some(Reply::UdpOpened { port, .. }) => port,
+            other => panic!("{other:?}"),
+        };
+        let opened: Vec<_> =
+            (1..=4).map(|number| port(answer(&mut requests, number, any))).collect();
+        assert_eq!(requests.until_due(), Duration::MAX);
+        // One that it had, with another mark or not, and one that the policy forbids.
+        let again = Request::OpenUdp { port: opened[0], mark: 0 };
+        assert_eq!(port(answer(&mut requests, 5, again)), opened[0]);
+        let low = Request::OpenUdp { port: 1, mark: 0 };
+        let refused = Some(Reply::Refused { errno: Errno::EACCES as i32 });
+        assert_eq!(answer(&mut requests, 6, low), refused);
+
+        assert_eq!(answer(&mut requests, 7, any), None);
+        assert!(requests.until_due() > Duration::from_secs(8), "{:?}", requests.until_due());
+        requests.ping();
+        let ping = dataplane.receive_from_helper().unwrap();
+        assert!(matches!(ping, Received::Message(FromHelper::Notice(Notice::Ping), _)));
+        dataplane.send_request(0, &Request::Pong).unwrap();
+        assert_eq!(requests.serve(), Served::Alive);
+        assert_eq!(requests.serve(), Served::Answered);
+        assert!(matches!(dataplane.receive_from_helper().unwrap(), Received::Nothing));
+        requests.waiting.as_mut().unwrap().until = Instant::now();
+        assert_eq!((requests.until_due(), requests.serve()), (Duration::ZERO, Served::Answered));
+        let Received::Message(FromHelper::Reply { sequence: 7, reply }, sockets) =
+            dataplane.receive_from_helper().unwrap()
+        else {
+            panic!("no answer")
+        };
+        assert!(!opened.contains(&port(Some(reply))) && !sockets.is_empty());
+
+        assert_eq!(answer(&mut requests, 8, any), None);
+        dataplane.send_request(9, &Request::CloseUdp).unwrap();
+        assert!(matches!(requests.serve(), Served::Violation(_)));
     }
 
     #[test]
     fn a_dataplane_that_goes_on_sending_does_not_keep_the_helper_from_its_end() {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (ours, its) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
-        let mut requests = Requests::new(Channel::new(ours).unwrap(), Grants::default(), true);
-        let dataplane = Channel::new(its).unwrap();
+        let (mut requests, dataplane) = pair();
         for _ in 0..2 * PIPELINED_REQUESTS {
             dataplane.send_request(1, &Request::CloseUdp).unwrap();
         }

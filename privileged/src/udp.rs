@@ -3,7 +3,9 @@
 use crate::sys;
 use nix::errno::Errno;
 use nix::libc::{self, c_int};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, socket};
+use nix::sys::socket::{
+    AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, bind, shutdown, socket,
+};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -123,6 +125,18 @@ impl UdpSockets {
     }
 }
 
+impl Drop for UdpSockets {
+    /// Whoever keeps a duplicate neither sends with it from now on nor receives, but for what waits in its
+    /// buffer. The port stays bound.
+    fn drop(&mut self) {
+        for socket in self.families().into_iter().flatten() {
+            // ENOTCONN, and no sends all the same.
+            let _not_connected = shutdown(socket.as_raw_fd(), Shutdown::Write);
+            let _without_filters = sys::reject_packets(socket);
+        }
+    }
+}
+
 fn set_mark(socket: BorrowedFd<'_>, mark: u32) -> nix::Result<()> {
     sys::set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())
 }
@@ -183,6 +197,30 @@ mod tests {
             assert_eq!(bound_port(socket), Ok(sockets.port));
         }
         assert_eq!(UdpSockets::open(sockets.port, 0, OPTIONS).err(), Some(Errno::EADDRINUSE));
+    }
+
+    #[test]
+    fn a_kept_duplicate_of_what_was_given_up_neither_sends_nor_receives() {
+        let sockets = UdpSockets::open(0, 0, true).unwrap();
+        let (v4, v6) = (sockets.v4.as_ref().unwrap(), sockets.v6.as_ref());
+        let pairs = [(Some(v4), "127.0.0.1"), (v6, "::1")];
+        let kept = pairs.map(|(socket, host)| socket.map(|one| (one.try_clone().unwrap(), host)));
+        for (kept, host) in kept.iter().flatten() {
+            let other = UdpSocket::bind((*host, 0)).unwrap();
+            kept.send_to(b"out", other.local_addr().unwrap()).unwrap();
+            other.send_to(b"in", (*host, sockets.port)).unwrap();
+            assert_eq!(kept.recv(&mut [0; 9]).unwrap(), 2);
+        }
+        let port = sockets.port;
+        drop(sockets);
+        for (kept, host) in kept.iter().flatten() {
+            let other = UdpSocket::bind((*host, 0)).unwrap();
+            let sent = kept.send_to(b"out", other.local_addr().unwrap());
+            assert_eq!(sent.unwrap_err().raw_os_error(), Some(Errno::EPIPE as i32));
+            other.send_to(b"in", (*host, port)).unwrap();
+            let received = kept.recv(&mut [0; 9]);
+            assert_eq!(received.unwrap_err().raw_os_error(), Some(Errno::EAGAIN as i32));
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use wgsep_hostile::{Attack, HURRIED_REQUESTS};
 use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{Process, stop};
 use wgsep_tests::scratch::Scratch;
@@ -104,6 +105,7 @@ fn attack_07_every_breach_of_the_contract_ends_the_dataplane_and_names_itself() 
         (Attack::ManyDescriptors, "sendmsg: Too many references"),
         (Attack::Flood, "a flood of requests"),
         (Attack::PongWithoutPing, "Pong without a ping"),
+        (Attack::ImpatientForPort, "SetMark is not permitted now"),
     ] {
         let log = Attacked::start(attack).assert_ends(BREACH);
         assert!(log.contains(named), "{attack:?}: {log}");
@@ -146,6 +148,37 @@ fn attack_07_requests_beyond_the_rate_are_delayed_and_cost_the_helper_nothing() 
     // Two sockets before the first request, two more while the old ones are given up.
     assert!(descriptors.len() > 20 && most <= Some(descriptors[0] + 6), "{descriptors:?}");
     assert!(peak <= Some(memory[0] + 256), "kilobytes: {memory:?}");
+}
+
+/// It keeps all of its sockets. Those of the ports before the last are of no use, and the audit tells.
+#[test]
+fn attack_16_new_ports_come_slowly_and_given_up_sockets_neither_send_nor_receive() {
+    require!(Wgsep);
+    let attacked = Attacked::start(Attack::HoardPorts);
+    attacked.netns.run("ip link set lo up");
+    attacked.wait_for_log("last receives");
+    let log = attacked.helper.log();
+    let (_, after) = log.split_once("opened all after ").unwrap();
+    let milliseconds: u64 = after.split(' ').next().unwrap().parse().unwrap();
+    // Four at once, and the fifth when ten seconds have gone by since the first.
+    assert!((9_500..20_000).contains(&milliseconds), "{log}");
+    for told in [
+        "first sends: Err(Os { code: 32,",
+        "last sends: Ok(2)",
+        "first receives: Err(EAGAIN)",
+        "last receives: Ok(2)",
+    ] {
+        assert!(log.contains(told), "{told:?} is not in {log}");
+    }
+    let program = wgsep_program("wgsep");
+    let audit =
+        attacked.netns.output(format!("{} audit {}", program.display(), attacked.interface));
+    let table = String::from_utf8_lossy(&audit.stdout);
+    assert_eq!(audit.status.code(), Some(1), "{table}");
+    let is_degraded =
+        |line: &str| line.starts_with("dataplane  descriptors") && line.contains("DEGRADED");
+    assert!(table.lines().any(is_degraded), "{table}");
+    assert!(table.contains("dataplane descriptors: it holds UDP sockets of more"), "{table}");
 }
 
 #[test]

@@ -83,7 +83,7 @@ fn assert_ended_by(what: &str, outcome: Outcome, mut daemon: Daemon, dataplane: 
     let status = daemon.process.exit_within(LIMIT);
     assert_eq!(status.code(), Some(BREACH), "{what}: {}", daemon.process.log());
     let log = daemon.process.log();
-    assert!(log.contains("the dataplane was killed by SIGSYS"), "{what}: {log}");
+    assert!(log.contains("the dataplane was killed by SIGSYS, for a system call that its filter forbids; it may be under attack"), "{what}: {log}");
     assert!(!procfs::is_running(dataplane), "{what}: the dataplane lives");
     wait::until("the interface is gone", LIMIT, || !daemon.has_interface());
     assert!(!daemon.has_socket(), "{what}: the socket is left");

@@ -4,7 +4,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use seccompiler::{
@@ -134,6 +135,45 @@ fn a_port_can_be_given_up_and_had_again_at_once() {
     }
     until_ping(&left.daemon.netns, right.side.inner(Family::V4));
     assert_eq!(left.daemon.listen_port(), PORT);
+}
+
+/// A dataplane that was taken over must not collect ports; an operator who tries several gets them all.
+#[test]
+fn a_fifth_new_port_in_a_row_is_opened_within_ten_seconds_and_nothing_else_waits() {
+    require!(Wgsep);
+    /// Any command of wg(8) that does not wait.
+    const AT_ONCE: Duration = Duration::from_secs(3);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+    let began = Instant::now();
+    // The first is the one that it has.
+    for port in OTHER..OTHER + 3 {
+        left.daemon.wg_set(format!("listen-port {port}"));
+    }
+    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    let pinging = Pinging::start(&left.daemon.netns, right.side.inner(Family::V6));
+    thread::scope(|scope| {
+        let set = scope.spawn(|| left.daemon.wg_set(format!("listen-port {}", OTHER + 3)));
+        let set_began = Instant::now();
+        pinging.until_more(3);
+        assert_eq!(left.daemon.listen_port(), OTHER + 2, "the old port until there is the new one");
+        assert!(set_began.elapsed() < AT_ONCE, "wg show waits: {:?}", set_began.elapsed());
+        assert!(!set.is_finished(), "it did not wait");
+    });
+    let elapsed = began.elapsed();
+    assert!(elapsed > Duration::from_secs(7) && elapsed < Duration::from_secs(15), "{elapsed:?}");
+    assert_eq!(left.daemon.listen_port(), OTHER + 3);
+    pinging.until_more(3);
+    let pings = pinging.stop();
+    assert!(pings.received + 2 >= pings.sent, "{pings:?}");
+    // Those that it had before are had again at once.
+    let began = Instant::now();
+    for port in [PORT, OTHER, OTHER + 1, OTHER + 2, OTHER + 3, PORT] {
+        left.daemon.wg_set(format!("listen-port {port}"));
+    }
+    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    until_ping(&left.daemon.netns, right.side.inner(Family::V4));
 }
 
 /// No SO_REUSEADDR: a second daemon must not steal datagrams from the first.

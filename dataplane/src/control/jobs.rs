@@ -59,16 +59,16 @@ impl Control {
     pub(super) fn request(&mut self, request: &Request, awaiting: Awaiting) {
         match self.helper.request(request) {
             Ok(()) => self.awaiting = Some(awaiting),
-            Err(error) => self.cannot_send(error),
+            Err(error) => self.cannot("ask", error),
         }
     }
 
-    fn cannot_send(&mut self, error: wgsep_ipc::Error) {
+    fn cannot(&mut self, what: &str, error: wgsep_ipc::Error) {
         let advice = match error {
             wgsep_ipc::Error::Io(errno) => wgsep_policy::remedy(errno),
             _ => "start wgsep again",
         };
-        tracing::error!("cannot send to the helper: {error}; {advice}");
+        tracing::error!("cannot {what} the helper: {error}; {advice}");
         self.end = Some(End::HelperLost);
     }
 
@@ -93,7 +93,7 @@ impl Control {
                 }
                 Ok(Some(Said::Notice(Notice::Ping))) => {
                     if let Err(error) = self.helper.pong() {
-                        self.cannot_send(error);
+                        self.cannot("answer", error);
                         return;
                     }
                 }

@@ -30,6 +30,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -327,7 +328,10 @@ impl Control {
                 Ok(Source::Refused) => self.device.source_failed(&transmit),
                 Err(error) => {
                     self.shared.data_path.drops.add(udp::cause_of(&error), 1);
-                    if let Some(peer) = transmit.peer.and_then(|id| self.device.public_key(id)) {
+                    // The helper has given up these sockets for others, whose descriptors are under way.
+                    let is_replaced = error.kind() == ErrorKind::BrokenPipe;
+                    let peer = transmit.peer.filter(|_| !is_replaced);
+                    if let Some(peer) = peer.and_then(|id| self.device.public_key(id)) {
                         let to = endpoint.destination;
                         let mark = self.device.fwmark();
                         self.reporter.unsent(peer, to, mark, &error, clock::instant());

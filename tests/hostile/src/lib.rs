@@ -42,11 +42,19 @@ pub enum Attack {
     OnConnect,
     /// Answers a ping that never came.
     PongWithoutPing,
+    /// Asks for one new port after the other and keeps all of the sockets, says how long the last one took
+    /// and what can be done with the first, and waits.
+    HoardPorts,
+    /// Asks for something else while it waits for a port.
+    ImpatientForPort,
 }
+
+/// Ports of [`Attack::HoardPorts`]: one more than are opened at once.
+pub const HOARDED_PORTS: usize = 5;
 
 impl Attack {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::OpenUdpBeforeSealed,
         Self::UnsealedLiar,
         Self::OneThreadTooMany,
@@ -66,6 +74,8 @@ impl Attack {
         Self::Policy,
         Self::OnConnect,
         Self::PongWithoutPing,
+        Self::HoardPorts,
+        Self::ImpatientForPort,
     ];
 
     /// The number that stands for it.

@@ -7,12 +7,14 @@ use nix::sys::socket::{
     socketpair,
 };
 use std::io::IoSlice;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::{Arc, Barrier};
 use std::thread;
-use wgsep_hostile::{Attack, HURRIED_REQUESTS};
+use std::time::Instant;
+use wgsep_hostile::{Attack, HOARDED_PORTS, HURRIED_REQUESTS};
 use wgsep_ipc::{
     Channel, FromHelper, MAX_DESCRIPTORS, MAX_FRAME, REPORT_LAYERS, Received, Reply, Request,
 };
@@ -135,12 +137,22 @@ impl Hostile {
                 let _full = self.send_raw(&self.good, 0);
             },
             Attack::Hurry => {
-                for _ in 0..HURRIED_REQUESTS {
-                    self.ask(&Request::OpenUdp { port: 0, mark: self.mark })?;
+                // New ports are slower than any rate of requests.
+                let ports = [self.open(0)?.0, self.open(0)?.0];
+                for port in ports.iter().cycle().take(HURRIED_REQUESTS as usize - ports.len()) {
+                    self.open(*port)?;
                 }
                 return self.ask(&Request::Bye).map(drop);
             }
             Attack::Policy => return self.try_policy(),
+            Attack::HoardPorts => self.hoard_ports()?,
+            Attack::ImpatientForPort => {
+                for _ in 0..HOARDED_PORTS - 1 {
+                    self.open(0)?;
+                }
+                self.send(&Request::OpenUdp { port: 0, mark: self.mark })?;
+                self.send(&Request::SetMark { mark: self.mark })?;
+            }
             Attack::PongWithoutPing => self.send(&Request::Pong)?,
             Attack::OnConnect => self.violate_on_connect(granted)?,
             Attack::OpenUdpBeforeSealed
@@ -168,6 +180,37 @@ impl Hostile {
             eprintln!("INFO {request:?}: {told}, {} descriptors", descriptors.len());
         }
         self.ask(&Request::Bye).map(drop)
+    }
+
+    /// Opens a port; which it is, and its sockets.
+    fn open(&mut self, port: u16) -> Outcome<(u16, Vec<OwnedFd>)> {
+        match self.ask(&Request::OpenUdp { port, mark: self.mark })? {
+            (Reply::UdpOpened { port, .. }, sockets) => Ok((port, sockets)),
+            (other, _) => Err(format!("no port: {other:?}")),
+        }
+    }
+
+    fn hoard_ports(&mut self) -> Outcome<()> {
+        let (began, mut held) = (Instant::now(), Vec::new());
+        for _ in 0..HOARDED_PORTS {
+            held.push(self.open(0)?);
+        }
+        eprintln!("INFO opened all after {} ms", began.elapsed().as_millis());
+        let named = held.into_iter().map(|(port, sockets)| {
+            let v4 = sockets.into_iter().next().map(UdpSocket::from);
+            v4.map(|v4| (port, v4)).ok_or("no IPv4 socket came".to_owned())
+        });
+        let held = named.collect::<Outcome<Vec<_>>>()?;
+        let [(first_port, first), .., (last_port, last)] = &held[..] else {
+            return Err("no ports".to_owned());
+        };
+        let to = |port: &u16| (Ipv4Addr::LOCALHOST, *port);
+        eprintln!("INFO first sends: {:?}", first.send_to(b"out", to(last_port)));
+        eprintln!("INFO last sends: {:?}", last.send_to(b"in", to(first_port)));
+        eprintln!("INFO first receives: {:?}", nix::unistd::read(first, &mut [0; 9]));
+        eprintln!("INFO last sends: {:?}", last.send_to(b"in", to(last_port)));
+        eprintln!("INFO last receives: {:?}", nix::unistd::read(last, &mut [0; 9]));
+        idle()
     }
 
     fn violate_on_connect(&self, granted: Vec<OwnedFd>) -> Outcome<()> {

@@ -8,7 +8,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, getsockopt, sendmsg,
     socketpair, sockopt,
 };
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::IoSlice;
 use std::net::UdpSocket;
@@ -23,6 +23,9 @@ use wgsep_privileged::{Grants, Requests, Served};
 
 /// Requests in a row that each have another waiting behind them; the next is a flood.
 const FLOOD: usize = 16;
+
+/// New ports that are opened without a delay.
+const NEW_PORTS: usize = 4;
 
 /// What was sent and not yet looked at.
 enum Sent {
@@ -45,6 +48,10 @@ pub(super) struct Dataplane {
     has_closed: bool,
     /// Whether the helper waits for a Pong.
     is_pinged: bool,
+    /// Ports that were opened.
+    ports: BTreeSet<u16>,
+    /// Whether a port is opened later, which is longer than any input takes.
+    is_waiting: bool,
     sockets: Vec<OwnedFd>,
 }
 
@@ -81,8 +88,18 @@ impl Dataplane {
         let (Ok(ours), Ok(theirs)) = (ours, theirs) else { panic!("not a channel") };
         let (sent, sockets) = (VecDeque::new(), Vec::new());
         let (channel, is_granted, has_closed, is_pinged) = (Some(ours), false, false, false);
-        let dataplane =
-            Self { grants, channel, sent, in_a_row: 0, is_granted, has_closed, is_pinged, sockets };
+        let dataplane = Self {
+            grants,
+            channel,
+            sent,
+            in_a_row: 0,
+            is_granted,
+            has_closed,
+            is_pinged,
+            ports: BTreeSet::new(),
+            is_waiting: false,
+            sockets,
+        };
         (dataplane, Requests::new(theirs, grants, input.byte() & 1 == 0))
     }
 
@@ -183,9 +200,11 @@ impl Dataplane {
             (Some(Sent::Request(_, request)), Served::Violation(_)) => {
                 let is_early = !self.is_granted;
                 let is_late = matches!(request, Request::Sealed(_)) && self.is_granted;
+                let is_no_request = matches!(request, Request::Bye | Request::Pong);
+                let is_impatient = self.is_waiting && !is_no_request;
                 let is_unasked = request == Request::Pong && !self.is_pinged;
                 assert!(
-                    is_early || is_late || is_unasked || self.in_a_row > FLOOD,
+                    is_early || is_late || is_unasked || is_impatient || self.in_a_row > FLOOD,
                     "{request:?}: {served:?}"
                 );
                 return false;
@@ -201,6 +220,11 @@ impl Dataplane {
             (Some(Sent::Request(number, request)), Served::Answered) => {
                 assert!(self.is_granted, "{request:?} before the seal was verified");
                 assert!(self.in_a_row <= FLOOD, "a flood was let through");
+                if let (Request::OpenUdp { port, .. }, None) = (request, heard) {
+                    assert!(self.ports.len() >= NEW_PORTS && !self.ports.contains(&port));
+                    assert!(!core::mem::replace(&mut self.is_waiting, true), "{request:?}");
+                    return true;
+                }
                 let Some((sequence, reply)) = heard else { panic!("{request:?}: no answer") };
                 assert_eq!(sequence, number);
                 self.check_reply(request, reply);
@@ -268,7 +292,7 @@ impl Dataplane {
         }
     }
 
-    fn check_opened(&self, permitted: u16, mark: u32, reply: Reply) {
+    fn check_opened(&mut self, permitted: u16, mark: u32, reply: Reply) {
         let Reply::UdpOpened { port, v4, v6 } = reply else {
             // A port in use, or no privilege to mark.
             assert!(matches!(reply, Reply::Refused { .. }), "{reply:?}");
@@ -276,6 +300,8 @@ impl Dataplane {
         };
         assert!(port != 0 && (permitted == 0 || permitted == port));
         assert_eq!(self.sockets.len(), usize::from(v4) + usize::from(v6));
+        self.ports.insert(port);
+        assert!(self.ports.len() <= NEW_PORTS, "{:?}", self.ports);
         self.check_mark(mark);
         for socket in &self.sockets {
             let bound = socket.try_clone().map(UdpSocket::from).and_then(|one| one.local_addr());

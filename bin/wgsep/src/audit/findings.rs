@@ -66,9 +66,10 @@ const DATAPLANE_KINDS: [&str; 9] = [
     "pipe",
     "timerfd",
     "tun",
-    "udp socket",
+    UDP,
     "unix socket",
 ];
+const UDP: &str = "udp socket";
 
 impl Finding {
     /// What an operator can do about a degraded layer.
@@ -86,6 +87,9 @@ impl Finding {
                 "take reading from its user: chmod 711 wgsep-dataplane; or start wgsep as root, with CAP_SETUID"
             }
             "tracer" => "end the process that traces it, and start wgsep again",
+            "descriptors" => {
+                "it holds UDP sockets of more than one port, or what it has no work for; ask again, and if it stays, restart the daemon with new keys and report it as SECURITY.md says"
+            }
             "landlock" => "boot a kernel with Landlock: landlock in the list of lsm=",
             "secret-memory" => "boot with secretmem.enable=1, and raise the limit of locked memory",
             _ => "restart the daemon; if it stays, report it as SECURITY.md says",
@@ -156,7 +160,10 @@ fn judge_helper(helper: &Facts) -> Vec<Finding> {
         line("seccomp", seccomp(helper)),
         line("tracer", tracer(helper)),
         line("limits", limits(helper, &["Max core file size"])),
-        line("descriptors", kinds(helper).map(|(text, _)| (text, State::Shown))),
+        line(
+            "descriptors",
+            kinds(helper).map(|(text, _)| (text, applied_if(holds_one_port(helper)))),
+        ),
     ]
 }
 
@@ -195,7 +202,9 @@ fn judge_dataplane(dataplane: &Facts, helper: &Facts) -> Vec<Finding> {
         line("non-dumpable", non_dumpable(dataplane)),
         line(
             "descriptors",
-            kinds(dataplane).map(|(text, unexpected)| (text, applied_if(!unexpected))),
+            kinds(dataplane).map(|(text, unexpected)| {
+                (text, applied_if(!unexpected && holds_one_port(dataplane)))
+            }),
         ),
         line(
             "secret-memory",
@@ -306,6 +315,13 @@ fn kinds(facts: &Facts) -> Fact<(String, bool)> {
     Ok((seen.join(", "), unexpected))
 }
 
+/// Whether it has no more UDP sockets than one for each family. For a moment, while the port is changed,
+/// there may be as many again.
+fn holds_one_port(facts: &Facts) -> bool {
+    let held = facts.descriptors.as_ref().map(|kinds| kinds.get(UDP).copied().unwrap_or_default());
+    held.is_ok_and(|count| count <= 2)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -390,7 +406,7 @@ mod tests {
     #[test]
     fn what_is_not_of_a_thread_counts_too() {
         type Change = fn(&mut Facts);
-        let changes: [(Change, &str); 8] = [
+        let changes: [(Change, &str); 9] = [
             (|facts| facts.shared_namespaces = Ok(vec!["net", "user"]), "namespaces"),
             (|facts| facts.root = Ok((1, true)), "empty-root"),
             (|facts| facts.root = Ok((0, false)), "empty-root"),
@@ -401,12 +417,24 @@ mod tests {
                 |facts| facts.descriptors = Ok(BTreeMap::from([("file /x".to_owned(), 1)])),
                 "descriptors",
             ),
+            (|facts| facts.descriptors = Ok(BTreeMap::from([(UDP.to_owned(), 3)])), "descriptors"),
             (|facts| facts.root = Err("EACCES".to_owned()), "empty-root"),
         ];
         for (change, layer) in changes {
             let mut facts = sealed();
             change(&mut facts);
             assert!(degraded(&facts).contains(&layer), "{layer}");
+        }
+    }
+
+    #[test]
+    fn a_helper_holds_the_udp_sockets_of_one_port() {
+        for (count, state) in [(2, State::Applied), (3, State::Degraded)] {
+            let mut facts = helper();
+            facts.descriptors = Ok(BTreeMap::from([(UDP.to_owned(), count)]));
+            let findings = judge_helper(&facts);
+            let found = findings.iter().find(|finding| finding.layer == "descriptors");
+            assert_eq!(found.map(|one| one.state), Some(state), "{count}");
         }
     }
 
