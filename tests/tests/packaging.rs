@@ -85,7 +85,7 @@ fn make_install_keeps_to_destdir_and_prefix_and_runs_from_there() {
     let installed = destdir.join("opt/wg");
     let unit = fs::read_to_string(installed.join("lib/systemd/system/wgsep@.service")).unwrap();
     assert!(
-        unit.contains("ExecStart=/opt/wg/sbin/wgsep ")
+        unit.contains("ExecStart=/opt/wg/libexec/wgsep/configure serve %i /opt/wg/sbin/wgsep ")
             && !unit.contains('@'.to_string().repeat(2).as_str())
     );
     assert!(unit.contains("ExecStartPost=/opt/wg/libexec/wgsep/configure up %i"), "{unit}");
@@ -180,6 +180,31 @@ fn the_unit_is_clean_and_as_little_exposed_as_the_readme_says() {
     let told = readme.lines().find(|line| line.contains("`wgsep@.service`") && line.contains('|'));
     let told = told.unwrap().split('|').find_map(|cell| cell.trim().parse::<f32>().ok());
     assert_eq!(exposure, told, "{judged}");
+}
+
+/// `configure serve` starts what stands behind it, with what the file has to be the only choice.
+#[test]
+fn the_unit_pins_the_port_and_the_mark_of_its_file() {
+    require_root!();
+    let script = repository().join("bin/dist/configure");
+    let line = "mount -t tmpfs none /etc/wireguard && printf %b \"$1\" >/etc/wireguard/wg0.conf && \
+                exec \"$2\" serve wg0 /usr/bin/env echo wgsep -f";
+    for (interface, arguments) in [
+        ("", "--fwmark 0 wg0"),
+        ("ListenPort = 0\\nFwMark = off", "--fwmark 0 wg0"),
+        ("listenport=51820 # ours", "--listen-port 51820 --fwmark 0 wg0"),
+        (
+            "ListenPort = 1\\nFwMark = 0xca6c\\nListenPort = 2",
+            "--listen-port 2 --fwmark 0xca6c wg0",
+        ),
+    ] {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", line, "sh"]);
+        let file = format!("[Interface]\\n{interface}\\n[Peer]\\nAllowedIPs = 10.0.0.0/8\\n");
+        let started = output(command.arg(file).arg(&script));
+        let said = String::from_utf8_lossy(&started.stdout);
+        assert_eq!(said.trim(), format!("wgsep -f {arguments}"), "{interface}: {started:?}");
+    }
 }
 
 /// A file for the machine, in the form of wg-quick(8), as an operator keeps it.
@@ -357,6 +382,28 @@ fn a_debian_installs_the_package_and_systemd_runs_a_server_of_it() {
     until_ping(&left, theirs);
     assert_eq!(show("NRestarts").trim(), "0");
 
+    // The file's port and mark, and no others.
+    for pinned in ["listen-port 51821", "fwmark 7"] {
+        let refused = machine.output(&format!("wg set wg0 {pinned}"));
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && said.contains("not permitted"), "{pinned}: {said}");
+    }
+    machine.run(&format!("wg set wg0 listen-port {PORT} fwmark 0"));
+    let log = machine.run("journalctl --quiet --no-pager --output json --unit wgsep@wg0");
+    let line = log.lines().find(|line| line.contains("started: version")).unwrap();
+    assert!(line.contains(r#""SYSLOG_IDENTIFIER":"wgsep""#), "{line}");
+
+    // Another port is the matter of a restart.
+    write_configuration(
+        &served,
+        &configuration.replace(&format!("ListenPort = {PORT}"), "ListenPort = 51821"),
+    );
+    assert!(!machine.output("systemctl reload wgsep@wg0").status.success());
+    let log = machine.run("journalctl --quiet --no-pager --unit wgsep@wg0");
+    assert!(log.contains("takes effect by: systemctl restart wgsep@wg0"), "{log}");
+    write_configuration(&served, &configuration);
+    until_ping(&left, theirs);
+
     // A death: systemd begins anew, and the keys come from the file again.
     machine.run("systemctl kill --signal KILL wgsep@wg0");
     wait::until("systemd starts it again", SERVICE_LIMIT, || {
@@ -370,7 +417,8 @@ fn a_debian_installs_the_package_and_systemd_runs_a_server_of_it() {
          >/run/systemd/system/wgsep@.service.d/short.conf && systemctl daemon-reload && \
          systemctl restart wgsep@wg0",
     );
-    let dataplane = "pgrep --parent $(systemctl show --value --property MainPID wgsep@wg0)";
+    let dataplane =
+        "cat /proc/$(systemctl show --value --property MainPID wgsep@wg0)/task/*/children";
     let hang = [
         "systemctl kill --kill-whom main --signal STOP wgsep@wg0".to_owned(),
         format!("kill -STOP $({dataplane})"),
