@@ -108,6 +108,8 @@ pub fn prepare_dataplane(user: Option<(Uid, Gid)>, unread: BorrowedFd<'_>) -> Re
     let entered = namespaces::enter();
     report.note(Layer::Namespaces, entered.into());
     if entered.is_err() {
+        // While there may be CAP_SETPCAP, which another uid has not. A user namespace begins with all anew.
+        drop_bounding_set(&mut report);
         // No other user can be chosen inside a user namespace without a map.
         take_user(&mut report, user, unread);
         let entered = namespaces::enter_with_user_namespace();
@@ -116,12 +118,14 @@ pub fn prepare_dataplane(user: Option<(Uid, Gid)>, unread: BorrowedFd<'_>) -> Re
     }
     // In the mount namespace of everybody else it would empty everybody's root.
     let empty_root = match report.state(Layer::Namespaces) {
-        State::Applied => namespaces::empty_root().into(),
+        State::Applied => {
+            let emptied = namespaces::empty_root().into();
+            drop_bounding_set(&mut report);
+            emptied
+        }
         refused => refused,
     };
     report.note(Layer::EmptyRoot, empty_root);
-    report.note(Layer::BoundingSet, capabilities::drop_bounding_set().into());
-    report.note(Layer::SecureBits, capabilities::lock_securebits().into());
     if report.state(Layer::User) == State::Absent {
         take_user(&mut report, user, unread);
     }
@@ -131,6 +135,12 @@ pub fn prepare_dataplane(user: Option<(Uid, Gid)>, unread: BorrowedFd<'_>) -> Re
     }
     report.note(Layer::NoNewPrivs, sys::set_no_new_privs().into());
     report
+}
+
+/// No capability can be had any more by executing a program, whatever its file grants.
+fn drop_bounding_set(report: &mut Report) {
+    report.note(Layer::BoundingSet, capabilities::drop_bounding_set().into());
+    report.note(Layer::SecureBits, capabilities::lock_securebits().into());
 }
 
 /// Takes the user, and uses up the quota of descriptors in flight, which is the user's: if it were shared with

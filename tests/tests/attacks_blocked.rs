@@ -117,6 +117,28 @@ fn attack_13_without_landlock_the_report_says_so_and_strict_mode_refuses() {
     }
 }
 
+/// As the default filter of a container's runtime does. Becoming another user gives up what the bounding set is
+/// dropped by, so that has to come before.
+#[test]
+fn attack_13_without_namespaces_all_other_layers_are_applied() {
+    require!(Wgsep);
+    let calls = [libc::SYS_unshare, libc::SYS_mount, libc::SYS_umount2, libc::SYS_pivot_root];
+    let calls = calls.map(|call| Blocked(call, None));
+    let netns = Netns::new();
+    let daemon = Daemon::start_with(Wgsep, &netns, |command| block(command, &calls, libc::EPERM));
+    wait::until("the report is logged", LIMIT, || daemon.process.log().contains("started: "));
+    let log = daemon.process.log();
+    let degraded = log.split([' ', ',', ';']).filter(|word| word.contains("=degraded"));
+    assert_eq!(
+        degraded.collect::<Vec<_>>(),
+        ["user-namespace", "namespaces", "empty-root"]
+            .map(|layer| format!("{layer}=degraded(EPERM)"))
+    );
+    for thread in procfs::threads(daemon.dataplane()) {
+        assert_eq!(thread.capabilities("CapBnd"), 0);
+    }
+}
+
 /// There is no mode that does without these.
 #[test]
 fn attack_13_without_a_mandatory_layer_it_refuses_always_and_says_which() {
