@@ -228,23 +228,36 @@ fn a_low_mtu_and_a_higher_one_bring_no_address_and_no_solicitation() {
     client.takes_no_advertisement();
 }
 
-/// As in a container: what rtnetlink takes is set, and one line says what could not be.
+const READ_ONLY: &str =
+    "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"";
+
+/// As in a container: what rtnetlink takes is set, and one line, at `debug`, says what could not be.
 #[test]
 fn a_read_only_proc_sys_is_one_line_and_the_interface_is_quiet_all_the_same() {
     require!(Wgsep);
     let client = Client::new(|netns| {
-        let read_only =
-            "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"";
-        started_by(netns, &["unshare", "--mount", "sh", "-c", read_only, "sh"])
+        started_by(netns, &["unshare", "--mount", "sh", "-c", READ_ONLY, "sh"])
     });
-    let lines = |log: &str| log.matches("the kernel's own settings stay").count();
     let log = client.daemon.process.log();
-    assert_eq!(lines(&log), 1, "{log}");
+    let mut lines = log.lines().filter(|line| line.contains("the kernel's own settings stay"));
+    let [Some(line), None] = [lines.next(), lines.next()] else { panic!("{log}") };
+    assert!(line.contains(" DEBUG "), "{line}");
     assert!(log.contains("accept_ra (Read-only file system"), "{log}");
     let shown = shown(&client.daemon);
     assert!(shown.contains("<POINTOPOINT,NOARP>") && shown.contains("addrgenmode none"), "{shown}");
     client.is_quiet();
     client.takes_no_advertisement();
+}
+
+#[test]
+fn what_a_read_only_proc_sys_has_off_already_is_not_mentioned() {
+    require!(Wgsep);
+    let netns = Netns::new();
+    netns.run("sysctl -qw net.ipv4.conf.all.send_redirects=0");
+    netns.run("sysctl -qw net.ipv6.conf.default.accept_ra=0 net.ipv6.conf.default.autoconf=0");
+    let daemon = started_by(&netns, &["unshare", "--mount", "sh", "-c", READ_ONLY, "sh"]);
+    let log = daemon.process.log();
+    assert!(!log.contains("the kernel's own settings stay"), "{log}");
 }
 
 #[test]
@@ -261,11 +274,12 @@ fn without_ipv6_there_is_nothing_to_say() {
     assert!(ipv6_addresses(&daemon).is_empty());
 }
 
-/// A daemon that another program executes.
+/// A daemon that another program executes, with a log of all levels.
 fn started_by(netns: &Arc<Netns>, launcher: &[&str]) -> Daemon {
     let interface = unique_interface();
     let mut command = netns.command(launcher[0]);
     command.args(&launcher[1..]).arg(wgsep_program("wgsep")).args([&interface, "--foreground"]);
+    command.args(["--log-level", "debug"]);
     let mut process = Process::spawn(command, launcher.join(" "));
     wait::until("the daemon answers", LIMIT, || {
         assert_eq!(process.try_exit(), None);

@@ -25,7 +25,7 @@ const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 
 /// Sets what can be set of an interface of this process's network namespace, which should be down;
-/// returns a line of the log about what cannot.
+/// returns a line about what cannot, for the log at `debug`: the dataplane drops what would come of it.
 pub fn switch_off(name: &str, ifindex: u32) -> Option<String> {
     let family = |family: i32, settings: &[u8]| {
         set_link(ifindex, &[(IFLA_AF_SPEC, &attribute(family as u16, settings))])
@@ -69,8 +69,10 @@ fn clear_sysctls(name: &str) -> impl Iterator<Item = String> {
         setting.starts_with("ipv6") && !exists(&format!("{ROOT}/ipv6")) && exists(ROOT)
     };
     settings.into_iter().filter_map(move |setting| {
-        let error = fs::write(format!("{ROOT}/{setting}"), "0").err()?;
-        (!is_absent(&setting)).then(|| refusal(&format!("net/{setting}"), error))
+        let file = format!("{ROOT}/{setting}");
+        let error = fs::write(&file, "0").err()?;
+        let is_clear = fs::read_to_string(&file).is_ok_and(|value| value.trim_end() == "0");
+        (!is_clear && !is_absent(&setting)).then(|| refusal(&format!("net/{setting}"), error))
     })
 }
 

@@ -105,7 +105,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
         log.line(Level::Warn, line);
     }
     if let Some(line) = &tun.not_switched_off {
-        log.info(line);
+        log.line(Level::Debug, line);
     }
     let (listener, socket_file) = match uapi {
         Some(listener) => uapi_socket::adopt(listener, &name)?,
