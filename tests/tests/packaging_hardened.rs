@@ -75,15 +75,32 @@ fn the_unit_serves_where_proc_hides_processes_and_fails_with_a_reason() {
 
     // The host's own, as an administrator hardens it.
     machine.run("mount -o remount,hidepid=2,gid=77 /proc");
-    machine.run("systemctl start wgsep@wg0");
+    machine.run("mknod /dev/another c 1 3 && systemctl start wgsep@wg0");
     assert_eq!(machine.run("wgsep audit wg0 >/dev/null; echo $?").trim(), "0");
     let log = journal("wg0", "cat");
     let started = log.lines().find(|line| line.contains("started: ")).unwrap();
     assert!(started.starts_with("wgsep[wg0]: started: "), "a time, or a priority: {started}");
     assert!(!started.contains("degraded"), "{started}");
+    // /proc/sys is read-only in the unit, which nobody has to act on.
+    assert!(!log.contains("settings stay"), "{log}");
+    // Of the machine's devices it sees the interface's, and those that every program may use.
+    let dev = "/proc/$(systemctl show --value --property MainPID wgsep@wg0)/root/dev";
+    machine.run(&format!("test -c {dev}/net/tun && test ! -e {dev}/another"));
     let fields = journal("wg0", "json");
     let fields = fields.lines().find(|line| line.contains("started: version")).unwrap();
     assert!(fields.contains(r#""PRIORITY":"6""#), "{fields}");
+    machine.run("systemctl stop wgsep@wg0");
+
+    // SECURITY.md's drop-in, and as many workers as there can be, within the unit's limit of tasks.
+    let strict = "ExecStart=/usr/sbin/wgsep --foreground --sandbox strict --workers 64 %%i";
+    drop_in(&machine, "wg0", &format!("ExecStart=\\n{strict}\\n"));
+    machine.run("systemctl start wgsep@wg0");
+    machine.run("systemctl reload wgsep@wg0");
+    let threads = machine.run(
+        "main=$(systemctl show --value --property MainPID wgsep@wg0); \
+         for pid in $main $(cat /proc/$main/task/$main/children); do ls /proc/$pid/task; done | wc -l",
+    );
+    assert_eq!(threads.trim(), "67", "the unit's reason for TasksMax= is wrong");
     machine.run("systemctl stop wgsep@wg0");
 
     // A unit's own, which no group may look into either.
