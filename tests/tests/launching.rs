@@ -7,6 +7,7 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -539,6 +540,36 @@ fn a_container_with_net_admin_only_serves_wg() {
     let [dataplane, helper] = launched.reports();
     assert_said(&dataplane, &["user=degraded(EPERM)", "empty-root=applied", "seccomp=applied"]);
     assert_said(&helper, &["bounding-set=degraded(EPERM)", "landlock=applied", "seccomp=applied"]);
+}
+
+/// The capabilities that the recipes for Kubernetes grant, as setpriv(1) names them.
+fn granted_by(recipe: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin/dist/container").join(recipe);
+    let text = fs::read_to_string(path).unwrap();
+    let lists =
+        text.lines().filter_map(|line| line.trim().strip_prefix("add: [")?.strip_suffix("]"));
+    let most = lists.max_by_key(|list| list.len()).unwrap();
+    format!("-all,+{}", most.to_lowercase().replace(", ", ",+"))
+}
+
+/// And the program cannot be read, even by its owner, who is root there without another privilege.
+#[test]
+fn a_container_of_the_recipes_has_every_layer() {
+    require!(Wgsep);
+    let granted = granted_by("sidecar.yaml");
+    assert_eq!(granted, granted_by("gateway.yaml"));
+    assert_eq!(granted, "-all,+net_admin,+kill,+setuid,+setgid,+setpcap");
+    let programs = Programs::new();
+    let unreadable = fs::Permissions::from_mode(0o111);
+    fs::set_permissions(programs.0.join("wgsep-dataplane"), unreadable).unwrap();
+    let bounding = format!("--bounding-set={granted}");
+    let container = ["setpriv", &bounding, "--inh-caps=-all", "--no-new-privs"];
+    let mut launch = Launch::new(programs, &container, &[], "");
+    launch.command.args(["--sandbox", "strict"]);
+    let launched = launch.start();
+    launched.assert_serves_wg_with_fwmark();
+    launched.assert_mandatory_layers();
+    assert!(!launched.reports().concat().contains("degraded"), "{:?}", launched.reports());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -22,6 +23,31 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// A uid and gid without account or privilege.
 const NORMAL_USER: u32 = 65_500;
+
+/// The recipes for Kubernetes: each container of them is as narrow as it can be.
+#[test]
+fn the_recipes_for_kubernetes_grant_no_more_than_is_needed() {
+    for recipe in ["sidecar.yaml", "gateway.yaml"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin/dist/container").join(recipe);
+        let text = fs::read_to_string(path).unwrap();
+        let count = |line: &str| text.lines().filter(|other| other.trim() == line).count();
+        let containers = text.lines().filter(|line| line.trim().starts_with("image: ")).count();
+        for line in ["allowPrivilegeEscalation: false", "drop: [ALL]"] {
+            assert_eq!(count(line), containers, "{recipe}: {line}");
+        }
+        for line in ["automountServiceAccountToken: false", "type: RuntimeDefault"] {
+            assert_eq!(count(line), 1, "{recipe}: {line}");
+        }
+        let limited = text.lines().filter(|line| line.trim().starts_with("limits: {memory: "));
+        assert_eq!(limited.count(), 2, "{recipe}");
+        for word in ["privileged: true", "hostPID", "SYS_ADMIN]", "cpu: 1,"] {
+            assert!(!text.contains(word), "{recipe}: {word}");
+        }
+    }
+    let dockerfile = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin/dist/container/Dockerfile");
+    let dockerfile = fs::read_to_string(dockerfile).unwrap();
+    assert!(dockerfile.contains("install -m 0111 target/*-linux-musl/release/wgsep-dataplane "));
+}
 
 /// How many packets for an address behind the tunnel take the ordinary route once the daemon is dead.
 fn leaked(outer: Family, behind: &str, prepare: impl Fn(&Netns, &str)) -> u64 {
