@@ -58,6 +58,16 @@ fn no_attacker_is_in_a_program_that_ships() {
     }
 }
 
+/// Arithmetic on hostile bytes must not go on with a wrong length. A message of the panic is in a program only
+/// where its code checks.
+#[test]
+fn both_programs_check_arithmetic_for_overflow() {
+    for program in ["wgsep", "wgsep-dataplane"] {
+        let program_file = fs::read(wgsep_program(program)).unwrap();
+        assert!(contains(&program_file, "panic_const_add_overflow"), "{program}");
+    }
+}
+
 fn headers(program: &str) -> String {
     run(Command::new("readelf")
         .args(["--file-header", "--program-headers", "--dynamic", "--wide"])

@@ -8,20 +8,24 @@ const LANES: usize = 16;
 
 /// Adds `bytes` to a sum that [`fold`] brings back to 16 bits. An odd last byte counts as if a zero
 /// followed it.
+///
+/// A packet has fewer than 2^14 words of 32 bits, so that nothing here comes near 64. It wraps all the same,
+/// because a check of each addition would keep the compiler from using vector registers.
 pub(super) fn sum(bytes: &[u8], initial: u64) -> u64 {
     let mut lanes = [0u64; LANES];
     let (blocks, rest) = bytes.as_chunks::<{ LANES * 4 }>();
     for block in blocks {
         let (words, _) = block.as_chunks::<4>();
         for (lane, word) in lanes.iter_mut().zip(words) {
-            *lane += u64::from(u32::from_ne_bytes(*word));
+            *lane = lane.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
         }
     }
     let (pairs, last) = rest.as_chunks::<2>();
-    let pairs: u64 = pairs.iter().map(|pair| u64::from(u16::from_ne_bytes(*pair))).sum();
-    let last: u64 = last.iter().map(|byte| u64::from(u16::from_ne_bytes([*byte, 0]))).sum();
-    // A packet has fewer than 2^14 words of 32 bits: nothing here comes near 64.
-    lanes.iter().sum::<u64>() + pairs + last + initial
+    let pairs = pairs.iter().map(|pair| u64::from(u16::from_ne_bytes(*pair)));
+    let last = last.iter().map(|byte| u64::from(u16::from_ne_bytes([*byte, 0])));
+    let (pairs, last) = (pairs.fold(0, u64::wrapping_add), last.fold(0, u64::wrapping_add));
+    let lanes = lanes.into_iter().fold(initial, u64::wrapping_add);
+    lanes.wrapping_add(pairs).wrapping_add(last)
 }
 
 /// A sum as 16 bits, in the byte order in which it is stored.
