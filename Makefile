@@ -13,6 +13,7 @@
 # make deps    only install what the tests need
 # make install the programs, manual pages, unit and completions, under DESTDIR and PREFIX (root)
 # make deb     a Debian package of the same, into target; with the version of the commit, or WGSEP_VERSION=
+# make reproducible  build the package again elsewhere, and hold it against this directory's
 # make clean   remove what cargo built
 #
 # build, install and deb take TARGET=: aarch64-unknown-linux-gnu for arm64, x86_64-unknown-linux-musl for
@@ -51,12 +52,27 @@ STATIC += -C linker=$(CURDIR)/bin/dist/static-pie-cc
 export STATIC_PIE_CC := $(CROSS)gcc
 endif
 
+# What leaves no path of this machine in a program, so that two directories give the same bytes: panics and
+# line tables of ours, of the crates, of the standard library, and of ring's C and assembly.
+CARGO_HOME ?= $(HOME)/.cargo
+RUST_LIBRARY = $(shell rustc --print sysroot 2>/dev/null)/lib/rustlib/src/rust
+REPRODUCIBLE = CFLAGS='$(strip $(CFLAGS) -ffile-prefix-map=$(CARGO_HOME)=/cargo -ffile-prefix-map=$(CARGO_TARGET_DIR)=/target)' \
+	RUSTFLAGS='$(strip $(RUSTFLAGS) --remap-path-prefix=$(CARGO_HOME)=/cargo --remap-path-prefix=$(RUST_LIBRARY)=/rust \
+	--remap-path-prefix=$(CURDIR)=/wgsep --remap-path-prefix=$(CARGO_TARGET_DIR)=/target)'
+
 # What both programs and the package call this build. Only another commit changes it, so that cargo builds
 # nothing anew without need. bin/dist/check-tools says why it is empty where it is.
 ifndef WGSEP_VERSION
 WGSEP_VERSION := $(shell bin/dist/version 2>/dev/null)
 endif
 export WGSEP_VERSION
+# The time that all files of the package have: that of the commit, too.
+ifndef SOURCE_DATE_EPOCH
+SOURCE_DATE_EPOCH := $(shell bin/dist/version date 2>/dev/null)
+endif
+ifneq ($(SOURCE_DATE_EPOCH),)
+export SOURCE_DATE_EPOCH
+endif
 # The version of the programs in WGSEP_BIN_DIR, which the package has to be of.
 BUILT_VERSION = $(WGSEP_BIN_DIR)/wgsep.version
 
@@ -77,13 +93,13 @@ TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
 # Where `make deb` leaves the package, in place of an older one.
 DEBDIR ?= $(TARGET_DIR)
 
-.PHONY: build bench bench-readme bench-steps install deb demo test attacks soak hostile deps system-packages clean \
+.PHONY: build bench bench-readme bench-steps install deb reproducible demo test attacks soak hostile deps system-packages clean \
 	target-compiler other-targets filters test-aarch64 unit-tests
 
 build: $(addsuffix -compiler,$(if $(TARGET),target))
 	@bin/dist/check-tools $(or $(filter deb,$(MAKECMDGOALS)),build)
-	$(CARGO) build --release $(FOR_TARGET) --locked -p wgsep
-	$(CARGO) rustc --release $(FOR_TARGET) --locked -p wgsep-dataplane-bin --bin wgsep-dataplane $(DATAPLANE_FLAGS) -- $(STATIC)
+	$(REPRODUCIBLE) $(CARGO) build --release $(FOR_TARGET) --locked -p wgsep
+	$(REPRODUCIBLE) $(CARGO) rustc --release $(FOR_TARGET) --locked -p wgsep-dataplane-bin --bin wgsep-dataplane $(DATAPLANE_FLAGS) -- $(STATIC)
 	@echo '$(WGSEP_VERSION)' >$(BUILT_VERSION)
 
 target-compiler:
@@ -102,6 +118,7 @@ install: build
 	install -m 644 bin/dist/wgsep-sandbox.7 $(DESTDIR)$(MANDIR)/man7
 	install -m 644 README.md SECURITY.md CHANGELOG.md LICENSE $(DESTDIR)$(DOCDIR)
 	TARGET=$(TARGET) bin/dist/licences wgsep wgsep-dataplane-bin >$(DESTDIR)$(DOCDIR)/LICENCES-OF-CRATES
+	TARGET=$(TARGET) DATAPLANE_FLAGS='$(DATAPLANE_FLAGS)' bin/dist/sbom "$$(cat $(BUILT_VERSION))" >$(DESTDIR)$(DOCDIR)/wgsep.cdx.json
 	sed -e 's|@SBINDIR@|$(SBINDIR)|' -e 's|@LIBEXECDIR@|$(LIBEXECDIR)|' \
 		bin/dist/wgsep@.service.in >$(DESTDIR)$(UNITDIR)/wgsep@.service
 	install -m 644 bin/dist/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/wgsep.conf
@@ -119,6 +136,9 @@ deb: build
 	umask 022 && $(MAKE) --no-print-directory --old-file=build install PREFIX=/usr DESTDIR=$(STAGE)
 	$(CROSS)strip --strip-unneeded $(STAGE)/usr/sbin/wgsep $(STAGE)/usr/libexec/wgsep/wgsep-dataplane
 	bin/dist/build-deb $(STAGE) $(DEBDIR) "$$(cat $(BUILT_VERSION))" $(TARGET)
+
+reproducible: deb
+	tests/reproducible.sh
 
 demo: system-packages
 	@$(MAKE) --no-print-directory build
@@ -141,7 +161,7 @@ soak: system-packages
 
 # A dataplane that attacks its helper. Only tests start it, and it is never installed.
 hostile:
-	$(CARGO) rustc --release $(FOR_TARGET) --locked -p wgsep-hostile --bin hostile-dataplane -- $(STATIC)
+	$(REPRODUCIBLE) $(CARGO) rustc --release $(FOR_TARGET) --locked -p wgsep-hostile --bin hostile-dataplane -- $(STATIC)
 
 # What the tests run of other targets. Where one cannot be built for, they are skipped, and say so.
 other-targets:
@@ -152,7 +172,7 @@ other-targets:
 
 # The test of the filters, as a program for a machine without cargo.
 filters:
-	program=$$($(CARGO) test --release $(FOR_TARGET) --locked -p wgsep-policy --test attacks_filters --no-run \
+	program=$$($(REPRODUCIBLE) $(CARGO) test --release $(FOR_TARGET) --locked -p wgsep-policy --test attacks_filters --no-run \
 		--message-format json | jq -r 'select(.executable).executable') && \
 		install "$$program" $(WGSEP_BIN_DIR)/attacks_filters
 

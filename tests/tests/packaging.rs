@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wgsep_tests::daemon::Daemon;
 use wgsep_tests::implementation::Implementation::Wgsep;
@@ -74,6 +74,7 @@ fn make_install_keeps_to_destdir_and_prefix_and_runs_from_there() {
         ("share/doc/wgsep/LICENSE", 0o644),
         ("share/doc/wgsep/README.md", 0o644),
         ("share/doc/wgsep/SECURITY.md", 0o644),
+        ("share/doc/wgsep/wgsep.cdx.json", 0o644),
         ("share/fish/vendor_completions.d/wgsep.fish", 0o644),
         ("share/man/man7/wgsep-sandbox.7", 0o644),
         ("share/man/man8/wgsep.8", 0o644),
@@ -180,6 +181,102 @@ fn the_unit_is_clean_and_as_little_exposed_as_the_readme_says() {
     let told = readme.lines().find(|line| line.contains("`wgsep@.service`") && line.contains('|'));
     let told = told.unwrap().split('|').find_map(|cell| cell.trim().parse::<f32>().ok());
     assert_eq!(exposure, told, "{judged}");
+
+    // Each point that remains has its reason in SECURITY.md, and nothing else has one.
+    let crosses = judged.lines().filter_map(|line| line.strip_prefix("✗ "));
+    let mut remaining: Vec<_> =
+        crosses.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
+    remaining.sort_unstable();
+    let security = fs::read_to_string(repository().join("SECURITY.md")).unwrap();
+    let (_, table) = security.split_once("| What it counts | Why the unit leaves it |").unwrap();
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with("| `"));
+    let counted = rows.map(|row| row.replace("\\|", "\0"));
+    let counted = counted.map(|row| row.split('|').nth(1).unwrap().replace('\0', "|"));
+    let mut reasoned: Vec<_> = counted
+        .flat_map(|names| {
+            names
+                .split(',')
+                .map(|name| name.trim().trim_matches('`').to_owned())
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    reasoned.sort_unstable();
+    assert_eq!(remaining, reasoned);
+}
+
+/// The crates of a package, as `cargo tree` has them for a program of it.
+fn crates_of(package: &str) -> Vec<String> {
+    let mut tree = Command::new("cargo");
+    tree.current_dir(repository()).args(["tree", "--locked", "--package", package]);
+    let tree = run(tree.args(["--edges", "normal", "--prefix", "none", "--format", "{p}"]));
+    let named = tree.lines().filter_map(|line| {
+        let mut words = line.split(' ');
+        Some(format!("{} {}", words.next()?, words.next()?.trim_start_matches('v')))
+    });
+    named.collect()
+}
+
+#[test]
+fn the_bill_of_materials_has_each_crate_of_both_programs_and_no_other() {
+    let scratch = Scratch::new();
+    make(&["install", &format!("DESTDIR={}", scratch.display()), "PREFIX=/p"]);
+    let text = fs::read_to_string(scratch.join("p/share/doc/wgsep/wgsep.cdx.json")).unwrap();
+    let bill: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(bill["bomFormat"], "CycloneDX");
+    let version = fs::read_to_string(wgsep_program("wgsep").with_file_name("wgsep.version"));
+    assert_eq!(bill["metadata"]["component"]["version"], version.unwrap().trim_end());
+    let word = |component: &serde_json::Value, key: &str| {
+        component[key].as_str().unwrap_or_default().to_owned()
+    };
+    let components = bill["components"].as_array().unwrap();
+    let mut listed: Vec<_> = components
+        .iter()
+        .map(|component| format!("{} {}", word(component, "name"), word(component, "version")))
+        .filter(|listed| !["rust-std ", "glibc "].iter().any(|other| listed.starts_with(other)))
+        .collect();
+    listed.sort_unstable();
+    let mut expected = [crates_of("wgsep"), crates_of("wgsep-dataplane-bin")].concat();
+    expected.sort_unstable();
+    expected.dedup();
+    assert_eq!(listed, expected);
+    // What scanners go by, of what comes from crates.io.
+    for component in components.iter().filter(|component| !component["hashes"].is_null()) {
+        let purl = format!("pkg:cargo/{}@{}", word(component, "name"), word(component, "version"));
+        assert_eq!(word(component, "purl"), purl);
+    }
+    let references: Vec<_> =
+        components.iter().map(|component| word(component, "bom-ref")).collect();
+    for dependency in bill["dependencies"].as_array().unwrap() {
+        for below in dependency["dependsOn"].as_array().unwrap() {
+            assert!(references.iter().any(|known| below == known), "{below} is in no component");
+        }
+    }
+}
+
+/// Made at another time, under another umask and in another time zone.
+#[test]
+fn a_package_of_the_same_programs_has_the_same_bytes() {
+    let _stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
+    let scratch = Scratch::new();
+    let built = wgsep_program("wgsep");
+    let target = built.ancestors().nth(2).unwrap();
+    let packages = ["022 UTC", "077 Asia/Tokyo"].map(|surroundings| {
+        let (umask, zone) = surroundings.split_once(' ').unwrap();
+        let directory = scratch.join(umask);
+        let mut make = Command::new("sh");
+        make.current_dir(repository()).env("CARGO_TARGET_DIR", target).env_remove("MAKEFLAGS");
+        make.env("TZ", zone).arg("-c").arg(format!(
+            "umask {umask} && make --no-print-directory --old-file=build deb DEBDIR={}",
+            directory.display()
+        ));
+        run(&mut make);
+        // The files of one package must not be as old as those of the other by chance.
+        let started = Instant::now();
+        wait::until("another second", SERVICE_LIMIT, || started.elapsed().as_secs() > 1);
+        let mut files = fs::read_dir(directory).unwrap().map(|file| file.unwrap().path());
+        fs::read(files.next().unwrap()).unwrap()
+    });
+    assert!(packages[0] == packages[1], "they differ; see: make reproducible");
 }
 
 /// `configure serve` starts what stands behind it, with what the file has to be the only choice.

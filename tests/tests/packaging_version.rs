@@ -97,6 +97,10 @@ fn a_later_commit_is_a_newer_version_and_a_release_newer_than_all_on_its_way() {
     assert_eq!(versions[4], format!("{}+dirty", versions[3]));
     tree.git("checkout --quiet bin", "");
 
+    // The same commit, or an archive of it, has the same date.
+    let date = || run(Command::new(tree.0.join("bin/dist/version")).arg("date"));
+    assert_eq!(date(), "1795977000\n");
+
     tree.git(&format!("tag v{}", release()), "");
     versions.push(tree.version());
     assert_eq!(versions[5], release());

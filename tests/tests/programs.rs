@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 
 use wgsep_tests::daemon::Daemon;
@@ -54,6 +55,25 @@ fn no_attacker_is_in_a_program_that_ships() {
         let program_file = fs::read(wgsep_program(program)).unwrap();
         for name in names {
             assert!(!contains(&program_file, name), "{name} is in {program}");
+        }
+    }
+}
+
+/// A program says where it was built by panics' messages and by line tables. Two builds in different
+/// directories must not differ by that; `make reproducible` compares all of the bytes.
+#[test]
+fn no_program_has_a_path_of_the_machine_that_built_it() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let cargo_home = std::env::var("CARGO_HOME")
+        .unwrap_or_else(|_| format!("{}/.cargo", std::env::var("HOME").unwrap()));
+    for program in ["wgsep", "wgsep-dataplane"] {
+        let built = wgsep_program(program);
+        let program_file = fs::read(&built).unwrap();
+        let target = built.ancestors().nth(2).unwrap();
+        assert!(contains(&program_file, "/cargo/registry/src/"), "{program} has no such paths");
+        for place in [repository, target, Path::new(&cargo_home)] {
+            let place = place.to_str().unwrap();
+            assert!(!contains(&program_file, place), "{place} is in {program}");
         }
     }
 }
