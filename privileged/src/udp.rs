@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_kept_duplicate_of_what_was_given_up_neither_sends_nor_receives() {
-        let sockets = UdpSockets::open(0, 0, true).unwrap();
+        let sockets = UdpSockets::open(0, 0, OPTIONS).unwrap();
         let (v4, v6) = (sockets.v4.as_ref().unwrap(), sockets.v6.as_ref());
         let pairs = [(Some(v4), "127.0.0.1"), (v6, "::1")];
         let kept = pairs.map(|(socket, host)| socket.map(|one| (one.try_clone().unwrap(), host)));

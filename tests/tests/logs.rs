@@ -196,6 +196,24 @@ fn in_the_background_a_restarted_syslog_gets_the_later_lines() {
     });
 }
 
+/// As logrotate does with copytruncate.
+#[test]
+fn a_log_file_that_is_truncated_begins_anew() {
+    require!(Wgsep);
+    let scratch = Scratch::new();
+    let path = scratch.join("log");
+    let daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {
+        command.arg("--log-file").arg(&path);
+    });
+    let log = || fs::read_to_string(&path).unwrap();
+    wait::until("the first line", LIMIT, || log().contains("started: version "));
+    fs::File::create(&path).unwrap();
+    daemon.process.signal(Signal::SIGHUP);
+    wait::until("the next line", LIMIT, || log().ends_with("is now DEBUG\n"));
+    // At the beginning of the file, and not behind a hole.
+    assert!(log().lines().count() == 1 && log().starts_with("20"), "{:?}", log());
+}
+
 #[test]
 fn a_fifo_without_a_reader_as_a_log_file_is_refused_at_once() {
     require!(Wgsep);

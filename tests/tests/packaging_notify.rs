@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use wgsep_tests::daemon::{Daemon, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::netns::Netns;
-use wgsep_tests::process::{Process, stop};
+use wgsep_tests::process::stop;
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::{require, wait};
 
