@@ -44,8 +44,8 @@ pub(crate) type Namespace = Option<i32>;
 enum Place {
     /// Its index in a namespace.
     At(Namespace, u32),
-    /// Nobody knows: the namespace that it left has another number for the new one than the socket's
-    /// own, or the new one is not heard of. It is the next interface that appears anywhere with this
+    /// Unknown: the namespace that it left has another number for the new one than the socket's
+    /// own, or the socket receives nothing about the new one. It is the next interface that appears anywhere with this
     /// index and its own name.
     OnTheMove(u32),
 }

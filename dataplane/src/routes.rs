@@ -1,4 +1,4 @@
-//! Routes as rtnetlink tells of them: which changed, which lead to our interface with an MTU of their
+//! Routes as rtnetlink reports them: which changed, which lead to our interface with an MTU of their
 //! own, and by which interface a datagram would leave (linux/rtnetlink.h).
 
 use crate::netlink;

@@ -160,7 +160,7 @@ fn in_the_background_without_syslog_there_is_a_file_in_var_log_and_none_in_tmp()
 }
 
 #[test]
-fn in_the_background_syslog_hears_it_with_facility_and_level() {
+fn in_the_background_syslog_receives_lines_with_facility_and_level() {
     require!(Wgsep);
     let scratch = Scratch::new();
     let dev = dev_without_syslog(&scratch);

@@ -1,4 +1,4 @@
-//! What a service manager hears of the daemon (sd_notify(3)), and when.
+//! What a service manager receives from the daemon (sd_notify(3)), and when.
 #![allow(clippy::unwrap_used)]
 
 use std::os::linux::net::SocketAddrExt;
@@ -17,17 +17,17 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 fn next(manager: &UnixDatagram) -> String {
     let mut message = [0; 512];
-    let length = manager.recv(&mut message).expect("the manager hears nothing more");
+    let length = manager.recv(&mut message).expect("the manager receives nothing more");
     String::from_utf8_lossy(&message[..length]).into_owned()
 }
 
-/// The next message that is no sign of life.
+/// The next message other than those for the watchdog.
 fn next_news(manager: &UnixDatagram) -> String {
     std::iter::repeat_with(|| next(manager)).find(|message| message != "WATCHDOG=1").unwrap()
 }
 
 #[test]
-fn the_manager_hears_of_readiness_life_and_the_end() {
+fn the_manager_is_notified_of_readiness_life_and_the_end() {
     require!(Wgsep);
     let scratch = Scratch::new();
     let path = scratch.join("notify");
@@ -81,7 +81,7 @@ fn a_stopped_dataplane_ends_the_signs_of_life_until_it_goes_on_and_is_not_killed
 /// systemd of a user, and container managers, give names of the abstract namespace, which is that of
 /// the network namespace.
 #[test]
-fn a_manager_with_an_abstract_name_is_heard_and_without_an_interval_no_life_is_told() {
+fn a_manager_with_an_abstract_name_is_notified_and_without_an_interval_no_watchdog_is_fed() {
     require!(Wgsep);
     let netns = Netns::new();
     let name = unique_interface();
@@ -97,7 +97,7 @@ fn a_manager_with_an_abstract_name_is_heard_and_without_an_interval_no_life_is_t
     assert!(end.starts_with("STOPPING=1\nSTATUS=") && end.contains("SIGKILL"), "{end}");
 }
 
-/// As with sd_notify(3), which no program has to heed.
+/// sd_notify(3) returns an error then, which programs may ignore.
 #[test]
 fn a_manager_that_cannot_be_reached_is_a_warning_and_the_daemon_serves() {
     require!(Wgsep);

@@ -1,4 +1,4 @@
-//! A UDP port that another program has when the interface comes up: never silent, and opened once it is
+//! A UDP port that another program has when the interface is set up: reported everywhere, and opened once it is
 //! free.
 #![allow(clippy::unwrap_used)]
 

@@ -11,12 +11,12 @@
 //!    that were removed.
 //! 3. `answered` forgets the sources that do not hold. Answers that were lost start over.
 //!
-//! A change is looked at right away, unless changes have been coming thick and fast: then a pass waits until
-//! the passes before it are a fiftieth of the time, and takes on all changes since. However many routes
-//! change, and however many peers there are, it stays at that part of a processor.
+//! A change is checked at once, unless there have been many: then a pass waits until the passes before it are a
+//! fiftieth of the time, and covers all changes since. However many routes change, and however many peers there
+//! are, the passes take no more than that part of a processor.
 //!
-//! The kernel reports much before it is done: a route before it is removed, a link that goes down before
-//! its routes do. So each change is looked at twice more, shortly after and a second later.
+//! The kernel reports some changes before they take effect: a route before it is removed, a link that goes down
+//! before its routes do. So each change is checked twice more, shortly after and a second later.
 
 use crate::link::{Answer, LinkMonitor};
 use crate::routes::{Flow, Matcher, RouteChanges};
@@ -112,7 +112,7 @@ impl Default for SourceCheck {
 }
 
 impl SourceCheck {
-    /// Some routes are others.
+    /// Adds routes and addresses that changed.
     pub(super) fn routes_changed(&mut self, changes: RouteChanges, now: Instant) {
         for again in &mut self.again {
             again.add(changes.clone(), now);

@@ -1,8 +1,8 @@
 //! The log: the helper's own lines, and the dataplane's, which reach it through a pipe.
 //!
-//! Whatever comes from the dataplane is taken for hostile: a line is bounded and has a tag of its own,
-//! characters that could move a terminal's cursor or forge a line are escaped, and all of its lines share
-//! a budget of bytes an hour.
+//! What comes from the dataplane is treated as hostile: a line is bounded and has a tag of its own,
+//! characters that could move a terminal's cursor or forge a line are escaped, and all lines together have
+//! a budget of bytes per hour.
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -35,7 +35,7 @@ const DATAPLANE: &str = "wgsep-dataplane";
 /// Facility of syslog(3) messages: daemon.
 const FACILITY: u8 = 3 << 3;
 
-/// How grave a line is, in the numbers of syslog(3).
+/// Severity of a line, with the numbers of syslog(3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Something failed.
@@ -80,7 +80,7 @@ enum Sink {
     Stream(File),
     /// A stream of systemd's journal.
     Journal(File),
-    /// Not connected: a system log that is restarted has another socket.
+    /// Not connected: a log daemon that restarts binds another socket at the same path.
     Syslog(UnixDatagram),
 }
 
@@ -147,7 +147,7 @@ impl Log {
     /// Lines to the system's log, if there is one.
     ///
     /// # Errors
-    /// If nobody listens at /dev/log.
+    /// If no process receives at /dev/log.
     pub fn to_syslog(format: Format, most: Option<Level>) -> io::Result<Self> {
         UnixDatagram::unbound()?.connect(SYSLOG)?;
         let socket = UnixDatagram::unbound()?;
@@ -348,8 +348,8 @@ fn check_owned(status: &Metadata) -> io::Result<()> {
     Err(io::Error::from_raw_os_error(libc::EPERM))
 }
 
-/// Writes to a stream that has room. The operator's pipe or terminal, if nobody reads it, must not stop
-/// the helper.
+/// Writes to a stream if that does not block: a pipe or terminal that no process reads must not stop the
+/// helper.
 fn write_now(mut stream: &File, line: &[u8]) -> io::Result<usize> {
     let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
     ppoll(&mut polled, Some(TimeSpec::new(0, 0)), None)?;

@@ -1,6 +1,6 @@
-//! Telling a service manager how the daemon is (sd_notify(3)).
+//! Notifications to a service manager about the state of the daemon (sd_notify(3)).
 //!
-//! The socket is opened before the helper seals itself; from then on it is only written to.
+//! The socket is opened before the helper is locked down; from then on it is only written to.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -8,25 +8,25 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
-/// Shortest time between two signs of life: a manager that asks for more would keep the processor busy.
+/// Shortest time between two watchdog messages: a shorter one would keep the processor busy.
 const SHORTEST_WATCHDOG: Duration = Duration::from_millis(100);
 
-/// The service manager that waits to hear from us, if any.
+/// The service manager that receives notifications, if any.
 #[derive(Default)]
 pub struct ServiceManager {
     socket: Option<UnixDatagram>,
     /// How often the dataplane is asked whether it runs, and when next.
     watchdog: Option<(Duration, Instant)>,
-    /// Its status while all is well.
+    /// The status without trouble.
     serving: String,
     trouble: Option<String>,
 }
 
 impl ServiceManager {
-    /// The one that NOTIFY_SOCKET names, with the interval of WATCHDOG_USEC: twice in each.
+    /// Connects to the manager that NOTIFY_SOCKET names; WATCHDOG_USEC is the interval of its watchdog.
     ///
     /// # Errors
-    /// If no manager can be reached there.
+    /// If the socket cannot be connected to, or is not a Unix socket.
     pub fn of_environment() -> io::Result<Self> {
         let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
             return Ok(Self::default());
@@ -37,13 +37,13 @@ impl ServiceManager {
         Ok(Self { socket: Some(socket), watchdog, ..Self::default() })
     }
 
-    /// The interface is there and serves.
+    /// Notifies that the interface exists and is served.
     pub fn ready(&mut self, status: &str) {
         status.clone_into(&mut self.serving);
         self.send(&format!("READY=1\nSTATUS={status}"));
     }
 
-    /// What is wrong although it serves, or that nothing is any more; sent only when it changes.
+    /// Notifies of trouble while serving, or of its end; sends only changes.
     pub fn trouble(&mut self, trouble: Option<String>) {
         if self.trouble == trouble {
             return;
@@ -53,7 +53,7 @@ impl ServiceManager {
         self.send(&format!("STATUS={}{but}", self.serving));
     }
 
-    /// It ends, and why.
+    /// Notifies that the daemon ends, and why.
     pub fn stopping(&self, status: &str) {
         self.send(&format!("STOPPING=1\nSTATUS={status}"));
     }
@@ -75,13 +75,13 @@ impl ServiceManager {
         self.send("WATCHDOG=1");
     }
 
-    /// A manager that does not read does not hold us up.
+    /// Sends without blocking; what a manager that does not read has no space for is lost.
     fn send(&self, message: &str) {
-        let _unheard = self.socket.as_ref().map(|socket| socket.send(message.as_bytes()));
+        let _lost = self.socket.as_ref().map(|socket| socket.send(message.as_bytes()));
     }
 }
 
-/// How often to send a sign of life to a manager that waits for one this many microseconds.
+/// The interval of watchdog messages, two in each WATCHDOG_USEC.
 fn half_of(watchdog: &str) -> Option<Duration> {
     let whole: u64 = watchdog.parse().ok().filter(|whole| *whole > 0)?;
     Some(Duration::from_micros(whole / 2).max(SHORTEST_WATCHDOG))
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signs_of_life_come_twice_in_the_interval_and_at_most_ten_times_a_second() {
+    fn watchdog_messages_are_sent_twice_in_the_interval_and_at_most_ten_times_a_second() {
         for (microseconds, milliseconds) in [
             ("3000000", Some(1500)),
             ("200002", Some(100)),
