@@ -3,7 +3,7 @@
 use crate::sys;
 use caps::{CapSet, Capability};
 use nix::Error;
-use nix::unistd::getuid;
+use nix::unistd::geteuid;
 
 /// SECBIT_NOROOT, SECBIT_NO_SETUID_FIXUP, SECBIT_NO_CAP_AMBIENT_RAISE, each with its lock, and the
 /// lock of SECBIT_KEEP_CAPS (linux/securebits.h).
@@ -35,7 +35,8 @@ pub fn lock_securebits() -> nix::Result<()> {
 }
 
 /// True if this process has a capability only because its program's file has it, so that any user has who
-/// may execute the file: one that is permitted and not ambient, of a process that is not root's.
+/// may execute the file: one that is permitted and not ambient, of a process that is not root's. Real and
+/// effective uid have to be the same.
 ///
 /// A user without privilege otherwise has its launcher's ambient capabilities, as a service of systemd with
 /// AmbientCapabilities= has; executing a file with capabilities empties the ambient set. AT_SECURE is no
@@ -43,7 +44,7 @@ pub fn lock_securebits() -> nix::Result<()> {
 /// counts as true.
 #[must_use]
 pub fn are_of_the_file() -> bool {
-    if getuid().is_root() {
+    if geteuid().is_root() {
         return false;
     }
     let sets = [CapSet::Permitted, CapSet::Ambient].map(|set| caps::read(None, set));

@@ -1,6 +1,6 @@
 //! A user of its own for the dataplane.
 
-use nix::unistd::{Gid, Uid, User, geteuid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, User, getegid, geteuid, setgroups, setresgid, setresuid};
 
 /// Account of the dataplane, if there is one.
 const ACCOUNT: &str = "wgsep";
@@ -9,16 +9,20 @@ const ACCOUNT: &str = "wgsep";
 /// them where there is no account `wgsep`.
 pub const DYNAMIC_UIDS: core::ops::RangeInclusive<u32> = 61_184..=65_519;
 
-/// Becomes `uid` and `gid` for good, with no other group. In between, `by_real_uid` does what the kernel is to
-/// count as the user's, with the privileges of before.
+/// Becomes `uid` and `gid` for good, with no other group; or keeps both, so that [`crate::verify`] knows
+/// which to expect. In between, `by_real_uid` does what the kernel is to count as the user's, with the
+/// privileges of before.
 ///
 /// # Errors
 /// EPERM without CAP_SETUID and CAP_SETGID.
 pub fn become_user(uid: Uid, gid: Gid, by_real_uid: impl FnOnce()) -> nix::Result<()> {
-    let as_before = Uid::from_raw(u32::MAX);
+    let (before, as_before) = (getegid(), Uid::from_raw(u32::MAX));
     setgroups(&[])?;
     setresgid(gid, gid, gid)?;
-    setresuid(uid, as_before, as_before)?;
+    setresuid(uid, as_before, as_before).inspect_err(|_| {
+        // A gid that was kept against expectation ends the start.
+        let _verified = setresgid(before, before, before);
+    })?;
     by_real_uid();
     setresuid(uid, uid, uid)
 }
