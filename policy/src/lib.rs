@@ -15,6 +15,7 @@ pub mod limits;
 #[cfg(target_env = "musl")]
 mod musl;
 pub mod namespaces;
+mod new_ports;
 mod proof;
 mod report;
 pub mod seccomp;
@@ -23,6 +24,7 @@ pub mod user;
 
 pub use caps::Capability;
 pub use grants::Grants;
+pub use new_ports::NewPorts;
 pub use proof::{Tracer, untraceable, verify};
 pub use report::{Layer, Report, State};
 

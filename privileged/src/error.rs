@@ -5,24 +5,18 @@ use nix::errno::Errno;
 use std::io;
 use wgsep_policy::{described, remedy};
 
-/// How the daemon ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// It was asked to.
-    Orderly,
-    /// Something failed.
-    Failed,
-    /// The dataplane broke the contract, or made a system call that its filter forbids: it may be under
-    /// attack, and another start would be another try.
-    Breach,
-}
+/// Exit status of a failure.
+pub(crate) const FAILURE: u8 = 1;
+/// Exit status after the dataplane broke the contract, or made a system call that its filter forbids: it
+/// may be under attack, and another start would be another try. EX_PROTOCOL of sysexits(3).
+pub(crate) const BREACH: u8 = 76;
 
 /// A failure that ends the daemon, told in one line.
 #[derive(Debug)]
 pub struct Error {
-    line: String,
-    /// What the daemon's exit status says.
-    pub ending: Ending,
+    pub(crate) line: String,
+    /// The daemon's exit status.
+    pub status: u8,
 }
 
 /// Short for what most steps return.
@@ -31,12 +25,7 @@ pub type Result<T> = core::result::Result<T, Error>;
 impl Error {
     /// A line that says it all.
     pub fn new(line: impl Into<String>) -> Self {
-        Self { line: line.into(), ending: Ending::Failed }
-    }
-
-    /// As [`Error::new`], of a breach.
-    pub(crate) fn breach(line: String) -> Self {
-        Self { line, ending: Ending::Breach }
+        Self { line: line.into(), status: FAILURE }
     }
 }
 

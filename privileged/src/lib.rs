@@ -3,20 +3,19 @@
 //!
 //! This runs while there may be hostile bytes, and is what they reach, through `ipc` and into `journal`.
 //! What comes before hears only the operator, and is the crate `launch`. It holds no key and sees no
-//! packet. Read it in the order in which it runs: [`Unsealed::seal`], `monitor`, `requests`, `new_ports`,
-//! `udp`, `generation`, `socket_file`; `sys` has all the unsafe code.
+//! packet. Read it in the order in which it runs: [`Unsealed::seal`], `monitor`, `requests`, `udp`,
+//! `generation`, `socket_file`; `sys` has all the unsafe code.
 
 mod error;
 mod generation;
 mod monitor;
-mod new_ports;
 mod poll;
 mod requests;
 mod socket_file;
 mod sys;
 mod udp;
 
-pub use error::{Ending, Error, Result, Step};
+pub use error::{Error, Result, Step};
 pub use generation::{Generation, kernel_log_number};
 pub use monitor::{Monitor, Process};
 #[cfg(feature = "fuzzing")]

@@ -1,6 +1,6 @@
 //! Serving the dataplane until one of the two ends.
 
-use crate::error::{Ending, Error, Result};
+use crate::error::{BREACH, Error, FAILURE, Result};
 use crate::generation::Generation;
 use crate::poll::poll;
 use crate::requests::{Requests, Served};
@@ -27,10 +27,8 @@ const LAST_READS: usize = 64;
 enum End {
     /// Asked for: by a signal, by removing the socket, or by deleting the interface.
     Orderly(&'static str),
-    /// Something went wrong; the line says what.
-    Failed(String),
-    /// As [`Ending::Breach`].
-    Breach(String),
+    /// Something went wrong: the exit status, and a line that says what.
+    Failed(u8, String),
 }
 
 /// The dataplane's process.
@@ -79,8 +77,7 @@ impl Monitor {
             match self.turn(left) {
                 Continue(None) => {}
                 Continue(Some(sealed)) => return Ok(sealed),
-                Break(End::Failed(why)) => return Err(Error::new(why)),
-                Break(End::Breach(why)) => return Err(Error::breach(why)),
+                Break(End::Failed(status, line)) => return Err(Error { line, status }),
                 Break(End::Orderly(_)) => {
                     return Err(Error::new(
                         "interrupted before the dataplane was ready; start it again",
@@ -90,8 +87,8 @@ impl Monitor {
         }
     }
 
-    /// Serves until the end, and ends the dataplane.
-    pub fn serve(mut self) -> Ending {
+    /// Serves until the end, and ends the dataplane; the exit status, 0 for an orderly end.
+    pub fn serve(mut self) -> u8 {
         let end = loop {
             match self.turn(Duration::MAX) {
                 Continue(None) => {}
@@ -99,12 +96,11 @@ impl Monitor {
                 Break(end) => break end,
             }
         };
-        let (ending, why) = match end {
-            End::Orderly(why) => (Ending::Orderly, why.to_owned()),
-            End::Failed(why) => (Ending::Failed, why),
-            End::Breach(why) => (Ending::Breach, why),
+        let (status, why) = match end {
+            End::Orderly(why) => (0, why.to_owned()),
+            End::Failed(status, why) => (status, why),
         };
-        let is_orderly = ending == Ending::Orderly;
+        let is_orderly = status == 0;
         self.manager.stopping(&why);
         if is_orderly {
             let _already_gone = self.requests.notice(&Notice::Shutdown);
@@ -117,20 +113,20 @@ impl Monitor {
         if let Err(error) = self.socket_file.remove() {
             self.log.error(&error.to_string());
         }
-        ending
+        status
     }
 
     /// Waits until something happens, and deals with it: that the dataplane says that it is sealed, and
     /// that the daemon ends, is up to the caller.
     fn turn(&mut self, wait: Duration) -> ControlFlow<End, Option<(u32, SealReport)>> {
         let (is_ping_due, until_ping) = self.manager.watchdog();
-        if is_ping_due {
-            self.requests.ping();
+        if is_ping_due && self.requests.ping() {
+            self.manager.alive();
         }
-        let wait = wait.min(until_ping).min(self.log.check_budget()).min(self.requests.until_due());
+        let wait = wait.min(until_ping).min(self.log.check_budget());
         let delay = self.requests.back_pressure();
         let pidfd = self.process.pidfd.as_fd();
-        // Requests beyond the rate stay where they are until the next second.
+        // Requests beyond the rate stay where they are.
         let channel = if delay.is_none() { self.requests.as_fd() } else { pidfd };
         let [uevents, kernel_log] = self.generation.sources().map(|source| source.unwrap_or(pidfd));
         let sources = [
@@ -145,7 +141,7 @@ impl Monitor {
         let polled = poll(sources, wait.min(delay.unwrap_or(wait)));
         let [uevent, kernel_line, log, signal, watch, died, asked] = match polled {
             Ok(polled) => polled,
-            Err(error) => return Break(End::Failed(error.to_string())),
+            Err(error) => return Break(End::Failed(FAILURE, error.to_string())),
         };
         // First: until the dataplane knows, it goes on with keys that a copy of it has, too.
         if (uevent || kernel_line) && self.generation.has_changed() {
@@ -165,7 +161,7 @@ impl Monitor {
                 Change::Unsafe(line) => return Break(End::Failed(line)),
             }
         }
-        if (asked && delay.is_none()) || self.requests.until_due().is_zero() {
+        if (asked || self.requests.is_held()) && delay.is_none() {
             match self.requests.serve() {
                 Served::Answered => {
                     self.tell_missing_gro();
@@ -174,7 +170,7 @@ impl Monitor {
                 Served::Alive => self.manager.alive(),
                 Served::Sealed(sequence, report) => return Continue(Some((sequence, report))),
                 Served::Closed => return Break(self.died()),
-                Served::Failed(line) => return Break(End::Failed(line)),
+                Served::Failed(line) => return Break(End::Failed(FAILURE, line)),
                 Served::Violation(what) => return Break(violation(&what)),
             }
         }
@@ -266,7 +262,7 @@ impl Monitor {
             }
             Some(WaitStatus::Signaled(_, Signal::SIGSYS, _)) => {
                 let what = "the dataplane was killed by SIGSYS, for a system call that its filter forbids; it may be under attack, see SECURITY.md";
-                return End::Breach(self.with_reason(what));
+                return End::Failed(BREACH, self.with_reason(what));
             }
             Some(WaitStatus::Signaled(_, signal, _)) => {
                 format!("the dataplane was killed by {signal}")
@@ -276,7 +272,7 @@ impl Monitor {
             }
             _ => "the dataplane is gone".to_owned(),
         };
-        End::Failed(self.with_reason(&what))
+        End::Failed(FAILURE, self.with_reason(&what))
     }
 
     /// What happened to the dataplane, with the error that it logged before, if any.
@@ -326,9 +322,10 @@ fn forward_last_lines(log: &mut Log, pipe: BorrowedFd<'_>) {
 }
 
 fn violation(what: &str) -> End {
-    End::Breach(format!(
+    let line = format!(
         "the dataplane broke the contract and was killed: {what}; it may be under attack, see SECURITY.md"
-    ))
+    );
+    End::Failed(BREACH, line)
 }
 
 #[cfg(test)]

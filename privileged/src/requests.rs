@@ -3,14 +3,13 @@
 //! What may be asked depends on the phase; [`permit`] is the whole table. Anything else is a violation,
 //! of which the dataplane dies.
 
-use crate::new_ports::NewPorts;
 use crate::poll::poll;
 use crate::udp::{UdpOptions, UdpSockets};
 use nix::errno::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 use wgsep_ipc::{Channel, Error, Notice, Received, Reply, Request, SealReport};
-use wgsep_policy::{Grants, described, remedy};
+use wgsep_policy::{Grants, NewPorts, described, remedy};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Requests a second that are answered at once; more wait for the next second.
@@ -26,18 +25,17 @@ enum Phase {
     Init,
     /// Verified; has the interface.
     Running,
-    /// Running, and waits for a port that is opened later.
-    Waiting,
 }
 
 /// The table of what may be asked when. `Sealed` comes once, because it ends its phase.
 const fn permit(phase: Phase, request: &Request) -> bool {
     match request {
         Request::Sealed(_) => matches!(phase, Phase::Init),
-        Request::OpenUdp { .. } | Request::CloseUdp | Request::SetMark { .. } => {
-            matches!(phase, Phase::Running)
-        }
-        Request::Bye | Request::Pong => matches!(phase, Phase::Running | Phase::Waiting),
+        Request::OpenUdp { .. }
+        | Request::CloseUdp
+        | Request::SetMark { .. }
+        | Request::Bye
+        | Request::Pong => matches!(phase, Phase::Running),
     }
 }
 
@@ -62,14 +60,6 @@ fn violation(what: impl Into<String>) -> Served {
     Served::Violation(what.into())
 }
 
-/// A request for a port that is not opened yet.
-struct Waiting {
-    sequence: u32,
-    port: u16,
-    mark: u32,
-    until: Instant,
-}
-
 /// The helper's side of the contract.
 pub struct Requests {
     channel: Channel,
@@ -79,7 +69,8 @@ pub struct Requests {
     phase: Phase,
     sockets: Option<UdpSockets>,
     new_ports: NewPorts,
-    waiting: Option<Waiting>,
+    /// A request for a new port, and when it is looked at; those behind it are not received before.
+    held: Option<(Instant, (u32, Request))>,
     /// The port that was refused last, if nothing was opened or closed since.
     refused: Option<(u16, Errno)>,
     second: Instant,
@@ -101,8 +92,8 @@ impl Requests {
             gro,
             phase: Phase::Init,
             sockets: None,
-            new_ports: NewPorts::new(),
-            waiting: None,
+            new_ports: NewPorts::default(),
+            held: None,
             refused: None,
             second: Instant::now(),
             requests: 0,
@@ -135,15 +126,26 @@ impl Requests {
     }
 
     /// Asks a dataplane that serves whether its control thread runs, unless it has not answered the last
-    /// time yet.
-    pub fn ping(&mut self) {
-        if self.phase != Phase::Init && !self.has_pinged {
+    /// time yet. True if its answer could not be received: then it waits for a port, and has asked lately.
+    pub fn ping(&mut self) -> bool {
+        if self.phase == Phase::Running && !self.has_pinged {
             self.has_pinged = self.channel.send_notice(&Notice::Ping).is_ok();
         }
+        self.is_held()
     }
 
-    /// How long to leave requests unread, if there were too many in this second.
+    /// Whether a request for a port is held back.
+    #[must_use]
+    pub const fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// How long to leave requests unread: there were too many in this second, or one is held back.
     pub fn back_pressure(&mut self) -> Option<Duration> {
+        if let Some((until, _)) = self.held {
+            let left = until.saturating_duration_since(Instant::now());
+            return (!left.is_zero()).then_some(left);
+        }
         let elapsed = self.second.elapsed();
         if elapsed >= SECOND {
             (self.second, self.requests) = (Instant::now(), 0);
@@ -151,21 +153,10 @@ impl Requests {
         (self.requests >= REQUESTS_PER_SECOND).then(|| SECOND.saturating_sub(elapsed))
     }
 
-    /// How long until the port is opened that the dataplane waits for.
-    #[must_use]
-    pub fn until_due(&self) -> Duration {
-        let until = self.waiting.as_ref().map(|waiting| waiting.until);
-        until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()))
-    }
-
     /// Answers one request, if there is one.
     pub fn serve(&mut self) -> Served {
-        let now = Instant::now();
-        if let Some(due) = self.waiting.take_if(|waiting| waiting.until <= now) {
-            self.phase = Phase::Running;
-            return self.open_and_answer(due.sequence, due.port, due.mark);
-        }
-        let (sequence, request) = match self.channel.receive_request() {
+        let held = self.held.take().map(|(_, message)| Ok(Received::Message(message, Vec::new())));
+        let (sequence, request) = match held.unwrap_or_else(|| self.channel.receive_request()) {
             Ok(Received::Nothing) => return Served::Answered,
             Ok(Received::Closed) => return Served::Closed,
             Ok(Received::Message(message, _)) => message,
@@ -190,13 +181,13 @@ impl Requests {
             Request::Pong => return violation("Pong without a ping"),
             Request::Sealed(report) => return Served::Sealed(sequence, report),
             Request::OpenUdp { port, mark } => {
-                let until = now + self.delay(port, mark, now);
-                if until > now {
-                    self.phase = Phase::Waiting;
-                    self.waiting = Some(Waiting { sequence, port, mark, until });
+                if let Some(until) = self.new_ports.delay(&self.grants, port, Instant::now()) {
+                    self.held = Some((until, (sequence, request)));
                     return Served::Answered;
                 }
-                return self.open_and_answer(sequence, port, mark);
+                let opened = self.open_udp(port, mark);
+                self.refused = opened.as_ref().err().map(|errno| (port, *errno));
+                opened
             }
             Request::SetMark { mark } => self.set_mark(mark),
             Request::CloseUdp => {
@@ -208,7 +199,7 @@ impl Requests {
                 Ok(Reply::Done)
             }
         };
-        self.answer(sequence, done)
+        self.answer(sequence, done.unwrap_or_else(|errno| Reply::Refused { errno: errno as i32 }))
     }
 
     /// Whether requests go on coming before those that precede them are answered.
@@ -216,18 +207,6 @@ impl Requests {
         let waits = poll([self.as_fd()], Duration::ZERO).is_ok_and(|[waits]| waits);
         self.pipelined = if waits { self.pipelined + 1 } else { 0 };
         self.pipelined > PIPELINED_REQUESTS
-    }
-
-    /// How long a request for a port has to wait. What the policy forbids is refused at once.
-    fn delay(&self, port: u16, mark: u32, now: Instant) -> Duration {
-        let permitted = self.grants.permit_mark(mark).and_then(|()| self.grants.permit_port(port));
-        permitted.map_or(Duration::ZERO, |port| self.new_ports.delay(port, now))
-    }
-
-    fn open_and_answer(&mut self, sequence: u32, port: u16, mark: u32) -> Served {
-        let opened = self.open_udp(port, mark);
-        self.refused = opened.as_ref().err().map(|errno| (port, *errno));
-        self.answer(sequence, opened)
     }
 
     fn open_udp(&mut self, port: u16, mark: u32) -> Result<Reply, Errno> {
@@ -246,8 +225,7 @@ impl Requests {
         Ok(Reply::Done)
     }
 
-    fn answer(&self, sequence: u32, done: Result<Reply, Errno>) -> Served {
-        let reply = done.unwrap_or_else(|errno| Reply::Refused { errno: errno as i32 });
+    fn answer(&self, sequence: u32, reply: Reply) -> Served {
         let opened = self.sockets.as_ref().filter(|_| matches!(reply, Reply::UdpOpened { .. }));
         let families = opened.map(UdpSockets::families).unwrap_or_default();
         let descriptors: Vec<_> = families.into_iter().flatten().collect();
@@ -298,8 +276,7 @@ mod tests {
     use wgsep_ipc::{FromHelper, REPORT_LAYERS};
 
     #[test]
-    fn only_sealed_is_permitted_before_everything_else_after_and_little_while_a_port_is_waited_for()
-    {
+    fn only_sealed_is_permitted_before_and_everything_else_after() {
         let sealed = Request::Sealed([[0; 3]; REPORT_LAYERS]);
         let others = [
             Request::OpenUdp { port: 1, mark: 0 },
@@ -311,10 +288,7 @@ mod tests {
         assert!(permit(Phase::Init, &sealed) && !permit(Phase::Running, &sealed));
         for other in &others {
             assert!(!permit(Phase::Init, other) && permit(Phase::Running, other));
-            let is_no_request = matches!(other, Request::Bye | Request::Pong);
-            assert_eq!(permit(Phase::Waiting, other), is_no_request);
         }
-        assert!(!permit(Phase::Waiting, &sealed));
     }
 
     fn pair() -> (Requests, Channel) {
@@ -326,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fifth_new_port_is_opened_later_and_until_then_a_pong_is_taken_and_no_request() {
+    fn a_fifth_new_port_is_opened_later_and_until_then_nothing_else_is_received() {
         let (mut requests, dataplane) = pair();
         requests.phase = Phase::Running;
         let any = Request::OpenUdp { port: 0, mark: 0 };
@@ -347,7 +321,7 @@ mod tests {
         };
         let opened: Vec<_> =
             (1..=4).map(|number| port(answer(&mut requests, number, any))).collect();
-        assert_eq!(requests.until_due(), Duration::MAX);
+        assert_eq!(requests.back_pressure(), None);
         // One that it had, with another mark or not, and one that the policy forbids.
         let again = Request::OpenUdp { port: opened[0], mark: 0 };
         assert_eq!(port(answer(&mut requests, 5, again)), opened[0]);
@@ -356,26 +330,29 @@ mod tests {
         assert_eq!(answer(&mut requests, 6, low), refused);
 
         assert_eq!(answer(&mut requests, 7, any), None);
-        assert!(requests.until_due() > Duration::from_secs(8), "{:?}", requests.until_due());
-        requests.ping();
+        assert!(requests.back_pressure() > Some(Duration::from_secs(8)) && requests.is_held());
+        // That it runs is shown by its question.
+        assert!(requests.ping());
         let ping = dataplane.receive_from_helper().unwrap();
         assert!(matches!(ping, Received::Message(FromHelper::Notice(Notice::Ping), _)));
         dataplane.send_request(0, &Request::Pong).unwrap();
-        assert_eq!(requests.serve(), Served::Alive);
-        assert_eq!(requests.serve(), Served::Answered);
-        assert!(matches!(dataplane.receive_from_helper().unwrap(), Received::Nothing));
-        requests.waiting.as_mut().unwrap().until = Instant::now();
-        assert_eq!((requests.until_due(), requests.serve()), (Duration::ZERO, Served::Answered));
+        dataplane.send_request(8, &Request::CloseUdp).unwrap();
+        requests.held.as_mut().unwrap().0 -= Duration::from_secs(10);
+        requests.new_ports = NewPorts::default();
+        assert_eq!((requests.back_pressure(), requests.serve()), (None, Served::Answered));
         let Received::Message(FromHelper::Reply { sequence: 7, reply }, sockets) =
             dataplane.receive_from_helper().unwrap()
         else {
             panic!("no answer")
         };
         assert!(!opened.contains(&port(Some(reply))) && !sockets.is_empty());
-
-        assert_eq!(answer(&mut requests, 8, any), None);
-        dataplane.send_request(9, &Request::CloseUdp).unwrap();
-        assert!(matches!(requests.serve(), Served::Violation(_)));
+        assert_eq!((requests.serve(), requests.ping()), (Served::Alive, false));
+        assert_eq!(requests.serve(), Served::Answered);
+        let closed = FromHelper::Reply { sequence: 8, reply: Reply::Done };
+        let received = dataplane.receive_from_helper().unwrap();
+        assert!(matches!(received, Received::Message(FromHelper::Notice(Notice::Ping), _)));
+        let received = dataplane.receive_from_helper().unwrap();
+        assert!(matches!(received, Received::Message(said, _) if said == closed));
     }
 
     #[test]

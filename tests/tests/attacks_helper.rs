@@ -105,7 +105,6 @@ fn attack_07_every_breach_of_the_contract_ends_the_dataplane_and_names_itself() 
         (Attack::ManyDescriptors, "sendmsg: Too many references"),
         (Attack::Flood, "a flood of requests"),
         (Attack::PongWithoutPing, "Pong without a ping"),
-        (Attack::ImpatientForPort, "SetMark is not permitted now"),
     ] {
         let log = Attacked::start(attack).assert_ends(BREACH);
         assert!(log.contains(named), "{attack:?}: {log}");

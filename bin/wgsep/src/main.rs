@@ -9,19 +9,10 @@ use audit::Outcome;
 use command_line::{Invocation, Question};
 use std::io::Write;
 use std::process::ExitCode;
-use wgsep_launch::Ending;
-
-/// EX_PROTOCOL of sysexits(3): the dataplane broke the contract or its filter killed it. The shipped unit
-/// does not start the daemon again.
-const BREACH: u8 = 76;
 
 fn main() -> ExitCode {
     match command_line::parse() {
-        Ok(Invocation::Serve(options)) => match wgsep_launch::run(&options) {
-            Ending::Orderly => ExitCode::SUCCESS,
-            Ending::Failed => ExitCode::FAILURE,
-            Ending::Breach => ExitCode::from(BREACH),
-        },
+        Ok(Invocation::Serve(options)) => ExitCode::from(wgsep_launch::run(&options)),
         Ok(Invocation::Audit(question)) => audit(&question),
         Ok(Invocation::Stats(question)) => stats(&question),
         Err(exit) => exit,

@@ -21,7 +21,6 @@ pub use offload::Offload;
 pub use tun::check_name;
 pub use wgsep_journal::{Format, Level, complain};
 pub use wgsep_policy::Grants;
-pub use wgsep_privileged::Ending;
 
 use nix::errno::Errno;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -63,14 +62,14 @@ pub struct Options {
     pub log_file: Option<PathBuf>,
 }
 
-/// Runs the daemon to its end.
-pub fn run(options: &Options) -> Ending {
+/// Runs the daemon to its end; its exit status.
+pub fn run(options: &Options) -> u8 {
     let mut launcher = Launcher::of_environment();
     match start(options, &mut launcher).and_then(|unsealed| unsealed.seal(&mut launcher)) {
         Ok(monitor) => monitor.serve(),
         Err(error) => {
             launcher.failed(&error.to_string());
-            error.ending
+            error.status
         }
     }
 }

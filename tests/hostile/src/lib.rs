@@ -45,8 +45,6 @@ pub enum Attack {
     /// Asks for one new port after the other and keeps all of the sockets, says how long the last one took
     /// and what can be done with the first, and waits.
     HoardPorts,
-    /// Asks for something else while it waits for a port.
-    ImpatientForPort,
 }
 
 /// Ports of [`Attack::HoardPorts`]: one more than are opened at once.
@@ -54,7 +52,7 @@ pub const HOARDED_PORTS: usize = 5;
 
 impl Attack {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 20] = [
         Self::OpenUdpBeforeSealed,
         Self::UnsealedLiar,
         Self::OneThreadTooMany,
@@ -75,7 +73,6 @@ impl Attack {
         Self::OnConnect,
         Self::PongWithoutPing,
         Self::HoardPorts,
-        Self::ImpatientForPort,
     ];
 
     /// The number that stands for it.

@@ -146,13 +146,6 @@ impl Hostile {
             }
             Attack::Policy => return self.try_policy(),
             Attack::HoardPorts => self.hoard_ports()?,
-            Attack::ImpatientForPort => {
-                for _ in 0..HOARDED_PORTS - 1 {
-                    self.open(0)?;
-                }
-                self.send(&Request::OpenUdp { port: 0, mark: self.mark })?;
-                self.send(&Request::SetMark { mark: self.mark })?;
-            }
             Attack::PongWithoutPing => self.send(&Request::Pong)?,
             Attack::OnConnect => self.violate_on_connect(granted)?,
             Attack::OpenUdpBeforeSealed

@@ -50,8 +50,6 @@ pub(super) struct Dataplane {
     is_pinged: bool,
     /// Ports that were opened.
     ports: BTreeSet<u16>,
-    /// Whether a port is opened later, which is longer than any input takes.
-    is_waiting: bool,
     sockets: Vec<OwnedFd>,
 }
 
@@ -97,7 +95,6 @@ impl Dataplane {
             has_closed,
             is_pinged,
             ports: BTreeSet::new(),
-            is_waiting: false,
             sockets,
         };
         (dataplane, Requests::new(theirs, grants, input.byte() & 1 == 0))
@@ -200,11 +197,9 @@ impl Dataplane {
             (Some(Sent::Request(_, request)), Served::Violation(_)) => {
                 let is_early = !self.is_granted;
                 let is_late = matches!(request, Request::Sealed(_)) && self.is_granted;
-                let is_no_request = matches!(request, Request::Bye | Request::Pong);
-                let is_impatient = self.is_waiting && !is_no_request;
                 let is_unasked = request == Request::Pong && !self.is_pinged;
                 assert!(
-                    is_early || is_late || is_unasked || is_impatient || self.in_a_row > FLOOD,
+                    is_early || is_late || is_unasked || self.in_a_row > FLOOD,
                     "{request:?}: {served:?}"
                 );
                 return false;
@@ -220,10 +215,12 @@ impl Dataplane {
             (Some(Sent::Request(number, request)), Served::Answered) => {
                 assert!(self.is_granted, "{request:?} before the seal was verified");
                 assert!(self.in_a_row <= FLOOD, "a flood was let through");
-                if let (Request::OpenUdp { port, .. }, None) = (request, heard) {
+                if requests.is_held() {
+                    // It is answered later than any input takes, and what is behind it, too.
+                    let Request::OpenUdp { port, .. } = request else { panic!("{request:?}") };
                     assert!(self.ports.len() >= NEW_PORTS && !self.ports.contains(&port));
-                    assert!(!core::mem::replace(&mut self.is_waiting, true), "{request:?}");
-                    return true;
+                    assert!(heard.is_none() && requests.back_pressure().is_some());
+                    return false;
                 }
                 let Some((sequence, reply)) = heard else { panic!("{request:?}: no answer") };
                 assert_eq!(sequence, number);
