@@ -8,9 +8,8 @@ use crate::dumps::{Dumps, Outcome, Table};
 use crate::netlink::{self, Message, attribute, number, split_message, word};
 use crate::routes::{self, Flow, PrefixSet, RouteChanges, RouteMtus};
 use nix::libc;
-use nix::sys::socket::{MsgFlags, send};
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wgsep_proto::time::Instant;
 
 /// Length of struct ifinfomsg.
@@ -171,9 +170,10 @@ impl LinkMonitor {
         monitor
     }
 
+    /// Sends to the kernel, which is where netlink sockets send to unless they are connected. The helper
+    /// made it one that does not wait.
     fn send(&self, request: &[u8]) -> nix::Result<()> {
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        send(self.socket.as_raw_fd(), request, flags).map(drop)
+        nix::unistd::write(&self.socket, request).map(drop)
     }
 
     /// Reads some of what waits. If more is left, the socket stays readable.
@@ -287,7 +287,7 @@ impl LinkMonitor {
     /// from the one returned on.
     ///
     /// # Errors
-    /// As send(2).
+    /// As write(2).
     pub(crate) fn ask(&mut self, flows: impl IntoIterator<Item = Flow>) -> nix::Result<u32> {
         let mut questions = Vec::new();
         let first = self.sequence.wrapping_add(1);
@@ -498,7 +498,8 @@ impl AsFd for LinkMonitor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, recv, socketpair};
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+    use std::os::fd::AsRawFd;
 
     const NOW: Instant = Instant::from_nanos(1);
     const UP: u32 = libc::IFF_UP as u32;

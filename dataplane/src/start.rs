@@ -7,8 +7,7 @@ use crate::vm_clock::VmClock;
 use crate::worker::Worker;
 use crate::{log, sys};
 use std::ops::RangeInclusive;
-use std::process::ExitCode;
-use std::sync::{Arc, Barrier, OnceLock};
+use std::sync::{Arc, Barrier};
 use wgsep_ipc::Channel;
 use wgsep_policy::{Layer, Sandbox, described, remedy};
 
@@ -127,19 +126,30 @@ fn parse_switch(value: &str) -> Option<bool> {
 }
 
 /// Runs the dataplane of this version to its end: confines the process for good, then serves.
-pub fn run(version: &str, arguments: impl Iterator<Item = String>) -> ExitCode {
-    match start(version, arguments) {
-        Ok(End::Orderly) => ExitCode::SUCCESS,
-        Ok(End::HelperLost | End::Failed) => ExitCode::FAILURE,
-        Err(line) => {
-            tracing::error!("{line}");
-            ExitCode::FAILURE
-        }
+pub fn run(version: &str, arguments: impl Iterator<Item = String>) -> ! {
+    if let Err(line) = start(version, arguments) {
+        finish(Err(line));
+    }
+    // The control thread ends the process.
+    loop {
+        std::thread::park();
     }
 }
 
+/// Ends the process. No thread ends before it does, which would take calls of its own.
+fn finish(outcome: Result<End, String>) -> ! {
+    wgsep_policy::exit(match outcome {
+        Ok(End::Orderly) => 0,
+        Ok(End::HelperLost | End::Failed) => 1,
+        Err(line) => {
+            tracing::error!("{line}");
+            1
+        }
+    })
+}
+
 /// All that has to happen while there is one thread; the control thread does the rest.
-fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<End, String> {
+fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<(), String> {
     sys::share_one_heap();
     log::start(3);
     let channel = sys::take_channel()
@@ -163,15 +173,11 @@ fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<E
     }
 
     let mut stacks = reserved.stacks;
-    let (outcome, failed) = (Arc::new(OnceLock::new()), "start the control thread");
-    let told = Arc::clone(&outcome);
+    let failed = "start the control thread";
     let stack = stacks.take(CONTROL_STACK).map_err(|errno| refused(failed, errno))?;
-    let body = move || {
-        told.get_or_init(|| control(channel, sandbox, arguments, vm_clock, stacks));
-    };
+    let body = move || finish(control(channel, sandbox, arguments, vm_clock, stacks));
     secret::spawn(c"control", stack, Allocates::Secrets, body)
-        .map_err(|errno| no_thread(failed, errno))?;
-    outcome.wait().clone()
+        .map_err(|errno| no_thread(failed, errno))
 }
 
 /// The control thread: starts the workers, seals the process, and serves to the end.

@@ -22,12 +22,12 @@ pub struct Argument {
 pub enum Test {
     /// Equal, as an int.
     Is(u32),
-    /// No bit outside these, as 64 bits.
-    Within(u64),
+    /// Equal, as 64 bits.
+    IsLong(u64),
     /// The process itself, as an int.
     OwnProcess,
-    /// All these bits of the mask, as 64 bits.
-    Masked(u64, u64),
+    /// The descriptor that stands for the helper's child, as an int.
+    Child,
 }
 
 /// A system call that is allowed.
@@ -66,20 +66,17 @@ const fn is(number: u8, value: libc::c_int) -> Argument {
     Argument { number, test: Test::Is(value.cast_unsigned()) }
 }
 
-const fn within(number: u8, bits: libc::c_int) -> Argument {
-    Argument { number, test: Test::Within(bits.cast_unsigned() as u64) }
+const fn is_long(number: u8, value: libc::c_int) -> Argument {
+    Argument { number, test: Test::IsLong(value.cast_unsigned() as u64) }
 }
 
-/// Memory that can be read and written, but never executed.
-const READ_WRITE: Argument = within(2, libc::PROT_READ | libc::PROT_WRITE);
-/// Private memory that no file backs.
-const ANONYMOUS: Argument = Argument {
-    number: 3,
-    test: Test::Masked(
-        (libc::MAP_PRIVATE | libc::MAP_SHARED | libc::MAP_ANONYMOUS).cast_unsigned() as u64,
-        (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).cast_unsigned() as u64,
-    ),
-};
+/// As malloc(3) asks for it: wherever the kernel likes, to be read and written, never executed, private,
+/// and backed by no file.
+const MEMORY: &[&[Argument]] = &[&[
+    is_long(0, 0),
+    is_long(2, libc::PROT_READ | libc::PROT_WRITE),
+    is_long(3, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
+]];
 const PRIVATE: i32 = libc::FUTEX_PRIVATE_FLAG;
 /// Waiting and waking: std's locks wait with the bitset, glibc's without. Neither waits for a time.
 const FUTEX: &[&[Argument]] = &[
@@ -90,6 +87,10 @@ const FUTEX: &[&[Argument]] = &[
 /// No other process's threads, though they may have the same uid.
 const ABORT: &[&[Argument]] =
     &[&[Argument { number: 0, test: Test::OwnProcess }, is(2, libc::SIGABRT)]];
+/// Older versions of glibc unblock SIGABRT before they send it.
+const UNBLOCK: &[&[Argument]] = &[&[is(0, libc::SIG_UNBLOCK)]];
+/// Of a UAPI client.
+const ACCEPTED: &[&[Argument]] = &[&[is(3, libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)]];
 const SOCKET_KIND: &[&[Argument]] = &[
     &[is(1, libc::SOL_SOCKET), is(2, libc::SO_TYPE)],
     &[is(1, libc::SOL_SOCKET), is(2, libc::SO_DOMAIN)],
@@ -99,7 +100,7 @@ const SOCKET_KIND: &[&[Argument]] = &[
 pub const DATAPLANE: &[Allowed] = &[
     // The packet path.
     any!(SYS_read, "TUN packets, eventfds, the timer, netlink, UAPI clients"),
-    any!(SYS_write, "TUN packets, eventfds, UAPI replies, the log"),
+    any!(SYS_write, "TUN packets, eventfds, UAPI replies, requests to netlink, the log"),
     any!(SYS_recvmsg, "UDP datagrams, the helper"),
     any!(SYS_sendmsg, "UDP datagrams, the helper"),
     #[cfg(all(target_arch = "x86_64", not(target_env = "musl")))]
@@ -111,30 +112,22 @@ pub const DATAPLANE: &[Allowed] = &[
     any!(SYS_clock_gettime, "the time, where the vDSO cannot tell it"),
     // The control thread.
     any!(SYS_epoll_ctl, "watching what the helper hands over, and UAPI clients"),
-    any!(SYS_timerfd_settime, "the earliest protocol timer"),
-    any!(SYS_getrandom, "ephemeral keys, indices, cookies"),
-    any!(SYS_accept4, "UAPI clients"),
+    only!(SYS_timerfd_settime, &[&[is(1, libc::TFD_TIMER_ABSTIME)]], "the earliest protocol timer",),
+    only!(SYS_getrandom, &[&[is(2, 0)]], "ephemeral keys, indices, cookies"),
+    only!(SYS_accept4, ACCEPTED, "UAPI clients"),
     any!(SYS_close, "UAPI clients, old UDP sockets"),
-    any!(SYS_sendto, "asking netlink for links, rules and routes"),
     only!(SYS_getsockopt, SOCKET_KIND, "checking what the helper handed over"),
     any!(SYS_getsockname, "checking what the helper handed over"),
-    // Memory. All threads have one heap (dataplane/src/sys.rs), so neither mprotect nor madvise.
+    // Memory. All threads have one heap (dataplane/src/sys.rs), so neither mprotect nor madvise; what
+    // grows is copied (dataplane/src/secret/heap.rs), so no mremap.
     any!(SYS_brk, "the heap grows and shrinks"),
-    only!(SYS_mmap, &[&[READ_WRITE, ANONYMOUS]], "a large allocation"),
+    only!(SYS_mmap, MEMORY, "a large allocation"),
     any!(SYS_munmap, "a large allocation is freed"),
-    any!(SYS_mremap, "a large allocation grows"),
-    // The end, and what precedes it.
-    any!(SYS_rt_sigprocmask, "abort"),
-    any!(SYS_rt_sigaction, "abort takes the handler of SIGABRT away"),
-    any!(
-        SYS_rt_sigreturn,
-        "returning from std's handler of SIGSEGV, which tells of a stack overflow"
-    ),
-    any!(SYS_sigaltstack, "std takes that handler's stack away at exit"),
+    // The end, and what precedes it. No signal has a handler (`take_signal_handlers`), so no sigreturn.
+    only!(SYS_rt_sigprocmask, UNBLOCK, "abort"),
     any!(SYS_gettid, "abort"),
     any!(SYS_getpid, "abort"),
     only!(SYS_tgkill, ABORT, "abort"),
-    any!(SYS_exit, "the control thread ends, at times before the process does"),
     any!(SYS_exit_group, "the process ends"),
 ];
 
@@ -163,12 +156,15 @@ const SOCKET_OPTIONS: &[&[Argument]] = &[
 
 const DATAGRAM: libc::c_int = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
 
+/// The child alone, without the sender's own information and without flags.
+const KILL: &[&[Argument]] =
+    &[&[Argument { number: 0, test: Test::Child }, is(1, libc::SIGKILL), is_long(2, 0), is(3, 0)]];
+
 /// The helper, from the moment the dataplane is verified.
 pub const HELPER: &[Allowed] = &[
     any!(SYS_ppoll, "waiting"),
     any!(SYS_recvmsg, "the dataplane's requests, uevents"),
-    any!(SYS_sendmsg, "replies with descriptors"),
-    any!(SYS_sendto, "the log, where it is syslog"),
+    any!(SYS_sendmsg, "replies with descriptors; the log, where it is syslog"),
     any!(SYS_read, "the dataplane's log, signals, the watch on the UAPI socket, the kernel's log"),
     any!(SYS_write, "the log, and telling the launcher and the service manager that all is ready"),
     only!(
@@ -184,7 +180,7 @@ pub const HELPER: &[Allowed] = &[
     any!(SYS_getsockname, "the UDP port that the kernel chose"),
     only!(SYS_shutdown, &[&[is(1, libc::SHUT_WR)]], "UDP sockets that are given up send no more"),
     any!(SYS_close, "UDP sockets"),
-    only!(SYS_pidfd_send_signal, &[&[is(1, libc::SIGKILL)]], "ending the dataplane"),
+    only!(SYS_pidfd_send_signal, KILL, "ending the dataplane"),
     any!(SYS_waitid, "how the dataplane ended"),
     only!(
         SYS_unlinkat,
@@ -197,17 +193,11 @@ pub const HELPER: &[Allowed] = &[
         "whether a name in that directory still stands for what was made under it",
     ),
     any!(SYS_clock_gettime, "the time, where the vDSO cannot tell it"),
+    // Memory. What grows is copied (`Heap`), so no mremap.
     any!(SYS_brk, "the heap grows and shrinks"),
-    only!(SYS_mmap, &[&[READ_WRITE, ANONYMOUS]], "a large allocation"),
+    only!(SYS_mmap, MEMORY, "a large allocation"),
     any!(SYS_munmap, "a large allocation is freed"),
-    any!(SYS_mremap, "a large allocation grows"),
-    any!(SYS_rt_sigprocmask, "abort"),
-    any!(SYS_rt_sigaction, "abort takes the handler of SIGABRT away"),
-    any!(
-        SYS_rt_sigreturn,
-        "returning from std's handler of SIGSEGV, which tells of a stack overflow"
-    ),
-    any!(SYS_sigaltstack, "std takes that handler's stack away at exit"),
+    only!(SYS_rt_sigprocmask, UNBLOCK, "abort"),
     any!(SYS_gettid, "abort"),
     any!(SYS_getpid, "abort"),
     only!(SYS_tgkill, ABORT, "abort"),
@@ -251,6 +241,12 @@ mod tests {
             libc::SYS_kill,
             libc::SYS_setns,
             libc::SYS_unshare,
+            libc::SYS_mprotect,
+            libc::SYS_mremap,
+            libc::SYS_rt_sigaction,
+            libc::SYS_rt_sigreturn,
+            libc::SYS_sigaltstack,
+            libc::SYS_sendto,
         ];
         for table in [DATAPLANE, HELPER] {
             assert!(table.iter().all(|allowed| !forbidden.contains(&allowed.call)));

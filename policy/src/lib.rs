@@ -27,6 +27,7 @@ pub use grants::Grants;
 pub use new_ports::NewPorts;
 pub use proof::{Tracer, untraceable, verify};
 pub use report::{Layer, Report, State};
+pub use sys::{Heap, exit};
 
 use nix::unistd::{Gid, Pid, Uid};
 use std::os::fd::BorrowedFd;
@@ -189,6 +190,7 @@ impl Sandbox {
         let mut report = Report::default();
         #[cfg(target_env = "musl")]
         required("protect relocated memory", musl::protect_relocated())?;
+        required("take signal handlers away", sys::take_signal_handlers())?;
         required("set the death signal", sys::set_death_signal())?;
         if sys::parent() != helper {
             let reason = "started by someone else, or the helper is already gone".to_owned();
@@ -219,7 +221,7 @@ impl Sandbox {
     pub fn seal(mut self) -> Result<Report, Refused> {
         let refused =
             |error: seccompiler::Error| Refused { step: "seccomp", reason: error.to_string() };
-        let program = seccomp::compile(filters::DATAPLANE).map_err(refused)?;
+        let program = seccomp::compile(filters::DATAPLANE, None).map_err(refused)?;
         required("forbid files to grow", limits::no_file_growth())?;
         self.report.note(Layer::NoProcesses, State::from(limits::no_processes()));
         check_no_capability("check capabilities again")?;
@@ -258,6 +260,7 @@ pub fn drop_helper_privileges(low_ports: bool) -> Result<Report, Refused> {
     let mut report = Report::default();
     #[cfg(target_env = "musl")]
     required("protect relocated memory", musl::protect_relocated())?;
+    required("take signal handlers away", sys::take_signal_handlers())?;
     required("core limit", limits::no_core())?;
     report.note(Layer::Limits, State::Applied);
     // Its launcher's groups; without CAP_SETGID it keeps them, as it keeps its uid.
@@ -283,17 +286,19 @@ pub fn drop_reserve(low_ports: bool) -> Result<(), Refused> {
 }
 
 /// The helper's second half, once the dataplane is verified: it can only remove files in the socket
-/// directory, and only make the filter's system calls. Completes the report of the first half.
+/// directory, and only make the filter's system calls; of all processes it can signal `child` alone, a
+/// pidfd that it keeps. Completes the report of the first half.
 ///
 /// # Errors
 /// If the filter is refused.
 pub fn seal_helper(
     mut report: Report,
     socket_directory: BorrowedFd<'_>,
+    child: BorrowedFd<'_>,
 ) -> Result<Report, Refused> {
     let refused =
         |error: seccompiler::Error| Refused { step: "seccomp", reason: error.to_string() };
-    let program = seccomp::compile(filters::HELPER).map_err(refused)?;
+    let program = seccomp::compile(filters::HELPER, Some(child)).map_err(refused)?;
     report.note(Layer::Landlock, landlock::deny_all_but_removing_in(socket_directory));
     seccomp::close(&program).map_err(refused)?;
     report.note(Layer::Seccomp, State::Applied);

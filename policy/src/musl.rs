@@ -2,7 +2,6 @@
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 /// Makes read-only what was only to be written when the program was relocated (PT_GNU_RELRO). glibc does
 /// that itself; musl does not for a static program.
@@ -36,13 +35,10 @@ pub(crate) fn protect_relocated() -> nix::Result<()> {
 /// Takes the place of musl's abort(3), which sends the signal by tkill(2): that call names a thread of
 /// any process of the same uid, which no filter can tell from our own. tgkill(2) names the process too,
 /// as in glibc's, and the filters allow it for this process alone. musl is always linked statically, so
-/// that its own callers and std's come here as well.
+/// that its own callers and std's come here as well. That the signal has its default action and is not
+/// blocked is seen to at the start (`sys::take_signal_handlers`).
 #[unsafe(no_mangle)]
 extern "C" fn abort() -> ! {
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the default action runs no code of ours.
-    let _cannot_fail = unsafe { sigaction(Signal::SIGABRT, &default) };
-    let _cannot_fail = SigSet::from(Signal::SIGABRT).thread_unblock();
     let (process, thread) = (nix::unistd::getpid(), nix::unistd::gettid());
     // SAFETY: plain integers.
     unsafe { libc::syscall(libc::SYS_tgkill, process.as_raw(), thread.as_raw(), libc::SIGABRT) };

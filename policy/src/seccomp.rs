@@ -6,44 +6,57 @@ use seccompiler::{
     SeccompFilter, SeccompRule, TargetArch,
 };
 use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
-fn condition(argument: &Argument, process: u32) -> Result<SeccompCondition, Error> {
-    let (len, operator, value) = match argument.test {
-        Test::Is(value) => (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(value)),
-        Test::OwnProcess => (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(process)),
-        Test::Within(bits) => (SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(!bits), 0),
-        Test::Masked(mask, value) => (SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), value),
-    };
-    SeccompCondition::new(argument.number, len, operator, value).map_err(Error::Backend)
+/// What a table leaves open: the numbers of one process.
+#[derive(Clone, Copy, Debug)]
+pub struct Own {
+    /// [`Test::OwnProcess`].
+    pub process: u32,
+    /// [`Test::Child`].
+    pub child: u32,
 }
 
-fn rule(arguments: &[Argument], process: u32) -> Result<SeccompRule, Error> {
-    let conditions = arguments.iter().map(|argument| condition(argument, process));
+fn condition(argument: &Argument, own: Own) -> Result<SeccompCondition, Error> {
+    let (len, value) = match argument.test {
+        Test::Is(value) => (SeccompCmpArgLen::Dword, value.into()),
+        Test::IsLong(value) => (SeccompCmpArgLen::Qword, value),
+        Test::OwnProcess => (SeccompCmpArgLen::Dword, own.process.into()),
+        Test::Child => (SeccompCmpArgLen::Dword, own.child.into()),
+    };
+    SeccompCondition::new(argument.number, len, SeccompCmpOp::Eq, value).map_err(Error::Backend)
+}
+
+fn rule(arguments: &[Argument], own: Own) -> Result<SeccompRule, Error> {
+    let conditions = arguments.iter().map(|argument| condition(argument, own));
     let conditions = conditions.collect::<Result<_, _>>()?;
     SeccompRule::new(conditions).map_err(Error::Backend)
 }
 
-/// Compiles a table for this process: what is listed is allowed, all else kills the process.
+/// Compiles a table for this process, and its child's descriptor if it has one: what is listed is
+/// allowed, all else kills the process.
 ///
 /// # Errors
 /// If the table is not a valid filter.
-pub fn compile(table: &[Allowed]) -> Result<BpfProgram, Error> {
+pub fn compile(table: &[Allowed], child: Option<BorrowedFd<'_>>) -> Result<BpfProgram, Error> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(Error::Backend)?;
-    compile_for(table, architecture, std::process::id())
+    // No call takes the descriptor -1 for anything.
+    let child = child.map_or(-1, |child| child.as_raw_fd()).cast_unsigned();
+    compile_for(table, architecture, Own { process: std::process::id(), child })
 }
 
-/// Compiles a table for a process of its own id, on an architecture whose numbers the table has.
+/// Compiles a table for a process of these numbers, on an architecture whose numbers the table has.
 ///
 /// # Errors
 /// If the table is not a valid filter.
 pub fn compile_for(
     table: &[Allowed],
     architecture: TargetArch,
-    process: u32,
+    own: Own,
 ) -> Result<BpfProgram, Error> {
     let mut rules = BTreeMap::new();
     for allowed in table {
-        let any_of = allowed.arguments.iter().map(|arguments| rule(arguments, process));
+        let any_of = allowed.arguments.iter().map(|arguments| rule(arguments, own));
         rules.insert(allowed.call, any_of.collect::<Result<Vec<_>, _>>()?);
     }
     SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, architecture)
@@ -67,7 +80,7 @@ mod tests {
     #[test]
     fn both_tables_compile_to_far_less_than_the_kernels_limit() {
         for table in [DATAPLANE, HELPER] {
-            let instructions = compile(table).unwrap().len();
+            let instructions = compile(table, None).unwrap().len();
             assert!((table.len()..1024).contains(&instructions), "{instructions}");
         }
     }

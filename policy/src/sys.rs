@@ -1,9 +1,12 @@
 //! The system calls of confinement that no safe crate offers. All the unsafe code of this crate is
 //! here and in `musl`.
 
+use core::ptr::null_mut;
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::Pid;
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::CStr;
 
 fn prctl(option: libc::c_int, argument: libc::c_ulong) -> nix::Result<libc::c_int> {
@@ -105,4 +108,53 @@ pub(crate) fn landlock_version() -> nix::Result<libc::c_long> {
 /// The process that made this end of a socketpair.
 pub(crate) fn parent() -> Pid {
     nix::unistd::getppid()
+}
+
+/// Takes away the handlers of SIGSEGV and SIGBUS that std has for its line about a stack overflow, and the
+/// first thread's stack for them: whoever could have a handler return could have the registers be what it
+/// likes. SIGABRT ends the process whatever the launcher made of it, so that abort(3) need not see to that.
+/// To be called on the first thread, before there is another.
+pub(crate) fn take_signal_handlers() -> nix::Result<()> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGABRT] {
+        // SAFETY: the default action runs no code of ours.
+        unsafe { sigaction(signal, &default) }?;
+    }
+    SigSet::from(Signal::SIGABRT).thread_unblock()?;
+    let none = libc::stack_t { ss_sp: null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+    // SAFETY: it is live for the call; no handler is left that would run on the old stack. Where this is
+    // refused, so was std's own call before.
+    let _none_set = unsafe { libc::sigaltstack(&raw const none, null_mut()) };
+    Ok(())
+}
+
+/// Ends the process with a status, without what std and libc do before: they make calls that the filters
+/// do not allow. What was written to standard output and error by `print!` may be lost.
+pub fn exit(status: u8) -> ! {
+    // SAFETY: it does not return, so that nothing relies on what it leaves out.
+    unsafe { libc::_exit(status.into()) }
+}
+
+/// The helper's allocator, to be named in its `#[global_allocator]`: the system's, but that a block that
+/// grows is copied, where the system's would call mremap(2) for a large one.
+#[derive(Debug)]
+pub struct Heap;
+
+// SAFETY: every call is passed on to the system's allocator, whose contract is the same. What is not
+// passed on, `realloc`, is the trait's own.
+unsafe impl GlobalAlloc for Heap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the same contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the same contract.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the same contract.
+        unsafe { System.dealloc(block, layout) }
+    }
 }

@@ -128,7 +128,8 @@ impl Unsealed {
         };
         report.note(Layer::Untraceable, untraceable);
         let directory = monitor.socket_file.directory();
-        let helper_report = wgsep_policy::seal_helper(helper_report, directory)?;
+        let child = monitor.process.pidfd.as_fd();
+        let helper_report = wgsep_policy::seal_helper(helper_report, directory, child)?;
         if strict {
             refuse_degraded("dataplane", &report, Layer::DATAPLANE)?;
             refuse_degraded("helper", &helper_report, Layer::HELPER)?;

@@ -29,7 +29,7 @@ impl Status {
         }
     }
 
-    /// A capability set, one bit a capability.
+    /// A set of capabilities or signals, one bit each.
     ///
     /// # Panics
     ///

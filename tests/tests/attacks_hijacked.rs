@@ -30,6 +30,8 @@ const BREACH: i32 = 76;
 const PAGE: u64 = 4096;
 const READ_WRITE: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
 const PRIVATE: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+/// SIGCANCEL and SIGSETXID, as bits.
+const GLIBC_OWN: u64 = 0b11 << 31;
 const NO_DESCRIPTOR: u64 = u64::MAX;
 
 /// What linux/if_tun.h has to set.
@@ -160,6 +162,29 @@ fn attack_02_executable_memory_kills() {
         let tun = descriptor(daemon, "tun");
         vec![0, PAGE, READ_WRITE, libc::MAP_SHARED as u64, tun, 0]
     });
+}
+
+/// A frame of its own making would set every register, and is what returning from a handler reads.
+#[test]
+fn attack_02_returning_from_a_signal_handler_or_having_one_kills() {
+    require!(Wgsep);
+    assert_fatal("rt_sigreturn", libc::SYS_rt_sigreturn, |_, _| vec![]);
+    assert_fatal("rt_sigaction", libc::SYS_rt_sigaction, |_, _| {
+        vec![libc::SIGSEGV as u64, PAGE, 0, 8]
+    });
+}
+
+/// But those that glibc has for itself, which it would not have taken away.
+#[test]
+fn no_signal_has_a_handler() {
+    require!(Wgsep);
+    let daemon = serving();
+    for pid in [daemon.dataplane(), daemon.process.pid()] {
+        for thread in procfs::threads(pid) {
+            let caught = thread.capabilities("SigCgt");
+            assert_eq!(caught & GLIBC_OWN, caught, "{}: {caught:x}", thread.text("Name"));
+        }
+    }
 }
 
 #[test]

@@ -10,9 +10,13 @@ use command_line::{Invocation, Question};
 use std::io::Write;
 use std::process::ExitCode;
 
+/// Makes no call that the helper's filter does not allow.
+#[global_allocator]
+static HEAP: wgsep_policy::Heap = wgsep_policy::Heap;
+
 fn main() -> ExitCode {
     match command_line::parse() {
-        Ok(Invocation::Serve(options)) => ExitCode::from(wgsep_launch::run(&options)),
+        Ok(Invocation::Serve(options)) => wgsep_policy::exit(wgsep_launch::run(&options)),
         Ok(Invocation::Audit(question)) => audit(&question),
         Ok(Invocation::Stats(question)) => stats(&question),
         Err(exit) => exit,

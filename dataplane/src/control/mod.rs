@@ -349,17 +349,11 @@ impl Control {
             return;
         }
         self.armed = due;
-        let set = match due {
-            Some(at) => {
-                // An absolute time of 0 would disarm the timer.
-                let nanoseconds = i64::try_from(at.as_nanos()).unwrap_or(i64::MAX).max(1);
-                self.timer.set(
-                    Expiration::OneShot(TimeSpec::nanoseconds(nanoseconds)),
-                    TimerSetTimeFlags::TFD_TIMER_ABSTIME,
-                )
-            }
-            None => self.timer.unset(),
-        };
+        // An absolute time of 0 disarms the timer, with the only flags that the filter allows.
+        let nanoseconds =
+            due.map_or(0, |at| i64::try_from(at.as_nanos()).unwrap_or(i64::MAX).max(1));
+        let expiration = Expiration::OneShot(TimeSpec::nanoseconds(nanoseconds));
+        let set = self.timer.set(expiration, TimerSetTimeFlags::TFD_TIMER_ABSTIME);
         if let Err(error) = set {
             tracing::error!("timerfd_settime: {error}; {}", wgsep_policy::remedy(error));
             self.end = Some(End::Failed);

@@ -107,20 +107,22 @@ unsafe impl GlobalAlloc for Heap {
         unsafe { System.dealloc(block, layout) }
     }
 
-    /// A secret stays one, whoever moves it.
+    /// A secret stays one, whoever moves it. Whatever grows is copied: the system's own would call
+    /// mremap(2) for a large block.
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         let pooled = is_pooled(block);
-        if !pooled && !SECRET.get() {
-            // SAFETY: it came from there.
-            return unsafe { System.realloc(block, layout, size) };
-        }
         // SAFETY: the caller's `size` is valid for the alignment.
         let wanted = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
         if pooled && size >= layout.size() && same_class(layout, wanted) {
             return block;
         }
-        // SAFETY: the caller's `size` is not zero.
-        let moved = unsafe { allocate_secret(wanted) };
+        let moved = if pooled || SECRET.get() {
+            // SAFETY: the caller's `size` is not zero.
+            unsafe { allocate_secret(wanted) }
+        } else {
+            // SAFETY: as above.
+            unsafe { System.alloc(wanted) }
+        };
         if !moved.is_null() {
             let kept = layout.size().min(size);
             // SAFETY: both blocks have that many bytes, and they are two.

@@ -6,11 +6,12 @@
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::socket::{MsgFlags, UnixAddr, sendmsg};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{geteuid, read};
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, IoSlice, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -241,7 +242,7 @@ impl Log {
             }
         };
         let _lost = match &self.sink {
-            Sink::Syslog(socket) => socket.send_to(line.as_bytes(), SYSLOG),
+            Sink::Syslog(socket) => send_to(socket, line.as_bytes(), SYSLOG),
             Sink::Stream(stream) | Sink::Journal(stream) => write_now(stream, line.as_bytes()),
         };
         line.len()
@@ -358,6 +359,14 @@ fn write_now(mut stream: &File, line: &[u8]) -> io::Result<usize> {
     } else {
         Err(io::ErrorKind::WouldBlock.into())
     }
+}
+
+/// Sends a datagram to whatever is at `path` now: a syslog daemon that was started again is another socket.
+/// It is the system call that the channel to the dataplane needs anyway.
+fn send_to(socket: &UnixDatagram, line: &[u8], path: &str) -> io::Result<usize> {
+    let address = UnixAddr::new(path)?;
+    let (raw, flags) = (socket.as_raw_fd(), MsgFlags::MSG_NOSIGNAL);
+    Ok(sendmsg(raw, &[IoSlice::new(line)], &[], flags, Some(&address))?)
 }
 
 /// Makes control characters visible, and cuts what is too long.

@@ -3,14 +3,12 @@
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, recv, sendmsg,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, accept4, recv, sendmsg,
     socketpair,
 };
 use std::io::IoSlice;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::net::UnixListener;
-use std::process::ExitCode;
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Instant;
@@ -28,14 +26,14 @@ const TAG_AT: usize = 5;
 
 type Outcome<T> = Result<T, String>;
 
-fn main() -> ExitCode {
-    match attack() {
-        Ok(()) => ExitCode::SUCCESS,
+fn main() {
+    wgsep_policy::exit(match attack() {
+        Ok(()) => 0,
         Err(line) => {
             eprintln!("ERROR hostile: {line}");
-            ExitCode::FAILURE
+            1
         }
-    }
+    })
 }
 
 fn attack() -> Outcome<()> {
@@ -213,7 +211,11 @@ impl Hostile {
         self.readable.add(&listener, event).map_err(called("watch the listener"))?;
         eprintln!("INFO waiting for a client");
         self.wait();
-        let client = UnixListener::from(listener).accept().map_err(|error| error.to_string())?;
+        // With the only flags that the filter allows.
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let client = accept4(listener.as_raw_fd(), flags).map_err(called("accept4"))?;
+        // SAFETY: it was just made, and nothing else has it.
+        let client = unsafe { OwnedFd::from_raw_fd(client) };
         self.spoilt(|frame| frame[VERSION_AT] ^= 1)?;
         drop(client);
         Ok(())
