@@ -6,7 +6,7 @@ use crate::secret::{self, Allocates, Stacks};
 use crate::vm_clock::VmClock;
 use crate::worker::Worker;
 use crate::{log, sys};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::{Arc, Barrier};
 use wgsep_ipc::Channel;
 use wgsep_policy::{Layer, Sandbox, described, remedy};
@@ -175,7 +175,8 @@ fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<(
     let mut stacks = reserved.stacks;
     let failed = "start the control thread";
     let stack = stacks.take(CONTROL_STACK).map_err(|errno| refused(failed, errno))?;
-    let body = move || finish(control(channel, sandbox, arguments, vm_clock, stacks));
+    let mapped = reserved.mapped;
+    let body = move || finish(control(channel, sandbox, arguments, vm_clock, stacks, &mapped));
     secret::spawn(c"control", stack, Allocates::Secrets, body)
         .map_err(|errno| no_thread(failed, errno))
 }
@@ -187,13 +188,15 @@ fn control(
     arguments: Arguments,
     vm_clock: Option<VmClock>,
     stacks: Stacks,
+    mapped: &[Range<usize>],
 ) -> Result<End, String> {
     let (workers, verbosity) = (arguments.workers, arguments.verbosity);
     let control = Control::new(Helper::new(channel), arguments, vm_clock)
         .map_err(|errno| refused("set up the control thread", errno))?;
     secret::ordinarily(|| start_workers(&control, workers, stacks))?;
     sys::give_way();
-    let report = sandbox.seal().map_err(|refused| refused.to_string())?;
+    // The pages below the stacks have their protection by now.
+    let report = sandbox.seal(mapped).map_err(|refused| refused.to_string())?;
     log::set_verbosity(verbosity);
     Ok(control.run(report.to_bytes()))
 }

@@ -30,6 +30,7 @@ pub use report::{Layer, Report, State};
 pub use sys::{Heap, exit};
 
 use nix::unistd::{Gid, Pid, Uid};
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 /// A step of confinement that failed though nothing may run without it.
@@ -214,20 +215,31 @@ impl Sandbox {
     }
 
     /// When all threads run and wait: no more of them, and only the filter's system calls, on every
-    /// thread.
+    /// thread. The program and `kept`, whole pages, stay mapped as they are.
     ///
     /// # Errors
     /// If the filter is refused: nothing runs without it.
-    pub fn seal(mut self) -> Result<Report, Refused> {
+    pub fn seal(mut self, kept: &[Range<usize>]) -> Result<Report, Refused> {
         let refused =
             |error: seccompiler::Error| Refused { step: "seccomp", reason: error.to_string() };
         let program = seccomp::compile(filters::DATAPLANE, None).map_err(refused)?;
         required("forbid files to grow", limits::no_file_growth())?;
+        self.report.note(Layer::SealedMemory, seal_memory(kept));
         self.report.note(Layer::NoProcesses, State::from(limits::no_processes()));
         check_no_capability("check capabilities again")?;
         seccomp::close(&program).map_err(refused)?;
         self.report.note(Layer::Seccomp, State::Applied);
         Ok(self.report)
+    }
+}
+
+/// Seals all that the program and its libraries have mapped, and `kept`. Without it, code that was taken over
+/// could map memory of its own in the place of constants, whose pages the filter lets it unmap.
+fn seal_memory(kept: &[Range<usize>]) -> State {
+    let loaded = sys::segments(nix::libc::PT_LOAD);
+    match loaded.iter().chain(kept).try_for_each(sys::seal_mapping) {
+        Err(nix::Error::ENOSYS) => State::Unsupported,
+        sealed => sealed.into(),
     }
 }
 
@@ -300,6 +312,7 @@ pub fn seal_helper(
         |error: seccompiler::Error| Refused { step: "seccomp", reason: error.to_string() };
     let program = seccomp::compile(filters::HELPER, Some(child)).map_err(refused)?;
     report.note(Layer::Landlock, landlock::deny_all_but_removing_in(socket_directory));
+    report.note(Layer::SealedMemory, seal_memory(&[]));
     seccomp::close(&program).map_err(refused)?;
     report.note(Layer::Seccomp, State::Applied);
     Ok(report)

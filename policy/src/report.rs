@@ -36,6 +36,8 @@ pub enum Layer {
     Landlock,
     /// Keys in memory that neither root nor a core file can read.
     SecretMemory,
+    /// Code, constants and relocated data stay mapped as they are, and secret memory where it is.
+    SealedMemory,
     /// No process or thread can be started.
     NoProcesses,
     /// Only the system calls of the filter, on every thread.
@@ -46,7 +48,7 @@ pub enum Layer {
 
 impl Layer {
     /// Every layer.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Limits,
         Self::UserNamespace,
         Self::Namespaces,
@@ -62,6 +64,7 @@ impl Layer {
         Self::Untraceable,
         Self::Landlock,
         Self::SecretMemory,
+        Self::SealedMemory,
         Self::NoProcesses,
         Self::Seccomp,
         Self::NoDescriptorsIn,
@@ -84,6 +87,7 @@ impl Layer {
         Self::Untraceable,
         Self::Landlock,
         Self::SecretMemory,
+        Self::SealedMemory,
         Self::NoProcesses,
         Self::Seccomp,
     ];
@@ -97,6 +101,7 @@ impl Layer {
         Self::NoNewPrivs,
         Self::NonDumpable,
         Self::Landlock,
+        Self::SealedMemory,
         Self::Seccomp,
     ];
 
@@ -132,6 +137,7 @@ impl Layer {
             Self::Untraceable => "untraceable",
             Self::Landlock => "landlock",
             Self::SecretMemory => "secret-memory",
+            Self::SealedMemory => "sealed-memory",
             Self::NoProcesses => "no-processes",
             Self::Seccomp => "seccomp",
             Self::NoDescriptorsIn => "no-fd-in",

@@ -8,6 +8,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::unistd::Pid;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::CStr;
+use std::ops::Range;
 
 fn prctl(option: libc::c_int, argument: libc::c_ulong) -> nix::Result<libc::c_int> {
     // SAFETY: the options used in this module take plain integers, no pointers.
@@ -156,5 +157,89 @@ unsafe impl GlobalAlloc for Heap {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: the same contract.
         unsafe { System.dealloc(block, layout) }
+    }
+}
+
+/// Where the segments of one kind (PT_LOAD, PT_GNU_RELRO) of this program and of the libraries it is linked
+/// with are, in whole pages.
+pub(crate) fn segments(kind: u32) -> Vec<Range<usize>> {
+    struct Found {
+        kind: u32,
+        segments: Vec<Range<usize>>,
+    }
+    unsafe extern "C" fn collect(
+        object: *mut libc::dl_phdr_info,
+        _len: libc::size_t,
+        found: *mut libc::c_void,
+    ) -> libc::c_int {
+        // SAFETY: the caller below passes a `Found`, which nothing else refers to meanwhile.
+        let found = unsafe { &mut *found.cast::<Found>() };
+        // SAFETY: libc describes a program or a library, which stays where it is.
+        let object = unsafe { &*object };
+        // SAFETY: as many headers as it says are there.
+        let headers =
+            unsafe { core::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into()) };
+        for header in headers.iter().filter(|header| header.p_type == found.kind) {
+            let start = object.dlpi_addr + header.p_vaddr;
+            found.segments.push(start as usize..(start + header.p_memsz) as usize);
+        }
+        0
+    }
+    let mut found = Found { kind, segments: Vec::new() };
+    // SAFETY: `collect` takes what it is passed, and is only called until this returns.
+    unsafe { libc::dl_iterate_phdr(Some(collect), (&raw mut found).cast()) };
+    // SAFETY: a plain integer.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.cast_unsigned() as usize;
+    let whole = |segment: Range<usize>| match kind {
+        // The linker has it end with a page, and what follows it may be written.
+        libc::PT_GNU_RELRO => segment.start & !(page - 1)..segment.end & !(page - 1),
+        _ => segment.start & !(page - 1)..segment.end.next_multiple_of(page),
+    };
+    found.segments.into_iter().map(whole).collect()
+}
+
+/// Has the kernel refuse to unmap, move, resize or replace whole pages, or to change what may be done with
+/// them, for the rest of the process's life.
+pub(crate) fn seal_mapping(pages: &Range<usize>) -> nix::Result<()> {
+    let none: libc::c_ulong = 0;
+    // SAFETY: plain integers; what the pages hold does not change, nor who may read or write it.
+    let sealed = unsafe { libc::syscall(libc::SYS_mseal, pages.start, pages.len(), none) };
+    Errno::result(sealed).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As far as the kernel has mseal(2). This process seals itself, which no other test is disturbed by.
+    #[test]
+    fn sealed_code_can_be_neither_written_nor_unmapped_nor_grown() {
+        let segments = segments(libc::PT_LOAD);
+        let code = sealed_code_can_be_neither_written_nor_unmapped_nor_grown as fn() as usize;
+        let code = segments.iter().find(|segment| segment.contains(&code)).unwrap();
+        match segments.iter().try_for_each(seal_mapping) {
+            Err(Errno::ENOSYS) => return,
+            sealed => sealed.unwrap(),
+        }
+        let (start, len) = (code.start as *mut libc::c_void, code.len());
+        let every = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+        // SAFETY: refused, which is what is tested.
+        let written = Errno::result(unsafe { libc::mprotect(start, len, every) });
+        assert_eq!(written, Err(Errno::EPERM));
+        // SAFETY: as above.
+        assert_eq!(Errno::result(unsafe { libc::munmap(start, len) }), Err(Errno::EPERM));
+        // SAFETY: as above.
+        let grown = unsafe { libc::mremap(start, len, 2 * len, libc::MREMAP_MAYMOVE) };
+        assert_eq!((grown, Errno::last()), (libc::MAP_FAILED, Errno::EPERM));
+    }
+
+    #[test]
+    fn what_the_loader_relocated_is_within_what_is_loaded() {
+        let loaded = segments(libc::PT_LOAD);
+        let is_loaded = |pages: &Range<usize>| {
+            loaded.iter().any(|one| one.start <= pages.start && pages.end <= one.end)
+        };
+        let relocated = segments(libc::PT_GNU_RELRO);
+        assert!(!relocated.is_empty() && relocated.iter().all(is_loaded), "{relocated:x?}");
     }
 }

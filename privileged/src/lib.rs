@@ -172,7 +172,7 @@ fn refuse_degraded(process: &str, report: &Report, layers: &'static [Layer]) -> 
         return Ok(());
     }
     Err(Error::new(format!(
-        "--sandbox strict, and of the {process}'s sandbox: {}; run as root on a kernel with Landlock, or without the option",
+        "--sandbox strict, and of the {process}'s sandbox: {}; run as root on Linux 6.10 or later with Landlock, or without the option",
         degraded.join(", ")
     )))
 }

@@ -3,6 +3,7 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::AsRawFd;
@@ -54,6 +55,18 @@ fn serving() -> Daemon {
     daemon.netns.run(format!("ip link set {} up", daemon.interface));
     daemon.wg("show", "listen-port");
     daemon
+}
+
+/// What the dataplane has mapped: where, with which permissions, and the name.
+fn mappings(daemon: &Daemon) -> Vec<(u64, String, String)> {
+    let maps = fs::read_to_string(format!("/proc/{}/maps", daemon.dataplane())).unwrap();
+    let mapping = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let start = words[0].split_once('-').unwrap().0;
+        let start = u64::from_str_radix(start, 16).unwrap();
+        (start, words[1].to_owned(), words.get(5).unwrap_or(&"").to_string())
+    };
+    maps.lines().map(mapping).collect()
 }
 
 fn threads(process: Pid) -> Vec<Pid> {
@@ -161,6 +174,51 @@ fn attack_02_executable_memory_kills() {
     assert_fatal("mmap of a descriptor", libc::SYS_mmap, |daemon, _| {
         let tun = descriptor(daemon, "tun");
         vec![0, PAGE, READ_WRITE, libc::MAP_SHARED as u64, tun, 0]
+    });
+}
+
+/// Pages that an attacker may read and write could otherwise take the place of constants, or of the table
+/// of functions that the loader wrote.
+#[test]
+fn attack_02_nothing_of_the_program_can_be_unmapped() {
+    require!(Wgsep);
+    let daemon = serving();
+    if daemon.process.log().contains("sealed-memory=unsupported") {
+        return skip("this kernel has no mseal(2)");
+    }
+    let mut worker = hijack(&daemon);
+    let mapped = worker.call(libc::SYS_mmap, &[0, PAGE, READ_WRITE, PRIVATE, NO_DESCRIPTOR, 0]);
+    let Outcome::Returned(memory) = mapped else { panic!("{mapped:?}") };
+    let unmapped = worker.call(libc::SYS_munmap, &[memory.cast_unsigned(), PAGE]);
+    assert_eq!(unmapped, Outcome::Returned(0), "what it mapped itself");
+    let mut kinds = BTreeSet::new();
+    for (start, access, name) in mappings(&daemon) {
+        if name.ends_with("/wgsep-dataplane") || name.starts_with("/secretmem") {
+            let unmapped = worker.call(libc::SYS_munmap, &[start, PAGE]);
+            let refused = Outcome::Returned(-i64::from(libc::EPERM));
+            assert_eq!(unmapped, refused, "{access} {name} at {start:x}");
+            kinds.insert(access);
+        }
+    }
+    let all = ["---s", "r--p", "r-xp", "rw-p", "rw-s"].map(str::to_owned);
+    assert_eq!(kinds, BTreeSet::from(all));
+    drop(worker);
+    daemon.wg("show", "listen-port");
+}
+
+/// The program's own bytes behind its code would be code, too.
+#[test]
+fn attack_02_code_that_grows_moves_or_can_be_written_kills() {
+    require!(Wgsep);
+    let code = |daemon: &Daemon| {
+        let code = mappings(daemon).into_iter().find(|(_, access, _)| access == "r-xp");
+        code.unwrap().0
+    };
+    assert_fatal("mremap", libc::SYS_mremap, |daemon, _| {
+        vec![code(daemon), PAGE, 2 * PAGE, libc::MREMAP_MAYMOVE as u64]
+    });
+    assert_fatal("mprotect", libc::SYS_mprotect, |daemon, _| {
+        vec![code(daemon), PAGE, READ_WRITE | libc::PROT_EXEC as u64]
     });
 }
 

@@ -24,6 +24,7 @@ const SEEN: [&str; 11] = [
     "namespaces",
     "empty-root",
     "limits",
+    "sealed-memory",
     "no-processes",
     "non-dumpable",
 ];

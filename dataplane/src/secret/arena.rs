@@ -3,6 +3,7 @@
 use core::ffi::c_void;
 use core::ptr::{NonNull, null_mut};
 use nix::libc;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Memory that stays mapped for as long as the process lives.
@@ -21,6 +22,14 @@ impl Mapping {
         // SAFETY: within the mapping, or at its end.
         self.start = unsafe { self.start.add(len) };
         Some(taken)
+    }
+}
+
+impl Mapping {
+    /// Its addresses.
+    pub(super) fn range(&self) -> Range<usize> {
+        let start = self.start.addr().get();
+        start..start + self.len
     }
 }
 

@@ -21,6 +21,7 @@ pub(crate) use thread::{Allocates, Stacks, spawn};
 
 use arena::Mapping;
 use nix::libc;
+use std::ops::Range;
 use wgsep_policy::State;
 use wgsep_policy::limits::{self, LOCKED_MEMORY, SECRET_MEMORY};
 
@@ -37,6 +38,8 @@ pub(crate) struct Reserved {
     pub(crate) stacks: Stacks,
     /// What is left for the heap, in bytes.
     pub(crate) heap_len: usize,
+    /// All that stays mapped for good.
+    pub(crate) mapped: Vec<Range<usize>>,
 }
 
 /// Reserves the arena: `stacks_len` bytes for stacks, and as much heap as RLIMIT_MEMLOCK leaves. Once,
@@ -49,6 +52,7 @@ pub(crate) fn reserve(stacks_len: usize) -> nix::Result<Reserved> {
     // With too low a limit this asks for more than it allows, for the kernel to say so.
     let len = limits::locked_memory().min(SECRET_MEMORY).max(stacks_len + MIN_HEAP);
     let (mut arena, state, shortfall) = best(len & !(page() - 1))?;
+    let mut mapped = vec![arena.range()];
     let stacks = Stacks(arena.take(stacks_len).ok_or(nix::Error::ENOMEM)?);
     let heap_len = arena.len;
     heap::ARENA.take_over(&arena);
@@ -56,11 +60,12 @@ pub(crate) fn reserve(stacks_len: usize) -> nix::Result<Reserved> {
     let overflow = arena::locked(LOCKED_MEMORY).or_else(|_| arena::undumpable(LOCKED_MEMORY));
     if let Ok(overflow) = overflow {
         heap::OVERFLOW.take_over(&overflow);
+        mapped.push(overflow.range());
     }
     if shortfall.is_some() {
         heap::expect_no_more();
     }
-    Ok(Reserved { state, shortfall, stacks, heap_len })
+    Ok(Reserved { state, shortfall, stacks, heap_len, mapped })
 }
 
 /// The best memory that the kernel gives; how that is reported, and told.

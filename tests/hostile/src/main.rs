@@ -59,7 +59,7 @@ fn attack() -> Outcome<()> {
         _ => {}
     }
     if attack != Attack::UnsealedLiar {
-        let sealed = sandbox.seal().map_err(|error| error.to_string())?;
+        let sealed = sandbox.seal(&[]).map_err(|error| error.to_string())?;
         if attack != Attack::SenselessReport {
             report = sealed.to_bytes();
         }

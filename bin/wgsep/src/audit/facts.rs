@@ -31,6 +31,8 @@ pub(super) struct Facts {
     pub(super) descriptors: Fact<BTreeMap<String, usize>>,
     /// Bytes of memory that not even the kernel maps (memfd_secret).
     pub(super) secret_memory: Fact<u64>,
+    /// KiB of memory that can be executed, and how many of them are sealed (mseal).
+    pub(super) code: Fact<(u64, u64)>,
 }
 
 impl Facts {
@@ -47,6 +49,7 @@ impl Facts {
             owner: because(&maps, fs::metadata(&maps)).map(|metadata| metadata.uid()),
             descriptors: descriptors(&proc),
             secret_memory: text(&maps).map(|text| secret_memory(&text)),
+            code: text(&proc.join("smaps")).map(|text| code(&text)),
         }
     }
 
@@ -136,11 +139,37 @@ fn limits(text: &str) -> BTreeMap<String, (String, String)> {
 fn secret_memory(maps: &str) -> u64 {
     let size = |line: &str| {
         let (range, rest) = line.split_once(' ')?;
-        let (start, end) = range.split_once('-')?;
-        let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16).ok());
-        rest.contains("/secretmem").then(|| end?.checked_sub(start?)).flatten()
+        rest.contains("/secretmem").then(|| len(range)).flatten()
     };
     maps.lines().filter_map(size).sum()
+}
+
+/// A mapping is a line with its addresses and permissions, and lines with a name and a value, the last of
+/// which is `VmFlags`. What is in brackets the kernel maps by itself, and seals where it is built to.
+fn code(smaps: &str) -> (u64, u64) {
+    let (mut whole, mut sealed, mut executable) = (0, 0, None);
+    for line in smaps.lines() {
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["VmFlags:", ref flags @ ..] => {
+                let bytes = executable.take().unwrap_or(0);
+                whole += bytes;
+                sealed += if flags.contains(&"sl") { bytes } else { 0 };
+            }
+            [range, access, _, _, _, ref name @ ..] if access.contains('x') => {
+                let is_kernels = name.first().is_some_and(|name| name.starts_with('['));
+                executable = len(range).filter(|_| !is_kernels);
+            }
+            _ => {}
+        }
+    }
+    (whole / 1024, sealed / 1024)
+}
+
+/// Bytes of a mapping, by its addresses.
+fn len(range: &str) -> Option<u64> {
+    let (start, end) = range.split_once('-')?;
+    let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16).ok());
+    end?.checked_sub(start?)
 }
 
 fn descriptors(proc: &Path) -> Fact<BTreeMap<String, usize>> {
@@ -201,6 +230,21 @@ mod tests {
                     8000-9000 rw-p 00000000 00:00 0 [heap]\n\
                     a000-a020 rw-s 00000000 00:0f 2 /secretmem (deleted)\n";
         assert_eq!(secret_memory(maps), 0x30);
+    }
+
+    #[test]
+    fn code_is_sealed_by_the_flag_of_each_mapping_but_the_kernels_own() {
+        let mapping = |access: &str, name: &str, flags: &str| {
+            format!(
+                "400000-402000 {access} 00000000 fe:00 9 {name}\nSize: 8 kB\nVmFlags: {flags}\n"
+            )
+        };
+        let data = mapping("rw-p", "/x", "rd wr mr mw me ac");
+        let of_kernel = mapping("r-xp", "[vdso]", "rd ex mr mw me de");
+        let sealed = mapping("r-xp", "/x", "rd ex mr mw me sl");
+        let unsealed = mapping("r-xp", "/y", "rd ex mr mw me");
+        assert_eq!(code(&[&*data, &sealed, &of_kernel].concat()), (8, 8));
+        assert_eq!(code(&[&*data, &sealed, &unsealed].concat()), (16, 8));
     }
 
     #[test]

@@ -91,6 +91,9 @@ impl Finding {
                 "it holds UDP sockets of more than one port, or what it has no work for; ask again, and if it stays, restart the daemon with new keys and report it as SECURITY.md says"
             }
             "landlock" => "boot a kernel with Landlock: landlock in the list of lsm=",
+            "sealed-memory" => {
+                "run Linux 6.10 or later, and allow mseal(2) in the filter of the container or unit"
+            }
             "secret-memory" => "boot with secretmem.enable=1, and raise the limit of locked memory",
             _ => "restart the daemon; if it stays, report it as SECURITY.md says",
         }
@@ -101,7 +104,9 @@ impl Finding {
 pub(super) fn judge(helper: &Facts, dataplane: &Facts, claims: &Claims) -> Vec<Finding> {
     let mut findings = judge_helper(helper);
     findings.extend(claimed(claims, HELPER, &["securebits", "non-dumpable", "landlock"]));
+    findings.extend(sealed_memory(HELPER, helper, claims));
     findings.extend(judge_dataplane(dataplane, helper));
+    findings.extend(sealed_memory(DATAPLANE, dataplane, claims));
     findings.extend(claimed(claims, DATAPLANE, &CLAIMED));
     findings
 }
@@ -135,6 +140,16 @@ fn claimed<'c>(
         };
         Some(Finding { process, layer, state, source: Source::Claimed, seen })
     })
+}
+
+/// By all the code, which the kernel shows to whoever may read the process; else by what is claimed.
+fn sealed_memory(process: &'static str, facts: &Facts, claims: &Claims) -> Vec<Finding> {
+    const LAYER: &str = "sealed-memory";
+    let Ok((whole, sealed)) = facts.code else {
+        return claimed(claims, process, &[LAYER]).collect();
+    };
+    let seen = format!("{sealed} of {whole} KiB of code");
+    vec![finding(process, LAYER, Ok((seen, applied_if(whole > 0 && sealed == whole))))]
 }
 
 fn judge_helper(helper: &Facts) -> Vec<Finding> {
@@ -354,6 +369,7 @@ mod tests {
             owner: Ok(0),
             descriptors: Ok(BTreeMap::from([("tun".to_owned(), 1)])),
             secret_memory: Ok(0),
+            code: Ok((0, 0)),
         }
     }
 
