@@ -9,7 +9,7 @@ use crate::tun::Tun;
 use crate::udp::UdpSockets;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use wgsep_proto::data_path::{DataPath, DropCause, Published};
 use wgsep_proto::device::MAX_QUEUED_HANDSHAKES;
@@ -68,6 +68,8 @@ pub(crate) struct Shared {
     pub(crate) control: EventFd,
     /// Which worker waits for packets, and the others for a call.
     pub(crate) lead: Lead,
+    /// How many times all workers were asked to wipe their stacks.
+    wipes: AtomicU64,
     device_gone: AtomicBool,
     sockets_destroyed: AtomicBool,
 }
@@ -96,6 +98,7 @@ impl Shared {
             team: Team::default(),
             control: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             lead: Lead::new(workers)?,
+            wipes: AtomicU64::new(0),
             device_gone: AtomicBool::new(false),
             sockets_destroyed: AtomicBool::new(false),
         })
@@ -215,6 +218,18 @@ impl Shared {
             ("flow_queues", tun.is_some_and(|tun| tun.queues().len() > 1)),
             ("udp_gso", udp_gso),
         ]
+    }
+
+    /// Has each worker wipe its stack when it is done with what it has in hand.
+    pub(crate) fn request_wipes(&self) {
+        self.wipes.fetch_add(1, Ordering::SeqCst);
+        self.lead.call_all();
+    }
+
+    /// How many times [`Self::request_wipes`] was called: a worker that was called and knows of fewer has to
+    /// wipe its stack.
+    pub(crate) fn wipes(&self) -> u64 {
+        self.wipes.load(Ordering::SeqCst)
     }
 
     /// Notes that the TUN device was deleted.

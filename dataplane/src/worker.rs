@@ -21,6 +21,7 @@ use crate::clock;
 use crate::flow_queues::{ReadyQueues, Share};
 use crate::lead::{CALL, FIRST_QUEUE, MAX_EVENTS, UDP};
 use crate::offload::{Coalesce, Coalescer, VNET_HDR_LEN, VnetHeader};
+use crate::secret;
 use crate::shared::{QueuedHandshake, Shared};
 use crate::sys;
 use crate::tun::{self, Lost, Read, Tun};
@@ -52,6 +53,8 @@ pub(crate) struct Worker {
     next_queue: usize,
     /// Empty between batches.
     coalescer: Coalescer,
+    /// Requests to wipe the stack that it has met.
+    wipes: u64,
 }
 
 impl Worker {
@@ -64,6 +67,7 @@ impl Worker {
             sockets: shared.sockets.reader(),
             next_queue: 0,
             coalescer: Coalescer::new(Coalesce::default()),
+            wipes: 0,
             shared,
         }
     }
@@ -79,7 +83,12 @@ impl Worker {
                 self.refresh();
             }
             match shared.lead.wait(self.number, self.leads, &mut events) {
-                Ok(ready) => self.work(events.get(..ready).unwrap_or_default()),
+                Ok(ready) => {
+                    let remains = self.work(events.get(..ready).unwrap_or_default());
+                    if let Some(depth) = remains {
+                        secret::wipe_stack(depth);
+                    }
+                }
                 Err(nix::Error::EINTR) => {}
                 Err(error) => {
                     tracing::error!(
@@ -93,7 +102,10 @@ impl Worker {
         }
     }
 
-    fn work(&mut self, events: &[EpollEvent]) {
+    /// Does what the events are about; how deep the stack is to be wiped after that, if it is. Never inlined:
+    /// what it leaves on the stack has to be below its caller.
+    #[inline(never)]
+    fn work(&mut self, events: &[EpollEvent]) -> Option<usize> {
         let called = events.iter().any(|event| event.data() == CALL);
         if called {
             // Before looking: what is called out from now on needs another look.
@@ -112,10 +124,21 @@ impl Worker {
         if !ready.is_empty() || called && self.shared.has_flushes() {
             self.outbound(ready);
         }
-        if called && !self.leads {
-            // Packets first, whoever carries them.
-            while !self.shared.lead.is_free() && self.shared.team.help() {}
+        if !called {
+            return None;
         }
+        let mut helped = false;
+        if !self.leads {
+            // Packets first, whoever carries them.
+            while !self.shared.lead.is_free() && self.shared.team.help() {
+                helped = true;
+            }
+        }
+        let wipes = self.shared.wipes();
+        if core::mem::replace(&mut self.wipes, wipes) != wipes {
+            return Some(secret::WHOLE_STACK);
+        }
+        helped.then_some(secret::USUAL_DEPTH)
     }
 
     /// Looks at what the control thread has published.

@@ -70,6 +70,9 @@ fn texts(name: &'static str, base64: &str) -> Vec<Secret> {
 struct Served {
     daemon: Daemon,
     netns: Arc<Netns>,
+    theirs: KeyPair,
+    ours: KeyPair,
+    psk: String,
     secrets: Vec<Secret>,
     socket: UdpSocket,
     session: Arc<Keypair>,
@@ -106,14 +109,29 @@ impl Served {
         secrets.extend(texts("preshared key", &psk));
         secrets.extend(raw("receiving key", &parts.sending));
         secrets.extend(raw("sending key", &parts.receiving));
-        Self { daemon, netns, secrets, socket, session }
+        Self { daemon, netns, theirs, ours, psk, secrets, socket, session }
     }
 
     /// The names of the secrets that `pid`'s memory shows to root.
     fn found_in(&self, pid: Pid) -> BTreeSet<&'static str> {
+        self.found_among(readable_memory(pid))
+    }
+
+    /// The same of the stacks of the dataplane's threads of a name.
+    fn found_on_stacks(&self, name: &str) -> BTreeSet<&'static str> {
+        let stacks = stacks(self.daemon.dataplane(), name);
+        self.found_among(stacks.into_iter().map(|stack| stack.memory))
+    }
+
+    /// Whether any memory of the dataplane shows one of these secrets.
+    fn shows(&self, names: &[&str]) -> bool {
+        self.found_in(self.daemon.dataplane()).iter().any(|found| names.contains(found))
+    }
+
+    fn found_among(&self, memory: impl Iterator<Item = Vec<u8>>) -> BTreeSet<&'static str> {
         let mut found = BTreeSet::new();
         // Most of what is mapped was never used.
-        for chunk in readable_memory(pid).filter(|chunk| *chunk != vec![0; chunk.len()]) {
+        for chunk in memory.filter(|chunk| *chunk != vec![0; chunk.len()]) {
             for Secret(name, needle) in &self.secrets {
                 if contains(&chunk, needle) {
                     found.insert(*name);
@@ -153,6 +171,16 @@ impl Drop for Traffic {
     }
 }
 
+/// Has packets go both ways through the session, so that the workers have used both of its keys.
+fn exchange_packets(served: &Served) {
+    let _traffic = Traffic::through(served);
+    let before = served.daemon.peer();
+    wait::until("traffic flows both ways", LIMIT, || {
+        let now = served.daemon.peer();
+        now.received > before.received && now.sent > before.sent
+    });
+}
+
 /// Shakes hands with the daemon as its peer.
 fn handshake(
     netns: &Netns,
@@ -161,8 +189,19 @@ fn handshake(
     psk: &str,
 ) -> (UdpSocket, KeypairParts) {
     let socket = netns.inside(|| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))).unwrap();
-    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     socket.connect((Ipv4Addr::LOCALHOST, PORT)).unwrap();
+    // One that comes too soon after the last is not answered.
+    let parts = wait::poll(LIMIT, || try_handshake(&socket, theirs, ours, psk));
+    (socket, parts.expect("a response to an initiation"))
+}
+
+fn try_handshake(
+    socket: &UdpSocket,
+    theirs: &KeyPair,
+    ours: &KeyPair,
+    psk: &str,
+) -> Option<KeypairParts> {
     let identity = StaticIdentity::new(&PrivateKey::from_bytes(bytes(&ours.private)).unwrap());
     let remote = PublicKey::from_bytes(bytes(&theirs.public));
     let mut handshake = Handshake::new(remote);
@@ -177,12 +216,12 @@ fn handshake(
     socket.send(&datagram).unwrap();
 
     let mut answer = [0; 256];
-    let len = socket.recv(&mut answer).unwrap();
+    let len = socket.recv(&mut answer).ok()?;
     let Some(Message::Response(response)) = Message::parse(&answer[..len]) else {
         panic!("no response to the initiation");
     };
     handshake.consume_response(&identity, &response).unwrap();
-    (socket, handshake.begin_session().unwrap())
+    handshake.begin_session()
 }
 
 fn send_keepalive(socket: &UdpSocket, session: &Keypair, counter: u64) {
@@ -249,6 +288,50 @@ fn readable_memory(pid: Pid) -> impl Iterator<Item = Vec<u8>> {
     })
 }
 
+/// The stack of a thread that waits.
+struct Stack {
+    /// From its lowest address up to the functions that are in progress.
+    memory: Vec<u8>,
+    /// How many bytes of it are below the pointer, where functions that have returned were.
+    below: usize,
+}
+
+impl Stack {
+    /// How far below the pointer something was left.
+    fn depth(&self) -> usize {
+        let untouched = self.memory.iter().take(self.below).take_while(|byte| **byte == 0);
+        self.below - untouched.count()
+    }
+}
+
+/// The stacks of a process's threads of a name.
+fn stacks(pid: Pid, name: &str) -> Vec<Stack> {
+    /// What the functions have that wait, and no more than that: above the last stack is the heap.
+    const ABOVE: usize = PAGE;
+    let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut stacks = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+        let file = |file: &str| fs::read_to_string(task.path().join(file)).unwrap();
+        if file("comm").trim() != name {
+            continue;
+        }
+        // Number, arguments, stack pointer and program counter of the call that it waits in.
+        let pointer = wait::poll(LIMIT, || {
+            let call = file("syscall");
+            let pointer = call.split_whitespace().rev().nth(1)?.strip_prefix("0x")?.to_owned();
+            usize::from_str_radix(&pointer, 16).ok()
+        });
+        let pointer = pointer.unwrap();
+        let within = |(start, len, _): &(usize, usize, _)| (*start..start + len).contains(&pointer);
+        let (start, len, _) = mappings(pid).into_iter().find(within).unwrap();
+        let mut stack = vec![0; len.min(pointer + ABOVE - start)];
+        memory.read_exact_at(&mut stack, start as u64).unwrap();
+        stacks.push(Stack { memory: stack, below: pointer - start });
+    }
+    assert!(!stacks.is_empty(), "no thread {name}");
+    stacks
+}
+
 fn contains(memory: &[u8], needle: &[u8]) -> bool {
     let first = needle[0];
     let mut rest = memory;
@@ -286,6 +369,61 @@ fn attack_06_control_without_secret_memory_root_finds_every_key_and_the_audit_sa
     for (errno, state) in [(Errno::ENOSYS, "unsupported"), (Errno::EPERM, "degraded(EPERM)")] {
         refusing(libc::SYS_memfd_secret, errno, || serves_from_locked_memory(state));
     }
+}
+
+/// Where root can read it all, what is left of keys can be looked for.
+#[test]
+fn attack_06_no_key_of_a_session_is_left_once_it_has_ended() {
+    require!(Wgsep);
+    const SESSION: [&str; 2] = ["receiving key", "sending key"];
+    refusing(libc::SYS_memfd_secret, Errno::ENOSYS, || {
+        let served = Served::by(Wgsep);
+        exchange_packets(&served);
+        assert!(served.shows(&SESSION), "of a session that lives");
+        served.netns.run(format!("ip link set {} down", served.daemon.interface));
+        wait::until("link down has erased the session", LIMIT, || !served.shows(&SESSION));
+
+        let served = Served::by(Wgsep);
+        exchange_packets(&served);
+        // The one before the last is kept, for packets that are under way.
+        for _ in 0..2 {
+            let (socket, parts) =
+                handshake(&served.netns, &served.theirs, &served.ours, &served.psk);
+            let before = served.daemon.peer().received;
+            send_keepalive(&socket, &Keypair::new(&parts, NOW), 0);
+            wait::until("the new session is confirmed", LIMIT, || {
+                served.daemon.peer().received > before
+            });
+        }
+        wait::until("two new ones have erased the session", LIMIT, || !served.shows(&SESSION));
+
+        let served = Served::by(Wgsep);
+        exchange_packets(&served);
+        let (interface, peer) = (&served.daemon.interface, &served.ours.public);
+        served.netns.run(format!("wg set {interface} peer {peer} remove"));
+        let of_peer = [SESSION[0], SESSION[1], "preshared key"];
+        wait::until("removing the peer has erased its keys", LIMIT, || !served.shows(&of_peer));
+    });
+}
+
+#[test]
+fn attack_06_no_key_is_left_on_a_stack_once_a_handshake_is_done() {
+    require!(Wgsep);
+    refusing(libc::SYS_memfd_secret, Errno::ENOSYS, || {
+        let served = Served::by(Wgsep);
+        // Diffie-Hellmans and ciphers were many pages deep; looking at a few events is not.
+        wait::until("the control thread's stack is wiped", LIMIT, || {
+            stacks(served.daemon.dataplane(), "control").iter().all(|stack| stack.depth() < PAGE)
+        });
+        assert_eq!(served.found_on_stacks("control"), BTreeSet::new());
+        // A worker opened the first packets with one of the session's own.
+        let left = served.found_on_stacks("worker");
+        assert!(left.is_subset(&BTreeSet::from(["receiving key"])), "{left:?}");
+        // The search sees what is on them: keys that the workers use now.
+        exchange_packets(&served);
+        let left = served.found_on_stacks("worker");
+        assert!(!left.is_empty(), "nothing is found of a session that lives");
+    });
 }
 
 fn serves_from_locked_memory(state: &str) {

@@ -5,6 +5,7 @@
 use crate::keypair::Keypair;
 use crate::messages::{ReceiverIndex, SenderIndex};
 use crate::peer::{Peer, PeerId};
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -25,11 +26,15 @@ type Shard = HashMap<SenderIndex, Entry>;
 /// All indices of a device.
 pub struct IndexTable {
     shards: [RwLock<Shard>; SHARDS],
+    keypair_released: AtomicBool,
 }
 
 impl Default for IndexTable {
     fn default() -> Self {
-        Self { shards: core::array::from_fn(|_| RwLock::default()) }
+        Self {
+            shards: core::array::from_fn(|_| RwLock::default()),
+            keypair_released: AtomicBool::new(false),
+        }
     }
 }
 
@@ -66,7 +71,19 @@ impl IndexTable {
 
     /// Frees an index.
     pub fn release(&self, index: SenderIndex) {
-        self.write(index).remove(&index);
+        let released = self.write(index).remove(&index);
+        if let Some(Entry::Keypair(..)) = released {
+            drop(released);
+            self.keypair_released.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// True, once, after a keypair was released: none seals or opens with it any more, and what is left of
+    /// it on the stacks of those who did is to be erased.
+    pub fn take_keypair_released(&self) -> bool {
+        // Mostly there is none, and a load alone leaves the cache line to all processors.
+        self.keypair_released.load(Ordering::SeqCst)
+            && self.keypair_released.swap(false, Ordering::SeqCst)
     }
 
     /// What a message's index stands for.

@@ -282,7 +282,7 @@ impl Control {
     }
 
     /// Applies a `set`, after the helper has opened the new port or moved the mark if it has to.
-    fn start_configure(&mut self, client: ClientId, configuration: Configuration) {
+    fn start_configure(&mut self, client: ClientId, configuration: Box<Configuration>) {
         let (old_port, old_mark) = (self.device.listen_port(), self.device.fwmark());
         let mark = configuration.fwmark.unwrap_or(old_mark);
         let port = configuration.listen_port.unwrap_or(old_port);
@@ -302,14 +302,14 @@ impl Control {
         } else if mark != old_mark {
             self.request(&Request::SetMark { mark }, Awaiting::Configure(client, configuration));
         } else {
-            self.apply(client, configuration);
+            self.apply(client, *configuration);
         }
     }
 
     fn finish_configure(
         &mut self,
         client: ClientId,
-        mut configuration: Configuration,
+        mut configuration: Box<Configuration>,
         reply: &Reply,
         descriptors: Vec<OwnedFd>,
     ) {
@@ -317,12 +317,12 @@ impl Control {
             Reply::Done => {
                 // With another mark, other routes may be taken.
                 self.gso.forget_paths();
-                self.apply(client, configuration);
+                self.apply(client, *configuration);
             }
             _ => match self.take_sockets(reply, descriptors) {
                 Ok(port) => {
                     configuration.listen_port = Some(port);
-                    self.configure(configuration);
+                    self.configure(*configuration);
                     self.device.set_up(true, clock::now());
                     self.jobs.push_front(Job::Configured(client));
                     self.port_opened("");

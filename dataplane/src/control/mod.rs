@@ -55,6 +55,9 @@ const STEPS_PER_ROUND: usize = 16;
 /// Under load, handshake messages are looked at so often, in milliseconds: a flood does not wake the
 /// control thread for each, and take a processor from a worker each time.
 const LOAD_INTERVAL: u16 = 2;
+/// Time between two wipes of all stacks: a flood of handshakes, each of which replaces a keypair, must not
+/// wake the workers for each.
+const WIPE_INTERVAL: Duration = Duration::from_millis(100);
 /// A loss of netlink messages is logged again after this long.
 const OVERRUN_REPORT_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -69,9 +72,10 @@ pub(crate) enum End {
     Failed,
 }
 
-/// Something that may need the helper.
+/// Something that may need the helper. A configuration is in a box, which is erased when it is freed; what it
+/// is moved out of in a queue is not.
 enum Job {
-    Configure(ClientId, Configuration),
+    Configure(ClientId, Box<Configuration>),
     /// A `set` that opened a port has taken effect, and the old port is free.
     Configured(ClientId),
     LinkUp,
@@ -88,7 +92,7 @@ enum Job {
 enum Awaiting {
     Sealed,
     /// A `set` that opened a port or moved the mark; it takes effect only now.
-    Configure(ClientId, Configuration),
+    Configure(ClientId, Box<Configuration>),
     LinkUp,
     LinkDown,
 }
@@ -96,7 +100,8 @@ enum Awaiting {
 /// The control thread's state.
 pub(crate) struct Control {
     shared: Arc<Shared>,
-    device: Device,
+    /// In a box, so that no private key is on the stack.
+    device: Box<Device>,
     /// Handshake messages that are being consumed.
     handshakes: VecDeque<QueuedHandshake>,
     epoll: Epoll,
@@ -120,6 +125,11 @@ pub(crate) struct Control {
     end: Option<End>,
     reporter: Reporter,
     refusals: LineLimit,
+    /// Whether keys may be left on this thread's stack.
+    used_keys: bool,
+    /// When all stacks were wiped last, and when they are to be wiped next.
+    wiped: Option<Instant>,
+    wipe_due: Option<Instant>,
     overrun_reported: Option<Instant>,
 }
 
@@ -133,7 +143,7 @@ impl Control {
         settings: Arguments,
         vm_clock: Option<VmClock>,
     ) -> nix::Result<Self> {
-        let mut device = Device::new(Box::new(KernelRandom));
+        let mut device = Box::new(Device::new(Box::new(KernelRandom)));
         let initial = Configuration {
             listen_port: Some(settings.listen_port),
             fwmark: Some(settings.fwmark),
@@ -182,6 +192,9 @@ impl Control {
             end: None,
             reporter: Reporter::default(),
             refusals: LineLimit::default(),
+            used_keys: false,
+            wiped: None,
+            wipe_due: None,
             overrun_reported: None,
         })
     }
@@ -204,6 +217,7 @@ impl Control {
             let under_load = self.device.is_under_load(clock::instant());
             more |= self.shared.poll_handshakes(under_load);
             more |= self.uapi.is_runnable() || self.can_run_jobs();
+            self.wipe_stacks();
             let timeout = self.timeout(more, under_load);
             let ready = match self.epoll.wait(&mut events, timeout) {
                 Ok(ready) => ready,
@@ -213,19 +227,45 @@ impl Control {
                     return End::Failed;
                 }
             };
-            for event in events.get(..ready).unwrap_or_default() {
-                self.dispatch(event);
-            }
-            self.probe_link();
-            if self.port_retry.take_due(clock::instant()) {
-                self.jobs.push_back(Job::OpenPort);
-            }
-            let mut steps = STEPS_PER_ROUND;
+            self.handle(events.get(..ready).unwrap_or_default());
+        }
+    }
+
+    /// Does what the events are about, and what came of it. Never inlined: what it leaves on the stack has to
+    /// be below its caller, which wipes it.
+    #[inline(never)]
+    fn handle(&mut self, events: &[EpollEvent]) {
+        for event in events {
+            self.dispatch(event);
+        }
+        self.probe_link();
+        if self.port_retry.take_due(clock::instant()) {
+            self.jobs.push_back(Job::OpenPort);
+        }
+        let mut steps = STEPS_PER_ROUND;
+        self.take_operations(&mut steps);
+        while self.run_jobs(&mut steps) {
             self.take_operations(&mut steps);
-            while self.run_jobs(&mut steps) {
-                self.take_operations(&mut steps);
-            }
-            self.settle();
+        }
+        self.used_keys |= steps < STEPS_PER_ROUND;
+        self.settle();
+    }
+
+    /// Erases what is left of keys on this thread's stack; and on the workers', a moment after a keypair was
+    /// given up. Inlined, so that nothing is above what is wiped but what its caller has.
+    #[inline(always)]
+    fn wipe_stacks(&mut self) {
+        if core::mem::take(&mut self.used_keys) {
+            secret::wipe_stack(secret::USUAL_DEPTH);
+        }
+        if self.device.data_path().index_table.take_keypair_released() && self.wipe_due.is_none() {
+            let earliest = self.wiped.map(|at| at.after(WIPE_INTERVAL));
+            self.wipe_due = Some(clock::instant().max(earliest.unwrap_or_default()));
+        }
+        if self.wipe_due.is_some_and(|due| due <= clock::instant()) {
+            (self.wipe_due, self.wiped) = (None, Some(clock::instant()));
+            self.shared.request_wipes();
+            secret::wipe_stack(secret::WHOLE_STACK);
         }
     }
 
@@ -240,7 +280,7 @@ impl Control {
             (false, false) => None,
         };
         let link = self.link.as_ref().and_then(LinkMonitor::next_timeout);
-        let due = [link, self.sources.next_timeout()].into_iter().flatten().min();
+        let due = [link, self.sources.next_timeout(), self.wipe_due].into_iter().flatten().min();
         let until_due = due.map(|at| {
             // A millisecond too late rather than many times too early.
             let wait = at.since(clock::instant()).as_micros().div_ceil(1000);
@@ -267,7 +307,10 @@ impl Control {
             }
             HELPER => self.helper_spoke(),
             LINK => self.link_spoke(),
-            _ => self.uapi.handle(event, &self.epoll),
+            _ => {
+                self.used_keys = true;
+                self.uapi.handle(event, &self.epoll);
+            }
         }
     }
 
@@ -276,29 +319,39 @@ impl Control {
     /// Consumes handshake messages the workers queued; true if more may be left.
     fn consume_handshakes(&mut self) -> bool {
         for time in 0..TIMES_PER_ROUND {
-            let Self { shared, device, handshakes, .. } = self;
-            let queued = shared.take_handshakes(handshakes);
-            if handshakes.is_empty() {
+            let queued = self.shared.take_handshakes(&mut self.handshakes);
+            if self.handshakes.is_empty() {
                 if time > 0 {
                     self.settle();
                 }
                 return false;
             }
-            let (left, at_once) = (handshakes.len(), HANDSHAKES_AT_ONCE.min(handshakes.len()));
-            let datagrams = handshakes.range(..at_once).enumerate().map(|(place, message)| {
-                let waiting = queued + left - 1 - place;
-                let (source, datagram) = (message.endpoint, message.datagram());
-                HandshakeDatagram { source, datagram, waiting }
-            });
-            device.receive_handshakes(datagrams, &**shared, clock::now());
-            handshakes.drain(..at_once);
-            self.transmit();
+            self.consume_batch(queued);
+            self.wipe_stacks();
         }
         self.settle();
         true
     }
 
-    /// Lets out what this round caused.
+    /// Consumes some of the handshake messages that were taken, while `queued` more wait. Never inlined, as
+    /// [`Self::handle`].
+    #[inline(never)]
+    fn consume_batch(&mut self, queued: usize) {
+        let Self { shared, device, handshakes, .. } = self;
+        let (left, at_once) = (handshakes.len(), HANDSHAKES_AT_ONCE.min(handshakes.len()));
+        let datagrams = handshakes.range(..at_once).enumerate().map(|(place, message)| {
+            let waiting = queued + left - 1 - place;
+            let (source, datagram) = (message.endpoint, message.datagram());
+            HandshakeDatagram { source, datagram, waiting }
+        });
+        device.receive_handshakes(datagrams, &**shared, clock::now());
+        handshakes.drain(..at_once);
+        self.used_keys = true;
+        self.transmit();
+    }
+
+    /// Lets out what this round caused. Never inlined, as [`Self::handle`].
+    #[inline(never)]
     fn settle(&mut self) {
         let now = clock::now();
         self.device.handle_attention(now);
@@ -322,6 +375,7 @@ impl Control {
     fn transmit(&mut self) {
         let sockets = self.shared.sockets.reader();
         while let Some(transmit) = self.device.poll_transmit() {
+            self.used_keys = true;
             let Transmit { endpoint, traffic_class, datagram, .. } = &transmit;
             match sockets.value().send_from_any(endpoint, *traffic_class, datagram, None) {
                 Ok(Source::Kept) => {}
@@ -456,7 +510,7 @@ impl Control {
                 Operation::Get => self.get(client),
                 Operation::Statistics => self.get_statistics(client),
                 Operation::Set(configuration) => {
-                    self.jobs.push_back(Job::Configure(client, configuration));
+                    self.jobs.push_back(Job::Configure(client, Box::new(configuration)));
                 }
             }
         }

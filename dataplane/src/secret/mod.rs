@@ -7,6 +7,10 @@
 //! that help with a handshake as well. No type has to know, the protocol's crate stays free of it, and
 //! the packet path neither allocates nor takes a lock here.
 //!
+//! Ciphers leave copies of keys on the stacks. [`wipe_stack`] erases them after each batch of handshake
+//! messages, and on every thread once a keypair was given up: after link down, the removal of a peer, a
+//! new handshake or the end of its time. Packets of a session that lives wipe nothing.
+//!
 //! What remains outside: registers, which the kernel saves when a thread is stopped, and what the
 //! kernel buffers of a UAPI client's text.
 
@@ -17,7 +21,7 @@ mod thread;
 
 pub use heap::Heap;
 pub(crate) use heap::{ordinarily, overflowed};
-pub(crate) use thread::{Allocates, Stacks, spawn};
+pub(crate) use thread::{Allocates, Stacks, USUAL_DEPTH, WHOLE_STACK, spawn, wipe_stack};
 
 use arena::Mapping;
 use nix::libc;

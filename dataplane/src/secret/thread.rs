@@ -2,6 +2,7 @@
 
 use super::arena::Mapping;
 use super::{heap, page};
+use core::cell::Cell;
 use core::ffi::{CStr, c_void};
 use core::mem::MaybeUninit;
 use core::ptr::null_mut;
@@ -53,8 +54,75 @@ pub(crate) enum Allocates {
     Packets,
 }
 
+thread_local! {
+    /// Where the stack of this thread ends, or 0 if it is not one of the arena's.
+    static STACK_END: Cell<usize> = const { Cell::new(0) };
+}
+
+/// As deep below the functions that wait as those that use keys ever go, with room to spare. A test of the
+/// shipped program finds nothing left below it.
+pub(crate) const USUAL_DEPTH: usize = 32 * 1024;
+/// All of a stack: 80 KiB of a worker's and 270 KiB of the control thread's on x86-64, which takes ten times
+/// as long as [`USUAL_DEPTH`].
+pub(crate) const WHOLE_STACK: usize = usize::MAX & !15;
+
+/// Erases what functions that have returned left on this thread's stack, `depth` bytes from the caller down.
+/// What they left in the caller's own frame stays, so whatever uses keys must not be inlined there; for the
+/// same reason this is.
+#[inline(always)]
+pub(crate) fn wipe_stack(depth: usize) {
+    debug_assert!(depth.is_multiple_of(16), "whole words are written");
+    let end = STACK_END.get();
+    if end == 0 {
+        return;
+    }
+    // SAFETY: from the lowest address of the stack up to its pointer nothing is in use: assembly that may
+    // push has the compiler keep nothing below the pointer, and no signal has a handler. The end is aligned
+    // to a page, and the pointer to 16 bytes.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        core::arch::asm!(
+            "mov rax, rsp",
+            "sub rax, rdi",
+            "cmp rax, rcx",
+            "cmova rax, rcx",
+            "mov rdi, rsp",
+            "sub rdi, rax",
+            "mov rcx, rax",
+            "shr rcx, 3",
+            "xor eax, eax",
+            "rep stosq",
+            inout("rdi") end => _,
+            inout("rcx") depth => _,
+            out("rax") _,
+        );
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        core::arch::asm!(
+            "mov {top}, sp",
+            "sub {len}, {top}, {at}",
+            "cmp {len}, {depth}",
+            "csel {len}, {depth}, {len}, hi",
+            "sub {at}, {top}, {len}",
+            "2:",
+            "cmp {at}, {top}",
+            "b.hs 3f",
+            "stp xzr, xzr, [{at}], #16",
+            "b 2b",
+            "3:",
+            at = inout(reg) end => _,
+            depth = in(reg) depth,
+            top = out(reg) _,
+            len = out(reg) _,
+        );
+    }
+}
+
 struct Start {
     name: &'static CStr,
+    stack_end: usize,
     allocates: Allocates,
     body: Box<dyn FnOnce() + Send>,
 }
@@ -69,7 +137,9 @@ pub(crate) fn spawn(
     allocates: Allocates,
     body: impl FnOnce() + Send + 'static,
 ) -> nix::Result<()> {
-    let start = Box::into_raw(Box::new(Start { name, allocates, body: Box::new(body) }));
+    let stack_end = stack.start.addr().get();
+    let start = Start { name, stack_end, allocates, body: Box::new(body) };
+    let start = Box::into_raw(Box::new(start));
     let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
     let attributes = attributes.as_mut_ptr();
     // SAFETY: room for attributes, as it wants.
@@ -101,6 +171,7 @@ extern "C" fn run(start: *mut c_void) -> *mut c_void {
     // glibc's own call would open a file for any thread but the caller.
     // SAFETY: a name that ends with NUL; the kernel copies it.
     unsafe { libc::prctl(libc::PR_SET_NAME, start.name.as_ptr()) };
+    STACK_END.set(start.stack_end);
     if start.allocates == Allocates::Secrets {
         heap::allocate_secretly();
     }
@@ -124,6 +195,53 @@ mod tests {
         let (sender, receiver) = mpsc::channel();
         spawn(c"test", stack, Allocates::Packets, move || sender.send(7).unwrap()).unwrap();
         assert_eq!(receiver.recv(), Ok(7));
+    }
+
+    /// Leaves a pattern in an array on the stack.
+    #[inline(never)]
+    fn leave_a_pattern() {
+        let mut left = [PATTERN; 4000];
+        core::hint::black_box(&mut left);
+    }
+
+    const PATTERN: u64 = 0x5eed_5eed_5eed_5eed;
+
+    /// Of words that no function in progress has.
+    #[inline(never)]
+    fn patterns_below(end: usize) -> usize {
+        let here = 0_u64;
+        let top = core::hint::black_box(&raw const here).addr() - 4096;
+        let words = (end..top).step_by(size_of::<u64>());
+        let read = |at: usize| {
+            // SAFETY: within this thread's stack, aligned; volatile, as the compiler knows of no value there.
+            unsafe { (at as *const u64).read_volatile() }
+        };
+        words.filter(|at| read(*at) == PATTERN).count()
+    }
+
+    #[test]
+    fn wiping_erases_all_that_functions_left_on_the_stack_and_no_more() {
+        const USED: usize = 256 * 1024;
+        let mut stacks = Stacks(arena::undumpable(Stacks::room(USED)).unwrap());
+        let stack = stacks.take(USED).unwrap();
+        let end = stack.0.start.addr().get();
+        let (sender, receiver) = mpsc::channel();
+        spawn(c"test", stack, Allocates::Packets, move || {
+            let ours = core::hint::black_box([PATTERN; 8]);
+            leave_a_pattern();
+            let left = patterns_below(end);
+            wipe_stack(8192);
+            let shallow = patterns_below(end);
+            wipe_stack(WHOLE_STACK);
+            let wiped = patterns_below(end);
+            sender.send((left, shallow, wiped, core::hint::black_box(ours))).unwrap();
+        })
+        .unwrap();
+        let (left, shallow, wiped, ours) = receiver.recv().unwrap();
+        assert!(left > 2000 && (1000..left).contains(&shallow), "{left}, then {shallow}");
+        assert_eq!((wiped, ours), (0, [PATTERN; 8]));
+        // A thread that the arena knows nothing of is left alone.
+        wipe_stack(WHOLE_STACK);
     }
 
     #[test]

@@ -209,7 +209,7 @@ impl Device {
             unconfirmed: 0,
             agenda: None,
         };
-        self.peers.insert(id, entry);
+        self.peers.insert(id, Box::new(entry));
         self.by_key.insert(public_key, id);
         id
     }

@@ -118,7 +118,8 @@ pub struct Device {
     listen_port: u16,
     fwmark: u32,
     up: bool,
-    peers: BTreeMap<PeerId, PeerEntry>,
+    /// In boxes: what an entry is moved out of would keep a copy of its keys.
+    peers: BTreeMap<PeerId, Box<PeerEntry>>,
     next_id: PeerId,
     by_key: HashMap<PublicKey, PeerId>,
     routes: Routes,
@@ -287,11 +288,11 @@ impl Device {
     }
 
     fn entry(&self, id: PeerId) -> Option<&PeerEntry> {
-        self.peers.get(&id)
+        self.peers.get(&id).map(|entry| &**entry)
     }
 
     fn entry_mut(&mut self, id: PeerId) -> Option<&mut PeerEntry> {
-        self.peers.get_mut(&id)
+        self.peers.get_mut(&id).map(|entry| &mut **entry)
     }
 
     /// Ends everything under way with a peer.
