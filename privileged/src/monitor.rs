@@ -158,7 +158,7 @@ impl Monitor {
                 Change::None => {}
                 Change::Renamed(line) => self.log.info(&line),
                 Change::Removed => return Break(End::Orderly("the UAPI socket was removed")),
-                Change::Unsafe(line) => return Break(End::Failed(line)),
+                Change::Unsafe(line) => return Break(End::Failed(FAILURE, line)),
             }
         }
         if (asked || self.requests.is_held()) && delay.is_none() {

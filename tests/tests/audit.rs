@@ -14,7 +14,7 @@ use wgsep_tests::require;
 use wgsep_tests::uapi::Uapi;
 
 /// Layers that the kernel shows, and layers of which there is only the helper's word.
-const SEEN: [&str; 11] = [
+const SEEN: [&str; 12] = [
     "user",
     "capabilities",
     "bounding-set",
