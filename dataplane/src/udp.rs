@@ -6,7 +6,7 @@ use nix::libc;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use wgsep_proto::data_path::{DataPath, DropCause};
 use wgsep_proto::peer::{Endpoint, Peer};
 use wgsep_proto::time::Instant;
@@ -31,6 +31,9 @@ pub(crate) struct UdpSockets {
     pub(crate) v4: Option<OwnedFd>,
     pub(crate) v6: Option<OwnedFd>,
     gso: Arc<Gso>,
+    /// Lives until both are closed: fields are dropped in this order. The count of an `Arc` of all of this
+    /// would be zero a moment before, in which the port is still in use.
+    open: Arc<()>,
 }
 
 /// True if the source address may be to blame. One that is not ours is EINVAL, over IPv4 on
@@ -70,8 +73,13 @@ impl Source {
 
 impl UdpSockets {
     /// Takes the sockets, and what is known of sending many datagrams at once.
-    pub(crate) const fn new(v4: Option<OwnedFd>, v6: Option<OwnedFd>, gso: Arc<Gso>) -> Self {
-        Self { v4, v6, gso }
+    pub(crate) fn new(v4: Option<OwnedFd>, v6: Option<OwnedFd>, gso: Arc<Gso>) -> Self {
+        Self { v4, v6, gso, open: Arc::default() }
+    }
+
+    /// Whose count of references is zero once both sockets are closed.
+    pub(crate) fn until_closed(&self) -> Weak<()> {
+        Arc::downgrade(&self.open)
     }
 
     /// Both, in the order IPv4, IPv6.
@@ -211,6 +219,23 @@ pub(crate) mod tests {
         (packet[0], packet[3]) = (0x45, 20);
         let peer = data_path.route(routes.value(), &packet).ok().map(|(peer, _)| Arc::clone(peer));
         (device, peer.unwrap())
+    }
+
+    #[test]
+    fn sockets_count_as_closed_when_the_port_is_free_again() {
+        for _ in 0..200 {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let address = socket.local_addr().unwrap();
+            let sockets = Arc::new(UdpSockets::new(Some(socket.into()), None, gso()));
+            let until_closed = sockets.until_closed();
+            std::thread::scope(|scope| {
+                scope.spawn(move || drop(sockets));
+                while until_closed.strong_count() > 0 {
+                    std::hint::spin_loop();
+                }
+                UdpSocket::bind(address).unwrap();
+            });
+        }
     }
 
     #[test]

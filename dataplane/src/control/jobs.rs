@@ -272,7 +272,7 @@ impl Control {
     }
 
     fn replace_sockets(&mut self, sockets: UdpSockets) {
-        self.retiring = Arc::downgrade(self.shared.sockets.reader().value());
+        self.retiring = self.shared.sockets.reader().value().until_closed();
         if let Err(errno) = self.shared.replace_sockets(sockets) {
             tracing::error!(
                 "cannot watch the UDP sockets: {errno}; this is a fault, please report it"

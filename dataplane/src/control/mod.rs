@@ -24,7 +24,7 @@ use crate::secret;
 use crate::shared::{QueuedHandshake, Shared};
 use crate::start::Arguments;
 use crate::uapi::{ClientId, Operation, Server, UdpStatus};
-use crate::udp::{self, Source, UdpSockets};
+use crate::udp::{self, Source};
 use crate::vm_clock::VmClock;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::{TimeSpec, TimeValLike};
@@ -119,8 +119,8 @@ pub(crate) struct Control {
     probe: LinkProbe,
     sources: SourceCheck,
     jobs: VecDeque<Job>,
-    /// Sockets that were replaced, for as long as a worker still holds them.
-    retiring: Weak<UdpSockets>,
+    /// Sockets that were replaced, until they are closed: a worker may still hold them.
+    retiring: Weak<()>,
     awaiting: Option<Awaiting>,
     end: Option<End>,
     reporter: Reporter,
