@@ -9,9 +9,9 @@
 use crate::limits::MAX_DESCRIPTORS;
 use crate::report::State;
 use nix::Error as Errno;
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
-use std::io::IoSlice;
-use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Sends so many descriptors with one message, to where nobody reads it.
+pub type Send<'a> = &'a dyn Fn(usize) -> nix::Result<()>;
 
 /// Most descriptors that the kernel passes with one message (SCM_MAX_FD).
 const AT_ONCE: usize = 253;
@@ -23,25 +23,38 @@ const MESSAGES: usize = MAX_DESCRIPTORS as usize / AT_ONCE + 1;
 /// # Errors
 /// ETOOMANYREFS if others of that user had used the quota up before, without CAP_SYS_RESOURCE or
 /// CAP_SYS_ADMIN; as sendmsg(2).
-pub(crate) fn fill(unread: BorrowedFd<'_>) -> nix::Result<()> {
-    (0..MESSAGES).try_for_each(|_| send(unread, AT_ONCE))
+pub(crate) fn fill(send: Send<'_>) -> nix::Result<()> {
+    (0..MESSAGES).try_for_each(|_| send(AT_ONCE))
 }
 
 /// Whether the kernel refuses one more, once limit, user and capabilities are as they stay.
-pub(crate) fn is_full(unread: BorrowedFd<'_>) -> State {
-    match send(unread, 1) {
+pub(crate) fn is_full(send: Send<'_>) -> State {
+    match send(1) {
         Err(Errno::ETOOMANYREFS) => State::Applied,
         Ok(()) => State::Unsupported,
         Err(errno) => State::degraded(errno),
     }
 }
 
-/// Sends standard input, which is /dev/null, that many times.
-fn send(to: BorrowedFd<'_>, descriptors: usize) -> nix::Result<()> {
-    let descriptors = vec![0; descriptors];
-    let rights = [ControlMessage::ScmRights(&descriptors)];
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    sendmsg::<UnixAddr>(to.as_raw_fd(), &[IoSlice::new(&[0])], &rights, flags, None).map(drop)
-}
-
 const _: () = assert!(MESSAGES * AT_ONCE > MAX_DESCRIPTORS as usize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::Cell;
+
+    #[test]
+    fn more_is_sent_than_any_limit_and_only_a_full_quota_is_one() {
+        let sent = Cell::new(0);
+        let count = |descriptors| {
+            sent.set(sent.get() + descriptors);
+            Ok(())
+        };
+        fill(&count).unwrap();
+        assert!(sent.get() as u64 > MAX_DESCRIPTORS);
+        assert_eq!(fill(&|_| Err(Errno::EPERM)), Err(Errno::EPERM));
+        assert_eq!(is_full(&|_| Err(Errno::ETOOMANYREFS)), State::Applied);
+        assert_eq!(is_full(&|_| Err(Errno::EPERM)), State::degraded(Errno::EPERM));
+        assert_eq!(is_full(&|_| Ok(())), State::Unsupported);
+    }
+}

@@ -24,6 +24,7 @@ pub mod user;
 
 pub use caps::Capability;
 pub use grants::Grants;
+pub use in_flight::Send;
 pub use new_ports::NewPorts;
 pub use proof::{Tracer, untraceable, verify};
 pub use report::{Layer, Report, State};
@@ -102,11 +103,11 @@ pub fn become_non_dumpable() -> Result<(), Refused> {
 /// The dataplane's first half, in the helper's child: everything that needs privileges, and giving
 /// them up. Ends with no capability and no_new_privs; only executing the program is left to do.
 ///
-/// `user` is `None` where the launcher may not change it. `unread` is a unix socket that is closed when the
-/// program is executed, and whose other end the helper keeps and never reads. All layers are tried; see the
-/// report for those that the kernel refused.
+/// `user` is `None` where the launcher may not change it. `send` sends descriptors over a unix socket that is
+/// closed when the program is executed, and whose other end the helper keeps and never reads. All layers are
+/// tried; see the report for those that the kernel refused.
 #[must_use]
-pub fn prepare_dataplane(user: Option<(Uid, Gid)>, unread: BorrowedFd<'_>) -> Report {
+pub fn prepare_dataplane(user: Option<(Uid, Gid)>, send: Send<'_>) -> Report {
     let mut report = Report::default();
     report.note(Layer::Limits, limits::limit_dataplane().into());
     let entered = namespaces::enter();
@@ -115,7 +116,7 @@ pub fn prepare_dataplane(user: Option<(Uid, Gid)>, unread: BorrowedFd<'_>) -> Re
         // While there may be CAP_SETPCAP, which another uid has not. A user namespace begins with all anew.
         drop_bounding_set(&mut report);
         // No other user can be chosen inside a user namespace without a map.
-        take_user(&mut report, user, unread);
+        take_user(&mut report, user, send);
         let entered = namespaces::enter_with_user_namespace();
         report.note(Layer::Namespaces, entered.into());
         report.note(Layer::UserNamespace, entered.into());
@@ -131,11 +132,11 @@ pub fn prepare_dataplane(user: Option<(Uid, Gid)>, unread: BorrowedFd<'_>) -> Re
     };
     report.note(Layer::EmptyRoot, empty_root);
     if report.state(Layer::User) == State::Absent {
-        take_user(&mut report, user, unread);
+        take_user(&mut report, user, send);
     }
     report.note(Layer::Capabilities, capabilities::clear_all().into());
     if report.state(Layer::NoDescriptorsOut) == State::Applied {
-        report.note(Layer::NoDescriptorsOut, in_flight::is_full(unread));
+        report.note(Layer::NoDescriptorsOut, in_flight::is_full(send));
     }
     report.note(Layer::NoNewPrivs, sys::set_no_new_privs().into());
     report
@@ -149,10 +150,10 @@ fn drop_bounding_set(report: &mut Report) {
 
 /// Takes the user, and uses up the quota of descriptors in flight, which is the user's: if it were shared with
 /// the launcher's programs, these would lose it too.
-fn take_user(report: &mut Report, user: Option<(Uid, Gid)>, unread: BorrowedFd<'_>) {
+fn take_user(report: &mut Report, user: Option<(Uid, Gid)>, send: Send<'_>) {
     let mut filled = Err(nix::Error::EPERM);
     let taken = user.map_or(State::degraded(nix::Error::EPERM), |(uid, gid)| {
-        user::become_user(uid, gid, || filled = in_flight::fill(unread)).into()
+        user::become_user(uid, gid, || filled = in_flight::fill(send)).into()
     });
     report.note(Layer::User, taken);
     report.note(Layer::NoDescriptorsOut, filled.into());

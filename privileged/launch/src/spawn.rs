@@ -6,14 +6,16 @@ use core::convert::Infallible;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socketpair,
+};
 use nix::sys::wait::waitpid;
 use nix::unistd::{
     ForkResult, Gid, Pid, Uid, chdir, execveat, getegid, geteuid, pipe2, setsid, write,
 };
 use std::ffi::CString;
 use std::fs::{File, OpenOptions, metadata};
-use std::io::{PipeReader, Read};
+use std::io::{IoSlice, PipeReader, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -187,11 +189,19 @@ impl Child {
         kept.extend(vm_clock.is_some().then_some(VM_CLOCK));
         let kept: Vec<_> = kept.into_iter().map(i32::cast_unsigned).collect();
         wgsep_policy::close_inherited_descriptors(&kept)?;
-        let report = wgsep_policy::prepare_dataplane(user, unread.as_fd());
+        let report = wgsep_policy::prepare_dataplane(user, &|count| send_null(unread, count));
         write(outcome, &report.to_bytes().concat())?;
         let no_environment: [CString; 0] = [];
         execveat(program, c"", words, &no_environment, AtFlags::AT_EMPTY_PATH)
     }
+}
+
+/// Sends standard input, which is /dev/null, so many times with one message.
+fn send_null(to: &OwnedFd, count: usize) -> nix::Result<()> {
+    let descriptors = vec![0; count];
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    sendmsg::<UnixAddr>(to.as_raw_fd(), &[IoSlice::new(&[0])], &rights, flags, None).map(drop)
 }
 
 /// The child's report; then nothing if it was executed, or the errno if it was not.
