@@ -135,6 +135,11 @@ pub fn prepare_dataplane(user: Option<(Uid, Gid)>, send: Send<'_>) -> Report {
         take_user(&mut report, user, send);
     }
     report.note(Layer::Capabilities, capabilities::clear_all().into());
+    // Not before the quota is full: as long as the limit is high, others of the same user may have theirs too.
+    let few = limits::limit_descriptors();
+    if report.state(Layer::Limits) == State::Applied {
+        report.note(Layer::Limits, few.into());
+    }
     if report.state(Layer::NoDescriptorsOut) == State::Applied {
         report.note(Layer::NoDescriptorsOut, in_flight::is_full(send));
     }

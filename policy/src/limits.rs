@@ -26,15 +26,14 @@ pub fn no_core() -> nix::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)
 }
 
-/// What the dataplane lives with from before it is executed: no core file, few descriptors, and, as
-/// far as the launcher's privileges allow, room for its secrets in memory that is never swapped.
+/// What the dataplane lives with from before it is executed, and may take privileges: no core file, and, as far
+/// as the launcher's allow, room for its secrets in memory that is never swapped.
 ///
 /// # Errors
 /// As setrlimit(2).
 pub fn limit_dataplane() -> nix::Result<()> {
     no_core()?;
-    allow_locked_memory()?;
-    limit_descriptors()
+    allow_locked_memory()
 }
 
 /// Lets files grow as far as the launcher's limit allows, which secret memory has to; returns the limit.
@@ -62,7 +61,10 @@ pub fn allow_descriptors() -> nix::Result<u64> {
 }
 
 /// Limits this process to [`MAX_DESCRIPTORS`], or to what [`allow_descriptors`] has left it.
-fn limit_descriptors() -> nix::Result<()> {
+///
+/// # Errors
+/// As setrlimit(2).
+pub fn limit_descriptors() -> nix::Result<()> {
     set_descriptors(descriptors().min(MAX_DESCRIPTORS))
 }
 

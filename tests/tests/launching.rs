@@ -607,6 +607,22 @@ fn attack_13_strict_mode_refuses_each_of_these_and_names_the_layers() {
     }
 }
 
+/// The quota of descriptors in flight is the account's. Without either capability nobody exceeds it.
+#[test]
+fn attack_05_daemons_that_share_an_account_each_keep_the_dataplane_from_sending_descriptors() {
+    require!(Wgsep);
+    let around = ["setpriv", "--bounding-set=-sys_admin,-sys_resource"];
+    let daemons = std::iter::repeat_with(|| {
+        let mut launch = Launch::new(Programs::new(), &around, &[], "ulimit -n 4096");
+        launch.command.args(["--user", "daemon"]);
+        launch.start()
+    });
+    let launched: Vec<_> = daemons.take(3).collect();
+    for launched in &launched {
+        assert_said(&launched.reports()[0], &["user=applied", "no-fd-out=applied"]);
+    }
+}
+
 /// As in a container that has no file but the two programs.
 #[test]
 fn without_a_list_of_accounts_the_dataplane_gets_an_unallocated_uid() {
