@@ -184,7 +184,7 @@ fn attack_11_a_report_that_the_helper_did_not_write_is_not_believed_followed_or_
     for (script, reason) in [
         ("mkfifo -m 0644 $0", "no regular file"),
         ("mkdir $0", "no regular file"),
-        ("ln -s $0-fake $0", "symbolic link"),
+        ("ln -s $0-fake $0", "ymbolic link"),
         ("cp $0-fake $0; chown 61001 $0", "uid 61001's"),
         ("head -c 20000 /dev/zero >$0", "longer than"),
         ("truncate -s 1T $0", "longer than"),

@@ -260,22 +260,25 @@ fn a_namespace_that_is_not_there_or_may_not_be_entered_is_one_clear_line() {
     }
 }
 
+/// Where a daemon finds the socket that it is given; past all that this process has open.
+const GIVEN: i32 = 70;
+
 /// Puts a descriptor where the daemon will look for it.
-fn place_at_seven(number: i32) -> std::io::Result<()> {
-    // SAFETY: plain integers; this process, which is about to execute another program, owns no object at 7.
-    Ok(Errno::result(unsafe { libc::dup2(number, 7) }).map(drop)?)
+fn give(number: i32) -> std::io::Result<()> {
+    // SAFETY: plain integers; this process, which is about to execute another program, owns no object there.
+    Ok(Errno::result(unsafe { libc::dup2(number, GIVEN) }).map(drop)?)
 }
 
 /// Starts a daemon in the foreground on a socket that is bound at `path`, and waits until it serves.
 fn on_a_socket(netns: &Netns, interface: &str, path: &Path) -> Process {
     let listener = UnixListener::bind(path).unwrap();
     let mut command = netns.command(wgsep_program("wgsep"));
-    command.args(["--foreground", interface]).env("WG_UAPI_FD", "7");
+    command.args(["--foreground", interface]).env("WG_UAPI_FD", GIVEN.to_string());
     let number = listener.as_raw_fd();
     // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are allowed: it
     // makes one, with plain integers.
     unsafe {
-        command.pre_exec(move || place_at_seven(number));
+        command.pre_exec(move || give(number));
     }
     let process = Process::spawn(command, "wgsep on a socket that it was given");
     wait::until("it has started", LIMIT, || process.log().contains("started: "));
