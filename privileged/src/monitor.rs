@@ -125,6 +125,9 @@ impl Monitor {
         }
         let wait = wait.min(until_ping).min(self.log.check_budget());
         let delay = self.requests.back_pressure();
+        // A request that was held back is received already, so the channel need not become readable.
+        let is_due = delay.is_none() && self.requests.is_held();
+        let wait = if is_due { Duration::ZERO } else { wait.min(delay.unwrap_or(wait)) };
         let pidfd = self.process.pidfd.as_fd();
         // Requests beyond the rate stay where they are.
         let channel = if delay.is_none() { self.requests.as_fd() } else { pidfd };
@@ -138,7 +141,7 @@ impl Monitor {
             pidfd,
             channel,
         ];
-        let polled = poll(sources, wait.min(delay.unwrap_or(wait)));
+        let polled = poll(sources, wait);
         let [uevent, kernel_line, log, signal, watch, died, asked] = match polled {
             Ok(polled) => polled,
             Err(error) => return Break(End::Failed(FAILURE, error.to_string())),
@@ -161,7 +164,7 @@ impl Monitor {
                 Change::Unsafe(line) => return Break(End::Failed(FAILURE, line)),
             }
         }
-        if (asked || self.requests.is_held()) && delay.is_none() {
+        if is_due || (asked && delay.is_none()) {
             match self.requests.serve() {
                 Served::Answered => {
                     self.tell_missing_gro();

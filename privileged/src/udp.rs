@@ -126,11 +126,11 @@ impl UdpSockets {
 }
 
 impl Drop for UdpSockets {
-    /// Whoever keeps a duplicate neither sends with it from now on nor receives, but for what waits in its
-    /// buffer. The port stays bound.
+    /// Makes duplicates useless: a dataplane that keeps one can neither send nor receive through it, except
+    /// for what is in its receive buffer. The port stays bound.
     fn drop(&mut self) {
         for socket in self.families().into_iter().flatten() {
-            // ENOTCONN, and no sends all the same.
+            // It returns ENOTCONN, and sends fail from then on all the same.
             let _not_connected = shutdown(socket.as_raw_fd(), Shutdown::Write);
             let _without_filters = sys::reject_packets(socket);
         }

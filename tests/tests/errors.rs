@@ -39,7 +39,7 @@ const BREACH: &str = "helper's `the dataplane broke the contract and was killed:
 const AUDIT: &str = "the audit's table, where a finding has a remedy of its own";
 
 /// What stands in a line of another place, which has the remedy; and where that is.
-const PARTS: [(&str, &str); 26] = [
+const PARTS: [(&str, &str); 27] = [
     (", ", "between the members of a list"),
     ("{line}", "the line of an error, as it is"),
     (
@@ -55,6 +55,7 @@ const PARTS: [(&str, &str); 26] = [
         "before the line of control/port.rs, which has the remedy",
     ),
     ("a flood of requests", BREACH),
+    ("Pong without a ping", BREACH),
     ("a second Sealed", BREACH),
     ("it closed its channel or its log", BREACH),
     ("it does not read its replies", BREACH),
