@@ -56,9 +56,11 @@ endif
 # line tables of ours, of the crates, of the standard library, and of ring's C and assembly.
 CARGO_HOME ?= $(HOME)/.cargo
 RUST_LIBRARY = $(shell rustc --print sysroot 2>/dev/null)/lib/rustlib/src/rust
-REPRODUCIBLE = CFLAGS='$(strip $(CFLAGS) -ffile-prefix-map=$(CARGO_HOME)=/cargo -ffile-prefix-map=$(CARGO_TARGET_DIR)=/target)' \
-	RUSTFLAGS='$(strip $(RUSTFLAGS) --remap-path-prefix=$(CARGO_HOME)=/cargo --remap-path-prefix=$(RUST_LIBRARY)=/rust \
-	--remap-path-prefix=$(CURDIR)=/wgsep --remap-path-prefix=$(CARGO_TARGET_DIR)=/target)'
+# Each place by its name and, where that leads through a symbolic link, by its own.
+MAPPED = $(foreach place,$(CARGO_HOME)=/cargo $(CURDIR)=/wgsep $(CARGO_TARGET_DIR)=/target, \
+	$(sort $(place) $(addsuffix =$(lastword $(subst =, ,$(place))),$(realpath $(firstword $(subst =, ,$(place)))))))
+REPRODUCIBLE = CFLAGS='$(strip $(CFLAGS) $(addprefix -ffile-prefix-map=,$(MAPPED)))' \
+	RUSTFLAGS='$(strip $(RUSTFLAGS) $(addprefix --remap-path-prefix=,$(RUST_LIBRARY)=/rust $(MAPPED)))'
 
 # What both programs and the package call this build. Only another commit changes it, so that cargo builds
 # nothing anew without need. bin/dist/check-tools says why it is empty where it is.
@@ -66,13 +68,12 @@ ifndef WGSEP_VERSION
 WGSEP_VERSION := $(shell bin/dist/version 2>/dev/null)
 endif
 export WGSEP_VERSION
-# The time that all files of the package have: that of the commit, too.
+# The time that all files of the package have: that of the commit, too. Only for what makes the package:
+# ring would be compiled anew with each.
 ifndef SOURCE_DATE_EPOCH
 SOURCE_DATE_EPOCH := $(shell bin/dist/version date 2>/dev/null)
 endif
-ifneq ($(SOURCE_DATE_EPOCH),)
-export SOURCE_DATE_EPOCH
-endif
+DATED = $(addprefix SOURCE_DATE_EPOCH=,$(SOURCE_DATE_EPOCH))
 # The version of the programs in WGSEP_BIN_DIR, which the package has to be of.
 BUILT_VERSION = $(WGSEP_BIN_DIR)/wgsep.version
 
@@ -118,7 +119,7 @@ install: build
 	install -m 644 bin/dist/wgsep-sandbox.7 $(DESTDIR)$(MANDIR)/man7
 	install -m 644 README.md SECURITY.md CHANGELOG.md LICENSE $(DESTDIR)$(DOCDIR)
 	TARGET=$(TARGET) bin/dist/licences wgsep wgsep-dataplane-bin >$(DESTDIR)$(DOCDIR)/LICENCES-OF-CRATES
-	TARGET=$(TARGET) DATAPLANE_FLAGS='$(DATAPLANE_FLAGS)' bin/dist/sbom "$$(cat $(BUILT_VERSION))" >$(DESTDIR)$(DOCDIR)/wgsep.cdx.json
+	$(DATED) TARGET=$(TARGET) DATAPLANE_FLAGS='$(DATAPLANE_FLAGS)' bin/dist/sbom "$$(cat $(BUILT_VERSION))" >$(DESTDIR)$(DOCDIR)/wgsep.cdx.json
 	sed -e 's|@SBINDIR@|$(SBINDIR)|' -e 's|@LIBEXECDIR@|$(LIBEXECDIR)|' \
 		bin/dist/wgsep@.service.in >$(DESTDIR)$(UNITDIR)/wgsep@.service
 	install -m 644 bin/dist/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/wgsep.conf
@@ -135,10 +136,10 @@ deb: build
 	rm -rf $(STAGE)
 	umask 022 && $(MAKE) --no-print-directory --old-file=build install PREFIX=/usr DESTDIR=$(STAGE)
 	$(CROSS)strip --strip-unneeded $(STAGE)/usr/sbin/wgsep $(STAGE)/usr/libexec/wgsep/wgsep-dataplane
-	bin/dist/build-deb $(STAGE) $(DEBDIR) "$$(cat $(BUILT_VERSION))" $(TARGET)
+	$(DATED) bin/dist/build-deb $(STAGE) $(DEBDIR) "$$(cat $(BUILT_VERSION))" $(TARGET)
 
 reproducible: deb
-	tests/reproducible.sh
+	$(DATED) tests/reproducible.sh
 
 demo: system-packages
 	@$(MAKE) --no-print-directory build

@@ -9,7 +9,6 @@ target=${CARGO_TARGET_DIR:-$PWD/target}
 elsewhere=$target/reproducible/of/a/longer/path
 rm -rf --one-file-system "$target/reproducible"
 mkdir -p "$elsewhere/tree"
-trap 'rm -rf --one-file-system "$target/reproducible"' EXIT
 git ls-files -z | xargs -0 cp --parents --target-directory "$elsewhere/tree"
 ln -s "${CARGO_HOME:-$HOME/.cargo}" "$elsewhere/cargo"
 
@@ -32,4 +31,6 @@ for file in release/wgsep release/wgsep-dataplane "$(basename "$target"/wgsep_*_
 		failed=1
 	fi
 done
+# What differs is left to be looked at.
+[ "$failed" = 1 ] || rm -rf --one-file-system "$target/reproducible"
 exit "$failed"
