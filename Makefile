@@ -122,6 +122,8 @@ install: build
 	$(DATED) TARGET=$(TARGET) DATAPLANE_FLAGS='$(DATAPLANE_FLAGS)' bin/dist/sbom "$$(cat $(BUILT_VERSION))" >$(DESTDIR)$(DOCDIR)/wgsep.cdx.json
 	sed -e 's|@SBINDIR@|$(SBINDIR)|' -e 's|@LIBEXECDIR@|$(LIBEXECDIR)|' \
 		bin/dist/wgsep@.service.in >$(DESTDIR)$(UNITDIR)/wgsep@.service
+	@# What a redirection makes has the mode of the umask, or of what an earlier install left.
+	chmod 644 $(DESTDIR)$(DOCDIR)/LICENCES-OF-CRATES $(DESTDIR)$(UNITDIR)/wgsep@.service
 	install -m 644 bin/dist/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/wgsep.conf
 	install -m 644 bin/dist/tmpfiles.conf $(DESTDIR)$(TMPFILESDIR)/wgsep.conf
 	install -m 644 bin/dist/completions/wgsep.bash \

@@ -1,0 +1,52 @@
+//! What `make install` leaves under the umask of a careful administrator.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::process::Command;
+
+use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::process::run;
+use wgsep_tests::scratch::Scratch;
+use wgsep_tests::require;
+
+/// Installs the programs as they are under a prefix, without building them.
+fn install(umask: &str, prefix: &Path) {
+    let built = wgsep_program("wgsep");
+    let mut make = Command::new("sh");
+    make.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).arg("-c").arg(format!(
+        "umask {umask} && exec make --no-print-directory --old-file=build install PREFIX={}",
+        prefix.display()
+    ));
+    make.env("CARGO_TARGET_DIR", built.ancestors().nth(2).unwrap());
+    run(make.env("WGSEP_BIN_DIR", built.parent().unwrap()).env_remove("MAKEFLAGS"));
+}
+
+/// Every file and directory of an installation, with its permissions.
+fn modes(prefix: &Path) -> Vec<String> {
+    let listing =
+        run(Command::new("find").arg(prefix).args(["-mindepth", "1", "-printf", "%P %m\n"]));
+    let mut modes: Vec<_> = listing.lines().map(str::to_owned).collect();
+    modes.sort();
+    modes
+}
+
+#[test]
+fn the_modes_of_what_is_installed_do_not_depend_on_the_umask() {
+    require!(Wgsep);
+    let scratch = Scratch::new();
+    let [usual, strict] = ["usual", "strict"].map(|name| scratch.join(name));
+    install("022", &usual);
+    let expected = modes(&usual);
+    assert!(expected.contains(&"lib/systemd/system/wgsep@.service 644".to_owned()), "{expected:?}");
+    assert!(
+        expected.contains(&"share/doc/wgsep/LICENCES-OF-CRATES 644".to_owned()),
+        "{expected:?}"
+    );
+    install("077", &strict);
+    assert_eq!(modes(&strict), expected);
+    // Over an installation that was spoilt.
+    run(Command::new("find").arg(&strict).args(["-type", "f", "-exec", "chmod", "600", "{}", "+"]));
+    install("022", &strict);
+    assert_eq!(modes(&strict), expected);
+}
