@@ -114,7 +114,7 @@ install: build
 	@# Not to be read: a user who starts the helper by a file capability owns the user namespace that
 	@# the dataplane is in, and could trace it if its program were readable (SECURITY.md).
 	install -m 711 $(WGSEP_BIN_DIR)/wgsep-dataplane $(DESTDIR)$(LIBEXECDIR)
-	install -m 755 bin/dist/configure bin/dist/prometheus $(DESTDIR)$(LIBEXECDIR)
+	install -m 755 bin/dist/configure $(DESTDIR)$(LIBEXECDIR)
 	install -m 644 bin/dist/wgsep.8 $(DESTDIR)$(MANDIR)/man8
 	install -m 644 bin/dist/wgsep-sandbox.7 $(DESTDIR)$(MANDIR)/man7
 	install -m 644 README.md SECURITY.md CHANGELOG.md LICENSE $(DESTDIR)$(DOCDIR)
@@ -122,8 +122,10 @@ install: build
 	$(DATED) TARGET=$(TARGET) DATAPLANE_FLAGS='$(DATAPLANE_FLAGS)' bin/dist/sbom "$$(cat $(BUILT_VERSION))" >$(DESTDIR)$(DOCDIR)/wgsep.cdx.json
 	sed -e 's|@SBINDIR@|$(SBINDIR)|' -e 's|@LIBEXECDIR@|$(LIBEXECDIR)|' \
 		bin/dist/wgsep@.service.in >$(DESTDIR)$(UNITDIR)/wgsep@.service
+	sed -e 's|@SBINDIR@|$(SBINDIR)|' bin/dist/prometheus.in >$(DESTDIR)$(LIBEXECDIR)/prometheus
 	@# What a redirection makes has the mode of the umask, or of what an earlier install left.
 	chmod 644 $(DESTDIR)$(DOCDIR)/LICENCES-OF-CRATES $(DESTDIR)$(UNITDIR)/wgsep@.service
+	chmod 755 $(DESTDIR)$(LIBEXECDIR)/prometheus
 	install -m 644 bin/dist/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/wgsep.conf
 	install -m 644 bin/dist/tmpfiles.conf $(DESTDIR)$(TMPFILESDIR)/wgsep.conf
 	install -m 644 bin/dist/completions/wgsep.bash \

@@ -43,6 +43,20 @@ impl Scratch {
         let mut install = Command::new("install");
         run(install.args(["-m", "755"]).arg(wgsep_program(program)).arg(self.join(name)));
     }
+
+    /// Puts a script of bin/dist here, as `make install` installs it beside the programs under test.
+    ///
+    /// By a process of its own, for the reason that [`Scratch::install`] has one.
+    #[track_caller]
+    #[must_use]
+    pub fn install_script(&self, name: &str) -> PathBuf {
+        let (template, to) = (format!("../bin/dist/{name}.in"), self.join(name));
+        let template = Path::new(env!("CARGO_MANIFEST_DIR")).join(template);
+        let programs = wgsep_program("wgsep").parent().map(Path::to_path_buf).unwrap_or_default();
+        let line = "sed \"s|@SBINDIR@|$1|\" \"$2\" >\"$3\" && chmod 755 \"$3\"";
+        run(Command::new("sh").args(["-c", line, "sh"]).args([&programs, &template, &to]));
+        to
+    }
 }
 
 impl Default for Scratch {

@@ -1,14 +1,17 @@
-//! What `make install` leaves under the umask of a careful administrator.
+//! What `make install` leaves under the umask of a careful administrator, and that it runs where cron does.
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use wgsep_tests::daemon::Daemon;
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::netns::Netns;
 use wgsep_tests::process::run;
 use wgsep_tests::scratch::Scratch;
-use wgsep_tests::require;
+use wgsep_tests::{readme, require};
 
 /// Installs the programs as they are under a prefix, without building them.
 fn install(umask: &str, prefix: &Path) {
@@ -49,4 +52,26 @@ fn the_modes_of_what_is_installed_do_not_depend_on_the_umask() {
     run(Command::new("find").arg(&strict).args(["-type", "f", "-exec", "chmod", "600", "{}", "+"]));
     install("022", &strict);
     assert_eq!(modes(&strict), expected);
+}
+
+/// README's line, as cron runs it: with neither sbin nor anything else of a shell's environment.
+#[test]
+fn the_line_of_readme_for_cron_writes_samples() {
+    require!(Wgsep);
+    let (scratch, netns) = (Scratch::new(), Netns::new());
+    install("022", &scratch);
+    let daemon = Daemon::start(Wgsep, &netns);
+    let block = readme::block("### With Prometheus");
+    let [line] = &block[..] else { panic!("{block:?}") };
+    let line = line.strip_prefix("* * * * * root ").unwrap();
+    let line = line
+        .replace("/usr/libexec", &scratch.join("libexec").display().to_string())
+        .replace("/var/lib/prometheus/node-exporter", &scratch.display().to_string())
+        .replace("wg0", &daemon.interface);
+    let mut cron = netns.command("/bin/sh");
+    cron.current_dir("/root").arg("-c").arg(line).env_clear();
+    run(cron.env("PATH", "/usr/bin:/bin").env("HOME", "/root").env("SHELL", "/bin/sh"));
+    let text = fs::read_to_string(scratch.join("wgsep.prom")).unwrap();
+    let up = format!("wgsep_up{{interface=\"{}\"}} 1", daemon.interface);
+    assert!(text.lines().any(|line| line == up), "{text}");
 }

@@ -109,11 +109,9 @@ fn it_is_in_the_log_the_statistics_the_status_and_the_reply_until_it_is_regained
 
 /// The value of the series that tells of the port.
 fn samples(daemon: &Daemon) -> String {
-    let mut command = daemon.netns.command(script("prometheus"));
-    let programs = wgsep_program("wgsep").parent().unwrap().display().to_string();
-    command.arg(&daemon.interface);
-    command.env("PATH", format!("{programs}:{}", std::env::var("PATH").unwrap()));
-    let text = run(&mut command);
+    let scratch = Scratch::new();
+    let mut command = daemon.netns.command(scratch.install_script("prometheus"));
+    let text = run(command.arg(&daemon.interface));
     let series = format!("wgsep_udp_port_refused{{interface=\"{}\"}} ", daemon.interface);
     text.lines().find_map(|line| line.strip_prefix(&series)).unwrap().to_owned()
 }

@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::{IpAddr, UdpSocket};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use wgsep_tests::implementation::Implementation::{Wgsep, WireguardGo};
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{Family, Side};
 use wgsep_tests::netns::Netns;
-use wgsep_tests::process::{output, run};
+use wgsep_tests::process::{output, run, stop};
+use wgsep_tests::scratch::Scratch;
 use wgsep_tests::traffic::until_ping;
 use wgsep_tests::tunnel::{End, Plan, Tunnel};
 use wgsep_tests::uapi::Uapi;
@@ -209,29 +211,82 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
     samples
 }
 
+/// What cron has.
+const PATH_OF_CRON: &str = "/usr/bin:/bin";
+
 #[test]
 fn the_script_for_the_node_exporter_writes_what_prometheus_reads() {
     require!(Wgsep);
-    let netns = Netns::new();
+    let (netns, scratch) = (Netns::new(), Scratch::new());
     let daemons = [(); 2].map(|()| Daemon::start(Wgsep, &netns));
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin/dist/prometheus");
-    let mut command = netns.command(script);
+    let mut command = netns.command(scratch.install_script("prometheus"));
     command.args(daemons.iter().map(|daemon| &daemon.interface));
-    let directory = wgsep_program("wgsep").parent().unwrap().display().to_string();
-    command.env("PATH", format!("{directory}:{}", std::env::var("PATH").unwrap()));
-    let text = run(&mut command);
+    // Twice the same sample, and Prometheus reads nothing of it.
+    command.arg(&daemons[0].interface);
+    let text = run(command.env_clear().env("PATH", PATH_OF_CRON));
     let samples = samples(&text);
-    assert_eq!(samples.len(), 2 * (DropCause::ALL.len() + 7), "{text}");
+    assert_eq!(samples.len(), 2 * (DropCause::ALL.len() + 8), "{text}");
     for daemon in &daemons {
         let labels = format!("interface=\"{}\"", daemon.interface);
+        assert_eq!(samples.get(&format!("wgsep_up{{{labels}}}")), Some(&1.0), "{text}");
         let drops = format!("wgsep_dropped_packets_total{{{labels},cause=\"no_peer\"}}");
         assert_eq!(samples.get(&drops), Some(&0.0), "{text}");
         let offload = format!("wgsep_offload_in_use{{{labels},offload=\"udp_gso\"}}");
         assert!(samples.contains_key(&offload), "{text}");
     }
-    let nobody = output(Command::new("sh").arg("-c").arg(format!(
-        "PATH={directory}:$PATH {} nobody0",
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin/dist/prometheus").display()
-    )));
-    assert!(!nobody.status.success() && nobody.stdout.is_empty(), "{nobody:?}");
+}
+
+/// One that is not there, and one that hangs.
+#[test]
+fn an_interface_that_does_not_answer_costs_the_others_no_sample() {
+    require!(Wgsep);
+    let (netns, scratch) = (Netns::new(), Scratch::new());
+    let [served, hanging] = [(); 2].map(|()| Daemon::start(Wgsep, &netns));
+    let nobody = unique_interface();
+    stop(hanging.dataplane());
+    let mut command = netns.command(scratch.install_script("prometheus"));
+    command.args([&nobody, &hanging.interface, &served.interface]);
+    let printed = output(command.env_clear().env("PATH", PATH_OF_CRON));
+    let (text, reasons) =
+        (String::from_utf8_lossy(&printed.stdout), String::from_utf8_lossy(&printed.stderr));
+    assert!(printed.status.success(), "{printed:?}");
+    let samples = samples(&text);
+    assert_eq!(samples.len(), DropCause::ALL.len() + 8 + 2, "{text}");
+    for (interface, up) in [(&served.interface, 1.0), (&hanging.interface, 0.0), (&nobody, 0.0)] {
+        let series = format!("wgsep_up{{interface=\"{interface}\"}}");
+        assert_eq!(samples.get(&series), Some(&up), "{text}");
+        let reason = reasons.lines().filter(|line| line.contains(interface)).count();
+        assert_eq!(reason, usize::from(up == 0.0), "{reasons}");
+    }
+}
+
+#[test]
+fn the_script_for_the_node_exporter_replaces_its_file_at_once() {
+    require!(Wgsep);
+    let (netns, scratch, collector) = (Netns::new(), Scratch::new(), Scratch::new());
+    let daemon = Daemon::start(Wgsep, &netns);
+    let (script, file) = (scratch.install_script("prometheus"), collector.join("wgsep.prom"));
+    fs::write(&file, "before").unwrap();
+    // Were it written in place, this would see it.
+    let before = fs::File::open(&file).unwrap();
+    let write = |path: &str| {
+        let mut command = netns.command("/bin/sh");
+        command.args(["-c", "umask 077; exec \"$@\"", "sh"]).arg(&script).arg("--output");
+        command.arg(&file).arg(&daemon.interface).env("PATH", path);
+        output(&mut command)
+    };
+    // As when the file system is full.
+    let broken = scratch.join("bin");
+    fs::create_dir(&broken).unwrap();
+    run(Command::new("ln").args(["-s", "/bin/false"]).arg(broken.join("jq")));
+    let failed = write(&format!("{}:{PATH_OF_CRON}", broken.display()));
+    assert_eq!(failed.status.code(), Some(1), "{failed:?}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "before");
+    let written = write(PATH_OF_CRON);
+    assert!(written.status.success() && written.stdout.is_empty(), "{written:?}");
+    assert_eq!(std::io::read_to_string(before).unwrap(), "before");
+    assert!(!samples(&fs::read_to_string(&file).unwrap()).is_empty());
+    // node_exporter is not root.
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
+    assert_eq!(fs::read_dir(&*collector).unwrap().count(), 1, "something is left");
 }
