@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cache;
+use crate::implementation::wgsep_program;
 use crate::netns::Netns;
 use crate::process::{self, Process};
 use crate::{procfs, wait};
@@ -20,6 +21,32 @@ const BOOT_LIMIT: Duration = Duration::from_secs(30);
 /// What systemd-nspawn keeps from its machines by default and a real one has.
 const SYSTEM_CALLS: &str =
     "landlock_create_ruleset landlock_add_rule landlock_restrict_self memfd_secret";
+
+/// Builds the Debian package of the programs as they are, without building those, into a directory.
+///
+/// # Panics
+///
+/// When it cannot be built.
+#[track_caller]
+#[must_use]
+pub fn package(directory: &Path) -> PathBuf {
+    let built = wgsep_program("wgsep");
+    let Some(target) = built.ancestors().nth(2) else {
+        panic!("{} is in no target", built.display());
+    };
+    let mut make = Command::new("make");
+    make.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    make.args(["--no-print-directory", "--old-file=build", "deb"]);
+    make.arg(format!("DEBDIR={}", directory.display()));
+    process::run(make.env("CARGO_TARGET_DIR", target).env_remove("MAKEFLAGS"));
+    let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let package =
+        files.map(|entry| entry.path()).find(|path| path.extension() == Some("deb".as_ref()));
+    match package {
+        Some(package) => package,
+        None => panic!("no package in {}", directory.display()),
+    }
+}
 
 /// A running machine; all that runs in it is killed when dropped, and what it wrote is forgotten.
 #[derive(Debug)]

@@ -4,30 +4,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-use wgsep_tests::implementation::wgsep_program;
-use wgsep_tests::machine::Machine;
+use wgsep_tests::machine::{Machine, package};
 use wgsep_tests::netns::Netns;
-use wgsep_tests::process::run;
 use wgsep_tests::require_root;
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::skip::skip;
 use wgsep_tests::wg::KeyPair;
-
-/// Builds the package of the programs as they are.
-fn package(scratch: &Scratch) -> PathBuf {
-    let built = wgsep_program("wgsep");
-    let target = built.ancestors().nth(2).unwrap();
-    let mut make = Command::new("make");
-    make.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-    make.args(["--no-print-directory", "--old-file=build", "deb"]);
-    make.arg(format!("DEBDIR={}", scratch.display()));
-    run(make.env("CARGO_TARGET_DIR", target).env_remove("MAKEFLAGS"));
-    let files = fs::read_dir(&**scratch).unwrap().map(|entry| entry.unwrap().path());
-    files.into_iter().find(|path| path.extension().is_some_and(|end| end == "deb")).unwrap()
-}
 
 fn configuration(path: &Path, endpoint: &str) {
     let [ours, theirs] = [KeyPair::generate(), KeyPair::generate()];
