@@ -3,24 +3,20 @@
 //!
 //! This runs while there may be hostile bytes, and is what they reach, through `ipc` and into `journal`.
 //! What comes before hears only the operator, and is the crate `launch`. It holds no key and sees no
-//! packet. Read it in the order in which it runs: [`Unsealed::seal`], `monitor`, `requests`, `udp`,
-//! `generation`, `socket_file`; `sys` has all the unsafe code.
+//! packet. Read it in the order in which it runs: [`Unsealed::seal`], `monitor`, `requests`, `udp`; `sys` has
+//! all the unsafe code. What it observes of the host is in the crate `host`.
 
-mod error;
-mod generation;
 mod monitor;
-mod poll;
 mod requests;
-mod socket_file;
 mod sys;
 mod udp;
 
-pub use error::{Error, Result, Step};
-pub use generation::{Generation, kernel_log_number};
 pub use monitor::{Monitor, Process};
 #[cfg(feature = "fuzzing")]
 pub use requests::{Requests, Served};
-pub use socket_file::{DIRECTORY, OwnFile, SocketFile, objection};
+pub use wgsep_host::{
+    DIRECTORY, Error, Generation, OwnFile, Result, SocketFile, Step, kernel_log_number, objection,
+};
 pub use wgsep_policy::Grants;
 
 use nix::sys::signalfd::SignalFd;

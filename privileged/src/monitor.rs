@@ -1,10 +1,6 @@
 //! Serving the dataplane until one of the two ends.
 
-use crate::error::{BREACH, Error, FAILURE, Result};
-use crate::generation::Generation;
-use crate::poll::poll;
 use crate::requests::{Requests, Served};
-use crate::socket_file::{Change, SocketFile};
 use crate::sys;
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
@@ -12,6 +8,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
+use wgsep_host::{BREACH, Change, Error, FAILURE, Generation, Result, SocketFile, poll};
 use wgsep_ipc::{LogLevel, Notice, SealReport};
 use wgsep_journal::{Level, Log, ServiceManager};
 

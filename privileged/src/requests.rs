@@ -3,11 +3,11 @@
 //! What may be asked depends on the phase; [`permit`] is the whole table. Anything else is a violation,
 //! of which the dataplane dies.
 
-use crate::poll::poll;
 use crate::udp::{UdpOptions, UdpSockets};
 use nix::errno::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
+use wgsep_host::poll;
 use wgsep_ipc::{Channel, Error, Notice, Received, Reply, Request, SealReport};
 use wgsep_policy::{Grants, NewPorts, described, remedy};
 

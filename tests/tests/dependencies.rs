@@ -75,13 +75,14 @@ fn the_confinement_links_only_bindings_to_the_system() {
 }
 
 /// Each crate of the workspace, and those of its siblings that it may use.
-const DIRECTIONS: [(&str, &[&str]); 13] = [
+const DIRECTIONS: [(&str, &[&str]); 14] = [
     // The audit names capabilities, and gives up its own.
     ("wgsep", &["wgsep-policy", "wgsep-launch"]),
     ("wgsep-dataplane-bin", &["wgsep-dataplane"]),
     // What runs before there is a dataplane hands over to what talks to it, and is not called back.
     ("wgsep-launch", &["wgsep-privileged", "wgsep-ipc", "wgsep-journal", "wgsep-policy"]),
-    ("wgsep-privileged", &["wgsep-ipc", "wgsep-journal", "wgsep-policy"]),
+    ("wgsep-privileged", &["wgsep-host", "wgsep-ipc", "wgsep-journal", "wgsep-policy"]),
+    ("wgsep-host", &["wgsep-policy"]),
     ("wgsep-dataplane", &["wgsep-proto", "wgsep-ipc", "wgsep-policy"]),
     ("wgsep-proto", &[]),
     ("wgsep-ipc", &[]),

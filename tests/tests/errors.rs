@@ -16,11 +16,12 @@ use syn::{Attribute, Expr, Lit, Macro, Token};
 use wgsep_tests::process::run;
 
 /// Whose errors an operator reads.
-const CRATES: [&str; 8] = [
+const CRATES: [&str; 9] = [
     "bin/wgsep",
     "bin/wgsep-dataplane",
     "privileged",
     "privileged/launch",
+    "privileged/host",
     "privileged/journal",
     "policy",
     "ipc",

@@ -135,4 +135,20 @@ mod tests {
         table.release(6);
         assert!(table.is_empty());
     }
+
+    #[test]
+    fn that_a_keypair_was_released_is_told_once_and_of_a_handshake_never() {
+        let table = IndexTable::default();
+        let (id, keypair) = (PeerId::default(), crate::keypair::tests::keypair(5, true));
+        let peer = Arc::new(Peer::new(id, crate::keys::PublicKey::from_bytes([1; 32])));
+        assert_eq!(table.allocate(id, || 6), 6);
+        table.release(6);
+        assert!(!table.take_keypair_released());
+        table.swap_handshake_for_keypair(peer, keypair);
+        assert!(!table.take_keypair_released());
+        table.release(5);
+        assert!(table.take_keypair_released());
+        table.release(5);
+        assert!(!table.take_keypair_released());
+    }
 }

@@ -30,12 +30,12 @@ pub struct Generation {
 
 impl Generation {
     /// Descriptors to wait for.
-    pub(crate) fn sources(&self) -> [Option<BorrowedFd<'_>>; 2] {
+    pub fn sources(&self) -> [Option<BorrowedFd<'_>>; 2] {
         [&self.uevents, &self.kernel_log].map(|source| source.as_ref().map(AsFd::as_fd))
     }
 
     /// True if the kernel has announced a new generation since the call before, or may have.
-    pub(crate) fn has_changed(&self) -> bool {
+    pub fn has_changed(&self) -> bool {
         let [uevents, kernel_log] = self.sources();
         uevents.is_some_and(has_uevent) | kernel_log.is_some_and(has_line)
     }

@@ -6,15 +6,16 @@ use std::io;
 use wgsep_policy::{described, remedy};
 
 /// Exit status of a failure.
-pub(crate) const FAILURE: u8 = 1;
+pub const FAILURE: u8 = 1;
 /// Exit status after the dataplane broke the contract, or made a system call that its filter forbids: it
 /// may be under attack, and another start would be another try. EX_PROTOCOL of sysexits(3).
-pub(crate) const BREACH: u8 = 76;
+pub const BREACH: u8 = 76;
 
 /// A failure that ends the daemon, told in one line.
 #[derive(Debug)]
 pub struct Error {
-    pub(crate) line: String,
+    /// What failed, on what, why, and what to do.
+    pub line: String,
     /// The daemon's exit status.
     pub status: u8,
 }

@@ -78,7 +78,7 @@ impl OwnFile {
 }
 
 /// What became of the socket's file.
-pub(crate) enum Change {
+pub enum Change {
     /// It is where it was.
     None,
     /// It has another name, by which it is known now; a line for the log.
@@ -123,7 +123,7 @@ impl SocketFile {
     }
 
     /// Leaves the sandbox's report for `wgsep audit`.
-    pub(crate) fn write_report(&mut self, text: &str) -> std::io::Result<()> {
+    pub fn write_report(&mut self, text: &str) -> std::io::Result<()> {
         self.report.as_mut().map_or(Ok(()), |report| report.file.write_all(text.as_bytes()))
     }
 
@@ -137,7 +137,7 @@ impl SocketFile {
     ///
     /// # Errors
     /// A line for the log: the helper, once it has no CAP_DAC_OVERRIDE, goes by the directory's mode.
-    pub(crate) fn check_removable(&self) -> Result<()> {
+    pub fn check_removable(&self) -> Result<()> {
         let modes = AccessFlags::W_OK | AccessFlags::X_OK;
         // A filter around us may refuse the question; then the end tells.
         if faccessat(&self.directory, ".", modes, AtFlags::AT_EACCESS) != Err(Errno::EACCES) {
@@ -149,7 +149,7 @@ impl SocketFile {
     }
 
     /// Becomes readable when something in the directory is removed or renamed.
-    pub(crate) fn watch(&self) -> BorrowedFd<'_> {
+    pub fn watch(&self) -> BorrowedFd<'_> {
         self.watch.as_fd()
     }
 
@@ -158,7 +158,7 @@ impl SocketFile {
     /// Renamed within the directory, as an operator does who renames the interface, it is followed to its
     /// new name, if only its owner and root could do that. The report of its old name is removed then,
     /// because another daemon may take that name.
-    pub(crate) fn changes(&mut self) -> Change {
+    pub fn changes(&mut self) -> Change {
         let renamed = self.read_renaming();
         let Some(socket) = &mut self.socket else { return Change::None };
         let is_renamed = renamed.is_some();
@@ -221,7 +221,7 @@ impl SocketFile {
     ///
     /// # Errors
     /// If one is still there.
-    pub(crate) fn remove(&mut self) -> Result<()> {
+    pub fn remove(&mut self) -> Result<()> {
         let _is_known_now = self.changes();
         let report = self.remove_report();
         // The socket last: whoever waits for our end goes by it.
