@@ -278,6 +278,31 @@ fn simultaneous_initiation_converges_and_traffic_flows_both_ways() {
     }
 }
 
+/// Each packet may cause an initiation. With a jitter of a third of a second and a millisecond for a message,
+/// one retry in some hundred crosses; without it, all would.
+#[test]
+fn simultaneous_initiation_under_steady_traffic_of_both_ends_converges_with_the_first_retry() {
+    let (mut retries, seeds) = (0, 100);
+    for seed in 0..seeds {
+        let (mut simulation, a, b) = Simulation::pair(seed);
+        let limit = simulation.now().instant.after(4 * REKEY_TIMEOUT);
+        loop {
+            simulation.ping(a, b);
+            simulation.ping(b, a);
+            simulation.run_for(2 * MILLISECOND);
+            if !simulation.host(a).replies().is_empty() && !simulation.host(b).replies().is_empty()
+            {
+                break;
+            }
+            assert!(simulation.now().instant < limit, "seed {seed}");
+        }
+        let initiations =
+            simulation.count(a, Kind::Initiation).max(simulation.count(b, Kind::Initiation));
+        retries += initiations - 1;
+    }
+    assert!(retries <= seeds as usize * 11 / 10, "{retries} retries in {seeds} cases");
+}
+
 #[test]
 fn a_response_may_take_almost_until_the_next_attempt() {
     let (mut simulation, a, b) = Simulation::pair(14);

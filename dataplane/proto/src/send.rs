@@ -156,15 +156,19 @@ impl DataPath {
         }
     }
 
-    /// Packets wait for an initiation: asks for it unless it is under way. If it may not go yet, the
-    /// control thread notes it for later.
+    /// Requests an initiation for packets that wait for one, unless it is under way. If it may not be sent
+    /// yet, the control thread schedules it.
+    ///
+    /// While a retransmission is scheduled, its timer sends the initiation. The kernel also sends it for
+    /// the first packet after REKEY_TIMEOUT, without jitter. If both ends have steady traffic and their
+    /// initiations cross, they would cross again after each REKEY_TIMEOUT.
     fn need_handshake(&self, peer: &Peer, now: Instant) {
         if !self.has_identity() {
             return;
         }
         peer.timers.reset_handshake_attempts();
-        let under_way = peer.timers.is_pending(Timer::RetransmitHandshake);
-        if !under_way || peer.timers.may_send_initiation(now) {
+        let is_scheduled = peer.timers.is_pending(Timer::RetransmitHandshake);
+        if !is_scheduled || peer.timers.is_initiation_overdue(now) {
             self.raise(peer, event::HANDSHAKE);
         }
     }

@@ -238,6 +238,19 @@ impl Timers {
         }
     }
 
+    /// True if a scheduled initiation should have been sent by now: [`REKEY_TIMEOUT`] and the most jitter
+    /// after the last handshake message.
+    #[must_use]
+    pub fn is_initiation_overdue(&self, now: Instant) -> bool {
+        match self.last_sent_handshake.load(Ordering::Relaxed) {
+            0 => true,
+            last => {
+                let due = Instant::from_nanos(last).after(REKEY_TIMEOUT);
+                now >= due.after(REKEY_TIMEOUT_JITTER_MAX)
+            }
+        }
+    }
+
     /// An initiation or a response goes out now.
     pub fn note_handshake_sent(&self, now: Instant) {
         self.last_sent_handshake.store(now.as_nanos().max(1), Ordering::Relaxed);
