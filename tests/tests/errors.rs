@@ -40,7 +40,7 @@ const BREACH: &str = "helper's `the dataplane broke the contract and was killed:
 const AUDIT: &str = "the audit's table, where a finding has a remedy of its own";
 
 /// What stands in a line of another place, which has the remedy; and where that is.
-const PARTS: [(&str, &str); 27] = [
+const PARTS: [(&str, &str); 31] = [
     (", ", "between the members of a list"),
     ("{line}", "the line of an error, as it is"),
     (
@@ -75,6 +75,10 @@ const PARTS: [(&str, &str); 27] = [
     ("the only value is true", UAPI),
     ("cannot be told of a process of root's", AUDIT),
     ("{path}: {e}", AUDIT),
+    ("{path}: {reason}", AUDIT),
+    ("longer than {MAX_LEN} bytes, so that the helper did not write it", AUDIT),
+    ("no regular file, so that the helper did not write it", AUDIT),
+    ("uid {owner}'s, so that the helper did not write it", AUDIT),
     ("{}: {error}", AUDIT),
     ("{}: {}", AUDIT),
 ];

@@ -106,16 +106,22 @@ fn create_report(interface: &str) -> Option<OwnFile> {
 /// Reports every file that leaves the directory, or that another is renamed over.
 fn watch_directory() -> Result<Inotify> {
     let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
-    let used_up = |sysctl| {
-        format!("inotify is used up on this host; raise its limit: sysctl fs.inotify.{sysctl}=1024")
-    };
-    let watch = Inotify::init(flags)
-        .advise("inotify", &[(&[Errno::EMFILE], &used_up("max_user_instances"))])?;
+    let watch = Inotify::init(flags).advise(
+        "inotify",
+        &[(
+            &[Errno::EMFILE],
+            "all inotify instances of this host are in use; raise the limit: sysctl fs.inotify.max_user_instances=1024",
+        )],
+    )?;
     let leaves =
         AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM | AddWatchFlags::IN_MOVED_TO;
-    watch
-        .add_watch(DIRECTORY, leaves)
-        .advise("watch the UAPI socket", &[(&[Errno::ENOSPC], &used_up("max_user_watches"))])?;
+    watch.add_watch(DIRECTORY, leaves).advise(
+        "watch the UAPI socket",
+        &[(
+            &[Errno::ENOSPC],
+            "all inotify watches of this host are in use; raise the limit: sysctl fs.inotify.max_user_watches=65536",
+        )],
+    )?;
     Ok(watch)
 }
 

@@ -3,11 +3,11 @@
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, accept4, recv, sendmsg,
-    socketpair,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrIn, UnixAddr, accept4,
+    recv, sendmsg, socketpair,
 };
 use std::io::IoSlice;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -195,11 +195,16 @@ impl Hostile {
         let [(first_port, first), .., (last_port, last)] = &held[..] else {
             return Err("no ports".to_owned());
         };
-        let to = |port: &u16| (Ipv4Addr::LOCALHOST, *port);
-        eprintln!("INFO first sends: {:?}", first.send_to(b"out", to(last_port)));
-        eprintln!("INFO last sends: {:?}", last.send_to(b"in", to(first_port)));
+        // By sendmsg, as sendto is in no filter.
+        let send = |from: &UdpSocket, bytes: &[u8], port: &u16| {
+            let to = SockaddrIn::new(127, 0, 0, 1, *port);
+            let (bytes, flags) = ([IoSlice::new(bytes)], MsgFlags::MSG_NOSIGNAL);
+            sendmsg(from.as_raw_fd(), &bytes, &[], flags, Some(&to))
+        };
+        eprintln!("INFO first sends: {:?}", send(first, b"out", last_port));
+        eprintln!("INFO last sends: {:?}", send(last, b"in", first_port));
         eprintln!("INFO first receives: {:?}", nix::unistd::read(first, &mut [0; 9]));
-        eprintln!("INFO last sends: {:?}", last.send_to(b"in", to(last_port)));
+        eprintln!("INFO last sends: {:?}", send(last, b"in", last_port));
         eprintln!("INFO last receives: {:?}", nix::unistd::read(last, &mut [0; 9]));
         idle()
     }
