@@ -124,7 +124,7 @@ install: build
 		bin/dist/wgsep@.service.in >$(DESTDIR)$(UNITDIR)/wgsep@.service
 	sed -e 's|@SBINDIR@|$(SBINDIR)|' bin/dist/prometheus.in >$(DESTDIR)$(LIBEXECDIR)/prometheus
 	@# What a redirection makes has the mode of the umask, or of what an earlier install left.
-	chmod 644 $(DESTDIR)$(DOCDIR)/LICENCES-OF-CRATES $(DESTDIR)$(UNITDIR)/wgsep@.service
+	chmod 644 $(DESTDIR)$(DOCDIR)/LICENCES-OF-CRATES $(DESTDIR)$(DOCDIR)/wgsep.cdx.json $(DESTDIR)$(UNITDIR)/wgsep@.service
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/prometheus
 	install -m 644 bin/dist/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/wgsep.conf
 	install -m 644 bin/dist/tmpfiles.conf $(DESTDIR)$(TMPFILESDIR)/wgsep.conf

@@ -40,7 +40,7 @@ const BREACH: &str = "helper's `the dataplane broke the contract and was killed:
 const AUDIT: &str = "the audit's table, where a finding has a remedy of its own";
 
 /// What stands in a line of another place, which has the remedy; and where that is.
-const PARTS: [(&str, &str); 31] = [
+const PARTS: [(&str, &str); 30] = [
     (", ", "between the members of a list"),
     ("{line}", "the line of an error, as it is"),
     (
@@ -74,7 +74,6 @@ const PARTS: [(&str, &str); 31] = [
     ("the only protocol_version is 1", UAPI),
     ("the only value is true", UAPI),
     ("cannot be told of a process of root's", AUDIT),
-    ("{path}: {e}", AUDIT),
     ("{path}: {reason}", AUDIT),
     ("longer than {MAX_LEN} bytes, so that the helper did not write it", AUDIT),
     ("no regular file, so that the helper did not write it", AUDIT),

@@ -125,8 +125,6 @@ pub(crate) struct Control {
     end: Option<End>,
     reporter: Reporter,
     refusals: LineLimit,
-    /// Whether keys may be left on this thread's stack.
-    used_keys: bool,
     /// When all stacks were wiped last, and when they are to be wiped next.
     wiped: Option<Instant>,
     wipe_due: Option<Instant>,
@@ -192,7 +190,6 @@ impl Control {
             end: None,
             reporter: Reporter::default(),
             refusals: LineLimit::default(),
-            used_keys: false,
             wiped: None,
             wipe_due: None,
             overrun_reported: None,
@@ -228,6 +225,8 @@ impl Control {
                 }
             };
             self.handle(events.get(..ready).unwrap_or_default());
+            // At once: a value that is returned takes along what its unused bytes had on the stack.
+            secret::wipe_stack(secret::USUAL_DEPTH);
         }
     }
 
@@ -247,7 +246,6 @@ impl Control {
         while self.run_jobs(&mut steps) {
             self.take_operations(&mut steps);
         }
-        self.used_keys |= steps < STEPS_PER_ROUND;
         self.settle();
     }
 
@@ -255,9 +253,7 @@ impl Control {
     /// given up. Inlined, so that nothing is above what is wiped but what its caller has.
     #[inline(always)]
     fn wipe_stacks(&mut self) {
-        if core::mem::take(&mut self.used_keys) {
-            secret::wipe_stack(secret::USUAL_DEPTH);
-        }
+        secret::wipe_stack(secret::USUAL_DEPTH);
         if self.device.data_path().index_table.take_keypair_released() && self.wipe_due.is_none() {
             let earliest = self.wiped.map(|at| at.after(WIPE_INTERVAL));
             self.wipe_due = Some(clock::instant().max(earliest.unwrap_or_default()));
@@ -307,10 +303,7 @@ impl Control {
             }
             HELPER => self.helper_spoke(),
             LINK => self.link_spoke(),
-            _ => {
-                self.used_keys = true;
-                self.uapi.handle(event, &self.epoll);
-            }
+            _ => self.uapi.handle(event, &self.epoll),
         }
     }
 
@@ -346,7 +339,6 @@ impl Control {
         });
         device.receive_handshakes(datagrams, &**shared, clock::now());
         handshakes.drain(..at_once);
-        self.used_keys = true;
         self.transmit();
     }
 
@@ -375,7 +367,6 @@ impl Control {
     fn transmit(&mut self) {
         let sockets = self.shared.sockets.reader();
         while let Some(transmit) = self.device.poll_transmit() {
-            self.used_keys = true;
             let Transmit { endpoint, traffic_class, datagram, .. } = &transmit;
             match sockets.value().send_from_any(endpoint, *traffic_class, datagram, None) {
                 Ok(Source::Kept) => {}
