@@ -359,9 +359,8 @@ fn attack_06_a_tracer_is_reported_and_strict_mode_refuses_it() {
     };
     let launched = launch().start();
     assert_said(&launched.reports()[0], &["non-dumpable=applied", "untraceable=degraded(EPERM)"]);
-    let log = launched.process.log();
     let tracer = format!("process {} traces the dataplane", launched.process.pid());
-    assert!(log.contains(&tracer), "{log}");
+    wait::until("the tracer is logged", LIMIT, || launched.process.log().contains(&tracer));
     let refused = launch().refused();
     assert!(refused.contains("untraceable degraded(EPERM)"), "{refused}");
 }
