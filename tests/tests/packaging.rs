@@ -289,6 +289,7 @@ fn the_unit_pins_the_port_and_the_mark_of_its_file() {
     for (interface, arguments) in [
         ("", "--fwmark 0 wg0"),
         ("ListenPort = 0\\nFwMark = off", "--fwmark 0 wg0"),
+        ("FwMark = OFF", "--fwmark 0 wg0"),
         ("listenport=51820 # ours", "--listen-port 51820 --fwmark 0 wg0"),
         (
             "ListenPort = 1\\nFwMark = 0xca6c\\nListenPort = 2",
