@@ -10,7 +10,7 @@ use crate::limits::MAX_DESCRIPTORS;
 use crate::report::State;
 use nix::Error as Errno;
 
-/// Sends so many descriptors with one message, to where nobody reads it.
+/// Sends so many descriptors with one message, to a socket that is never read.
 pub type Send<'a> = &'a dyn Fn(usize) -> nix::Result<()>;
 
 /// Most descriptors that the kernel passes with one message (SCM_MAX_FD).

@@ -339,8 +339,8 @@ fn client(daemon: &Daemon) -> (UnixStream, u64) {
     (client, u64::try_from(accepted.unwrap()).unwrap())
 }
 
-/// Bytes pass, descriptors do not: whoever is in league with the dataplane gets none of its sockets and
-/// queues, to go on with when it has ended.
+/// Bytes pass, descriptors do not: an accomplice of the dataplane gets none of its sockets and queues, which
+/// it could use after the end of the dataplane.
 #[test]
 fn attack_05_no_descriptor_can_be_sent_to_a_uapi_client_or_to_the_helper() {
     require!(Wgsep);

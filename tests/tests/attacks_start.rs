@@ -54,7 +54,7 @@ fn attack_11_many_starts_under_load_are_sealed_without_a_race() {
 
 /// How long a start may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
-/// A user that nobody else is; 61002 is another.
+/// An unused uid; 61002 is another.
 const USER: u32 = 61_001;
 
 /// Both programs where every user can execute them, the helper with the capability that it needs.

@@ -49,7 +49,7 @@ fn words(options: &Options, interface: &str) -> Result<Vec<CString>> {
     words.map_err(|_| Error::new("NUL in an argument; leave it out"))
 }
 
-/// Opens the program once, and checks that nobody but its owner could have written it; true with it if
+/// Opens the program once, and checks that only its owner could have written it; true with it if
 /// this process may read it.
 fn open_program() -> Result<(OwnedFd, bool)> {
     let helper = std::env::current_exe().step("find the helper's own program")?;

@@ -142,7 +142,7 @@ fn claimed<'c>(
     })
 }
 
-/// By all the code, which the kernel shows to whoever may read the process; else by what is claimed.
+/// By all the code, which the kernel shows to a process that may read that one; else by what is claimed.
 fn sealed_memory(process: &'static str, facts: &Facts, claims: &Claims) -> Vec<Finding> {
     const LAYER: &str = "sealed-memory";
     let Ok((whole, sealed)) = facts.code else {
