@@ -26,16 +26,23 @@ fn next_news(manager: &UnixDatagram) -> String {
     std::iter::repeat_with(|| next(manager)).find(|message| message != "WATCHDOG=1").unwrap()
 }
 
-#[test]
-fn the_manager_is_notified_of_readiness_life_and_the_end() {
-    require!(Wgsep);
+/// A daemon with a watchdog of 200 ms, and the socket of its manager.
+fn watched() -> (Daemon, UnixDatagram) {
     let scratch = Scratch::new();
     let path = scratch.join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
     manager.set_read_timeout(Some(LIMIT)).unwrap();
-    let mut daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {
+    let daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {
         command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
     });
+    // The daemon is connected, so that the path is needed no more.
+    (daemon, manager)
+}
+
+#[test]
+fn the_manager_is_notified_of_readiness_life_and_the_end() {
+    require!(Wgsep);
+    let (mut daemon, manager) = watched();
     assert_eq!(next_news(&manager), format!("READY=1\nSTATUS=serving {}", daemon.interface));
     for _ in 0..3 {
         assert_eq!(next(&manager), "WATCHDOG=1");
@@ -51,13 +58,7 @@ fn a_stopped_dataplane_ends_the_signs_of_life_until_it_goes_on_and_is_not_killed
     require!(Wgsep);
     /// Five times the interval of the signs.
     const SILENCE: Duration = Duration::from_millis(500);
-    let scratch = Scratch::new();
-    let path = scratch.join("notify");
-    let manager = UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(LIMIT)).unwrap();
-    let mut daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {
-        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
-    });
+    let (mut daemon, manager) = watched();
     let is_alive = || next(&manager) == "WATCHDOG=1";
     wait::until("it is alive", LIMIT, is_alive);
     stop(daemon.dataplane());

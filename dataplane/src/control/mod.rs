@@ -225,8 +225,6 @@ impl Control {
                 }
             };
             self.handle(events.get(..ready).unwrap_or_default());
-            // At once: a value that is returned takes along what its unused bytes had on the stack.
-            secret::wipe_stack(secret::USUAL_DEPTH);
         }
     }
 
