@@ -69,7 +69,7 @@ fn a_stopped_dataplane_ends_the_signs_of_life_until_it_goes_on_and_is_not_killed
     manager.set_read_timeout(Some(SILENCE)).unwrap();
     // One answer may have crossed with the stop.
     let said = (0..2).filter(|_| manager.recv(&mut [0; 512]).is_ok()).count();
-    assert!(said < 2, "it is told to be alive");
+    assert!(said < 2, "WATCHDOG=1 is sent for a stopped dataplane");
     assert_eq!(daemon.process.try_exit(), None, "{}", daemon.process.log());
     manager.set_read_timeout(Some(LIMIT)).unwrap();
     kill(daemon.dataplane(), Signal::SIGCONT).unwrap();

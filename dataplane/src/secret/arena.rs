@@ -23,9 +23,7 @@ impl Mapping {
         self.start = unsafe { self.start.add(len) };
         Some(taken)
     }
-}
 
-impl Mapping {
     /// Its addresses.
     pub(super) fn range(&self) -> Range<usize> {
         let start = self.start.addr().get();

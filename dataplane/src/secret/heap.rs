@@ -107,8 +107,8 @@ unsafe impl GlobalAlloc for Heap {
         unsafe { System.dealloc(block, layout) }
     }
 
-    /// A secret stays one, whoever moves it. Whatever grows is copied: the system's own would call
-    /// mremap(2) for a large block.
+    /// A secret stays in secret memory, on whichever thread it is moved. A block that grows is copied, because
+    /// the system's realloc would call mremap(2) for a large one.
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         let pooled = is_pooled(block);
         // SAFETY: the caller's `size` is valid for the alignment.
