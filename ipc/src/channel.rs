@@ -6,7 +6,7 @@
 use crate::Error;
 use crate::message::{Frame, FromHelper, MAX_FRAME, Notice, Reply, Request, decode};
 use core::mem::{size_of, zeroed};
-use nix::sys::socket::{AddressFamily, SockType, getsockopt, sockopt};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
 use serde::Serialize;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -44,37 +44,6 @@ impl Channel {
             Err(errno) => Err(Error::Io(errno)),
         }
     }
-
-    // ------------------------------------------------------------ the dataplane's side
-
-    /// Sends a request.
-    ///
-    /// # Errors
-    /// If the other end is gone or reads nothing.
-    pub fn send_request(&self, sequence: u32, request: &Request) -> Result<(), Error> {
-        self.send(sequence, request, &[])
-    }
-
-    /// Receives a reply or a notice.
-    ///
-    /// # Errors
-    /// If the frame is not one, or the number of descriptors is wrong.
-    pub fn receive_from_helper(&self) -> Result<Received<FromHelper>, Error> {
-        let mut bytes = [0; MAX_FRAME + 1];
-        let Some((len, descriptors)) = self.receive(&mut bytes)? else {
-            return Ok(Received::Nothing);
-        };
-        if len == 0 {
-            return Ok(Received::Closed);
-        }
-        let (_, message): (_, FromHelper) = decode(bytes.get(..len).unwrap_or_default())?;
-        if descriptors.len() != message.descriptors() {
-            return Err(Error::Descriptors);
-        }
-        Ok(Received::Message(message, descriptors))
-    }
-
-    // ------------------------------------------------------------ the helper's side
 
     /// Sends the answer to a request.
     ///
@@ -118,9 +87,7 @@ impl Channel {
         Ok(Received::Message(decode(bytes.get(..len).unwrap_or_default())?, descriptors))
     }
 
-    // ------------------------------------------------------------ frames and descriptors
-
-    fn send(
+    pub(crate) fn send(
         &self,
         sequence: u32,
         body: impl Serialize,
@@ -141,7 +108,7 @@ impl Channel {
     ///
     /// nix's own recvmsg leaves descriptors open where the control message was cut short, so this
     /// one reads the control messages itself.
-    fn receive(
+    pub(crate) fn receive(
         &self,
         bytes: &mut [u8; MAX_FRAME + 1],
     ) -> Result<Option<(usize, Vec<OwnedFd>)>, Error> {
@@ -208,32 +175,19 @@ fn take_descriptors(message: &libc::msghdr) -> Vec<OwnedFd> {
     descriptors
 }
 
-/// True if a descriptor is a UDP socket of a family, bound to `port`.
-#[must_use]
-pub fn is_udp_socket(descriptor: BorrowedFd<'_>, v6: bool, port: u16) -> bool {
-    let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-    let bound =
-        nix::sys::socket::getsockname::<nix::sys::socket::SockaddrStorage>(descriptor.as_raw_fd());
-    let Ok(bound) = bound else { return false };
-    let bound_port = match (bound.as_sockaddr_in(), bound.as_sockaddr_in6()) {
-        (Some(v4), None) if family == AddressFamily::Inet => v4.port(),
-        (None, Some(address)) if family == AddressFamily::Inet6 => address.port(),
-        _ => return false,
-    };
-    bound_port == port && getsockopt(&descriptor, sockopt::SockType) == Ok(SockType::Datagram)
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::message::{LogLevel, VERSION};
-    use nix::sys::socket::{ControlMessage, MsgFlags, SockFlag, UnixAddr, sendmsg, socketpair};
+    use nix::sys::socket::{
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, UnixAddr, sendmsg, socketpair,
+    };
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     /// Held by every test that opens descriptors, because one of them counts.
     static DESCRIPTORS: Mutex<()> = Mutex::new(());
 
-    fn alone() -> MutexGuard<'static, ()> {
+    pub(crate) fn alone() -> MutexGuard<'static, ()> {
         DESCRIPTORS.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -315,18 +269,5 @@ mod tests {
         assert!(matches!(Channel::new(stream.into()), Err(Error::NotAChannel)));
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(matches!(Channel::new(file.into()), Err(Error::NotAChannel)));
-    }
-
-    #[test]
-    fn udp_sockets_are_told_by_family_type_and_port() {
-        let _alone = alone();
-        let v4 = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let port = v4.local_addr().unwrap().port();
-        assert!(is_udp_socket(v4.as_fd(), false, port));
-        assert!(!is_udp_socket(v4.as_fd(), true, port));
-        assert!(!is_udp_socket(v4.as_fd(), false, port ^ 1));
-        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = tcp.local_addr().unwrap().port();
-        assert!(!is_udp_socket(tcp.as_fd(), false, port));
     }
 }

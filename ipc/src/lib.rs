@@ -5,9 +5,11 @@
 //! exactly a message is an [`Error`] that ends the dataplane.
 
 mod channel;
+mod dataplane;
 mod message;
 
-pub use channel::{Channel, MAX_DESCRIPTORS, Received, is_udp_socket};
+pub use channel::{Channel, MAX_DESCRIPTORS, Received};
+pub use dataplane::is_udp_socket;
 pub use message::{
     FromHelper, LogLevel, MAX_FRAME, Notice, REPORT_LAYERS, Reply, Request, SealReport, TunOffload,
     VERSION, decode,
