@@ -8,12 +8,10 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
-use wgsep_host::{BREACH, Change, Error, FAILURE, Generation, Result, SocketFile, poll};
+use wgsep_host::{BREACH, Change, FAILURE, Generation, SocketFile, poll};
 use wgsep_ipc::{LogLevel, Notice, SealReport};
 use wgsep_journal::{Level, Log, ServiceManager};
 
-/// How long the dataplane may take to start and to seal itself.
-const SEAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it may take to end once told to.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -21,7 +19,7 @@ const GRACE: Duration = Duration::from_millis(500);
 const LAST_READS: usize = 64;
 
 /// Why the daemon ends.
-enum End {
+pub(crate) enum End {
     /// Asked for: by a signal, by removing the socket, or by deleting the interface.
     Orderly(&'static str),
     /// Something went wrong: the exit status, and a line that says what.
@@ -59,31 +57,6 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Waits for the dataplane to say that it is sealed; the number to answer to, and its report.
-    ///
-    /// # Errors
-    /// If it ends, breaks the contract or takes too long.
-    pub(crate) fn wait_for_seal(&mut self) -> Result<(u32, SealReport)> {
-        let deadline = Instant::now() + SEAL_TIMEOUT;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let late = "the dataplane did not seal itself within 10 s";
-                return Err(Error::new(self.with_reason(late)));
-            }
-            match self.turn(left) {
-                Continue(None) => {}
-                Continue(Some(sealed)) => return Ok(sealed),
-                Break(End::Failed(status, line)) => return Err(Error { line, status }),
-                Break(End::Orderly(_)) => {
-                    return Err(Error::new(
-                        "interrupted before the dataplane was ready; start it again",
-                    ));
-                }
-            }
-        }
-    }
-
     /// Serves until the end, and ends the dataplane; the exit status, 0 for an orderly end.
     pub fn serve(mut self) -> u8 {
         let end = loop {
@@ -115,7 +88,7 @@ impl Monitor {
 
     /// Waits until something happens, and deals with it: that the dataplane says that it is sealed, and
     /// that the daemon ends, is up to the caller.
-    fn turn(&mut self, wait: Duration) -> ControlFlow<End, Option<(u32, SealReport)>> {
+    pub(crate) fn turn(&mut self, wait: Duration) -> ControlFlow<End, Option<(u32, SealReport)>> {
         let (is_ping_due, until_ping) = self.manager.watchdog();
         if is_ping_due && self.requests.ping() {
             self.manager.alive();
@@ -333,11 +306,12 @@ mod tests {
     use super::*;
     use nix::fcntl::{FcntlArg, fcntl};
     use nix::unistd::{pipe, write};
-    use wgsep_journal::Format;
+    use wgsep_journal::{Format, Sink};
 
     #[test]
     fn last_lines_end_though_the_process_goes_on_writing() {
-        let mut log = Log::to_stderr(Format::Text, None, false).unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let mut log = Log::new(Sink::Stream(null), Format::Text, None);
         let (reader, writer) = pipe().unwrap();
         fcntl(&writer, FcntlArg::F_SETPIPE_SZ(1 << 20)).unwrap();
         assert_eq!(write(&writer, &vec![b'\n'; 1 << 20]), Ok(1 << 20));

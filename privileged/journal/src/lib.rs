@@ -1,12 +1,9 @@
-//! What the helper tells: lines to a log, its own and the dataplane's; its state to a service manager;
-//! and how the start went to whoever waits for that. Needs no privilege, knows nothing of tunnels, and
-//! never waits for whoever listens.
+//! What the helper reports while it runs: lines to a log, its own and the dataplane's, and its state to a
+//! service manager. Needs no privilege, knows nothing of tunnels, and never waits for a reader.
 #![forbid(unsafe_code)]
 
-mod launcher;
 mod log;
 mod service_manager;
 
-pub use launcher::{Launcher, complain};
-pub use log::{Format, Level, Log};
+pub use log::{Format, Level, Log, SYSLOG, Sink};
 pub use service_manager::ServiceManager;

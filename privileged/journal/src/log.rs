@@ -4,18 +4,16 @@
 //! characters that could move a terminal's cursor or forge a line are escaped, and all lines together have
 //! a budget of bytes per hour.
 
-use nix::libc;
+use humantime::format_rfc3339_millis;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{MsgFlags, UnixAddr, sendmsg};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{geteuid, read};
-use std::fs::{File, Metadata, OpenOptions};
+use nix::unistd::read;
+use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Longest line that is written whole, in bytes.
 const MAX_LINE: usize = 1024;
@@ -77,16 +75,18 @@ pub enum Format {
     Json,
 }
 
-enum Sink {
+/// What takes the lines.
+pub enum Sink {
+    /// A file, a pipe or a terminal.
     Stream(File),
     /// A stream of systemd's journal.
     Journal(File),
-    /// Not connected: a log daemon that restarts binds another socket at the same path.
+    /// For the socket at [`SYSLOG`]. Not connected: a log daemon that restarts binds another one there.
     Syslog(UnixDatagram),
 }
 
 /// Where the system's log receives lines.
-const SYSLOG: &str = "/dev/log";
+pub const SYSLOG: &str = "/dev/log";
 
 /// What the dataplane has written in the current [`PERIOD`].
 struct Budget {
@@ -119,44 +119,9 @@ pub struct Log {
 }
 
 impl Log {
-    /// Lines to standard error, which may be a stream of the journal.
-    ///
-    /// # Errors
-    /// If it cannot be duplicated.
-    pub fn to_stderr(format: Format, most: Option<Level>, is_journal: bool) -> io::Result<Self> {
-        let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
-        let sink = if is_journal { Sink::Journal(stderr) } else { Sink::Stream(stderr) };
-        Ok(Self::new(sink, format, most))
-    }
-
-    /// Lines to the end of a file. A FIFO is not waited for.
-    ///
-    /// # Errors
-    /// If it cannot be opened. ELOOP if it is a symbolic link; EPERM if it is another user's, has several
-    /// names, or is neither a regular file, a FIFO nor a character device.
-    pub fn to_file(path: &Path, format: Format, most: Option<Level>) -> io::Result<Self> {
-        let mut open = OpenOptions::new();
-        open.append(true)
-            .create(true)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
-        let file = open.open(path)?;
-        check_owned(&file.metadata()?)?;
-        Ok(Self::new(Sink::Stream(file), format, most))
-    }
-
-    /// Lines to the system's log, if there is one.
-    ///
-    /// # Errors
-    /// If no process receives at /dev/log.
-    pub fn to_syslog(format: Format, most: Option<Level>) -> io::Result<Self> {
-        UnixDatagram::unbound()?.connect(SYSLOG)?;
-        let socket = UnixDatagram::unbound()?;
-        socket.set_nonblocking(true)?;
-        Ok(Self::new(Sink::Syslog(socket), format, most))
-    }
-
-    fn new(sink: Sink, format: Format, most: Option<Level>) -> Self {
+    /// A log of lines up to a level into `sink`; none is silence.
+    #[must_use]
+    pub fn new(sink: Sink, format: Format, most: Option<Level>) -> Self {
         let (interface, partial) = (String::new(), Vec::new());
         let other = if most == Some(Level::Debug) { Level::Info } else { Level::Debug };
         let other = Some(other);
@@ -224,7 +189,11 @@ impl Log {
             (Sink::Journal(_), Format::Text) => format!("<{priority}>{tag}: {message}\n"),
             (Sink::Syslog(_), _) => format!("<{}>{tag}: {message}", FACILITY | priority),
             (Sink::Stream(_), Format::Text) => {
-                format!("{} {} {tag}: {message}\n", timestamp(SystemTime::now()), level.name())
+                format!(
+                    "{} {} {tag}: {message}\n",
+                    format_rfc3339_millis(SystemTime::now()),
+                    level.name()
+                )
             }
             (sink, Format::Json) => {
                 let priority = match sink {
@@ -233,7 +202,7 @@ impl Log {
                 };
                 format!(
                     "{priority}{{\"time\":\"{}\",\"level\":\"{}\",\"tag\":\"{}\",\"interface\":\"{}\",\"message\":\"{}\"}}\n",
-                    timestamp(SystemTime::now()),
+                    format_rfc3339_millis(SystemTime::now()),
                     level.name(),
                     json(&tag),
                     json(&self.interface),
@@ -313,7 +282,7 @@ impl Log {
             let end = SystemTime::now() + PERIOD.saturating_sub(self.budget.since.elapsed());
             self.error(&format!(
                 "lines of the dataplane are suppressed until {}: it wrote {} MiB within an hour; find out what it repeats, and see SECURITY.md for an attack",
-                timestamp(end),
+                format_rfc3339_millis(end),
                 most >> 20
             ));
         }
@@ -337,16 +306,6 @@ impl Log {
             ));
         }
     }
-}
-
-/// Refuses a file that another user may have put in the place of the log.
-fn check_owned(status: &Metadata) -> io::Result<()> {
-    let kind = status.file_type();
-    let is_log = kind.is_file() && status.nlink() <= 1 || kind.is_fifo() || kind.is_char_device();
-    if is_log && [0, geteuid().as_raw()].contains(&status.uid()) {
-        return Ok(());
-    }
-    Err(io::Error::from_raw_os_error(libc::EPERM))
 }
 
 /// Writes to a stream if that does not block: a pipe or terminal that no process reads must not stop the
@@ -403,42 +362,6 @@ fn json(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"")
 }
 
-/// A time in UTC as RFC 3339 has it, with milliseconds.
-fn timestamp(time: SystemTime) -> String {
-    let now = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, second) = (now.as_secs() / 86_400, now.as_secs() % 86_400);
-    let (year, month, day) = date(days);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        second / 3600,
-        second / 60 % 60,
-        second % 60,
-        now.subsec_millis()
-    )
-}
-
-/// Year, month and day of a day since 1970-01-01.
-fn date(mut days: u64) -> (u64, usize, u64) {
-    let is_leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    let mut year = 1970;
-    while days >= 365 + u64::from(is_leap(year)) {
-        days -= 365 + u64::from(is_leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(is_leap(year));
-    let mut month = 1;
-    for len in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
-        if days < len {
-            break;
-        }
-        days -= len;
-        month += 1;
-    }
-    (year, month, days + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -446,60 +369,21 @@ mod tests {
     use nix::unistd::{pipe, pipe2, write};
 
     #[test]
-    fn days_become_dates() {
-        assert_eq!(date(0), (1970, 1, 1));
-        assert_eq!(date(59), (1970, 3, 1));
-        assert_eq!(date(11_016), (2000, 2, 29));
-        assert_eq!(date(11_017), (2000, 3, 1));
-        assert_eq!(date(20_778), (2026, 11, 21));
-        assert_eq!(date(364), (1970, 12, 31));
-    }
-
-    #[test]
     fn hostile_lines_are_escaped_bounded_and_keep_their_level() {
-        let path = std::env::temp_dir().join(format!("wgsep-log-test-{}", std::process::id()));
-        let mut log = Log::to_file(&path, Format::Text, Some(Level::Info)).unwrap();
+        let (mut log, written) = piped(Sink::Stream, Format::Text);
         log.started();
-        log.set_interface("wg0");
         let (reader, writer) = pipe().unwrap();
         let long = "x".repeat(3000);
         let hostile = format!(" INFO fine\nDEBUG hidden\nERROR \x1b[2Jred\r\nno level\n{long}\n");
         write(&writer, hostile.as_bytes()).unwrap();
         drop(writer);
         while log.forward(reader.as_fd()) {}
-        let written = std::fs::read_to_string(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
+        let written = written();
         let lines: Vec<&str> = written.lines().collect();
         assert!(lines[0].ends_with(" INFO wgsep-dataplane[wg0]: fine"));
         assert!(lines[1].ends_with(" ERROR wgsep-dataplane[wg0]: \\u{1b}[2Jred"));
         assert!(lines[2].ends_with(" ERROR wgsep-dataplane[wg0]: no level"));
         assert!(lines[3..].iter().all(|line| line.len() < MAX_LINE + 80) && lines.len() == 6);
-    }
-
-    #[test]
-    fn a_log_that_another_may_have_put_there_is_refused() {
-        let directory = std::env::temp_dir().join(format!("wgsep-logs-{}", std::process::id()));
-        std::fs::create_dir(&directory).unwrap();
-        let path = |name: &str| directory.join(name);
-        let open = |name: &str| {
-            let opened = Log::to_file(&path(name), Format::Text, Some(Level::Info));
-            opened.err().and_then(|error| error.raw_os_error())
-        };
-        assert_eq!(open("log"), None);
-        std::os::unix::fs::symlink("log", path("link")).unwrap();
-        assert_eq!(open("link"), Some(libc::ELOOP));
-        std::fs::hard_link(path("log"), path("another")).unwrap();
-        assert_eq!(open("log"), Some(libc::EPERM));
-        let _socket = UnixDatagram::bind(path("socket")).unwrap();
-        assert_eq!(open("socket"), Some(libc::ENXIO));
-        std::fs::write(path("theirs"), "").unwrap();
-        // Only root may give a file away.
-        if geteuid().is_root() {
-            std::os::unix::fs::chown(path("theirs"), Some(61_001), None).unwrap();
-            assert_eq!(open("theirs"), Some(libc::EPERM));
-        }
-        std::fs::remove_dir_all(&directory).unwrap();
-        assert!(Log::to_file(Path::new("/dev/null"), Format::Text, None).is_ok());
     }
 
     #[test]
@@ -527,7 +411,7 @@ mod tests {
         let mut log = Log::new(sink(writer.into()), format, Some(Level::Info));
         log.set_interface("wg0");
         let written = move || {
-            let mut buffer = [0; 4096];
+            let mut buffer = [0; 8192];
             let len = read(&reader, &mut buffer).unwrap_or(0);
             String::from_utf8_lossy(&buffer[..len]).into_owned()
         };

@@ -2,10 +2,7 @@
 //!
 //! The socket is opened before the helper is locked down; from then on it is only written to.
 
-use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 /// Shortest time between two watchdog messages: a shorter one would keep the processor busy.
@@ -23,18 +20,12 @@ pub struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// Connects to the manager that NOTIFY_SOCKET names; WATCHDOG_USEC is the interval of its watchdog.
-    ///
-    /// # Errors
-    /// If the socket cannot be connected to, or is not a Unix socket.
-    pub fn of_environment() -> io::Result<Self> {
-        let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
-            return Ok(Self::default());
-        };
-        let socket = connect(name.as_bytes())?;
-        let interval = std::env::var("WATCHDOG_USEC").ok().and_then(|value| half_of(&value));
-        let watchdog = interval.map(|interval| (interval, Instant::now()));
-        Ok(Self { socket: Some(socket), watchdog, ..Self::default() })
+    /// The manager that receives at `socket`, whose watchdog wants to hear once per `watchdog`.
+    #[must_use]
+    pub fn new(socket: UnixDatagram, watchdog: Option<Duration>) -> Self {
+        let half = |whole: Duration| (whole / 2).max(SHORTEST_WATCHDOG);
+        let watchdog = watchdog.map(|whole| (half(whole), Instant::now()));
+        Self { socket: Some(socket), watchdog, ..Self::default() }
     }
 
     /// Notifies that the interface exists and is served.
@@ -82,44 +73,19 @@ impl ServiceManager {
     }
 }
 
-/// The interval of watchdog messages, two in each WATCHDOG_USEC.
-fn half_of(watchdog: &str) -> Option<Duration> {
-    let whole: u64 = watchdog.parse().ok().filter(|whole| *whole > 0)?;
-    Some(Duration::from_micros(whole / 2).max(SHORTEST_WATCHDOG))
-}
-
-/// Connects to an absolute path, or with a leading `@` to a name in the abstract namespace.
-fn connect(name: &[u8]) -> io::Result<UnixDatagram> {
-    let address = match name {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-        [b'/', ..] => SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(name))?,
-        _ => {
-            return Err(io::Error::other(
-                "not a Unix socket; other forms, such as vsock:, are not supported",
-            ));
-        }
-    };
-    let socket = UnixDatagram::unbound()?;
-    socket.connect_addr(&address)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn watchdog_messages_are_sent_twice_in_the_interval_and_at_most_ten_times_a_second() {
-        for (microseconds, milliseconds) in [
-            ("3000000", Some(1500)),
-            ("200002", Some(100)),
-            ("2000", Some(100)),
-            ("0", None),
-            ("x", None),
-        ] {
-            let interval = half_of(microseconds).map(|interval| interval.as_millis());
-            assert_eq!(interval, milliseconds, "{microseconds}");
+        let socket = UnixDatagram::unbound().unwrap();
+        for (watchdog, interval) in [(3_000_000, 1500), (200_002, 100), (2000, 100)] {
+            let watchdog = Duration::from_micros(watchdog);
+            let mut manager = ServiceManager::new(socket.try_clone().unwrap(), Some(watchdog));
+            let (is_due, until_next) = manager.watchdog();
+            assert_eq!((is_due, until_next.as_millis()), (true, interval), "{watchdog:?}");
+            assert!(!manager.watchdog().0);
         }
     }
 }

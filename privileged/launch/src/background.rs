@@ -1,12 +1,12 @@
 //! Going on in the background.
 
+use crate::launcher::Launcher;
 use crate::startup::null;
 use crate::sys;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, chdir, setsid};
 use std::os::fd::AsFd;
 use std::process::exit;
-use wgsep_journal::Launcher;
 use wgsep_privileged::{Result, Step};
 
 /// Goes on in the background, without the launcher's standard descriptors; the launcher's process waits

@@ -8,8 +8,11 @@
 mod autoconf;
 mod background;
 mod generation;
+mod launcher;
+mod log;
 mod netlink;
 mod netns;
+mod notify_socket;
 mod offload;
 mod spawn;
 mod startup;
@@ -17,18 +20,20 @@ mod sys;
 mod tun;
 mod uapi_socket;
 
+pub use launcher::complain;
 pub use offload::Offload;
 pub use tun::check_name;
-pub use wgsep_journal::{Format, Level, complain};
+pub use wgsep_journal::{Format, Level};
 pub use wgsep_policy::Grants;
 
+use launcher::Launcher;
 use nix::errno::Errno;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use startup::Inherited;
 use std::path::{Path, PathBuf};
 use tun::TunDevice;
 use wgsep_ipc::Reply;
-use wgsep_journal::{Launcher, Log};
+use wgsep_journal::Log;
 use wgsep_policy::Layer;
 use wgsep_privileged::{Interface, Result, Step, Unsealed};
 
@@ -65,8 +70,11 @@ pub struct Options {
 /// Runs the daemon to its end; its exit status.
 pub fn run(options: &Options) -> u8 {
     let mut launcher = Launcher::of_environment();
-    match start(options, &mut launcher).and_then(|unsealed| unsealed.seal(&mut launcher)) {
-        Ok(monitor) => monitor.serve(),
+    match start(options, &mut launcher).and_then(Unsealed::seal) {
+        Ok(monitor) => {
+            launcher.ready();
+            monitor.serve()
+        }
         Err(error) => {
             launcher.failed(&error.to_string());
             error.status
@@ -138,7 +146,6 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
 
 /// Where there is no system log, a daemon in the background has a file under /var/log.
 fn open_log(options: &Options, is_journal: bool) -> Result<Log> {
-    let (format, most) = (options.log_format, options.log_level);
     let to_file = |path: &Path| {
         let step = format!("open the log {}", path.display());
         let advice = format!(
@@ -152,14 +159,14 @@ fn open_log(options: &Options, is_journal: bool) -> Result<Log> {
         let known = [Errno::ENOENT, Errno::EROFS, Errno::EACCES, Errno::ENOTDIR];
         let known: [(&[Errno], &str); 2] =
             [(&known, &advice), (&[Errno::EPERM, Errno::ELOOP], &refused)];
-        Log::to_file(path, format, most).advise(&step, &known)
+        log::file(path).advise(&step, &known)
     };
-    match &options.log_file {
-        Some(path) => to_file(path),
-        None if options.foreground => {
-            Log::to_stderr(format, most, is_journal).step("standard error")
-        }
-        None => Log::to_syslog(format, most)
-            .or_else(|_| to_file(Path::new(&format!("/var/log/wgsep-{}.log", options.interface)))),
-    }
+    let sink = match &options.log_file {
+        Some(path) => to_file(path)?,
+        None if options.foreground => log::stderr(is_journal).step("standard error")?,
+        None => log::syslog().or_else(|_| {
+            to_file(Path::new(&format!("/var/log/wgsep-{}.log", options.interface)))
+        })?,
+    };
+    Ok(Log::new(sink, options.log_format, options.log_level))
 }

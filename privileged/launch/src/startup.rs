@@ -1,5 +1,6 @@
 //! The first things the helper does, before it opens anything.
 
+use crate::notify_socket::manager_of_environment;
 use crate::sys;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, Signal};
@@ -97,7 +98,7 @@ pub fn clean_process() -> Result<Inherited> {
     let kept: Vec<_> = [tun, uapi].into_iter().flatten().map(RawFd::cast_unsigned).collect();
     wgsep_policy::close_inherited_descriptors(&kept).step("close inherited descriptors")?;
     // As with sd_notify(3), no socket keeps the daemon from serving.
-    let (manager, unnotified) = match ServiceManager::of_environment() {
+    let (manager, unnotified) = match manager_of_environment() {
         Ok(manager) => (manager, None),
         Err(error) => (ServiceManager::default(), Some(unnotified(&error))),
     };

@@ -1,0 +1,190 @@
+//! What precedes the first byte that could be hostile: the dataplane is verified, this process confined, and
+//! the interface handed over.
+
+use crate::monitor::{End, Monitor, Process};
+use crate::requests::Requests;
+use nix::sys::signalfd::SignalFd;
+use nix::unistd::{Gid, Pid, Uid};
+use std::ops::ControlFlow::{Break, Continue};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+use wgsep_host::{Error, Generation, Result, SocketFile, Step};
+use wgsep_ipc::{Channel, Reply, SealReport};
+use wgsep_journal::{Level, Log, ServiceManager};
+use wgsep_policy::{Grants, Layer, Report, State};
+
+/// How long the dataplane may take to start and to seal itself.
+const SEAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A dataplane that was started, and is not believed yet.
+pub struct Dataplane {
+    /// What it is to end and to listen to.
+    pub process: Process,
+    /// Requests.
+    pub channel: Channel,
+    /// To look it up in /proc.
+    pub pid: Pid,
+    /// Whom it runs as.
+    pub ids: (Uid, Gid),
+    /// How many threads it has, once it is sealed.
+    pub threads: usize,
+    /// How the layers turned out that closed before it was executed.
+    pub report: Report,
+}
+
+/// What the dataplane is given once it is believed.
+pub struct Interface {
+    /// As the kernel has it.
+    pub name: String,
+    /// [`Reply::Granted`].
+    pub granted: Reply,
+    /// Those that the reply tells of.
+    pub descriptors: Vec<OwnedFd>,
+    /// A line of the log about an offload that its queues do not have.
+    pub missing: Option<String>,
+}
+
+/// Everything opened and started, nothing handed over, and all privileges still there.
+pub struct Unsealed {
+    /// Of this build, for the log.
+    pub version: &'static str,
+    /// Started, and waiting to be believed.
+    pub dataplane: Dataplane,
+    /// For the dataplane.
+    pub interface: Interface,
+    /// What the dataplane may ask for.
+    pub grants: Grants,
+    /// Whether UDP sockets are to receive datagrams many at a time,
+    pub gro: bool,
+    /// and a line of the log for where they do not.
+    pub missing_gro: String,
+    /// Refuse to run with any layer of the sandbox degraded.
+    pub strict: bool,
+    /// The file that wg(8) looks for.
+    pub socket_file: SocketFile,
+    /// SIGTERM, SIGINT and SIGHUP.
+    pub signals: SignalFd,
+    /// What tells of a new generation of this virtual machine.
+    pub generation: Generation,
+    /// Where both processes' lines go.
+    pub log: Log,
+    /// Whoever supervises us.
+    pub manager: ServiceManager,
+}
+
+impl Unsealed {
+    /// Everything up to the moment when the dataplane serves: the order of these lines is the design.
+    ///
+    /// # Errors
+    /// If the dataplane does not seal itself or the kernel shows that it did not, if this process cannot
+    /// be confined, or if a layer is degraded where none may be. The dataplane is killed then.
+    pub fn seal(self) -> Result<Monitor> {
+        let Self { version, dataplane, interface, grants, gro, missing_gro, strict, .. } = self;
+        let Self { socket_file, signals, generation, log, manager, .. } = self;
+        let Dataplane { process, channel, pid, ids, threads, mut report } = dataplane;
+        let requests = Requests::new(channel, grants, gro);
+        let missing_gro = Some(missing_gro);
+        let mut monitor = Monitor {
+            process,
+            requests,
+            socket_file,
+            signals,
+            generation,
+            log,
+            manager,
+            missing_gro,
+        };
+        let helper_report = wgsep_policy::drop_helper_privileges(grants.needs_low_ports())?;
+        if let Err(error) = monitor.socket_file.check_removable() {
+            monitor.log.line(Level::Warn, &error.to_string());
+        }
+
+        let (sequence, sealed) = monitor.wait_for_seal()?;
+        let sealed = Report::from_bytes(&sealed).ok_or_else(|| {
+            Error::new("the seal report makes no sense; install both programs from one build")
+        })?;
+        let untraceable = report.state(Layer::Untraceable);
+        report.merge(&sealed);
+        let tracer = wgsep_policy::verify(pid, ids, threads, &report)?;
+        wgsep_policy::drop_reserve(grants.needs_low_ports())?;
+        // Never the dataplane's own word.
+        let untraceable = match untraceable {
+            State::Absent => wgsep_policy::untraceable(pid, tracer.as_ref()),
+            known => known,
+        };
+        report.note(Layer::Untraceable, untraceable);
+        let directory = monitor.socket_file.directory();
+        let child = monitor.process.pidfd.as_fd();
+        let helper_report = wgsep_policy::seal_helper(helper_report, directory, child)?;
+        if strict {
+            refuse_degraded("dataplane", &report, Layer::DATAPLANE)?;
+            refuse_degraded("helper", &helper_report, Layer::HELPER)?;
+        }
+
+        // Before anybody can be served, so that whoever is finds it.
+        let claims = format!("helper: {helper_report}\ndataplane: {report}\n");
+        monitor.socket_file.write_report(&claims).step("write the sandbox's report")?;
+        let descriptors: Vec<_> = interface.descriptors.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = monitor.requests.grant(sequence, &interface.granted, &descriptors) {
+            return Err(Error::new(
+                monitor.with_reason(&format!("hand over the interface: {error}")),
+            ));
+        }
+        monitor.log.started();
+        monitor.log.info(&format!(
+            "started: version {version}, dataplane pid {pid} uid {}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}",
+            ids.0
+        ));
+        if let Some(tracer) = tracer {
+            monitor.log.line(Level::Warn, &format!(
+                "process {tracer} traces the dataplane and can read its keys; end that process, and start wgsep again"
+            ));
+        }
+        if let Some(missing) = interface.missing {
+            monitor.log.info(&missing);
+        }
+        monitor.manager.ready(&format!("serving {}", interface.name));
+        // Our own copies of the TUN queues close here, so that the interface goes with the dataplane, and
+        // that of the listener, which would go on accepting clients.
+        Ok(monitor)
+    }
+}
+
+impl Monitor {
+    /// Waits for the dataplane to say that it is sealed; the number to answer to, and its report.
+    ///
+    /// # Errors
+    /// If it ends, breaks the contract or takes too long.
+    fn wait_for_seal(&mut self) -> Result<(u32, SealReport)> {
+        let deadline = Instant::now() + SEAL_TIMEOUT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let late = "the dataplane did not seal itself within 10 s";
+                return Err(Error::new(self.with_reason(late)));
+            }
+            match self.turn(left) {
+                Continue(None) => {}
+                Continue(Some(sealed)) => return Ok(sealed),
+                Break(End::Failed(status, line)) => return Err(Error { line, status }),
+                Break(End::Orderly(_)) => {
+                    return Err(Error::new(
+                        "interrupted before the dataplane was ready; start it again",
+                    ));
+                }
+            }
+        }
+    }
+}
+
+fn refuse_degraded(process: &str, report: &Report, layers: &'static [Layer]) -> Result<()> {
+    let degraded: Vec<_> =
+        report.degraded(layers).map(|(layer, state)| format!("{} {state}", layer.name())).collect();
+    if degraded.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "--sandbox strict, and of the {process}'s sandbox: {}; run as root on Linux 6.10 or later with Landlock, or without the option",
+        degraded.join(", ")
+    )))
+}
