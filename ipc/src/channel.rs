@@ -4,7 +4,8 @@
 //! was cut short, ends the conversation; descriptors that came with it are closed first.
 
 use crate::Error;
-use crate::message::{Frame, FromHelper, MAX_FRAME, Notice, Reply, Request, decode};
+use crate::message::{Frame, MAX_FRAME, Request, decode};
+use crate::reply::{FromHelper, Notice, Reply};
 use core::mem::{size_of, zeroed};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use serde::Serialize;
@@ -178,7 +179,8 @@ fn take_descriptors(message: &libc::msghdr) -> Vec<OwnedFd> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::message::{LogLevel, VERSION};
+    use crate::message::VERSION;
+    use crate::reply::LogLevel;
     use nix::sys::socket::{
         AddressFamily, ControlMessage, MsgFlags, SockFlag, UnixAddr, sendmsg, socketpair,
     };

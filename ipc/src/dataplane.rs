@@ -2,7 +2,8 @@
 
 use crate::Error;
 use crate::channel::{Channel, Received};
-use crate::message::{FromHelper, MAX_FRAME, Request, decode};
+use crate::message::{MAX_FRAME, Request, decode};
+use crate::reply::FromHelper;
 use nix::sys::socket::{
     AddressFamily, SockType, SockaddrStorage, getsockname, getsockopt, sockopt,
 };

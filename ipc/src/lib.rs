@@ -7,13 +7,12 @@
 mod channel;
 mod dataplane;
 mod message;
+mod reply;
 
 pub use channel::{Channel, MAX_DESCRIPTORS, Received};
 pub use dataplane::is_udp_socket;
-pub use message::{
-    FromHelper, LogLevel, MAX_FRAME, Notice, REPORT_LAYERS, Reply, Request, SealReport, TunOffload,
-    VERSION, decode,
-};
+pub use message::{MAX_FRAME, REPORT_LAYERS, Request, SealReport, VERSION, decode};
+pub use reply::{FromHelper, LogLevel, Notice, Reply, TunOffload};
 
 /// What can go wrong on the channel. All but a full socket buffer end the conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! The messages, and the one place where they become bytes and back.
+//! What the dataplane sends, and the one place where messages become bytes and back.
 //!
 //! A frame is a version byte, a sequence number (u32, little-endian) and a body in bincode. It holds
 //! no string and no path, and is at most [`MAX_FRAME`] bytes.
@@ -18,10 +18,10 @@ const HEADER_LEN: usize = 5;
 /// What the dataplane asks of the helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// The sandbox is closed; see for yourself. Answered by [`Reply::Granted`].
+    /// The sandbox is closed; see for yourself. Answered by [`crate::Reply::Granted`].
     Sealed(SealReport),
     /// Open UDP sockets for both families on one port, 0 for any, marked. Answered by
-    /// [`Reply::UdpOpened`]; the sockets before are given up only if it succeeds.
+    /// [`crate::Reply::UdpOpened`]; the sockets before are given up only if it succeeds.
     OpenUdp {
         /// UDP port, 0 for any.
         port: u16,
@@ -37,7 +37,7 @@ pub enum Request {
     },
     /// The dataplane ends in good order.
     Bye,
-    /// The answer to [`Notice::Ping`]; it gets no reply.
+    /// The answer to [`crate::Notice::Ping`]; it gets no reply.
     Pong,
 }
 
@@ -52,115 +52,6 @@ impl Request {
             Self::SetMark { .. } => "SetMark",
             Self::Bye => "Bye",
             Self::Pong => "Pong",
-        }
-    }
-}
-
-/// What a TUN queue exchanges besides plain packets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TunOffload {
-    /// Packets have a virtio_net_hdr before them (IFF_VNET_HDR).
-    pub vnet_hdr: bool,
-    /// TCP super-packets, and checksums yet to be completed, both ways.
-    pub tso: bool,
-    /// UDP super-packets, both ways.
-    pub uso: bool,
-}
-
-/// The helper's answer; each request but [`Request::Pong`] gets one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Reply {
-    /// The sandbox was verified. Comes with the UAPI listener, the netlink socket, and the TUN
-    /// queues, in this order.
-    Granted {
-        /// Index of the interface.
-        ifindex: u32,
-        /// The network namespace it is in, as the netlink socket's own numbers it; `None` for that.
-        netns: Option<i32>,
-        /// Whether the netlink socket tells of the interface wherever it is moved to.
-        follows_moves: bool,
-        /// How many TUN queues come with it. The first is written to; it is read only if it is alone.
-        tun_queues: u8,
-        /// What these do besides single packets.
-        offload: TunOffload,
-    },
-    /// Comes with the IPv4 socket, if any, and the IPv6 socket, if any, in this order.
-    UdpOpened {
-        /// The port bound in both families.
-        port: u16,
-        /// An IPv4 socket comes with it.
-        v4: bool,
-        /// An IPv6 socket comes with it.
-        v6: bool,
-    },
-    /// Done.
-    Done,
-    /// Not done, nothing changed.
-    Refused {
-        /// Positive errno for whoever asked.
-        errno: i32,
-    },
-}
-
-impl Reply {
-    /// How many descriptors come with it.
-    #[must_use]
-    pub const fn descriptors(&self) -> usize {
-        match self {
-            Self::Granted { tun_queues, .. } => 2 + *tun_queues as usize,
-            Self::UdpOpened { v4, v6, .. } => *v4 as usize + *v6 as usize,
-            Self::Done | Self::Refused { .. } => 0,
-        }
-    }
-}
-
-/// What the helper says unasked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Notice {
-    /// Log this much from now on.
-    LogLevel(LogLevel),
-    /// End now.
-    Shutdown,
-    /// This virtual machine was cloned, or restored from a snapshot: drop every key that a copy has.
-    NewGeneration,
-    /// Answer with [`Request::Pong`], to show that the control thread runs.
-    Ping,
-}
-
-/// How much is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LogLevel {
-    /// Nothing.
-    Silent,
-    /// What failed.
-    Error,
-    /// What an operator acts on.
-    Info,
-    /// What explains the rest.
-    Debug,
-}
-
-/// Everything the helper says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FromHelper {
-    /// An answer.
-    Reply {
-        /// Sequence number of the request it answers.
-        sequence: u32,
-        /// The answer.
-        reply: Reply,
-    },
-    /// Unasked.
-    Notice(Notice),
-}
-
-impl FromHelper {
-    /// How many descriptors come with it.
-    #[must_use]
-    pub const fn descriptors(&self) -> usize {
-        match self {
-            Self::Reply { reply, .. } => reply.descriptors(),
-            Self::Notice(_) => 0,
         }
     }
 }
@@ -219,6 +110,7 @@ pub fn decode<T: serde::de::DeserializeOwned>(frame: &[u8]) -> Result<(u32, T), 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{FromHelper, Reply, TunOffload};
 
     fn requests() -> Vec<Request> {
         vec![

@@ -1,11 +1,12 @@
 //! The helper, once there is a dataplane that it could hear from: it gives up its privileges, verifies
 //! that the dataplane is confined, hands the interface over, and answers four requests.
 //!
-//! From `monitor` on, this is what hostile bytes reach, through `ipc` and into `journal`. What comes before
+//! Hostile bytes reach all of it but `seal` and `events`, through `ipc` and into `journal`. What comes before
 //! takes input from the operator only, and is the crate `launch`. It holds no key and sees no packet. Read it
-//! in the order in which it runs: `seal`, `monitor`, `requests`, `udp`; `sys` has all the unsafe code. What
+//! in the order in which it runs: `seal`, `monitor`, `events`, `requests`, `udp`; `sys` has all the unsafe code. What
 //! it observes of the host is in the crate `host`.
 
+mod events;
 mod monitor;
 mod requests;
 mod seal;

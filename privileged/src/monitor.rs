@@ -8,11 +8,11 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
-use wgsep_host::{BREACH, Change, FAILURE, Generation, SocketFile, poll};
-use wgsep_ipc::{LogLevel, Notice, SealReport};
+use wgsep_host::{BREACH, FAILURE, Generation, SocketFile, poll};
+use wgsep_ipc::{Notice, SealReport};
 use wgsep_journal::{Level, Log, ServiceManager};
 
-/// How long it may take to end once told to.
+/// How long the dataplane may take to end once asked to.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// Reads of the log's pipe at the end: each takes 4 KiB of the 64 that it holds, unless less was written.
@@ -127,12 +127,7 @@ impl Monitor {
             self.signal()?;
         }
         if watch {
-            match self.socket_file.changes() {
-                Change::None => {}
-                Change::Renamed(line) => self.log.info(&line),
-                Change::Removed => return Break(End::Orderly("the UAPI socket was removed")),
-                Change::Unsafe(line) => return Break(End::Failed(FAILURE, line)),
-            }
+            self.watch_socket_file()?;
         }
         if is_due || (asked && delay.is_none()) {
             match self.requests.serve() {
@@ -148,39 +143,6 @@ impl Monitor {
             }
         }
         if died { Break(self.died()) } else { Continue(None) }
-    }
-
-    fn signal(&mut self) -> ControlFlow<End> {
-        let Ok(Some(info)) = self.signals.read_signal() else { return Continue(()) };
-        match Signal::try_from(info.ssi_signo.cast_signed()) {
-            Ok(Signal::SIGTERM) => return Break(End::Orderly("SIGTERM")),
-            Ok(Signal::SIGINT) => return Break(End::Orderly("SIGINT")),
-            _hang_up => self.switch_log_level(),
-        }
-        Continue(())
-    }
-
-    /// There is no configuration file to read again; what SIGHUP changes is how much both processes log.
-    fn switch_log_level(&mut self) {
-        let level = match self.log.switch_level() {
-            None => LogLevel::Silent,
-            Some(Level::Error) => LogLevel::Error,
-            Some(Level::Warn | Level::Info) => LogLevel::Info,
-            Some(Level::Debug) => LogLevel::Debug,
-        };
-        if let Err(error) = self.requests.notice(&Notice::LogLevel(level)) {
-            self.log.error(&format!(
-                "the dataplane logs as before ({error}); send SIGHUP twice to try again"
-            ));
-        }
-    }
-
-    fn announce_generation(&self) {
-        if let Err(error) = self.requests.notice(&Notice::NewGeneration) {
-            self.log.error(&format!(
-                "this virtual machine was copied, and the dataplane goes on with the keys of before ({error}); start wgsep again"
-            ));
-        }
     }
 
     fn tell_missing_gro(&mut self) {

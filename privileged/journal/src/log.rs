@@ -185,28 +185,17 @@ impl Log {
             return 0;
         }
         let (tag, priority) = (format!("{program}[{}]", self.interface), level as u8);
+        let (time, level) = (format_rfc3339_millis(SystemTime::now()), level.name());
         let line = match (&self.sink, self.format) {
-            (Sink::Journal(_), Format::Text) => format!("<{priority}>{tag}: {message}\n"),
             (Sink::Syslog(_), _) => format!("<{}>{tag}: {message}", FACILITY | priority),
-            (Sink::Stream(_), Format::Text) => {
-                format!(
-                    "{} {} {tag}: {message}\n",
-                    format_rfc3339_millis(SystemTime::now()),
-                    level.name()
-                )
-            }
+            (Sink::Journal(_), Format::Text) => format!("<{priority}>{tag}: {message}\n"),
+            (Sink::Stream(_), Format::Text) => format!("{time} {level} {tag}: {message}\n"),
             (sink, Format::Json) => {
-                let priority = match sink {
-                    Sink::Journal(_) => format!("<{priority}>"),
-                    _ => String::new(),
-                };
+                let is_journal = matches!(sink, Sink::Journal(_));
+                let priority = if is_journal { format!("<{priority}>") } else { String::new() };
+                let [tag, interface, message] = [&*tag, &*self.interface, message].map(json);
                 format!(
-                    "{priority}{{\"time\":\"{}\",\"level\":\"{}\",\"tag\":\"{}\",\"interface\":\"{}\",\"message\":\"{}\"}}\n",
-                    format_rfc3339_millis(SystemTime::now()),
-                    level.name(),
-                    json(&tag),
-                    json(&self.interface),
-                    json(message)
+                    "{priority}{{\"time\":\"{time}\",\"level\":\"{level}\",\"tag\":\"{tag}\",\"interface\":\"{interface}\",\"message\":\"{message}\"}}\n"
                 )
             }
         };

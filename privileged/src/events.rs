@@ -1,0 +1,58 @@
+//! What the operator and the host do while the dataplane is served. None of it comes from the dataplane.
+
+use crate::monitor::{End, Monitor};
+use nix::sys::signal::Signal;
+use std::ops::ControlFlow::{self, Break, Continue};
+use wgsep_host::{Change, FAILURE};
+use wgsep_ipc::{LogLevel, Notice};
+use wgsep_journal::Level;
+
+impl Monitor {
+    /// Deals with SIGTERM, SIGINT and SIGHUP.
+    pub(crate) fn signal(&mut self) -> ControlFlow<End> {
+        let Ok(Some(info)) = self.signals.read_signal() else { return Continue(()) };
+        match Signal::try_from(info.ssi_signo.cast_signed()) {
+            Ok(Signal::SIGTERM) => return Break(End::Orderly("SIGTERM")),
+            Ok(Signal::SIGINT) => return Break(End::Orderly("SIGINT")),
+            _hang_up => self.switch_log_level(),
+        }
+        Continue(())
+    }
+
+    /// There is no configuration file to read again; what SIGHUP changes is how much both processes log.
+    fn switch_log_level(&mut self) {
+        let level = match self.log.switch_level() {
+            None => LogLevel::Silent,
+            Some(Level::Error) => LogLevel::Error,
+            Some(Level::Warn | Level::Info) => LogLevel::Info,
+            Some(Level::Debug) => LogLevel::Debug,
+        };
+        if let Err(error) = self.requests.notice(&Notice::LogLevel(level)) {
+            self.log.error(&format!(
+                "the dataplane logs as before ({error}); send SIGHUP twice to try again"
+            ));
+        }
+    }
+
+    /// Has the dataplane drop the keys that a copy of this machine has, too.
+    pub(crate) fn announce_generation(&self) {
+        if let Err(error) = self.requests.notice(&Notice::NewGeneration) {
+            self.log.error(&format!(
+                "this virtual machine was copied, and the dataplane goes on with the keys of before ({error}); start wgsep again"
+            ));
+        }
+    }
+
+    /// Follows a renaming of the UAPI socket, and ends when it is removed.
+    pub(crate) fn watch_socket_file(&mut self) -> ControlFlow<End> {
+        match self.socket_file.changes() {
+            Change::None => Continue(()),
+            Change::Renamed(line) => {
+                self.log.info(&line);
+                Continue(())
+            }
+            Change::Removed => Break(End::Orderly("the UAPI socket was removed")),
+            Change::Unsafe(line) => Break(End::Failed(FAILURE, line)),
+        }
+    }
+}
