@@ -8,32 +8,23 @@ use std::fs;
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
-use nix::unistd::Pid;
 use wgsep_tests::daemon::{Daemon, socket_path};
-use wgsep_tests::hijack::{Entry, Hijacked, Outcome};
+use wgsep_tests::hijack::{
+    Entry, Hijacked, LIMIT, NO_DESCRIPTOR, Outcome, PAGE, PRIVATE, READ_WRITE, WORKERS,
+    assert_ended_by, assert_fatal, descriptor, hijack, map_page, serving, threads,
+};
 use wgsep_tests::implementation::Implementation::Wgsep;
-use wgsep_tests::netns::Netns;
 use wgsep_tests::process::stop;
 use wgsep_tests::skip::skip;
-use wgsep_tests::{descriptors, procfs, require, wait};
+use wgsep_tests::{procfs, require, wait};
 
-/// How long the end of it all may take on a busy machine.
-const LIMIT: Duration = Duration::from_secs(10);
-const WORKERS: usize = 2;
-/// The exit status of a death by SIGSYS.
-const BREACH: i32 = 76;
-const PAGE: u64 = 4096;
-const READ_WRITE: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-const PRIVATE: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
 /// SIGCANCEL and SIGSETXID, as bits.
 const GLIBC_OWN: u64 = 0b11 << 31;
-const NO_DESCRIPTOR: u64 = u64::MAX;
 
 /// What linux/if_tun.h has to set.
 const TUN_SET: [(&str, u64); 8] = [
@@ -47,16 +38,6 @@ const TUN_SET: [(&str, u64); 8] = [
     ("TUNATTACHFILTER", 0x4010_54d5),
 ];
 
-/// A daemon that serves: its interface is up, so that the dataplane holds all it ever does.
-fn serving() -> Daemon {
-    let daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {
-        command.args(["--workers", &WORKERS.to_string()]);
-    });
-    daemon.netns.run(format!("ip link set {} up", daemon.interface));
-    daemon.wg("show", "listen-port");
-    daemon
-}
-
 /// What the dataplane has mapped: where, with which permissions, and the name.
 fn mappings(daemon: &Daemon) -> Vec<(u64, String, String)> {
     let maps = fs::read_to_string(format!("/proc/{}/maps", daemon.dataplane())).unwrap();
@@ -67,63 +48,6 @@ fn mappings(daemon: &Daemon) -> Vec<(u64, String, String)> {
         (start, words[1].to_owned(), words.get(5).unwrap_or(&"").to_string())
     };
     maps.lines().map(mapping).collect()
-}
-
-fn threads(process: Pid) -> Vec<Pid> {
-    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
-    let names = tasks.map(|task| task.unwrap().file_name().into_string().unwrap());
-    let mut threads: Vec<_> = names.map(|name| Pid::from_raw(name.parse().unwrap())).collect();
-    threads.sort_unstable();
-    threads
-}
-
-/// Takes over the last thread, which is a worker.
-fn hijack(daemon: &Daemon) -> Hijacked {
-    let process = daemon.dataplane();
-    Hijacked::seize(process, *threads(process).last().unwrap())
-}
-
-/// The dataplane's descriptor of a kind.
-#[track_caller]
-fn descriptor(daemon: &Daemon, kind: &str) -> u64 {
-    let held = descriptors::kinds(daemon.dataplane(), daemon.process.pid());
-    let found = held.iter().find(|(_, held)| *held == kind);
-    u64::try_from(*found.unwrap_or_else(|| panic!("no {kind} in {held:?}")).0).unwrap()
-}
-
-/// The call ended the whole process, and with it the interface, the socket and the helper.
-#[track_caller]
-fn assert_ended_by(what: &str, outcome: Outcome, mut daemon: Daemon, dataplane: Pid) {
-    assert_eq!(outcome, Outcome::Died(Signal::SIGSYS), "{what}");
-    let status = daemon.process.exit_within(LIMIT);
-    assert_eq!(status.code(), Some(BREACH), "{what}: {}", daemon.process.log());
-    let log = daemon.process.log();
-    assert!(log.contains("the dataplane was killed by SIGSYS, for a system call that its filter forbids; it may be under attack"), "{what}: {log}");
-    assert!(!procfs::is_running(dataplane), "{what}: the dataplane lives");
-    wait::until("the interface is gone", LIMIT, || !daemon.has_interface());
-    assert!(!daemon.has_socket(), "{what}: the socket is left");
-}
-
-/// A page of memory for data.
-#[track_caller]
-fn map_page(worker: &mut Hijacked) -> u64 {
-    let mapped = worker.call(libc::SYS_mmap, &[0, PAGE, READ_WRITE, PRIVATE, NO_DESCRIPTOR, 0]);
-    let Outcome::Returned(memory) = mapped else { panic!("{mapped:?}") };
-    memory.cast_unsigned()
-}
-
-/// Makes a call on a worker of a daemon of its own, that ends the daemon.
-#[track_caller]
-fn assert_fatal(
-    what: &str,
-    number: i64,
-    arguments: impl FnOnce(&Daemon, &mut Hijacked) -> Vec<u64>,
-) {
-    let daemon = serving();
-    let (dataplane, mut worker) = (daemon.dataplane(), hijack(&daemon));
-    let arguments = arguments(&daemon, &mut worker);
-    let outcome = worker.call(number, &arguments);
-    assert_ended_by(what, outcome, daemon, dataplane);
 }
 
 /// The other tests show something only if a hijacked thread does what it is told.
