@@ -151,7 +151,7 @@ fn attack_07_requests_beyond_the_rate_are_delayed_and_cost_the_helper_nothing() 
 
 /// It keeps all of its sockets. Those of the ports before the last are useless, and the audit reports them.
 #[test]
-fn attack_16_new_ports_come_slowly_and_given_up_sockets_neither_send_nor_receive() {
+fn attack_17_new_ports_come_slowly_and_given_up_sockets_neither_send_nor_receive() {
     require!(Wgsep);
     let attacked = Attacked::start(Attack::HoardPorts);
     attacked.netns.run("ip link set lo up");
