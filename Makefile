@@ -2,7 +2,7 @@
 #              (DATAPLANE_FLAGS=--no-default-features: without ring, see SECURITY.md)
 # make demo    a tunnel between two namespaces, shown step by step (root)
 # make test    install what the tests need, build, run every test (root)
-# make attacks only the attacks of SECURITY.md's list (root)
+# make attacks only the attacks of SECURITY.md's list, on a daemon started in each of three ways (root)
 # make bench   how fast, beside peers and a forwarder without cryptography (root); also QUICK=1,
 #              BENCH="tcp ping udp memory handshakes flood scale sandbox", RUNS=3, VETH=default|wire|off,
 #              PEERS="forwarder wgsep wireguard-go gotatun boringtun"
@@ -94,7 +94,7 @@ TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
 # Where `make deb` leaves the package, in place of an older one.
 DEBDIR ?= $(TARGET_DIR)
 
-.PHONY: build bench bench-readme bench-steps install deb reproducible demo test attacks soak hostile deps system-packages clean \
+.PHONY: build bench bench-readme bench-steps install deb reproducible demo test attacks print-attacks-on-a-daemon soak hostile deps system-packages clean \
 	target-compiler other-targets filters test-aarch64 unit-tests
 
 build: $(addsuffix -compiler,$(if $(TARGET),target))
@@ -153,9 +153,17 @@ test: deps
 	@$(MAKE) --no-print-directory build hostile other-targets
 	tests/run.sh
 
+# The tests of attacks on a daemon that was started in the usual way, which is one of three.
+ATTACKS_ON_A_DAEMON = $(addprefix --test attacks_,claims confinement dataplane_memory faults helper hijacked uapi) --test lifecycle
+print-attacks-on-a-daemon:
+	@echo '$(ATTACKS_ON_A_DAEMON)'
+
 attacks: system-packages
 	@$(MAKE) --no-print-directory build hostile
 	$(CARGO) test --locked -p wgsep-tests -p wgsep-policy --no-fail-fast -- --test-threads=2 attack_
+	for way in file-capability container; do \
+		tests/attacks_as.sh $$way $(CARGO) test --locked -p wgsep-tests --no-fail-fast $(ATTACKS_ON_A_DAEMON) \
+			-- --test-threads=2 attack_ || exit 1; done
 
 MINUTES ?= 3
 soak: system-packages

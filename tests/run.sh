@@ -20,6 +20,16 @@ test_packages() {
 test_packages --workspace --exclude wgsep-tests
 test_packages -p wgsep-tests -- --test-threads="$threads"
 
+# A daemon that was started with less than root has is attacked as well.
+attacks_on_a_daemon=$(make --no-print-directory -s print-attacks-on-a-daemon)
+for way in file-capability container; do
+	echo
+	echo "== started as: $way"
+	# shellcheck disable=SC2086
+	tests/attacks_as.sh "$way" cargo test --locked --no-fail-fast -p wgsep-tests $attacks_on_a_daemon \
+		-- --test-threads="$threads" attack_ 2>&1 | tee -a "$output" || failed=1
+done
+
 # With musl both programs make other system calls. What confines them is tried with that pair as well, as
 # `make other-targets` built it.
 musl=x86_64-unknown-linux-musl

@@ -5,6 +5,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use crate::cache;
+use crate::launched_as::LaunchedAs;
 use crate::netns::Netns;
 
 /// The variable naming the directory of the built programs; `target/release` without it.
@@ -74,7 +75,15 @@ impl Implementation {
             Ok(program) => program,
             Err(reason) => panic!("{reason}"),
         };
-        let mut command = netns.command(program);
+        let mut command = match self {
+            Self::Wgsep => {
+                let prefix = LaunchedAs::this_run().prefix();
+                let mut command = netns.command(&prefix[0]);
+                command.args(&prefix[1..]).arg(program);
+                command
+            }
+            _ => netns.command(program),
+        };
         command.args(self.foreground(interface));
         if self == Self::WireguardGo {
             // Without it Debian's release refuses to run beside a kernel that has WireGuard.

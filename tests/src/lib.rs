@@ -17,6 +17,7 @@ pub mod guest;
 pub mod hijack;
 pub mod implementation;
 pub mod kernel;
+pub mod launched_as;
 pub mod link;
 pub mod machine;
 pub mod netns;

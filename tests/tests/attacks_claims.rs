@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 
 use nix::libc;
@@ -393,6 +393,9 @@ fn attack_18_the_helper_can_signal_its_child_and_remove_files_of_its_directory_o
     assert_eq!(helper.read(page + 1032, 1), [fs::metadata(PATH).unwrap().ino()]);
     let socket = socket_path("other-of-the-directory");
     fs::write(&socket, "").unwrap();
+    // The directory may be sticky.
+    let owner = procfs::threads(daemon.process.pid())[0].ids("Uid")[0];
+    chown(&socket, Some(owner), None).unwrap();
     put(&helper, page, socket.to_str().unwrap());
     assert_eq!(helper.call(libc::SYS_unlinkat, &[HERE, page, 0]), Outcome::Returned(0));
     assert!(!Path::new(&socket).exists());
