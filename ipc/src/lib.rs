@@ -25,7 +25,7 @@ pub enum Error {
     TooLong,
     /// The number of descriptors is not what the message says.
     Descriptors,
-    /// A reply that nobody waits for.
+    /// A reply to no request.
     Unexpected,
     /// The kernel says no.
     Io(nix::Error),
@@ -38,7 +38,7 @@ impl core::fmt::Display for Error {
             Self::Malformed => f.write_str("malformed frame"),
             Self::TooLong => f.write_str("message too long for a frame"),
             Self::Descriptors => f.write_str("wrong number of descriptors"),
-            Self::Unexpected => f.write_str("reply that nobody waits for"),
+            Self::Unexpected => f.write_str("reply to no request"),
             Self::Io(errno) => write!(f, "{} ({errno:?})", errno.desc()),
         }
     }

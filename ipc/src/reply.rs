@@ -43,7 +43,7 @@ pub enum Reply {
     Done,
     /// Not done, nothing changed.
     Refused {
-        /// Positive errno for whoever asked.
+        /// Positive errno for the UAPI client.
         errno: i32,
     },
 }

@@ -26,7 +26,7 @@ pub fn drop_bounding_set() -> nix::Result<()> {
     Ok(())
 }
 
-/// Root is nobody special from now on, for good.
+/// From now on uid 0 gives no capability, for good.
 ///
 /// # Errors
 /// EPERM without CAP_SETPCAP.

@@ -175,7 +175,11 @@ pub const HELPER: &[Allowed] = &[
         ],
         "UDP sockets; keeps CAP_NET_ADMIN from netlink",
     ),
-    only!(SYS_setsockopt, SOCKET_OPTIONS, "the mark, buffers, and what the dataplane must be told"),
+    only!(
+        SYS_setsockopt,
+        SOCKET_OPTIONS,
+        "the mark, buffers, and ancillary data for the dataplane"
+    ),
     any!(SYS_bind, "the UDP port"),
     any!(SYS_getsockname, "the UDP port that the kernel chose"),
     only!(SYS_shutdown, &[&[is(1, libc::SHUT_WR)]], "UDP sockets that are given up send no more"),

@@ -38,7 +38,7 @@ impl Grants {
         }
     }
 
-    /// The lowest and the highest port that may be asked for. The dataplane is told, so that it can
+    /// The lowest and the highest port that may be asked for. The dataplane receives them, so that it can
     /// refuse what would be refused here only when the interface comes up.
     #[must_use]
     pub fn ports(&self) -> (u16, u16) {

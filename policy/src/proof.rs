@@ -71,7 +71,7 @@ fn tracer(statuses: &[String]) -> Option<Tracer> {
 pub fn untraceable(dataplane: Pid, tracer: Option<&Tracer>) -> State {
     // The debugging mode in which such a process is dumpable until it says otherwise.
     let is_debugging = fs::read_to_string(SUID_DUMPABLE).is_ok_and(|mode| mode.trim() == "1");
-    // The link can be read by those who may trace; the files beside it are root's, whoever may.
+    // The link can be read by those who may trace; the files beside it are root's in any case.
     // Where /proc hides the processes that may not be traced, it is not found at all.
     let link = fs::read_link(format!("/proc/{dataplane}/root"));
     if tracer.is_none() && !is_debugging && link.is_err_and(|error| is_hidden(&error)) {

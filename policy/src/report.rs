@@ -16,7 +16,7 @@ pub enum Layer {
     EmptyRoot,
     /// No capability can come back: bounding and ambient sets empty.
     BoundingSet,
-    /// Root is nobody special, and stays so.
+    /// Uid 0 gives no capability, for good.
     SecureBits,
     /// A uid of its own, no groups.
     User,

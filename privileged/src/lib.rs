@@ -1,5 +1,5 @@
-//! The helper, once there is a dataplane that it could hear from: it gives up its privileges, verifies
-//! that the dataplane is confined, hands the interface over, and answers four requests.
+//! The helper, once the dataplane is started: it gives up its privileges, verifies that the dataplane is
+//! confined, hands the interface over, and answers four requests.
 //!
 //! Hostile bytes reach all of it but `seal` and `events`, through `ipc` and into `journal`. What comes before
 //! takes input from the operator only, and is the crate `launch`. It holds no key and sees no packet. Read it

@@ -79,7 +79,7 @@ impl Monitor {
         self.kill();
         let level = if is_orderly { Level::Info } else { Level::Error };
         self.log.line(level, &format!("ended: {why}"));
-        // An orderly end it is all the same: it was asked for, and whoever restarts what failed must not.
+        // Still an orderly end: it was requested, and a service manager must not restart it.
         if let Err(error) = self.socket_file.remove() {
             self.log.error(&error.to_string());
         }
@@ -223,7 +223,7 @@ impl Monitor {
         }
     }
 
-    /// How it ended. Whoever traced it hears of that first, and a moment later we do.
+    /// How it ended. A tracer is notified first, and this process a moment later.
     fn status(&self) -> Option<WaitStatus> {
         let pidfd = self.process.pidfd.as_fd();
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;

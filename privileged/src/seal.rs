@@ -121,7 +121,7 @@ impl Unsealed {
             refuse_degraded("helper", &helper_report, Layer::HELPER)?;
         }
 
-        // Before anybody can be served, so that whoever is finds it.
+        // Before any client is served, so that each finds it.
         let claims = format!("helper: {helper_report}\ndataplane: {report}\n");
         monitor.socket_file.write_report(&claims).step("write the sandbox's report")?;
         let descriptors: Vec<_> = interface.descriptors.iter().map(AsFd::as_fd).collect();

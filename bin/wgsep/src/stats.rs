@@ -39,19 +39,19 @@ const CAUSES: [(&str, &str); 33] = [
     ("send_too_long", "out: longer than the path takes; lower the MTU of the interface"),
     ("send_no_buffer", "out: the socket or the link was full; it is sent faster than it leaves"),
     ("send_failed", "out: the network refused it for another reason"),
-    ("malformed", "in: not WireGuard; somebody else uses or probes the port"),
+    ("malformed", "in: not WireGuard; another program uses or probes the port"),
     ("unknown_index", "in: of a session that is over, as after a restart"),
     ("no_private_key", "in: a handshake, but no private key is set; `wg set IF private-key FILE`"),
     ("bad_mac1", "in: the sender has another public key for this end; see `wg show IF public-key`"),
     ("under_load", "in: a handshake answered with a cookie, too many came at once"),
     ("rate_limited", "in: more than 20 handshakes a second from one address"),
-    ("handshake_queue_full", "in: more than 4096 handshakes waited; somebody floods the port"),
+    ("handshake_queue_full", "in: more than 4096 handshakes waited; the port is flooded"),
     ("bad_initiation", "in: a forged or damaged initiation"),
     ("unknown_peer", "in: a handshake by a key that is no peer's; the log has it"),
     ("old_timestamp", "in: a repeated initiation, or the peer's clock went back"),
     ("initiation_flood", "in: more than 50 initiations a second of one peer"),
     ("bad_response", "in: a response that does not fit; mostly preshared keys that differ"),
-    ("bad_cookie", "in: a forged cookie, or one that nobody asked for"),
+    ("bad_cookie", "in: a forged cookie, or one that was not requested"),
     ("unauthentic", "in: forged or damaged data"),
     ("keypair_expired", "in: data of a session older than three minutes"),
     ("replay", "in: data that came twice, or more than 8000 packets late"),
@@ -140,7 +140,7 @@ fn connect(interface: &str) -> Result<UnixStream, String> {
     let path = format!("/var/run/wireguard/{interface}.sock");
     UnixStream::connect(&path).map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-            format!("no daemon serves {interface}: nobody listens on {path}; start it: wgsep {interface}")
+            format!("no daemon serves {interface}: no process listens on {path}; start it: wgsep {interface}")
         }
         _ => format!("{path}: {error}; run as root or as its owner"),
     })

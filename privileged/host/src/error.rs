@@ -11,7 +11,7 @@ pub const FAILURE: u8 = 1;
 /// may be under attack, and another start would be another try. EX_PROTOCOL of sysexits(3).
 pub const BREACH: u8 = 76;
 
-/// A failure that ends the daemon, told in one line.
+/// A failure that ends the daemon, described in one line.
 #[derive(Debug)]
 pub struct Error {
     /// What failed, on what, why, and what to do.

@@ -224,7 +224,7 @@ impl SocketFile {
     pub fn remove(&mut self) -> Result<()> {
         let _is_known_now = self.changes();
         let report = self.remove_report();
-        // The socket last: whoever waits for our end goes by it.
+        // The socket last, because its absence means that the daemon has ended.
         let socket = self.socket.take().filter(|_| self.is_made_here);
         socket.map_or(Ok(()), |socket| self.remove_file(&socket)).and(report)
     }

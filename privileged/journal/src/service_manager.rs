@@ -20,7 +20,7 @@ pub struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// The manager that receives at `socket`, whose watchdog wants to hear once per `watchdog`.
+    /// The manager that receives at `socket`, whose watchdog expects a message once per `watchdog`.
     #[must_use]
     pub fn new(socket: UnixDatagram, watchdog: Option<Duration>) -> Self {
         let half = |whole: Duration| (whole / 2).max(SHORTEST_WATCHDOG);

@@ -1,5 +1,5 @@
 //! The helper before there is a dataplane: it opens what the dataplane is going to need, and starts it,
-//! confined. It hears nobody but the operator who started it; once the dataplane runs, everything is up
+//! confined. Its only input is the operator's; once the dataplane runs, everything is up
 //! to the crate `privileged`, and nothing here is called again.
 //!
 //! Read it in the order in which it runs: [`run`], `startup`, `background`, `netns`, `tun`,

@@ -176,7 +176,7 @@ impl TunDevice {
         Ok(Self { name, ifindex, ..made })
     }
 
-    /// Takes over an interface that somebody else created (WG_TUN_FD).
+    /// Takes over an interface that another program created (WG_TUN_FD).
     ///
     /// # Errors
     /// If the descriptor is no TUN queue.

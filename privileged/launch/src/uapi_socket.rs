@@ -60,7 +60,7 @@ pub fn bind(interface: &str) -> Result<(OwnedFd, SocketFile)> {
 }
 
 /// Takes over a socket that is already bound and listening (WG_UAPI_FD). If it is the interface's own in
-/// the usual place, its removal ends the daemon; its file stays with whoever made it.
+/// the usual place, its removal ends the daemon; its file is its maker's to remove.
 ///
 /// # Errors
 /// If it is no listening unix socket, the directory cannot be watched, or others could replace the socket.
@@ -222,7 +222,7 @@ fn refuse(objection: Option<String>) -> Result<()> {
     objection.map_or(Ok(()), |line| Err(Error::new(line)))
 }
 
-/// Removes a socket that nobody holds; refuses everything else.
+/// Removes a socket that no process listens on; refuses everything else.
 fn remove_stale(path: &str) -> Result<()> {
     let began = Instant::now();
     while is_in_use(path)? {
@@ -237,7 +237,7 @@ fn remove_stale(path: &str) -> Result<()> {
     Ok(())
 }
 
-/// Removes a socket that nobody holds, too.
+/// Removes a socket that no process listens on, too.
 fn is_in_use(path: &str) -> Result<bool> {
     let found = match symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),

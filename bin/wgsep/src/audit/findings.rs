@@ -317,7 +317,7 @@ fn non_dumpable(facts: &Facts) -> Fact<(String, State)> {
     let owner = facts.owner.clone()?;
     let uid = first(facts.field("Uid")?);
     if uid == "0" {
-        return Err("cannot be told of a process of root's".to_owned());
+        return Err("cannot be determined for a process of root's".to_owned());
     }
     Ok((format!("its /proc files are uid {owner}'s"), applied_if(owner.to_string() != uid)))
 }

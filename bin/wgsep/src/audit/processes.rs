@@ -1,4 +1,4 @@
-//! Which two processes serve an interface. The kernel says so: whoever made the socket listen, and
+//! Which two processes serve an interface. The kernel names them: the process that made the socket listen, and
 //! its only child. A process that merely looks like them is not found.
 
 use nix::sys::socket::{
@@ -22,7 +22,7 @@ impl Processes {
         let path = format!("{DIRECTORY}/{interface}.sock");
         let helper = listener(&path).map_err(|errno| match errno {
             nix::Error::ENOENT | nix::Error::ECONNREFUSED => {
-                format!("no daemon serves {interface}: nobody listens on {path}; start it: wgsep {interface}")
+                format!("no daemon serves {interface}: no process listens on {path}; start it: wgsep {interface}")
             }
             errno => format!("{path}: {}; run as root or as its owner", errno.desc()),
         })?;
