@@ -90,7 +90,6 @@ MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/wgsep
 UNITDIR = $(PREFIX)/lib/systemd/system
 SYSUSERSDIR = $(PREFIX)/lib/sysusers.d
-TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
 # Where `make deb` leaves the package, in place of an older one.
 DEBDIR ?= $(TARGET_DIR)
 
@@ -108,7 +107,7 @@ target-compiler:
 
 install: build
 	install -d $(addprefix $(DESTDIR),$(SBINDIR) $(LIBEXECDIR) $(MANDIR)/man8 $(MANDIR)/man7 $(DOCDIR) \
-		$(UNITDIR) $(SYSUSERSDIR) $(TMPFILESDIR) $(PREFIX)/share/bash-completion/completions \
+		$(UNITDIR) $(SYSUSERSDIR) $(PREFIX)/share/bash-completion/completions \
 		$(PREFIX)/share/zsh/site-functions $(PREFIX)/share/fish/vendor_completions.d)
 	install -m 755 $(WGSEP_BIN_DIR)/wgsep $(DESTDIR)$(SBINDIR)
 	@# Not to be read: a user who starts the helper by a file capability owns the user namespace that
@@ -127,7 +126,6 @@ install: build
 	chmod 644 $(DESTDIR)$(DOCDIR)/LICENCES-OF-CRATES $(DESTDIR)$(DOCDIR)/wgsep.cdx.json $(DESTDIR)$(UNITDIR)/wgsep@.service
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/prometheus
 	install -m 644 bin/dist/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/wgsep.conf
-	install -m 644 bin/dist/tmpfiles.conf $(DESTDIR)$(TMPFILESDIR)/wgsep.conf
 	install -m 644 bin/dist/completions/wgsep.bash \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/wgsep
 	install -m 644 bin/dist/completions/_wgsep $(DESTDIR)$(PREFIX)/share/zsh/site-functions
