@@ -90,6 +90,10 @@ MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/wgsep
 UNITDIR = $(PREFIX)/lib/systemd/system
 SYSUSERSDIR = $(PREFIX)/lib/sysusers.d
+# Writes a file with the places of this installation: the documents have those of the package.
+PLACED = sed -e 's|@SBINDIR@|$(SBINDIR)|g; s|@LIBEXECDIR@|$(LIBEXECDIR)|g' \
+	-e 's|/usr/sbin/wgsep|$(SBINDIR)/wgsep|g; s|/usr/libexec/wgsep|$(LIBEXECDIR)|g' \
+	-e 's|/usr/share/doc/wgsep|$(DOCDIR)|g'
 # Where `make deb` leaves the package, in place of an older one.
 DEBDIR ?= $(TARGET_DIR)
 
@@ -114,16 +118,17 @@ install: build
 	@# the dataplane is in, and could trace it if its program were readable (SECURITY.md).
 	install -m 711 $(WGSEP_BIN_DIR)/wgsep-dataplane $(DESTDIR)$(LIBEXECDIR)
 	install -m 755 bin/dist/configure $(DESTDIR)$(LIBEXECDIR)
-	install -m 644 bin/dist/wgsep.8 $(DESTDIR)$(MANDIR)/man8
-	install -m 644 bin/dist/wgsep-sandbox.7 $(DESTDIR)$(MANDIR)/man7
-	install -m 644 README.md SECURITY.md CHANGELOG.md LICENSE $(DESTDIR)$(DOCDIR)
+	$(PLACED) bin/dist/wgsep.8 >$(DESTDIR)$(MANDIR)/man8/wgsep.8
+	$(PLACED) bin/dist/wgsep-sandbox.7 >$(DESTDIR)$(MANDIR)/man7/wgsep-sandbox.7
+	for page in README.md SECURITY.md CHANGELOG.md; do $(PLACED) $$page >$(DESTDIR)$(DOCDIR)/$$page || exit; done
+	install -m 644 LICENSE $(DESTDIR)$(DOCDIR)
 	TARGET=$(TARGET) bin/dist/licences wgsep wgsep-dataplane-bin >$(DESTDIR)$(DOCDIR)/LICENCES-OF-CRATES
 	$(DATED) TARGET=$(TARGET) DATAPLANE_FLAGS='$(DATAPLANE_FLAGS)' bin/dist/sbom "$$(cat $(BUILT_VERSION))" >$(DESTDIR)$(DOCDIR)/wgsep.cdx.json
-	sed -e 's|@SBINDIR@|$(SBINDIR)|' -e 's|@LIBEXECDIR@|$(LIBEXECDIR)|' \
-		bin/dist/wgsep@.service.in >$(DESTDIR)$(UNITDIR)/wgsep@.service
-	sed -e 's|@SBINDIR@|$(SBINDIR)|' bin/dist/prometheus.in >$(DESTDIR)$(LIBEXECDIR)/prometheus
+	$(PLACED) bin/dist/wgsep@.service.in >$(DESTDIR)$(UNITDIR)/wgsep@.service
+	$(PLACED) bin/dist/prometheus.in >$(DESTDIR)$(LIBEXECDIR)/prometheus
 	@# What a redirection makes has the mode of the umask, or of what an earlier install left.
-	chmod 644 $(DESTDIR)$(DOCDIR)/LICENCES-OF-CRATES $(DESTDIR)$(DOCDIR)/wgsep.cdx.json $(DESTDIR)$(UNITDIR)/wgsep@.service
+	chmod 644 $(addprefix $(DESTDIR),$(MANDIR)/man8/wgsep.8 $(MANDIR)/man7/wgsep-sandbox.7 $(UNITDIR)/wgsep@.service \
+		$(addprefix $(DOCDIR)/,README.md SECURITY.md CHANGELOG.md LICENCES-OF-CRATES wgsep.cdx.json))
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/prometheus
 	install -m 644 bin/dist/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/wgsep.conf
 	install -m 644 bin/dist/completions/wgsep.bash \

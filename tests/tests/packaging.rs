@@ -90,6 +90,18 @@ fn make_install_keeps_to_destdir_and_prefix_and_runs_from_there() {
     );
     assert!(unit.contains("ExecStartPost=/opt/wg/libexec/wgsep/configure up %i"), "{unit}");
 
+    // No place of the package's is left in what is installed elsewhere.
+    for (file, _) in &expected {
+        let text = fs::read(destdir.join(file)).unwrap();
+        let Ok(text) = String::from_utf8(text) else { continue };
+        for place in ["/usr/sbin/wgsep", "/usr/libexec", "/usr/share/doc/wgsep", "DIR@"] {
+            assert!(!text.contains(place), "{file} names {place}");
+        }
+    }
+    let page = fs::read_to_string(installed.join("share/man/man8/wgsep.8")).unwrap();
+    assert!(page.contains("setcap cap_net_admin+ep /opt/wg/sbin/wgsep"), "{page}");
+    assert!(page.contains(".Pa /opt/wg/libexec/wgsep/prometheus"), "{page}");
+
     // The helper finds its dataplane from where it is itself, wherever that is.
     let netns = Netns::new();
     let interface = wgsep_tests::daemon::unique_interface();
