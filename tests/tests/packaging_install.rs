@@ -54,6 +54,22 @@ fn the_modes_of_what_is_installed_do_not_depend_on_the_umask() {
     assert_eq!(modes(&strict), expected);
 }
 
+/// sudo(8) drops the variable from the environment, so that a line for a shell has it behind `sudo`.
+#[test]
+fn wherever_a_command_has_the_variable_of_wg_quick_it_stands_behind_sudo() {
+    require!(Wgsep);
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let documents = ["README.md", "SECURITY.md", "bin/dist/wgsep.8"];
+    let read = |name: &str| fs::read_to_string(repository.join(name)).unwrap();
+    let mut texts: Vec<_> = documents.iter().map(|name| read(name)).collect();
+    texts.push(run(Command::new(wgsep_program("wgsep")).arg("--help")));
+    let command = "WG_QUICK_USERSPACE_IMPLEMENTATION=wgsep wg-quick";
+    for line in texts.iter().flat_map(|text| text.lines()).filter(|line| line.contains(command)) {
+        assert!(line.contains(&format!("sudo {command} up wg0")), "{line}");
+    }
+    assert_eq!(texts.iter().filter(|text| text.contains(command)).count(), 3);
+}
+
 /// README's line, as cron runs it: with neither sbin nor anything else of a shell's environment.
 #[test]
 fn the_line_of_readme_for_cron_writes_samples() {

@@ -17,7 +17,7 @@ const VERSION: &str = match option_env!("WGSEP_VERSION") {
 const USES: &str = "\
 Three common uses:
   wgsep -f wg0          serve under your eyes; then: wg setconf wg0 wg0.conf
-  WG_QUICK_USERSPACE_IMPLEMENTATION=wgsep wg-quick up wg0    with routes
+  sudo WG_QUICK_USERSPACE_IMPLEMENTATION=wgsep wg-quick up wg0   with routes
   wgsep audit wg0       tell what confines the daemon of wg0; more in wgsep(8)";
 
 /// One screen of 80 columns and 24 lines: no headings, and the arguments only in the usage.
@@ -173,7 +173,7 @@ fn check_words(matches: &ArgMatches, is_escaped: bool) -> Result<(), String> {
     let meant = RESERVED.iter().find(|(words, _)| words.contains(&interface));
     match (meant, extra) {
         (Some((_, meant)), _) if !is_escaped => Err(format!(
-            "{interface:?} is no command of wgsep, and not taken for an interface; did you mean: {meant}? (an interface of that name: wgsep -- {interface})"
+            "{interface:?} is no command of wgsep, and not taken for an interface; did you mean: {meant}? (an interface of that name: wgsep -- {interface}; wg-quick and the unit pass no --, and need another name for {interface}.conf)"
         )),
         (_, Some(extra)) => Err(match near_subcommand(interface) {
             Some(command) => {
@@ -480,6 +480,7 @@ mod tests {
                 let said = words(line).unwrap_err();
                 assert!(said.contains(meant), "{said}");
                 assert!(said.contains(&format!("wgsep -- {word}")), "{said}");
+                assert!(said.contains(&format!("another name for {word}.conf")), "{said}");
             }
             assert_eq!(words(&["--", word]), Ok(()));
         }
