@@ -273,23 +273,29 @@ fn a_wrong_value_of_any_key_is_named_with_its_line_and_what_to_write() {
     let public = KeyPair::generate().public;
     let peer = format!("[Peer]\nPublicKey = {public}");
     for (lines, expected) in [
-        ("MTU = auto", "line 4: MTU = auto is no number of bytes from 68 to 65535; write one"),
-        ("MTU = 1420\nMTU = 1", "line 5: MTU = 1 is no number of bytes"),
-        ("MTU = 01420", "line 4: MTU = 01420 is no number of bytes"),
-        ("MTU = 70000", "line 4: MTU = 70000 is no number of bytes"),
-        ("MTU = 1420 bytes", "line 4: MTU = 1420 bytes is no number of bytes"),
-        ("Address = 10.0.0.1/24, 10.0.0.256/24", "line 4: Address = 10.0.0.256/24 is no address"),
-        ("Address = 10.0.0.1/33", "line 4: Address = 10.0.0.1/33 is no address"),
-        ("Address = 10.0.0.1/", "line 4: Address = 10.0.0.1/ is no address"),
-        ("Address = fd00::1::/64", "line 4: Address = fd00::1::/64 is no address"),
-        ("Address = fd00::1/129", "line 4: Address = fd00::1/129 is no address"),
-        ("Address = *", "line 4: Address = * is no address"),
-        ("Table = OFF", "line 4: Table = OFF is no routing table; write off, in lower case"),
-        ("SaveConfig = maybe", "line 4: SaveConfig = maybe is neither true nor false; take"),
-        ("ListenPort = x", "line 4: ListenPort = x is no port; write a number from 1 to 65535"),
-        ("ListenPort = 70000", "line 4: ListenPort = 70000 is no port"),
-        ("FwMark = 0x1ffffffff", "line 4: FwMark = 0x1ffffffff is no mark; write off or a number"),
-        ("FwMark = blue", "line 4: FwMark = blue is no mark"),
+        ("MTU = auto", "line 4: MTU = auto is not a number of bytes from 68 to 65535; write one"),
+        ("MTU = 1420\nMTU = 1", "line 5: MTU = 1 is not a number of bytes"),
+        ("MTU = 01420", "line 4: MTU = 01420 is not a number of bytes"),
+        ("MTU = 70000", "line 4: MTU = 70000 is not a number of bytes"),
+        ("MTU = 1420 bytes", "line 4: MTU = 1420 bytes is not a number of bytes"),
+        (
+            "Address = 10.0.0.1/24, 10.0.0.256/24",
+            "line 4: Address = 10.0.0.256/24 is not an address",
+        ),
+        ("Address = 10.0.0.1/33", "line 4: Address = 10.0.0.1/33 is not an address"),
+        ("Address = 10.0.0.1/", "line 4: Address = 10.0.0.1/ is not an address"),
+        ("Address = fd00::1::/64", "line 4: Address = fd00::1::/64 is not an address"),
+        ("Address = fd00::1/129", "line 4: Address = fd00::1/129 is not an address"),
+        ("Address = *", "line 4: Address = * is not an address"),
+        ("Table = OFF", "line 4: Table = OFF is not a routing table; write off, in lower case"),
+        ("SaveConfig = maybe", "line 4: SaveConfig = maybe is neither true nor false; remove"),
+        ("ListenPort = x", "line 4: ListenPort = x is not a port; write a number from 1 to 65535"),
+        ("ListenPort = 70000", "line 4: ListenPort = 70000 is not a port"),
+        (
+            "FwMark = 0x1ffffffff",
+            "line 4: FwMark = 0x1ffffffff is not a mark; write off, or a number",
+        ),
+        ("FwMark = blue", "line 4: FwMark = blue is not a mark"),
         ("Mtux = 1420", "line 4: wg SET refuses it: Line unrecognized: `Mtux=1420'; correct"),
         ("MTU", "line 4: wg SET refuses it: Line unrecognized: `MTU'; correct that line"),
         ("ListenPort =", "line 4: wg SET refuses it: Line unrecognized: `ListenPort='; correct"),
@@ -298,13 +304,19 @@ fn a_wrong_value_of_any_key_is_named_with_its_line_and_what_to_write() {
         ("PEER\nAllowedIPs = 10.0.0.0/8, 10.66.0.0/33", "line 6: wg SET refuses it: AllowedIP"),
         ("PEER\nAllowedIPs = 10.66.0.256", "line 6: wg SET refuses it: Unable to parse IP"),
         ("PEER\nAllowedIPs = fd66::x/64", "line 6: wg SET refuses it: Unable to parse IP"),
-        ("PEER\nEndpoint = 192.0.2.1", "line 6: Endpoint = 192.0.2.1 has no port from 1 to"),
-        ("PEER\nEndpoint = 192.0.2.1:70000", "line 6: Endpoint = 192.0.2.1:70000 has no port"),
-        ("PEER\nEndpoint = 192.0.2.1:udp?", "line 6: Endpoint = 192.0.2.1:udp? has no port"),
-        ("PEER\nEndpoint = vpn.invalid", "line 6: Endpoint = vpn.invalid has no port"),
-        ("PEER\nEndpoint = [fd00::1]", "line 6: Endpoint = [fd00::1] has no port"),
+        ("PEER\nEndpoint = 192.0.2.1", "line 6: Endpoint = 192.0.2.1 does not end in a port"),
+        (
+            "PEER\nEndpoint = 192.0.2.1:70000",
+            "line 6: Endpoint = 192.0.2.1:70000 does not end in a port",
+        ),
+        (
+            "PEER\nEndpoint = 192.0.2.1:udp?",
+            "line 6: Endpoint = 192.0.2.1:udp? does not end in a port",
+        ),
+        ("PEER\nEndpoint = vpn.invalid", "line 6: Endpoint = vpn.invalid does not end in a port"),
+        ("PEER\nEndpoint = [fd00::1]", "line 6: Endpoint = [fd00::1] does not end in a port"),
         ("PEER\nEndpoint = [fd00::1", "line 6: wg SET refuses it: Unable to find matching brace"),
-        ("PEER\nEndpoint = 192.0.2.300:1", "line 6: Endpoint = 192.0.2.300:1 is no address"),
+        ("PEER\nEndpoint = 192.0.2.300:1", "line 6: Endpoint = 192.0.2.300:1 is not an address"),
         ("PEER\nPersistentKeepalive = x", "line 6: wg SET refuses it: Persistent keepalive"),
         ("PEER\nPresharedKey = abc", "line 6: wg SET refuses it: Key is not the correct length"),
         (
@@ -342,8 +354,7 @@ fn a_thousand_peers_take_as_many_processes_as_three() {
     let counted = |peers: u32| {
         let (host, scratch) = (Host::new(), Scratch::new());
         for program in ["ip", "wg", "wg-quick", "sed", "awk", "tr", "cut", "timeout", "getent"] {
-            let counting =
-                "#!/bin/sh\necho >>${0%/*}/count\nPATH=${PATH#*:} exec ${0##*/} \"$@\"\n";
+            let counting = "#!/bin/sh\necho >>${0%/*}/count\nprogram=$(PATH=${PATH#*:}; command -v ${0##*/})\nexec $program \"$@\"\n";
             let stub = scratch.join(program);
             fs::write(&stub, counting).unwrap();
             fs::set_permissions(&stub, fs::Permissions::from_mode(0o755)).unwrap();

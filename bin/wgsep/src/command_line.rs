@@ -173,7 +173,7 @@ fn check_words(matches: &ArgMatches, is_escaped: bool) -> Result<(), String> {
     let meant = RESERVED.iter().find(|(words, _)| words.contains(&interface));
     match (meant, extra) {
         (Some((_, meant)), _) if !is_escaped => Err(format!(
-            "{interface:?} is no command of wgsep, and not taken for an interface; did you mean: {meant}? (an interface of that name: wgsep -- {interface}; wg-quick and the unit pass no --, and need another name for {interface}.conf)"
+            "{interface:?} is no command of wgsep, and not taken for an interface; did you mean: {meant}? (an interface of that name: wgsep -- {interface}; wg-quick and the unit do not pass --: rename {interface}.conf)"
         )),
         (_, Some(extra)) => Err(match near_subcommand(interface) {
             Some(command) => {
@@ -480,7 +480,7 @@ mod tests {
                 let said = words(line).unwrap_err();
                 assert!(said.contains(meant), "{said}");
                 assert!(said.contains(&format!("wgsep -- {word}")), "{said}");
-                assert!(said.contains(&format!("another name for {word}.conf")), "{said}");
+                assert!(said.contains(&format!("rename {word}.conf")), "{said}");
             }
             assert_eq!(words(&["--", word]), Ok(()));
         }
