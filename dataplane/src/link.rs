@@ -6,7 +6,7 @@
 
 use crate::dumps::{Dumps, Outcome, Table};
 use crate::netlink::{self, Message, attribute, number, split_message, word};
-use crate::routes::{self, Flow, PrefixSet, RouteChanges, RouteMtus};
+use crate::routes::{self, PrefixSet, Query, RouteChanges, RouteMtus};
 use nix::libc;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -67,12 +67,14 @@ struct Link {
     refresh: u32,
 }
 
-/// The answer to the question by which interface a datagram leaves.
+/// The answer to a [`Query`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// By this interface.
+    /// The datagram leaves by this interface.
     Interface(u32),
-    /// Not at all, for this reason.
+    /// An interface has the address.
+    AddressExists,
+    /// It does not leave at all, or there is no such address, for this reason.
     Refused(i32),
 }
 
@@ -283,17 +285,16 @@ impl LinkMonitor {
         }
     }
 
-    /// Asks by which interfaces datagrams of these flows leave; [`Self::read`] has the answers, numbered
-    /// from the one returned on.
+    /// Asks the kernel; [`Self::read`] has the answers, numbered from the one returned on.
     ///
     /// # Errors
     /// As write(2).
-    pub(crate) fn ask(&mut self, flows: impl IntoIterator<Item = Flow>) -> nix::Result<u32> {
+    pub(crate) fn ask(&mut self, queries: impl IntoIterator<Item = Query>) -> nix::Result<u32> {
         let mut questions = Vec::new();
         let first = self.sequence.wrapping_add(1);
-        for flow in flows {
+        for query in queries {
             let sequence = self.next_sequence();
-            questions.extend(routes::question(sequence, &flow));
+            questions.extend(routes::question(sequence, &query));
         }
         self.send(&questions).map(|()| first)
     }
@@ -336,6 +337,8 @@ impl LinkMonitor {
                 let refused = Answer::Refused(netlink::errno(message.body));
                 changes.answers.push((message.sequence, refused));
             }
+            // The socket is not subscribed to changes of addresses: this is an answer.
+            libc::RTM_NEWADDR => changes.answers.push((message.sequence, Answer::AddressExists)),
             libc::RTM_NEWLINK => self.link_changed(message.body, namespace, changes),
             libc::RTM_DELLINK => self.link_left(message.body, namespace, changes),
             libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
@@ -764,7 +767,7 @@ mod tests {
     fn questions_are_answered_by_number() {
         let (mut monitor, kernel, _) = started(None, &link_message(libc::RTM_NEWLINK, 7, 0));
         let (from, to) = ("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap());
-        let first = monitor.ask([Flow { from, to, mark: 0 }; 2]).unwrap();
+        let first = monitor.ask([Query::Route(routes::Flow { from, to, mark: 0 }); 2]).unwrap();
         let mut answer = routes::tests::route(1, 7, 0, 0);
         answer[8..12].copy_from_slice(&0x200u32.to_ne_bytes());
         let bytes = netlink::message(libc::RTM_NEWROUTE, 0, first, &answer, &[]);

@@ -21,6 +21,9 @@ const RTA_IP_PROTO: u16 = 27;
 const RTA_SPORT: u16 = 28;
 const RTA_DPORT: u16 = 29;
 const RTAX_MTU: u16 = 2;
+/// Length of struct ifaddrmsg.
+const IFADDRMSG_LEN: usize = 8;
+const IFA_ADDRESS: u16 = 1;
 /// Prefixes that are kept apart; if more changed, every route counts as changed.
 const MAX_CHANGED_PREFIXES: usize = 1024;
 /// The answer to a question for a route, as opposed to a route that changed.
@@ -127,7 +130,7 @@ pub(crate) struct RouteChanges {
     /// IPv4 destinations that may be reached by another way than before. A cached IPv6 source does not depend
     /// on the route to the destination.
     pub(crate) v4: PrefixSet,
-    /// IPv6 addresses that are no longer local.
+    /// IPv6 addresses that were removed from an interface; another one may still have them.
     pub(crate) removed_v6: PrefixSet,
 }
 
@@ -240,8 +243,32 @@ pub(crate) struct Flow {
     pub(crate) mark: u32,
 }
 
-/// Asks by which interface a datagram of this flow would leave.
-pub(crate) fn question(sequence: u32, flow: &Flow) -> Vec<u8> {
+/// What the kernel is asked about a cached source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Query {
+    /// By which interface a datagram of this flow would leave.
+    Route(Flow),
+    /// Whether any interface has this address.
+    Address(Ipv6Addr),
+}
+
+/// The request that asks for it.
+pub(crate) fn question(sequence: u32, query: &Query) -> Vec<u8> {
+    match query {
+        Query::Route(flow) => route_question(sequence, flow),
+        Query::Address(address) => address_question(sequence, address),
+    }
+}
+
+/// An interface of index 0 stands for any.
+fn address_question(sequence: u32, address: &Ipv6Addr) -> Vec<u8> {
+    let mut fixed = [0; IFADDRMSG_LEN];
+    fixed[0] = libc::AF_INET6 as u8;
+    let attributes: [(u16, &[u8]); 1] = [(IFA_ADDRESS, &address.octets())];
+    netlink::message(libc::RTM_GETADDR, libc::NLM_F_REQUEST as u16, sequence, &fixed, &attributes)
+}
+
+fn route_question(sequence: u32, flow: &Flow) -> Vec<u8> {
     let mut fixed = [0; RTMSG_LEN];
     fixed[0] = libc::AF_INET as u8;
     fixed[1] = 32;
@@ -266,7 +293,7 @@ pub(crate) fn dump_request(sequence: u32, family: i32, interface: u32) -> Vec<u8
     netlink::message(libc::RTM_GETROUTE, netlink::DUMP, sequence, &fixed, &attributes)
 }
 
-/// The interface in the answer to a [`question`]; `None` if this is a route that changed.
+/// The interface in the answer to [`Query::Route`]; `None` if this is a route that changed.
 pub(crate) fn answer(body: &[u8]) -> Option<u32> {
     let flags = netlink::word(body, 8)?;
     (flags & RTM_F_CLONED != 0)
@@ -405,7 +432,7 @@ pub(crate) mod tests {
     #[test]
     fn a_question_has_the_whole_flow() {
         let (from, to) = ("192.0.2.1:51820".parse().unwrap(), "192.0.2.2:7".parse().unwrap());
-        let bytes = question(3, &Flow { from, to, mark: 5 });
+        let bytes = question(3, &Query::Route(Flow { from, to, mark: 5 }));
         let (message, _) = netlink::split_message(&bytes).unwrap();
         let attributes = &message.body[RTMSG_LEN..];
         for (kind, expected) in [

@@ -2,7 +2,7 @@
 //! own and the way to the peer leads over the same interface.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use wgsep_tests::implementation::Implementation::{self, Wgsep, WireguardGo};
 use wgsep_tests::link::{self, DEVICE, Family};
 use wgsep_tests::netns::Netns;
@@ -140,6 +140,51 @@ fn a_removed_ipv6_source_is_not_used_though_the_kernel_sends_from_any_address() 
             right.daemon.peer().endpoint == endpoint("fd07::1")
         });
         answers_at_once(left, right);
+    }
+}
+
+/// On Linux an address may be on several interfaces, and is a source as long as one of them has it.
+#[test]
+fn a_source_holds_until_the_last_interface_that_has_it_loses_it() {
+    require!(Wgsep);
+    for (outer, spoken_to, length) in [(Family::V4, "10.77.0.10", 24), (Family::V6, "fd07::10", 64)]
+    {
+        for removal in [
+            format!("ip addr del {spoken_to}/{length} dev elsewhere"),
+            "ip link set elsewhere down".to_owned(),
+            "ip link del elsewhere".to_owned(),
+        ] {
+            if outer == Family::V4 && removal.ends_with("down") {
+                // It keeps its IPv4 addresses.
+                continue;
+            }
+            let tunnel = tunnel(Wgsep, outer);
+            let Tunnel { left, right } = &tunnel;
+            let near = &left.daemon.netns;
+            near.run("ip link add elsewhere type veth peer name beyond");
+            for device in ["beyond", "elsewhere"] {
+                near.run(format!("ip link set {device} up"));
+            }
+            // No route prefers it.
+            near.run(format!("ip addr add {spoken_to}/{length} dev elsewhere noprefixroute nodad"));
+            add_address(near, DEVICE, outer, spoken_to);
+            if outer == Family::V6 {
+                near.run(format!("ip addr change fd07::10/64 dev {DEVICE} preferred_lft 0"));
+            }
+            right.set_peer(left, format!("endpoint {}", endpoint(spoken_to)));
+            answers_at_once(right, left);
+            near.run(&*removal);
+            // Each change is looked at again a second later, or two.
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(2500) {
+                answers_at_once(left, right);
+                assert_eq!(right.daemon.peer().endpoint, endpoint(spoken_to), "after {removal}");
+            }
+            near.run(format!("ip addr del {spoken_to}/{length} dev {DEVICE}"));
+            answers_at_once(left, right);
+            let expected = left.endpoint(outer).to_string();
+            assert_eq!(right.daemon.peer().endpoint, expected, "after {removal} and the last");
+        }
     }
 }
 

@@ -2,13 +2,12 @@
 //!
 //! The kernel's WireGuard keeps the address that a peer spoke to for as long as the route to the peer
 //! leads to the interface it spoke by (kernel socket.c, send4). It looks at each packet; we ask after a
-//! change, and only about the peers that it concerns. For IPv6 a source holds for as long as it is an
-//! address of ours (send6). The kernel refuses to send from another one, but not where
-//! net.ipv6.ip_nonlocal_bind is 1; so a source is dropped when its address is removed.
+//! change, and only about the peers that it concerns. For IPv6 a source holds for as long as any
+//! interface has the address (send6), so after one has lost it the kernel is asked whether another has it.
+//! It refuses to send from an address that none has, but not where net.ipv6.ip_nonlocal_bind is 1.
 //!
 //! 1. `routes_changed` collects what changed.
-//! 2. `check` starts a pass over the peers, some a round, asks about those concerned, and forgets IPv6 sources
-//!    that were removed.
+//! 2. `check` starts a pass over the peers, some a round, and asks about those concerned.
 //! 3. `answered` forgets the sources that do not hold. Answers that were lost start over.
 //!
 //! A change is checked at once, unless there have been many: then a pass waits until the passes before it are a
@@ -16,10 +15,10 @@
 //! are, the passes take no more than that part of a processor.
 //!
 //! The kernel reports some changes before they take effect: a route before it is removed, a link that goes down
-//! before its routes do. So each change is checked twice more, shortly after and a second later.
+//! before its routes and addresses do. So each change is checked twice more, shortly after and a second later.
 
 use crate::link::{Answer, LinkMonitor};
-use crate::routes::{Flow, Matcher, RouteChanges};
+use crate::routes::{Flow, Matcher, Query, RouteChanges};
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
@@ -76,10 +75,23 @@ impl Again {
 struct Pass {
     /// IPv4 destinations and sources to ask about.
     concerned: Matcher,
-    /// IPv6 sources to forget.
+    /// IPv6 sources to ask about.
     removed: Matcher,
     /// The last peer looked at.
     last: Option<PeerId>,
+}
+
+impl Pass {
+    /// What to ask about a peer's source, if it is concerned.
+    fn query(&self, endpoint: &Endpoint, device: &Device) -> Option<Query> {
+        if let IpAddr::V6(address) = endpoint.source?.address {
+            return self.removed.covers(address.into()).then_some(Query::Address(address));
+        }
+        let flow = cached_flow(endpoint, device)?;
+        let ends = [*flow.to.ip(), *flow.from.ip()];
+        let concerned = ends.into_iter().any(|address| self.concerned.covers(address.into()));
+        concerned.then_some(Query::Route(flow))
+    }
 }
 
 /// A question that has no answer yet.
@@ -149,16 +161,11 @@ impl SourceCheck {
             self.pass = Some(Pass { concerned, removed, last: None });
             self.paid_at = self.paid_at.max(earlier(now, MOST_BEHIND)).after(INTERVAL_PER_PASS);
         }
-        let (flows, looked_at) = self.next_flows(device);
-        let cost = INTERVAL_PER_PEER * looked_at + INTERVAL_PER_QUESTION * flows.len() as u32;
+        let (queries, looked_at) = self.next_queries(device, link.has_uid_rules());
+        let cost = INTERVAL_PER_PEER * looked_at + INTERVAL_PER_QUESTION * queries.len() as u32;
         self.paid_at = self.paid_at.after(cost);
-        if link.has_uid_rules() {
-            // The answers would hold for datagrams of another user. Without a source, the route decides.
-            self.asked.drain(..).for_each(|Question { peer, endpoint, .. }| {
-                device.clear_source(peer, &endpoint);
-            });
-        } else if !flows.is_empty() {
-            match link.ask(flows) {
+        if !queries.is_empty() {
+            match link.ask(queries) {
                 Ok(first) => {
                     for (question, number) in self.asked.iter_mut().zip(0..) {
                         question.sequence = first.wrapping_add(number);
@@ -169,11 +176,11 @@ impl SourceCheck {
         }
     }
 
-    /// Looks at the next peers and forgets the IPv6 sources that were removed. Returns the flows of those
-    /// concerned, and how many peers were looked at for that.
-    fn next_flows(&mut self, device: &Device) -> (Vec<Flow>, u32) {
+    /// Looks at the next peers. Returns what to ask about those concerned, and how many were looked at for
+    /// that. With `uid_rules` forgets the IPv4 sources of those concerned instead.
+    fn next_queries(&mut self, device: &Device, uid_rules: bool) -> (Vec<Query>, u32) {
         let Some(pass) = &mut self.pass else { return (Vec::new(), 0) };
-        let (mut flows, mut looked_at) = (Vec::new(), 0);
+        let (mut queries, mut looked_at) = (Vec::new(), 0);
         let mut peers = device.endpoints(pass.last).take(PEERS_PER_ROUND);
         loop {
             let Some((peer, endpoint)) = peers.next() else {
@@ -185,29 +192,25 @@ impl SourceCheck {
             looked_at += 1;
             pass.last = Some(peer);
             let Some(endpoint) = endpoint else { continue };
-            if let Some(Source { address: address @ IpAddr::V6(_), .. }) = endpoint.source
-                && pass.removed.covers(address)
-            {
+            let Some(query) = pass.query(&endpoint, device) else { continue };
+            if uid_rules && matches!(query, Query::Route(_)) {
+                // The answer would hold for datagrams of another user. Without a source, the route decides.
                 device.clear_source(peer, &endpoint);
-            }
-            let Some(flow) = cached_flow(&endpoint, device).filter(|flow| {
-                let ends = [*flow.to.ip(), *flow.from.ip()];
-                ends.into_iter().any(|address| pass.concerned.covers(address.into()))
-            }) else {
                 continue;
-            };
-            flows.push(flow);
+            }
+            queries.push(query);
             self.asked.push_back(Question { sequence: 0, peer, endpoint });
-            if flows.len() == QUESTIONS_PER_ROUND {
+            if queries.len() == QUESTIONS_PER_ROUND {
                 break;
             }
         }
-        (flows, looked_at as u32)
+        (queries, looked_at as u32)
     }
 
     /// Forgets the source that an answer is about, unless the datagram still leaves by the interface
-    /// where the peer spoke to it. If it does not leave at all, the kernel keeps the source but for
-    /// EINVAL; one that is no address of ours any more is noticed when it is sent from.
+    /// where the peer spoke to it, or some interface has the address. If a datagram does not leave at all,
+    /// the kernel keeps the source but for EINVAL; one that is no address of ours any more is noticed when
+    /// it is sent from.
     pub(super) fn answered(&mut self, device: &Device, sequence: u32, answer: Answer) {
         let Some(place) = self.asked.iter().position(|asked| asked.sequence == sequence) else {
             return;
@@ -216,7 +219,10 @@ impl SourceCheck {
         let spoken_by = endpoint.source.map(|source| source.interface);
         let holds = match answer {
             Answer::Interface(interface) => spoken_by == Some(interface),
-            Answer::Refused(errno) => errno != nix::libc::EINVAL,
+            Answer::AddressExists => true,
+            Answer::Refused(errno) => {
+                !matches!(errno, nix::libc::EINVAL | nix::libc::EADDRNOTAVAIL)
+            }
         };
         if !holds {
             device.clear_source(peer, &endpoint);
@@ -226,10 +232,15 @@ impl SourceCheck {
     /// Answers that did not come were lost: asks again later.
     pub(super) fn start_over(&mut self) {
         for Question { endpoint, .. } in self.asked.drain(..) {
-            let destination = endpoint.destination.ip();
-            let length = if destination.is_ipv4() { 32 } else { 128 };
-            if let Some(prefix) = AllowedIp::new(destination, length) {
-                self.changes.v4.add(prefix);
+            let Some(Source { address, .. }) = endpoint.source else { continue };
+            match (address, endpoint.destination.ip()) {
+                (IpAddr::V4(_), to) => {
+                    AllowedIp::new(to, 32).into_iter().for_each(|to| self.changes.v4.add(to));
+                }
+                (IpAddr::V6(_), _) => {
+                    let removed = AllowedIp::new(address, 128);
+                    removed.into_iter().for_each(|removed| self.changes.removed_v6.add(removed));
+                }
             }
         }
     }
@@ -396,9 +407,8 @@ mod tests {
         }
     }
 
-    /// Of IPv6 sources the kernel is asked nothing.
     #[test]
-    fn an_ipv6_source_is_forgotten_when_its_address_is_removed() {
+    fn an_ipv6_source_is_forgotten_when_no_interface_has_its_address_any_more() {
         let mut bed = Bed::new(2);
         let addresses: [IpAddr; 2] = ["fd07::1", "fd07::2"].map(|address| address.parse().unwrap());
         let mut rest = addresses.into_iter();
@@ -406,13 +416,19 @@ mod tests {
             let source = Source { address: rest.next().unwrap(), interface: INTERFACE };
             Endpoint { destination: "[fd07::9]:7".parse().unwrap(), source: Some(source) }
         });
-        let answer = Some(Answer::Interface(INTERFACE + 1));
         bed.check.routes_changed(all(), bed.now);
-        assert_eq!((bed.run(answer), bed.sources()), (0, 2));
+        assert_eq!((bed.run(None), bed.sources()), (0, 2), "an IPv4 route");
         let mut changes = RouteChanges::default();
         changes.removed_v6.add(AllowedIp::new(addresses[0], 128).unwrap());
-        bed.check.routes_changed(changes, bed.now);
-        assert_eq!((bed.run(answer), bed.sources()), (0, 1));
+        for (answer, questions, sources) in [
+            (Some(Answer::AddressExists), 1, 2),
+            (None, 1, 2),
+            (Some(Answer::Refused(nix::libc::EADDRNOTAVAIL)), 1, 1),
+            (Some(Answer::Refused(nix::libc::EADDRNOTAVAIL)), 0, 1),
+        ] {
+            bed.check.routes_changed(changes.clone(), bed.now);
+            assert_eq!((bed.run(answer), bed.sources()), (questions, sources), "{answer:?}");
+        }
     }
 
     #[test]
