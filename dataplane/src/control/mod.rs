@@ -97,10 +97,10 @@ enum Awaiting {
     LinkDown,
 }
 
-/// The control thread's state.
+/// The control thread's state. On the heap and not in the frame of [`Control::run`], which is never wiped: a value
+/// that is moved into it may bring parts of a key in its padding.
 pub(crate) struct Control {
     shared: Arc<Shared>,
-    /// In a box, so that no private key is on the stack.
     device: Box<Device>,
     /// Handshake messages that are being consumed.
     handshakes: VecDeque<QueuedHandshake>,
@@ -140,7 +140,7 @@ impl Control {
         helper: Helper,
         settings: Arguments,
         vm_clock: Option<VmClock>,
-    ) -> nix::Result<Self> {
+    ) -> nix::Result<Box<Self>> {
         let mut device = Box::new(Device::new(Box::new(KernelRandom)));
         let initial = Configuration {
             listen_port: Some(settings.listen_port),
@@ -167,7 +167,7 @@ impl Control {
         epoll.add(&helper, EpollEvent::new(EpollFlags::EPOLLIN, HELPER))?;
         // What every thread waits by; a filter around us that refuses it is known before anything runs.
         epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO)?;
-        Ok(Self {
+        Ok(Box::new(Self {
             shared,
             device,
             handshakes,
@@ -193,7 +193,7 @@ impl Control {
             wiped: None,
             wipe_due: None,
             overrun_reported: None,
-        })
+        }))
     }
 
     /// What the workers are given.
@@ -202,18 +202,18 @@ impl Control {
     }
 
     /// Tells the helper that the process is sealed, and serves until the end.
-    pub(crate) fn run(mut self, report: wgsep_ipc::SealReport) -> End {
+    ///
+    /// Its own frame is never wiped, so no function that handles peers or keys may be inlined here. Even the copy of
+    /// an absent value may bring a key: the bytes of an `Option` that is `None` are copied too, and hold what was in
+    /// their place on the stack when it was made.
+    pub(crate) fn run(mut self: Box<Self>, report: wgsep_ipc::SealReport) -> End {
         self.request(&Request::Sealed(report), Awaiting::Sealed);
         let mut events = [EpollEvent::empty(); 64];
         loop {
-            let mut more = self.consume_handshakes();
-            self.follow_routes();
+            let (more, under_load) = self.catch_up();
             if let Some(end) = self.end {
                 return end;
             }
-            let under_load = self.device.is_under_load(clock::instant());
-            more |= self.shared.poll_handshakes(under_load);
-            more |= self.uapi.is_runnable() || self.can_run_jobs();
             self.wipe_stacks();
             let timeout = self.timeout(more, under_load);
             let ready = match self.epoll.wait(&mut events, timeout) {
@@ -226,6 +226,18 @@ impl Control {
             };
             self.handle(events.get(..ready).unwrap_or_default());
         }
+    }
+
+    /// Does what is left to do before waiting; whether more is left all the same, and whether there is too much
+    /// of it. Never inlined, as [`Self::handle`].
+    #[inline(never)]
+    fn catch_up(&mut self) -> (bool, bool) {
+        let mut more = self.consume_handshakes();
+        self.follow_routes();
+        let under_load = self.device.is_under_load(clock::instant());
+        more |= self.shared.poll_handshakes(under_load);
+        more |= self.uapi.is_runnable() || self.can_run_jobs();
+        (more, under_load)
     }
 
     /// Does what the events are about, and what came of it. Never inlined: what it leaves on the stack has to
@@ -263,7 +275,8 @@ impl Control {
         }
     }
 
-    /// How long to wait for events.
+    /// How long to wait for events. Never inlined, as [`Self::handle`].
+    #[inline(never)]
     fn timeout(&self, more: bool, under_load: bool) -> EpollTimeout {
         if more {
             return EpollTimeout::ZERO;
