@@ -65,6 +65,9 @@ pub fn described(errno: nix::Error) -> String {
     format!("{} ({errno:?})", errno.desc())
 }
 
+/// What to do where the daemons of an account have too many descriptors in flight for one more.
+pub const TOO_MANY_IN_FLIGHT: &str = "too many daemons share the dataplane's account for the hard limit on open files: raise it to 257 for each (ulimit -Hn, LimitNOFILE= of a unit, --ulimit nofile= of a container), or give this one another account (--user)";
+
 /// What to do about a refusal of the kernel, or of a filter of system calls that answers for it.
 #[must_use]
 pub const fn remedy(errno: nix::Error) -> &'static str {
@@ -110,13 +113,14 @@ pub fn become_non_dumpable() -> Result<(), Refused> {
 pub fn prepare_dataplane(user: Option<(Uid, Gid)>, send: Send<'_>) -> Report {
     let mut report = Report::default();
     report.note(Layer::Limits, limits::limit_dataplane().into());
+    let mut most_descriptors = limits::MAX_DESCRIPTORS;
     let entered = namespaces::enter();
     report.note(Layer::Namespaces, entered.into());
     if entered.is_err() {
         // While there may be CAP_SETPCAP, which another uid has not. A user namespace begins with all anew.
         drop_bounding_set(&mut report);
         // No other user can be chosen inside a user namespace without a map.
-        take_user(&mut report, user, send);
+        most_descriptors = take_user(&mut report, user, send);
         let entered = namespaces::enter_with_user_namespace();
         report.note(Layer::Namespaces, entered.into());
         report.note(Layer::UserNamespace, entered.into());
@@ -132,11 +136,11 @@ pub fn prepare_dataplane(user: Option<(Uid, Gid)>, send: Send<'_>) -> Report {
     };
     report.note(Layer::EmptyRoot, empty_root);
     if report.state(Layer::User) == State::Absent {
-        take_user(&mut report, user, send);
+        most_descriptors = take_user(&mut report, user, send);
     }
     report.note(Layer::Capabilities, capabilities::clear_all().into());
     // Not before the quota is full: as long as the limit is high, others of the same user may have theirs too.
-    let few = limits::limit_descriptors();
+    let few = limits::limit_descriptors(most_descriptors);
     if report.state(Layer::Limits) == State::Applied {
         report.note(Layer::Limits, few.into());
     }
@@ -154,14 +158,17 @@ fn drop_bounding_set(report: &mut Report) {
 }
 
 /// Takes the user, and uses up the quota of descriptors in flight, which is the user's: if it were shared with
-/// the launcher's programs, these would lose it too.
-fn take_user(report: &mut Report, user: Option<(Uid, Gid)>, send: Send<'_>) {
+/// the launcher's programs, these would lose it too. Returns the most descriptors that a process of the user may have
+/// for the quota to be used up.
+fn take_user(report: &mut Report, user: Option<(Uid, Gid)>, send: Send<'_>) -> u64 {
     let mut filled = Err(nix::Error::EPERM);
     let taken = user.map_or(State::degraded(nix::Error::EPERM), |(uid, gid)| {
-        user::become_user(uid, gid, || filled = in_flight::fill(send)).into()
+        let limit = limits::descriptors();
+        user::become_user(uid, gid, || filled = in_flight::fill(send, limit)).into()
     });
     report.note(Layer::User, taken);
-    report.note(Layer::NoDescriptorsOut, filled.into());
+    report.note(Layer::NoDescriptorsOut, filled.map(drop).into());
+    filled.unwrap_or(limits::MAX_DESCRIPTORS)
 }
 
 /// Closes every descriptor that the launcher left open, but standard input, output, error and `kept`.

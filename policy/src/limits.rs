@@ -60,12 +60,12 @@ pub fn allow_descriptors() -> nix::Result<u64> {
     set_descriptors(enough).or_else(|_| set_descriptors(most)).map(|()| descriptors())
 }
 
-/// Limits this process to [`MAX_DESCRIPTORS`], or to what [`allow_descriptors`] has left it.
+/// Limits this process to so many descriptors, to [`MAX_DESCRIPTORS`], and to what [`allow_descriptors`] has left it.
 ///
 /// # Errors
 /// As setrlimit(2).
-pub fn limit_descriptors() -> nix::Result<()> {
-    set_descriptors(descriptors().min(MAX_DESCRIPTORS))
+pub fn limit_descriptors(most: u64) -> nix::Result<()> {
+    set_descriptors(descriptors().min(MAX_DESCRIPTORS).min(most))
 }
 
 fn set_descriptors(limit: u64) -> nix::Result<()> {
@@ -73,7 +73,7 @@ fn set_descriptors(limit: u64) -> nix::Result<()> {
 }
 
 /// The limit that the kernel goes by.
-fn descriptors() -> u64 {
+pub(crate) fn descriptors() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(limit, _)| limit)
 }
 

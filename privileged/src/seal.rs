@@ -183,8 +183,16 @@ fn refuse_degraded(process: &str, report: &Report, layers: &'static [Layer]) -> 
     if degraded.is_empty() {
         return Ok(());
     }
+    let is_quota = |(layer, state): (Layer, State)| {
+        layer == Layer::NoDescriptorsOut && state == State::degraded(nix::Error::ETOOMANYREFS)
+    };
+    let remedy = if report.degraded(layers).all(is_quota) {
+        wgsep_policy::TOO_MANY_IN_FLIGHT
+    } else {
+        "run as root on Linux 6.10 or later with Landlock, or without the option"
+    };
     Err(Error::new(format!(
-        "--sandbox strict, and of the {process}'s sandbox: {}; run as root on Linux 6.10 or later with Landlock, or without the option",
+        "--sandbox strict, and of the {process}'s sandbox: {}; {remedy}",
         degraded.join(", ")
     )))
 }

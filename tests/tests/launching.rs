@@ -139,6 +139,25 @@ impl Launched {
         [dataplane, helper.lines().next().unwrap()].map(str::to_owned)
     }
 
+    /// What `wgsep audit` says of it.
+    fn audit(&self) -> String {
+        let mut audit = Command::new("nsenter");
+        audit.args(["--mount", "--target", &self.process.pid().to_string()]);
+        audit.arg(self._kept.1.helper()).args(["audit", &self.interface]);
+        let said = process::output(&mut audit);
+        String::from_utf8_lossy(&said.stdout).into_owned()
+    }
+
+    /// Descriptors that wait in the helper's unix sockets to be received.
+    fn in_flight(&self) -> u64 {
+        let sockets = fs::read_dir(format!("/proc/{}/fdinfo", self.process.pid())).unwrap();
+        let files = sockets.map(|file| fs::read_to_string(file.unwrap().path()).unwrap());
+        let count = |text: String| -> Option<u64> {
+            text.lines().find_map(|line| line.strip_prefix("scm_fds:")?.trim().parse().ok())
+        };
+        files.filter_map(count).sum()
+    }
+
     /// wg(8) where it finds the socket and the interface: in the mounts of the helper.
     #[track_caller]
     fn wg(&self, arguments: &str) -> String {
@@ -236,11 +255,7 @@ fn attack_06_a_program_that_can_be_read_lets_the_user_trace_it_which_is_told() {
     reader.args(&around[1..]).arg("readlink");
     process::run(reader.arg(format!("/proc/{}/root", launched.dataplane())));
 
-    let mut audit = Command::new("nsenter");
-    audit.args(["--mount", "--target", &launched.process.pid().to_string()]);
-    audit.arg(launched._kept.1.helper()).args(["audit", &launched.interface]);
-    let said = process::output(&mut audit);
-    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let said = launched.audit();
     let line = said.lines().find(|line| line.contains("untraceable")).unwrap_or_default();
     assert!(line.contains("degraded"), "{said}");
     assert!(said.contains("chmod 711 wgsep-dataplane"), "{said}");
@@ -606,20 +621,39 @@ fn attack_13_strict_mode_refuses_each_of_these_and_names_the_layers() {
     }
 }
 
-/// The quota of descriptors in flight is the account's. Without either capability nobody exceeds it.
+/// The quota of descriptors in flight is the account's, and what a daemon has of it ends with that daemon. So each
+/// has as many in flight as its own dataplane takes. Without either capability none exceeds the quota.
 #[test]
 fn attack_05_daemons_that_share_an_account_each_keep_the_dataplane_from_sending_descriptors() {
     require!(Wgsep);
     let around = ["setpriv", "--bounding-set=-sys_admin,-sys_resource"];
-    let daemons = std::iter::repeat_with(|| {
-        let mut launch = Launch::new(Programs::new(), &around, &[], "ulimit -n 4096");
+    let launch = || {
+        let mut launch = Launch::new(Programs::new(), &around, &[], "ulimit -n 600");
         launch.command.args(["--user", "daemon"]);
-        launch.start()
-    });
-    let launched: Vec<_> = daemons.take(3).collect();
+        launch
+    };
+    let launched: Vec<_> = std::iter::repeat_with(|| launch().start()).take(3).collect();
     for launched in &launched {
         assert_said(&launched.reports()[0], &["user=applied", "no-fd-out=applied"]);
+        let (limit, in_flight) = (descriptor_limit(launched.dataplane()), launched.in_flight());
+        assert!(in_flight > limit, "{in_flight} in flight, with a limit of {limit}");
     }
+    // There is no room for a fourth.
+    let one_more = launch().start();
+    assert_said(&one_more.reports()[0], &["no-fd-out=degraded(ETOOMANYREFS)"]);
+    let said = one_more.audit();
+    assert!(said.contains("dataplane no-fd-out: too many daemons share"), "{said}");
+    let mut strict = launch();
+    strict.command.args(["--sandbox", "strict"]);
+    let said = strict.refused();
+    assert!(said.contains("no-fd-out degraded(ETOOMANYREFS); too many daemons share"), "{said}");
+}
+
+/// RLIMIT_NOFILE of a process, as it can be raised.
+fn descriptor_limit(pid: Pid) -> u64 {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    line.split_whitespace().nth(4).unwrap().parse().unwrap()
 }
 
 /// As in a container that has no file but the two programs.

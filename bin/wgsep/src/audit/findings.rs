@@ -75,6 +75,7 @@ impl Finding {
     /// What an operator can do about a degraded layer.
     pub(super) fn remedy(&self) -> &'static str {
         match self.layer {
+            "no-fd-out" if self.seen.contains("ETOOMANYREFS") => wgsep_policy::TOO_MANY_IN_FLIGHT,
             "no-fd-out" => "start wgsep as root, so that the dataplane has a uid of its own",
             "user" => "start wgsep as root; useradd --system wgsep gives the dataplane its account",
             "namespaces" | "user-namespace" | "empty-root" => {
