@@ -6,7 +6,7 @@ use crate::udp::{Datagrams, MAX_SEGMENTS, MAX_SEND, UdpSockets};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use wgsep_proto::data_path::DataPath;
+use wgsep_proto::data_path::{DataPath, DropCause};
 use wgsep_proto::ip::{Ecn, InnerPacket};
 use wgsep_proto::keypair::Keypair;
 use wgsep_proto::messages::TRANSPORT_HEADER_LEN;
@@ -162,7 +162,8 @@ impl OutboundBatch {
             let Some(packets) = packets.get_mut(run.packets.clone()) else { continue };
             let count = packets.iter().map(|packet| packet.segments.count()).sum();
             run.lease = data_path.lease(&run.peer, count, now, |staged| {
-                packets.iter().map(|packet| packet.stage(frames, datagrams, staged)).sum()
+                let stage = |packet: &Outgoing| packet.stage(frames, datagrams, staged, data_path);
+                packets.iter().map(stage).sum()
             });
             if let Some(lease) = &run.lease {
                 let mut counter = lease.first_counter + lease.staged.len() as u64;
@@ -201,9 +202,12 @@ impl OutboundBatch {
                     if sealed.len() >= MAX_DATAGRAMS {
                         return true;
                     }
-                    if packet.seal(frames, next.segment, &lease.keypair, datagram) {
-                        sealed.push(Sealed { bytes: place, ecn: packet.ecn, run: next.run });
-                        used += len;
+                    match packet.seal(frames, next.segment, &lease.keypair, datagram) {
+                        Ok(()) => {
+                            sealed.push(Sealed { bytes: place, ecn: packet.ecn, run: next.run });
+                            used += len;
+                        }
+                        Err(cause) => data_path.drops.add(cause, 1),
                     }
                     next.segment += 1;
                 }
@@ -263,27 +267,51 @@ impl OutboundBatch {
 impl Outgoing {
     /// Puts each segment into the queue of packets that wait for a keypair, by way of `scratch`.
     /// Returns how many packets fell out of the queue.
-    fn stage(&self, frames: &[u8], scratch: &mut [u8], staged: &mut StagedPackets) -> usize {
+    fn stage(
+        &self,
+        frames: &[u8],
+        scratch: &mut [u8],
+        staged: &mut StagedPackets,
+        data_path: &DataPath,
+    ) -> usize {
         let Some(packet) = frames.get(self.packet.clone()) else { return 0 };
-        let stage_one = |number| {
+        let mut stage_one = |number| {
             let place = scratch.get_mut(..self.segments.len_of(number))?;
             self.segments.write(packet, number, place)?;
             Some(staged.stage_packet(place))
         };
-        (0..self.segments.count()).filter_map(stage_one).sum()
+        let dropped = (0..self.segments.count()).map(|number| {
+            stage_one(number).unwrap_or_else(|| {
+                data_path.drops.add(DropCause::OutboundMalformed, 1);
+                0
+            })
+        });
+        dropped.sum()
     }
 
-    /// Makes a datagram of one segment. False, and nothing is left of it, if that cannot be; the
-    /// lengths laid out here leave no such case.
-    fn seal(&self, frames: &[u8], number: usize, keypair: &Keypair, datagram: &mut [u8]) -> bool {
+    /// Makes a datagram of one segment.
+    ///
+    /// # Errors
+    /// The cause, and nothing is left of the segment: its headers are not what the TUN device said, or no datagram
+    /// is as long.
+    fn seal(
+        &self,
+        frames: &[u8],
+        number: usize,
+        keypair: &Keypair,
+        datagram: &mut [u8],
+    ) -> Result<(), DropCause> {
         let len = self.segments.len_of(number);
         let written = frames.get(self.packet.clone()).and_then(|packet| {
             let place = datagram.get_mut(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + len)?;
             self.segments.write(packet, number, place)
         });
-        let sealed =
-            written.is_some() && seal(keypair, self.counter + number as u64, datagram, len);
-        if !sealed {
+        let sealed = match written {
+            None => Err(DropCause::OutboundMalformed),
+            Some(()) if seal(keypair, self.counter + number as u64, datagram, len) => Ok(()),
+            Some(()) => Err(DropCause::SendTooLong),
+        };
+        if sealed.is_err() {
             datagram.fill(0);
         }
         sealed
@@ -320,7 +348,11 @@ fn seal_staged(lease: &mut Lease, data_path: &DataPath) -> Vec<(Vec<u8>, u8)> {
         let mut datagram = vec![0; data_path.datagram_len(&packet)];
         let place = datagram.get_mut(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + packet.len())?;
         place.copy_from_slice(&packet);
-        seal(&lease.keypair, counter, &mut datagram, packet.len()).then_some((datagram, class))
+        let sealed = seal(&lease.keypair, counter, &mut datagram, packet.len());
+        if !sealed {
+            data_path.drops.add(DropCause::SendTooLong, 1);
+        }
+        sealed.then_some((datagram, class))
     };
     staged.into_iter().zip(lease.first_counter..).filter_map(seal_one).collect()
 }

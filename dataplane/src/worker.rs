@@ -502,4 +502,18 @@ mod tests {
         }
         assert_eq!(parts, (PEERS as usize).div_ceil(MAX_STAGED));
     }
+    /// Between the look-up of a packet's peer and its lease the control thread may remove the peer.
+    #[test]
+    fn packets_to_a_peer_that_was_removed_meanwhile_are_counted() {
+        let now = Now { instant: Instant::from_nanos(1), wall: core::time::Duration::ZERO };
+        let mut device = Device::new(Box::new(KernelRandom));
+        let peer = PeerConfiguration::new(PublicKey::from_bytes([9; 32]));
+        let removal = PeerConfiguration { remove: true, ..peer.clone() };
+        device.configure(Configuration { peers: vec![peer], ..Configuration::default() }, now);
+        let looked_up = Arc::clone(device.shared_peers().next().unwrap());
+        device.configure(Configuration { peers: vec![removal], ..Configuration::default() }, now);
+        let data_path = device.data_path();
+        assert!(data_path.lease(&looked_up, 3, now.instant, |_| 0).is_none());
+        assert_eq!(data_path.drops.count(DropCause::NoPeer), 3);
+    }
 }

@@ -361,6 +361,24 @@ fn link_up_sends_persistent_keepalives_and_link_down_forgets_everything() {
 }
 
 #[test]
+fn staged_packets_that_link_down_or_the_removal_of_the_peer_gives_up_are_counted() {
+    for removes_peer in [false, true] {
+        let (mut simulation, a, b) = Simulation::pair(21);
+        simulation.lose(&[Kind::Initiation]);
+        simulation.ping(a, b);
+        simulation.ping(a, b);
+        simulation.run_for(SECOND);
+        assert_eq!(simulation.host(a).drops(DropCause::StagedExpired), 0);
+        if removes_peer {
+            simulation.change_peer(a, b, |peer| peer.remove = true);
+        } else {
+            simulation.set_up(a, false);
+        }
+        assert_eq!(simulation.host(a).drops(DropCause::StagedExpired), 2, "{removes_peer}");
+    }
+}
+
+#[test]
 fn a_device_that_is_down_takes_no_notice_of_initiations() {
     let (mut simulation, a, b) = Simulation::pair(20);
     simulation.set_up(b, false);

@@ -103,6 +103,36 @@ fn each_cause_is_counted_explained_and_kept_from_wg_show() {
     assert!(!daemon.wg("showconf", "").contains("drop"));
 }
 
+/// The longest IP packet is longer than any datagram has room for.
+#[test]
+fn a_packet_that_no_datagram_can_carry_is_counted_and_the_mtu_warned_of() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    let (daemon, to) = (&left.daemon, right.side.inner(Family::V4));
+    until_ping(&daemon.netns, to);
+    daemon.netns.run(format!("ip link set {} mtu 65475", daemon.interface));
+    daemon.netns.run(format!("ip link set {} mtu 65476", daemon.interface));
+    wait::until("the MTU is warned of", LIMIT, || {
+        daemon.process.log().contains("MTU is 65476: packets of more than 65472 bytes")
+    });
+    assert!(!daemon.process.log().contains("MTU is 65475: packets"), "that one does");
+    daemon.netns.run(format!("ip link set {} mtu 65535", daemon.interface));
+    let longest_send = 65_507 - 32 - 28;
+    for (payload, what) in [
+        (longest_send + 1, "longer than IPv4 carries"),
+        (65_489 - 28, "padded to more than the length of a datagram can say"),
+        (65_535 - 28, "the longest packet"),
+    ] {
+        let before = json(daemon)["drops"]["send_too_long"].as_u64().unwrap();
+        daemon.netns.inside(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.send_to(&vec![0; payload], (to, 9)).expect(what);
+        });
+        until_dropped(daemon, DropCause::SendTooLong, before + 1);
+    }
+}
+
 #[test]
 fn a_firewall_and_a_missing_route_are_told_apart() {
     require!(Wgsep);

@@ -30,13 +30,19 @@ const CAUSES: [(&str, &str); 33] = [
         "out: the endpoint is routed into its own tunnel; add a route to it beside the tunnel",
     ),
     ("staged_overflow", "out: more than 128 waited for a handshake; see why it takes long"),
-    ("staged_expired", "out: the handshake it waited for was given up; see the log"),
+    (
+        "staged_expired",
+        "out: it waited for a handshake that was given up, or until link down; see the log",
+    ),
     (
         "send_no_route",
         "out: no route to the peer's endpoint; see `ip route get ADDRESS mark MARK` (0 if none is set)",
     ),
     ("send_forbidden", "out: a firewall of this machine refused it; see `nft list ruleset`"),
-    ("send_too_long", "out: longer than the path takes; lower the MTU of the interface"),
+    (
+        "send_too_long",
+        "out: longer than the path or any datagram takes; lower the MTU of the interface",
+    ),
     ("send_no_buffer", "out: the socket or the link was full; it is sent faster than it leaves"),
     ("send_failed", "out: the network refused it for another reason"),
     ("malformed", "in: not WireGuard; another program uses or probes the port"),

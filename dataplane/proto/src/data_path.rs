@@ -110,7 +110,7 @@ pub enum DropCause {
     Loop,
     /// Out: too many waited for a keypair.
     StagedOverflow,
-    /// Out: it waited for a keypair until the handshake was given up.
+    /// Out: it waited for a keypair until the handshake was given up, the interface went down or the peer was removed.
     StagedExpired,
     /// Out: no route leads to its peer's endpoint.
     SendNoRoute,

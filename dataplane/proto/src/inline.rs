@@ -119,6 +119,8 @@ impl Device {
                     datagram,
                     peer: Some(peer.id()),
                 });
+            } else {
+                data_path.drops.add(DropCause::SendTooLong, 1);
             }
         }
     }

@@ -104,7 +104,12 @@ impl DataPath {
         stage: impl FnOnce(&mut StagedPackets) -> usize,
     ) -> Option<Lease> {
         let mut state = peer.state();
-        if !peer.is_alive() || (count == 0 && state.staged.is_empty()) {
+        if !peer.is_alive() {
+            // It was removed since the look-up.
+            self.drops.add(DropCause::NoPeer, count);
+            return None;
+        }
+        if count == 0 && state.staged.is_empty() {
             return None;
         }
         if state.endpoint.is_none() {
@@ -199,7 +204,7 @@ fn take_lease(state: &mut PeerState, count: usize, now: Instant) -> Option<Lease
 
 /// Seals a packet that lies `TRANSPORT_HEADER_LEN` bytes into `datagram`, which is
 /// [`datagram_len`] bytes long: zeroes the padding, encrypts, writes header and tag. False if the
-/// datagram is too short for that.
+/// datagram is too short for that, or longer than any can be.
 #[must_use]
 pub fn seal(keypair: &Keypair, counter: u64, datagram: &mut [u8], packet_len: usize) -> bool {
     let Some(end) = datagram.len().checked_sub(TAG_LEN) else { return false };

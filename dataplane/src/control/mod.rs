@@ -37,6 +37,7 @@ use std::time::Duration;
 use wgsep_ipc::Request;
 use wgsep_proto::config::Configuration;
 use wgsep_proto::device::{Device, HandshakeDatagram, MAX_QUEUED_HANDSHAKES, Task, Team, Transmit};
+use wgsep_proto::messages::TRANSPORT_OVERHEAD;
 use wgsep_proto::time::Instant;
 
 /// What an epoll event is about; UAPI descriptors come after.
@@ -60,6 +61,8 @@ const LOAD_INTERVAL: u16 = 2;
 const WIPE_INTERVAL: Duration = Duration::from_millis(100);
 /// A loss of netlink messages is logged again after this long.
 const OVERRUN_REPORT_INTERVAL: Duration = Duration::from_secs(3600);
+/// Bytes of the longest packet that goes over IPv4, where the MTU bounds its padding.
+const LONGEST_PACKET: usize = udp::MAX_SEND - TRANSPORT_OVERHEAD;
 
 /// Why the daemon ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -445,6 +448,14 @@ impl Control {
         if state.mtu != self.link_state.mtu {
             self.device.data_path().set_mtu(state.mtu);
             tracing::debug!("MTU is {}", state.mtu);
+            if state.mtu as usize > LONGEST_PACKET {
+                tracing::warn!(
+                    "MTU is {}: packets of more than {} bytes are padded to more than an IPv4 datagram can carry, and are dropped; ip link set dev {} mtu {LONGEST_PACKET}",
+                    state.mtu,
+                    LONGEST_PACKET - LONGEST_PACKET % 16,
+                    self.interface
+                );
+            }
         }
         // Down and up again between two looks is both.
         if self.link_state.up && (changes.was_down || !state.up) {

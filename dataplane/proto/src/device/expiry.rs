@@ -1,7 +1,6 @@
 //! Expiry of timers, and the notes that workers leave (kernel timers.c, the expired functions).
 
 use super::{Device, Event};
-use crate::data_path::DropCause;
 use crate::peer::{PeerId, event};
 use crate::time::Now;
 use crate::timers::Timer;
@@ -87,8 +86,7 @@ impl Device {
             return;
         }
         let given_up = peer.state().take_staged();
-        let packets = given_up.iter().filter(|packet| !packet.is_empty()).count();
-        self.data_path.drops.add(DropCause::StagedExpired, packets);
+        self.count_expired(&given_up);
         let _rescheduled = peer.timers.handshake_given_up(now.instant);
         self.log(Event::HandshakeGivenUp(*peer.public_key()));
     }

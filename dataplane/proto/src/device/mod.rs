@@ -17,7 +17,7 @@ pub use team::{Alone, Task, Team};
 
 use crate::config::AllowedIp;
 use crate::cookie::{CookieChecker, CookieGenerator};
-use crate::data_path::{DataPath, Routes};
+use crate::data_path::{DataPath, DropCause, Routes};
 use crate::handshake::{Handshake, StaticIdentity};
 use crate::keypair::{Keypair, Keypairs};
 use crate::keys::{PrivateKey, PublicKey};
@@ -301,7 +301,14 @@ impl Device {
         self.clear_keypairs(id);
         let Some(entry) = self.entry_mut(id) else { return };
         entry.peer.timers.stop();
-        drop(entry.peer.state().take_staged());
+        let purged = entry.peer.state().take_staged();
+        self.count_expired(&purged);
+    }
+
+    /// Counts staged packets that are given up, without the empty one of a keepalive.
+    fn count_expired(&self, staged: &VecDeque<Vec<u8>>) {
+        let packets = staged.iter().filter(|packet| !packet.is_empty()).count();
+        self.data_path.drops.add(DropCause::StagedExpired, packets);
     }
 
     fn clear_handshake(&mut self, id: PeerId) {
