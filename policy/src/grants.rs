@@ -7,20 +7,35 @@ pub struct Grants {
     pub port: Option<u16>,
     /// Value and mask: only marks with these bits.
     pub mark: Option<(u32, u32)>,
-    /// Ports below 1024 too, where no port is pinned.
+    /// Ports below 1024 too, and others that this host keeps for privileged processes, where no port is pinned.
     pub low_ports: bool,
+    /// The first port that any process may bind where the UDP sockets live
+    /// (net.ipv4.ip_unprivileged_port_start); `None` if that cannot be read.
+    pub first_unprivileged: Option<u16>,
     /// UDP buffers beyond the limits of the system (net.core.rmem_max and wmem_max).
     pub large_buffers: bool,
 }
 
-/// The first port that any process may bind (ip_unprivileged_port_start, as it is by default).
+/// The lowest port that the dataplane may ask for where neither `port` nor `low_ports` is set, and the first that
+/// any process may bind on most hosts.
 const FIRST_HIGH_PORT: u16 = 1024;
 
 impl Grants {
-    /// Whether a port below 1024 may be asked for: a pinned one was chosen by the operator already.
+    /// Whether a permitted port takes CAP_NET_BIND_SERVICE. A pinned one was chosen by the operator already, and
+    /// needs `low_ports` only above 1023 where the limit of the host cannot be read.
     #[must_use]
     pub fn needs_low_ports(&self) -> bool {
-        self.port.map_or(self.low_ports, |pinned| pinned < FIRST_HIGH_PORT)
+        match (self.port, self.first_unprivileged) {
+            (None, _) => self.low_ports,
+            (Some(pinned), Some(first)) => pinned < first,
+            (Some(pinned), None) => pinned < FIRST_HIGH_PORT || self.low_ports,
+        }
+    }
+
+    /// The lowest port that may be asked for without `low_ports`. Where the host lets any process bind ports below
+    /// 1024, they still have to be enabled.
+    fn first_high_port(&self) -> u16 {
+        self.first_unprivileged.unwrap_or(0).max(FIRST_HIGH_PORT)
     }
 
     /// The port to open for a request.
@@ -31,7 +46,7 @@ impl Grants {
         match self.port {
             Some(pinned) if port == 0 || port == pinned => Ok(pinned),
             Some(_) => Err(nix::Error::EPERM),
-            None if (1..FIRST_HIGH_PORT).contains(&port) && !self.low_ports => {
+            None if (1..self.first_high_port()).contains(&port) && !self.low_ports => {
                 Err(nix::Error::EACCES)
             }
             None => Ok(port),
@@ -45,7 +60,7 @@ impl Grants {
         match self.port {
             Some(pinned) => (pinned, pinned),
             None if self.low_ports => (1, u16::MAX),
-            None => (FIRST_HIGH_PORT, u16::MAX),
+            None => (self.first_high_port(), u16::MAX),
         }
     }
 
@@ -62,6 +77,17 @@ impl Grants {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_that_the_host_keeps_for_privileged_processes_are_low_ports() {
+        let with = |first| Grants { first_unprivileged: Some(first), ..Grants::default() };
+        for (grants, lowest) in [(with(20_000), 20_000), (with(1024), 1024), (with(0), 1024)] {
+            assert_eq!(grants.ports(), (lowest, u16::MAX));
+            assert_eq!(grants.permit_port(lowest - 1), Err(nix::Error::EACCES));
+            assert_eq!(grants.permit_port(lowest), Ok(lowest));
+            assert_eq!(Grants { low_ports: true, ..grants }.permit_port(53), Ok(53));
+        }
+    }
 
     #[test]
     fn grants_hold_ports_and_marks_to_what_the_operator_said() {
@@ -81,7 +107,14 @@ mod tests {
             (open, false),
             (Grants { low_ports: true, ..open }, true),
             (low, true),
-            (Grants { low_ports: true, ..pinned }, false),
+            (pinned, false),
+            // The limit cannot be read.
+            (Grants { low_ports: true, ..pinned }, true),
+            (Grants { low_ports: true, first_unprivileged: Some(1024), ..pinned }, false),
+            (Grants { first_unprivileged: Some(51820), ..pinned }, false),
+            (Grants { first_unprivileged: Some(51821), ..pinned }, true),
+            (Grants { first_unprivileged: Some(53), ..low }, false),
+            (Grants { first_unprivileged: Some(20_000), ..open }, false),
         ] {
             assert_eq!(grants.needs_low_ports(), needs, "{grants:?}");
         }

@@ -273,6 +273,101 @@ fn a_pinned_low_port_is_bound_and_a_refused_one_names_the_settings() {
     refusal(&host, "53", &["EACCES", "CAP_NET_BIND_SERVICE"]);
 }
 
+/// The capabilities that the shipped unit leaves, as setpriv(1) names them.
+fn bounding_set_of_the_unit() -> String {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../bin/dist/wgsep@.service.in");
+    let unit = fs::read_to_string(unit).unwrap();
+    let set = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+    let names = set.split(' ').map(|name| format!(",+{}", name[4..].to_lowercase()));
+    format!("--bounding-set=-all{}", names.collect::<String>())
+}
+
+impl Host {
+    /// Takes the interface up, and waits until it has this port.
+    #[track_caller]
+    fn opens(&self, port: &str) {
+        self.netns.run(format!("ip link set {} up", self.interface));
+        wait::until("its port is open", LIMIT, || {
+            self.process.log().contains(&format!("interface up, UDP port {port}"))
+        });
+    }
+
+    /// Takes the interface up, and returns the line that says why the port is not open.
+    #[track_caller]
+    fn opens_nothing(&self) -> String {
+        self.netns.run(format!("ip link set {} up", self.interface));
+        let line = || {
+            self.process.log().lines().find_map(|l| Some(l.split_once("cannot open")?.1.to_owned()))
+        };
+        wait::until("its port is refused", LIMIT, || line().is_some());
+        line().unwrap()
+    }
+
+    fn may_bind_low_ports(&self) -> bool {
+        procfs::threads(self.helper())[0].capabilities("CapPrm") & (1 << 10) != 0
+    }
+}
+
+#[test]
+fn the_unit_has_the_capability_for_a_low_port_and_the_helper_keeps_it_for_none_but_such() {
+    require!(Wgsep);
+    let set = bounding_set_of_the_unit();
+    for (port, is_low) in [("443", true), ("51820", false)] {
+        let around = ["setpriv", &set, "--no-new-privs"];
+        let host = Host::with_arguments("true", &around, &["--listen-port", port]).started();
+        host.opens(port);
+        assert_eq!(host.may_bind_low_ports(), is_low, "{port}");
+    }
+}
+
+#[test]
+fn which_ports_are_privileged_is_up_to_the_network_namespace_of_the_sockets() {
+    require!(Wgsep);
+    let first = |first: u32| format!("echo {first} >/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    let elsewhere =
+        format!("ip netns add sockets; ip netns exec sockets sh -c '{}'", first(20_000));
+    for (script, arguments, is_privileged) in [
+        (first(20_000), &["--listen-port", "5001"][..], true),
+        (first(20_000), &["--listen-port", "5001", "--allow-low-ports"], true),
+        (first(20_000), &["--listen-port", "20000", "--allow-low-ports"], false),
+        (first(0), &["--listen-port", "53"], false),
+        (elsewhere, &["--listen-port", "5001", "--socket-netns", "sockets"], true),
+    ] {
+        let host = Host::with_arguments(&script, &["env"], arguments).started();
+        host.opens(arguments[1]);
+        assert_eq!(host.may_bind_low_ports(), is_privileged, "{script} {arguments:?}");
+    }
+    // None is pinned: a port that this host keeps for privileged processes has to be enabled.
+    let host = Host::new(&first(20_000), &["env"]).started();
+    let set = format!("set {} listen-port 5001", host.interface);
+    assert!(!process::output(host.command("wg").args(set.split(' '))).status.success());
+    wait::until("the log names the setting", LIMIT, || {
+        host.process.log().contains("--listen-port 5001")
+    });
+    let host = Host::with_arguments(&first(20_000), &["env"], &["--allow-low-ports"]).started();
+    host.wg(&format!("set {} listen-port 5001", host.interface));
+    host.opens("5001");
+}
+
+/// As in the shipped unit, which has ProcSubset=pid.
+#[test]
+fn where_the_limit_of_unprivileged_ports_cannot_be_read_an_option_is_asked_for() {
+    require!(Wgsep);
+    let script = "echo 20000 >/proc/sys/net/ipv4/ip_unprivileged_port_start
+        mount -t proc -o subset=pid proc /proc";
+    let host = Host::with_arguments(script, &["env"], &["--listen-port", "5001"]).started();
+    let line = host.opens_nothing();
+    for named in ["EACCES", "ip_unprivileged_port_start", "--allow-low-ports"] {
+        assert!(line.contains(named), "{line}");
+    }
+    assert!(
+        line.contains(&format!("CapabilityBoundingSet= of wgsep@{}", host.interface)),
+        "{line}"
+    );
+    let both = ["--listen-port", "5001", "--allow-low-ports"];
+    Host::with_arguments(script, &["env"], &both).started().opens("5001");
+}
+
 /// The unit's step: a peer's name that no resolver knows.
 #[test]
 fn an_endpoint_that_cannot_be_resolved_is_logged_at_once_and_fails_in_bounded_time() {

@@ -268,6 +268,8 @@ fn options(
             port,
             mark: matches.get_one("fwmark").copied(),
             low_ports,
+            // Known once the sockets' network namespace is.
+            first_unprivileged: None,
             large_buffers: true,
         },
         socket_netns: text("socket-netns"),

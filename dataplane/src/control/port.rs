@@ -80,9 +80,15 @@ pub(super) fn refusal(
         libc::EADDRINUSE => {
             format!("stop the program that has it (ss -ulpn sport = :{port}), or {another}")
         }
-        libc::EACCES if granted.contains(&port) => format!(
-            "the helper needs CAP_NET_BIND_SERVICE for a port below 1024 (CapabilityBoundingSet= of a unit), or {another}"
-        ),
+        libc::EACCES if granted.contains(&port) => {
+            let with = match port {
+                ..1024 => "",
+                _ => "--allow-low-ports (or WGSEP_ALLOW_LOW_PORTS=1) and ",
+            };
+            format!(
+                "a port below net.ipv4.ip_unprivileged_port_start takes CAP_NET_BIND_SERVICE; start wgsep again with {with}that capability: CapabilityBoundingSet= of wgsep@{interface}, the capabilities of a container, or setcap cap_net_admin,cap_net_bind_service+ep; or {another}"
+            )
+        }
         libc::EACCES => format!(
             "start wgsep with --allow-low-ports, WGSEP_ALLOW_LOW_PORTS=1 or --listen-port {port}, or {another}"
         ),
@@ -159,7 +165,12 @@ mod tests {
         for setting in ["--allow-low-ports", "WGSEP_ALLOW_LOW_PORTS=1", "--listen-port 53"] {
             assert!(of_port_53(1024..=u16::MAX).contains(setting), "{setting}");
         }
-        assert!(of_port_53(53..=53).contains("CAP_NET_BIND_SERVICE"));
+        let names = |line: &str, words: &[&str]| words.iter().all(|word| line.contains(word));
+        let capability = ["CAP_NET_BIND_SERVICE", "wgsep@wg0", "cap_net_bind_service+ep"];
+        assert!(names(&of_port_53(53..=53), &capability));
+        assert!(!of_port_53(53..=53).contains("--allow-low-ports"));
+        let high = refusal(5001, libc::EACCES, "wg0", &(5001..=5001));
+        assert!(names(&high, &capability) && high.contains("--allow-low-ports"), "{high}");
         let pinned = refusal(1, libc::EPERM, "wg0", &(7..=7));
         assert!(pinned.contains("--listen-port and --fwmark"));
     }

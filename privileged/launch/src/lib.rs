@@ -91,7 +91,6 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     let user = wgsep_policy::user::choose(options.user.as_deref())?;
     let Inherited { tun, uapi, manager, unnotified, is_file_capable } = startup::clean_process()?;
     let large_buffers = options.grants.large_buffers && !is_file_capable;
-    let grants = Grants { large_buffers, ..options.grants };
     startup::set_limits(options.workers)?;
     let mut log = open_log(options, launcher.is_journal())?;
     if !options.foreground {
@@ -103,6 +102,9 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     let signals = SignalFd::with_flags(&handled, flags).step("signalfd")?;
 
     let (tun, netns) = TunDevice::open(options, tun)?;
+    // This process is where the UDP sockets live from now on.
+    let first_unprivileged = netns::first_unprivileged_port();
+    let grants = Grants { large_buffers, first_unprivileged, ..options.grants };
     let name = tun.name.clone();
     log.set_interface(&name);
     if let Some(line) = &unnotified {
@@ -119,7 +121,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
         None => uapi_socket::bind(&name)?,
     };
     let (netlink, follows_moves) = netlink::subscribe(large_buffers)?;
-    let mut dataplane = spawn::start(options, &name, user)?;
+    let mut dataplane = spawn::start(options, &grants, &name, user)?;
     dataplane.report.note(Layer::NoDescriptorsIn, uapi_socket::refuse_descriptors(&listener));
 
     let line = |offload| offload::missing(offload, &options.without);

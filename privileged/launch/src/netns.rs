@@ -135,6 +135,13 @@ impl Netns {
     }
 }
 
+/// The first port that any process may bind in the network namespace of this process; `None` if it cannot be
+/// read, as in a unit with ProcSubset=pid.
+pub fn first_unprivileged_port() -> Option<u16> {
+    let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").ok()?;
+    first.trim().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

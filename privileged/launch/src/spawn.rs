@@ -1,7 +1,7 @@
 //! Finding, checking and starting the dataplane.
 
 use crate::startup::{handled_signals, null, open_path};
-use crate::{Level, Offload, Options, sys};
+use crate::{Grants, Level, Offload, Options, sys};
 use core::convert::Infallible;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl};
@@ -35,8 +35,8 @@ const CHANNEL: i32 = 3;
 const VM_CLOCK: i32 = 4;
 
 /// The dataplane's command line. No name of an interface has a space, and no version.
-fn words(options: &Options, interface: &str) -> Result<Vec<CString>> {
-    let Options { version, grants, workers, log_level, .. } = options;
+fn words(options: &Options, grants: &Grants, interface: &str) -> Result<Vec<CString>> {
+    let Options { version, workers, log_level, .. } = options;
     let (port, (lowest, highest)) = (grants.port.unwrap_or(0), grants.ports());
     let mark = grants.mark.map_or(0, |(value, mask)| value & mask);
     let udp_gso = if options.without.contains(&Offload::UdpGso) { "off" } else { "on" };
@@ -81,8 +81,13 @@ fn open_program() -> Result<(OwnedFd, bool)> {
 ///
 /// # Errors
 /// If the program is missing or unsafe, a mandatory layer is refused, or it cannot be executed.
-pub fn start(options: &Options, interface: &str, user: Option<(Uid, Gid)>) -> Result<Dataplane> {
-    let words = words(options, interface)?;
+pub fn start(
+    options: &Options,
+    grants: &Grants,
+    interface: &str,
+    user: Option<(Uid, Gid)>,
+) -> Result<Dataplane> {
+    let words = words(options, grants, interface)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).step("socketpair")?;

@@ -70,6 +70,7 @@ fn some_grants(input: &mut Input<'_>) -> Grants {
         port: (kind & 1 != 0).then(|| input.word().max(1)),
         mark: (kind & 2 != 0).then(|| (input.number(), input.number())),
         low_ports: kind & 4 != 0,
+        first_unprivileged: None,
         large_buffers: false,
     }
 }
