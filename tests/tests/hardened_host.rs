@@ -368,6 +368,52 @@ fn where_the_limit_of_unprivileged_ports_cannot_be_read_an_option_is_asked_for()
     Host::with_arguments(script, &["env"], &both).started().opens("5001");
 }
 
+/// As of an init system or a language runtime that ignores what it has no use for.
+#[test]
+fn a_launcher_that_ignores_or_blocks_signals_changes_neither_the_exit_status_nor_the_end() {
+    require!(Wgsep);
+    for option in ["--ignore-signal=CHLD,TERM,INT,HUP,PIPE", "--block-signal"] {
+        let around = ["env", option];
+        let mut host = Host::new("true", &around).started();
+        let dataplane = procfs::children(host.helper())[0];
+        nix::sys::signal::kill(dataplane, Signal::SIGSYS).unwrap();
+        let status = host.process.exit_within(LIMIT);
+        assert_eq!(status.code(), Some(76), "{option}: {}", host.process.log());
+        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+            let mut host = Host::new("true", &around).started();
+            nix::sys::signal::kill(host.helper(), signal).unwrap();
+            assert_eq!(host.process.exit_within(LIMIT).code(), Some(0), "{option} {signal}");
+        }
+    }
+}
+
+#[test]
+fn nohup_keeps_sighup_from_changing_the_log_level_of_a_daemon_in_the_foreground() {
+    require!(Wgsep);
+    for (script, is_ignored) in [("trap '' HUP", true), ("true", false)] {
+        let mut host = Host::new(script, &["env"]).started();
+        for signal in [Signal::SIGHUP, Signal::SIGTERM] {
+            nix::sys::signal::kill(host.helper(), signal).unwrap();
+        }
+        assert_eq!(host.process.exit_within(LIMIT).code(), Some(0));
+        let log = host.process.log();
+        assert_eq!(!log.contains("SIGHUP: log level was"), is_ignored, "{log}");
+    }
+}
+
+/// As where an entrypoint starts something in the background and then executes wgsep.
+#[test]
+fn an_audit_finds_the_dataplane_among_other_children_of_the_launcher() {
+    require!(Wgsep);
+    for child in ["sleep 600 &", "true & sleep 0.1"] {
+        let host = Host::new(child, &["env"]).started();
+        let program = wgsep_program("wgsep");
+        let mut audit = host.command(program.to_str().unwrap());
+        let audited = process::output(audit.args(["audit", &host.interface]));
+        assert_eq!(audited.status.code(), Some(0), "{child}: {audited:?}");
+    }
+}
+
 /// The unit's step: a peer's name that no resolver knows.
 #[test]
 fn an_endpoint_that_cannot_be_resolved_is_logged_at_once_and_fails_in_bounded_time() {

@@ -80,7 +80,7 @@ pub fn check_ids() -> Result<()> {
     ))
 }
 
-/// Closes what the launcher left open, forgets the environment, and sets mask and core limit.
+/// Closes what the launcher left open, forgets the environment, and sets mask, core limit and SIGCHLD.
 ///
 /// # Errors
 /// If WG_TUN_FD or WG_UAPI_FD is not the number of an open descriptor of its own, or comes from a user
@@ -105,6 +105,9 @@ pub fn clean_process() -> Result<Inherited> {
     sys::clear_environment();
     umask(Mode::from_bits_truncate(0o077));
     limits::no_core().step("core limit")?;
+    // Where the launcher ignores it, the kernel keeps no exit status, and a breach of the contract looks like any
+    // other end.
+    sys::set_default(Signal::SIGCHLD).step("reset SIGCHLD")?;
     let take = |name: &str, number: Option<RawFd>| {
         let step = format!("{name} is not an open descriptor");
         number.map(|number| sys::take_descriptor(number).step(&step)).transpose()
@@ -157,6 +160,17 @@ pub fn warn_of_a_grant_to_all() -> Option<&'static str> {
 /// Signals that the monitor reads from a descriptor.
 pub fn handled_signals() -> SigSet {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
+}
+
+/// The same, without SIGHUP where the launcher ignores it for a daemon in the foreground: nohup(1) promises that a
+/// terminal that is closed changes nothing. SIGTERM and SIGINT end the daemon in any case: a signal that is blocked
+/// is delivered to a descriptor though it is ignored.
+pub fn signals_to_handle(foreground: bool) -> SigSet {
+    let mut handled = handled_signals();
+    if foreground && sys::is_ignored(Signal::SIGHUP) {
+        handled.remove(Signal::SIGHUP);
+    }
+    handled
 }
 
 /// Opens a path itself, and not what a symbolic link in its place leads to, without the right to read it

@@ -1,5 +1,6 @@
-//! Which two processes serve an interface. The kernel names them: the process that made the socket listen, and
-//! its only child. A process that merely looks like them is not found.
+//! Which two processes serve an interface. The kernel names them: the process that made the socket listen, and the
+//! child that it holds a pidfd of, or its only child where its descriptors cannot be read. A process that merely looks
+//! like them is not found.
 
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
@@ -35,12 +36,25 @@ impl Processes {
         let children = format!("/proc/{helper}/task/{helper}/children");
         let children =
             fs::read_to_string(&children).map_err(|e| format!("{children}: {e}; run as root"))?;
-        match children.split_whitespace().map(str::parse).collect::<Vec<_>>()[..] {
-            [Ok(dataplane)] => Ok(Self { helper, dataplane }),
-            _ => Err(format!(
+        let children: Vec<i32> =
+            children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+        // There are others where the launcher had children of its own before it executed wgsep, and where orphans
+        // are adopted by the first process of a container.
+        let dataplane = match (watched(helper), &children[..]) {
+            (Ok(watched), _) => watched.into_iter().find(|pid| children.contains(pid)),
+            (Err(_), [dataplane]) => Some(*dataplane),
+            (Err(_), []) => None,
+            (Err(error), _) => {
+                return Err(format!(
+                    "the helper {helper} has several children, and which is its dataplane cannot be read: {error}; run as root"
+                ));
+            }
+        };
+        dataplane.map(|dataplane| Self { helper, dataplane }).ok_or_else(|| {
+            format!(
                 "the helper {helper} has no dataplane, or is just starting one; ask again, or see its log"
-            )),
-        }
+            )
+        })
     }
 }
 
@@ -49,6 +63,18 @@ fn listener(path: &str) -> nix::Result<i32> {
     let client = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     connect(client.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(getsockopt(&client, sockopt::PeerCredentials)?.pid())
+}
+
+/// The processes that a process holds pidfds of.
+fn watched(holder: i32) -> std::io::Result<Vec<i32>> {
+    let mut watched = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{holder}/fdinfo"))? {
+        let info = fs::read_to_string(entry?.path()).unwrap_or_default();
+        let pid =
+            info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
+        watched.extend(pid);
+    }
+    Ok(watched)
 }
 
 fn name(pid: i32) -> String {
