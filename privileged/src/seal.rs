@@ -8,7 +8,7 @@ use nix::unistd::{Gid, Pid, Uid};
 use std::ops::ControlFlow::{Break, Continue};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
-use wgsep_host::{Error, Generation, Result, SocketFile, Step};
+use wgsep_host::{Error, Generation, Result, SocketFile};
 use wgsep_ipc::{Channel, Reply, SealReport};
 use wgsep_journal::{Level, Log, ServiceManager};
 use wgsep_policy::{Grants, Layer, Report, State};
@@ -123,7 +123,9 @@ impl Unsealed {
 
         // Before any client is served, so that each finds it.
         let claims = format!("helper: {helper_report}\ndataplane: {report}\n");
-        monitor.socket_file.write_report(&claims).step("write the sandbox's report")?;
+        if let Err(error) = monitor.socket_file.write_report(&interface.name, &claims) {
+            monitor.log.line(Level::Warn, &error.to_string());
+        }
         let descriptors: Vec<_> = interface.descriptors.iter().map(AsFd::as_fd).collect();
         if let Err(error) = monitor.requests.grant(sequence, &interface.granted, &descriptors) {
             return Err(Error::new(

@@ -129,6 +129,13 @@ fn without_its_report_the_audit_is_incomplete() {
     assert_eq!(status, 3, "{json}");
     assert_eq!(finding(&json, "dataplane", "landlock")["state"], "unread");
     assert_eq!(finding(&json, "dataplane", "seccomp")["state"], "applied");
+    let table = audit(&daemon.netns, &daemon.interface, &[]);
+    let text = String::from_utf8_lossy(&table.stdout).into_owned();
+    let remedies: Vec<_> = text.lines().filter(|line| line.starts_with(&report)).collect();
+    let [remedy] = remedies[..] else { panic!("{text}") };
+    assert!(remedy.contains("ENOENT") && remedy.contains("start wgsep again"), "{text}");
+    // Root has no more to read.
+    assert!(!text.contains("root may"), "{text}");
 }
 
 #[test]

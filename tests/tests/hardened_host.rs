@@ -414,6 +414,54 @@ fn an_audit_finds_the_dataplane_among_other_children_of_the_launcher() {
     }
 }
 
+/// The report is for the audit alone; the socket is what wg(8) needs.
+#[test]
+fn a_full_run_lacks_the_sandbox_report_and_nothing_else() {
+    require!(Wgsep);
+    let full = "mkdir /run/wireguard; mount -t tmpfs -o mode=755,size=4k none /run/wireguard
+        head -c 4096 /dev/zero >/run/wireguard/full";
+    let no_inodes =
+        "mkdir /run/wireguard; mount -t tmpfs -o mode=755,nr_inodes=2 none /run/wireguard";
+    for script in [full, no_inodes] {
+        let mut host = Host::new(script, &["env"]).started();
+        host.opens("");
+        host.wg(&format!("show {}", host.interface));
+        let log = host.process.log();
+        let report = format!("/var/run/wireguard/{}.sandbox", host.interface);
+        let warnings: Vec<_> = log.lines().filter(|line| line.contains(" WARN ")).collect();
+        let [warning] = warnings[..] else { panic!("{script}: {log}") };
+        for named in [&report, "(ENOSPC); free space", "wgsep audit"] {
+            assert!(warning.contains(named), "{script}: {log}");
+        }
+        let program = wgsep_program("wgsep");
+        let mut audit = host.command(program.to_str().unwrap());
+        let audited = process::output(audit.args(["audit", &host.interface]));
+        assert_eq!(audited.status.code(), Some(3), "{audited:?}");
+        let text = String::from_utf8_lossy(&audited.stdout).into_owned();
+        assert!(text.lines().any(|line| line.starts_with(&report)), "{text}");
+        nix::sys::signal::kill(host.helper(), Signal::SIGTERM).unwrap();
+        assert_eq!(host.process.exit_within(LIMIT).code(), Some(0));
+        assert!(!host.process.log().contains("ERROR"), "{}", host.process.log());
+    }
+}
+
+#[test]
+fn what_a_host_lacks_is_named_and_not_to_be_reported() {
+    require!(Wgsep);
+    let full = |directory: &str| {
+        format!("mkdir {directory}; mount -t tmpfs -o mode=755,nr_inodes=1 none {directory}")
+    };
+    for (script, arguments, named) in [
+        (full("/run/wireguard"), &[][..], "ENOSPC"),
+        (full("/run/logs"), &["--log-file", "/run/logs/log"], "free space or inodes"),
+        ("true".to_owned(), &["--log-file", "/run"], "no directory"),
+        ("true".to_owned(), &["--log-file", "/run/a/log"], "its directory is missing"),
+    ] {
+        let said = Host::with_arguments(&script, &["env"], arguments).refused();
+        assert!(said.contains(named) && !said.contains("report it"), "{script}: {said}");
+    }
+}
+
 /// The unit's step: a peer's name that no resolver knows.
 #[test]
 fn an_endpoint_that_cannot_be_resolved_is_logged_at_once_and_fails_in_bounded_time() {

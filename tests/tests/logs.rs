@@ -177,6 +177,25 @@ fn in_the_background_syslog_receives_lines_with_facility_and_level() {
     assert!(!Path::new(&format!("/var/log/wgsep-{interface}.log")).exists());
 }
 
+#[test]
+fn in_the_background_each_interface_that_the_kernel_numbers_has_a_file_of_its_own() {
+    require!(Wgsep);
+    let scratch = Scratch::new();
+    let (dev, logs) = (dev_without_syslog(&scratch), scratch.join("log"));
+    fs::create_dir(&logs).unwrap();
+    let mounts = [(&dev, "/dev"), (&logs, "/var/log")]
+        .map(|(from, to)| format!("mount --bind {} {to}", from.display()));
+    let program = wgsep_program("wgsep").display().to_string();
+    let _background = in_background(&format!(
+        "{}\nmount -t tmpfs -o mode=755 none /run/wireguard\n{program} numbered%d\n{program} numbered%d",
+        mounts.join("\n")
+    ));
+    for interface in ["numbered0", "numbered1"] {
+        let log = fs::read_to_string(logs.join(format!("wgsep-{interface}.log"))).unwrap();
+        assert!(log.contains(&format!("wgsep[{interface}]: started: version ")), "{log}");
+    }
+}
+
 /// A log daemon that restarts removes its socket and binds another one at the same path.
 #[test]
 fn in_the_background_a_restarted_syslog_gets_the_later_lines() {

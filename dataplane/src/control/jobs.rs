@@ -16,6 +16,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use wgsep_ipc::{LogLevel, Notice, Reply, Request};
+use wgsep_policy::{described, remedy};
 use wgsep_proto::config::Configuration;
 
 /// Messages of the helper that are received before the other events get their turn.
@@ -65,7 +66,7 @@ impl Control {
 
     fn cannot(&mut self, what: &str, error: wgsep_ipc::Error) {
         let advice = match error {
-            wgsep_ipc::Error::Io(errno) => wgsep_policy::remedy(errno),
+            wgsep_ipc::Error::Io(errno) => remedy(errno),
             _ => "start wgsep again",
         };
         tracing::error!("cannot {what} the helper: {error}; {advice}");
@@ -150,9 +151,7 @@ impl Control {
             Ok(())
         });
         if let Err(error) = ready {
-            tracing::error!(
-                "cannot serve the interface: {error}; this is a fault, please report it"
-            );
+            tracing::error!("cannot serve the interface: {}; {}", described(error), remedy(error));
             self.end = Some(End::Failed);
         }
     }
@@ -275,7 +274,9 @@ impl Control {
         self.retiring = self.shared.sockets.reader().value().until_closed();
         if let Err(errno) = self.shared.replace_sockets(sockets) {
             tracing::error!(
-                "cannot watch the UDP sockets: {errno}; this is a fault, please report it"
+                "cannot watch the UDP sockets: {}; {}",
+                described(errno),
+                remedy(errno)
             );
             self.end = Some(End::Failed);
         }

@@ -95,7 +95,12 @@ mod tests {
             (Errno::ENOSYS, "newer"),
             (Errno::EAFNOSUPPORT, "address family"),
             (Errno::EROFS, "writable"),
-            (Errno::EIO, "report it"),
+            (Errno::ENOSPC, "free space or inodes"),
+            (Errno::EDQUOT, "quota"),
+            (Errno::EBUSY, "end what uses it"),
+            (Errno::EISDIR, "not a directory"),
+            (Errno::EIO, "dmesg"),
+            (Errno::EBADF, "report it"),
         ] {
             let failed = Err::<(), _>(errno).step("do it").unwrap_err().to_string();
             assert!(failed.starts_with("do it: ") && failed.contains(&format!("({errno:?}); ")));

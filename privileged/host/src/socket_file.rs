@@ -98,8 +98,9 @@ pub struct SocketFile {
     socket: Option<OwnFile>,
     /// Whether this process made it.
     is_made_here: bool,
-    /// Where `wgsep audit` finds how the sandbox turned out; opened while that is possible.
-    report: Option<OwnFile>,
+    /// Where `wgsep audit` finds how the sandbox turned out; opened while that is possible. `None` where no file is
+    /// to be made, beside a socket that is elsewhere.
+    report: Option<std::io::Result<OwnFile>>,
     /// Who runs this process.
     user: u32,
 }
@@ -117,14 +118,35 @@ impl SocketFile {
         Self { directory, watch, socket, is_made_here, report: None, user }
     }
 
-    /// Takes over the open and empty file for the sandbox's report.
-    pub fn set_report(&mut self, report: Option<OwnFile>) {
-        self.report = report;
+    /// Takes over the open and empty file for the sandbox's report, or why there is none.
+    pub fn set_report(&mut self, report: std::io::Result<OwnFile>) {
+        self.report = Some(report);
     }
 
-    /// Leaves the sandbox's report for `wgsep audit`.
-    pub fn write_report(&mut self, text: &str) -> std::io::Result<()> {
-        self.report.as_mut().map_or(Ok(()), |report| report.file.write_all(text.as_bytes()))
+    /// Leaves the sandbox's report for `wgsep audit`. One that cannot be written whole is removed.
+    ///
+    /// # Errors
+    /// A line for the log, about the report of this interface. What is served does not depend on it.
+    pub fn write_report(&mut self, interface: &str, text: &str) -> Result<()> {
+        let written = match self.report.take() {
+            None => return Ok(()),
+            Some(Err(error)) => Err(error),
+            Some(Ok(mut report)) => match report.file.write_all(text.as_bytes()) {
+                Ok(()) => {
+                    self.report = Some(Ok(report));
+                    return Ok(());
+                }
+                Err(error) => {
+                    let _audit_finds_it_incomplete = self.remove_file(&report);
+                    Err(error)
+                }
+            },
+        };
+        written.step(&format!("write {DIRECTORY}/{interface}.sandbox")).map_err(|error| {
+            Error::new(format!(
+                "{error}; until wgsep is started again, `wgsep audit {interface}` lacks what only the helper can report"
+            ))
+        })
     }
 
     /// The directory that the socket is in.
@@ -230,7 +252,8 @@ impl SocketFile {
     }
 
     fn remove_report(&mut self) -> Result<()> {
-        self.report.take().map_or(Ok(()), |report| self.remove_file(&report))
+        let made = self.report.take().and_then(std::io::Result::ok);
+        made.map_or(Ok(()), |report| self.remove_file(&report))
     }
 
     fn remove_file(&self, file: &OwnFile) -> Result<()> {

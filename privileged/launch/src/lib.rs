@@ -27,10 +27,9 @@ pub use wgsep_journal::{Format, Level};
 pub use wgsep_policy::Grants;
 
 use launcher::Launcher;
-use nix::errno::Errno;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use startup::Inherited;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tun::TunDevice;
 use wgsep_ipc::Reply;
 use wgsep_journal::Log;
@@ -92,7 +91,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     let Inherited { tun, uapi, manager, unnotified, is_file_capable } = startup::clean_process()?;
     let large_buffers = options.grants.large_buffers && !is_file_capable;
     startup::set_limits(options.workers)?;
-    let mut log = open_log(options, launcher.is_journal())?;
+    let sink = log::open(options, launcher.is_journal())?;
     if !options.foreground {
         background::daemonize(launcher)?;
     }
@@ -106,6 +105,8 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     let first_unprivileged = netns::first_unprivileged_port();
     let grants = Grants { large_buffers, first_unprivileged, ..options.grants };
     let name = tun.name.clone();
+    let sink = sink.map_or_else(|| log::open_default(&name), Ok)?;
+    let mut log = Log::new(sink, options.log_format, options.log_level);
     log.set_interface(&name);
     if let Some(line) = &unnotified {
         log.line(Level::Warn, line);
@@ -144,31 +145,4 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
         log,
         manager,
     })
-}
-
-/// Where there is no system log, a daemon in the background has a file under /var/log.
-fn open_log(options: &Options, is_journal: bool) -> Result<Log> {
-    let to_file = |path: &Path| {
-        let step = format!("open the log {}", path.display());
-        let advice = format!(
-            "cannot log to {}: its directory is missing, read-only or another user's; choose another --log-file",
-            path.display()
-        );
-        let refused = format!(
-            "cannot log to {}: it must be a file with a single name, a FIFO or a character device, of root or of this user, and no symbolic link; choose another --log-file",
-            path.display()
-        );
-        let known = [Errno::ENOENT, Errno::EROFS, Errno::EACCES, Errno::ENOTDIR];
-        let known: [(&[Errno], &str); 2] =
-            [(&known, &advice), (&[Errno::EPERM, Errno::ELOOP], &refused)];
-        log::file(path).advise(&step, &known)
-    };
-    let sink = match &options.log_file {
-        Some(path) => to_file(path)?,
-        None if options.foreground => log::stderr(is_journal).step("standard error")?,
-        None => log::syslog().or_else(|_| {
-            to_file(Path::new(&format!("/var/log/wgsep-{}.log", options.interface)))
-        })?,
-    };
-    Ok(Log::new(sink, options.log_format, options.log_level))
 }

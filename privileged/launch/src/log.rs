@@ -1,5 +1,7 @@
 //! Opens the log.
 
+use crate::Options;
+use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::geteuid;
 use std::fs::{File, Metadata, OpenOptions};
@@ -9,12 +11,51 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use wgsep_journal::{SYSLOG, Sink};
+use wgsep_privileged::{Result, Step};
+
+/// Where lines go, if that can be opened before the name of the interface is known: where there is no system log,
+/// a daemon in the background has a file of its own, see [`open_default`].
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn open(options: &Options, is_journal: bool) -> Result<Option<Sink>> {
+    match &options.log_file {
+        Some(path) => open_file(path).map(Some),
+        None if options.foreground => stderr(is_journal).step("standard error").map(Some),
+        None => Ok(syslog().ok()),
+    }
+}
+
+/// The file of a daemon in the background, by the name that its interface has in the end: that of `wg%d` is the
+/// kernel's choice, and each of several daemons has its own.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn open_default(interface: &str) -> Result<Sink> {
+    open_file(Path::new(&format!("/var/log/wgsep-{interface}.log")))
+}
+
+fn open_file(path: &Path) -> Result<Sink> {
+    let path_name = path.display();
+    let step = format!("open the log {path_name}");
+    let advice = format!(
+        "cannot log to {path_name}: its directory is missing, read-only or another user's; choose another --log-file"
+    );
+    let refused = format!(
+        "cannot log to {path_name}: it must be a file with a single name, a FIFO or a character device, of root or of this user, and no directory or symbolic link; choose another --log-file"
+    );
+    let known: [(&[Errno], &str); 2] = [
+        (&[Errno::ENOENT, Errno::EROFS, Errno::EACCES, Errno::ENOTDIR], &advice),
+        (&[Errno::EPERM, Errno::ELOOP, Errno::EISDIR], &refused),
+    ];
+    file(path).advise(&step, &known)
+}
 
 /// Standard error, which may be a stream of the journal.
 ///
 /// # Errors
 /// If it cannot be duplicated.
-pub fn stderr(is_journal: bool) -> io::Result<Sink> {
+fn stderr(is_journal: bool) -> io::Result<Sink> {
     let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     Ok(if is_journal { Sink::Journal(stderr) } else { Sink::Stream(stderr) })
 }
@@ -24,7 +65,7 @@ pub fn stderr(is_journal: bool) -> io::Result<Sink> {
 /// # Errors
 /// If it cannot be opened. ELOOP if it is a symbolic link; EPERM if it is another user's, has several
 /// names, or is neither a regular file, a FIFO nor a character device.
-pub fn file(path: &Path) -> io::Result<Sink> {
+fn file(path: &Path) -> io::Result<Sink> {
     let mut open = OpenOptions::new();
     open.append(true)
         .create(true)
@@ -39,7 +80,7 @@ pub fn file(path: &Path) -> io::Result<Sink> {
 ///
 /// # Errors
 /// If no process receives at /dev/log.
-pub fn syslog() -> io::Result<Sink> {
+fn syslog() -> io::Result<Sink> {
     UnixDatagram::unbound()?.connect(SYSLOG)?;
     let socket = UnixDatagram::unbound()?;
     socket.set_nonblocking(true)?;

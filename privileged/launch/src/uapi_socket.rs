@@ -94,13 +94,12 @@ pub fn refuse_descriptors(listener: &OwnedFd) -> State {
 }
 
 /// Makes `IF.sandbox` beside the `IF.sock` that is this process's, in the place of one that a killed daemon
-/// of that name left. A directory that may not be written, below a socket that was handed over, leaves the
-/// audit without the report, and that is what it then says.
-fn create_report(interface: &str) -> Option<OwnFile> {
+/// of that name left. Where it cannot be made, the log has a warning, and the audit lacks the report.
+fn create_report(interface: &str) -> io::Result<OwnFile> {
     let path = format!("{DIRECTORY}/{interface}.sandbox");
     let _seldom_there = remove_file(&path);
-    let report = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).ok()?;
-    OwnFile::new(format!("{interface}.sandbox"), report).ok()
+    let report = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    OwnFile::new(format!("{interface}.sandbox"), report)
 }
 
 /// Reports every file that leaves the directory, or that another is renamed over.

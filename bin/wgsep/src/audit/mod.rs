@@ -53,7 +53,7 @@ pub fn audit(interface: &str, json: bool) -> Result<(String, Outcome), String> {
     let text = if json {
         render::json(interface, &processes, &findings)
     } else {
-        render::table(interface, &processes, &findings)
+        render::table(interface, &processes, &findings, claims.remedy())
     };
     Ok((text, outcome(&findings)))
 }
