@@ -86,30 +86,16 @@ pub const fn remedy(errno: nix::Error) -> &'static str {
             "allow the address family (RestrictAddressFamilies= of a unit), or take a kernel that has it"
         }
         Errno::ENOENT => "make or mount what is missing there",
-        Errno::ENOTDIR => "make a directory of what is none on that path",
         Errno::EFBIG => "raise the limit on the size of files (ulimit -f, LimitFSIZE= of a unit)",
+        Errno::ENXIO => "start what reads from it or serves it, or name another file",
         Errno::EROFS => "mount a writable file system there",
-        Errno::ENOSPC | Errno::EDQUOT => {
-            "free space or inodes there, or raise the quota or the limit of the host that is reached"
+        Errno::ENOSPC | Errno::EDQUOT => "free space or inodes there, or raise the limit or quota",
+        Errno::EBUSY | Errno::EEXIST => "end what uses it, or choose another name",
+        Errno::EISDIR | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG => {
+            "choose another path"
         }
-        Errno::EBUSY | Errno::ETXTBSY | Errno::EEXIST | Errno::EADDRINUSE => {
-            "end what uses it, or choose another name"
-        }
-        Errno::EISDIR => "name a file, not a directory",
-        Errno::ELOOP | Errno::ENAMETOOLONG => {
-            "name another file, by a shorter way without symbolic links"
-        }
-        Errno::ENODEV | Errno::ENXIO => {
-            "start what reads from it or serves it, or name another file"
-        }
-        Errno::EIO | Errno::ESTALE | Errno::EUCLEAN => {
-            "the device or file system has failed; see the lines of the kernel (dmesg)"
-        }
-        Errno::ETIMEDOUT | Errno::ECONNREFUSED | Errno::ENOTCONN | Errno::ECONNRESET => {
-            "start what answers there"
-        }
-        Errno::ENOEXEC | Errno::ELIBBAD => "install the program for this processor",
-        Errno::EINTR => "start it again",
+        Errno::ENODEV => "load or make the device that is missing",
+        Errno::EIO => "see what failed in the kernel's log: dmesg",
         _ => "if nothing explains it, please report it",
     }
 }

@@ -75,9 +75,9 @@ const PARTS: [(&str, &str); 30] = [
     ("the only value is true", UAPI),
     ("cannot be told of a process of root's", AUDIT),
     ("{path}: {reason}", AUDIT),
-    ("longer than {MAX_LEN} bytes, so that the helper did not write it", AUDIT),
-    ("no regular file, so that the helper did not write it", AUDIT),
-    ("uid {owner}'s, so that the helper did not write it", AUDIT),
+    ("longer than {MAX_LEN} bytes", AUDIT),
+    ("no regular file", AUDIT),
+    ("uid {owner}'s", AUDIT),
     ("{}: {error}", AUDIT),
     ("{}: {}", AUDIT),
 ];

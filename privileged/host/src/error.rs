@@ -98,7 +98,7 @@ mod tests {
             (Errno::ENOSPC, "free space or inodes"),
             (Errno::EDQUOT, "quota"),
             (Errno::EBUSY, "end what uses it"),
-            (Errno::EISDIR, "not a directory"),
+            (Errno::EISDIR, "another path"),
             (Errno::EIO, "dmesg"),
             (Errno::EBADF, "report it"),
         ] {

@@ -95,7 +95,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     if !options.foreground {
         background::daemonize(launcher)?;
     }
-    let handled = startup::signals_to_handle(options.foreground);
+    let handled = startup::signals_to_handle(options.foreground)?;
     handled.thread_block().step("block signals")?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&handled, flags).step("signalfd")?;

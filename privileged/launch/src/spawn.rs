@@ -34,6 +34,8 @@ const CHANNEL: i32 = 3;
 /// Where it finds the vmclock device, if there is one.
 const VM_CLOCK: i32 = 4;
 
+const NO_MORE_PROCESSES: &str = "no more processes for the dataplane (EAGAIN); raise the limit on them: ulimit -u, TasksMax= of a unit, --pids-limit of a container";
+
 /// The dataplane's command line. No name of an interface has a space, and no version.
 fn words(options: &Options, grants: &Grants, interface: &str) -> Result<Vec<CString>> {
     let Options { version, workers, log_level, .. } = options;
@@ -113,8 +115,7 @@ pub fn start(
         outcome: out_of_the_way(outcome_end.into())?,
         program: out_of_the_way(program)?,
     };
-    let no_more = "no more processes for the dataplane (EAGAIN); raise the limit on them: ulimit -u, TasksMax= of a unit, --pids-limit of a container";
-    let pid = match sys::fork().advise("fork", &[(&[Errno::EAGAIN], no_more)])? {
+    let pid = match sys::fork().advise("fork", &[(&[Errno::EAGAIN], NO_MORE_PROCESSES)])? {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
             let Err(errno) = child.become_dataplane(user, &words);
@@ -222,6 +223,8 @@ fn read_outcome(mut outcome: PipeReader) -> Result<Report> {
                     &[Errno::ENOENT],
                     "cannot execute wgsep-dataplane in its empty root: it must be linked statically; build it with: make",
                 ),
+                // More processes of its user than the limit, which counts only then.
+                (&[Errno::EAGAIN], NO_MORE_PROCESSES),
                 (
                     &[Errno::EACCES],
                     "cannot execute wgsep-dataplane (EACCES); make it executable by everybody (chmod a+rx), on a file system that is not mounted noexec",

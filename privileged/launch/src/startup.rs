@@ -3,7 +3,7 @@
 use crate::notify_socket::manager_of_environment;
 use crate::sys;
 use nix::fcntl::OFlag;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{getresgid, getresuid};
 use std::fs::{File, OpenOptions};
@@ -54,7 +54,7 @@ pub fn set_limits(workers: usize) -> Result<()> {
         )));
     }
     // A write past that limit is an error of that write (EFBIG), and no death without a line.
-    sys::ignore(Signal::SIGXFSZ).step("ignore SIGXFSZ")?;
+    sys::set_action(Signal::SIGXFSZ, SigHandler::SigIgn).step("ignore SIGXFSZ")?;
     let limit = limits::allow_descriptors().step("limit on descriptors")?;
     let needed = limits::min_descriptors(workers);
     if limit >= needed {
@@ -107,7 +107,7 @@ pub fn clean_process() -> Result<Inherited> {
     limits::no_core().step("core limit")?;
     // Where the launcher ignores it, the kernel keeps no exit status, and a breach of the contract looks like any
     // other end.
-    sys::set_default(Signal::SIGCHLD).step("reset SIGCHLD")?;
+    sys::set_action(Signal::SIGCHLD, SigHandler::SigDfl).step("reset SIGCHLD")?;
     let take = |name: &str, number: Option<RawFd>| {
         let step = format!("{name} is not an open descriptor");
         number.map(|number| sys::take_descriptor(number).step(&step)).transpose()
@@ -163,14 +163,18 @@ pub fn handled_signals() -> SigSet {
 }
 
 /// The same, without SIGHUP where the launcher ignores it for a daemon in the foreground: nohup(1) promises that a
-/// terminal that is closed changes nothing. SIGTERM and SIGINT end the daemon in any case: a signal that is blocked
-/// is delivered to a descriptor though it is ignored.
-pub fn signals_to_handle(foreground: bool) -> SigSet {
+/// terminal that is closed changes nothing. What is handled is blocked, and reaches the descriptor though it is
+/// ignored.
+///
+/// # Errors
+/// If the action cannot be changed.
+pub fn signals_to_handle(foreground: bool) -> Result<SigSet> {
     let mut handled = handled_signals();
-    if foreground && sys::is_ignored(Signal::SIGHUP) {
+    let before = sys::set_action(Signal::SIGHUP, SigHandler::SigIgn).step("ignore SIGHUP")?;
+    if foreground && matches!(before, SigHandler::SigIgn) {
         handled.remove(Signal::SIGHUP);
     }
-    handled
+    Ok(handled)
 }
 
 /// Opens a path itself, and not what a symbolic link in its place leads to, without the right to read it

@@ -136,25 +136,11 @@ pub(crate) fn fork() -> nix::Result<ForkResult> {
     unsafe { nix::unistd::fork() }
 }
 
-/// Ignores a signal, in the programs that this process executes too.
-pub(crate) fn ignore(signal: Signal) -> nix::Result<()> {
-    // SAFETY: no handler is installed, so none can run at a bad moment.
-    unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) }.map(drop)
-}
-
-/// Gives a signal its default action.
-pub(crate) fn set_default(signal: Signal) -> nix::Result<()> {
-    // SAFETY: no handler is installed, so none can run at a bad moment.
-    unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.map(drop)
-}
-
-/// Whether a signal is ignored.
-pub(crate) fn is_ignored(signal: Signal) -> bool {
-    // SAFETY: an all-zero sigaction is a valid one: the default action, no flags, an empty mask.
-    let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
-    // SAFETY: the action is live; without a new one, sigaction(2) only writes the current one to it.
-    let read = unsafe { libc::sigaction(signal as c_int, core::ptr::null(), &raw mut action) };
-    read == 0 && action.sa_sigaction == libc::SIG_IGN
+/// Ignores a signal, in the programs that this process executes too, or gives it its default action; what was done
+/// about it before.
+pub(crate) fn set_action(signal: Signal, action: SigHandler) -> nix::Result<SigHandler> {
+    // SAFETY: no handler is installed, and neither of the two is one, so none can run at a bad moment.
+    unsafe { nix::sys::signal::signal(signal, action) }
 }
 
 /// A descriptor that stands for a child that was not yet waited for.
