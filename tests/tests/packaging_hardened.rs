@@ -81,6 +81,26 @@ fn the_unit_serves_where_proc_hides_processes_and_fails_with_a_reason() {
     assert!(fields.contains(r#""PRIORITY":"6""#), "{fields}");
     machine.run("systemctl stop wgsep@wg0");
 
+    // A port below 1024 of the file takes nothing more, and neither does one that the host has made privileged, but
+    // for a setting: the unit's /proc does not show the limit.
+    let with_port = |port: &str| {
+        machine.run(&format!(
+            "umask 077; sed '/PrivateKey/a ListenPort = {port}' /etc/wireguard/wg0.conf >/etc/wireguard/wg2.conf"
+        ));
+        let started = machine.output("systemctl start wgsep@wg2").status.success();
+        let port = if started { machine.run("wg show wg2 listen-port") } else { String::new() };
+        machine.run("systemctl stop wgsep@wg2; systemctl reset-failed wgsep@wg2; true");
+        port.trim().to_owned()
+    };
+    drop_in(&machine, "wg2", "Restart=no\\n");
+    assert_eq!(with_port("443"), "443", "{}", journal("wg2", "cat"));
+    netns.run("sysctl -qw net.ipv4.ip_unprivileged_port_start=20000");
+    assert_eq!(with_port("5001"), "", "the limit can be read");
+    let log = journal("wg2", "cat");
+    assert!(log.contains("--allow-low-ports (or WGSEP_ALLOW_LOW_PORTS=1)"), "{log}");
+    drop_in(&machine, "wg2", "Environment=WGSEP_ALLOW_LOW_PORTS=1\\n");
+    assert_eq!(with_port("5001"), "5001", "{}", journal("wg2", "cat"));
+
     // As many workers as there can be, within the unit's limit of tasks. Not SECURITY.md's drop-in for strict
     // mode: the machine's filter does not know mseal(2) either.
     let many = "ExecStart=/usr/sbin/wgsep --foreground --workers 64 %%i";

@@ -126,7 +126,11 @@ impl Udp {
 pub fn stats(interface: &str, json: bool) -> Result<String, String> {
     let keep_only = |capabilities: &[Capability]| {
         wgsep_policy::capabilities::keep_only(capabilities).map_err(|errno| {
-            format!("give up privileges: {}; this is a fault, please report it", errno.desc())
+            format!(
+                "give up privileges: {}; {}",
+                wgsep_policy::described(errno),
+                wgsep_policy::remedy(errno)
+            )
         })
     };
     // The socket is root's, or that of the user who started the daemon.

@@ -18,7 +18,7 @@ mod render;
 use facts::Facts;
 use findings::{Finding, State};
 use processes::Processes;
-use wgsep_policy::Capability;
+use wgsep_policy::{Capability, described, remedy};
 
 /// How an audit ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,13 +39,11 @@ pub fn audit(interface: &str, json: bool) -> Result<(String, Outcome), String> {
     let reading = [Capability::CAP_SYS_PTRACE, Capability::CAP_DAC_READ_SEARCH];
     // The socket is root's, or that of the user who started the daemon.
     let connecting = [Capability::CAP_DAC_OVERRIDE];
-    wgsep_policy::capabilities::keep_only(&[&reading[..], &connecting].concat()).map_err(
-        |errno| format!("give up privileges: {}; this is a fault, please report it", errno.desc()),
-    )?;
+    wgsep_policy::capabilities::keep_only(&[&reading[..], &connecting].concat())
+        .map_err(|errno| format!("give up privileges: {}; {}", described(errno), remedy(errno)))?;
     let processes = Processes::find(interface)?;
-    wgsep_policy::capabilities::keep_only(&reading).map_err(|errno| {
-        format!("give up privileges: {}; this is a fault, please report it", errno.desc())
-    })?;
+    wgsep_policy::capabilities::keep_only(&reading)
+        .map_err(|errno| format!("give up privileges: {}; {}", described(errno), remedy(errno)))?;
     let helper = Facts::read(processes.helper, processes.helper);
     let claims = claims::read(interface, helper.uid());
     let dataplane = Facts::read(processes.dataplane, processes.helper);
