@@ -73,7 +73,7 @@ const PARTS: [(&str, &str); 30] = [
     ("persistent_keepalive_interval is 0 to 65535", UAPI),
     ("the only protocol_version is 1", UAPI),
     ("the only value is true", UAPI),
-    ("cannot be told of a process of root's", AUDIT),
+    ("cannot be determined for a process of root's", AUDIT),
     ("{path}: {reason}", AUDIT),
     ("longer than {MAX_LEN} bytes", AUDIT),
     ("no regular file", AUDIT),
