@@ -176,9 +176,18 @@ fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<(
     let failed = "start the control thread";
     let stack = stacks.take(CONTROL_STACK).map_err(|errno| refused(failed, errno))?;
     let mapped = reserved.mapped;
-    let body = move || finish(control(channel, sandbox, arguments, vm_clock, stacks, &mapped));
+    let is_started = Arc::new(Barrier::new(2));
+    let first_waits = Arc::clone(&is_started);
+    let body = move || {
+        // The call that started this thread restores the first one's signals before it returns, which the
+        // filter does not allow.
+        is_started.wait();
+        finish(control(channel, sandbox, arguments, vm_clock, stacks, &mapped));
+    };
     secret::spawn(c"control", stack, Allocates::Secrets, body)
-        .map_err(|errno| no_thread(failed, errno))
+        .map_err(|errno| no_thread(failed, errno))?;
+    first_waits.wait();
+    Ok(())
 }
 
 /// The control thread: starts the workers, seals the process, and serves to the end.

@@ -2,21 +2,31 @@
 //! are in `bad_input`.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::hint;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use wgsep_tests::daemon::{Daemon, unique_interface};
+use nix::libc;
+use nix::sys::ptrace;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::launched_as::LaunchedAs;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{self, Process};
 use wgsep_tests::scratch::Scratch;
-use wgsep_tests::{procfs, require, tun_device, wait};
+use wgsep_tests::{procfs, require, tun_device, uapi, wait};
 
 /// How often to start; more by the variable, which finds rarer races.
 const STARTS: usize = 20;
@@ -50,6 +60,125 @@ fn attack_11_many_starts_under_load_are_sealed_without_a_race() {
         ended.store(true, Ordering::Relaxed);
         assert_eq!(failed, None, "a start failed");
     });
+}
+
+/// A start that is traced from its first instruction on, by the thread that calls.
+struct Traced {
+    helper: Pid,
+    /// Those that run, and may stop.
+    running: BTreeSet<Pid>,
+}
+
+impl Traced {
+    fn spawn(mut command: Command) -> Self {
+        command.stderr(Stdio::null());
+        // SAFETY: a bare system call between fork and exec, on no memory.
+        unsafe { command.pre_exec(|| ptrace::traceme().map_err(io::Error::from)) };
+        let helper = Pid::from_raw(command.spawn().unwrap().id().cast_signed());
+        // It stops when it has executed its program.
+        waitpid(helper, Some(WaitPidFlag::__WALL)).unwrap();
+        let options = ptrace::Options::PTRACE_O_TRACEFORK
+            | ptrace::Options::PTRACE_O_TRACECLONE
+            | ptrace::Options::PTRACE_O_EXITKILL;
+        ptrace::setoptions(helper, options).unwrap();
+        ptrace::cont(helper, None).unwrap();
+        Self { helper, running: BTreeSet::from([helper]) }
+    }
+
+    /// Lets all run, and those that they make, until one has made a thread, in which it is held. That one,
+    /// and the new one, which has not begun.
+    fn until_a_thread_is_made(&mut self) -> (Pid, Pid) {
+        wait::poll(LIMIT, || {
+            self.running.clone().into_iter().find_map(|traced| self.follow(traced))
+        })
+        .expect("a thread")
+    }
+
+    /// Lets all go on, those that have made a thread, too.
+    fn go_on(&mut self) {
+        for traced in self.running.clone() {
+            if let Some((maker, made)) = self.follow(traced) {
+                ptrace::cont(maker, None).unwrap();
+                self.running.extend([maker, made]);
+            }
+        }
+    }
+
+    /// Lets one that has stopped go on, unless it has made a thread.
+    fn follow(&mut self, traced: Pid) -> Option<(Pid, Pid)> {
+        let flags = WaitPidFlag::__WALL | WaitPidFlag::WNOHANG;
+        match waitpid(traced, Some(flags)).unwrap() {
+            WaitStatus::StillAlive => return None,
+            WaitStatus::PtraceEvent(_, _, event) => {
+                let made = ptrace::getevent(traced).unwrap();
+                let made = Pid::from_raw(i32::try_from(made).unwrap());
+                if event == libc::PTRACE_EVENT_CLONE {
+                    self.running.remove(&traced);
+                    return Some((traced, made));
+                }
+                self.running.insert(made);
+                ptrace::cont(traced, None).unwrap();
+            }
+            // A new one begins with SIGSTOP; one that executes a program stops with SIGTRAP.
+            WaitStatus::Stopped(_, Signal::SIGSTOP | Signal::SIGTRAP) => {
+                ptrace::cont(traced, None).unwrap();
+            }
+            WaitStatus::Stopped(_, signal) => ptrace::cont(traced, signal).unwrap(),
+            _ended => {
+                self.running.remove(&traced);
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        let _ended = kill(self.helper, Signal::SIGKILL);
+        let _reaped = waitpid(self.helper, Some(WaitPidFlag::__WALL));
+    }
+}
+
+/// The C library restores the caller's signals after it has made a thread, by a call that the filter does not
+/// allow. Here the first thread is held up before that, for as long as the new one goes on without it.
+#[test]
+fn attack_11_a_start_is_not_sealed_before_the_first_thread_waits() {
+    require!(Wgsep);
+    let (netns, interface) = (Netns::new(), unique_interface());
+    let prefix = LaunchedAs::this_run().prefix();
+    let mut command = netns.command(&prefix[0]);
+    command.args(&prefix[1..]).arg(wgsep_program("wgsep"));
+    command.args(["-f", &interface, "--workers", "1"]);
+    let mut traced = Traced::spawn(command);
+    let (first, control) = traced.until_a_thread_is_made();
+    traced.running.insert(control);
+    let (mut switches, mut since) = (String::new(), Instant::now());
+    wait::until("the control thread waits", LIMIT, || {
+        traced.go_on();
+        let threads = procfs::threads(first);
+        let status =
+            threads.iter().find(|thread| thread.ids("Pid") == [control.as_raw().cast_unsigned()]);
+        let Some(status) = status else { return false };
+        let now = status.text("voluntary_ctxt_switches").to_owned();
+        if now != switches || !status.text("State").starts_with('S') {
+            (switches, since) = (now, Instant::now());
+        }
+        since.elapsed() > Duration::from_millis(200)
+    });
+    let first_status = &procfs::threads(first)[0];
+    assert_eq!(first_status.text("Seccomp"), "0", "sealed while the first thread was in clone3(2)");
+    ptrace::cont(first, None).unwrap();
+    traced.running.insert(first);
+    // From then on no process or thread is made, and none stops.
+    wait::until("the helper is sealed", LIMIT, || {
+        traced.go_on();
+        procfs::threads(traced.helper)[0].text("Seccomp") == "2"
+    });
+    wait::until("it serves", LIMIT, || uapi::is_answering(&interface));
+    drop(traced);
+    for left in ["sock", "sandbox"] {
+        fs::remove_file(socket_path(&interface).with_extension(left)).unwrap();
+    }
 }
 
 /// How long a start may take on a busy machine.
