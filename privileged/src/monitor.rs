@@ -163,7 +163,7 @@ impl Monitor {
     // ------------------------------------------------------------ the end
 
     /// Gives the dataplane a moment to end by itself; true if it has.
-    fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         poll([self.process.pidfd.as_fd()], GRACE).is_ok_and(|[gone]| gone)
     }
 
@@ -182,7 +182,7 @@ impl Monitor {
     }
 
     /// It is gone, or has closed what it talks to us by.
-    fn died(&mut self) -> End {
+    pub(crate) fn died(&mut self) -> End {
         let ended_by_itself = self.has_ended();
         let _already_gone = sys::kill(self.process.pidfd.as_fd());
         if self.requests.said_bye() {

@@ -105,7 +105,8 @@ impl Unsealed {
         })?;
         let untraceable = report.state(Layer::Untraceable);
         report.merge(&sealed);
-        let tracer = wgsep_policy::verify(pid, ids, threads, &report)?;
+        let verified = wgsep_policy::verify(pid, ids, threads, &report);
+        let tracer = verified.map_err(|refused| monitor.end_or(refused.into()))?;
         wgsep_policy::drop_reserve(grants.needs_low_ports())?;
         // Never the dataplane's own word.
         let untraceable = match untraceable {
@@ -127,11 +128,11 @@ impl Unsealed {
             monitor.log.line(Level::Warn, &error.to_string());
         }
         let descriptors: Vec<_> = interface.descriptors.iter().map(AsFd::as_fd).collect();
-        if let Err(error) = monitor.requests.grant(sequence, &interface.granted, &descriptors) {
-            return Err(Error::new(
-                monitor.with_reason(&format!("hand over the interface: {error}")),
-            ));
-        }
+        let granted = monitor.requests.grant(sequence, &interface.granted, &descriptors);
+        granted.map_err(|error| {
+            let line = monitor.with_reason(&format!("hand over the interface: {error}"));
+            monitor.end_or(Error::new(line))
+        })?;
         monitor.log.started();
         monitor.log.info(&format!(
             "started: version {version}, dataplane pid {pid} uid {}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}",
@@ -153,6 +154,17 @@ impl Unsealed {
 }
 
 impl Monitor {
+    /// How the dataplane ended, if it does, and otherwise the error, which is a consequence of that end.
+    fn end_or(&mut self, error: Error) -> Error {
+        if !self.has_ended() {
+            return error;
+        }
+        match self.died() {
+            End::Failed(status, line) => Error { line, status },
+            End::Orderly(_) => error,
+        }
+    }
+
     /// Waits for the dataplane to say that it is sealed; the number to answer to, and its report.
     ///
     /// # Errors

@@ -130,8 +130,10 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // The process is killed after this, as a field; a killed daemon cannot unlink its socket,
+        // The process is killed after this, as a field; a killed daemon cannot remove its files,
         // and one that still runs does not mind.
-        let _ = fs::remove_file(socket_path(&self.interface));
+        let socket = socket_path(&self.interface);
+        let _ = fs::remove_file(socket.with_extension("sandbox"));
+        let _ = fs::remove_file(socket);
     }
 }

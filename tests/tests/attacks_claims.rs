@@ -327,7 +327,6 @@ fn assert_fatal_to_the_helper((name, number, arguments): Call<'_>) {
     assert_eq!(outcome, Outcome::Died(Signal::SIGSYS), "{name}");
     wait::until("the dataplane is gone", LIMIT, || !procfs::is_running(dataplane));
     wait::until("the interface is gone", LIMIT, || !daemon.has_interface());
-    fs::remove_file(socket_path(&daemon.interface)).unwrap();
 }
 
 fn hijack_helper(daemon: &Daemon) -> Hijacked {

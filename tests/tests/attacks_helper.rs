@@ -95,6 +95,7 @@ fn attack_07_every_breach_of_the_contract_ends_the_dataplane_and_names_itself() 
         (Attack::UnsealedLiar, "not sealed as it says: Seccomp is 0, not 2"),
         (Attack::OneThreadTooMany, "the dataplane has 4 threads where 3 were expected"),
         (Attack::SenselessReport, "the seal report makes no sense"),
+        (Attack::EndsOnceSealed, "the dataplane exited with status 1: hostile: the end"),
     ] {
         let log = Attacked::start(attack).assert_ends(1);
         assert!(log.contains(named), "{attack:?}: {log}");

@@ -45,6 +45,8 @@ pub enum Attack {
     /// Asks for one new port after the other and keeps all of the sockets, says how long the last one took
     /// and what can be done with the first, and waits.
     HoardPorts,
+    /// Ends as soon as it has said that it is sealed.
+    EndsOnceSealed,
 }
 
 /// Ports of [`Attack::HoardPorts`]: one more than are opened at once.
@@ -52,7 +54,7 @@ pub const HOARDED_PORTS: usize = 5;
 
 impl Attack {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::OpenUdpBeforeSealed,
         Self::UnsealedLiar,
         Self::OneThreadTooMany,
@@ -73,6 +75,7 @@ impl Attack {
         Self::OnConnect,
         Self::PongWithoutPing,
         Self::HoardPorts,
+        Self::EndsOnceSealed,
     ];
 
     /// The number that stands for it.

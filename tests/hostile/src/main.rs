@@ -64,6 +64,10 @@ fn attack() -> Outcome<()> {
             report = sealed.to_bytes();
         }
     }
+    if attack == Attack::EndsOnceSealed {
+        hostile.send(&Request::Sealed(report))?;
+        return Err("the end".to_owned());
+    }
     let (reply, granted) = hostile.ask(&Request::Sealed(report))?;
     if !matches!(reply, Reply::Granted { .. }) {
         return Err(format!("not granted: {reply:?}"));
@@ -149,6 +153,7 @@ impl Hostile {
             Attack::OpenUdpBeforeSealed
             | Attack::UnsealedLiar
             | Attack::OneThreadTooMany
+            | Attack::EndsOnceSealed
             | Attack::SenselessReport => return Err(format!("{attack:?} got past the seal")),
         }
         idle()
