@@ -11,6 +11,7 @@ pub mod filters;
 mod grants;
 mod in_flight;
 pub mod landlock;
+mod layers;
 pub mod limits;
 #[cfg(target_env = "musl")]
 mod musl;
@@ -25,9 +26,10 @@ pub mod user;
 pub use caps::Capability;
 pub use grants::Grants;
 pub use in_flight::Send;
+pub use layers::{Layer, Process};
 pub use new_ports::NewPorts;
 pub use proof::{Tracer, untraceable, verify};
-pub use report::{Layer, Report, State};
+pub use report::{Report, State};
 pub use sys::{Heap, exit};
 
 use nix::unistd::{Gid, Pid, Uid};

@@ -36,7 +36,7 @@ pub fn verify(
         ));
     }
     let is_missing = |layer: &Layer| layer.is_mandatory() && report.state(*layer) != State::Applied;
-    let Some(layer) = Layer::ALL.into_iter().find(is_missing) else { return Ok(tracer(&statuses)) };
+    let Some(layer) = Layer::all().find(is_missing) else { return Ok(tracer(&statuses)) };
     Err(format!(
         "refusing to run: the mandatory layer {} is missing ({report}); take a kernel, container or unit that has it",
         layer.name()

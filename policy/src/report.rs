@@ -1,149 +1,7 @@
 //! How each layer of a sandbox turned out.
 
+use crate::layers::{Layer, Process};
 use core::fmt;
-
-/// A layer of the dataplane's confinement, in the order in which they close.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Layer {
-    /// No core file, few descriptors, no file growth.
-    Limits,
-    /// A user namespace of its own, where the launcher's privileges do not suffice for the rest.
-    UserNamespace,
-    /// Mount, network, IPC and UTS namespaces of its own, with nothing in them.
-    Namespaces,
-    /// An empty, read-only root directory.
-    EmptyRoot,
-    /// No capability can come back: bounding and ambient sets empty.
-    BoundingSet,
-    /// Uid 0 gives no capability, for good.
-    SecureBits,
-    /// A uid of its own, no groups.
-    User,
-    /// No capability in any set.
-    Capabilities,
-    /// No descriptor can be sent over a unix socket.
-    NoDescriptorsOut,
-    /// Executing a file gains nothing.
-    NoNewPrivs,
-    /// Dies with the helper.
-    DeathSignal,
-    /// Not traceable by its own uid, no core.
-    NonDumpable,
-    /// Its memory cannot be read by other processes of the user it runs as.
-    Untraceable,
-    /// No file can be opened, whatever the path.
-    Landlock,
-    /// Keys in memory that neither root nor a core file can read.
-    SecretMemory,
-    /// Code, constants and relocated data stay mapped as they are, and secret memory where it is.
-    SealedMemory,
-    /// No process or thread can be started.
-    NoProcesses,
-    /// Only the system calls of the filter, on every thread.
-    Seccomp,
-    /// No descriptor can be received from a UAPI client.
-    NoDescriptorsIn,
-}
-
-impl Layer {
-    /// Every layer.
-    pub const ALL: [Self; 19] = [
-        Self::Limits,
-        Self::UserNamespace,
-        Self::Namespaces,
-        Self::EmptyRoot,
-        Self::BoundingSet,
-        Self::SecureBits,
-        Self::User,
-        Self::Capabilities,
-        Self::NoDescriptorsOut,
-        Self::NoNewPrivs,
-        Self::DeathSignal,
-        Self::NonDumpable,
-        Self::Untraceable,
-        Self::Landlock,
-        Self::SecretMemory,
-        Self::SealedMemory,
-        Self::NoProcesses,
-        Self::Seccomp,
-        Self::NoDescriptorsIn,
-    ];
-
-    /// Those that the dataplane should have. Its own user namespace is only a means to the others, and most
-    /// kernels in use are older than what refuses descriptors from UAPI clients.
-    pub const DATAPLANE: &[Self] = &[
-        Self::Limits,
-        Self::Namespaces,
-        Self::EmptyRoot,
-        Self::BoundingSet,
-        Self::SecureBits,
-        Self::User,
-        Self::Capabilities,
-        Self::NoDescriptorsOut,
-        Self::NoNewPrivs,
-        Self::DeathSignal,
-        Self::NonDumpable,
-        Self::Untraceable,
-        Self::Landlock,
-        Self::SecretMemory,
-        Self::SealedMemory,
-        Self::NoProcesses,
-        Self::Seccomp,
-    ];
-
-    /// Those that the helper should have.
-    pub const HELPER: &[Self] = &[
-        Self::Limits,
-        Self::BoundingSet,
-        Self::SecureBits,
-        Self::Capabilities,
-        Self::NoNewPrivs,
-        Self::NonDumpable,
-        Self::Landlock,
-        Self::SealedMemory,
-        Self::Seccomp,
-    ];
-
-    /// True for the layers without which wgsep refuses to run.
-    #[must_use]
-    pub const fn is_mandatory(self) -> bool {
-        matches!(
-            self,
-            Self::Limits
-                | Self::Capabilities
-                | Self::NoNewPrivs
-                | Self::NonDumpable
-                | Self::Seccomp
-        )
-    }
-
-    /// Its name in logs.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Limits => "limits",
-            Self::UserNamespace => "user-namespace",
-            Self::Namespaces => "namespaces",
-            Self::EmptyRoot => "empty-root",
-            Self::BoundingSet => "bounding-set",
-            Self::SecureBits => "securebits",
-            Self::User => "user",
-            Self::Capabilities => "capabilities",
-            Self::NoDescriptorsOut => "no-fd-out",
-            Self::NoNewPrivs => "no-new-privs",
-            Self::DeathSignal => "death-signal",
-            Self::NonDumpable => "non-dumpable",
-            Self::Untraceable => "untraceable",
-            Self::Landlock => "landlock",
-            Self::SecretMemory => "secret-memory",
-            Self::SealedMemory => "sealed-memory",
-            Self::NoProcesses => "no-processes",
-            Self::Seccomp => "seccomp",
-            Self::NoDescriptorsIn => "no-fd-in",
-        }
-    }
-}
 
 /// How a layer turned out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -177,7 +35,7 @@ impl From<nix::Result<()>> for State {
 /// How every layer turned out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    states: [State; Layer::ALL.len()],
+    states: [State; Layer::COUNT],
 }
 
 impl Report {
@@ -201,15 +59,16 @@ impl Report {
         }
     }
 
-    /// Those of `layers` that are not in force.
-    pub fn degraded(&self, layers: &'static [Layer]) -> impl Iterator<Item = (Layer, State)> {
-        let states = layers.iter().map(|layer| (*layer, self.state(*layer)));
+    /// The layers that a process should have and that are not in force.
+    pub fn degraded(&self, process: Process) -> impl Iterator<Item = (Layer, State)> {
+        let required = Layer::required_of(process);
+        let states = required.map(|layer| (layer, self.state(layer)));
         states.filter(|(_, state)| *state != State::Applied)
     }
 
     /// Three bytes a layer: kind, then errno, little-endian.
     #[must_use]
-    pub fn to_bytes(&self) -> [[u8; 3]; Layer::ALL.len()] {
+    pub fn to_bytes(&self) -> [[u8; 3]; Layer::COUNT] {
         self.states.map(|state| {
             let (kind, errno) = match state {
                 State::Absent => (0, 0),
@@ -224,7 +83,7 @@ impl Report {
 
     /// What [`Self::to_bytes`] made; `None` for anything else.
     #[must_use]
-    pub fn from_bytes(bytes: &[[u8; 3]; Layer::ALL.len()]) -> Option<Self> {
+    pub fn from_bytes(bytes: &[[u8; 3]; Layer::COUNT]) -> Option<Self> {
         let mut report = Self::default();
         for (state, bytes) in report.states.iter_mut().zip(bytes) {
             *state = match bytes {
@@ -255,7 +114,7 @@ impl fmt::Display for State {
 impl fmt::Display for Report {
     /// `limits=applied namespaces=degraded(EPERM) …`, without what was not tried.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tried = Layer::ALL.into_iter().zip(self.states);
+        let tried = Layer::all().zip(self.states);
         let mut separator = "";
         for (layer, state) in tried.filter(|(_, state)| *state != State::Absent) {
             write!(f, "{separator}{}={state}", layer.name())?;
@@ -268,13 +127,6 @@ impl fmt::Display for Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn layers_are_numbered_in_their_order() {
-        for (number, layer) in Layer::ALL.into_iter().enumerate() {
-            assert_eq!(layer as usize, number);
-        }
-    }
 
     #[test]
     fn a_report_survives_its_bytes_and_reads_as_a_line() {
@@ -293,16 +145,14 @@ mod tests {
     #[test]
     fn what_was_not_tried_is_degraded_where_it_should_be() {
         let mut report = Report::default();
-        for layer in Layer::HELPER {
-            assert!(report.degraded(Layer::HELPER).any(|(missing, _)| missing == *layer));
-            report.note(*layer, State::Applied);
+        for layer in Layer::required_of(Process::Helper) {
+            assert!(report.degraded(Process::Helper).any(|(missing, _)| missing == layer));
+            report.note(layer, State::Applied);
         }
-        assert_eq!(report.degraded(Layer::HELPER).count(), 0);
-        let missing = Layer::DATAPLANE.len() - Layer::HELPER.len();
-        assert_eq!(report.degraded(Layer::DATAPLANE).count(), missing);
-        for layer in Layer::ALL.into_iter().filter(|layer| layer.is_mandatory()) {
-            assert!(Layer::HELPER.contains(&layer) && Layer::DATAPLANE.contains(&layer));
-        }
+        assert_eq!(report.degraded(Process::Helper).count(), 0);
+        let [helper, dataplane] = [Process::Helper, Process::Dataplane]
+            .map(|process| Layer::required_of(process).count());
+        assert_eq!(report.degraded(Process::Dataplane).count(), dataplane - helper);
     }
 
     #[test]

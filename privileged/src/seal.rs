@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use wgsep_host::{Error, Generation, Result, SocketFile};
 use wgsep_ipc::{Channel, Reply, SealReport};
 use wgsep_journal::{Level, Log, ServiceManager};
-use wgsep_policy::{Grants, Layer, Report, State};
+use wgsep_policy::{Grants, Layer, Process as Confined, Report, State};
 
 /// How long the dataplane may take to start and to seal itself.
 const SEAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -118,8 +118,8 @@ impl Unsealed {
         let child = monitor.process.pidfd.as_fd();
         let helper_report = wgsep_policy::seal_helper(helper_report, directory, child)?;
         if strict {
-            refuse_degraded("dataplane", &report, Layer::DATAPLANE)?;
-            refuse_degraded("helper", &helper_report, Layer::HELPER)?;
+            refuse_degraded(Confined::Dataplane, &report)?;
+            refuse_degraded(Confined::Helper, &helper_report)?;
         }
 
         // Before any client is served, so that each finds it.
@@ -191,22 +191,25 @@ impl Monitor {
     }
 }
 
-fn refuse_degraded(process: &str, report: &Report, layers: &'static [Layer]) -> Result<()> {
-    let degraded: Vec<_> =
-        report.degraded(layers).map(|(layer, state)| format!("{} {state}", layer.name())).collect();
+fn refuse_degraded(process: Confined, report: &Report) -> Result<()> {
+    let degraded: Vec<_> = report
+        .degraded(process)
+        .map(|(layer, state)| format!("{} {state}", layer.name()))
+        .collect();
     if degraded.is_empty() {
         return Ok(());
     }
     let is_quota = |(layer, state): (Layer, State)| {
         layer == Layer::NoDescriptorsOut && state == State::degraded(nix::Error::ETOOMANYREFS)
     };
-    let remedy = if report.degraded(layers).all(is_quota) {
+    let remedy = if report.degraded(process).all(is_quota) {
         wgsep_policy::TOO_MANY_IN_FLIGHT
     } else {
         "run as root on Linux 6.10 or later with Landlock, or without the option"
     };
     Err(Error::new(format!(
-        "--sandbox strict, and of the {process}'s sandbox: {}; {remedy}",
+        "--sandbox strict, and of the {}'s sandbox: {}; {remedy}",
+        process.name(),
         degraded.join(", ")
     )))
 }

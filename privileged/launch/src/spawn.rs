@@ -214,7 +214,7 @@ fn send_null(to: &OwnedFd, count: usize) -> nix::Result<()> {
 fn read_outcome(mut outcome: PipeReader) -> Result<Report> {
     let mut bytes = Vec::new();
     outcome.read_to_end(&mut bytes).step("start the dataplane")?;
-    let (report, errno) = bytes.split_at_checked(Layer::ALL.len() * 3).unwrap_or((&[], &bytes));
+    let (report, errno) = bytes.split_at_checked(Layer::COUNT * 3).unwrap_or((&[], &bytes));
     if let Some(errno) = errno.first_chunk().map(|errno| i32::from_ne_bytes(*errno)) {
         return Err(Errno::from_raw(errno)).advise(
             if report.is_empty() { "prepare the dataplane" } else { "execute wgsep-dataplane" },

@@ -2,7 +2,7 @@
 
 use super::claims::Claims;
 use super::facts::{Fact, Facts, NAMESPACES};
-use wgsep_policy::Capability;
+use wgsep_policy::{Capability, Layer, Process};
 
 /// How a layer stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +36,9 @@ pub(super) struct Finding {
     pub(super) seen: String,
 }
 
-const HELPER: &str = "helper";
-const DATAPLANE: &str = "dataplane";
+const HELPER: &str = Process::Helper.name();
+const DATAPLANE: &str = Process::Dataplane.name();
+const RESTART: &str = Layer::Seccomp.remedy();
 const NONE: &str = "0000000000000000";
 /// User `nobody`, which others share.
 const NOBODY: u32 = 65534;
@@ -45,17 +46,6 @@ const NOBODY: u32 = 65534;
 /// What the helper may hold.
 const HELPER_CAPABILITIES: [Capability; 3] =
     [Capability::CAP_NET_ADMIN, Capability::CAP_KILL, Capability::CAP_NET_BIND_SERVICE];
-
-/// Layers of the dataplane that no file of the kernel shows.
-const CLAIMED: [&str; 7] = [
-    "securebits",
-    "no-fd-out",
-    "no-fd-in",
-    "death-signal",
-    "untraceable",
-    "landlock",
-    "secret-memory",
-];
 
 /// Kinds of descriptors each process has work for.
 const DATAPLANE_KINDS: [&str; 9] = [
@@ -76,27 +66,11 @@ impl Finding {
     pub(super) fn remedy(&self) -> &'static str {
         match self.layer {
             "no-fd-out" if self.seen.contains("ETOOMANYREFS") => wgsep_policy::TOO_MANY_IN_FLIGHT,
-            "no-fd-out" => "start wgsep as root, so that the dataplane has a uid of its own",
-            "user" => "start wgsep as root; useradd --system wgsep gives the dataplane its account",
-            "namespaces" | "user-namespace" | "empty-root" => {
-                "start wgsep as root, or allow user namespaces: sysctl user.max_user_namespaces=100"
-            }
-            "bounding-set" | "securebits" => {
-                "start wgsep as root, or give its launcher CAP_SETPCAP"
-            }
-            "untraceable" => {
-                "take reading from its user: chmod 711 wgsep-dataplane; or start wgsep as root, with CAP_SETUID"
-            }
             "tracer" => "end the process that traces it, and start wgsep again",
             "descriptors" => {
                 "it holds UDP sockets of more than one port, or what it has no work for; ask again, and if it stays, restart the daemon with new keys and report it as SECURITY.md says"
             }
-            "landlock" => "boot a kernel with Landlock: landlock in the list of lsm=",
-            "sealed-memory" => {
-                "run Linux 6.10 or later, and allow mseal(2) in the filter of the container or unit"
-            }
-            "secret-memory" => "boot with secretmem.enable=1, and raise the limit of locked memory",
-            _ => "restart the daemon; if it stays, report it as SECURITY.md says",
+            layer => Layer::of_name(layer).map_or(RESTART, Layer::remedy),
         }
     }
 }
@@ -104,11 +78,11 @@ impl Finding {
 /// Judges both processes.
 pub(super) fn judge(helper: &Facts, dataplane: &Facts, claims: &Claims) -> Vec<Finding> {
     let mut findings = judge_helper(helper);
-    findings.extend(claimed(claims, HELPER, &["securebits", "non-dumpable", "landlock"]));
+    findings.extend(claimed(claims, HELPER, Layer::claimed_by(Process::Helper)));
     findings.extend(sealed_memory(HELPER, helper, claims));
     findings.extend(judge_dataplane(dataplane, helper));
     findings.extend(sealed_memory(DATAPLANE, dataplane, claims));
-    findings.extend(claimed(claims, DATAPLANE, &CLAIMED));
+    findings.extend(claimed(claims, DATAPLANE, Layer::claimed_by(Process::Dataplane)));
     findings
 }
 
@@ -125,17 +99,17 @@ const fn applied_if(holds: bool) -> State {
 fn claimed<'c>(
     claims: &'c Claims,
     process: &'static str,
-    layers: &'c [&'static str],
+    layers: impl Iterator<Item = Layer> + 'c,
 ) -> impl Iterator<Item = Finding> + 'c {
-    layers.iter().filter_map(move |layer| {
+    layers.map(Layer::name).filter_map(move |layer| {
         let (seen, state) = match claims.of(process, layer) {
             Ok(Some("applied")) => ("applied".to_owned(), State::Applied),
             // As of a kernel before 6.16, which most machines have.
-            Ok(Some("unsupported")) if *layer == "no-fd-in" => {
+            Ok(Some("unsupported")) if layer == Layer::NoDescriptorsIn.name() => {
                 ("unsupported".to_owned(), State::Shown)
             }
             Ok(Some(other)) => (other.to_owned(), State::Degraded),
-            Ok(None) if *layer == "secret-memory" => return None,
+            Ok(None) if layer == Layer::SecretMemory.name() => return None,
             Ok(None) => ("not reported".to_owned(), State::Unread),
             Err(reason) => (reason.to_owned(), State::Unread),
         };
@@ -145,12 +119,12 @@ fn claimed<'c>(
 
 /// By all the code, which the kernel shows to a process that may read that one; else by what is claimed.
 fn sealed_memory(process: &'static str, facts: &Facts, claims: &Claims) -> Vec<Finding> {
-    const LAYER: &str = "sealed-memory";
+    let layer = Layer::SealedMemory;
     let Ok((whole, sealed)) = facts.code else {
-        return claimed(claims, process, &[LAYER]).collect();
+        return claimed(claims, process, [layer].into_iter()).collect();
     };
     let seen = format!("{sealed} of {whole} KiB of code");
-    vec![finding(process, LAYER, Ok((seen, applied_if(whole > 0 && sealed == whole))))]
+    vec![finding(process, layer.name(), Ok((seen, applied_if(whole > 0 && sealed == whole))))]
 }
 
 fn judge_helper(helper: &Facts) -> Vec<Finding> {
