@@ -28,6 +28,10 @@ pub enum Test {
     OwnProcess,
     /// The descriptor that stands for the helper's child, as an int.
     Child,
+    /// The helper's end of the channel to the dataplane, as an int.
+    Channel,
+    /// The socket of the system's log, where the helper logs there, as an int.
+    SystemLog,
 }
 
 /// A system call that is allowed.
@@ -150,6 +154,7 @@ const SOCKET_OPTIONS: &[&[Argument]] = &[
     &option(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
     &option(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
     &option(libc::SOL_UDP, libc::UDP_GRO),
+    &option(libc::SOL_UDP, libc::UDP_CORK),
     &option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER),
     &option(libc::SOL_SOCKET, libc::SO_LOCK_FILTER),
 ];
@@ -160,11 +165,17 @@ const DATAGRAM: libc::c_int = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOC
 const KILL: &[&[Argument]] =
     &[&[Argument { number: 0, test: Test::Child }, is(1, libc::SIGKILL), is_long(2, 0), is(3, 0)]];
 
+/// On no other socket: with an address, it would reach any unix socket of the machine's services, as root.
+const SEND: &[&[Argument]] = &[
+    &[Argument { number: 0, test: Test::Channel }],
+    &[Argument { number: 0, test: Test::SystemLog }],
+];
+
 /// The helper, from the moment the dataplane is verified.
 pub const HELPER: &[Allowed] = &[
     any!(SYS_ppoll, "waiting"),
     any!(SYS_recvmsg, "the dataplane's requests, uevents"),
-    any!(SYS_sendmsg, "replies with descriptors; the log, where it is syslog"),
+    only!(SYS_sendmsg, SEND, "replies with descriptors; the log, where it is syslog"),
     any!(SYS_read, "the dataplane's log, signals, the watch on the UAPI socket, the kernel's log"),
     any!(SYS_write, "the log, and telling the launcher and the service manager that all is ready"),
     only!(

@@ -30,6 +30,7 @@ pub use layers::{Layer, Process};
 pub use new_ports::NewPorts;
 pub use proof::{Tracer, untraceable, verify};
 pub use report::{Report, State};
+pub use seccomp::Named;
 pub use sys::{Heap, exit};
 
 use nix::unistd::{Gid, Pid, Uid};
@@ -244,7 +245,7 @@ impl Sandbox {
     pub fn seal(mut self, kept: &[Range<usize>]) -> Result<Report, Refused> {
         let refused =
             |error: seccompiler::Error| Refused { step: "seccomp", reason: error.to_string() };
-        let program = seccomp::compile(filters::DATAPLANE, None).map_err(refused)?;
+        let program = seccomp::compile(filters::DATAPLANE, Named::default()).map_err(refused)?;
         required("forbid files to grow", limits::no_file_growth())?;
         self.report.note(Layer::SealedMemory, seal_memory(kept));
         self.report.note(Layer::NoProcesses, State::from(limits::no_processes()));
@@ -320,19 +321,19 @@ pub fn drop_reserve(low_ports: bool) -> Result<(), Refused> {
 }
 
 /// The helper's second half, once the dataplane is verified: it can only remove files in the socket
-/// directory, and only make the filter's system calls; of all processes it can signal `child` alone, a
-/// pidfd that it keeps. Completes the report of the first half.
+/// directory, and only make the filter's system calls; of all processes it can signal the child alone, and
+/// send messages on the named sockets alone. Completes the report of the first half.
 ///
 /// # Errors
 /// If the filter is refused.
 pub fn seal_helper(
     mut report: Report,
     socket_directory: BorrowedFd<'_>,
-    child: BorrowedFd<'_>,
+    named: Named<'_>,
 ) -> Result<Report, Refused> {
     let refused =
         |error: seccompiler::Error| Refused { step: "seccomp", reason: error.to_string() };
-    let program = seccomp::compile(filters::HELPER, Some(child)).map_err(refused)?;
+    let program = seccomp::compile(filters::HELPER, named).map_err(refused)?;
     report.note(Layer::Landlock, landlock::deny_all_but_removing_in(socket_directory));
     report.note(Layer::SealedMemory, seal_memory(&[]));
     seccomp::close(&program).map_err(refused)?;

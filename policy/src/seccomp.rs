@@ -15,6 +15,21 @@ pub struct Own {
     pub process: u32,
     /// [`Test::Child`].
     pub child: u32,
+    /// [`Test::Channel`].
+    pub channel: u32,
+    /// [`Test::SystemLog`].
+    pub system_log: u32,
+}
+
+/// The descriptors that the helper's table names; the dataplane's names none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Named<'a> {
+    /// A pidfd of the dataplane.
+    pub child: Option<BorrowedFd<'a>>,
+    /// The channel to the dataplane.
+    pub channel: Option<BorrowedFd<'a>>,
+    /// The socket of the system's log, where that is used.
+    pub system_log: Option<BorrowedFd<'a>>,
 }
 
 fn condition(argument: &Argument, own: Own) -> Result<SeccompCondition, Error> {
@@ -23,6 +38,8 @@ fn condition(argument: &Argument, own: Own) -> Result<SeccompCondition, Error> {
         Test::IsLong(value) => (SeccompCmpArgLen::Qword, value),
         Test::OwnProcess => (SeccompCmpArgLen::Dword, own.process.into()),
         Test::Child => (SeccompCmpArgLen::Dword, own.child.into()),
+        Test::Channel => (SeccompCmpArgLen::Dword, own.channel.into()),
+        Test::SystemLog => (SeccompCmpArgLen::Dword, own.system_log.into()),
     };
     SeccompCondition::new(argument.number, len, SeccompCmpOp::Eq, value).map_err(Error::Backend)
 }
@@ -33,16 +50,23 @@ fn rule(arguments: &[Argument], own: Own) -> Result<SeccompRule, Error> {
     SeccompRule::new(conditions).map_err(Error::Backend)
 }
 
-/// Compiles a table for this process, and its child's descriptor if it has one: what is listed is
-/// allowed, all else kills the process.
+/// Compiles a table for this process and these of its descriptors: what is listed is allowed, all else kills
+/// the process.
 ///
 /// # Errors
 /// If the table is not a valid filter.
-pub fn compile(table: &[Allowed], child: Option<BorrowedFd<'_>>) -> Result<BpfProgram, Error> {
+pub fn compile(table: &[Allowed], named: Named<'_>) -> Result<BpfProgram, Error> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(Error::Backend)?;
     // No call takes the descriptor -1 for anything.
-    let child = child.map_or(-1, |child| child.as_raw_fd()).cast_unsigned();
-    compile_for(table, architecture, Own { process: std::process::id(), child })
+    let number =
+        |named: Option<BorrowedFd<'_>>| named.map_or(-1, |fd| fd.as_raw_fd()).cast_unsigned();
+    let own = Own {
+        process: std::process::id(),
+        child: number(named.child),
+        channel: number(named.channel),
+        system_log: number(named.system_log),
+    };
+    compile_for(table, architecture, own)
 }
 
 /// Compiles a table for a process of these numbers, on an architecture whose numbers the table has.
@@ -80,7 +104,7 @@ mod tests {
     #[test]
     fn both_tables_compile_to_far_less_than_the_kernels_limit() {
         for table in [DATAPLANE, HELPER] {
-            let instructions = compile(table, None).unwrap().len();
+            let instructions = compile(table, Named::default()).unwrap().len();
             assert!((table.len()..1024).contains(&instructions), "{instructions}");
         }
     }

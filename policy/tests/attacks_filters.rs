@@ -16,7 +16,10 @@ const TABLES: [(&str, &[Allowed]); 2] = [("dataplane", DATAPLANE), ("helper", HE
 const OWN: u32 = 0x5a5a_5a5a;
 /// The descriptor of the helper's child: a number that no descriptor of these tests has.
 const CHILD: u32 = 0x3c3c_3c3c;
-const NUMBERS_OF_OWN: Own = Own { process: OWN, child: CHILD };
+const CHANNEL: u32 = 0x5a5a_5a5a;
+const SYSTEM_LOG: u32 = 0x6969_6969;
+const NUMBERS_OF_OWN: Own =
+    Own { process: OWN, child: CHILD, channel: CHANNEL, system_log: SYSTEM_LOG };
 /// What stands where a line asks for nothing: no descriptor, no pointer, no length, no process.
 const FREE: u64 = u64::MAX;
 /// Past every number that the kernel has given out, x32's own included.
@@ -52,6 +55,8 @@ fn allows(line: &Allowed, arguments: &Arguments) -> bool {
             Test::Is(expected) => int == expected,
             Test::OwnProcess => int == OWN,
             Test::Child => int == CHILD,
+            Test::Channel => int == CHANNEL,
+            Test::SystemLog => int == SYSTEM_LOG,
             Test::IsLong(expected) => value == expected,
         }
     };
@@ -64,6 +69,8 @@ fn around(test: Test) -> (u64, impl Iterator<Item = u64>) {
         Test::Is(value) => value.into(),
         Test::OwnProcess => OWN.into(),
         Test::Child => CHILD.into(),
+        Test::Channel => CHANNEL.into(),
+        Test::SystemLog => SYSTEM_LOG.into(),
         Test::IsLong(value) => value,
     };
     // An int's upper half is not looked at. One bit of it will do where each call takes its time.

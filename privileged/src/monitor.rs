@@ -13,7 +13,9 @@ use wgsep_ipc::{Notice, SealReport};
 use wgsep_journal::{Level, Log, ServiceManager};
 
 /// How long the dataplane may take to end once asked to.
-const GRACE: Duration = Duration::from_millis(500);
+pub(crate) const GRACE: Duration = Duration::from_millis(500);
+/// The same of one that has said goodbye, on a busy machine.
+const LAST_GRACE: Duration = Duration::from_secs(5);
 
 /// Reads of the log's pipe at the end: each takes 4 KiB of the 64 that it holds, unless less was written.
 const LAST_READS: usize = 64;
@@ -74,7 +76,7 @@ impl Monitor {
         self.manager.stopping(&why);
         if is_orderly {
             let _already_gone = self.requests.notice(&Notice::Shutdown);
-            let _either_way = self.has_ended();
+            let _either_way = self.has_ended(GRACE);
         }
         self.kill();
         let level = if is_orderly { Level::Info } else { Level::Error };
@@ -146,9 +148,7 @@ impl Monitor {
     }
 
     fn tell_missing_gro(&mut self) {
-        if self.requests.lack_gro()
-            && let Some(line) = self.missing_gro.take()
-        {
+        if let Some(line) = self.missing_gro.take_if(|_| self.requests.lack_gro()) {
             self.log.info(&line);
         }
     }
@@ -162,9 +162,9 @@ impl Monitor {
 
     // ------------------------------------------------------------ the end
 
-    /// Gives the dataplane a moment to end by itself; true if it has.
-    pub(crate) fn has_ended(&self) -> bool {
-        poll([self.process.pidfd.as_fd()], GRACE).is_ok_and(|[gone]| gone)
+    /// Gives the dataplane some time to end by itself; true if it has.
+    pub(crate) fn has_ended(&self, within: Duration) -> bool {
+        poll([self.process.pidfd.as_fd()], within).is_ok_and(|[gone]| gone)
     }
 
     /// Makes sure that it is gone, and passes on its last words. Where the launcher has no CAP_KILL it
@@ -172,26 +172,25 @@ impl Monitor {
     fn kill(&mut self) {
         let pidfd = self.process.pidfd.as_fd();
         let _already_gone = sys::kill(pidfd);
-        let _either_way = self.has_ended();
+        let _either_way = self.has_ended(GRACE);
         let _reaped = waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
-        self.forward_last_lines();
-    }
-
-    fn forward_last_lines(&mut self) {
         forward_last_lines(&mut self.log, self.process.log.as_fd());
     }
 
-    /// It is gone, or has closed what it talks to us by.
+    /// The dataplane has ended, or has closed its channel or its log. How it ended counts for more than what
+    /// it said before.
     pub(crate) fn died(&mut self) -> End {
-        let ended_by_itself = self.has_ended();
+        let soon = self.has_ended(GRACE);
+        let said_bye = self.requests.said_bye();
+        let has_ended = soon || (said_bye && self.has_ended(LAST_GRACE));
         let _already_gone = sys::kill(self.process.pidfd.as_fd());
-        if self.requests.said_bye() {
-            return End::Orderly("the interface was deleted");
-        }
-        if !ended_by_itself {
+        if !has_ended {
             return violation("it closed its channel or its log");
         }
         let what = match self.status() {
+            Some(WaitStatus::Exited(_, 0)) if said_bye => {
+                return End::Orderly("the interface was deleted");
+            }
             Some(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => {
                 "the dataplane was killed by SIGKILL (from outside, or for lack of memory: see dmesg)".to_owned()
             }
@@ -212,7 +211,7 @@ impl Monitor {
 
     /// What happened to the dataplane, with the error that it logged before, if any.
     pub(crate) fn with_reason(&mut self, what: &str) -> String {
-        self.forward_last_lines();
+        forward_last_lines(&mut self.log, self.process.log.as_fd());
         match self.log.reason() {
             Some(error) if error.contains("; ") => format!("{what}: {error}"),
             Some(error) => {

@@ -3,7 +3,7 @@
 //! What may be asked depends on the phase; [`permit`] is the whole table. Anything else is a violation,
 //! of which the dataplane dies.
 
-use crate::udp::{UdpOptions, UdpSockets};
+use crate::udp::{NOT_SILENCED, UdpOptions, UdpSockets};
 use nix::errno::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -25,17 +25,19 @@ enum Phase {
     Init,
     /// Verified; has the interface.
     Running,
+    /// Has said goodbye, and only ends.
+    Ending,
 }
 
 /// The table of what may be asked when. `Sealed` comes once, because it ends its phase.
 const fn permit(phase: Phase, request: &Request) -> bool {
     match request {
         Request::Sealed(_) => matches!(phase, Phase::Init),
-        Request::OpenUdp { .. }
-        | Request::CloseUdp
-        | Request::SetMark { .. }
-        | Request::Bye
-        | Request::Pong => matches!(phase, Phase::Running),
+        Request::OpenUdp { .. } | Request::CloseUdp | Request::SetMark { .. } | Request::Bye => {
+            matches!(phase, Phase::Running)
+        }
+        // A ping may cross with the goodbye.
+        Request::Pong => matches!(phase, Phase::Running | Phase::Ending),
     }
 }
 
@@ -191,14 +193,18 @@ impl Requests {
             }
             Request::SetMark { mark } => self.set_mark(mark),
             Request::CloseUdp => {
-                (self.sockets, self.refused) = (None, None);
-                Ok(Reply::Done)
+                self.refused = None;
+                let closed = self.sockets.take().map_or(Ok(()), UdpSockets::give_up);
+                closed.map(|()| Reply::Done)
             }
             Request::Bye => {
-                self.said_bye = true;
+                (self.said_bye, self.phase) = (true, Phase::Ending);
                 Ok(Reply::Done)
             }
         };
+        if done == Err(NOT_SILENCED) {
+            return violation("it keeps its old sockets from being made useless");
+        }
         self.answer(sequence, done.unwrap_or_else(|errno| Reply::Refused { errno: errno as i32 }))
     }
 

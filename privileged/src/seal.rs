@@ -1,7 +1,7 @@
 //! What precedes the first byte that could be hostile: the dataplane is verified, this process confined, and
 //! the interface handed over.
 
-use crate::monitor::{End, Monitor, Process};
+use crate::monitor::{End, GRACE, Monitor, Process};
 use crate::requests::Requests;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{Gid, Pid, Uid};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use wgsep_host::{Error, Generation, Result, SocketFile};
 use wgsep_ipc::{Channel, Reply, SealReport};
 use wgsep_journal::{Level, Log, ServiceManager};
-use wgsep_policy::{Grants, Layer, Process as Confined, Report, State};
+use wgsep_policy::{Grants, Layer, Named, Process as Confined, Report, State};
 
 /// How long the dataplane may take to start and to seal itself.
 const SEAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -115,8 +115,12 @@ impl Unsealed {
         };
         report.note(Layer::Untraceable, untraceable);
         let directory = monitor.socket_file.directory();
-        let child = monitor.process.pidfd.as_fd();
-        let helper_report = wgsep_policy::seal_helper(helper_report, directory, child)?;
+        let named = Named {
+            child: Some(monitor.process.pidfd.as_fd()),
+            channel: Some(monitor.requests.as_fd()),
+            system_log: monitor.log.system_log(),
+        };
+        let helper_report = wgsep_policy::seal_helper(helper_report, directory, named)?;
         if strict {
             refuse_degraded(Confined::Dataplane, &report)?;
             refuse_degraded(Confined::Helper, &helper_report)?;
@@ -156,7 +160,7 @@ impl Unsealed {
 impl Monitor {
     /// How the dataplane ended, if it does, and otherwise the error, which is a consequence of that end.
     fn end_or(&mut self, error: Error) -> Error {
-        if !self.has_ended() {
+        if !self.has_ended(GRACE) {
             return error;
         }
         match self.died() {

@@ -8,9 +8,16 @@ use nix::sys::socket::{
 };
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+use wgsep_host::poll;
 
 /// How often a port that the kernel chose for one family may be taken in the other.
 const TRIES: usize = 100;
+/// How often the kernel may lack memory for a socket's filter, of which the socket's messages take a share: a
+/// dataplane that was taken over can use all of it for a moment.
+const SILENCING_TRIES: usize = 100;
+/// Of sockets that could not be made useless. No system call here returns it.
+pub const NOT_SILENCED: Errno = Errno::ENOTRECOVERABLE;
 /// In bytes, as every other implementation has it.
 const RECEIVE_BUFFER: c_int = 7 << 20;
 /// All peers share a socket's send buffer, and what waits for a congested link counts against it: more than
@@ -69,14 +76,32 @@ impl UdpSockets {
         mark: u32,
         options: UdpOptions,
     ) -> nix::Result<&Self> {
-        match held.take_if(|sockets| sockets.port == port) {
-            Some(mut sockets) => {
-                let marked = sockets.set_mark(mark);
-                let kept = held.insert(sockets);
-                marked.map(|()| &*kept)
-            }
-            None => Self::open(port, mark, options).map(|new| &*held.insert(new)),
+        if held.as_ref().is_none_or(|sockets| sockets.port != port) {
+            let old = held.replace(Self::open(port, mark, options)?);
+            old.map_or(Ok(()), Self::give_up)?;
         }
+        let sockets = held.as_mut().ok_or(Errno::EBADF)?;
+        sockets.set_mark(mark).map(|()| &*sockets)
+    }
+
+    /// Makes duplicates useless: a dataplane that keeps one can neither send nor receive through it, except
+    /// for what is in its receive buffer. The port stays bound.
+    ///
+    /// # Errors
+    /// [`NOT_SILENCED`] if one goes on receiving.
+    pub fn give_up(self) -> nix::Result<()> {
+        for socket in self.families().into_iter().flatten() {
+            // It returns ENOTCONN, and sends fail from then on all the same,
+            let _not_connected = shutdown(socket.as_raw_fd(), Shutdown::Write);
+            // but for a datagram that was begun with MSG_MORE, which is sent here as it is.
+            let _without_one = sys::set_option(socket, libc::SOL_UDP, libc::UDP_CORK, 0);
+            let mut tries = 0..SILENCING_TRIES;
+            while sys::reject_packets(socket) == Err(Errno::ENOMEM) {
+                tries.next().ok_or(NOT_SILENCED)?;
+                let _a_moment = poll([], Duration::from_millis(1));
+            }
+        }
+        Ok(())
     }
 
     fn open(port: u16, mark: u32, options: UdpOptions) -> nix::Result<Self> {
@@ -122,18 +147,6 @@ impl UdpSockets {
         }
         self.mark = mark;
         Ok(())
-    }
-}
-
-impl Drop for UdpSockets {
-    /// Makes duplicates useless: a dataplane that keeps one can neither send nor receive through it, except
-    /// for what is in its receive buffer. The port stays bound.
-    fn drop(&mut self) {
-        for socket in self.families().into_iter().flatten() {
-            // It returns ENOTCONN, and sends fail from then on all the same.
-            let _not_connected = shutdown(socket.as_raw_fd(), Shutdown::Write);
-            let _without_filters = sys::reject_packets(socket);
-        }
     }
 }
 
@@ -186,6 +199,9 @@ fn bound_port(socket: &UdpSocket) -> nix::Result<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    use std::io::IoSlice;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     const OPTIONS: UdpOptions = UdpOptions { gro: true, large_buffers: true };
 
@@ -212,8 +228,23 @@ mod tests {
             assert_eq!(kept.recv(&mut [0; 9]).unwrap(), 2);
         }
         let port = sockets.port;
-        drop(sockets);
+        let sinks = ["127.0.0.1:0", "[::1]:0"].map(|address| UdpSocket::bind(address).ok());
+        let send_more = |from: &UdpSocket, flags| {
+            let is_v6 = from.local_addr().unwrap().is_ipv6();
+            let sink = sinks[usize::from(is_v6)].as_ref().unwrap();
+            let to = SockaddrStorage::from(sink.local_addr().unwrap());
+            sendmsg(from.as_raw_fd(), &[IoSlice::new(b"more")], &[], flags, Some(&to))
+        };
+        for (kept, _) in kept.iter().flatten() {
+            assert_eq!(
+                send_more(kept, MsgFlags::from_bits_retain(libc::MSG_MORE)),
+                Ok(4),
+                "a datagram is begun"
+            );
+        }
+        assert_eq!(sockets.give_up(), Ok(()));
         for (kept, host) in kept.iter().flatten() {
+            assert_eq!(send_more(kept, MsgFlags::MSG_NOSIGNAL), Err(Errno::EPIPE));
             let other = UdpSocket::bind((*host, 0)).unwrap();
             let sent = kept.send_to(b"out", other.local_addr().unwrap());
             assert_eq!(sent.unwrap_err().raw_os_error(), Some(Errno::EPIPE as i32));
@@ -234,5 +265,35 @@ mod tests {
         assert_eq!(held.as_ref().map(|sockets| (sockets.port, sockets.mark)), Some((port, 0)));
         assert_eq!(UdpSockets::ensure(&mut held, port, 7, OPTIONS).unwrap().mark, 7);
         assert_ne!(UdpSockets::ensure(&mut held, 0, 7, OPTIONS).unwrap().port, port);
+    }
+
+    /// Control messages and filters share a socket's memory for options (net.core.optmem_max).
+    #[test]
+    fn what_is_given_up_receives_no_more_however_its_memory_for_options_is_used() {
+        for _ in 0..20 {
+            let sockets = UdpSockets::open(0, 0, OPTIONS).unwrap();
+            let kept = sockets.v4.as_ref().unwrap().try_clone().unwrap();
+            let (port, ended) = (sockets.port, AtomicBool::new(false));
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let to = SockaddrStorage::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 9)));
+                    let descriptors = vec![0; 30_000];
+                    while !ended.load(Ordering::Relaxed) {
+                        let control = [ControlMessage::ScmRights(&descriptors)];
+                        let bytes = [IoSlice::new(&[0; 60_000])];
+                        let flags = MsgFlags::MSG_NOSIGNAL;
+                        let _refused =
+                            sendmsg(kept.as_raw_fd(), &bytes, &control, flags, Some(&to));
+                    }
+                });
+                let silenced = sockets.give_up();
+                ended.store(true, Ordering::Relaxed);
+                assert!([Ok(()), Err(NOT_SILENCED)].contains(&silenced));
+                let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+                other.send_to(b"in", ("127.0.0.1", port)).unwrap();
+                let received = kept.recv(&mut [0; 9]);
+                assert!(silenced.is_err() || received.is_err(), "it receives");
+            });
+        }
     }
 }

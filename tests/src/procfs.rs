@@ -65,6 +65,41 @@ pub fn threads(pid: Pid) -> Vec<Status> {
     threads
 }
 
+/// What each thread of a process does: its name, state, system call, and where in the kernel it waits.
+#[must_use]
+pub fn describe_threads(pid: Pid) -> String {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lines = tasks.map(|task| {
+        let read = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let state = status(&task.path().join("status")).map(|one| one.text("State").to_owned());
+        let [name, call, place] = ["comm", "syscall", "wchan"].map(read);
+        format!(
+            "{pid} {} {}: {}; {}; {}\n",
+            task.file_name().display(),
+            name.trim(),
+            state.unwrap_or_default(),
+            call.trim(),
+            place.trim()
+        )
+    });
+    lines.collect()
+}
+
+/// The threads of a process that could run, by number, with the nanoseconds that each has run so far: one
+/// whose figure does not change waits for a CPU, which [`time_waited`] counts only once it gets one.
+#[must_use]
+pub fn runnable(pid: Pid) -> BTreeMap<String, String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let running = tasks.filter_map(|task| {
+        let status = status(&task.path().join("status"))?;
+        let times = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        let ran = times.split(' ').next()?.to_owned();
+        let name = task.file_name().to_string_lossy().into_owned();
+        status.text("State").starts_with('R').then_some((name, ran))
+    });
+    running.collect()
+}
+
 /// How long the threads of a process have been runnable without running, in total (proc(5), the second
 /// field of `schedstat`). Zero when the process does not exist or the kernel keeps no such statistics.
 #[must_use]

@@ -341,7 +341,7 @@ fn attack_18_the_helper_can_open_start_trace_and_configure_nothing() {
     const EXECUTABLE: u64 = READ_WRITE | libc::PROT_EXEC as u64;
     const STREAM: u64 = libc::SOCK_STREAM as u64;
     const DATAGRAM: u64 = libc::SOCK_DGRAM as u64;
-    let calls: [Call<'_>; 18] = [
+    let calls: [Call<'_>; 19] = [
         ("openat", libc::SYS_openat, &|path| vec![HERE, path, 0]),
         ("open_by_handle_at", libc::SYS_open_by_handle_at, &|path| vec![HERE, path, 0]),
         ("getdents64", libc::SYS_getdents64, &|path| vec![3, path, 512]),
@@ -361,6 +361,8 @@ fn attack_18_the_helper_can_open_start_trace_and_configure_nothing() {
         ("a TCP socket", libc::SYS_socket, &|_| vec![libc::AF_INET as u64, STREAM, 0]),
         ("a unix socket", libc::SYS_socket, &|_| vec![libc::AF_UNIX as u64, STREAM, 0]),
         ("connect", libc::SYS_connect, &|page| vec![3, page, 16]),
+        // On a socket that is not the dataplane's or the system log's.
+        ("sendmsg", libc::SYS_sendmsg, &|page| vec![0, page, 0]),
         ("executable memory", libc::SYS_mmap, &|_| {
             vec![0, PAGE, EXECUTABLE, PRIVATE, NO_DESCRIPTOR, 0]
         }),
@@ -400,4 +402,47 @@ fn attack_18_the_helper_can_signal_its_child_and_remove_files_of_its_directory_o
     assert!(!Path::new(&socket).exists());
     drop(helper);
     daemon.wg("show", "listen-port");
+}
+
+/// A message with an address reaches any unix socket, and one to a netlink group its listeners, as root.
+#[test]
+fn attack_18_the_helper_can_send_on_no_other_socket_and_write_no_file() {
+    require!(Wgsep);
+    let daemon = serving();
+    let pid = daemon.process.pid();
+    for (number, target) in procfs::descriptors(pid) {
+        let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap();
+        let flags = text.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+        let flags = i32::from_str_radix(flags, 8).unwrap();
+        let may_write = flags & libc::O_PATH == 0 && flags & libc::O_ACCMODE != libc::O_RDONLY;
+        // Its log, which is a file of the test's.
+        let is_log = number <= 2 || target.ends_with("(deleted)");
+        assert!(!(may_write && target.starts_with('/')) || is_log, "{number}: {target} {flags:o}");
+    }
+    for kind in ["netlink", "udp"] {
+        let daemon = serving();
+        let held = wgsep_tests::descriptors::kinds(daemon.process.pid(), daemon.process.pid());
+        let (number, _) = held.iter().find(|(_, one)| *one == kind).unwrap();
+        let dataplane = daemon.dataplane();
+        let mut helper = hijack_helper(&daemon);
+        let page = map_page(&mut helper);
+        let outcome = helper.call(libc::SYS_sendmsg, &[u64::try_from(*number).unwrap(), page, 0]);
+        assert_eq!(outcome, Outcome::Died(Signal::SIGSYS), "{kind}");
+        wait::until("the dataplane is gone", LIMIT, || !procfs::is_running(dataplane));
+    }
+}
+
+/// A goodbye is no licence: what follows counts.
+#[test]
+fn attack_18_a_goodbye_before_a_forbidden_call_hides_nothing() {
+    require!(Wgsep);
+    // Version, sequence number, and the number of the request.
+    let goodbye = u64::from_le_bytes([wgsep_ipc::VERSION, 1, 0, 0, 0, 4, 0, 0]);
+    assert_fatal("socket after Bye", libc::SYS_socket, |daemon, worker| {
+        let page = map_page(worker);
+        let channel = descriptor(daemon, "helper's socket");
+        worker.write(page, &[goodbye]);
+        assert_eq!(worker.call(libc::SYS_write, &[channel, page, 6]), Outcome::Returned(6));
+        vec![libc::AF_INET as u64, libc::SOCK_DGRAM as u64, 0]
+    });
 }

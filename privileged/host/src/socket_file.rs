@@ -55,7 +55,7 @@ fn status(directory: BorrowedFd<'_>, name: &OsStr) -> nix::Result<FileStat> {
 pub struct OwnFile {
     name: OsString,
     /// Open as long as it is compared with: no other file can have its inode meanwhile.
-    file: File,
+    _held: File,
     device_and_inode: (u64, u64),
 }
 
@@ -66,7 +66,7 @@ impl OwnFile {
     /// As fstat(2).
     pub fn new(name: String, file: File) -> std::io::Result<Self> {
         let status = file.metadata()?;
-        Ok(Self { name: name.into(), file, device_and_inode: (status.dev(), status.ino()) })
+        Ok(Self { name: name.into(), _held: file, device_and_inode: (status.dev(), status.ino()) })
     }
 
     /// Whether its name still stands for it.
@@ -98,9 +98,11 @@ pub struct SocketFile {
     socket: Option<OwnFile>,
     /// Whether this process made it.
     is_made_here: bool,
-    /// Where `wgsep audit` finds how the sandbox turned out; opened while that is possible. `None` where no file is
-    /// to be made, beside a socket that is elsewhere.
-    report: Option<std::io::Result<OwnFile>>,
+    /// Where `wgsep audit` finds how the sandbox turned out. `None` where there is no file, as beside a socket that
+    /// is elsewhere.
+    report: Option<OwnFile>,
+    /// The same file until it is written, opened while that is possible, or why it could not be.
+    unwritten: Option<std::io::Result<File>>,
     /// Who runs this process.
     user: u32,
 }
@@ -115,12 +117,15 @@ impl SocketFile {
         is_made_here: bool,
         user: u32,
     ) -> Self {
-        Self { directory, watch, socket, is_made_here, report: None, user }
+        Self { directory, watch, socket, is_made_here, report: None, unwritten: None, user }
     }
 
-    /// Takes over the open and empty file for the sandbox's report, or why there is none.
-    pub fn set_report(&mut self, report: std::io::Result<OwnFile>) {
-        self.report = Some(report);
+    /// Takes over the empty file for the sandbox's report, open to be written and as its own, or why there is none.
+    pub fn set_report(&mut self, made: std::io::Result<(File, OwnFile)>) {
+        self.unwritten = Some(made.map(|(file, report)| {
+            self.report = Some(report);
+            file
+        }));
     }
 
     /// Leaves the sandbox's report for `wgsep audit`. One that cannot be written whole is removed.
@@ -128,20 +133,11 @@ impl SocketFile {
     /// # Errors
     /// A line for the log, about the report of this interface. What is served does not depend on it.
     pub fn write_report(&mut self, interface: &str, text: &str) -> Result<()> {
-        let written = match self.report.take() {
-            None => return Ok(()),
-            Some(Err(error)) => Err(error),
-            Some(Ok(mut report)) => match report.file.write_all(text.as_bytes()) {
-                Ok(()) => {
-                    self.report = Some(Ok(report));
-                    return Ok(());
-                }
-                Err(error) => {
-                    let _audit_finds_it_incomplete = self.remove_file(&report);
-                    Err(error)
-                }
-            },
-        };
+        let Some(unwritten) = self.unwritten.take() else { return Ok(()) };
+        let written = unwritten.and_then(|mut file| file.write_all(text.as_bytes()));
+        if written.is_err() {
+            let _audit_finds_it_incomplete = self.remove_report();
+        }
         written.step(&format!("write {DIRECTORY}/{interface}.sandbox")).map_err(|error| {
             Error::new(format!(
                 "{error}; until wgsep is started again, `wgsep audit {interface}` lacks what only the helper can report"
@@ -252,8 +248,7 @@ impl SocketFile {
     }
 
     fn remove_report(&mut self) -> Result<()> {
-        let made = self.report.take().and_then(std::io::Result::ok);
-        made.map_or(Ok(()), |report| self.remove_file(&report))
+        self.report.take().map_or(Ok(()), |report| self.remove_file(&report))
     }
 
     fn remove_file(&self, file: &OwnFile) -> Result<()> {

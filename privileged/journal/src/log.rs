@@ -112,10 +112,10 @@ pub struct Log {
     interface: String,
     partial: Vec<u8>,
     budget: Budget,
-    /// The dataplane's first error before [`Log::started`], its last one since; and when it came.
-    reason: Option<(Instant, String)>,
-    /// Whether the dataplane's errors are kept for the one line with which a start fails.
+    /// Whether the dataplane's first error is kept, for the one line with which a start fails.
     is_starting: bool,
+    /// That error, escaped.
+    reason: Option<String>,
 }
 
 impl Log {
@@ -155,18 +155,22 @@ impl Log {
     /// The start succeeded: from now on the dataplane's errors are lines of their own.
     pub fn started(&mut self) {
         self.is_starting = false;
-        if let Some((_, error)) = self.reason.take() {
+        if let Some(error) = self.reason.take() {
             self.dataplane_line(Level::Error, &error);
         }
     }
 
-    /// Why the dataplane ended, escaped, if it logged that: its first error of a start, or a later one of
-    /// the last second.
+    /// Why a start fails, escaped, if the dataplane logged that. Later its errors are lines of their own only,
+    /// because they may be an attacker's.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
-        let is_recent =
-            |came: &Instant| self.is_starting || came.elapsed() < Duration::from_secs(1);
-        self.reason.as_ref().filter(|(came, _)| is_recent(came)).map(|(_, line)| &**line)
+        self.reason.as_deref()
+    }
+
+    /// The socket of the system's log, where lines go there.
+    #[must_use]
+    pub fn system_log(&self) -> Option<BorrowedFd<'_>> {
+        if let Sink::Syslog(socket) = &self.sink { Some(socket.as_fd()) } else { None }
     }
 
     /// Names the interface in every line.
@@ -251,10 +255,9 @@ impl Log {
     fn dataplane_error(&mut self, message: &str) {
         if !self.is_starting {
             self.dataplane_line(Level::Error, message);
-        } else if self.reason.is_some() {
-            return;
+        } else if self.reason.is_none() {
+            self.reason = Some(escape_dataplane(message));
         }
-        self.reason = Some((Instant::now(), escape_dataplane(message)));
     }
 
     /// Writes a line of the dataplane within its budget; the one that exhausts it is followed by the time
@@ -317,7 +320,8 @@ fn send_to(socket: &UnixDatagram, line: &[u8], path: &str) -> io::Result<usize> 
     Ok(sendmsg(raw, &[IoSlice::new(line)], &[], flags, Some(&address))?)
 }
 
-/// Makes control characters visible, and cuts what is too long.
+/// Makes visible whatever is not printable ASCII, so that nothing moves a cursor, is invisible or looks like
+/// something else, and cuts what is too long.
 fn escape(message: &str) -> String {
     let mut escaped = String::with_capacity(message.len());
     for character in message.chars() {
@@ -325,25 +329,21 @@ fn escape(message: &str) -> String {
             escaped.push('…');
             break;
         }
-        if character.is_control() || is_invisible(character) {
-            escaped.extend(character.escape_unicode());
-        } else {
+        // The ellipsis is in the short form of a peer's key.
+        if character.is_ascii_graphic() || [' ', '…'].contains(&character) {
             escaped.push(character);
+        } else {
+            escaped.extend(character.escape_unicode());
         }
     }
     escaped
 }
 
-/// Escapes what the dataplane wrote, so that a search for the helper's tag does not find it.
+/// Escapes what the dataplane wrote, so that a search for the helper's tag does not find it, and that a
+/// terminal does not show what follows many spaces as a line of its own.
 fn escape_dataplane(message: &str) -> String {
-    escape(message).replace("wgsep[", "wgsep\\u{5b}")
-}
-
-/// Characters that turn the direction of writing, break lines or take no room.
-const fn is_invisible(character: char) -> bool {
-    matches!(character,
-        '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+    let words = message.split(' ').filter(|word| !word.is_empty());
+    escape(&words.collect::<Vec<_>>().join(" ")).replace("wgsep[", "wgsep\\u{5b}")
 }
 
 /// Inside a JSON string.
@@ -430,17 +430,19 @@ mod tests {
         assert!(written().ends_with(" ERROR wgsep-dataplane[wg0]: no \\u{1b}memory\n"));
         assert_eq!(log.reason(), None);
         log.parse_line("ERROR port taken");
-        log.parse_line("ERROR out of memory");
-        assert_eq!(written().lines().count(), 2);
-        assert_eq!(log.reason(), Some("out of memory"));
-        log.reason = log.reason.map(|(came, line)| (came - Duration::from_secs(2), line));
-        assert_eq!(log.reason(), None, "an error of long ago is no reason");
+        assert_eq!(written().lines().count(), 1);
+        assert_eq!(log.reason(), None, "the helper's lines have nothing of it from then on");
     }
 
     #[test]
-    fn what_can_be_seen_is_left_as_it_is() {
-        assert_eq!(escape("peer(TjO8…n9wA) é"), "peer(TjO8…n9wA) é");
+    fn printable_ascii_is_left_as_it_is_and_all_else_is_visible() {
+        assert_eq!(escape("peer(TjO8…n9wA) ~"), "peer(TjO8…n9wA) ~");
         assert_eq!(escape("a\u{202e}b\u{2028}\0"), "a\\u{202e}b\\u{2028}\\u{0}");
+        // Soft hyphen, a variation selector, a Cyrillic letter that looks Latin.
+        for like in ["wgsep\u{ad}[", "wgsep\u{fe0f}[", "wgs\u{435}p["] {
+            assert!(escape_dataplane(like).is_ascii(), "{like}");
+        }
+        assert_eq!(escape_dataplane(&format!("a{}b", " ".repeat(200))), "a b");
     }
 
     #[test]
@@ -488,10 +490,9 @@ mod tests {
             );
             let dropped = log.budget.dropped;
             assert!(dropped > 7);
-            // The reason of an end is kept all the same.
             log.started();
             log.parse_line("ERROR out of memory");
-            assert_eq!((log.budget.dropped, log.reason()), (dropped + 1, Some("out of memory")));
+            assert_eq!(log.budget.dropped, dropped + 1);
             assert!(log.check_budget() <= PERIOD && written().is_empty());
 
             log.budget.since -= PERIOD;

@@ -95,11 +95,13 @@ pub fn refuse_descriptors(listener: &OwnedFd) -> State {
 
 /// Makes `IF.sandbox` beside the `IF.sock` that is this process's, in the place of one that a killed daemon
 /// of that name left. Where it cannot be made, the log has a warning, and the audit lacks the report.
-fn create_report(interface: &str) -> io::Result<OwnFile> {
+fn create_report(interface: &str) -> io::Result<(File, OwnFile)> {
     let path = format!("{DIRECTORY}/{interface}.sandbox");
     let _seldom_there = remove_file(&path);
     let report = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-    OwnFile::new(format!("{interface}.sandbox"), report)
+    // What is held after it is written can only be compared.
+    let held = open_path(&path, OFlag::empty())?;
+    Ok((report, OwnFile::new(format!("{interface}.sandbox"), held)?))
 }
 
 /// Reports every file that leaves the directory, or that another is renamed over.

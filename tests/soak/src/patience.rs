@@ -1,6 +1,7 @@
 //! Deadlines that are extended by the time the daemons spend waiting for a CPU, so that load from other
 //! programs does not fail a run.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::time::{Duration, Instant};
 
@@ -41,13 +42,22 @@ pub(crate) fn until(
     mut condition: impl FnMut() -> bool,
 ) -> Result<Took, Took> {
     let total = || -> Duration { processes.iter().copied().map(procfs::time_waited).sum() };
+    let runnable =
+        || -> BTreeMap<_, _> { processes.iter().copied().flat_map(procfs::runnable).collect() };
     let (begin, before) = (Instant::now(), total());
     let mut took = Took { time: Duration::ZERO, waited: Duration::ZERO };
+    // Waits that are in no total yet, because they go on.
+    let (mut unfinished, mut runnable_before) = (Duration::ZERO, runnable());
     wait::poll(limit + LONGEST_WAIT, || {
         let holds = condition();
-        took.time = begin.elapsed();
+        let (elapsed, runnable_now) = (begin.elapsed(), runnable());
+        if runnable_now.iter().any(|(thread, ran)| runnable_before.get(thread) == Some(ran)) {
+            unfinished += elapsed - took.time;
+        }
+        (took.time, runnable_before) = (elapsed, runnable_now);
         // The figures of a process disappear with it.
-        took.waited = took.waited.max(total().saturating_sub(before)).min(LONGEST_WAIT);
+        let waited = total().saturating_sub(before).max(unfinished);
+        took.waited = took.waited.max(waited).min(LONGEST_WAIT);
         if holds {
             return Some(Ok(took));
         }
@@ -69,7 +79,10 @@ pub(crate) fn expect(
 ) -> Took {
     match until(processes, limit, condition) {
         Ok(took) => took,
-        Err(took) => panic!("timed out waiting until {what}: limit {limit:?}, waited {took}"),
+        Err(took) => {
+            let threads: String = processes.iter().copied().map(procfs::describe_threads).collect();
+            panic!("timed out waiting until {what}: limit {limit:?}, waited {took}\n{threads}")
+        }
     }
 }
 

@@ -343,10 +343,10 @@ impl Node {
         self.netns().run(format!("ip link set {} {arguments}", self.interface));
     }
 
-    /// Waits until nothing is left of a daemon that was ended, and forgets it. Gives its exit code,
-    /// and how long that took.
+    /// Waits until nothing is left of a daemon that was ended in some way, and forgets it. Gives its exit
+    /// code, and how long that took.
     #[track_caller]
-    pub(crate) fn complete_end(&mut self) -> (Option<i32>, Duration) {
+    pub(crate) fn complete_end(&mut self, way: &str) -> (Option<i32>, Duration) {
         let begin = Instant::now();
         let Some(mut running) = self.running.take() else {
             panic!("{} has no daemon", self.interface)
@@ -354,7 +354,8 @@ impl Node {
         let daemon = &mut running.daemon;
         let (helper, dataplane) = (daemon.process.pid(), running.dataplane);
         let mut status = None;
-        patience::expect("both processes are gone", &[helper, dataplane], END_LIMIT, || {
+        let gone = format!("both processes are gone by {way}");
+        patience::expect(&gone, &[helper, dataplane], END_LIMIT, || {
             status = status.or_else(|| daemon.process.try_exit());
             status.is_some() && !is_running(dataplane)
         });

@@ -76,7 +76,7 @@ pub(super) fn kill_dataplane(world: &mut World, dice: &mut Dice) -> Outcome {
 fn kill_and_restart(world: &mut World, side: Side, process: Pid) -> Outcome {
     let killed = kill(process, Signal::SIGKILL);
     assert!(killed.is_ok(), "cannot kill {process}: {killed:?}");
-    let (code, took) = world.node_mut(side).complete_end();
+    let (code, took) = world.node_mut(side).complete_end("SIGKILL of one");
     assert_ne!(code, Some(0), "a killed daemon says that all is well");
     world.start(side);
     Ok(format!("{side:?}, gone after {took:.1?}"))
@@ -109,7 +109,7 @@ fn end(world: &mut World, side: Side, dice: &mut Dice) -> String {
             "removal of the socket"
         }
     };
-    let (code, took) = node.complete_end();
+    let (code, took) = node.complete_end(way);
     assert_eq!(code, Some(0), "after {way}");
     format!("{way}, gone after {took:.1?}")
 }
