@@ -56,6 +56,7 @@ const PARTS: [(&str, &str); 30] = [
         "before the line of control/port.rs, which has the remedy",
     ),
     ("a flood of requests", BREACH),
+    ("it keeps its old sockets from being made useless", BREACH),
     ("Pong without a ping", BREACH),
     ("a second Sealed", BREACH),
     ("it closed its channel or its log", BREACH),
