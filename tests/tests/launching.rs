@@ -488,6 +488,24 @@ fn attack_15_a_file_capability_of_everybody_is_warned_of_and_that_of_a_group_is_
     assert!(String::from_utf8_lossy(&said.stderr).contains("Permission denied"), "{said:?}");
 }
 
+/// CAP_NET_ADMIN gives any user the owner's rights on the settings of a network namespace.
+#[test]
+fn attack_15_a_log_is_opened_without_the_capability_of_the_program() {
+    require!(Wgsep);
+    let setting = "/proc/sys/net/ipv4/route/flush";
+    let mut launch = launch_as_user();
+    launch.command.args(["--log-file", setting]);
+    let said = launch.refused();
+    let expected = format!("cannot log to {setting}: it or its directory is missing, read-only");
+    assert!(said.contains(&expected), "{said}");
+    // Root may write it, but it is no log.
+    let mut launch = Launch::new(Programs::new(), &["env"], &[], "");
+    launch.command.args(["--log-file", setting]);
+    let said = launch.refused();
+    let expected = format!("cannot log to {setting}: it must be a file with a single name");
+    assert!(said.contains(&expected), "{said}");
+}
+
 /// A user who cannot raise the limit on locked memory.
 fn launch_with_locked_memory(bytes: u32, workers: &str) -> Launch {
     let mut around = vec!["prlimit".to_owned(), format!("--memlock={bytes}:{bytes}")];

@@ -91,7 +91,8 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     let Inherited { tun, uapi, manager, unnotified, is_file_capable } = startup::clean_process()?;
     let large_buffers = options.grants.large_buffers && !is_file_capable;
     startup::set_limits(options.workers)?;
-    let sink = log::open(options, launcher.is_journal())?;
+    let open_log = || log::open(options, launcher.is_journal());
+    let sink = startup::with_callers_rights(is_file_capable, open_log)??;
     if !options.foreground {
         background::daemonize(launcher)?;
     }

@@ -3,8 +3,9 @@
 use crate::Options;
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::statfs::fstatfs;
 use nix::unistd::geteuid;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -12,6 +13,16 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use wgsep_journal::{SYSLOG, Sink};
 use wgsep_privileged::{Result, Step};
+
+/// Magic numbers of file systems whose files are interfaces of the kernel, so that a write changes the system
+/// (linux/magic.h and their sources): proc, openpromfs, usbfs, sysfs, configfs, debugfs, tracefs, securityfs,
+/// selinuxfs, smackfs, apparmorfs, cgroup, cgroup2, resctrl, bpf, efivarfs, pstore, binfmt_misc, fusectl, nfsd,
+/// rpc_pipefs, mqueue, xenfs.
+const KERNEL_INTERFACES: [u32; 23] = [
+    0x9fa0, 0x9fa1, 0x9fa2, 0x62656572, 0x62656570, 0x64626720, 0x74726163, 0x73636673, 0xf97cff8c,
+    0x43415d53, 0x5a3c69f0, 0x27e0eb, 0x63677270, 0x7655821, 0xcafe4a11, 0xde5e81e4, 0x6165676c,
+    0x42494e4d, 0x65735543, 0x6e667364, 0x67596969, 0x19800202, 0xabba1974,
+];
 
 /// Where lines go, if that can be opened before the name of the interface is known: where there is no system log,
 /// a daemon in the background has a file of its own, see [`open_default`].
@@ -39,10 +50,10 @@ fn open_file(path: &Path) -> Result<Sink> {
     let path_name = path.display();
     let step = format!("open the log {path_name}");
     let advice = format!(
-        "cannot log to {path_name}: its directory is missing, read-only or another user's; choose another --log-file"
+        "cannot log to {path_name}: it or its directory is missing, read-only or another user's; choose another --log-file"
     );
     let refused = format!(
-        "cannot log to {path_name}: it must be a file with a single name, a FIFO or a character device, of root or of this user, and no directory or symbolic link; choose another --log-file"
+        "cannot log to {path_name}: it must be a file with a single name and not the kernel's (/proc, /sys), a FIFO or a character device, of root or of this user, and no directory or symbolic link; choose another --log-file"
     );
     let known: [(&[Errno], &str); 2] = [
         (&[Errno::ENOENT, Errno::EROFS, Errno::EACCES, Errno::ENOTDIR], &advice),
@@ -64,7 +75,7 @@ fn stderr(is_journal: bool) -> io::Result<Sink> {
 ///
 /// # Errors
 /// If it cannot be opened. ELOOP if it is a symbolic link; EPERM if it is another user's, has several
-/// names, or is neither a regular file, a FIFO nor a character device.
+/// names, is one of the kernel's interfaces, or is neither a regular file, a FIFO nor a character device.
 fn file(path: &Path) -> io::Result<Sink> {
     let mut open = OpenOptions::new();
     open.append(true)
@@ -72,8 +83,7 @@ fn file(path: &Path) -> io::Result<Sink> {
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
     let file = open.open(path)?;
-    check_owned(&file.metadata()?)?;
-    Ok(Sink::Stream(file))
+    check_is_log(&file).map(|()| Sink::Stream(file))
 }
 
 /// The system's log, if there is one.
@@ -87,14 +97,16 @@ fn syslog() -> io::Result<Sink> {
     Ok(Sink::Syslog(socket))
 }
 
-/// Refuses a file that another user may have put in the place of the log.
-fn check_owned(status: &Metadata) -> io::Result<()> {
+/// Refuses a file that another user may have put in the place of the log, and one that is an interface of the kernel:
+/// a setting of /proc/sys, for one.
+fn check_is_log(file: &File) -> io::Result<()> {
+    let (status, magic) = (file.metadata()?, fstatfs(file)?.filesystem_type().0 as u32);
     let kind = status.file_type();
-    let is_log = kind.is_file() && status.nlink() <= 1 || kind.is_fifo() || kind.is_char_device();
-    if is_log && [0, geteuid().as_raw()].contains(&status.uid()) {
-        return Ok(());
-    }
-    Err(io::Error::from_raw_os_error(libc::EPERM))
+    let is_stored = status.nlink() <= 1 && !KERNEL_INTERFACES.contains(&magic);
+    let is_log = kind.is_file() && is_stored || kind.is_fifo() || kind.is_char_device();
+    let is_trusted = [0, geteuid().as_raw()].contains(&status.uid());
+    let refused = || io::Error::from_raw_os_error(libc::EPERM);
+    (is_log && is_trusted).then_some(()).ok_or_else(refused)
 }
 
 #[cfg(test)]
@@ -125,5 +137,19 @@ mod tests {
         }
         std::fs::remove_dir_all(&directory).unwrap();
         assert!(file(Path::new("/dev/null")).is_ok());
+    }
+    #[test]
+    fn an_interface_of_the_kernel_is_no_log() {
+        let refused = |path: &str| file(Path::new(path)).err()?.raw_os_error();
+        assert_eq!(refused("/proc/self/comm"), Some(libc::EPERM));
+        // Root may write these.
+        for path in [
+            "/proc/sys/net/ipv4/route/flush",
+            "/sys/fs/cgroup/cgroup.procs",
+            "/sys/kernel/mm/transparent_hugepage/enabled",
+        ] {
+            let may_be_opened = OpenOptions::new().append(true).open(path).is_ok();
+            assert!(!may_be_opened || refused(path) == Some(libc::EPERM), "{path}");
+        }
     }
 }

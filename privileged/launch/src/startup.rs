@@ -2,6 +2,7 @@
 
 use crate::notify_socket::manager_of_environment;
 use crate::sys;
+use caps::CapSet;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
@@ -98,7 +99,8 @@ pub fn clean_process() -> Result<Inherited> {
     let kept: Vec<_> = [tun, uapi].into_iter().flatten().map(RawFd::cast_unsigned).collect();
     wgsep_policy::close_inherited_descriptors(&kept).step("close inherited descriptors")?;
     // As with sd_notify(3), no socket keeps the daemon from serving.
-    let (manager, unnotified) = match manager_of_environment() {
+    let (manager, unnotified) = match with_callers_rights(is_file_capable, manager_of_environment)?
+    {
         Ok(manager) => (manager, None),
         Err(error) => (ServiceManager::default(), Some(unnotified(&error))),
     };
@@ -119,6 +121,23 @@ pub fn clean_process() -> Result<Inherited> {
         unnotified,
         is_file_capable,
     })
+}
+
+/// Runs `work`, which opens what the caller named, without the capabilities that are the program's.
+///
+/// # Errors
+/// If they cannot be given up or taken back.
+pub fn with_callers_rights<T>(is_file_capable: bool, work: impl FnOnce() -> T) -> Result<T> {
+    if !is_file_capable {
+        return Ok(work());
+    }
+    let run = || {
+        let held = caps::read(None, CapSet::Effective)?;
+        caps::clear(None, CapSet::Effective)?;
+        let done = work();
+        caps::set(None, CapSet::Effective, &held).map(|()| done)
+    };
+    run().map_err(|_| nix::Error::last()).step("open with the caller's own rights")
 }
 
 fn unnotified(error: &io::Error) -> String {
