@@ -2,13 +2,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::Write;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use wgsep_tests::daemon::{Daemon, unique_interface};
@@ -21,7 +25,7 @@ use wgsep_tests::scratch::Scratch;
 use wgsep_tests::traffic::ping;
 use wgsep_tests::tunnel::{End, Plan, Tunnel};
 use wgsep_tests::wg::{KeyPair, preshared_key};
-use wgsep_tests::{require, wait};
+use wgsep_tests::{procfs, require, wait};
 
 /// How long a line may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -251,6 +255,49 @@ fn a_fifo_without_a_reader_as_a_log_file_is_refused_at_once() {
         );
         assert!(log.lines().count() == 1 && log.starts_with(&why), "{log}");
     }
+}
+
+/// As where the connection to it hangs.
+#[test]
+fn a_terminal_that_no_process_reads_blocks_nothing() {
+    require!(Wgsep);
+    let terminal = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let name = ptsname_r(&terminal).unwrap();
+    let netns = Netns::new();
+    let mut daemon = Daemon::start_with(Wgsep, &netns, |command| {
+        let mut shell = netns.command("sh");
+        shell.args(["-c", "exec \"$@\" 2>\"$0\"", &name]);
+        shell.arg(command.get_program()).args(command.get_args());
+        *command = shell;
+    });
+    let dataplane = daemon.dataplane();
+    // More than the terminal, and the pipe from the dataplane, have room for.
+    let mut open = fs::OpenOptions::new();
+    open.write(true).custom_flags(OFlag::O_NONBLOCK.bits());
+    let mut pipe = open.open(format!("/proc/{dataplane}/fd/2")).unwrap();
+    let line = format!("INFO {}\n", "x".repeat(990));
+    let mut written = 0;
+    wait::until("the helper reads all lines", LIMIT, || {
+        while written < 512 << 10 {
+            let Ok(len) = pipe.write(line.as_bytes()) else { return false };
+            written += len;
+        }
+        true
+    });
+    // The launcher's open file is as it was.
+    let stderr = fs::read_to_string(format!("/proc/{}/fdinfo/2", daemon.process.pid())).unwrap();
+    let flags = stderr.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+    let flags = i32::from_str_radix(flags.trim(), 8).unwrap();
+    assert!(!OFlag::from_bits_truncate(flags).contains(OFlag::O_NONBLOCK), "{flags:o}");
+    daemon.process.signal(Signal::SIGTERM);
+    assert_eq!(daemon.process.exit_within(LIMIT).code(), Some(0));
+    assert!(!daemon.has_interface() && !daemon.has_socket() && !procfs::is_running(dataplane));
+    let mut first = [0; 4096];
+    let len = nix::unistd::read(&terminal, &mut first).unwrap();
+    let first = String::from_utf8_lossy(&first[..len]).into_owned();
+    assert!(first.contains(&format!("wgsep[{}]: started: version ", daemon.interface)), "{first}");
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! Opens the log.
 
-use crate::Options;
+use crate::{Options, sys};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::statfs::fstatfs;
 use nix::unistd::geteuid;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -68,7 +68,20 @@ fn open_file(path: &Path) -> Result<Sink> {
 /// If it cannot be duplicated.
 fn stderr(is_journal: bool) -> io::Result<Sink> {
     let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+    let stderr = reopen_terminal(&stderr).unwrap_or(stderr);
     Ok(if is_journal { Sink::Journal(stderr) } else { Sink::Stream(stderr) })
+}
+
+/// Opens a terminal once more, so that a write returns at once although no process reads from the terminal: the
+/// flag O_NONBLOCK on the launcher's own open file would change its writes, too. `None` if it is no terminal, or
+/// may not be opened.
+fn reopen_terminal(terminal: &File) -> Option<File> {
+    let number = sys::terminal_number(terminal.as_fd()).ok()?;
+    let mut open = OpenOptions::new();
+    open.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let opened = open.open(format!("/proc/self/fd/{}", terminal.as_raw_fd())).ok()?;
+    // The master of a pseudo-terminal opens as the master of a new one.
+    (sys::terminal_number(opened.as_fd()) == Ok(number)).then_some(opened)
 }
 
 /// The end of a file. A FIFO is not waited for.

@@ -14,6 +14,8 @@ nix::ioctl_write_ptr_bad!(tunsetvnethdrsz, libc::TUNSETVNETHDRSZ, c_int);
 nix::ioctl_write_ptr_bad!(tunsetqueue, libc::TUNSETQUEUE, libc::ifreq);
 nix::ioctl_write_int_bad!(tunsetoffload, libc::TUNSETOFFLOAD);
 nix::ioctl_write_int_bad!(tunsetlink, libc::TUNSETLINK);
+// TIOCGDEV of asm-generic/ioctls.h.
+nix::ioctl_read!(tiocgdev, b'T', 0x32, libc::c_uint);
 
 /// Calls without an error in their manuals, and getrandom(2), without which no key is safe; each with
 /// arguments that change nothing but the umask, which is set at the start in any case.
@@ -122,6 +124,13 @@ pub(crate) fn bound_file(socket: BorrowedFd<'_>) -> nix::Result<File> {
     let opened = Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCUNIXFILE as _) })?;
     // SAFETY: the kernel has just made this descriptor for us alone.
     Ok(unsafe { File::from_raw_fd(opened) })
+}
+
+/// The device number of an open terminal, by whichever name it was opened; ENOTTY if it is none.
+pub(crate) fn terminal_number(terminal: BorrowedFd<'_>) -> nix::Result<u32> {
+    let mut number = 0;
+    // SAFETY: the number is live; TIOCGDEV writes it.
+    unsafe { tiocgdev(terminal.as_raw_fd(), &raw mut number) }.map(|_| number)
 }
 
 /// Empties the environment, while there is a single thread.
