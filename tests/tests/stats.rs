@@ -4,14 +4,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::net::{IpAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::{Backlog, listen};
 use serde_json::Value;
 use wgsep_proto::data_path::DropCause;
-use wgsep_tests::daemon::{Daemon, unique_interface};
+use wgsep_tests::daemon::{Daemon, SOCKETS, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::{Wgsep, WireguardGo};
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{Family, Side};
@@ -206,6 +209,46 @@ fn there_is_one_line_for_what_cannot_be_asked() {
         assert!(text.contains(reason) && text.lines().count() == 1, "{text}");
         assert!(said.stdout.is_empty(), "{said:?}");
     }
+}
+
+/// The daemon may be stopped, or be another program.
+#[test]
+fn a_daemon_that_answers_slowly_or_not_at_all_is_given_up_within_seconds() {
+    require!(Wgsep);
+    let netns = Netns::new();
+    let ask = |interface: &str| {
+        let began = Instant::now();
+        let mut command = netns.command("timeout");
+        command.arg("30").arg(wgsep_program("wgsep")).args(["stats", interface]);
+        let said = output(&mut command);
+        let text = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert_eq!(said.status.code(), Some(2), "{said:?}");
+        assert!(text.lines().count() == 1 && text.contains("restart it"), "{text}");
+        // Of a machine that is busy; the daemon has 5 seconds.
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        text
+    };
+    let interface = unique_interface();
+    let path = socket_path(&interface);
+    fs::create_dir_all(SOCKETS).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    let slow = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        // Until the client is gone.
+        while client.write_all(b"d").is_ok() {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        listener
+    });
+    let said = ask(&interface);
+    assert!(said.contains("does not answer within 5 s"), "{said}");
+    let listener = slow.join().unwrap();
+
+    listen(&listener, Backlog::new(1).unwrap()).unwrap();
+    let _waiting = [0; 2].map(|_| UnixStream::connect(&path).unwrap());
+    let said = ask(&interface);
+    assert!(said.contains("accepts no clients"), "{said}");
+    fs::remove_file(&path).unwrap();
 }
 
 /// Samples of an exposition, by name and labels. Panics at what Prometheus would not read (its text

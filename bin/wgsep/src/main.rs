@@ -4,6 +4,7 @@ mod audit;
 mod command_line;
 mod json;
 mod stats;
+mod uapi;
 
 use audit::Outcome;
 use command_line::{Invocation, Question};

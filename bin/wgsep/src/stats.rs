@@ -4,16 +4,18 @@
 //! daemon has nothing to lose; and it gives up every privilege but that of connecting, and then that.
 
 use crate::json::string;
+use crate::uapi;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use wgsep_policy::Capability;
 
-/// How long the daemon may take to answer. It does so between two packets.
+/// How long the daemon may take for all of it, from accepting a client to the end of its answer. It does so between two
+/// packets.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// More than an answer has, in bytes.
-const MAX_ANSWER: u64 = 64 * 1024;
+const MAX_ANSWER: usize = 64 * 1024;
 
 /// What each cause means, and what to look at. The names are those of `DropCause` in wgsep-proto, of
 /// which this program must not have a line.
@@ -135,10 +137,16 @@ pub fn stats(interface: &str, json: bool) -> Result<String, String> {
     };
     // The socket is root's, or that of the user who started the daemon.
     keep_only(&[Capability::CAP_DAC_OVERRIDE])?;
-    let daemon = connect(interface)?;
+    let deadline = Instant::now() + PATIENCE;
+    let daemon = uapi::connect_until(&uapi::path(interface), deadline)
+        .map_err(|errno| uapi::refusal(interface, errno))?;
     keep_only(&[])?;
-    let answer = ask(daemon).map_err(|error| {
-        format!("the daemon of {interface} does not answer: {error}; see its log")
+    let answer = ask(daemon, deadline).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
+            "the daemon of {interface} does not answer within {} s; see its log, and if it is stopped or hangs, restart it",
+            PATIENCE.as_secs()
+        ),
+        _ => format!("the daemon of {interface} does not answer: {error}; see its log"),
     })?;
     let statistics = parse(&answer).ok_or_else(|| {
         format!("{interface} is not served by this version of wgsep; restart it, or use `wg show`")
@@ -146,25 +154,32 @@ pub fn stats(interface: &str, json: bool) -> Result<String, String> {
     Ok(if json { as_json(interface, &statistics) } else { as_table(interface, &statistics) })
 }
 
-fn connect(interface: &str) -> Result<UnixStream, String> {
-    let path = format!("/var/run/wireguard/{interface}.sock");
-    UnixStream::connect(&path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-            format!("no daemon serves {interface}: no process listens on {path}; start it: wgsep {interface}")
-        }
-        _ => format!("{path}: {error}; run as root or as its owner"),
-    })
-}
-
-fn ask(mut daemon: UnixStream) -> std::io::Result<String> {
-    daemon.set_read_timeout(Some(PATIENCE))?;
-    daemon.set_write_timeout(Some(PATIENCE))?;
+fn ask(mut daemon: UnixStream, deadline: Instant) -> std::io::Result<String> {
+    daemon.set_nonblocking(false)?;
+    daemon.set_write_timeout(Some(remaining(deadline)?))?;
     daemon.write_all(b"get=statistics\n\n")?;
     // After its end the daemon closes the connection, too.
     daemon.shutdown(std::net::Shutdown::Write)?;
-    let mut answer = String::new();
-    daemon.take(MAX_ANSWER).read_to_string(&mut answer)?;
-    Ok(answer)
+    let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
+    while answer.len() < MAX_ANSWER {
+        daemon.set_read_timeout(Some(remaining(deadline)?))?;
+        match daemon.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(len) => answer.extend_from_slice(buffer.get(..len).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    String::from_utf8(answer).map_err(|_| ErrorKind::InvalidData.into())
+}
+
+/// How long there is until a deadline.
+///
+/// # Errors
+/// If it has passed.
+fn remaining(deadline: Instant) -> std::io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
 /// `None` for anything but an answer of wgsep.
