@@ -1,17 +1,30 @@
 //! `wgsep audit`: what it says of a daemon that runs, and with which exit status.
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
+use nix::unistd::Pid;
 use serde_json::Value;
-use wgsep_tests::daemon::{Daemon, SOCKETS, unique_interface};
+use wgsep_tests::daemon::{Daemon, SOCKETS, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::{Wgsep, WireguardGo};
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{output, run};
-use wgsep_tests::require;
 use wgsep_tests::uapi::Uapi;
+use wgsep_tests::{procfs, require, wait};
+
+/// How long a process may take on a busy machine.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// Layers that the kernel shows, and layers of which there is only the helper's word.
 const SEEN: [&str; 12] = [
@@ -220,4 +233,111 @@ fn attack_11_a_report_that_the_helper_did_not_write_is_not_believed_followed_or_
     for left in [report, fake] {
         std::fs::remove_file(left).unwrap();
     }
+}
+
+/// A socket under the name of an interface, which this process holds and serves.
+struct Impostor {
+    interface: String,
+    socket: OwnedFd,
+}
+
+impl Impostor {
+    fn new() -> Self {
+        let interface = unique_interface();
+        fs::create_dir_all(SOCKETS).unwrap();
+        let (family, flags) = (AddressFamily::Unix, SockFlag::SOCK_CLOEXEC);
+        let socket = socket(family, SockType::Stream, flags, None).unwrap();
+        let address = UnixAddr::new(&socket_path(&interface)).unwrap();
+        bind(socket.as_raw_fd(), &address).unwrap();
+        Self { interface, socket }
+    }
+
+    /// Has the process of a command make it listen, before it executes its program.
+    fn listen_from(&self, command: &mut Command) {
+        let socket = self.socket.as_raw_fd();
+        let listen = move || match Errno::result(
+            // SAFETY: listen(2) reads and writes no memory.
+            unsafe { nix::libc::listen(socket, 8) },
+        ) {
+            Ok(_) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        };
+        // SAFETY: between fork and exec the closure makes one system call, and allocates nothing.
+        unsafe { command.pre_exec(listen) };
+    }
+
+    /// The one line of an audit that is refused.
+    #[track_caller]
+    fn refused(&self, netns: &Netns) -> String {
+        let said = audit(netns, &self.interface, &[]);
+        let text = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert_eq!(said.status.code(), Some(2), "{said:?}");
+        assert!(said.stdout.is_empty() && text.lines().count() == 1, "{said:?}");
+        text
+    }
+}
+
+impl Drop for Impostor {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(socket_path(&self.interface));
+    }
+}
+
+/// The number of such a process may be another one's by now.
+#[test]
+fn attack_11_a_socket_whose_maker_has_ended_is_not_audited() {
+    require!(Wgsep);
+    let (netns, impostor) = (Netns::new(), Impostor::new());
+    let mut maker = Command::new("true");
+    impostor.listen_from(&mut maker);
+    let mut maker = maker.spawn().unwrap();
+    let pid = Pid::from_raw(maker.id().cast_signed());
+    let expected =
+        format!("process {pid}, which made {SOCKETS}/{}.sock, has ended", impostor.interface);
+    wait::until("it is a zombie", LIMIT, || !procfs::is_running(pid));
+    let said = impostor.refused(&netns);
+    assert!(said.contains(&expected), "{said}");
+    maker.wait().unwrap();
+    let said = impostor.refused(&netns);
+    assert!(said.contains(&expected), "{said}");
+}
+
+/// As if the number of the socket's maker had become the number of root's helper.
+#[test]
+fn attack_11_a_daemon_is_not_audited_by_a_socket_that_it_does_not_serve() {
+    require!(Wgsep);
+    let (netns, impostor) = (Netns::new(), Impostor::new());
+    let daemon = Daemon::start_with(Wgsep, &netns, |command| impostor.listen_from(command));
+    let said = impostor.refused(&netns);
+    let expected = format!("the dataplane {} does not hold", daemon.dataplane());
+    assert!(said.contains(&expected), "{said}");
+    std::os::unix::fs::chown(socket_path(&impostor.interface), Some(61_001), None).unwrap();
+    let said = impostor.refused(&netns);
+    assert!(said.contains("uid 61001's") && said.contains("another user"), "{said}");
+    assert_eq!(audit_json(&daemon).0, 0);
+}
+
+#[test]
+fn a_daemon_whose_socket_was_renamed_is_audited() {
+    require!(Wgsep);
+    let daemon = Daemon::start(Wgsep, &Netns::new());
+    let (name, other) = (socket_path(&daemon.interface), unique_interface());
+    fs::rename(&name, socket_path(&other)).unwrap();
+    let said = audit(&daemon.netns, &other, &["--json"]);
+    fs::rename(socket_path(&other), name).unwrap();
+    // Without its report, which has the other name.
+    assert_eq!(said.status.code(), Some(3), "{said:?}");
+    let json: Value = serde_json::from_slice(&said.stdout).unwrap();
+    assert_eq!(json["dataplane"], daemon.dataplane().as_raw());
+}
+
+#[test]
+fn a_daemon_that_accepts_no_clients_is_named_as_the_trouble() {
+    require!(Wgsep);
+    let (netns, impostor) = (Netns::new(), Impostor::new());
+    listen(&impostor.socket, Backlog::new(1).unwrap()).unwrap();
+    let path = socket_path(&impostor.interface);
+    let _waiting = [0; 2].map(|_| UnixStream::connect(&path).unwrap());
+    let said = impostor.refused(&netns);
+    assert!(said.contains("accepts no clients") && said.contains("restart it"), "{said}");
 }

@@ -1,7 +1,7 @@
 //! What the helper wrote down when both processes were sealed: the only word there is on layers that
 //! the kernel does not show.
 
-use super::processes::DIRECTORY;
+use crate::uapi::DIRECTORY;
 use nix::fcntl::OFlag;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;

@@ -1,7 +1,7 @@
 //! `wgsep audit IF`: what confines the two processes of a running daemon, layer by layer.
 //!
-//! 1. `processes`: the kernel names the process that serves the interface's socket; its only child
-//!    is the dataplane.
+//! 1. `processes`: the kernel names the process that made the interface's socket listen, which must be alive and
+//!    own the socket; its only child is the dataplane, which must hold it.
 //! 2. `facts`: what /proc says of each.
 //! 3. `claims`: what the helper wrote down when both were sealed, for what no file shows.
 //! 4. `findings`: the judgement, a line a layer.
@@ -47,6 +47,7 @@ pub fn audit(interface: &str, json: bool) -> Result<(String, Outcome), String> {
     let helper = Facts::read(processes.helper, processes.helper);
     let claims = claims::read(interface, helper.uid());
     let dataplane = Facts::read(processes.dataplane, processes.helper);
+    processes.check_alive(interface)?;
     let findings = findings::judge(&helper, &dataplane, &claims);
     let text = if json {
         render::json(interface, &processes, &findings)

@@ -131,7 +131,7 @@ mod tests {
         );
     }
 
-    const PROCESSES: Processes = Processes { helper: 1, dataplane: 2 };
+    const PROCESSES: Processes = Processes { helper: 1, dataplane: 2, pidfd: None };
 
     #[test]
     fn what_was_seen_cannot_steer_a_terminal_or_add_a_line() {
