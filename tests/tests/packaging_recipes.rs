@@ -129,11 +129,11 @@ fn a_normal_user_of_the_group_runs_it_with_setcap() {
     // The machine's own directory stays as it is: this shell has another in its place.
     let (stranger, program) = (NORMAL_USER + 1, scratch.join("wgsep"));
     let script = format!(
-        "mkdir -p /run/wireguard; mount -t tmpfs none /run/wireguard; {}; {}; \
+        "mkdir -p /run/wireguard; mount -t tmpfs none /run/wireguard; {}\n{}\n\
          {as_user} wg show {interface} dump; ip link del {interface}; \
          ! setpriv --reuid {stranger} --regid {stranger} --clear-groups sh -c '{} --version'",
         tun_device::OPEN_TO_EVERY_USER,
-        steps.join("; "),
+        steps.join("\n"),
         program.display()
     );
     let mut shell = netns.command("unshare");
