@@ -1,4 +1,4 @@
-//! What SECURITY.md claims names its tests: they exist.
+//! Documents that name tests: those that SECURITY.md names exist, and tests/README.md has each file of tests.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -88,4 +88,15 @@ fn each_attack_of_security_has_a_test_of_its_number_and_the_other_way_round() {
     let numbers = tests.iter().filter_map(|name| name.strip_prefix("attack_")?.get(..2));
     let tried: BTreeSet<u32> = numbers.map(|number| number.parse().unwrap()).collect();
     assert_eq!(listed, tried);
+}
+
+#[test]
+fn the_readme_of_the_tests_has_each_file_of_tests() {
+    let document = fs::read_to_string(repository().join("tests/README.md")).unwrap();
+    let cells = last_cells(&document, "| behaviour | file |");
+    let listed: BTreeSet<_> = cells.iter().flat_map(|cell| code_spans(cell)).collect();
+    let files = sources(&repository().join("tests/tests"));
+    let files: BTreeSet<_> =
+        files.iter().map(|path| path.file_stem().unwrap().to_str().unwrap()).collect();
+    assert_eq!(listed, files);
 }
