@@ -6,7 +6,7 @@
 # make bench   how fast, beside peers and a forwarder without cryptography (root); also QUICK=1,
 #              BENCH="tcp ping udp memory handshakes flood scale sandbox", RUNS=3, VETH=default|wire|off,
 #              PEERS="forwarder wgsep wireguard-go gotatun boringtun"
-# make bench-readme  README's section on speed from the latest of its results
+# make bench-readme  the sections on speed of README.md and tests/speed/README.md, from its latest results
 # make bench-steps  what each step of a packet's path costs on one core
 # make soak    random events on a live tunnel, which must recover from each (root); also MINUTES=60,
 #              SEED=1 (the same events again), EVENTS="mtu restart" (only these), EXCEPT="mtu" (all but these)

@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod launched_as;
 pub mod link;
 pub mod machine;
+pub mod manual;
 pub mod netns;
 pub mod nft;
 pub mod process;

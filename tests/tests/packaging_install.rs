@@ -11,7 +11,7 @@ use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::run;
 use wgsep_tests::scratch::Scratch;
-use wgsep_tests::{readme, require};
+use wgsep_tests::{manual, require};
 
 /// Installs the programs as they are under a prefix, without building them.
 fn install(umask: &str, prefix: &Path) {
@@ -70,14 +70,14 @@ fn wherever_a_command_has_the_variable_of_wg_quick_it_stands_behind_sudo() {
     assert_eq!(texts.iter().filter(|text| text.contains(command)).count(), 3);
 }
 
-/// README's line, as cron runs it: with neither sbin nor anything else of a shell's environment.
+/// wgsep(8)'s line, as cron runs it: with neither sbin nor anything else of a shell's environment.
 #[test]
-fn the_line_of_readme_for_cron_writes_samples() {
+fn the_line_of_the_manual_for_cron_writes_samples() {
     require!(Wgsep);
     let (scratch, netns) = (Scratch::new(), Netns::new());
     install("022", &scratch);
     let daemon = Daemon::start(Wgsep, &netns);
-    let block = readme::block("### With Prometheus");
+    let block = manual::block("/etc/cron.d/wgsep");
     let [line] = &block[..] else { panic!("{block:?}") };
     let line = line.strip_prefix("* * * * * root ").unwrap();
     let line = line

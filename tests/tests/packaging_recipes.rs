@@ -1,4 +1,4 @@
-//! What README tells operators to type, typed: without root, and so that nothing leaks.
+//! Commands of README and wgsep(8), run as they are printed: without root, and against leaks.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -17,7 +17,7 @@ use wgsep_tests::scratch::Scratch;
 use wgsep_tests::skip::skip;
 use wgsep_tests::traffic::until_ping;
 use wgsep_tests::tunnel::{Plan, Tunnel};
-use wgsep_tests::{readme, require, tun_device, wait};
+use wgsep_tests::{manual, readme, require, tun_device, wait};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -74,7 +74,7 @@ const BEHIND: &str = "203.0.113.9";
 #[test]
 fn nothing_leaks_past_the_rule_when_the_daemon_dies() {
     require!(Wgsep);
-    let recipe = readme::block("By hand, for everything but the tunnel's own datagrams");
+    let recipe = manual::block("By hand, for all traffic but the tunnel's own datagrams");
     assert_eq!(recipe.len(), 5, "{recipe:?}");
     let leaked = leaked(Family::V4, BEHIND, |netns, interface| {
         for line in &recipe {

@@ -40,7 +40,7 @@ const MOST_HUNG: usize = 8;
 const REST_LIMIT: Duration = Duration::from_secs(10);
 
 /// What memory a daemon may have gained. Resident: the pools for packets grow to what a burst in all
-/// queues needs, and stay; a daemon that was flooded is at 8 MiB (README, "How fast"), and one that has
+/// queues needs, and stay; a daemon that was flooded is at 8 MiB (tests/speed/README.md), and one that has
 /// begun at half of that. Secret: none, for what is mapped at the start has room for 4,000 peers.
 const DATAPLANE_GROWTH: Growth = Growth { resident: 6 * 1024, secret: 0 };
 /// The helper has no queues; it reads `/proc` into buffers of some KiB.
@@ -256,7 +256,7 @@ pub(crate) fn inner_prefixes(side: Side) -> String {
 
 impl Node {
     fn new(site: Site) -> Self {
-        // If the interface is gone, its packets must not leave by another (README).
+        // If the interface is gone, its packets must not leave by another (wgsep(8), PREVENTING LEAKS).
         for prefix in
             ["-4 route add unreachable 192.168.77.0/24", "-6 route add unreachable fd77::/64"]
         {

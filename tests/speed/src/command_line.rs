@@ -73,7 +73,7 @@ fn command() -> Command {
         )
         .subcommand(
             Command::new("publish")
-                .about("Writes README's section on speed from the results of a run")
+                .about("Writes the sections on speed of README and tests/speed/README.md from the results of a run")
                 .arg(Arg::new("results").required(true).value_parser(value_parser!(PathBuf)))
                 .arg(Arg::new("bench").long("bench").action(ArgAction::SetTrue).hide(true)),
         )

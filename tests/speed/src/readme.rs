@@ -1,4 +1,5 @@
-//! README's section on speed, written anew from the results of a run.
+//! The documents' sections on speed, written anew from the results of a run: README has a chart and five
+//! rows, `tests/speed/README.md` has all tables and charts.
 
 use std::fs;
 use std::path::Path;
@@ -11,8 +12,11 @@ use crate::{chart, table};
 
 const BEGIN: &str = "<!-- make bench-readme: from here -->\n";
 const END: &str = "<!-- make bench-readme: to here -->\n";
-/// Where README's charts and results are, from the root of the source.
-const KEPT: &str = "tests/speed/results";
+/// The document with all tables, from the root of the source; the results are kept beside it.
+const SPEED: &str = "tests/speed";
+const KEPT: &str = "results";
+/// The chart in README.
+const SUMMARY: &str = "summary.svg";
 
 /// What others may use of the machine, in percent, before numbers have to be taken with care.
 const MOST_DISTURBED: f64 = 10.0;
@@ -22,6 +26,7 @@ pub(crate) fn charts(results: &Results) -> Vec<(&'static str, String)> {
     let tcp = [TcpForth, TcpBack, TcpFour, DaemonCpu];
     let udp = [SmallLossless, SmallOverload, LargeOverload];
     let mut charts = vec![
+        (SUMMARY, chart::bars("TCP and small UDP datagrams", results, &[TcpForth, SmallLossless])),
         ("tcp.svg", chart::bars("TCP, and what a byte costs", results, &tcp)),
         ("udp.svg", chart::bars("UDP", results, &udp)),
     ];
@@ -32,21 +37,17 @@ pub(crate) fn charts(results: &Results) -> Vec<(&'static str, String)> {
     charts
 }
 
-/// Puts the results of a file into README, and keeps them with their charts beside the source.
+/// Puts the results of a file into both documents, and keeps them with their charts beside the source.
 ///
 /// # Errors
 ///
 /// Which file could not be read, understood or written.
 pub(crate) fn publish(file: &Path) -> Result<(), String> {
-    let failed = |path: &Path| {
-        let path = path.display().to_string();
-        move |error: std::io::Error| format!("{path}: {error}")
-    };
     let text = fs::read_to_string(file).map_err(failed(file))?;
     let results: Results =
         serde_json::from_str(&text).map_err(|error| format!("{}: {error}", file.display()))?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let kept = root.join(KEPT);
+    let kept = root.join(SPEED).join(KEPT);
     fs::create_dir_all(&kept).map_err(failed(&kept))?;
     for (name, chart) in charts(&results) {
         let path = kept.join(name);
@@ -54,11 +55,21 @@ pub(crate) fn publish(file: &Path) -> Result<(), String> {
     }
     let path = kept.join("results.json");
     fs::write(&path, text).map_err(failed(&path))?;
-    let path = root.join("README.md");
-    let readme = fs::read_to_string(&path).map_err(failed(&path))?;
-    let readme = replaced(&readme, &section(&results))
-        .ok_or_else(|| format!("{} lacks its two marks: {BEGIN}{END}", path.display()))?;
-    fs::write(&path, readme).map_err(failed(&path))
+    replace(&root.join("README.md"), &summary(&results))?;
+    replace(&root.join(SPEED).join("README.md"), &section(&results))
+}
+
+fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> String {
+    let path = path.display().to_string();
+    move |error| format!("{path}: {error}")
+}
+
+/// Writes another section between the marks of a document.
+fn replace(document: &Path, section: &str) -> Result<(), String> {
+    let text = fs::read_to_string(document).map_err(failed(document))?;
+    let text = replaced(&text, section)
+        .ok_or_else(|| format!("{} lacks its two marks: {BEGIN}{END}", document.display()))?;
+    fs::write(document, text).map_err(failed(document))
 }
 
 /// The text with another section between its marks.
@@ -68,28 +79,45 @@ fn replaced(readme: &str, section: &str) -> Option<String> {
     Some(format!("{before}{BEGIN}{section}{END}{after}"))
 }
 
-fn section(results: &Results) -> String {
-    let Results { date, command, commit, machine, veth, rounds, .. } = results;
+/// What was measured, when, and on which machine.
+fn origin(results: &Results) -> String {
+    let Results { date, command, commit, machine, rounds, .. } = results;
     let processor = format!("{} processors {}", machine.processors, machine.processor);
     let system = format!("Linux {}, {}", machine.kernel, machine.system);
+    format!("{date}, `{command}` of {commit}: {processor}, {system}; medians of {rounds} rounds")
+}
+
+/// A warning where numbers have to be taken with care.
+fn warning(results: &Results) -> &'static str {
+    match results.disturbance() {
+        Some(spread) if spread.median > MOST_DISTURBED => {
+            "**The machine was not quiet: only large differences are meaningful.**\n\n"
+        }
+        _ => "",
+    }
+}
+
+/// README's section.
+fn summary(results: &Results) -> String {
+    let (origin, warning, rows) = (origin(results), warning(results), table::summary(results));
+    format!("{origin}.\n\n{warning}{rows}\n![{SUMMARY}]({SPEED}/{KEPT}/{SUMMARY})\n")
+}
+
+/// The section with all tables and charts.
+fn section(results: &Results) -> String {
+    let (origin, veth) = (origin(results), results.veth.name());
     let disturbance = results.disturbance();
     let (median, most) = disturbance.map_or((0.0, 0.0), |spread| (spread.median, spread.most));
-    let veth = veth.name();
     let mut text = format!(
-        "{date}, `{command}` of {commit}: {processor}, {system}; veth offloads {veth}; medians of \
-         {rounds} rounds, least and most in parentheses. Others used {median:.0} % of the machine \
-         meanwhile, and {most:.0} % at most.\n\n"
+        "{origin}, minimum and maximum in parentheses; veth offloads {veth}; background load {median:.0} %, at \
+         most {most:.0} %.\n\n"
     );
-    if median > MOST_DISTURBED {
-        text.push_str(
-            "**The machine was not quiet: of these, only large differences mean anything.**\n\n",
-        );
-    }
+    text.push_str(warning(results));
     text.push_str(&table::targets(results));
     text.push_str("\nThe same run in numbers, each program at both ends:\n\n");
     text.push_str(&table::values(results));
     text.push('\n');
-    for (name, _) in charts(results) {
+    for (name, _) in charts(results).into_iter().filter(|(name, _)| *name != SUMMARY) {
         text.push_str(&format!("![{name}]({KEPT}/{name})\n"));
     }
     text
@@ -104,5 +132,25 @@ mod tests {
         let readme = format!("a\n{BEGIN}old\n{END}b\n");
         assert_eq!(replaced(&readme, "new\n"), Some(format!("a\n{BEGIN}new\n{END}b\n")));
         assert_eq!(replaced("a\n", "new\n"), None);
+    }
+
+    /// The documents as they are have the sections that the kept results give.
+    #[test]
+    fn both_documents_have_the_sections_of_the_kept_results() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let kept = root.join(SPEED).join(KEPT);
+        let text = fs::read_to_string(kept.join("results.json")).unwrap();
+        let results: Results = serde_json::from_str(&text).unwrap();
+        for (document, section) in [
+            (root.join("README.md"), summary(&results)),
+            (root.join(SPEED).join("README.md"), section(&results)),
+        ] {
+            let text = fs::read_to_string(&document).unwrap();
+            let expected = replaced(&text, &section).unwrap();
+            assert!(text == expected, "{}: run `make bench-readme`", document.display());
+        }
+        for (name, chart) in charts(&results) {
+            assert_eq!(fs::read_to_string(kept.join(name)).unwrap(), chart, "{name}");
+        }
     }
 }

@@ -39,17 +39,38 @@ pub(crate) fn targets(results: &Results) -> String {
     aligned(&rows)
 }
 
+/// README's five rows: medians only.
+pub(crate) fn summary(results: &Results) -> String {
+    const ROWS: [Quantity; 5] = [
+        Quantity::TcpForth,
+        Quantity::DaemonCpu,
+        Quantity::SmallLossless,
+        Quantity::PingIdle,
+        Quantity::Memory,
+    ];
+    of_each(results, &ROWS, |spread, digits| format!("{:.digits$}", spread.median))
+}
+
 /// Medians, with the least and the most in parentheses.
 pub(crate) fn values(results: &Results) -> String {
+    of_each(results, &Quantity::OF_EACH, Spread::text)
+}
+
+/// A row for each quantity, and a column for each contender.
+fn of_each(
+    results: &Results,
+    quantities: &[Quantity],
+    cell: impl Fn(&Spread, usize) -> String,
+) -> String {
     let mut first = vec![String::new()];
     first.extend(results.contenders.iter().map(|(name, version)| format!("{name} {version}")));
     let mut rows = vec![first];
-    for quantity in Quantity::OF_EACH {
+    for quantity in quantities {
         let cells: Vec<_> = results
             .contenders
             .iter()
-            .map(|(name, _version)| results.spread(name, quantity))
-            .map(|spread| spread.map(|spread| spread.text(quantity.digits())))
+            .map(|(name, _version)| results.spread(name, *quantity))
+            .map(|spread| spread.map(|spread| cell(&spread, quantity.digits())))
             .collect();
         if cells.iter().any(Option::is_some) {
             let mut row = vec![quantity.title().to_owned()];
