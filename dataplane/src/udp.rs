@@ -45,8 +45,11 @@ fn may_be_the_source(error: &io::Error) -> bool {
 /// What a failed send is counted as. A packet filter's refusal is EPERM (kernel ip_output.c).
 pub(crate) fn cause_of(error: &io::Error) -> DropCause {
     match error.raw_os_error() {
-        // EACCES: a route that prohibits it, or a broadcast address.
-        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES) => DropCause::SendNoRoute,
+        // EACCES: a route that prohibits it, or a broadcast address. EINVAL: a route of type blackhole, once
+        // no cached source and no segmentation can be the reason.
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL) => {
+            DropCause::SendNoRoute
+        }
         Some(libc::EPERM) => DropCause::SendForbidden,
         Some(libc::EMSGSIZE) => DropCause::SendTooLong,
         Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropCause::SendNoBuffer,
@@ -197,6 +200,13 @@ pub(crate) mod tests {
         let somewhere = Endpoint::new(receiver.local_addr().unwrap());
         assert_eq!(send(&somewhere), 128);
         assert_eq!(receiver.recv(&mut [0; 128]).unwrap(), 64);
+    }
+
+    #[test]
+    fn a_route_that_drops_or_refuses_counts_as_none() {
+        for errno in [libc::EINVAL, libc::EACCES, libc::ENETUNREACH, libc::EHOSTUNREACH] {
+            assert_eq!(cause_of(&io::Error::from_raw_os_error(errno)), DropCause::SendNoRoute);
+        }
     }
 
     fn gso() -> Arc<Gso> {

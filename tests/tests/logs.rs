@@ -421,6 +421,41 @@ fn a_prohibited_and_a_broadcast_endpoint_have_no_route_by_the_mark() {
     }
 }
 
+/// The kernel answers EINVAL, of which nobody thinks of a route.
+#[test]
+fn an_endpoint_behind_a_blackhole_has_no_route() {
+    require!(Wgsep);
+    for (family, to, ip) in
+        [(Family::V4, "198.51.100.1", "ip"), (Family::V6, "2001:db8:5::1", "ip -6")]
+    {
+        let Tunnel { left, right } = &Plan::new(Wgsep, Wgsep).build();
+        let netns = &left.daemon.netns;
+        let bracketed = if family == Family::V4 { to.to_owned() } else { format!("[{to}]") };
+        netns.run(format!("{ip} route add blackhole {to}"));
+        left.set_peer(right, format!("endpoint {bracketed}:51820 persistent-keepalive 1"));
+        let cause = format!("no route to its endpoint {bracketed}:51820: Invalid argument");
+        let advice = format!("see: {ip} route show table all type blackhole, {ip} rule");
+        until_told(&left.daemon, Some(&right.key), &[&cause, &advice]);
+        assert!(netns.run(format!("{ip} route show table all type blackhole")).contains(to));
+        let interface = &left.daemon.interface;
+        let stats = format!("{} stats {interface}", wgsep_program("wgsep").display());
+        let counted = netns.run(stats);
+        assert!(counted.contains("send_no_route") && !counted.contains("send_failed"), "{counted}");
+        left.set_peer(right, format!("endpoint {}", right.endpoint(Family::V4)));
+        until_told(&left.daemon, Some(&right.key), &["first handshake complete"]);
+    }
+}
+
+#[test]
+fn an_ipsec_policy_of_this_machine_is_told() {
+    require!(Wgsep);
+    let Tunnel { left, right } = &Plan::new(Wgsep, Wgsep).build();
+    let netns = &left.daemon.netns;
+    netns.run("ip xfrm policy add dir out dst 0.0.0.0/0 proto udp dport 51820 action block");
+    begin(left, right);
+    until_told(&left.daemon, Some(&right.key), &["or an IPsec policy", "ip xfrm policy"]);
+}
+
 #[test]
 fn a_firewall_of_this_machine_is_told() {
     require!(Wgsep);

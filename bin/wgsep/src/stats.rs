@@ -38,9 +38,12 @@ const CAUSES: [(&str, &str); 33] = [
     ),
     (
         "send_no_route",
-        "out: no route to the peer's endpoint; see `ip route get ADDRESS mark MARK` (0 if none is set)",
+        "out: no route to the peer's endpoint; see `ip route get ADDRESS mark MARK` (0 if none is set; Invalid argument: a blackhole)",
     ),
-    ("send_forbidden", "out: a firewall of this machine refused it; see `nft list ruleset`"),
+    (
+        "send_forbidden",
+        "out: a firewall of this machine or an IPsec policy refused it; see `nft list ruleset`, `ip xfrm policy`",
+    ),
     (
         "send_too_long",
         "out: longer than the path or any datagram takes; lower the MTU of the interface",

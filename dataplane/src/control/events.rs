@@ -205,6 +205,16 @@ impl Reporter {
 /// Why nothing is sent to a peer, and what to check.
 fn unsent_line(peer: PublicKey, to: SocketAddr, mark: u32, error: &io::Error) -> String {
     match udp::cause_of(error) {
+        _ if to.port() == 0 => {
+            format!("{peer}: cannot send to {to}: {error}; check the port of its endpoint")
+        }
+        // `ip route get` repeats EINVAL and names no route.
+        DropCause::SendNoRoute if error.raw_os_error() == Some(nix::libc::EINVAL) => {
+            let ip = if to.is_ipv6() { "ip -6" } else { "ip" };
+            format!(
+                "{peer}: no route to its endpoint {to}: {error}; a route or rule of type blackhole has this effect, see: {ip} route show table all type blackhole, {ip} rule"
+            )
+        }
         DropCause::SendNoRoute => {
             // Routes may depend on the mark.
             let mark = if mark == 0 { String::new() } else { format!(" mark {mark:#x}") };
@@ -212,7 +222,7 @@ fn unsent_line(peer: PublicKey, to: SocketAddr, mark: u32, error: &io::Error) ->
             format!("{peer}: no route to its endpoint {to}: {error}; see: ip route get {ip}{mark}")
         }
         DropCause::SendForbidden => format!(
-            "{peer}: a firewall of this machine refuses what goes to {to}; see: nft list ruleset"
+            "{peer}: a firewall of this machine, or an IPsec policy, refuses what goes to {to}; see: nft list ruleset, ip xfrm policy"
         ),
         DropCause::SendNoBuffer => format!(
             "{peer}: cannot send to {to}: {error}; the socket or the queue of the link is full, see: tc -s qdisc"
@@ -305,15 +315,24 @@ mod tests {
 
     #[test]
     fn a_send_that_failed_is_logged_with_the_peer_its_endpoint_and_what_to_check() {
-        for (errno, mark, advice) in [
-            (nix::libc::ENETUNREACH, 0, "ip route get 192.0.2.1"),
-            (nix::libc::EACCES, 7, "ip route get 192.0.2.1 mark 0x7"),
-            (nix::libc::EPERM, 7, "nft list ruleset"),
-            (nix::libc::ENOBUFS, 7, "tc -s qdisc"),
-            (nix::libc::EAGAIN, 7, "tc -s qdisc"),
-            (nix::libc::EMSGSIZE, 7, "check its endpoint"),
+        let (v4, v6) = ("192.0.2.1:51820", "[2001:db8::1]:51820");
+        for (errno, mark, to, advice) in [
+            (nix::libc::ENETUNREACH, 0, v4, "ip route get 192.0.2.1"),
+            (nix::libc::EACCES, 7, v4, "ip route get 192.0.2.1 mark 0x7"),
+            (nix::libc::EINVAL, 7, v4, "see: ip route show table all type blackhole, ip rule"),
+            (
+                nix::libc::EINVAL,
+                0,
+                v6,
+                "see: ip -6 route show table all type blackhole, ip -6 rule",
+            ),
+            (nix::libc::EINVAL, 0, "192.0.2.1:0", "check the port of its endpoint"),
+            (nix::libc::EPERM, 7, v4, "see: nft list ruleset, ip xfrm policy"),
+            (nix::libc::ENOBUFS, 7, v4, "tc -s qdisc"),
+            (nix::libc::EAGAIN, 7, v4, "tc -s qdisc"),
+            (nix::libc::EMSGSIZE, 7, v4, "check its endpoint"),
         ] {
-            let (peer, to) = (key(1), "192.0.2.1:51820");
+            let peer = key(1);
             let error = io::Error::from_raw_os_error(errno);
             let line = unsent_line(peer, to.parse().unwrap(), mark, &error);
             assert!(line.starts_with(&format!("{peer}: ")) && line.contains(to), "{line}");
