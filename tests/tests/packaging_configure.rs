@@ -222,6 +222,51 @@ fn repeated_keys_are_read_as_wg_quick_reads_them() {
     assert!(said.contains("SaveConfig = true, which is wg-quick(8)'s"), "{said}");
 }
 
+/// As a text editor or a web page leaves them, from which a file was copied.
+#[test]
+fn bytes_that_are_invisible_are_shown_where_a_line_is_refused() {
+    require!(Wgsep);
+    let host = Host::new();
+    let mark = format!("\u{feff}{}", file("", &["10.67.0.0/24"]));
+    for (file, shown) in [
+        (
+            mark.as_str(),
+            "line 1 begins with a byte order mark; remove it: sed -i '1s/^\\xEF\\xBB\\xBF//' /etc",
+        ),
+        (
+            &file("ListenPort\u{a0}= 5001", &[]),
+            "line 3: wg setconf refuses it: Line unrecognized: `ListenPort\\xC2\\xA0=5001'",
+        ),
+        (&file("FwMark = 7\u{200b}", &[]), "line 3: FwMark = 7\\xE2\\x80\\x8B is not a mark"),
+        (
+            &file("Address = 10.66.0.2/32\u{1}", &[]),
+            "line 3: Address = 10.66.0.2/32\\x01 is not an address",
+        ),
+        (&file("", &["10.67.0.0/24\u{a0}"]), "10.67.0.0/24\\xC2\\xA0"),
+    ] {
+        let said = host.refused("up", file);
+        assert!(said.contains(shown), "{said}");
+        assert!(said.trim_end().bytes().all(|byte| matches!(byte, b' '..=b'~')), "{said}");
+    }
+    // The command that is named mends it.
+    let remedy = "sed -i '1s/^\\xEF\\xBB\\xBF//'";
+    let scratch = Scratch::new();
+    let path = scratch.join("marked");
+    fs::write(&path, &mark).unwrap();
+    wgsep_tests::process::run(
+        Command::new("sh").args(["-c", &format!("{remedy} {}", path.display())]),
+    );
+    host.must("up", &fs::read_to_string(&path).unwrap());
+
+    let line = "mkdir -p /etc/wireguard && mount -t tmpfs none /etc/wireguard && umask 077 && \
+                printf '[Interface]\\n' | iconv -t UTF-16 >/etc/wireguard/x.conf && exec \"$0\" up x";
+    let mut command = host.netns.command("unshare");
+    let refused = output(command.args(["--mount", "sh", "-c", line]).arg(script()));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("x.conf is UTF-16 text; convert it: "), "{said}");
+}
+
 /// The file, the step, the reason that the command gave, and the remedy.
 #[test]
 fn each_step_that_fails_says_so_in_one_line() {
