@@ -433,6 +433,44 @@ fn attack_15_with_a_file_capability_buffers_stay_within_the_limits_of_the_system
     }
 }
 
+/// Only CAP_NET_ADMIN of the first user namespace gets what it asks for. What a warning advises is that.
+#[test]
+fn a_send_buffer_that_one_congested_link_can_fill_is_warned_of_with_the_limit_to_raise() {
+    require!(Wgsep);
+    let limit = fs::read_to_string("/proc/sys/net/core/wmem_max").unwrap();
+    let limit = 2 * limit.trim().parse::<u64>().unwrap();
+    let unshared = ["--user", "--map-root-user", "--net"];
+    let contained = || Launch::new(Programs::new(), &CONTAINER, &unshared, "");
+    for (launch, is_limited) in [
+        (Launch::new(Programs::new(), &["env"], &[], ""), false),
+        (launch_as_user(), true),
+        (contained(), true),
+    ] {
+        let launched = launch.start();
+        let log = launched.process.log();
+        let warning = log.lines().find(|line| line.contains("all peers share a send buffer"));
+        if is_limited && limit < 65_536_000 {
+            let warning = warning.unwrap();
+            assert!(warning.contains(" WARN ") && warning.contains(&format!("only {limit} bytes")));
+            assert!(warning.ends_with("sysctl net.core.wmem_max=67108864"), "{warning}");
+            continue;
+        }
+        assert_eq!(warning, None);
+        if !is_limited {
+            let target = launched.process.pid().to_string();
+            let inside = |words: &str| {
+                let mut command = Command::new("nsenter");
+                command.args(["--net", "--target", &target]).args(words.split(' '));
+                process::run(&mut command)
+            };
+            inside(&format!("ip link set {} up", launched.interface));
+            wait::until("its sockets have that buffer", LIMIT, || {
+                inside("ss -H -u -a -n -m").contains(",tb134217728,")
+            });
+        }
+    }
+}
+
 /// CAP_NET_ADMIN would suffice to put an interface into any namespace that has a name.
 #[test]
 fn attack_15_with_a_file_capability_nothing_is_done_to_a_namespace_that_the_caller_may_not_enter() {

@@ -48,7 +48,10 @@ const CAUSES: [(&str, &str); 33] = [
         "send_too_long",
         "out: longer than the path or any datagram takes; lower the MTU of the interface",
     ),
-    ("send_no_buffer", "out: the socket or the link was full; it is sent faster than it leaves"),
+    (
+        "send_no_buffer",
+        "out: the link's queue or the send buffer, which all peers share, was full; it is sent faster than it leaves",
+    ),
     ("send_failed", "out: the network refused it for another reason"),
     ("malformed", "in: not WireGuard; another program uses or probes the port"),
     ("unknown_index", "in: of a session that is over, as after a restart"),

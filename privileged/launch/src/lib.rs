@@ -3,7 +3,7 @@
 //! to the crate `privileged`, and nothing here is called again.
 //!
 //! Read it in the order in which it runs: [`run`], `startup`, `background`, `netns`, `tun`,
-//! `autoconf`, `uapi_socket`, `netlink`, `spawn`, `generation`; `sys` has all the unsafe code.
+//! `autoconf`, `uapi_socket`, `netlink`, `spawn`, `send_buffer`, `generation`; `sys` has all the unsafe code.
 
 mod autoconf;
 mod background;
@@ -14,6 +14,7 @@ mod netlink;
 mod netns;
 mod notify_socket;
 mod offload;
+mod send_buffer;
 mod spawn;
 mod startup;
 mod sys;
@@ -127,6 +128,9 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     dataplane.report.note(Layer::NoDescriptorsIn, uapi_socket::refuse_descriptors(&listener));
 
     let line = |offload| offload::missing(offload, &options.without);
+    if let Some(line) = send_buffer::warning(large_buffers) {
+        log.line(Level::Warn, &line);
+    }
     let (missing, missing_gro) = (tun.missing().map(line), line(Offload::UdpGro));
     let (ifindex, offload, queues) = (tun.ifindex, tun.offload, tun.into_queues());
     let tun_queues = queues.len() as u8;
