@@ -195,6 +195,12 @@ fn a_limit_that_is_too_low_is_named() {
     let said = Host::new("true", &around).refused();
     assert!(said.contains("size of files is 0 bytes") && said.contains("LimitFSIZE="), "{said}");
     let around = ["setpriv", "--bounding-set=-sys_resource,-sys_admin", "prlimit", "--nproc=1:1"];
+    // As a file it stays empty, and the exit status is that of a refusal. Process 1 is none that a signal kills.
+    let child = ["sh", "-c", "\"$@\"; exit $?", "sh"];
+    let around = [&child[..], &NO_RESOURCE, &["prlimit", "--fsize=0:0"]].concat();
+    let mut host = Host::new("true", &around);
+    let status = host.process.exit_within(LIMIT);
+    assert_eq!(status.code(), Some(1), "{status}");
     let said = Host::new("true", &around).refused();
     // The limit counts what other tests run as that user.
     let is_named = ["limit on threads", "no more processes"].iter().any(|line| said.contains(line));

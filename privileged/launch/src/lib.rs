@@ -85,6 +85,7 @@ pub fn run(options: &Options) -> u8 {
 /// Everything up to the moment when the dataplane is there.
 fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     wgsep_policy::become_non_dumpable()?;
+    startup::survive_file_limit()?;
     check_name(&options.interface)?;
     startup::check_infallible_calls()?;
     startup::check_ids()?;
@@ -127,10 +128,10 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     let mut dataplane = spawn::start(options, &grants, &name, user)?;
     dataplane.report.note(Layer::NoDescriptorsIn, uapi_socket::refuse_descriptors(&listener));
 
-    let line = |offload| offload::missing(offload, &options.without);
     if let Some(line) = send_buffer::warning(large_buffers) {
         log.line(Level::Warn, &line);
     }
+    let line = |offload| offload::missing(offload, &options.without);
     let (missing, missing_gro) = (tun.missing().map(line), line(Offload::UdpGro));
     let (ifindex, offload, queues) = (tun.ifindex, tun.offload, tun.into_queues());
     let tun_queues = queues.len() as u8;

@@ -43,6 +43,15 @@ pub fn check_infallible_calls() -> Result<()> {
     sys::INFALLIBLE.iter().try_for_each(|(name, call)| sys::try_call(*call).step(name))
 }
 
+/// Makes a write past the limit on the size of files an error (EFBIG) of that write, which otherwise kills the
+/// process. Standard error may be a file, so this precedes every step whose failure is printed.
+///
+/// # Errors
+/// If the action cannot be changed.
+pub fn survive_file_limit() -> Result<()> {
+    sys::set_action(Signal::SIGXFSZ, SigHandler::SigIgn).map(drop).step("ignore SIGXFSZ")
+}
+
 /// Allows descriptors and the growth of files, within the launcher's own limits.
 ///
 /// # Errors
@@ -54,8 +63,6 @@ pub fn set_limits(workers: usize) -> Result<()> {
             "the hard limit on the size of files is {limit} bytes, and reports and logs need {MIN_FILE_SIZE}; raise it: ulimit -Hf, LimitFSIZE= of a unit"
         )));
     }
-    // A write past that limit is an error of that write (EFBIG), and no death without a line.
-    sys::set_action(Signal::SIGXFSZ, SigHandler::SigIgn).step("ignore SIGXFSZ")?;
     let limit = limits::allow_descriptors().step("limit on descriptors")?;
     let needed = limits::min_descriptors(workers);
     if limit >= needed {
