@@ -79,7 +79,10 @@ pub const fn remedy(errno: nix::Error) -> &'static str {
         Errno::EPERM | Errno::EACCES => {
             "run as root, or allow it in the container or unit that refuses it"
         }
-        Errno::ENOMEM | Errno::ENOBUFS | Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN => {
+        Errno::ENOBUFS => {
+            "free some memory, or raise net.core.optmem_max where it is lower than this: sysctl net.core.optmem_max=131072"
+        }
+        Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN => {
             "free some memory or descriptors, or raise the limits it was started with"
         }
         Errno::ENOSYS | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOPROTOOPT => {
@@ -88,6 +91,7 @@ pub const fn remedy(errno: nix::Error) -> &'static str {
         Errno::EAFNOSUPPORT => {
             "allow the address family (RestrictAddressFamilies= of a unit), or take a kernel that has it"
         }
+        Errno::ETOOMANYREFS => TOO_MANY_IN_FLIGHT,
         Errno::ENOENT => "make or mount what is missing there",
         Errno::EFBIG => "raise the limit on the size of files (ulimit -f, LimitFSIZE= of a unit)",
         Errno::ENXIO => "start what reads from it or serves it, or name another file",

@@ -3,6 +3,7 @@
 
 use crate::monitor::{End, GRACE, Monitor, Process};
 use crate::requests::Requests;
+use nix::errno::Errno;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{Gid, Pid, Uid};
 use std::ops::ControlFlow::{Break, Continue};
@@ -134,7 +135,11 @@ impl Unsealed {
         let descriptors: Vec<_> = interface.descriptors.iter().map(AsFd::as_fd).collect();
         let granted = monitor.requests.grant(sequence, &interface.granted, &descriptors);
         granted.map_err(|error| {
-            let line = monitor.with_reason(&format!("hand over the interface: {error}"));
+            let mut line = format!("hand over the interface: {error}");
+            if let wgsep_ipc::Error::Io(errno @ (Errno::ENOBUFS | Errno::ETOOMANYREFS)) = error {
+                line = format!("{line}; {}", wgsep_policy::remedy(errno));
+            }
+            let line = monitor.with_reason(&line);
             monitor.end_or(Error::new(line))
         })?;
         monitor.log.started();

@@ -16,6 +16,7 @@ use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{self, Process};
+use wgsep_tests::skip::skip;
 use wgsep_tests::{procfs, require, wait};
 
 /// How long a start, or a refusal, may take on a busy machine.
@@ -194,17 +195,34 @@ fn a_limit_that_is_too_low_is_named() {
     let around = [&piped[..], &NO_RESOURCE, &["prlimit", "--fsize=0:0"]].concat();
     let said = Host::new("true", &around).refused();
     assert!(said.contains("size of files is 0 bytes") && said.contains("LimitFSIZE="), "{said}");
-    let around = ["setpriv", "--bounding-set=-sys_resource,-sys_admin", "prlimit", "--nproc=1:1"];
     // As a file it stays empty, and the exit status is that of a refusal. Process 1 is none that a signal kills.
     let child = ["sh", "-c", "\"$@\"; exit $?", "sh"];
     let around = [&child[..], &NO_RESOURCE, &["prlimit", "--fsize=0:0"]].concat();
     let mut host = Host::new("true", &around);
     let status = host.process.exit_within(LIMIT);
     assert_eq!(status.code(), Some(1), "{status}");
+    let around = ["setpriv", "--bounding-set=-sys_resource,-sys_admin", "prlimit", "--nproc=1:1"];
     let said = Host::new("true", &around).refused();
     // The limit counts what other tests run as that user.
     let is_named = ["limit on threads", "no more processes"].iter().any(|line| said.contains(line));
     assert!(is_named, "{said}");
+}
+
+/// Descriptors are passed as ancillary data.
+#[test]
+fn a_limit_on_ancillary_data_that_is_too_low_is_named_with_its_setting() {
+    require!(Wgsep);
+    const SETTING: &str = "/proc/sys/net/core/optmem_max";
+    let is_of_namespace = Command::new("unshare").args(["--net", "test", "-e", SETTING]).status();
+    if !is_of_namespace.unwrap().success() {
+        return skip("net.core.optmem_max is the whole machine's: take Linux 6.7 or later");
+    }
+    let said = Host::new(&format!("echo 0 >{SETTING}"), &["env"]).refused();
+    assert!(
+        said.contains("hand over the interface: No buffer space available (ENOBUFS); "),
+        "{said}"
+    );
+    assert!(said.contains("sysctl net.core.optmem_max=131072"), "{said}");
 }
 
 /// More clients than there are descriptors for neither lock an operator out nor keep the link down.

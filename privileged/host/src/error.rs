@@ -92,6 +92,7 @@ mod tests {
         for (errno, remedy) in [
             (Errno::EPERM, "run as root"),
             (Errno::EMFILE, "raise the limits"),
+            (Errno::ENOBUFS, "sysctl net.core.optmem_max="),
             (Errno::ENOSYS, "newer"),
             (Errno::EAFNOSUPPORT, "address family"),
             (Errno::EROFS, "writable"),
