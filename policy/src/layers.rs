@@ -41,8 +41,7 @@ const HELPER: &[Process] = &[Process::Helper];
 const BOTH: &[Process] = &[Process::Helper, Process::Dataplane];
 
 const RESTART: &str = "restart the daemon; if it stays, report it as SECURITY.md says";
-const NAMESPACES: &str =
-    "start wgsep as root, or allow user namespaces: sysctl user.max_user_namespaces=100";
+const NAMESPACES: &str = "start wgsep as root, or allow user namespaces; if their limit is 0: sysctl user.max_user_namespaces=100";
 const SETPCAP: &str = "start wgsep as root, or give its launcher CAP_SETPCAP";
 
 /// The enumeration of the layers, and the table of what belongs to each.

@@ -9,13 +9,13 @@ use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::process::output;
 use wgsep_tests::require;
 
-/// In a user namespace, which has limits of its own.
+/// In a user namespace, which has limits of its own. What is advised is above the limit that is reached.
 #[test]
 fn at_the_inotify_limit_a_start_is_refused_with_the_setting_and_a_running_daemon_serves() {
     require!(Wgsep);
     for (limit, setting) in [
-        ("max_inotify_instances", "sysctl fs.inotify.max_user_instances="),
-        ("max_inotify_watches", "sysctl fs.inotify.max_user_watches="),
+        ("max_inotify_instances", "sysctl user.max_inotify_instances=1024"),
+        ("max_inotify_watches", "sysctl user.max_inotify_watches=65536"),
     ] {
         let (first, second) = (unique_interface(), unique_interface());
         let script = format!(

@@ -107,23 +107,29 @@ fn create_report(interface: &str) -> io::Result<(File, OwnFile)> {
 /// Reports every file that leaves the directory, or that another is renamed over.
 fn watch_directory() -> Result<Inotify> {
     let flags = InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK;
-    let watch = Inotify::init(flags).advise(
-        "inotify",
-        &[(
-            &[Errno::EMFILE],
-            "all inotify instances of this host are in use; raise the limit: sysctl fs.inotify.max_user_instances=1024",
-        )],
-    )?;
+    let watch = Inotify::init(flags)
+        .advise("inotify", &[(&[Errno::EMFILE], &inotify_limit("instances", 1024))])?;
     let leaves =
         AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM | AddWatchFlags::IN_MOVED_TO;
     watch.add_watch(DIRECTORY, leaves).advise(
         "watch the UAPI socket",
-        &[(
-            &[Errno::ENOSPC],
-            "all inotify watches of this host are in use; raise the limit: sysctl fs.inotify.max_user_watches=65536",
-        )],
+        &[(&[Errno::ENOSPC], &inotify_limit("watches", 65_536))],
     )?;
     Ok(watch)
+}
+
+/// What to do where a user has all the inotify instances or watches that are allowed. The limit that was reached is the
+/// lower one: a user namespace has one of its own, which usually is none.
+fn inotify_limit(what: &str, at_least: u32) -> String {
+    let sysctls = [format!("fs.inotify.max_user_{what}"), format!("user.max_inotify_{what}")];
+    let limits = sysctls.map(|name| {
+        let value = read_to_string(format!("/proc/sys/{}", name.replace('.', "/")));
+        (value.ok().and_then(|value| value.trim().parse::<u32>().ok()).unwrap_or(u32::MAX), name)
+    });
+    let [host, namespace] = limits;
+    let (present, name) = if namespace.0 < host.0 { namespace } else { host };
+    let more = present.saturating_mul(2).clamp(at_least, i32::MAX.unsigned_abs());
+    format!("all inotify {what} of this host are in use; raise the limit: sysctl {name}={more}")
 }
 
 /// What it may mean that a path in the directory, or the directory, cannot be written.
