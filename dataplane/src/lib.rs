@@ -11,7 +11,7 @@ mod dumps;
 mod flow_queues;
 mod gso;
 mod helper;
-mod lead;
+mod leader;
 mod line_limit;
 mod link;
 mod log;

@@ -2,7 +2,7 @@
 
 use crate::buffers::{InboundBatch, OutboundBatch};
 use crate::flow_queues::ReadyQueues;
-use crate::lead::{FIRST_QUEUE, Lead, UDP};
+use crate::leader::{FIRST_QUEUE, Leader, UDP};
 use crate::ordered::Ordered;
 use crate::team::Team;
 use crate::tun::Tun;
@@ -66,8 +66,8 @@ pub(crate) struct Shared {
     pub(crate) team: Team,
     /// Wakes the control thread.
     pub(crate) control: EventFd,
-    /// Which worker waits for packets, and the others for a call.
-    pub(crate) lead: Lead,
+    /// Which worker waits for packets, and how the others are woken.
+    pub(crate) leader: Leader,
     /// How many times all workers were asked to wipe their stacks.
     wipes: AtomicU64,
     device_gone: AtomicBool,
@@ -97,7 +97,7 @@ impl Shared {
             flushes: Mutex::default(),
             team: Team::default(),
             control: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
-            lead: Lead::new(workers)?,
+            leader: Leader::new(workers)?,
             wipes: AtomicU64::new(0),
             device_gone: AtomicBool::new(false),
             sockets_destroyed: AtomicBool::new(false),
@@ -117,26 +117,26 @@ impl Shared {
     pub(crate) fn take_tun(&self, tun: Tun) -> nix::Result<&Tun> {
         let tun = self.tun.get_or_init(|| tun);
         for (queue, token) in tun.queues().iter().take(ReadyQueues::CAPACITY).zip(FIRST_QUEUE..) {
-            self.lead.watch(queue, token)?;
+            self.leader.watch(queue, token)?;
         }
         Ok(tun)
     }
 
-    /// Replaces the sockets, and has the new ones read. The workers let go of the old ones when they
-    /// are called.
+    /// Replaces the sockets, and has the new ones read. The workers release the old ones when they
+    /// are woken.
     ///
     /// # Errors
     /// As epoll_ctl(2).
     pub(crate) fn replace_sockets(&self, sockets: UdpSockets) -> nix::Result<()> {
         for socket in self.sockets.reader().value().families().into_iter().flatten() {
-            self.lead.forget(socket);
+            self.leader.unwatch(socket);
         }
         let sockets = Arc::new(sockets);
         self.sockets.publish(Arc::clone(&sockets));
-        self.lead.call_all();
+        self.leader.wake_all();
         for (socket, token) in sockets.families().into_iter().zip(UDP) {
             if let Some(socket) = socket {
-                self.lead.watch(socket, token)?;
+                self.leader.watch(socket, token)?;
             }
         }
         Ok(())
@@ -193,7 +193,7 @@ impl Shared {
         let peers: Vec<_> = peers.collect();
         if !peers.is_empty() {
             self.flushes.lock().unwrap_or_else(PoisonError::into_inner).extend(peers);
-            self.lead.call(0);
+            self.leader.wake(0);
         }
     }
 
@@ -223,11 +223,10 @@ impl Shared {
     /// Has each worker wipe its stack when it is done with what it has in hand.
     pub(crate) fn request_wipes(&self) {
         self.wipes.fetch_add(1, Ordering::SeqCst);
-        self.lead.call_all();
+        self.leader.wake_all();
     }
 
-    /// How many times [`Self::request_wipes`] was called: a worker that was called and knows of fewer has to
-    /// wipe its stack.
+    /// Number of calls of [`Self::request_wipes`]. A woken worker that has counted fewer wipes its stack.
     pub(crate) fn wipes(&self) -> u64 {
         self.wipes.load(Ordering::SeqCst)
     }

@@ -4,7 +4,7 @@
 //! control thread does all. It waits for what a helper has begun, which the scheduler may make longer
 //! than doing it.
 
-use crate::lead::Lead;
+use crate::leader::Leader;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use wgsep_proto::device::{Alone, Task, Team as _};
@@ -34,7 +34,7 @@ impl Team {
 
     /// Runs all tasks, with the help of workers that wait to be called. Gives them back in order. Only
     /// the control thread calls it.
-    pub(crate) fn run(&self, lead: &Lead, mut tasks: Vec<Task>) -> Vec<Task> {
+    pub(crate) fn run(&self, leader: &Leader, mut tasks: Vec<Task>) -> Vec<Task> {
         let helpers = (tasks.len() / TASKS_PER_THREAD).saturating_sub(1);
         if helpers == 0 {
             return Alone.run(tasks);
@@ -47,7 +47,7 @@ impl Team {
             shared.waiting.reserve_exact(count);
             shared.waiting.extend(tasks.drain(..).enumerate());
         }
-        let _called = (0..helpers).take_while(|_| lead.call_waiting()).count();
+        let _called = (0..helpers).take_while(|_| leader.wake_follower()).count();
         while self.help() {}
         let mut done = {
             let mut shared = self.lock();
@@ -98,7 +98,7 @@ mod tests {
 
     const CLIENTS: u8 = 40;
 
-    struct Helped<'a>(&'a Team, &'a Lead);
+    struct Helped<'a>(&'a Team, &'a Leader);
 
     impl device::Team for Helped<'_> {
         fn run(&self, tasks: Vec<Task>) -> Vec<Task> {
@@ -134,19 +134,19 @@ mod tests {
 
     /// Each client's response is its own, whoever wrote it; how many tasks the helpers did.
     fn answers_all_with(helpers: usize) -> usize {
-        let (team, lead) = (Team::default(), Lead::new(1 + helpers).unwrap());
+        let (team, leader) = (Team::default(), Leader::new(1 + helpers).unwrap());
         let (helped, ends) = (AtomicUsize::new(0), AtomicBool::new(false));
         let (mut device, mut clients) = device_and_clients();
         // The leader, who has packets to carry.
-        assert!(lead.take(0));
+        assert!(leader.try_lead(0));
         thread::scope(|scope| {
             for helper in 1..=helpers {
-                let (team, lead, helped, ends) = (&team, &lead, &helped, &ends);
+                let (team, leader, helped, ends) = (&team, &leader, &helped, &ends);
                 scope.spawn(move || {
                     while !ends.load(Ordering::SeqCst) {
-                        assert!(!lead.take(helper));
-                        lead.wait(helper, false, &mut [EpollEvent::empty()]).unwrap();
-                        lead.answer(helper);
+                        assert!(!leader.try_lead(helper));
+                        leader.wait(helper, false, &mut [EpollEvent::empty()]).unwrap();
+                        leader.acknowledge(helper);
                         while team.help() {
                             helped.fetch_add(1, Ordering::SeqCst);
                         }
@@ -159,9 +159,9 @@ mod tests {
                 datagram,
                 waiting: 0,
             });
-            device.receive_handshakes(datagrams, &Helped(&team, &lead), NOW);
+            device.receive_handshakes(datagrams, &Helped(&team, &leader), NOW);
             ends.store(true, Ordering::SeqCst);
-            lead.call_all();
+            leader.wake_all();
         });
         let mut answered = 0;
         while let Some(transmit) = device.poll_transmit() {

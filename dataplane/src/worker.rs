@@ -1,7 +1,7 @@
 //! A worker: whole batches from end to end, each while it is hot in the cache.
 //!
 //! Whoever fills a batch passes the lead on (see `lead`) before the parallel steps. Who has no batch
-//! helps the control thread if it is called for that (see `team`).
+//! helps the control thread if it is woken for that (see `team`).
 //!
 //! Out of the tunnel, `outbound`:
 //! 1. take the TUN device's turn; staged packets whose keypair has come go first (in turn)
@@ -19,7 +19,7 @@
 use crate::buffers::{InboundBatch, Opened, OutboundBatch};
 use crate::clock;
 use crate::flow_queues::{ReadyQueues, Share};
-use crate::lead::{CALL, FIRST_QUEUE, MAX_EVENTS, UDP};
+use crate::leader::{FIRST_QUEUE, MAX_EVENTS, UDP, WAKE};
 use crate::offload::{Coalesce, Coalescer, VNET_HDR_LEN, VnetHeader};
 use crate::secret;
 use crate::shared::{QueuedHandshake, Shared};
@@ -45,8 +45,8 @@ const MAX_STAGED: usize = 256;
 pub(crate) struct Worker {
     number: usize,
     shared: Arc<Shared>,
-    /// Whether it waits for packets, or others do.
-    leads: bool,
+    /// True while it is the one that waits for packets.
+    is_leader: bool,
     routes: Reader<Routes>,
     sockets: Reader<Arc<UdpSockets>>,
     /// The TUN device's queue whose turn it is.
@@ -62,7 +62,7 @@ impl Worker {
     pub(crate) fn new(number: usize, shared: Arc<Shared>) -> Self {
         Self {
             number,
-            leads: false,
+            is_leader: false,
             routes: shared.data_path.routes.reader(),
             sockets: shared.sockets.reader(),
             next_queue: 0,
@@ -77,12 +77,12 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let mut events = [EpollEvent::empty(); MAX_EVENTS];
         loop {
-            if !self.leads && shared.lead.take(self.number) {
-                self.leads = true;
-                // The leader before may have heard of it while we were at work.
+            if !self.is_leader && shared.leader.try_lead(self.number) {
+                self.is_leader = true;
+                // What was published meanwhile woke the previous leader, not this worker.
                 self.refresh();
             }
-            match shared.lead.wait(self.number, self.leads, &mut events) {
+            match shared.leader.wait(self.number, self.is_leader, &mut events) {
                 Ok(ready) => {
                     let remains = self.work(events.get(..ready).unwrap_or_default());
                     if let Some(depth) = remains {
@@ -106,31 +106,31 @@ impl Worker {
     /// what it leaves on the stack has to be below its caller.
     #[inline(never)]
     fn work(&mut self, events: &[EpollEvent]) -> Option<usize> {
-        let called = events.iter().any(|event| event.data() == CALL);
-        if called {
-            // Before looking: what is called out from now on needs another look.
-            self.shared.lead.answer(self.number);
+        let woken = events.iter().any(|event| event.data() == WAKE);
+        if woken {
+            // Before looking, so that a later wake-up causes another look.
+            self.shared.leader.acknowledge(self.number);
         }
         self.refresh();
         let mut ready = ReadyQueues::default();
         for event in events {
             match event.data() {
-                CALL => {}
+                WAKE => {}
                 socket if socket == UDP[0] => self.inbound(0),
                 socket if socket == UDP[1] => self.inbound(1),
                 queue => self.queue_event(queue, event.events(), &mut ready),
             }
         }
-        if !ready.is_empty() || called && self.shared.has_flushes() {
+        if !ready.is_empty() || woken && self.shared.has_flushes() {
             self.outbound(ready);
         }
-        if !called {
+        if !woken {
             return None;
         }
         let mut helped = false;
-        if !self.leads {
+        if !self.is_leader {
             // Packets first, whoever carries them.
-            while !self.shared.lead.is_free() && self.shared.team.help() {
+            while !self.shared.leader.is_vacant() && self.shared.team.help() {
                 helped = true;
             }
         }
@@ -157,16 +157,16 @@ impl Worker {
             ready.insert(number);
         } else if let Some(queue) = self.shared.tun.get().and_then(|tun| tun.queues().get(number)) {
             // Deleted: stop watching, or the error would be reported for ever.
-            self.shared.lead.forget(queue);
+            self.shared.leader.unwatch(queue);
             self.shared.set_device_gone();
         }
     }
 
     /// More may be waiting than was read: another worker shall read on meanwhile.
-    fn pass_on_the_lead(&mut self) {
-        if self.leads {
-            self.leads = false;
-            self.shared.lead.pass_on();
+    fn promote_follower(&mut self) {
+        if self.is_leader {
+            self.is_leader = false;
+            self.shared.leader.promote_follower();
         }
     }
 
@@ -187,7 +187,7 @@ impl Worker {
             (!batch.is_empty()).then(|| turn.take_ticket())
         };
         if batch.room().is_none() {
-            self.pass_on_the_lead();
+            self.promote_follower();
         }
         match ticket {
             Some(ticket) => {
@@ -224,7 +224,7 @@ impl Worker {
                 batch.add_staged(peer, lease);
             }
         }
-        self.shared.lead.call(self.number);
+        self.shared.leader.wake(self.number);
     }
 
     /// Reads until no queue has a packet left or the batch is full.
@@ -315,7 +315,7 @@ impl Worker {
             return;
         };
         if batch.room().is_none() {
-            self.pass_on_the_lead();
+            self.promote_follower();
         }
         let now = clock::instant();
         let queued = open_all(&shared, &mut batch, now);
@@ -493,10 +493,10 @@ mod tests {
         let mut batch = OutboundBatch::new();
         let mut parts = 0;
         while shared.has_flushes() {
-            // Called by the request, and after each part for the rest.
-            let called = shared.lead.wait(0, false, &mut [EpollEvent::empty()]);
-            assert_eq!(called, Ok(1));
-            shared.lead.answer(0);
+            // Woken by the request, and after each part for the rest.
+            let woken = shared.leader.wait(0, false, &mut [EpollEvent::empty()]);
+            assert_eq!(woken, Ok(1));
+            shared.leader.acknowledge(0);
             worker.lease_staged(&mut batch, now.instant);
             parts += 1;
         }

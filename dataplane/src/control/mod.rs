@@ -572,7 +572,7 @@ fn push_link_job(jobs: &mut VecDeque<Job>, job: Job) {
 
 impl Team for Shared {
     fn run(&self, tasks: Vec<Task>) -> Vec<Task> {
-        self.team.run(&self.lead, tasks)
+        self.team.run(&self.leader, tasks)
     }
 }
 
