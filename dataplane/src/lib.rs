@@ -7,6 +7,7 @@
 mod buffers;
 mod clock;
 mod control;
+mod crypto_pool;
 mod dumps;
 mod flow_queues;
 mod gso;
@@ -25,7 +26,6 @@ mod secret;
 mod shared;
 mod start;
 mod sys;
-mod team;
 mod tun;
 mod uapi;
 mod udp;

@@ -1,10 +1,10 @@
 //! What the threads of the dataplane share.
 
 use crate::buffers::{InboundBatch, OutboundBatch};
+use crate::crypto_pool::CryptoPool;
 use crate::flow_queues::ReadyQueues;
 use crate::leader::{FIRST_QUEUE, Leader, UDP};
 use crate::ordered::Ordered;
-use crate::team::Team;
 use crate::tun::Tun;
 use crate::udp::UdpSockets;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -62,8 +62,8 @@ pub(crate) struct Shared {
     pub(crate) inbound: [Ordered<InboundBatch>; 2],
     handshakes: Mutex<HandshakeQueue>,
     flushes: Mutex<VecDeque<Arc<Peer>>>,
-    /// What the workers can help the control thread with.
-    pub(crate) team: Team,
+    /// Crypto jobs of the control thread, which followers can run.
+    pub(crate) crypto: CryptoPool,
     /// Wakes the control thread.
     pub(crate) control: EventFd,
     /// Which worker waits for packets, and how the others are woken.
@@ -95,7 +95,7 @@ impl Shared {
                 polled: false,
             }),
             flushes: Mutex::default(),
-            team: Team::default(),
+            crypto: CryptoPool::default(),
             control: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             leader: Leader::new(workers)?,
             wipes: AtomicU64::new(0),

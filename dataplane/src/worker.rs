@@ -127,18 +127,18 @@ impl Worker {
         if !woken {
             return None;
         }
-        let mut helped = false;
+        let mut ran_jobs = false;
         if !self.is_leader {
-            // Packets first, whoever carries them.
-            while !self.shared.leader.is_vacant() && self.shared.team.help() {
-                helped = true;
+            // Packets come first: while there is no leader, one may be waiting.
+            while !self.shared.leader.is_vacant() && self.shared.crypto.run_one() {
+                ran_jobs = true;
             }
         }
         let wipes = self.shared.wipes();
         if core::mem::replace(&mut self.wipes, wipes) != wipes {
             return Some(secret::WHOLE_STACK);
         }
-        helped.then_some(secret::USUAL_DEPTH)
+        ran_jobs.then_some(secret::USUAL_DEPTH)
     }
 
     /// Looks at what the control thread has published.

@@ -36,7 +36,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use wgsep_ipc::Request;
 use wgsep_proto::config::Configuration;
-use wgsep_proto::device::{Device, HandshakeDatagram, MAX_QUEUED_HANDSHAKES, Task, Team, Transmit};
+use wgsep_proto::device::{
+    CryptoJob, Device, HandshakeDatagram, JobRunner, MAX_QUEUED_HANDSHAKES, Transmit,
+};
 use wgsep_proto::messages::TRANSPORT_OVERHEAD;
 use wgsep_proto::time::Instant;
 
@@ -570,9 +572,9 @@ fn push_link_job(jobs: &mut VecDeque<Job>, job: Job) {
     }
 }
 
-impl Team for Shared {
-    fn run(&self, tasks: Vec<Task>) -> Vec<Task> {
-        self.team.run(&self.leader, tasks)
+impl JobRunner for Shared {
+    fn run(&self, jobs: Vec<CryptoJob>) -> Vec<CryptoJob> {
+        self.crypto.run(&self.leader, jobs)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Handshake messages: sending them, and what follows from those received (kernel send.c and
 //! receive.c).
 
+use super::job::{CryptoJob, Inline, JobRunner};
 use super::load::Change;
-use super::team::{Alone, Task, Team};
 use super::{Device, Event, MANY_UNANSWERED, Transmit};
 use crate::cookie::MacState;
 use crate::data_path::DropCause;
@@ -106,16 +106,16 @@ impl Device {
     }
 
     /// Has a response written, with an index of ours.
-    fn write_response(&mut self, id: PeerId, draft: ResponseDraft) -> (SenderIndex, Task) {
+    fn write_response(&mut self, id: PeerId, draft: ResponseDraft) -> (SenderIndex, CryptoJob) {
         let ephemeral = Zeroizing::new(self.random_array());
         let index = self.allocate_index(id);
-        (index, Task::write(draft, ephemeral, index))
+        (index, CryptoJob::write(draft, ephemeral, index))
     }
 
     fn send_response(
         &mut self,
         id: PeerId,
-        written: Option<Task>,
+        written: Option<CryptoJob>,
         now: Instant,
     ) -> Result<(), Unauthentic> {
         let written = written.ok_or(Unauthentic)?.written()?;
@@ -190,15 +190,15 @@ impl Device {
         waiting: usize,
         now: Now,
     ) {
-        self.receive_handshakes([HandshakeDatagram { source, datagram, waiting }], &Alone, now);
+        self.receive_handshakes([HandshakeDatagram { source, datagram, waiting }], &Inline, now);
     }
 
     /// Consumes handshake messages and cookie replies that came one after the other. What takes long is
-    /// left to `team`, for all initiations at once. A device that is down takes no notice.
+    /// left to `runner`, for all initiations at once. A device that is down takes no notice.
     pub fn receive_handshakes<'a>(
         &mut self,
         datagrams: impl IntoIterator<Item = HandshakeDatagram<'a>>,
-        team: &impl Team,
+        runner: &impl JobRunner,
         now: Now,
     ) {
         if !self.up {
@@ -207,9 +207,9 @@ impl Device {
         let datagrams = datagrams.into_iter();
         let (mut arrived, mut opening) = (Vec::new(), Vec::with_capacity(datagrams.size_hint().0));
         for datagram in datagrams {
-            if let Some(task) = self.receive_message(&datagram, now) {
+            if let Some(job) = self.receive_message(&datagram, now) {
                 arrived.push(Arrived { source: datagram.source, len: datagram.datagram.len() });
-                opening.push(task);
+                opening.push(job);
             }
         }
         if opening.is_empty() {
@@ -217,14 +217,14 @@ impl Device {
         }
         let mut answered = Vec::with_capacity(opening.len());
         let mut writing = Vec::with_capacity(opening.len());
-        for (arrived, task) in arrived.iter().zip(team.run(opening)) {
-            if let Some((id, draft)) = self.receive_initiation(arrived, task, now) {
-                let (index, task) = self.write_response(id, draft);
+        for (arrived, job) in arrived.iter().zip(runner.run(opening)) {
+            if let Some((id, draft)) = self.receive_initiation(arrived, job, now) {
+                let (index, job) = self.write_response(id, draft);
                 answered.push((id, index));
-                writing.push(task);
+                writing.push(job);
             }
         }
-        let mut written = team.run(writing).into_iter();
+        let mut written = runner.run(writing).into_iter();
         for (id, index) in answered {
             if self.send_response(id, written.next(), now.instant).is_err() {
                 self.data_path.index_table.release(index);
@@ -234,12 +234,12 @@ impl Device {
     }
 
     /// Consumes all but an initiation; of that, if it may come in, the static key is to be opened.
-    fn receive_message(&mut self, arrived: &HandshakeDatagram<'_>, now: Now) -> Option<Task> {
+    fn receive_message(&mut self, arrived: &HandshakeDatagram<'_>, now: Now) -> Option<CryptoJob> {
         let &HandshakeDatagram { source, datagram, waiting } = arrived;
         match Message::parse(datagram) {
             Some(Message::Initiation(message)) => {
                 if self.admit(source, datagram, message.sender_index, waiting, now) {
-                    return Some(Task::open(&self.identity.as_ref()?.keys, message));
+                    return Some(CryptoJob::open(&self.identity.as_ref()?.keys, message));
                 }
             }
             Some(Message::Response(message)) => {
@@ -348,7 +348,7 @@ impl Device {
     fn receive_initiation(
         &mut self,
         arrived: &Arrived,
-        opened: Task,
+        opened: CryptoJob,
         now: Now,
     ) -> Option<(PeerId, ResponseDraft)> {
         let Ok(incoming) = opened.opened() else {

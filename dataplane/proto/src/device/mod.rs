@@ -8,12 +8,12 @@
 mod configure;
 mod expiry;
 mod handshaking;
+mod job;
 mod load;
-mod team;
 
 pub use handshaking::{HANDSHAKE_TRAFFIC_CLASS, HandshakeDatagram};
+pub use job::{CryptoJob, Inline, JobRunner};
 pub use load::{MAX_QUEUED_HANDSHAKES, UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME};
-pub use team::{Alone, Task, Team};
 
 use crate::config::AllowedIp;
 use crate::cookie::{CookieChecker, CookieGenerator};

@@ -1,4 +1,6 @@
-//! What of a handshake any thread can do: the Diffie-Hellmans, which are most of its time.
+//! The Diffie-Hellman steps of a handshake, as jobs that any thread can run.
+//!
+//! They take most of a handshake's time and need no access to the device.
 
 use crate::handshake::{IncomingInitiation, ResponseDraft, StaticIdentity, WrittenResponse};
 use crate::messages::{Initiation, SenderIndex};
@@ -6,44 +8,45 @@ use crate::symmetric::Unauthentic;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-/// Threads that do tasks.
-pub trait Team {
-    /// Has each task [`run`](Task::run), and gives them back in the same order.
-    fn run(&self, tasks: Vec<Task>) -> Vec<Task>;
+/// Runs crypto jobs, on one thread or several.
+pub trait JobRunner {
+    /// Runs each job once ([`CryptoJob::run`]), and returns them in the same order.
+    fn run(&self, jobs: Vec<CryptoJob>) -> Vec<CryptoJob>;
 }
 
-/// The calling thread alone.
+/// Runs every job on the calling thread.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Alone;
+pub struct Inline;
 
-impl Team for Alone {
-    fn run(&self, mut tasks: Vec<Task>) -> Vec<Task> {
-        tasks.iter_mut().for_each(Task::run);
-        tasks
+impl JobRunner for Inline {
+    fn run(&self, mut jobs: Vec<CryptoJob>) -> Vec<CryptoJob> {
+        jobs.iter_mut().for_each(CryptoJob::run);
+        jobs
     }
 }
 
-/// Some Diffie-Hellmans of one handshake, with all that they take and give. They allocate nothing, so
-/// that secrets are nowhere but where the task was and is, and on a stack. What it is moved out of is
-/// for the [`Team`] to erase.
-pub struct Task(Step);
+/// The Diffie-Hellman operations of one step of a handshake, with their inputs and results.
+///
+/// A job allocates nothing, so its secrets are only where the job is stored and on the stack of the
+/// thread that runs it. The [`JobRunner`] erases memory that it moves a job out of.
+pub struct CryptoJob(Step);
 
 enum Step {
     Open(Arc<StaticIdentity>, Initiation),
     Opened(Result<IncomingInitiation, Unauthentic>),
     Write(ResponseDraft, Zeroizing<[u8; 32]>, SenderIndex),
     Written(Result<WrittenResponse, Unauthentic>),
-    /// Only while it runs.
+    /// Only during [`CryptoJob::run`].
     Running,
 }
 
-impl Task {
-    /// Opens the static key of an initiation.
+impl CryptoJob {
+    /// A job that decrypts the static key of an initiation.
     pub(super) fn open(identity: &Arc<StaticIdentity>, message: Initiation) -> Self {
         Self(Step::Open(Arc::clone(identity), message))
     }
 
-    /// Writes a response.
+    /// A job that creates a response.
     pub(super) fn write(
         draft: ResponseDraft,
         ephemeral: Zeroizing<[u8; 32]>,
@@ -52,7 +55,7 @@ impl Task {
         Self(Step::Write(draft, ephemeral, index))
     }
 
-    /// Does it, some tens of microseconds long. A second time it does nothing.
+    /// Runs the job, which takes some tens of microseconds. A second call does nothing.
     pub fn run(&mut self) {
         self.0 = match core::mem::replace(&mut self.0, Step::Running) {
             Step::Open(identity, message) => {

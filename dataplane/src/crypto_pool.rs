@@ -1,76 +1,76 @@
-//! The control thread's Diffie-Hellmans, shared among it and the workers that have nothing to do.
+//! The handshakes' Diffie-Hellman operations, run by the control thread and by workers without packets.
 //!
-//! Neither a worker with packets to carry nor the one that waits for them helps: with no other, the
-//! control thread does all. It waits for what a helper has begun, which the scheduler may make longer
-//! than doing it.
+//! Neither a worker that carries packets nor the leader, which waits for them, runs crypto jobs; without
+//! another worker, the control thread runs them all. At the end it waits for the jobs that workers have
+//! begun, which may take longer than running them itself if the scheduler suspends such a worker.
 
 use crate::leader::Leader;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use wgsep_proto::device::{Alone, Task, Team as _};
+use wgsep_proto::device::{CryptoJob, Inline, JobRunner as _};
 
-/// Tasks of one round for each thread: fewer are not worth waking one more.
-const TASKS_PER_THREAD: usize = 2;
+/// Jobs of one round for each thread: with fewer, waking one more thread costs more than it saves.
+const JOBS_PER_THREAD: usize = 2;
 
-/// Tasks that wait, and those that are done.
+/// Crypto jobs that are pending, and those that are done.
 #[derive(Default)]
-pub(crate) struct Team {
-    tasks: Mutex<Tasks>,
-    /// None waits any more, and one more is done.
+pub(crate) struct CryptoPool {
+    jobs: Mutex<Jobs>,
+    /// Notified when a job is done and none is pending.
     done: Condvar,
 }
 
-/// Each with its place among those that came with it.
+/// The jobs of one round, each with its index in the order in which they were submitted.
 #[derive(Default)]
-struct Tasks {
-    waiting: VecDeque<(usize, Task)>,
-    done: Vec<(usize, Task)>,
+struct Jobs {
+    pending: VecDeque<(usize, CryptoJob)>,
+    done: Vec<(usize, CryptoJob)>,
 }
 
-impl Team {
-    fn lock(&self) -> MutexGuard<'_, Tasks> {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+impl CryptoPool {
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs all tasks, with the help of workers that wait to be called. Gives them back in order. Only
-    /// the control thread calls it.
-    pub(crate) fn run(&self, leader: &Leader, mut tasks: Vec<Task>) -> Vec<Task> {
-        let helpers = (tasks.len() / TASKS_PER_THREAD).saturating_sub(1);
-        if helpers == 0 {
-            return Alone.run(tasks);
+    /// Runs all jobs, together with the followers that it wakes, and returns them in order. Only the
+    /// control thread calls it.
+    pub(crate) fn run(&self, leader: &Leader, mut jobs: Vec<CryptoJob>) -> Vec<CryptoJob> {
+        let followers = (jobs.len() / JOBS_PER_THREAD).saturating_sub(1);
+        if followers == 0 {
+            return Inline.run(jobs);
         }
-        let count = tasks.len();
+        let count = jobs.len();
         {
             let mut shared = self.lock();
-            // Here, so that it is the control thread's memory that holds secrets.
+            // Allocated here, so that the secrets are in memory of the control thread's heap.
             shared.done.reserve_exact(count);
-            shared.waiting.reserve_exact(count);
-            shared.waiting.extend(tasks.drain(..).enumerate());
+            shared.pending.reserve_exact(count);
+            shared.pending.extend(jobs.drain(..).enumerate());
         }
-        let _called = (0..helpers).take_while(|_| leader.wake_follower()).count();
-        while self.help() {}
+        let _woken = (0..followers).take_while(|_| leader.wake_follower()).count();
+        while self.run_one() {}
         let mut done = {
             let mut shared = self.lock();
             while shared.done.len() < count {
                 shared = self.done.wait(shared).unwrap_or_else(PoisonError::into_inner);
             }
-            // A task leaves a copy where it was; freeing erases that.
-            shared.waiting = VecDeque::new();
+            // Moving a job leaves a copy behind, which freeing the memory erases.
+            shared.pending = VecDeque::new();
             core::mem::take(&mut shared.done)
         };
-        done.sort_unstable_by_key(|(place, _)| *place);
-        tasks.extend(done.into_iter().map(|(_, task)| task));
-        tasks
+        done.sort_unstable_by_key(|(index, _)| *index);
+        jobs.extend(done.into_iter().map(|(_, job)| job));
+        jobs
     }
 
-    /// Runs one of the tasks that wait, if there is any.
-    pub(crate) fn help(&self) -> bool {
-        let Some((place, mut task)) = self.lock().waiting.pop_front() else { return false };
-        task.run();
-        let mut tasks = self.lock();
-        tasks.done.push((place, task));
-        let may_be_last = tasks.waiting.is_empty();
-        drop(tasks);
+    /// Runs one pending job. False if there is none.
+    pub(crate) fn run_one(&self) -> bool {
+        let Some((index, mut job)) = self.lock().pending.pop_front() else { return false };
+        job.run();
+        let mut jobs = self.lock();
+        jobs.done.push((index, job));
+        let may_be_last = jobs.pending.is_empty();
+        drop(jobs);
         if may_be_last {
             self.done.notify_one();
         }
@@ -98,11 +98,11 @@ mod tests {
 
     const CLIENTS: u8 = 40;
 
-    struct Helped<'a>(&'a Team, &'a Leader);
+    struct Runner<'a>(&'a CryptoPool, &'a Leader);
 
-    impl device::Team for Helped<'_> {
-        fn run(&self, tasks: Vec<Task>) -> Vec<Task> {
-            self.0.run(self.1, tasks)
+    impl device::JobRunner for Runner<'_> {
+        fn run(&self, jobs: Vec<CryptoJob>) -> Vec<CryptoJob> {
+            self.0.run(self.1, jobs)
         }
     }
 
@@ -132,23 +132,23 @@ mod tests {
 
     const NOW: Now = Now { instant: Instant::from_nanos(1), wall: Duration::from_secs(1) };
 
-    /// Each client's response is its own, whoever wrote it; how many tasks the helpers did.
-    fn answers_all_with(helpers: usize) -> usize {
-        let (team, leader) = (Team::default(), Leader::new(1 + helpers).unwrap());
-        let (helped, ends) = (AtomicUsize::new(0), AtomicBool::new(false));
+    /// Checks that each client gets its own response, whichever thread wrote it; returns how many jobs the followers ran.
+    fn answers_all_with(followers: usize) -> usize {
+        let (pool, leader) = (CryptoPool::default(), Leader::new(1 + followers).unwrap());
+        let (run, ends) = (AtomicUsize::new(0), AtomicBool::new(false));
         let (mut device, mut clients) = device_and_clients();
-        // The leader, who has packets to carry.
+        // The leader, which carries packets.
         assert!(leader.try_lead(0));
         thread::scope(|scope| {
-            for helper in 1..=helpers {
-                let (team, leader, helped, ends) = (&team, &leader, &helped, &ends);
+            for follower in 1..=followers {
+                let (pool, leader, run, ends) = (&pool, &leader, &run, &ends);
                 scope.spawn(move || {
                     while !ends.load(Ordering::SeqCst) {
-                        assert!(!leader.try_lead(helper));
-                        leader.wait(helper, false, &mut [EpollEvent::empty()]).unwrap();
-                        leader.acknowledge(helper);
-                        while team.help() {
-                            helped.fetch_add(1, Ordering::SeqCst);
+                        assert!(!leader.try_lead(follower));
+                        leader.wait(follower, false, &mut [EpollEvent::empty()]).unwrap();
+                        leader.acknowledge(follower);
+                        while pool.run_one() {
+                            run.fetch_add(1, Ordering::SeqCst);
                         }
                     }
                 });
@@ -159,7 +159,7 @@ mod tests {
                 datagram,
                 waiting: 0,
             });
-            device.receive_handshakes(datagrams, &Helped(&team, &leader), NOW);
+            device.receive_handshakes(datagrams, &Runner(&pool, &leader), NOW);
             ends.store(true, Ordering::SeqCst);
             leader.wake_all();
         });
@@ -173,19 +173,19 @@ mod tests {
             answered += 1;
         }
         assert_eq!(answered, CLIENTS);
-        let tasks = team.lock();
-        let kept = tasks.waiting.capacity() + tasks.done.capacity();
+        let jobs = pool.lock();
+        let kept = jobs.pending.capacity() + jobs.done.capacity();
         assert_eq!(kept, 0, "no copy of a secret is kept");
-        drop(tasks);
-        helped.into_inner()
+        drop(jobs);
+        run.into_inner()
     }
 
     #[test]
-    fn all_initiations_are_answered_with_any_number_of_helpers() {
+    fn all_initiations_are_answered_with_any_number_of_followers() {
         assert_eq!(answers_all_with(0), 0);
-        for helpers in [1, 3] {
-            let helped = (0..10).map(|_| answers_all_with(helpers)).sum::<usize>();
-            assert!(helped > 0, "{helpers} helpers do something");
+        for followers in [1, 3] {
+            let run = (0..10).map(|_| answers_all_with(followers)).sum::<usize>();
+            assert!(run > 0, "{followers} followers run some jobs");
         }
     }
 }
