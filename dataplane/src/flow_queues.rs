@@ -1,11 +1,11 @@
-//! Which queues of the TUN device have packets, and which of them is read next: each in turn, a
-//! share of the batch at a time, so that a flow waits for its own packets and for a share of every
-//! other queue at most.
+//! Round robin over the queues of the TUN device, with a quantum in bytes.
+//!
+//! It works like deficit round robin, except that a queue carries no deficit to its next round. A packet
+//! thus waits for its own flow's packets and for at most one quantum, plus a packet, of each other queue.
 
-/// What a queue gives in its turn, in bytes: half of the longest super-packet, or of small packets as
-/// many as take about as long.
-const SHARE_LEN: usize = 32_768;
-/// What the shortest packet counts as.
+/// Bytes that are read from a queue before the next one: half of the longest super-packet.
+const QUANTUM_LEN: usize = 32_768;
+/// Bytes that a packet counts for at least, as the cost of a short one is not its length.
 const LEAST_LEN: usize = 512;
 
 /// A set of at most [`Self::CAPACITY`] queues.
@@ -13,7 +13,7 @@ const LEAST_LEN: usize = 512;
 pub(crate) struct ReadyQueues(u64);
 
 impl ReadyQueues {
-    /// As many queues as are told apart.
+    /// Number of queues that a set can hold.
     pub(crate) const CAPACITY: usize = 64;
 
     pub(crate) const fn insert(&mut self, queue: usize) {
@@ -28,7 +28,7 @@ impl ReadyQueues {
         self.0 == 0
     }
 
-    /// The first queue of the set from `start` on, and behind the last the first.
+    /// The first queue of the set at or after `start`, wrapping around at the end.
     pub(crate) fn next_from(self, start: usize) -> Option<usize> {
         (0..Self::CAPACITY)
             .map(|step| (start + step) % Self::CAPACITY)
@@ -41,20 +41,20 @@ impl ReadyQueues {
     }
 }
 
-/// What a queue may still give in its turn.
-pub(crate) struct Share(usize);
+/// Bytes that may still be read from a queue in this round.
+pub(crate) struct Quantum(usize);
 
-impl Share {
+impl Quantum {
     pub(crate) const fn new() -> Self {
-        Self(SHARE_LEN)
+        Self(QUANTUM_LEN)
     }
 
-    /// Takes a packet of `len` bytes off the share.
-    pub(crate) fn take(&mut self, len: usize) {
+    /// Subtracts a packet of `len` bytes.
+    pub(crate) fn consume(&mut self, len: usize) {
         self.0 = self.0.saturating_sub(len.max(LEAST_LEN));
     }
 
-    pub(crate) const fn is_used_up(&self) -> bool {
+    pub(crate) const fn is_spent(&self) -> bool {
         self.0 == 0
     }
 }
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn queues_have_their_turns_round_the_end() {
+    fn the_queue_after_the_last_is_the_first() {
         let mut ready = ReadyQueues::default();
         assert_eq!(ready.next_from(0), None);
         for queue in [0, 5, 63, 64] {
@@ -80,12 +80,12 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_one_super_packet_or_64_small_ones() {
+    fn a_quantum_is_one_super_packet_or_64_small_ones() {
         let packets = |len| {
-            let mut share = Share::new();
+            let mut quantum = Quantum::new();
             (1..).find(|_| {
-                share.take(len);
-                share.is_used_up()
+                quantum.consume(len);
+                quantum.is_spent()
             })
         };
         assert_eq!(packets(62_000), Some(1));

@@ -1,10 +1,10 @@
-//! What the threads of the dataplane share.
+//! The state that the threads of the dataplane share.
 
 use crate::buffers::{InboundBatch, OutboundBatch};
 use crate::crypto_pool::CryptoPool;
 use crate::flow_queues::ReadyQueues;
 use crate::leader::{FIRST_QUEUE, Leader, UDP};
-use crate::ordered::Ordered;
+use crate::sequencer::Sequencer;
 use crate::tun::Tun;
 use crate::udp::UdpSockets;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -17,7 +17,7 @@ use wgsep_proto::messages::INITIATION_LEN;
 use wgsep_proto::peer::{Endpoint, Peer};
 use wgsep_proto::time::Instant;
 
-/// Batches under way at most, for each worker and source: one in hand, one parked.
+/// Batches for each worker and source: one in use, one parked.
 const BATCHES_PER_WORKER: usize = 2;
 
 /// A handshake message or cookie reply on its way to the control thread.
@@ -40,26 +40,27 @@ impl QueuedHandshake {
     }
 }
 
-/// Messages for the control thread.
+/// Handshake messages for the control thread.
 struct HandshakeQueue {
     messages: VecDeque<QueuedHandshake>,
-    /// Those before them that the control thread has taken and not consumed, by its last word.
+    /// Number of earlier messages that the control thread had taken and not consumed when it last
+    /// updated this.
     taken: usize,
-    /// The control thread looks from time to time, and need not be woken.
+    /// The control thread polls the queue, so that it need not be woken.
     polled: bool,
 }
 
-/// What the threads share.
+/// The state that the control thread and the workers share.
 pub(crate) struct Shared {
     pub(crate) data_path: Arc<DataPath>,
     /// The TUN device, once the helper has handed it over.
     pub(crate) tun: OnceLock<Tun>,
-    /// Turns to read it.
-    pub(crate) outbound: Ordered<OutboundBatch>,
-    /// The UDP sockets of the moment.
+    /// The order of the batches read from it.
+    pub(crate) outbound: Sequencer<OutboundBatch>,
+    /// The current UDP sockets.
     pub(crate) sockets: Published<Arc<UdpSockets>>,
-    /// Turns to read the IPv4 and the IPv6 socket, whichever those are at the moment.
-    pub(crate) inbound: [Ordered<InboundBatch>; 2],
+    /// The order of the batches read from the IPv4 and from the IPv6 socket.
+    pub(crate) inbound: [Sequencer<InboundBatch>; 2],
     handshakes: Mutex<HandshakeQueue>,
     flushes: Mutex<VecDeque<Arc<Peer>>>,
     /// Crypto jobs of the control thread, which followers can run.
@@ -68,25 +69,25 @@ pub(crate) struct Shared {
     pub(crate) control: EventFd,
     /// Which worker waits for packets, and how the others are woken.
     pub(crate) leader: Leader,
-    /// How many times all workers were asked to wipe their stacks.
+    /// Number of requests to wipe the stacks.
     wipes: AtomicU64,
     device_gone: AtomicBool,
     sockets_destroyed: AtomicBool,
 }
 
 impl Shared {
-    /// Everything but the descriptors that are yet to come.
+    /// Creates the state without the descriptors that the helper sends later.
     ///
     /// # Errors
-    /// If the kernel gives no eventfd or no epoll instance.
+    /// If the kernel refuses an eventfd or an epoll instance.
     pub(crate) fn new(data_path: Arc<DataPath>, workers: usize) -> nix::Result<Self> {
         let batches = workers * BATCHES_PER_WORKER;
         let outbound = (0..batches).map(|_| OutboundBatch::new()).collect();
-        let inbound = || Ordered::new((0..batches).map(|_| InboundBatch::new()).collect());
+        let inbound = || Sequencer::new((0..batches).map(|_| InboundBatch::new()).collect());
         Ok(Self {
             data_path,
             tun: OnceLock::new(),
-            outbound: Ordered::new(outbound),
+            outbound: Sequencer::new(outbound),
             sockets: Published::default(),
             inbound: [inbound(), inbound()],
             handshakes: Mutex::new(HandshakeQueue {
@@ -104,13 +105,13 @@ impl Shared {
         })
     }
 
-    /// Wakes the control thread if a worker has something for it. A write can only fail if the
-    /// counter is full, and then it is awake.
+    /// Wakes the control thread.
     pub(crate) fn wake_control(&self) {
+        // The write fails only if the counter is full, and then the thread is awake.
         let _full = self.control.write(1);
     }
 
-    /// Takes the TUN device, once, and has it read.
+    /// Stores the TUN device, once, and starts reading it.
     ///
     /// # Errors
     /// As epoll_ctl(2).
@@ -122,7 +123,7 @@ impl Shared {
         Ok(tun)
     }
 
-    /// Replaces the sockets, and has the new ones read. The workers release the old ones when they
+    /// Replaces the sockets and starts reading the new ones. The workers release the old ones when they
     /// are woken.
     ///
     /// # Errors
@@ -146,8 +147,8 @@ impl Shared {
         self.handshakes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a message for the control thread, or drops and counts it. True if the control thread has
-    /// to be woken: the queue was empty, and it does not look by itself.
+    /// Queues a message for the control thread, or drops and counts it. True if the control thread must
+    /// be woken, because the queue was empty and is not polled.
     pub(crate) fn queue_handshake(&self, message: QueuedHandshake) -> bool {
         let mut queue = self.handshakes();
         if queue.taken + queue.messages.len() >= MAX_QUEUED_HANDSHAKES {
@@ -159,18 +160,18 @@ impl Shared {
         queue.messages.len() == 1 && !queue.polled
     }
 
-    /// The control thread says whether it looks by itself. Returns whether messages wait that nobody
-    /// woke it for.
+    /// Sets whether the control thread polls the queue. True if polling ends and messages are queued,
+    /// for which the thread has not been woken.
     pub(crate) fn poll_handshakes(&self, polled: bool) -> bool {
         let mut queue = self.handshakes();
-        let unheard = queue.polled && !polled && !queue.messages.is_empty();
+        let unpolled = queue.polled && !polled && !queue.messages.is_empty();
         queue.polled = polled;
-        unheard
+        unpolled
     }
 
-    /// Takes all queued messages if none are left of those `taken` before; how many are queued now. It
-    /// holds the queue for as long as it takes to exchange two pointers: the control thread gives way to
-    /// workers, who must not wait for it.
+    /// Takes all queued messages if none are left of those `taken` before. Returns how many are queued
+    /// now. It holds the lock only to exchange two pointers, because the control thread runs at a lower
+    /// priority than the workers, which must not wait for it.
     pub(crate) fn take_handshakes(&self, taken: &mut VecDeque<QueuedHandshake>) -> usize {
         let mut queue = self.handshakes();
         if taken.is_empty() {
@@ -180,15 +181,15 @@ impl Shared {
         queue.messages.len()
     }
 
-    /// Forgets the queued messages, when the sockets close.
+    /// Discards the queued messages when the sockets close.
     pub(crate) fn clear_handshakes(&self) {
         let mut queue = self.handshakes();
         queue.messages.clear();
         queue.taken = 0;
     }
 
-    /// Leaves the staged packets of peers to whichever worker reads the TUN device next, so that
-    /// they keep their place before the packets read after them.
+    /// Requests that the worker that reads the TUN device next sends the staged packets of peers, so
+    /// that they stay ahead of the packets read after them.
     pub(crate) fn request_flushes(&self, peers: impl Iterator<Item = Arc<Peer>>) {
         let peers: Vec<_> = peers.collect();
         if !peers.is_empty() {
@@ -197,17 +198,17 @@ impl Shared {
         }
     }
 
-    /// True if staged packets can go.
+    /// True if staged packets can be sent.
     pub(crate) fn has_flushes(&self) -> bool {
         !self.flushes.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// A peer whose staged packets can go, the one that waits for longest.
+    /// Takes the peer whose flush was requested first.
     pub(crate) fn take_flush(&self) -> Option<Arc<Peer>> {
         self.flushes.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
-    /// What the kernel spares us at the moment, by its name in `--without` with underscores.
+    /// Which offloads are in use, by their names in `--without` with underscores.
     pub(crate) fn offloads(&self, udp_gso: bool, now: Instant) -> Vec<(&'static str, bool)> {
         let tun = self.tun.get();
         let coalesce = tun.map(|tun| tun.coalesce(now)).unwrap_or_default();
@@ -220,7 +221,7 @@ impl Shared {
         ]
     }
 
-    /// Has each worker wipe its stack when it is done with what it has in hand.
+    /// Requests that each worker wipes its stack after its current batches.
     pub(crate) fn request_wipes(&self) {
         self.wipes.fetch_add(1, Ordering::SeqCst);
         self.leader.wake_all();
@@ -231,13 +232,13 @@ impl Shared {
         self.wipes.load(Ordering::SeqCst)
     }
 
-    /// Notes that the TUN device was deleted.
+    /// Records that the TUN device was deleted.
     pub(crate) fn set_device_gone(&self) {
         self.device_gone.store(true, Ordering::Release);
         self.wake_control();
     }
 
-    /// Notes that another program has the kernel destroy our sockets (SOCK_DESTROY, as `ss -K` does).
+    /// Records that another program has had the kernel destroy our sockets (SOCK_DESTROY, as `ss -K` does).
     pub(crate) fn set_sockets_destroyed(&self) {
         self.sockets_destroyed.store(true, Ordering::Release);
         self.wake_control();
@@ -273,7 +274,7 @@ mod tests {
         let mut taken = VecDeque::new();
         assert_eq!(shared.take_handshakes(&mut taken), 0);
         assert_eq!(taken.len(), MAX_QUEUED_HANDSHAKES);
-        // They still wait until they are consumed, and the next are not taken before.
+        // They count as queued until they are consumed, and no others are taken before.
         assert!(!queue());
         assert_eq!(shared.data_path.drops.count(DropCause::HandshakeQueueFull), 2);
         taken.drain(..16);
@@ -285,13 +286,13 @@ mod tests {
     }
 
     #[test]
-    fn a_control_thread_that_looks_by_itself_is_not_woken_and_misses_nothing_when_it_stops() {
+    fn a_control_thread_that_polls_is_not_woken_and_misses_nothing_when_it_stops() {
         let shared = Shared::new(Arc::default(), 1).unwrap();
         let endpoint = Endpoint::new(([192, 0, 2, 1], 7).into());
         let queue = || shared.queue_handshake(QueuedHandshake::new(endpoint, &[1; 148]).unwrap());
         assert!(!shared.poll_handshakes(true));
         assert!(!queue() && !queue());
-        assert!(!shared.poll_handshakes(true), "it looks");
+        assert!(!shared.poll_handshakes(true), "it polls");
         assert!(shared.poll_handshakes(false), "and once more as it stops");
         let mut taken = VecDeque::new();
         assert_eq!((shared.take_handshakes(&mut taken), taken.len()), (0, 2));

@@ -1,24 +1,24 @@
-//! A worker: whole batches from end to end, each while it is hot in the cache.
+//! A worker thread, which processes a whole batch from the read to the write while it is in the cache.
 //!
-//! Whoever fills a batch passes the lead on (see `lead`) before the parallel steps. Who has no batch
-//! helps the control thread if it is woken for that (see `team`).
+//! A worker that fills a batch promotes a follower (see `leader`) before the parallel steps. A follower
+//! that is woken and has no batch runs crypto jobs (see `crypto_pool`).
 //!
-//! Out of the tunnel, `outbound`:
-//! 1. take the TUN device's turn; staged packets whose keypair has come go first (in turn)
-//! 2. read packets, a share from each queue that has some, route each, tell the sender of one that has
-//!    nowhere to go (in turn)
-//! 3. lease a keypair and nonces for each run of packets to one peer, or stage it (in turn)
+//! From the TUN device to the network, `outbound`:
+//! 1. take the source lock; add staged packets that can be sent (sequential)
+//! 2. read packets, a quantum from each ready queue; route each, and answer one without a route with an
+//!    ICMP error (sequential)
+//! 3. reserve nonces for each run of packets to one peer, or stage the run (sequential)
 //! 4. split super-packets, seal each packet (parallel)
-//! 5. send, in the order of the turns
+//! 5. send, in the order of sequence numbers
 //!
-//! Into the tunnel, `inbound`:
-//! 1. take the socket's turn; read datagrams (in turn)
-//! 2. parse; hand handshake messages to the control thread; look up keypairs; open (parallel)
-//! 3. accept, put together super-packets, write to the TUN device, in the order of the turns
+//! From the network to the TUN device, `inbound`:
+//! 1. take the source lock; read datagrams (sequential)
+//! 2. parse; queue handshake messages for the control thread; look up keypairs; open (parallel)
+//! 3. accept, coalesce super-packets, write to the TUN device, in the order of sequence numbers
 
 use crate::buffers::{InboundBatch, Opened, OutboundBatch};
 use crate::clock;
-use crate::flow_queues::{ReadyQueues, Share};
+use crate::flow_queues::{Quantum, ReadyQueues};
 use crate::leader::{FIRST_QUEUE, MAX_EVENTS, UDP, WAKE};
 use crate::offload::{Coalesce, Coalescer, VNET_HDR_LEN, VnetHeader};
 use crate::secret;
@@ -35,10 +35,10 @@ use wgsep_proto::messages::{Message, TAG_LEN, TRANSPORT_HEADER_LEN};
 use wgsep_proto::receive::Received;
 use wgsep_proto::time::Instant;
 
-/// Most packets that are read in one turn.
+/// Most packets that are read under one source lock.
 const MAX_READS: usize = 256;
 
-/// Staged packets, and peers, after which no more are taken in one turn.
+/// Staged packets, and peers, after which no more are taken under one source lock.
 const MAX_STAGED: usize = 256;
 
 /// A worker thread's own state.
@@ -49,16 +49,16 @@ pub(crate) struct Worker {
     is_leader: bool,
     routes: Reader<Routes>,
     sockets: Reader<Arc<UdpSockets>>,
-    /// The TUN device's queue whose turn it is.
+    /// The TUN device's queue that is read next.
     next_queue: usize,
     /// Empty between batches.
     coalescer: Coalescer,
-    /// Requests to wipe the stack that it has met.
+    /// Number of requests to wipe the stack that it has served.
     wipes: u64,
 }
 
 impl Worker {
-    /// A worker that has yet to run.
+    /// Creates a worker; [`Self::run`] starts it.
     pub(crate) fn new(number: usize, shared: Arc<Shared>) -> Self {
         Self {
             number,
@@ -72,7 +72,7 @@ impl Worker {
         }
     }
 
-    /// Works until the process ends.
+    /// Processes events until the process exits.
     pub(crate) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let mut events = [EpollEvent::empty(); MAX_EVENTS];
@@ -102,8 +102,8 @@ impl Worker {
         }
     }
 
-    /// Does what the events are about; how deep the stack is to be wiped after that, if it is. Never inlined:
-    /// what it leaves on the stack has to be below its caller.
+    /// Handles the events. Returns how deep the stack must be wiped afterwards, if at all. It is never
+    /// inlined, so that what it leaves on the stack is below its caller.
     #[inline(never)]
     fn work(&mut self, events: &[EpollEvent]) -> Option<usize> {
         let woken = events.iter().any(|event| event.data() == WAKE);
@@ -141,12 +141,12 @@ impl Worker {
         ran_jobs.then_some(secret::USUAL_DEPTH)
     }
 
-    /// Looks at what the control thread has published.
+    /// Takes over what the control thread has published.
     fn refresh(&mut self) {
         let Self { shared, routes, sockets, .. } = self;
         routes.refresh(&shared.data_path.routes);
         if sockets.refresh(&shared.sockets) {
-            // It may wait for the port to be free.
+            // It may be waiting for the old sockets to close, which frees their port.
             shared.wake_control();
         }
     }
@@ -162,7 +162,7 @@ impl Worker {
         }
     }
 
-    /// More may be waiting than was read: another worker shall read on meanwhile.
+    /// Has another worker read on, as more packets may be waiting than this one has read.
     fn promote_follower(&mut self) {
         if self.is_leader {
             self.is_leader = false;
@@ -178,24 +178,24 @@ impl Worker {
         let Shared { data_path, outbound, .. } = &*shared;
         let mut batch = outbound.take_batch();
         let now;
-        let ticket = {
-            let mut turn = outbound.turn();
+        let number = {
+            let mut source = outbound.lock_source();
             now = clock::instant();
             self.lease_staged(&mut batch, now);
             self.read_packets(tun, ready, &mut batch, now);
             batch.lease(data_path, now);
-            (!batch.is_empty()).then(|| turn.take_ticket())
+            (!batch.is_empty()).then(|| source.assign())
         };
         if batch.room().is_none() {
             self.promote_follower();
         }
-        match ticket {
-            Some(ticket) => {
+        match number {
+            Some(number) => {
                 batch.seal(data_path);
                 let sockets = self.sockets.value();
-                outbound.complete(ticket, batch, |batch| {
+                outbound.complete(number, batch, |batch| {
                     batch.send(sockets, data_path, now);
-                    // Only packets of a few bytes each leave anything.
+                    // Only a batch of packets of a few bytes each needs more than one round.
                     while batch.seal(data_path) {
                         batch.send(sockets, data_path, now);
                     }
@@ -212,12 +212,13 @@ impl Worker {
         }
     }
 
-    /// Takes staged packets that can go now; if there are too many for one batch, the rest with the next.
+    /// Takes staged packets that can be sent now. If one batch cannot hold them all, it wakes this worker
+    /// for the rest.
     fn lease_staged(&self, batch: &mut OutboundBatch, now: Instant) {
         let mut work = 0;
         while work < MAX_STAGED {
             let Some(peer) = self.shared.take_flush() else { return };
-            // A peer that has none left has been looked at, too.
+            // A peer without staged packets counts too, because looking costs time.
             work += 1;
             if let Some(lease) = self.shared.data_path.lease(&peer, 0, now, |_| 0) {
                 work += lease.staged.len();
@@ -235,18 +236,18 @@ impl Worker {
         batch: &mut OutboundBatch,
         now: Instant,
     ) {
-        // Bounded also where nothing is kept: a flood of packets that have nowhere to go must not
-        // hold up those that have.
+        // Bounded even where no packet is kept: a flood of packets without a route must not delay
+        // the others.
         let mut reads = 0;
         while let Some(queue) = ready.next_from(self.next_queue) {
             self.next_queue = queue + 1;
-            let mut share = Share::new();
-            while !share.is_used_up() {
+            let mut quantum = Quantum::new();
+            while !quantum.is_spent() {
                 let Some(room) = batch.room().filter(|_| reads < MAX_READS) else { return };
                 reads += 1;
                 match tun.read(queue, room) {
                     Read::Packet(header, len) => {
-                        share.take(len);
+                        quantum.consume(len);
                         self.keep_packet(tun, batch, &header, len, now);
                     }
                     Read::Malformed => {
@@ -265,7 +266,7 @@ impl Worker {
         }
     }
 
-    /// Keeps the packet that was read last, unless it has nowhere to go.
+    /// Keeps the packet that was read last, unless it has no route.
     fn keep_packet(
         &self,
         tun: &Tun,
@@ -286,7 +287,7 @@ impl Worker {
         }
     }
 
-    /// Tells the sender of a packet that its destination cannot be reached, where that is so.
+    /// Sends an ICMP error for a packet whose destination is unreachable, if `cause` says so.
     fn refuse(&self, tun: &Tun, cause: DropCause, packet: &[u8], now: Instant) {
         let data_path = &self.shared.data_path;
         let mut frame = [0; VNET_HDR_LEN + MAX_ERROR_LEN];
@@ -304,12 +305,12 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let Some(inbound) = shared.inbound.get(family) else { return };
         let mut batch = inbound.take_batch();
-        let ticket = {
-            let mut turn = inbound.turn();
+        let number = {
+            let mut source = inbound.lock_source();
             self.read_datagrams(family, &mut batch);
-            (!batch.is_empty()).then(|| turn.take_ticket())
+            (!batch.is_empty()).then(|| source.assign())
         };
-        let Some(ticket) = ticket else {
+        let Some(number) = number else {
             batch.clear();
             inbound.return_batch(batch);
             return;
@@ -322,11 +323,11 @@ impl Worker {
         if let Some(tun) = shared.tun.get() {
             let Self { coalescer, routes, .. } = self;
             coalescer.set(tun.coalesce(now));
-            inbound.complete(ticket, batch, |batch| {
+            inbound.complete(number, batch, |batch| {
                 deliver(&shared.data_path, routes.value(), coalescer, tun, batch, now);
             });
         } else {
-            inbound.complete(ticket, batch, InboundBatch::clear);
+            inbound.complete(number, batch, InboundBatch::clear);
         }
         if queued | shared.data_path.take_wake() {
             shared.wake_control();
@@ -345,7 +346,7 @@ impl Worker {
                     batch.discard();
                 }
                 Err(error) => {
-                    // Nothing waits; or an error that the socket had pending, which is now gone.
+                    // The queue is empty, or the socket reported a pending error, once.
                     if error.kind() == io::ErrorKind::ConnectionAborted {
                         self.shared.set_sockets_destroyed();
                     }
@@ -381,7 +382,7 @@ fn deliver(
         let Some(bytes) = storage.get_mut(plaintext.clone()) else { continue };
         let accepted = data_path.accept(&received, routes, bytes, now);
         let Some(len) = accepted.map(|packet| packet.len()) else { continue };
-        // The packet's transport header has room for the one that the TUN device wants.
+        // The TUN device's header overwrites the transport header, which is longer.
         let start = plaintext.start.saturating_sub(VNET_HDR_LEN);
         let Some(frame) = storage.get_mut(start..plaintext.start + len) else { continue };
         coalescer.push(frame, write);
@@ -391,7 +392,7 @@ fn deliver(
 }
 
 /// Opens every transport message of a batch and queues every handshake message. True if the control
-/// thread has to be woken.
+/// thread must be woken.
 fn open_all(shared: &Shared, batch: &mut InboundBatch, now: Instant) -> bool {
     let mut wake = false;
     for arrived in 0..batch.received.len() {
@@ -454,12 +455,14 @@ fn open_one(
     false
 }
 
-/// The place among the batch's sessions of the one with this index, most likely the last.
+/// The position of a receiver index among the sessions of a batch, to which it is added if necessary.
+///
+/// Only the latest sessions are searched, because consecutive packets mostly belong to one.
 fn find_session(shared: &Shared, batch: &mut InboundBatch, index: u32) -> Option<usize> {
     const LOOK_BACK: usize = 8;
     let known = batch.sessions.iter().enumerate().rev().take(LOOK_BACK);
-    if let Some((place, _)) = known.into_iter().find(|(_, (known, ..))| *known == index) {
-        return Some(place);
+    if let Some((position, _)) = known.into_iter().find(|(_, (known, ..))| *known == index) {
+        return Some(position);
     }
     let (peer, keypair) = shared.data_path.index_table.lookup_keypair(index)?;
     batch.sessions.push((index, peer, keypair));
@@ -502,7 +505,7 @@ mod tests {
         }
         assert_eq!(parts, (PEERS as usize).div_ceil(MAX_STAGED));
     }
-    /// Between the look-up of a packet's peer and its lease the control thread may remove the peer.
+    /// The control thread may remove a peer between the lookup for a packet and its reservation.
     #[test]
     fn packets_to_a_peer_that_was_removed_meanwhile_are_counted() {
         let now = Now { instant: Instant::from_nanos(1), wall: core::time::Duration::ZERO };
