@@ -11,7 +11,7 @@ use wgsep_proto::ip::{Ecn, InnerPacket};
 use wgsep_proto::keypair::Keypair;
 use wgsep_proto::messages::TRANSPORT_HEADER_LEN;
 use wgsep_proto::peer::{Endpoint, Peer, StagedPackets};
-use wgsep_proto::send::{Lease, datagram_len, seal};
+use wgsep_proto::send::{NonceReservation, datagram_len, seal};
 use wgsep_proto::time::Instant;
 
 /// Bytes of packets after which a worker takes no more out of the TUN device: short of the longest
@@ -65,8 +65,8 @@ struct Outgoing {
 struct Run {
     peer: Arc<Peer>,
     packets: Range<usize>,
-    /// `None` until leased, and for packets that were staged or dropped instead.
-    lease: Option<Lease>,
+    /// `None` until nonces are reserved, and for packets that were staged or dropped instead.
+    reservation: Option<NonceReservation>,
     /// Packets staged before, sealed, each with its traffic class. They go first.
     staged: Vec<(Vec<u8>, u8)>,
     /// Bytes that went.
@@ -89,8 +89,8 @@ struct Next {
 }
 
 impl Run {
-    fn new(peer: Arc<Peer>, packets: Range<usize>, lease: Option<Lease>) -> Self {
-        Self { peer, packets, lease, staged: Vec::new(), sent: 0 }
+    fn new(peer: Arc<Peer>, packets: Range<usize>, reservation: Option<NonceReservation>) -> Self {
+        Self { peer, packets, reservation, staged: Vec::new(), sent: 0 }
     }
 }
 
@@ -141,7 +141,7 @@ impl OutboundBatch {
         self.packets.push(Outgoing { packet, segments, ecn, mtu, counter: 0 });
         self.used = end;
         match self.runs.last_mut() {
-            Some(run) if Arc::ptr_eq(&run.peer, peer) && run.lease.is_none() => {
+            Some(run) if Arc::ptr_eq(&run.peer, peer) && run.reservation.is_none() => {
                 run.packets.end += 1;
             }
             _ => self.runs.push(Run::new(Arc::clone(peer), at..at + 1, None)),
@@ -150,30 +150,30 @@ impl OutboundBatch {
     }
 
     /// Adds staged packets that can go now.
-    pub(crate) fn add_staged(&mut self, peer: Arc<Peer>, lease: Lease) {
+    pub(crate) fn add_staged(&mut self, peer: Arc<Peer>, reservation: NonceReservation) {
         let at = self.packets.len();
-        self.runs.push(Run::new(peer, at..at, Some(lease)));
+        self.runs.push(Run::new(peer, at..at, Some(reservation)));
     }
 
-    /// Takes a lease for each run, or stages it.
-    pub(crate) fn lease(&mut self, data_path: &DataPath, now: Instant) {
+    /// Reserves nonces for each run, or stages it.
+    pub(crate) fn reserve_nonces(&mut self, data_path: &DataPath, now: Instant) {
         let Self { frames, packets, runs, datagrams, .. } = self;
-        for run in runs.iter_mut().filter(|run| run.lease.is_none()) {
+        for run in runs.iter_mut().filter(|run| run.reservation.is_none()) {
             let Some(packets) = packets.get_mut(run.packets.clone()) else { continue };
             let count = packets.iter().map(|packet| packet.segments.count()).sum();
-            run.lease = data_path.lease(&run.peer, count, now, |staged| {
+            run.reservation = data_path.reserve_nonces(&run.peer, count, now, |staged| {
                 let stage = |packet: &Outgoing| packet.stage(frames, datagrams, staged, data_path);
                 packets.iter().map(stage).sum()
             });
-            if let Some(lease) = &run.lease {
-                let mut counter = lease.first_counter + lease.staged.len() as u64;
+            if let Some(reservation) = &run.reservation {
+                let mut counter = reservation.first_counter + reservation.staged.len() as u64;
                 for packet in packets {
                     packet.counter = counter;
                     counter += packet.segments.count() as u64;
                 }
             }
         }
-        runs.retain(|run| run.lease.is_some());
+        runs.retain(|run| run.reservation.is_some());
     }
 
     /// True if nothing is to be sent.
@@ -189,9 +189,9 @@ impl OutboundBatch {
         sealed.clear();
         let before = next.run;
         while let Some(run) = runs.get_mut(next.run) {
-            let Some(lease) = &mut run.lease else { return false };
-            if !lease.staged.is_empty() {
-                run.staged = seal_staged(lease, data_path);
+            let Some(reservation) = &mut run.reservation else { return false };
+            if !reservation.staged.is_empty() {
+                run.staged = seal_staged(reservation, data_path);
             }
             let of_run = packets.get(run.packets.clone()).unwrap_or_default();
             while let Some(packet) = of_run.get(next.packet) {
@@ -202,7 +202,7 @@ impl OutboundBatch {
                     if sealed.len() >= MAX_DATAGRAMS {
                         return true;
                     }
-                    match packet.seal(frames, next.segment, &lease.keypair, datagram) {
+                    match packet.seal(frames, next.segment, &reservation.keypair, datagram) {
                         Ok(()) => {
                             sealed.push(Sealed { bytes: place, ecn: packet.ecn, run: next.run });
                             used += len;
@@ -223,14 +223,15 @@ impl OutboundBatch {
     /// Sends what is sealed, in order.
     pub(crate) fn send(&mut self, sockets: &UdpSockets, data_path: &DataPath, now: Instant) {
         for run in &mut self.runs {
-            let Some(lease) = &run.lease else { continue };
+            let Some(reservation) = &run.reservation else { continue };
             for (datagram, class) in run.staged.drain(..) {
                 let datagrams = Datagrams {
                     payload: &datagram,
                     segment_len: datagram.len(),
                     traffic_class: class,
                 };
-                run.sent += sockets.send(&run.peer, &lease.endpoint, &datagrams, data_path, now);
+                run.sent +=
+                    sockets.send(&run.peer, &reservation.endpoint, &datagrams, data_path, now);
             }
         }
         let mut rest = self.sealed.as_slice();
@@ -240,13 +241,13 @@ impl OutboundBatch {
             let end = group.last().map_or(first.bytes.end, |last| last.bytes.end);
             let Some(payload) = self.datagrams.get(first.bytes.start..end) else { return };
             let Some(run) = self.runs.get_mut(first.run) else { return };
-            let Some(lease) = &run.lease else { return };
+            let Some(reservation) = &run.reservation else { return };
             let datagrams = Datagrams {
                 payload,
                 segment_len: first.bytes.len(),
                 traffic_class: first.ecn.encapsulated().bits(),
             };
-            run.sent += sockets.send(&run.peer, &lease.endpoint, &datagrams, data_path, now);
+            run.sent += sockets.send(&run.peer, &reservation.endpoint, &datagrams, data_path, now);
         }
     }
 
@@ -341,20 +342,20 @@ fn segments(datagrams: &[Sealed]) -> usize {
 }
 
 /// Turns each staged packet into its datagram, with its traffic class.
-fn seal_staged(lease: &mut Lease, data_path: &DataPath) -> Vec<(Vec<u8>, u8)> {
-    let staged: VecDeque<Vec<u8>> = core::mem::take(&mut lease.staged);
+fn seal_staged(reservation: &mut NonceReservation, data_path: &DataPath) -> Vec<(Vec<u8>, u8)> {
+    let staged: VecDeque<Vec<u8>> = core::mem::take(&mut reservation.staged);
     let seal_one = |(packet, counter): (Vec<u8>, u64)| {
         let class = InnerPacket::parse(&packet).map_or(0, |inner| inner.ecn.encapsulated().bits());
         let mut datagram = vec![0; data_path.datagram_len(&packet)];
         let place = datagram.get_mut(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + packet.len())?;
         place.copy_from_slice(&packet);
-        let sealed = seal(&lease.keypair, counter, &mut datagram, packet.len());
+        let sealed = seal(&reservation.keypair, counter, &mut datagram, packet.len());
         if !sealed {
             data_path.drops.add(DropCause::SendTooLong, 1);
         }
         sealed.then_some((datagram, class))
     };
-    staged.into_iter().zip(lease.first_counter..).filter_map(seal_one).collect()
+    staged.into_iter().zip(reservation.first_counter..).filter_map(seal_one).collect()
 }
 
 /// Datagrams on their way in.

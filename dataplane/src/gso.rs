@@ -101,7 +101,7 @@ impl Gso {
         segment_len: usize,
         now: Instant,
     ) -> bool {
-        let note = Note::unpack(peer.path_note().load(Ordering::Relaxed));
+        let note = Note::unpack(peer.path_cache().load(Ordering::Relaxed));
         let fits = |note: Note| {
             segment_len <= usize::from(note.longest)
                 || note.epoch != self.epoch.load(Ordering::Relaxed)
@@ -121,14 +121,14 @@ impl Gso {
         if self.unsupported.clear() {
             self.log(now, || tracing::info!("UDP segmentation offload is in use again"));
         }
-        let bits = peer.path_note().load(Ordering::Relaxed);
+        let bits = peer.path_cache().load(Ordering::Relaxed);
         let Some(note) = Note::unpack(bits) else { return };
         let is_of_path = note.path == path_of(endpoint);
         if is_of_path && segment_len <= usize::from(note.longest) {
             return;
         }
         let cleared =
-            peer.path_note().compare_exchange(bits, 0, Ordering::Relaxed, Ordering::Relaxed);
+            peer.path_cache().compare_exchange(bits, 0, Ordering::Relaxed, Ordering::Relaxed);
         if is_of_path && cleared.is_ok() {
             let (name, to) = (peer.public_key(), endpoint.destination.ip());
             self.log(now, || {
@@ -168,7 +168,7 @@ impl Gso {
             epoch: self.epoch.load(Ordering::Relaxed),
             until: seconds(now.after(HOLDS)) as u16,
         };
-        let before = Note::unpack(peer.path_note().swap(note.pack(), Ordering::Relaxed));
+        let before = Note::unpack(peer.path_cache().swap(note.pack(), Ordering::Relaxed));
         if before.is_none_or(|before| before.path != note.path) {
             let (name, to) = (peer.public_key(), endpoint.destination.ip());
             self.log(now, || {
@@ -194,7 +194,7 @@ impl Gso {
         let (mut paths, mut refused) = (0, 0);
         for peer in peers {
             let Some(endpoint) = peer.endpoint() else { continue };
-            let note = Note::unpack(peer.path_note().load(Ordering::Relaxed));
+            let note = Note::unpack(peer.path_cache().load(Ordering::Relaxed));
             paths += 1;
             refused += usize::from(note.is_some_and(|note| note.is_recent(&endpoint, now)));
         }

@@ -26,7 +26,7 @@ pub(crate) struct Datagram {
 
 /// Room for every control message we ask for or send, aligned as the kernel wants it.
 #[repr(C, align(8))]
-struct Control([u8; 128]);
+struct ControlBuffer([u8; 128]);
 
 /// Receives one datagram, without waiting.
 ///
@@ -35,7 +35,7 @@ struct Control([u8; 128]);
 /// which cannot be answered, or one that was cut short, is `InvalidData`.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Datagram> {
     let mut name = MaybeUninit::<libc::sockaddr_storage>::zeroed();
-    let mut control = Control([0; 128]);
+    let mut control = ControlBuffer([0; 128]);
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: an all-zero msghdr is a valid one with nothing in it.
     let mut message: libc::msghdr = unsafe { zeroed() };
@@ -145,7 +145,7 @@ pub(crate) fn send(
     segment_len: Option<u16>,
 ) -> io::Result<()> {
     let (mut name, name_len) = socket_name(endpoint.destination);
-    let mut control = Control([0; 128]);
+    let mut control = ControlBuffer([0; 128]);
     let mut iov =
         libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
     // SAFETY: an all-zero msghdr is a valid one with nothing in it.
@@ -355,7 +355,7 @@ pub(crate) fn receive_netlink(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
 ) -> nix::Result<(usize, Option<i32>)> {
-    let mut control = Control([0; 128]);
+    let mut control = ControlBuffer([0; 128]);
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: an all-zero msghdr is a valid one with nothing in it.
     let mut message: libc::msghdr = unsafe { zeroed() };

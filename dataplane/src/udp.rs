@@ -195,7 +195,7 @@ pub(crate) mod tests {
             sockets.send(&peer, to, &datagrams, device.data_path(), Instant::from_nanos(1))
         };
         assert_eq!(send(&nowhere), 0);
-        assert_eq!(peer.path_note().load(Ordering::Relaxed), 0);
+        assert_eq!(peer.path_cache().load(Ordering::Relaxed), 0);
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let somewhere = Endpoint::new(receiver.local_addr().unwrap());
         assert_eq!(send(&somewhere), 128);
@@ -223,11 +223,12 @@ pub(crate) mod tests {
         let mut device = Device::new(Box::new(KernelRandom));
         device.configure(Configuration { peers: vec![peer], ..Configuration::default() }, now);
         let data_path = Arc::clone(device.data_path());
-        let mut routes = data_path.routes.reader();
-        routes.refresh(&data_path.routes);
+        let mut allowed_ips = data_path.allowed_ips.reader();
+        allowed_ips.refresh(&data_path.allowed_ips);
         let mut packet = [0; 20];
         (packet[0], packet[3]) = (0x45, 20);
-        let peer = data_path.route(routes.value(), &packet).ok().map(|(peer, _)| Arc::clone(peer));
+        let peer =
+            data_path.route(allowed_ips.value(), &packet).ok().map(|(peer, _)| Arc::clone(peer));
         (device, peer.unwrap())
     }
 

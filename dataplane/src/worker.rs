@@ -29,7 +29,7 @@ use crate::udp::UdpSockets;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::io;
 use std::sync::Arc;
-use wgsep_proto::data_path::{DataPath, DropCause, Reader, Routes};
+use wgsep_proto::data_path::{AllowedIpTable, DataPath, DropCause, Reader};
 use wgsep_proto::icmp::MAX_ERROR_LEN;
 use wgsep_proto::messages::{Message, TAG_LEN, TRANSPORT_HEADER_LEN};
 use wgsep_proto::receive::Received;
@@ -47,7 +47,7 @@ pub(crate) struct Worker {
     shared: Arc<Shared>,
     /// True while it is the one that waits for packets.
     is_leader: bool,
-    routes: Reader<Routes>,
+    allowed_ips: Reader<AllowedIpTable>,
     sockets: Reader<Arc<UdpSockets>>,
     /// The TUN device's queue that is read next.
     next_queue: usize,
@@ -63,7 +63,7 @@ impl Worker {
         Self {
             number,
             is_leader: false,
-            routes: shared.data_path.routes.reader(),
+            allowed_ips: shared.data_path.allowed_ips.reader(),
             sockets: shared.sockets.reader(),
             next_queue: 0,
             coalescer: Coalescer::new(Coalesce::default()),
@@ -143,8 +143,8 @@ impl Worker {
 
     /// Takes over what the control thread has published.
     fn refresh(&mut self) {
-        let Self { shared, routes, sockets, .. } = self;
-        routes.refresh(&shared.data_path.routes);
+        let Self { shared, allowed_ips, sockets, .. } = self;
+        allowed_ips.refresh(&shared.data_path.allowed_ips);
         if sockets.refresh(&shared.sockets) {
             // It may be waiting for the old sockets to close, which frees their port.
             shared.wake_control();
@@ -181,9 +181,9 @@ impl Worker {
         let number = {
             let mut source = outbound.lock_source();
             now = clock::instant();
-            self.lease_staged(&mut batch, now);
+            self.reserve_staged(&mut batch, now);
             self.read_packets(tun, ready, &mut batch, now);
-            batch.lease(data_path, now);
+            batch.reserve_nonces(data_path, now);
             (!batch.is_empty()).then(|| source.assign())
         };
         if batch.room().is_none() {
@@ -214,15 +214,15 @@ impl Worker {
 
     /// Takes staged packets that can be sent now. If one batch cannot hold them all, it wakes this worker
     /// for the rest.
-    fn lease_staged(&self, batch: &mut OutboundBatch, now: Instant) {
+    fn reserve_staged(&self, batch: &mut OutboundBatch, now: Instant) {
         let mut work = 0;
         while work < MAX_STAGED {
             let Some(peer) = self.shared.take_flush() else { return };
             // A peer without staged packets counts too, because looking costs time.
             work += 1;
-            if let Some(lease) = self.shared.data_path.lease(&peer, 0, now, |_| 0) {
-                work += lease.staged.len();
-                batch.add_staged(peer, lease);
+            if let Some(reservation) = self.shared.data_path.reserve_nonces(&peer, 0, now, |_| 0) {
+                work += reservation.staged.len();
+                batch.add_staged(peer, reservation);
             }
         }
         self.shared.leader.wake(self.number);
@@ -277,7 +277,7 @@ impl Worker {
     ) {
         let data_path = &self.shared.data_path;
         let packet = batch.latest(len);
-        match data_path.route(self.routes.value(), packet) {
+        match data_path.route(self.allowed_ips.value(), packet) {
             Ok((peer, inner)) => {
                 if !batch.keep(peer, header, &inner, data_path) {
                     data_path.drops.add(DropCause::OutboundMalformed, 1);
@@ -321,10 +321,10 @@ impl Worker {
         let now = clock::instant();
         let queued = open_all(&shared, &mut batch, now);
         if let Some(tun) = shared.tun.get() {
-            let Self { coalescer, routes, .. } = self;
+            let Self { coalescer, allowed_ips, .. } = self;
             coalescer.set(tun.coalesce(now));
             inbound.complete(number, batch, |batch| {
-                deliver(&shared.data_path, routes.value(), coalescer, tun, batch, now);
+                deliver(&shared.data_path, allowed_ips.value(), coalescer, tun, batch, now);
             });
         } else {
             inbound.complete(number, batch, InboundBatch::clear);
@@ -360,7 +360,7 @@ impl Worker {
 /// Accepts what opened, writes it to the TUN device, and empties the batch.
 fn deliver(
     data_path: &DataPath,
-    routes: &Routes,
+    allowed_ips: &AllowedIpTable,
     coalescer: &mut Coalescer,
     tun: &Tun,
     batch: &mut InboundBatch,
@@ -380,7 +380,7 @@ fn deliver(
         let (endpoint, ecn) = (from.endpoint, from.ecn);
         let received = Received { peer, keypair, counter: *counter, endpoint, ecn };
         let Some(bytes) = storage.get_mut(plaintext.clone()) else { continue };
-        let accepted = data_path.accept(&received, routes, bytes, now);
+        let accepted = data_path.accept(&received, allowed_ips, bytes, now);
         let Some(len) = accepted.map(|packet| packet.len()) else { continue };
         // The TUN device's header overwrites the transport header, which is longer.
         let start = plaintext.start.saturating_sub(VNET_HDR_LEN);
@@ -500,7 +500,7 @@ mod tests {
             let woken = shared.leader.wait(0, false, &mut [EpollEvent::empty()]);
             assert_eq!(woken, Ok(1));
             shared.leader.acknowledge(0);
-            worker.lease_staged(&mut batch, now.instant);
+            worker.reserve_staged(&mut batch, now.instant);
             parts += 1;
         }
         assert_eq!(parts, (PEERS as usize).div_ceil(MAX_STAGED));
@@ -516,7 +516,7 @@ mod tests {
         let looked_up = Arc::clone(device.shared_peers().next().unwrap());
         device.configure(Configuration { peers: vec![removal], ..Configuration::default() }, now);
         let data_path = device.data_path();
-        assert!(data_path.lease(&looked_up, 3, now.instant, |_| 0).is_none());
+        assert!(data_path.reserve_nonces(&looked_up, 3, now.instant, |_| 0).is_none());
         assert_eq!(data_path.drops.count(DropCause::NoPeer), 3);
     }
 }

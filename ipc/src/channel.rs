@@ -17,7 +17,7 @@ pub const MAX_DESCRIPTORS: usize = 253;
 
 /// Room for the control message of [`MAX_DESCRIPTORS`], aligned as the kernel wants it.
 #[repr(C, align(8))]
-struct Control([u8; 1040]);
+struct ControlBuffer([u8; 1040]);
 
 /// One end of the channel, never waiting.
 pub struct Channel(OwnedFd);
@@ -113,7 +113,7 @@ impl Channel {
         &self,
         bytes: &mut [u8; MAX_FRAME + 1],
     ) -> Result<Option<(usize, Vec<OwnedFd>)>, Error> {
-        let mut control = Control([0; 1040]);
+        let mut control = ControlBuffer([0; 1040]);
         let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         // SAFETY: an all-zero msghdr is a valid one with nothing in it.
         let mut message: libc::msghdr = unsafe { zeroed() };

@@ -29,15 +29,16 @@ fn crypto(criterion: &mut Criterion) {
     let (from, to) = (simulation.host(a), simulation.host(b));
     let plain = packet::request(from.inner_v4(), to.inner_v4(), 100, 0, 0);
     let outward = from.device.data_path();
-    let routes = outward.routes.reader();
-    let (peer, _) = outward.route(routes.value(), &plain).unwrap();
-    let lease = outward.lease(peer, 1, now, |_| 0).unwrap();
+    let allowed_ips = outward.allowed_ips.reader();
+    let (peer, _) = outward.route(allowed_ips.value(), &plain).unwrap();
+    let reservation = outward.reserve_nonces(peer, 1, now, |_| 0).unwrap();
     for len in LENGTHS {
         let mut group = criterion.benchmark_group("seal");
         group.throughput(Throughput::Bytes(len as u64));
         let mut datagram = vec![7; len + 32];
         group.bench_function(BenchmarkId::from_parameter(len), |bencher| {
-            bencher.iter(|| seal(&lease.keypair, lease.first_counter, &mut datagram, len));
+            bencher
+                .iter(|| seal(&reservation.keypair, reservation.first_counter, &mut datagram, len));
         });
         group.finish();
 
@@ -50,7 +51,7 @@ fn crypto(criterion: &mut Criterion) {
             bencher.iter(|| {
                 arrived.copy_from_slice(&datagram);
                 let sealed = &mut arrived[TRANSPORT_HEADER_LEN..];
-                keypair.open(lease.first_counter, sealed, now).unwrap();
+                keypair.open(reservation.first_counter, sealed, now).unwrap();
             });
         });
         group.finish();

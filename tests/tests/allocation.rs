@@ -68,17 +68,23 @@ fn routing_sealing_opening_and_accepting_allocate_nothing() {
     let now = simulation.now().instant;
     let plain = packet::request(from.inner_v4(), to.inner_v4(), 1420, 0, 0);
     let (outward, inward) = (from.device.data_path(), to.device.data_path());
-    let (routes, back) = (outward.routes.reader(), inward.routes.reader());
+    let (allowed_ips, back) = (outward.allowed_ips.reader(), inward.allowed_ips.reader());
     let mut datagram = vec![0; datagram_len(plain.len(), 1420)];
     let endpoint = Endpoint::new(from.address);
     let mut arrived = 0;
     let counted = allocations(|| {
         for _ in 0..1000 {
-            let (peer, inner) = outward.route(routes.value(), &plain).unwrap();
-            let lease = outward.lease(peer, 1, now, |_| panic!("there is a keypair")).unwrap();
+            let (peer, inner) = outward.route(allowed_ips.value(), &plain).unwrap();
+            let reservation =
+                outward.reserve_nonces(peer, 1, now, |_| panic!("there is a keypair")).unwrap();
             let end = TRANSPORT_HEADER_LEN + inner.len;
             datagram[TRANSPORT_HEADER_LEN..end].copy_from_slice(&plain);
-            assert!(seal(&lease.keypair, lease.first_counter, &mut datagram, inner.len));
+            assert!(seal(
+                &reservation.keypair,
+                reservation.first_counter,
+                &mut datagram,
+                inner.len
+            ));
             let Some(Message::Transport(header)) = Message::parse(&datagram) else { panic!() };
             let index = header.receiver_index;
             let (peer, keypair) = inward.index_table.lookup_keypair(index).unwrap();

@@ -172,12 +172,13 @@ fn without_a_private_key_packets_do_not_wake_the_control_thread() {
     let packet = request(inner_v4(0), inner_v4(1), PING_LEN, 0, 1);
     let data_path = simulation.host(a).device.data_path();
     let _before = data_path.take_wake();
-    let routes = data_path.routes.reader();
+    let allowed_ips = data_path.allowed_ips.reader();
     for _ in 0..3 {
-        let (peer, _) = data_path.route(routes.value(), &packet).unwrap();
+        let (peer, _) = data_path.route(allowed_ips.value(), &packet).unwrap();
         let now = simulation.now().instant;
-        let lease = data_path.lease(peer, 1, now, |staged| staged.stage_packet(&packet));
-        assert!(lease.is_none() && !data_path.take_wake());
+        let reservation =
+            data_path.reserve_nonces(peer, 1, now, |staged| staged.stage_packet(&packet));
+        assert!(reservation.is_none() && !data_path.take_wake());
     }
 }
 

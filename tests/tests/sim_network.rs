@@ -194,7 +194,7 @@ fn a_wall_clock_that_stands_still_breaks_only_the_handshake_it_must() {
     let to = simulation.host(b).inner_v4();
     let packet = wgsep_tests::sim::packet::request(source, to, 84, 0, 1);
     simulation.host_mut(a).device.encapsulate(&packet, now);
-    simulation.settle(a);
+    simulation.flush(a);
     simulation.run_for(SECOND);
     assert_eq!(simulation.count(b, Kind::Response), 1);
     // The repetition has the right time again.

@@ -223,8 +223,8 @@ fn spoken_to(simulation: &mut Simulation, a: HostId, b: HostId) -> Source {
 }
 
 fn source_for(simulation: &Simulation, host: HostId, peer: HostId) -> Option<Source> {
-    let routes = simulation.host(host).device.data_path().routes.reader();
-    let route = routes.value().lookup(simulation.host(peer).inner_v4()).unwrap();
+    let allowed_ips = simulation.host(host).device.data_path().allowed_ips.reader();
+    let route = allowed_ips.value().lookup(simulation.host(peer).inner_v4()).unwrap();
     route.peer.endpoint().unwrap().source
 }
 
@@ -448,12 +448,12 @@ fn padding_is_zeros_whatever_the_buffer_held() {
     let confirmation = session.seal(&request);
     simulation.inject(from, host, &confirmation);
     let data_path = simulation.host(host).device.data_path();
-    let routes = data_path.routes.reader();
-    let peer = &routes.value().lookup(theirs).unwrap().peer;
-    let lease = data_path.lease(peer, 1, simulation.now().instant, |_| 0).unwrap();
+    let allowed_ips = data_path.allowed_ips.reader();
+    let peer = &allowed_ips.value().lookup(theirs).unwrap().peer;
+    let reservation = data_path.reserve_nonces(peer, 1, simulation.now().instant, |_| 0).unwrap();
     let mut datagram = vec![0xff; datagram_len(84, 1420)];
     datagram[TRANSPORT_HEADER_LEN..][..84].copy_from_slice(&request);
-    assert!(seal(&lease.keypair, lease.first_counter, &mut datagram, 84));
+    assert!(seal(&reservation.keypair, reservation.first_counter, &mut datagram, 84));
     let (_, padded) = session.open(&datagram);
     assert_eq!((&padded[..84], &padded[84..]), (&request[..], &[0; 12][..]));
 }

@@ -43,24 +43,24 @@ impl Worker {
     /// Sends three packets and receives what is there, until told to stop; returns the nonces used.
     fn run(&self, stop: &AtomicBool) -> Vec<Nonce> {
         let mut nonces = Vec::new();
-        let mut routes = self.data_path.routes.reader();
+        let mut allowed_ips = self.data_path.allowed_ips.reader();
         while !stop.load(Ordering::Relaxed) {
-            routes.refresh(&self.data_path.routes);
-            if let Ok((peer, _)) = self.data_path.route(routes.value(), &self.packet) {
-                let lease = self.data_path.lease(peer, 3, self.now, |staged| {
+            allowed_ips.refresh(&self.data_path.allowed_ips);
+            if let Ok((peer, _)) = self.data_path.route(allowed_ips.value(), &self.packet) {
+                let reservation = self.data_path.reserve_nonces(peer, 3, self.now, |staged| {
                     (0..3).map(|_| staged.stage_packet(&self.packet)).sum()
                 });
-                if let Some(lease) = lease {
-                    let count = lease.staged.len() as u64 + 3;
-                    for counter in lease.first_counter..lease.first_counter + count {
-                        nonces.push((Arc::clone(&lease.keypair), counter));
-                        self.send(&lease.keypair, counter);
+                if let Some(reservation) = reservation {
+                    let count = reservation.staged.len() as u64 + 3;
+                    for counter in reservation.first_counter..reservation.first_counter + count {
+                        nonces.push((Arc::clone(&reservation.keypair), counter));
+                        self.send(&reservation.keypair, counter);
                     }
                 }
             }
             let arrived = std::mem::take(&mut *self.inward.lock().unwrap());
             for datagram in arrived {
-                self.receive(routes.value(), datagram);
+                self.receive(allowed_ips.value(), datagram);
             }
         }
         nonces
@@ -73,7 +73,7 @@ impl Worker {
         self.outward.lock().unwrap().push(datagram);
     }
 
-    fn receive(&self, routes: &wgsep_proto::data_path::Routes, mut datagram: Vec<u8>) {
+    fn receive(&self, allowed_ips: &wgsep_proto::data_path::AllowedIpTable, mut datagram: Vec<u8>) {
         let Some(Message::Transport(header)) = Message::parse(&datagram) else { panic!() };
         let Some((peer, keypair)) =
             self.data_path.index_table.lookup_keypair(header.receiver_index)
@@ -91,7 +91,7 @@ impl Worker {
             endpoint: self.from,
             ecn: Ecn::NOT_CAPABLE,
         };
-        self.data_path.accept(&received, routes, &mut sealed[..end], self.now);
+        self.data_path.accept(&received, allowed_ips, &mut sealed[..end], self.now);
     }
 }
 
@@ -144,7 +144,7 @@ fn no_nonce_is_used_twice_and_no_index_leaks_whatever_happens_meanwhile() {
         for round in 0..ROUNDS {
             disturb(&mut simulation, [a, b], round);
             for host in [a, b] {
-                simulation.settle(host);
+                simulation.flush(host);
                 assert!(simulation.host(host).indices() <= 4);
             }
             thread::sleep(Duration::from_micros(200));

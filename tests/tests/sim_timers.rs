@@ -223,9 +223,9 @@ fn a_flush_with_nothing_to_flush_leaves_the_owed_keepalive_alone() {
     simulation.run_for(SECOND);
     let now = simulation.now().instant;
     let data_path = simulation.host(b).device.data_path();
-    let routes = data_path.routes.reader();
-    let peer = &routes.value().lookup(simulation.host(a).inner_v4()).unwrap().peer;
-    assert!(data_path.lease(peer, 0, now, |_| 0).is_none());
+    let allowed_ips = data_path.allowed_ips.reader();
+    let peer = &allowed_ips.value().lookup(simulation.host(a).inner_v4()).unwrap().peer;
+    assert!(data_path.reserve_nonces(peer, 0, now, |_| 0).is_none());
     simulation.run_for(KEEPALIVE_TIMEOUT);
     assert_eq!(simulation.count(b, Kind::Keepalive), 1);
 }

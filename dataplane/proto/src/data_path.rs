@@ -1,7 +1,7 @@
-//! What the workers share: the way from a packet to its peer and keypair, and back.
+//! The state that the packet path needs: allowed IPs, indices, drop counters and dirty peers.
 //!
-//! The control thread publishes routes and indices here; workers seal and open without it, and
-//! leave it a note about the few peers it has to look at.
+//! The control thread publishes allowed IPs and indices here. Workers seal and open without it, and mark
+//! the few peers that it must examine as dirty.
 
 use crate::allowed_ips::AllowedIps;
 use crate::handshake::InitiationError;
@@ -9,25 +9,25 @@ use crate::icmp::ErrorLimiter;
 use crate::index_table::IndexTable;
 use crate::keypair::OpenError;
 use crate::peer::{Peer, PeerId, event};
-use crate::timers::Attention;
+use crate::timers::Examination;
 use core::net::IpAddr;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, compiler_fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// Whose an allowed IP is.
+/// The owner of an allowed IP.
 #[derive(Clone)]
-pub struct Route {
+pub struct AllowedIpOwner {
     /// The peer.
     pub peer: Arc<Peer>,
-    /// Its place in the order in which allowed IPs were given.
+    /// The allowed IP's position in the order of configuration.
     pub(crate) order: u64,
 }
 
-/// All routes, as published at one moment.
-pub type Routes = AllowedIps<Route>;
+/// A snapshot of all allowed IPs with their owners.
+pub type AllowedIpTable = AllowedIps<AllowedIpOwner>;
 
-/// A value that one thread replaces and others read from copies of their own, without a lock until
-/// it was replaced.
+/// A value that one thread replaces and others read from their own copies, which they refresh under a
+/// lock only after it was replaced.
 #[derive(Default)]
 pub struct Published<T> {
     generation: AtomicU64,
@@ -35,7 +35,7 @@ pub struct Published<T> {
 }
 
 impl<T: Clone> Published<T> {
-    /// Publishes a value that holds from the start.
+    /// Creates it with an initial value.
     pub fn new(value: T) -> Self {
         Self { generation: AtomicU64::new(0), value: Mutex::new(value) }
     }
@@ -43,9 +43,9 @@ impl<T: Clone> Published<T> {
     /// Replaces the value.
     pub fn publish(&self, value: T) {
         let replaced = {
-            let mut place = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut current = self.value.lock().unwrap_or_else(PoisonError::into_inner);
             self.generation.fetch_add(1, Ordering::Release);
-            core::mem::replace(&mut *place, value)
+            core::mem::replace(&mut *current, value)
         };
         drop(replaced);
     }
@@ -79,10 +79,10 @@ impl<T: Clone> Reader<T> {
     }
 }
 
-/// Packets that went nowhere, by cause.
+/// Dropped packets, by cause.
 ///
-/// All threads count in one place, with one relaxed addition: a packet that arrives costs nothing, and
-/// one that does not was received or sent by a system call that takes a hundred times as long. The
+/// All threads share the counters, with one relaxed addition: a delivered packet costs nothing, and
+/// a dropped one was received or sent by a system call that takes a hundred times as long. The
 /// alignment keeps a flood of drops away from the cache lines that every packet reads.
 #[repr(align(128))]
 pub struct DropCounters {
@@ -95,7 +95,7 @@ impl Default for DropCounters {
     }
 }
 
-/// Why a packet went nowhere.
+/// Why a packet was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropCause {
     /// Out: not an IP packet, or its length is wrong.
@@ -118,7 +118,7 @@ pub enum DropCause {
     SendForbidden,
     /// Out: longer than the path takes.
     SendTooLong,
-    /// Out: the socket or the link had no room for it.
+    /// Out: the queue of the socket or of the link was full.
     SendNoBuffer,
     /// Out: the network refused it for another reason.
     SendFailed,
@@ -128,7 +128,7 @@ pub enum DropCause {
     UnknownIndex,
     /// In: a handshake message, and we have no private key.
     NoPrivateKey,
-    /// In: mac1 is wrong: whoever sent it has another public key for us.
+    /// In: mac1 is wrong: the sender has another public key for us.
     InvalidMac,
     /// In: a handshake message without a cookie while under load; it was answered with one.
     UnderLoad,
@@ -146,9 +146,9 @@ pub enum DropCause {
     InitiationFlood,
     /// In: a response that does not fit, mostly for a preshared key that differs.
     InvalidResponse,
-    /// In: a cookie reply that does not open, or that nobody asked for.
+    /// In: a cookie reply that does not open, or that was not requested.
     InvalidCookie,
-    /// In: it does not open.
+    /// In: its authentication tag is wrong.
     Unauthentic,
     /// In: its keypair is too old, or used up.
     KeypairExpired,
@@ -284,24 +284,24 @@ pub trait GenerationCounter: Send + Sync {
     fn read(&self) -> u64;
 }
 
-/// Everything the packet path needs of a device.
+/// The part of a device that the packet path uses.
 #[derive(Default)]
 pub struct DataPath {
-    /// Who has which allowed IP.
-    pub routes: Published<Routes>,
-    /// What indices stand for.
+    /// The allowed IPs and their owners.
+    pub allowed_ips: Published<AllowedIpTable>,
+    /// The receiver indices in use.
     pub index_table: IndexTable,
-    /// What was dropped and why.
+    /// Counters of dropped packets.
     pub drops: DropCounters,
     pub(crate) icmp_errors: ErrorLimiter,
     mtu: AtomicU32,
     has_route_mtus: AtomicBool,
     route_mtus: Mutex<AllowedIps<u32>>,
     has_identity: AtomicBool,
-    attention: Mutex<Vec<PeerId>>,
+    dirty_peers: Mutex<Vec<PeerId>>,
     wake: AtomicBool,
     generation: OnceLock<Box<dyn GenerationCounter>>,
-    /// The generation that the keypairs are of.
+    /// The generation in which the keypairs were made.
     known_generation: AtomicU64,
 }
 
@@ -312,7 +312,7 @@ impl DataPath {
         self.mtu.load(Ordering::Relaxed) as usize
     }
 
-    /// What bounds the padding of a packet of `len` bytes: the MTU of the route that it came by.
+    /// The MTU of the route by which a packet of `len` bytes came, which bounds its padding.
     #[must_use]
     pub fn mtu_towards(&self, destination: IpAddr, len: usize) -> usize {
         let mtu = self.mtu();
@@ -325,23 +325,23 @@ impl DataPath {
         of_route.filter(|of_route| (len..mtu).contains(of_route)).unwrap_or(mtu)
     }
 
-    /// Follows the MTUs of those routes to the interface that have one of their own.
+    /// Sets the MTUs of the kernel's routes to the interface that have their own.
     pub fn set_route_mtus(&self, mtus: AllowedIps<u32>, any: bool) {
         let before = {
             let mut route_mtus = self.route_mtus.lock().unwrap_or_else(PoisonError::into_inner);
             core::mem::replace(&mut *route_mtus, mtus)
         };
         self.has_route_mtus.store(any, Ordering::Release);
-        // Not while a worker waits for the lock.
+        // After the lock is released, so that no worker waits for it.
         drop(before);
     }
 
-    /// Follows the interface's MTU.
+    /// Sets the interface's MTU.
     pub fn set_mtu(&self, mtu: u32) {
         self.mtu.store(mtu, Ordering::Relaxed);
     }
 
-    /// Without a private key nobody needs to be asked for a handshake.
+    /// Records whether there is a private key; without one, no handshake is requested.
     pub(crate) fn set_has_identity(&self, has_identity: bool) {
         self.has_identity.store(has_identity, Ordering::Release);
     }
@@ -362,41 +362,42 @@ impl DataPath {
     #[must_use]
     pub fn is_in_a_copy(&self) -> bool {
         self.generation.get().is_some_and(|generation| {
-            // What the caller did before happens before: a copy stops between two instructions.
+            // Orders the read after what the caller did, as a snapshot falls between two instructions.
             compiler_fence(Ordering::SeqCst);
             generation.read() != self.known_generation.load(Ordering::Relaxed)
         })
     }
 
-    /// The keypairs of before are about to be dropped.
-    pub(crate) fn note_generation(&self) {
+    /// Records the present generation; the caller drops the keypairs of the previous one.
+    pub(crate) fn update_generation(&self) {
         if let Some(generation) = self.generation.get() {
             self.known_generation.store(generation.read(), Ordering::Relaxed);
         }
     }
 
-    /// True, once, if the control thread has been left a note since the last call.
+    /// True once after a peer was marked, so that the control thread must be woken.
     #[must_use]
     pub fn take_wake(&self) -> bool {
         self.wake.load(Ordering::Acquire) && self.wake.swap(false, Ordering::AcqRel)
     }
 
-    /// Leaves the control thread a note about a peer.
-    pub(crate) fn raise(&self, peer: &Peer, event: u8) {
-        if peer.raise(event) {
-            self.attention.lock().unwrap_or_else(PoisonError::into_inner).push(peer.id());
+    /// Marks a peer as dirty, with the event that the control thread must handle.
+    pub(crate) fn mark(&self, peer: &Peer, event: u8) {
+        if peer.mark(event) {
+            self.dirty_peers.lock().unwrap_or_else(PoisonError::into_inner).push(peer.id());
             self.wake.store(true, Ordering::Release);
         }
     }
 
-    pub(crate) fn raise_timer(&self, peer: &Peer, attention: Attention) {
-        if attention.0 {
-            self.raise(peer, event::TIMER);
+    /// Marks a peer if its timers must be examined earlier than scheduled.
+    pub(crate) fn mark_timer(&self, peer: &Peer, examination: Examination) {
+        if examination.0 {
+            self.mark(peer, event::TIMER);
         }
     }
 
-    pub(crate) fn take_attention(&self) -> Vec<PeerId> {
-        core::mem::take(&mut *self.attention.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(crate) fn take_dirty_peers(&self) -> Vec<PeerId> {
+        core::mem::take(&mut *self.dirty_peers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::messages::{Initiation, ReceiverIndex, Response, SenderIndex, TAG_LEN}
 use crate::symmetric::{SymmetricState, Unauthentic};
 use crate::tai64n::{TAI64N_LEN, Tai64n};
 use crate::time::Instant;
-use crate::x25519::{RemotePoint, Shared};
+use crate::x25519::{RemotePoint, SharedSecret};
 use core::time::Duration;
 use std::sync::Arc;
 use x25519_dalek::{PublicKey as Point, StaticSecret};
@@ -75,7 +75,7 @@ pub struct Handshake {
 struct Prepared {
     remote_static: RemotePoint,
     /// The Diffie-Hellman of both static keys.
-    static_static: Shared,
+    static_static: SharedSecret,
 }
 
 /// An initiation whose sender's static key is known, but not yet whether it is fresh.

@@ -1,6 +1,6 @@
-//! A whole device on one thread: packets in, datagrams out, as a library or a simulation wants it.
+//! The packet path on one thread, for a library or a simulation.
 //!
-//! The daemon's workers do the same with the same functions, on several threads and in batches.
+//! The daemon's workers call the same functions, on several threads and in batches.
 
 use crate::data_path::DropCause;
 use crate::device::{Device, Transmit};
@@ -9,7 +9,7 @@ use crate::messages::TAG_LEN;
 use crate::messages::{Message, TRANSPORT_HEADER_LEN, TransportHeader};
 use crate::peer::{Endpoint, Peer};
 use crate::receive::Received;
-use crate::send::{Lease, seal};
+use crate::send::{NonceReservation, seal};
 use crate::time::Now;
 use std::sync::Arc;
 
@@ -18,15 +18,16 @@ impl Device {
     /// when a handshake has completed.
     pub fn encapsulate(&mut self, packet: &[u8], now: Now) {
         let data_path = Arc::clone(self.data_path());
-        let routes = data_path.routes.reader();
-        if let Ok((peer, inner)) = data_path.route(routes.value(), packet) {
+        let allowed_ips = data_path.allowed_ips.reader();
+        if let Ok((peer, inner)) = data_path.route(allowed_ips.value(), packet) {
             let packet = packet.get(..inner.len).unwrap_or(packet);
-            let lease = data_path.lease(peer, 1, now.instant, |staged| staged.stage_packet(packet));
-            if let Some(lease) = lease {
-                self.send_leased(peer, &lease, Some((packet, inner.ecn)));
+            let reservation = data_path
+                .reserve_nonces(peer, 1, now.instant, |staged| staged.stage_packet(packet));
+            if let Some(reservation) = reservation {
+                self.send_reserved(peer, &reservation, Some((packet, inner.ecn)));
             }
         }
-        self.settle(now);
+        self.flush(now);
     }
 
     /// Takes a datagram from the network, decrypting in place; returns the packet for the TUN side.
@@ -51,14 +52,14 @@ impl Device {
                 None
             }
         };
-        self.settle(now);
+        self.flush(now);
         packet
     }
 
-    /// Expires timers and lets out what they cause; see [`Device::next_timeout`].
+    /// Expires timers and sends what they cause; see [`Device::next_timeout`].
     pub fn advance(&mut self, now: Now) {
         self.handle_timeout(now);
-        self.settle(now);
+        self.flush(now);
     }
 
     fn open<'d>(
@@ -82,39 +83,46 @@ impl Device {
         let plaintext = sealed.len().checked_sub(TAG_LEN).and_then(|len| sealed.get_mut(..len))?;
         let received =
             Received { peer: &peer, keypair: &keypair, counter: header.counter, endpoint, ecn };
-        let routes = data_path.routes.reader();
-        data_path.accept(&received, routes.value(), plaintext, now.instant).map(|packet| &*packet)
+        let allowed_ips = data_path.allowed_ips.reader();
+        data_path
+            .accept(&received, allowed_ips.value(), plaintext, now.instant)
+            .map(|packet| &*packet)
     }
 
-    /// Does what the packet path asked for, and sends what became free to go.
-    pub fn settle(&mut self, now: Now) {
-        self.handle_attention(now);
+    /// Handles the events of the packet path, and sends the staged packets that have a keypair now.
+    pub fn flush(&mut self, now: Now) {
+        self.handle_dirty_peers(now);
         while let Some(peer) = self.poll_flush() {
-            let lease = self.data_path().lease(&peer, 0, now.instant, |_| 0);
-            if let Some(lease) = lease {
-                self.send_leased(&peer, &lease, None);
+            let reservation = self.data_path().reserve_nonces(&peer, 0, now.instant, |_| 0);
+            if let Some(reservation) = reservation {
+                self.send_reserved(&peer, &reservation, None);
             }
-            self.handle_attention(now);
+            self.handle_dirty_peers(now);
         }
     }
 
-    fn send_leased(&mut self, peer: &Peer, lease: &Lease, last: Option<(&[u8], Ecn)>) {
+    fn send_reserved(
+        &mut self,
+        peer: &Peer,
+        reservation: &NonceReservation,
+        last: Option<(&[u8], Ecn)>,
+    ) {
         let data_path = Arc::clone(self.data_path());
-        let staged = lease.staged.iter().map(|packet| {
+        let staged = reservation.staged.iter().map(|packet| {
             let ecn = InnerPacket::parse(packet).map_or(Ecn::NOT_CAPABLE, |inner| inner.ecn);
             (packet.as_slice(), ecn)
         });
-        for (counter, (packet, ecn)) in (lease.first_counter..).zip(staged.chain(last)) {
+        for (counter, (packet, ecn)) in (reservation.first_counter..).zip(staged.chain(last)) {
             let mut datagram = vec![0; data_path.datagram_len(packet)];
-            if let Some(place) =
+            if let Some(destination) =
                 datagram.get_mut(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + packet.len())
             {
-                place.copy_from_slice(packet);
+                destination.copy_from_slice(packet);
             }
-            if seal(&lease.keypair, counter, &mut datagram, packet.len()) {
+            if seal(&reservation.keypair, counter, &mut datagram, packet.len()) {
                 peer.add_tx_bytes(u64::try_from(datagram.len()).unwrap_or(0));
                 self.push_transmit(Transmit {
-                    endpoint: lease.endpoint,
+                    endpoint: reservation.endpoint,
                     traffic_class: ecn.encapsulated().bits(),
                     datagram,
                     peer: Some(peer.id()),

@@ -102,9 +102,9 @@ pub enum Message {
 }
 
 /// Takes fixed-size fields off the front of a datagram.
-struct Reader<'a>(&'a [u8]);
+struct FieldReader<'a>(&'a [u8]);
 
-impl Reader<'_> {
+impl FieldReader<'_> {
     fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (field, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
@@ -124,7 +124,7 @@ impl Message {
     /// Parses a datagram; `None` for anything that is not exactly one of the four forms.
     #[must_use]
     pub fn parse(datagram: &[u8]) -> Option<Self> {
-        let mut reader = Reader(datagram);
+        let mut reader = FieldReader(datagram);
         match (reader.u32()?, datagram.len()) {
             (TYPE_TRANSPORT, TRANSPORT_OVERHEAD..) => Some(Self::Transport(TransportHeader {
                 receiver_index: reader.u32()?,

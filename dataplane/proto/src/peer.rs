@@ -1,7 +1,7 @@
-//! A peer as the threads share it: keypairs, endpoint, staged packets, timers and counters.
+//! The state of a peer that the threads share: keypairs, endpoint, staged packets, timers and counters.
 //!
-//! The control thread alone owns the rest of a peer (see `device`): its handshake, its cookie, the
-//! list of its allowed IPs.
+//! The rest of a peer belongs to the control thread (see `device`): its handshake, its cookie, the list
+//! of its allowed IPs.
 
 use crate::keypair::Keypairs;
 use crate::keys::PublicKey;
@@ -11,14 +11,14 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Packets that wait for a keypair, at most; the oldest go first.
+/// Most packets that wait for a keypair; the oldest are dropped first.
 pub const MAX_STAGED_PACKETS: usize = 128;
 
-/// Which peer of a device, in the order of creation; never used again after removal.
+/// Number of a peer in a device, in the order of creation; never reused after removal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub(crate) u64);
 
-/// The address of ours that a peer spoke to, from which it expects the answer.
+/// Our address to which a peer sent, and from which it expects the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     /// Our address.
@@ -27,7 +27,7 @@ pub struct Source {
     pub interface: u32,
 }
 
-/// Where a peer is, and from where we answer it.
+/// The address of a peer, and our address that answers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// The peer's address and port.
@@ -44,7 +44,7 @@ impl Endpoint {
     }
 }
 
-/// IPv4-mapped becomes IPv4; a scope stays only where it means something, on link-local addresses.
+/// Converts an IPv4-mapped address to IPv4, and removes a scope from an address that is not link-local.
 fn canonical(address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
@@ -100,7 +100,7 @@ impl StagedPackets {
     }
 }
 
-/// What the lock of a peer guards.
+/// The state under the lock of a peer.
 #[derive(Default)]
 pub(crate) struct PeerState {
     pub(crate) keypairs: Keypairs,
@@ -114,17 +114,17 @@ impl PeerState {
     }
 }
 
-/// Why the control thread should look at a peer.
+/// The events for which the control thread must examine a dirty peer.
 pub(crate) mod event {
-    /// A timer expires sooner than it looks next.
+    /// A timer expires before the next scheduled examination.
     pub(crate) const TIMER: u8 = 1;
-    /// Somebody wants a handshake.
+    /// A handshake is needed.
     pub(crate) const HANDSHAKE: u8 = 2;
-    /// The peer used the keypair that waited for it.
+    /// The peer used the next keypair, which confirms it.
     pub(crate) const CONFIRMED: u8 = 4;
 }
 
-/// A peer as the threads share it.
+/// A peer, shared by the control thread and the workers.
 pub struct Peer {
     id: PeerId,
     public_key: PublicKey,
@@ -135,7 +135,7 @@ pub struct Peer {
     has_endpoint: AtomicBool,
     rx_bytes: AtomicU64,
     tx_bytes: AtomicU64,
-    path_note: AtomicU64,
+    path_cache: AtomicU64,
 }
 
 impl Peer {
@@ -150,17 +150,17 @@ impl Peer {
             has_endpoint: AtomicBool::new(false),
             rx_bytes: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
-            path_note: AtomicU64::new(0),
+            path_cache: AtomicU64::new(0),
         }
     }
 
-    /// Which peer it is.
+    /// Its number in the device.
     #[must_use]
     pub const fn id(&self) -> PeerId {
         self.id
     }
 
-    /// Its name.
+    /// Its public key.
     #[must_use]
     pub const fn public_key(&self) -> &PublicKey {
         &self.public_key
@@ -176,7 +176,7 @@ impl Peer {
         self.state().endpoint
     }
 
-    /// Moves the peer.
+    /// Sets where the peer is.
     pub fn set_endpoint(&self, endpoint: Endpoint) {
         self.move_to(&mut self.state(), endpoint);
     }
@@ -187,12 +187,12 @@ impl Peer {
         }
     }
 
-    /// Whether it was ever known where the peer is: without the lock, for each packet.
+    /// True if the peer ever had an endpoint. It takes no lock, because it is read for each packet.
     pub(crate) fn has_endpoint(&self) -> bool {
         self.has_endpoint.load(Ordering::Acquire)
     }
 
-    /// Forgets from which address of ours the peer expects us, so that the route decides.
+    /// Clears the cached source address, so that the kernel's routing chooses one.
     pub fn clear_source(&self) {
         if let Some(endpoint) = &mut self.state().endpoint {
             endpoint.source = None;
@@ -217,9 +217,9 @@ impl Peer {
         self.alive.store(false, Ordering::Release);
     }
 
-    /// Notes an event; true if the peer had none, so that it has to be queued.
-    pub(crate) fn raise(&self, event: u8) -> bool {
-        // Reads first: under load the event is mostly there already.
+    /// Marks an event; true if the peer had none, so that it must be queued as dirty.
+    pub(crate) fn mark(&self, event: u8) -> bool {
+        // Reads first, because under load the event is mostly marked already.
         self.events.load(Ordering::SeqCst) & event == 0
             && self.events.fetch_or(event, Ordering::SeqCst) == 0
     }
@@ -228,11 +228,11 @@ impl Peer {
         self.events.swap(0, Ordering::SeqCst)
     }
 
-    /// What the code that sends remembers of the path to the peer, in a format of its own; 0 at first.
+    /// A value that the sending code caches for the path to the peer, in its own format; initially 0.
     /// The protocol neither reads nor writes it.
     #[must_use]
-    pub const fn path_note(&self) -> &AtomicU64 {
-        &self.path_note
+    pub const fn path_cache(&self) -> &AtomicU64 {
+        &self.path_cache
     }
 
     /// UDP payload bytes received and authenticated.
@@ -252,7 +252,7 @@ impl Peer {
         self.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Takes back what was counted before the socket refused it.
+    /// Subtracts bytes that were counted before the socket refused them.
     pub(crate) fn take_back_tx_bytes(&self, bytes: u64) {
         self.tx_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -304,10 +304,10 @@ mod tests {
     #[test]
     fn an_event_queues_the_peer_once() {
         let peer = Peer::new(PeerId(1), PublicKey::from_bytes([1; 32]));
-        assert!(peer.raise(event::TIMER));
-        assert!(!peer.raise(event::TIMER));
-        assert!(!peer.raise(event::HANDSHAKE));
+        assert!(peer.mark(event::TIMER));
+        assert!(!peer.mark(event::TIMER));
+        assert!(!peer.mark(event::HANDSHAKE));
         assert_eq!(peer.take_events(), event::TIMER | event::HANDSHAKE);
-        assert!(peer.raise(event::TIMER));
+        assert!(peer.mark(event::TIMER));
     }
 }

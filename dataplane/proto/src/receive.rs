@@ -1,11 +1,11 @@
-//! The way in of a datagram, from the network to the TUN device.
+//! The path of a datagram from the network to the TUN device.
 //!
 //! 1. `Message::parse`: which of the four messages; handshake messages go to the control thread.
 //! 2. `IndexTable::lookup_keypair`: the receiver index names the keypair and its peer.
 //! 3. `Keypair::open`: decrypt in place. (parallel; all else below is in the order of arrival)
 //! 4. `accept`: drop replays; move endpoint, keypair slots and timers.
-//! 5. `check_inner`: trim to the inner length; the inner source must be routed to this very peer, and
-//!    the kernel must not configure itself by what it says.
+//! 5. `check_inner`: trim to the inner length; the inner source must be an allowed IP of this peer; drop
+//!    router advertisements, which would change the kernel's configuration.
 //! 6. The caller writes the packet to the TUN device.
 #![deny(
     clippy::arithmetic_side_effects,
@@ -14,7 +14,7 @@
     clippy::unwrap_used
 )]
 
-use crate::data_path::{DataPath, DropCause, Routes};
+use crate::data_path::{AllowedIpTable, DataPath, DropCause};
 use crate::ip::{Ecn, InnerPacket, propagate_ecn};
 use crate::keypair::Keypair;
 use crate::messages::TRANSPORT_OVERHEAD;
@@ -26,9 +26,9 @@ use std::sync::Arc;
 
 /// An authenticated transport message.
 pub struct Received<'a> {
-    /// Who sent it.
+    /// Its sender.
     pub peer: &'a Arc<Peer>,
-    /// What opened it.
+    /// The keypair that opened it.
     pub keypair: &'a Arc<Keypair>,
     /// Its counter.
     pub counter: u64,
@@ -39,12 +39,12 @@ pub struct Received<'a> {
 }
 
 impl DataPath {
-    /// Takes an authenticated message into account. Returns the packet inside, trimmed, or `None`
+    /// Accepts an authenticated message: updates its peer's state and returns the packet inside, trimmed, or `None`
     /// for a keepalive and for anything that must not reach the TUN device (which is counted).
     pub fn accept<'p>(
         &self,
         received: &Received<'_>,
-        routes: &Routes,
+        allowed_ips: &AllowedIpTable,
         plaintext: &'p mut [u8],
         now: Instant,
     ) -> Option<&'p mut [u8]> {
@@ -59,23 +59,23 @@ impl DataPath {
         }
         let timers = &peer.timers;
         timers.any_authenticated_packet_received();
-        let mut attention = timers.any_authenticated_packet_traversal(now);
+        let mut examination = timers.any_authenticated_packet_traversal(now);
         let message_len =
             u64::try_from(plaintext.len().saturating_add(TRANSPORT_OVERHEAD)).unwrap_or(0);
         if plaintext.is_empty() {
-            self.raise_timer(peer, attention);
+            self.mark_timer(peer, examination);
             peer.add_rx_bytes(message_len);
             return None;
         }
-        attention = attention | timers.data_received(now);
-        self.raise_timer(peer, attention);
-        let packet = self.check_inner(received, routes, plaintext)?;
+        examination = examination | timers.data_received(now);
+        self.mark_timer(peer, examination);
+        let packet = self.check_inner(received, allowed_ips, plaintext)?;
         peer.add_rx_bytes(message_len);
         Some(packet)
     }
 
-    /// The peer is where this message came from, and uses the keypair it came with. False if the
-    /// peer was removed since the look-up.
+    /// Updates the peer's endpoint and keypair slots from this message. False if the peer was removed
+    /// after the lookup.
     fn move_peer(&self, received: &Received<'_>, now: Instant) -> bool {
         let Received { peer, keypair, .. } = received;
         let (confirmed, current_is_old) = {
@@ -85,7 +85,7 @@ impl DataPath {
             }
             peer.move_to(&mut state, received.endpoint);
             let confirmed = state.keypairs.received_with_keypair(keypair);
-            // The current one, which this message need not have come with.
+            // The current keypair, which need not be the one of this message.
             let current = state.keypairs.current.as_ref();
             (
                 confirmed,
@@ -97,7 +97,7 @@ impl DataPath {
                 self.index_table.release(keypair.sender_index());
             }
             peer.timers.handshake_complete();
-            self.raise(peer, event::CONFIRMED);
+            self.mark(peer, event::CONFIRMED);
         }
         if current_is_old && peer.timers.take_lastminute_handshake() {
             self.want_handshake(peer, now);
@@ -105,19 +105,20 @@ impl DataPath {
         true
     }
 
-    /// The packet, if it is one, may come from this peer and is for the interface.
+    /// Returns the inner packet, or drops one that is malformed, has a source that is not the peer's, or
+    /// must not reach the kernel.
     fn check_inner<'p>(
         &self,
         received: &Received<'_>,
-        routes: &Routes,
+        allowed_ips: &AllowedIpTable,
         plaintext: &'p mut [u8],
     ) -> Option<&'p mut [u8]> {
         let Some(inner) = InnerPacket::parse(plaintext) else {
             self.drops.add(DropCause::InnerMalformed, 1);
             return None;
         };
-        let owner = routes.lookup(inner.source);
-        if !owner.is_some_and(|route| Arc::ptr_eq(&route.peer, received.peer)) {
+        let owner = allowed_ips.lookup(inner.source);
+        if !owner.is_some_and(|owner| Arc::ptr_eq(&owner.peer, received.peer)) {
             self.drops.add(DropCause::WrongSource, 1);
             return None;
         }

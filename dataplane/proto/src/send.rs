@@ -1,17 +1,17 @@
-//! The way out of a packet, from the TUN device to the network.
+//! The path of a packet from the TUN device to the network.
 //!
-//! 1. `route`: the longest allowed IP that contains the destination names the peer. Where there is
-//!    none, or it is nowhere, `unreachable` tells the sender. What we have sealed for the peer
-//!    ourselves is not sealed again. (sequential)
-//! 2. `lease`: under the peer's lock, either take the keypair and one nonce for each packet of a
-//!    run, together with the packets that were staged before, or stage the run and ask the control
-//!    thread for a handshake; the latter also in a copy of the virtual machine that the keypair was
-//!    made in. (sequential: this fixes the order of packets)
+//! 1. `route`: the longest allowed IP that contains the destination selects the peer. Without one, or
+//!    if the peer has no endpoint, `unreachable` writes an ICMP error for the sender. A datagram that is
+//!    itself sealed for this peer is dropped. (sequential)
+//! 2. `reserve_nonces`: under the peer's lock, either take the keypair and one nonce for each packet of
+//!    a run, together with the packets that were staged before, or stage the run and ask the control
+//!    thread for a handshake. A copy of the virtual machine in which the keypair was made always stages.
+//!    (sequential: this fixes the order of packets)
 //! 3. `seal`: pad, encrypt and tag each datagram in place. (parallel)
-//! 4. The caller sends them to the lease's endpoint, in the order of their leases, and counts the
-//!    bytes that the socket took.
+//! 4. The caller sends the datagrams to the reservation's endpoint, in the order of the reservations,
+//!    and counts the bytes that the socket took.
 
-use crate::data_path::{DataPath, DropCause, Routes};
+use crate::data_path::{AllowedIpTable, DataPath, DropCause};
 use crate::icmp::{host_unreachable, may_answer};
 use crate::ip::{InnerPacket, nested_receiver_index, padding};
 use crate::keypair::Keypair;
@@ -23,11 +23,11 @@ use crate::timers::Timer;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Leave to send to one peer: a keypair, the nonces from `first_counter` on, and where to.
-pub struct Lease {
-    /// Seals the packets.
+/// Nonces reserved for packets to one peer: a keypair, a first counter and an endpoint.
+pub struct NonceReservation {
+    /// The keypair that seals the packets.
     pub keypair: Arc<Keypair>,
-    /// Where they go.
+    /// Where the datagrams are sent.
     pub endpoint: Endpoint,
     /// Counter of the first packet; the staged ones come first.
     pub first_counter: u64,
@@ -45,12 +45,12 @@ impl DataPath {
     /// Finds the peer for a packet.
     ///
     /// # Errors
-    /// Why the packet goes nowhere, which is counted: it is malformed, concerns the link alone, is our
-    /// own, nobody's, or its peer has no endpoint. In the latter two cases [`Self::unreachable`] has an
-    /// answer.
+    /// Why the packet is dropped, which is counted: it is malformed, concerns only the link, is a datagram
+    /// of our own, has no peer, or its peer has no endpoint. In the latter two cases
+    /// [`Self::unreachable`] writes an answer.
     pub fn route<'r>(
         &self,
-        routes: &'r Routes,
+        allowed_ips: &'r AllowedIpTable,
         packet: &[u8],
     ) -> Result<(&'r Arc<Peer>, InnerPacket), DropCause> {
         let found =
@@ -58,9 +58,9 @@ impl DataPath {
                 if is_solicitation_or_redirect(packet) {
                     return Err(DropCause::SolicitationOrRedirect);
                 }
-                match routes.lookup(inner.destination) {
-                    Some(route) if is_own_datagram(&route.peer, packet) => Err(DropCause::Loop),
-                    Some(route) if route.peer.has_endpoint() => Ok((&route.peer, inner)),
+                match allowed_ips.lookup(inner.destination) {
+                    Some(owner) if is_own_datagram(&owner.peer, packet) => Err(DropCause::Loop),
+                    Some(owner) if owner.peer.has_endpoint() => Ok((&owner.peer, inner)),
                     Some(_) => Err(DropCause::NoEndpoint),
                     None => Err(DropCause::NoPeer),
                 }
@@ -68,24 +68,24 @@ impl DataPath {
         found.inspect_err(|cause| self.drops.add(*cause, 1))
     }
 
-    /// Writes to `room` the ICMP error for a packet that [`Self::route`] refused with `cause`;
+    /// Writes to `buffer` the ICMP error for a packet that [`Self::route`] refused with `cause`;
     /// returns its length. `None` where none may be sent, or too many were (kernel device.c, wg_xmit).
     pub fn unreachable(
         &self,
         cause: DropCause,
         packet: &[u8],
         now: Instant,
-        room: &mut [u8],
+        buffer: &mut [u8],
     ) -> Option<usize> {
         let answered = matches!(cause, DropCause::NoPeer | DropCause::NoEndpoint);
         if answered && may_answer(packet) && self.icmp_errors.allow(now) {
-            host_unreachable(packet, room)
+            host_unreachable(packet, buffer)
         } else {
             None
         }
     }
 
-    /// Length of the datagram that carries a staged packet, maybe an empty one.
+    /// Length of the datagram that carries a staged packet, which may be empty.
     #[must_use]
     pub fn datagram_len(&self, packet: &[u8]) -> usize {
         let mtu = InnerPacket::parse(packet)
@@ -93,19 +93,18 @@ impl DataPath {
         datagram_len(packet.len(), mtu)
     }
 
-    /// Leave to send `count` packets to `peer`, or else stages them by calling `stage`.
-    ///
-    /// With a `count` of 0 it is for the staged packets alone.
-    pub fn lease(
+    /// Reserves nonces for the staged packets of `peer` and `count` more; without a keypair, stages those
+    /// by calling `stage`, which returns how many packets the queue dropped.
+    pub fn reserve_nonces(
         &self,
         peer: &Arc<Peer>,
         count: usize,
         now: Instant,
         stage: impl FnOnce(&mut StagedPackets) -> usize,
-    ) -> Option<Lease> {
+    ) -> Option<NonceReservation> {
         let mut state = peer.state();
         if !peer.is_alive() {
-            // It was removed since the look-up.
+            // It was removed after the lookup.
             self.drops.add(DropCause::NoPeer, count);
             return None;
         }
@@ -116,23 +115,24 @@ impl DataPath {
             self.drops.add(DropCause::NoEndpoint, count);
             return None;
         }
-        let lease = take_lease(&mut state, count, now);
-        // After the nonces were taken: in a copy that is made later, each is for the same packet.
-        let is_in_a_copy = lease.is_some() && self.is_in_a_copy();
-        match lease {
-            Some(lease) if is_in_a_copy => {
-                state.staged.put_back(lease.staged);
+        let reservation = try_reserve(&mut state, count, now);
+        // Read after the nonces are taken: a copy that is made later uses each for the same packet.
+        let is_in_a_copy = reservation.is_some() && self.is_in_a_copy();
+        match reservation {
+            Some(reservation) if is_in_a_copy => {
+                state.staged.put_back(reservation.staged);
                 let dropped = stage(&mut state.staged);
                 drop(state);
                 self.drops.add(DropCause::StagedOverflow, dropped);
-                self.raise(peer, event::HANDSHAKE);
+                self.mark(peer, event::HANDSHAKE);
                 None
             }
-            Some(lease) => {
+            Some(reservation) => {
                 drop(state);
-                let has_data = count > 0 || lease.staged.iter().any(|packet| !packet.is_empty());
-                self.sent(peer, &lease.keypair, has_data, now);
-                Some(lease)
+                let has_data =
+                    count > 0 || reservation.staged.iter().any(|packet| !packet.is_empty());
+                self.sent(peer, &reservation.keypair, has_data, now);
+                Some(reservation)
             }
             None => {
                 let dropped = stage(&mut state.staged);
@@ -147,15 +147,15 @@ impl DataPath {
         }
     }
 
-    /// Moves the timers for packets that are about to leave, and looks at the age of their keypair.
+    /// Updates the timers for packets that are about to be sent, and checks the age of their keypair.
     fn sent(&self, peer: &Peer, keypair: &Keypair, has_data: bool, now: Instant) {
         let timers = &peer.timers;
-        let mut attention = timers.any_authenticated_packet_traversal(now);
+        let mut examination = timers.any_authenticated_packet_traversal(now);
         timers.any_authenticated_packet_sent();
         if has_data {
-            attention = attention | timers.data_sent(now);
+            examination = examination | timers.data_sent(now);
         }
-        self.raise_timer(peer, attention);
+        self.mark_timer(peer, examination);
         if keypair.wants_rekey_after_send(now) {
             self.want_handshake(peer, now);
         }
@@ -174,32 +174,32 @@ impl DataPath {
         peer.timers.reset_handshake_attempts();
         let is_scheduled = peer.timers.is_pending(Timer::RetransmitHandshake);
         if !is_scheduled || peer.timers.is_initiation_overdue(now) {
-            self.raise(peer, event::HANDSHAKE);
+            self.mark(peer, event::HANDSHAKE);
         }
     }
 
-    /// Asks the control thread for an initiation, unless one went out just now.
+    /// Asks the control thread for an initiation, unless one was sent within `REKEY_TIMEOUT`.
     pub(crate) fn want_handshake(&self, peer: &Peer, now: Instant) {
         peer.timers.reset_handshake_attempts();
         if peer.timers.may_send_initiation(now) {
-            self.raise(peer, event::HANDSHAKE);
+            self.mark(peer, event::HANDSHAKE);
         }
     }
 }
 
-/// Whether the network has led back to us what we sealed for this peer: it would go round for ever,
-/// and grow. Only what is a transport message itself is looked at closely.
+/// True if a packet is a datagram that we sealed for this very peer and that was routed back to the
+/// interface: sealing it again would make it loop and grow. Only transport messages are examined.
 fn is_own_datagram(peer: &Peer, packet: &[u8]) -> bool {
     nested_receiver_index(packet).is_some_and(|index| peer.state().keypairs.seals_for(index))
 }
 
-fn take_lease(state: &mut PeerState, count: usize, now: Instant) -> Option<Lease> {
+fn try_reserve(state: &mut PeerState, count: usize, now: Instant) -> Option<NonceReservation> {
     let endpoint = state.endpoint?;
     let keypair = state.keypairs.current.as_ref()?;
     let packets = u64::try_from(state.staged.len().checked_add(count)?).ok()?;
     let first_counter = keypair.assign_nonces(packets, now)?;
     let keypair = Arc::clone(keypair);
-    Some(Lease { keypair, endpoint, first_counter, staged: state.take_staged() })
+    Some(NonceReservation { keypair, endpoint, first_counter, staged: state.take_staged() })
 }
 
 /// Seals a packet that lies `TRANSPORT_HEADER_LEN` bytes into `datagram`, which is

@@ -1,9 +1,9 @@
 //! The five timers of a peer and the events that move them (kernel timers.c, names included).
 //!
 //! Workers arm and cancel timers as packets pass, so the deadlines are atomics. The control thread
-//! looks at a peer when its earliest deadline is due. A worker has to wake it only when it arms a
-//! timer to expire before the control thread looks next; cancelling or postponing one never needs a
-//! wake-up, because the control thread finds the later deadline when it looks.
+//! examines a peer when its earliest deadline is due. A worker wakes it only if it arms a timer that
+//! expires before the next examination. Cancelling or postponing a timer needs no wake-up, because the
+//! control thread finds the later deadline when it examines the peer.
 
 use crate::keypair::REJECT_AFTER_TIME;
 use crate::time::Instant;
@@ -12,16 +12,16 @@ use core::time::Duration;
 
 /// Least time between two initiations to a peer, and the time until one is repeated.
 pub const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most that chance adds to [`REKEY_TIMEOUT`].
+/// Maximum of the jitter that is added to [`REKEY_TIMEOUT`].
 pub const REKEY_TIMEOUT_JITTER_MAX: Duration = Duration::from_millis(333);
-/// How long initiations are repeated.
+/// Time for which initiations are repeated.
 pub const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
 /// Repetitions before giving up: 90 s of one every 5 s, and the one that ends it; with the first
 /// initiation that makes 20.
 pub const MAX_HANDSHAKE_RETRIES: u32 = 19;
 /// Time after receiving data until a keepalive, if nothing else was sent.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Age of a keypair at which the initiator, on receiving, hurries to replace it.
+/// Age of a keypair at which its initiator, on receiving, starts a handshake to replace it.
 pub const RECEIVE_REKEY_AGE: Duration =
     REJECT_AFTER_TIME.saturating_sub(KEEPALIVE_TIMEOUT).saturating_sub(REKEY_TIMEOUT);
 /// Time after the last session began until all keys are erased.
@@ -60,9 +60,9 @@ const IDLE: u64 = u64::MAX;
 /// The timers of one peer.
 pub struct Timers {
     deadlines: [AtomicU64; Timer::ALL.len()],
-    /// When the control thread looks at this peer next; [`IDLE`] if it has no reason to.
+    /// When the control thread examines this peer next; [`IDLE`] if no timer is pending.
     examined_at: AtomicU64,
-    /// Nanoseconds of chance, at most [`REKEY_TIMEOUT_JITTER_MAX`], renewed at each examination.
+    /// Random nanoseconds, at most [`REKEY_TIMEOUT_JITTER_MAX`], renewed at each examination.
     jitter: AtomicU64,
     need_another_keepalive: AtomicBool,
     persistent_keepalive_interval: AtomicU16,
@@ -87,26 +87,26 @@ impl Default for Timers {
     }
 }
 
-/// Whether the control thread must look at the peer sooner than it meant to.
-#[must_use = "the control thread would look too late"]
+/// Whether the control thread must examine the peer's timers earlier than scheduled.
+#[must_use = "the timer would expire too late"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attention(pub bool);
+pub struct Examination(pub bool);
 
-impl core::ops::BitOr for Attention {
+impl core::ops::BitOr for Examination {
     type Output = Self;
     fn bitor(self, other: Self) -> Self {
         Self(self.0 || other.0)
     }
 }
 
-impl Attention {
-    /// No need.
+impl Examination {
+    /// The scheduled examination is early enough.
     pub const NONE: Self = Self(false);
 }
 
 // Deadlines and `examined_at` are written by one side and read by the other in the opposite order,
-// so both need sequential consistency: either the worker sees that the control thread looks in
-// time, or the control thread sees the new deadline.
+// so both need sequential consistency: either the worker sees that the next examination is in time, or
+// the control thread sees the new deadline.
 impl Timers {
     fn deadline(&self, timer: Timer) -> &AtomicU64 {
         &self.deadlines[timer as usize]
@@ -118,13 +118,13 @@ impl Timers {
         self.deadline(timer).load(Ordering::SeqCst) != IDLE
     }
 
-    fn arm(&self, timer: Timer, deadline: Instant) -> Attention {
+    fn arm(&self, timer: Timer, deadline: Instant) -> Examination {
         let deadline = deadline.as_nanos();
         self.deadline(timer).store(deadline, Ordering::SeqCst);
-        Attention(deadline < self.examined_at.load(Ordering::SeqCst))
+        Examination(deadline < self.examined_at.load(Ordering::SeqCst))
     }
 
-    fn arm_unless_pending(&self, timer: Timer, deadline: Instant) -> Attention {
+    fn arm_unless_pending(&self, timer: Timer, deadline: Instant) -> Examination {
         let deadline = deadline.as_nanos();
         let armed = self.deadline(timer).compare_exchange(
             IDLE,
@@ -132,10 +132,10 @@ impl Timers {
             Ordering::SeqCst,
             Ordering::SeqCst,
         );
-        Attention(armed.is_ok() && deadline < self.examined_at.load(Ordering::SeqCst))
+        Examination(armed.is_ok() && deadline < self.examined_at.load(Ordering::SeqCst))
     }
 
-    /// Takes a pending timer back. Reads first: on the packet path it mostly is not pending, and a
+    /// Cancels a timer. It reads first, because on the packet path the timer is mostly not pending and a
     /// write would take the cache line from the other threads.
     fn cancel(&self, timer: Timer) {
         if self.is_pending(timer) {
@@ -149,13 +149,13 @@ impl Timers {
 
     // ------------------------------------------------------------ for the control thread
 
-    /// Takes the chance that timers armed from now on get.
+    /// Sets the jitter of timers that are armed from now on.
     pub fn set_jitter(&self, random: u32) {
         let most = u64::try_from(REKEY_TIMEOUT_JITTER_MAX.as_nanos()).unwrap_or(0);
         self.jitter.store((u64::from(random) * most) >> 32, Ordering::Relaxed);
     }
 
-    /// Takes a timer that is due, so that it expires once.
+    /// True if a timer is due, which is then no longer pending, so that it expires once.
     #[must_use]
     pub fn take_expired(&self, timer: Timer, now: Instant) -> bool {
         self.deadline(timer)
@@ -165,7 +165,7 @@ impl Timers {
             .is_ok()
     }
 
-    /// Sets when the control thread looks next: at the earliest deadline, which is returned.
+    /// Schedules the next examination at the earliest deadline, which is returned.
     #[must_use]
     pub fn schedule(&self) -> Option<Instant> {
         loop {
@@ -182,8 +182,8 @@ impl Timers {
         self.deadlines.iter().map(|deadline| deadline.load(Ordering::SeqCst)).min().unwrap_or(IDLE)
     }
 
-    /// Cancels all timers and forgets what they remember (kernel wg_timers_stop), when the interface
-    /// goes down or the peer goes away.
+    /// Cancels all timers and resets their state when the interface goes down or the peer is removed
+    /// (kernel wg_timers_stop).
     pub fn stop(&self) {
         for timer in Timer::ALL {
             self.cancel(timer);
@@ -198,7 +198,7 @@ impl Timers {
         self.persistent_keepalive_interval.load(Ordering::Relaxed)
     }
 
-    /// Sets the interval; what is pending expires once more and then sees it.
+    /// Sets the interval. It applies from the next expiry of a pending timer on.
     pub fn set_persistent_keepalive_interval(&self, seconds: u16) {
         self.persistent_keepalive_interval.store(seconds, Ordering::Relaxed);
         if seconds == 0 {
@@ -222,7 +222,7 @@ impl Timers {
         Some(attempts + 1)
     }
 
-    /// Starts counting repetitions anew: somebody wants to talk to this peer (again).
+    /// Resets the count of repetitions, when there is a new reason for a handshake.
     pub fn reset_handshake_attempts(&self) {
         if self.handshake_attempts.load(Ordering::Relaxed) != 0 {
             self.handshake_attempts.store(0, Ordering::Relaxed);
@@ -251,51 +251,52 @@ impl Timers {
         }
     }
 
-    /// An initiation or a response goes out now.
-    pub fn note_handshake_sent(&self, now: Instant) {
+    /// Records that an initiation or a response is sent now.
+    pub fn record_handshake_sent(&self, now: Instant) {
         self.last_sent_handshake.store(now.as_nanos().max(1), Ordering::Relaxed);
     }
 
-    /// True the first time since the last completed handshake: the initiator hurries only once.
+    /// True the first time after a completed handshake: the initiator replaces an old keypair early only
+    /// once.
     #[must_use]
     pub fn take_lastminute_handshake(&self) -> bool {
         !self.sent_lastminute_handshake.load(Ordering::Relaxed)
             && !self.sent_lastminute_handshake.swap(true, Ordering::Relaxed)
     }
 
-    /// After a keepalive was sent because its timer expired: is another owed?
-    pub fn keepalive_expired(&self, now: Instant) -> Attention {
+    /// Arms the keepalive timer again if data was received since it was armed.
+    pub fn keepalive_expired(&self, now: Instant) -> Examination {
         if self.need_another_keepalive.swap(false, Ordering::Relaxed) {
             self.arm(Timer::SendKeepalive, now.after(KEEPALIVE_TIMEOUT))
         } else {
-            Attention::NONE
+            Examination::NONE
         }
     }
 
-    /// All tries failed: without a session by then, forget the keys.
-    pub fn handshake_given_up(&self, now: Instant) -> Attention {
+    /// Arms the timer that erases the keys, after all initiations went unanswered.
+    pub fn handshake_given_up(&self, now: Instant) -> Examination {
         self.cancel(Timer::SendKeepalive);
         self.arm_unless_pending(Timer::ZeroKeyMaterial, now.after(ZERO_KEY_MATERIAL_TIME))
     }
 
     // ------------------------------------------------------------ events, as the kernel names them
 
-    /// A packet with something in it was sent.
-    pub fn data_sent(&self, now: Instant) -> Attention {
+    /// A packet that is not a keepalive was sent.
+    pub fn data_sent(&self, now: Instant) -> Examination {
         if self.is_pending(Timer::NewHandshake) {
-            return Attention::NONE;
+            return Examination::NONE;
         }
         let deadline = now.after(KEEPALIVE_TIMEOUT).after(REKEY_TIMEOUT).after(self.jitter());
         self.arm_unless_pending(Timer::NewHandshake, deadline)
     }
 
-    /// A packet with something in it was received.
-    pub fn data_received(&self, now: Instant) -> Attention {
+    /// A packet that is not a keepalive was received.
+    pub fn data_received(&self, now: Instant) -> Examination {
         if self.is_pending(Timer::SendKeepalive) {
             if !self.need_another_keepalive.load(Ordering::Relaxed) {
                 self.need_another_keepalive.store(true, Ordering::Relaxed);
             }
-            return Attention::NONE;
+            return Examination::NONE;
         }
         self.arm_unless_pending(Timer::SendKeepalive, now.after(KEEPALIVE_TIMEOUT))
     }
@@ -310,10 +311,10 @@ impl Timers {
         self.cancel(Timer::NewHandshake);
     }
 
-    /// Anything authenticated went either way.
-    pub fn any_authenticated_packet_traversal(&self, now: Instant) -> Attention {
+    /// Anything authenticated was sent or received.
+    pub fn any_authenticated_packet_traversal(&self, now: Instant) -> Examination {
         match self.persistent_keepalive_interval() {
-            0 => Attention::NONE,
+            0 => Examination::NONE,
             seconds => self.arm(
                 Timer::PersistentKeepalive,
                 now.after(Duration::from_secs(u64::from(seconds))),
@@ -322,7 +323,7 @@ impl Timers {
     }
 
     /// An initiation was sent.
-    pub fn handshake_initiated(&self, now: Instant) -> Attention {
+    pub fn handshake_initiated(&self, now: Instant) -> Examination {
         self.arm(Timer::RetransmitHandshake, now.after(REKEY_TIMEOUT).after(self.jitter()))
     }
 
@@ -334,14 +335,14 @@ impl Timers {
     }
 
     /// An initiation was wanted sooner after the last handshake message than [`REKEY_TIMEOUT`].
-    pub fn handshake_postponed(&self) -> Attention {
+    pub fn handshake_postponed(&self) -> Examination {
         let last = Instant::from_nanos(self.last_sent_handshake.load(Ordering::Relaxed));
         let deadline = last.after(REKEY_TIMEOUT).after(self.jitter());
         self.arm_unless_pending(Timer::RetransmitHandshake, deadline)
     }
 
     /// A keypair was derived.
-    pub fn session_derived(&self, now: Instant) -> Attention {
+    pub fn session_derived(&self, now: Instant) -> Examination {
         self.arm(Timer::ZeroKeyMaterial, now.after(ZERO_KEY_MATERIAL_TIME))
     }
 }
@@ -367,9 +368,9 @@ mod tests {
     #[test]
     fn data_sent_arms_once_and_any_receive_clears_it() {
         let timers = Timers::default();
-        assert_eq!(timers.data_sent(seconds(1)), Attention(true));
+        assert_eq!(timers.data_sent(seconds(1)), Examination(true));
         assert_eq!(timers.schedule(), Some(seconds(16)));
-        assert_eq!(timers.data_sent(seconds(9)), Attention::NONE);
+        assert_eq!(timers.data_sent(seconds(9)), Examination::NONE);
         assert_eq!(timers.schedule(), Some(seconds(16)));
         timers.any_authenticated_packet_received();
         assert_eq!(timers.schedule(), None);
@@ -378,9 +379,9 @@ mod tests {
     #[test]
     fn received_data_owes_one_keepalive_and_more_data_another() {
         let timers = Timers::default();
-        assert_eq!(timers.data_received(seconds(1)), Attention(true));
+        assert_eq!(timers.data_received(seconds(1)), Examination(true));
         assert_eq!(timers.schedule(), Some(seconds(11)));
-        assert_eq!(timers.data_received(seconds(5)), Attention::NONE);
+        assert_eq!(timers.data_received(seconds(5)), Examination::NONE);
         assert!(!timers.take_expired(Timer::SendKeepalive, seconds(10)));
         assert!(timers.take_expired(Timer::SendKeepalive, seconds(11)));
         assert!(!timers.take_expired(Timer::SendKeepalive, seconds(11)));
@@ -392,16 +393,16 @@ mod tests {
     }
 
     #[test]
-    fn a_later_deadline_needs_no_attention_an_earlier_one_does() {
+    fn a_later_deadline_needs_no_examination_an_earlier_one_does() {
         let timers = Timers::default();
         let _armed = timers.data_received(seconds(1));
         assert_eq!(timers.schedule(), Some(seconds(11)));
         timers.any_authenticated_packet_sent();
-        assert_eq!(timers.data_received(seconds(2)), Attention::NONE);
+        assert_eq!(timers.data_received(seconds(2)), Examination::NONE);
         timers.set_persistent_keepalive_interval(3);
-        assert_eq!(timers.any_authenticated_packet_traversal(seconds(2)), Attention(true));
+        assert_eq!(timers.any_authenticated_packet_traversal(seconds(2)), Examination(true));
         assert_eq!(timers.schedule(), Some(seconds(5)));
-        assert_eq!(timers.any_authenticated_packet_traversal(seconds(3)), Attention::NONE);
+        assert_eq!(timers.any_authenticated_packet_traversal(seconds(3)), Examination::NONE);
     }
 
     #[test]

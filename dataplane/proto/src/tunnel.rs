@@ -56,7 +56,7 @@ impl Tunnel {
         change.persistent_keepalive_interval = Some(seconds);
         self.device
             .configure(Configuration { peers: vec![change], ..Configuration::default() }, now);
-        self.device.settle(now);
+        self.device.flush(now);
     }
 
     /// Sends an IP packet; without a session it waits for one, which this starts.

@@ -14,7 +14,7 @@ use x25519_dalek::{PublicKey as Point, StaticSecret};
 use zeroize::Zeroizing;
 
 /// A Diffie-Hellman result, erased on drop.
-pub(crate) type Shared = Zeroizing<[u8; 32]>;
+pub(crate) type SharedSecret = Zeroizing<[u8; 32]>;
 
 /// Whether this processor is one that curve25519-dalek has vector code for. On others the ladder is
 /// the faster of the two.
@@ -47,7 +47,7 @@ impl RemotePoint {
     ///
     /// # Errors
     /// If the result is all zeros, which only a point of low order gives.
-    pub(crate) fn dh(&self, private: &StaticSecret) -> Result<Shared, Unauthentic> {
+    pub(crate) fn dh(&self, private: &StaticSecret) -> Result<SharedSecret, Unauthentic> {
         let shared = match self.edwards {
             Some(point) => {
                 let product = Zeroizing::new(point.mul_clamped(*private.as_bytes()));

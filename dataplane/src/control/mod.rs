@@ -261,7 +261,7 @@ impl Control {
         while self.run_jobs(&mut steps) {
             self.take_operations(&mut steps);
         }
-        self.settle();
+        self.flush();
     }
 
     /// Erases what is left of keys on this thread's stack; and on the workers', a moment after a keypair was
@@ -331,14 +331,14 @@ impl Control {
             let queued = self.shared.take_handshakes(&mut self.handshakes);
             if self.handshakes.is_empty() {
                 if time > 0 {
-                    self.settle();
+                    self.flush();
                 }
                 return false;
             }
             self.consume_batch(queued);
             self.wipe_stacks();
         }
-        self.settle();
+        self.flush();
         true
     }
 
@@ -358,11 +358,11 @@ impl Control {
         self.transmit();
     }
 
-    /// Lets out what this round caused. Never inlined, as [`Self::handle`].
+    /// Sends and logs what this round caused. It is never inlined, as [`Self::handle`].
     #[inline(never)]
-    fn settle(&mut self) {
+    fn flush(&mut self) {
         let now = clock::now();
-        self.device.handle_attention(now);
+        self.device.handle_dirty_peers(now);
         self.device.handle_timeout(now);
         self.transmit();
         let device = &mut self.device;

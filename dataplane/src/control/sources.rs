@@ -327,8 +327,8 @@ mod tests {
         /// Gives each peer another endpoint.
         fn set_endpoints(&self, mut next: impl FnMut(Endpoint) -> Endpoint) {
             let data_path = self.device.data_path();
-            let mut allowed_ips = data_path.routes.reader();
-            allowed_ips.refresh(&data_path.routes);
+            let mut allowed_ips = data_path.allowed_ips.reader();
+            allowed_ips.refresh(&data_path.allowed_ips);
             for (_, endpoint) in self.device.endpoints(None) {
                 let endpoint = endpoint.unwrap();
                 let IpAddr::V4(to) = endpoint.destination.ip() else { continue };

@@ -338,7 +338,7 @@ fn disturb(simulation: &mut Simulation, host: HostId, other: HostId, input: &mut
             device.encapsulate(&packet, now);
             let source = Endpoint::new(([192, 0, 2, 77], 9).into());
             device.decapsulate(source, Ecn::CONGESTION, &mut datagram, now);
-            simulation.settle(host);
+            simulation.flush(host);
         }
     }
 }

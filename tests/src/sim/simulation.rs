@@ -94,7 +94,7 @@ impl Simulation {
         &self.hosts[id.0]
     }
 
-    /// A host, to be changed; see [`Self::settle`] for what its device then has to say.
+    /// Mutable access to a host. [`Self::flush`] then sends what its device has queued.
     #[must_use]
     pub fn host_mut(&mut self, id: HostId) -> &mut Host {
         &mut self.hosts[id.0]
@@ -142,7 +142,7 @@ impl Simulation {
     pub fn configure(&mut self, host: HostId, configuration: Configuration) {
         let now = self.now();
         self.host_mut(host).device.configure(configuration, now);
-        self.settle(host);
+        self.flush(host);
     }
 
     /// Applies changes to one peer of a host.
@@ -166,7 +166,7 @@ impl Simulation {
     pub fn set_up(&mut self, host: HostId, up: bool) {
         let now = self.now();
         self.host_mut(host).device.set_up(up, now);
-        self.settle(host);
+        self.flush(host);
     }
 
     /// Has a host find itself in a copy of its virtual machine, whose kernel has reseeded its generator.
@@ -175,14 +175,14 @@ impl Simulation {
         let host_state = self.host_mut(host);
         host_state.dice.reseed(seed);
         host_state.device.vm_notification(now);
-        self.settle(host);
+        self.flush(host);
     }
 
     /// Sends a packet into the tunnel of a host.
     pub fn send(&mut self, host: HostId, packet: &[u8]) {
         let now = self.now();
         self.host_mut(host).device.encapsulate(packet, now);
-        self.settle(host);
+        self.flush(host);
     }
 
     /// Sends an echo request of ping's length from one host to another; returns its tag.
@@ -270,7 +270,7 @@ impl Simulation {
             let device = &mut self.host_mut(id).device;
             if device.next_timeout().is_some_and(|at| at <= now.instant) {
                 device.advance(now);
-                self.settle(id);
+                self.flush(id);
             }
         }
         while let Some(entry) = self.under_way.first_entry().filter(|e| e.key().0 <= now.instant) {
@@ -289,7 +289,7 @@ impl Simulation {
         let mut answer = None;
         if matches!(datagram.kind(), Kind::Initiation | Kind::Response | Kind::CookieReply) {
             host.device.receive_handshake(source, &datagram.payload, host.waiting, now);
-            host.device.settle(now);
+            host.device.flush(now);
         } else {
             let ecn = Ecn::of_traffic_class(datagram.traffic_class);
             let packet = host.device.decapsulate(source, ecn, &mut datagram.payload, now);
@@ -298,17 +298,17 @@ impl Simulation {
                 host.received.push((now.instant, packet.to_vec()));
             }
         }
-        self.settle(id);
+        self.flush(id);
         if let Some(answer) = answer {
             self.send(id, &answer);
         }
     }
 
-    /// Takes what the device of a host has to send and to tell.
-    pub fn settle(&mut self, id: HostId) {
+    /// Sends the datagrams and records the events that the device of a host has queued.
+    pub fn flush(&mut self, id: HostId) {
         let now = self.now();
         let host = &mut self.hosts[id.0];
-        host.device.settle(now);
+        host.device.flush(now);
         while let Some(event) = host.device.poll_event() {
             host.events.push((now.instant, event));
         }

@@ -5,7 +5,7 @@ use crate::config::{
     AllowedIp, AllowedIpChange, Configuration, DeviceStatus, PeerConfiguration, PeerStatus,
 };
 use crate::cookie::{CookieChecker, CookieGenerator};
-use crate::data_path::Route;
+use crate::data_path::AllowedIpOwner;
 use crate::handshake::{Handshake, StaticIdentity};
 use crate::keys::{PrivateKey, PublicKey};
 use crate::peer::{Endpoint, Peer, PeerId};
@@ -37,7 +37,7 @@ impl Device {
         for peer in configuration.peers {
             self.configure_peer(peer, now);
         }
-        self.data_path.routes.publish(self.routes.clone());
+        self.data_path.allowed_ips.publish(self.allowed_ips.clone());
     }
 
     /// The port in use, as the caller bound it; cached sources went with the old socket.
@@ -48,14 +48,14 @@ impl Device {
         }
     }
 
-    /// Lets the routing table choose the source address for every peer anew.
+    /// Clears the cached source address of every peer, so that the kernel's routing chooses one.
     pub fn clear_sources(&mut self) {
         for entry in self.peers.values() {
             entry.peer.clear_source();
         }
     }
 
-    /// The peers that were created after one, or all, each with where it is, in the order of creation.
+    /// The peers that were created after one, or all, each with its endpoint, in the order of creation.
     pub fn endpoints(
         &self,
         after: Option<PeerId>,
@@ -65,7 +65,7 @@ impl Device {
         peers.map(|(id, entry)| (*id, entry.peer.endpoint()))
     }
 
-    /// Forgets the cached source of a peer, unless it has another endpoint by now.
+    /// Clears the cached source of a peer, unless its endpoint has changed.
     pub fn clear_source(&self, id: PeerId, endpoint: &Endpoint) {
         if let Some(entry) = self.entry(id) {
             entry.peer.clear_source_of(endpoint);
@@ -84,7 +84,7 @@ impl Device {
         self.fwmark
     }
 
-    /// Answers a `get`, but for the peers.
+    /// The device's part of the answer to a `get`.
     #[must_use]
     pub fn status(&self) -> DeviceStatus {
         DeviceStatus {
@@ -94,7 +94,7 @@ impl Device {
         }
     }
 
-    /// Answers a `get`: each peer, in the order of creation.
+    /// The peers' part of the answer to a `get`, in the order of creation.
     pub fn peers(&self) -> impl Iterator<Item = PeerStatus> {
         self.peers.values().map(|entry| PeerStatus {
             public_key: *entry.peer.public_key(),
@@ -108,9 +108,9 @@ impl Device {
         })
     }
 
-    /// Takes a new private key. Sessions stay for receiving; the next packet to each peer makes a
-    /// new handshake, at once. A peer whose key is now ours goes.
-    /// What waited for the first key goes now (kernel netlink.c, wg_set_device).
+    /// Sets the private key (kernel netlink.c, wg_set_device). Keypairs are only used for receiving from
+    /// now on; the next packet to each peer starts a handshake at once. A peer that has our public key is
+    /// removed. Packets that waited for the first key are sent.
     fn set_private_key(&mut self, private_key: Option<PrivateKey>, now: Now) {
         if self.identity.as_ref().map(|identity| &identity.private_key) == private_key.as_ref() {
             return;
@@ -141,7 +141,7 @@ impl Device {
         }
     }
 
-    /// The peer that has our own key.
+    /// The peer that has our own public key.
     fn our_peer_id(&self) -> Option<PeerId> {
         self.by_key.get(self.identity.as_ref()?.keys.public_key()).copied()
     }
@@ -207,36 +207,36 @@ impl Device {
             last_handshake: Duration::ZERO,
             unanswered: 0,
             unconfirmed: 0,
-            agenda: None,
+            queued_at: None,
         };
         self.peers.insert(id, Box::new(entry));
         self.by_key.insert(public_key, id);
         id
     }
 
-    /// Removes a peer: index, keypairs, staged packets and allowed IPs are gone at once.
+    /// Removes a peer with its indices, keypairs, staged packets and allowed IPs.
     fn remove_peer(&mut self, id: PeerId) {
         self.remove_allowed_ips(id);
         if let Some(entry) = self.entry(id) {
-            // Before the keypairs are cleared, so that no worker brings anything back.
+            // Before the keypairs are cleared, so that no worker stores anything afterwards.
             entry.peer.retire();
         }
         self.quiesce(id);
         let Some(entry) = self.peers.remove(&id) else { return };
-        if let Some(at) = entry.agenda {
-            self.agenda.remove(&(at, id));
+        if let Some(at) = entry.queued_at {
+            self.timer_queue.remove(&(at, id));
         }
         self.by_key.remove(entry.peer.public_key());
     }
 
-    /// Gives an allowed IP to a peer, taking it from whoever has it.
+    /// Adds an allowed IP to a peer, and removes it from the peer that had it.
     fn insert_allowed_ip(&mut self, id: PeerId, allowed_ip: AllowedIp) {
         let order = self.next_order;
         let Some(entry) = self.entry_mut(id) else { return };
         entry.allowed_ips.insert(order, allowed_ip);
-        let route = Route { peer: Arc::clone(&entry.peer), order };
+        let owner = AllowedIpOwner { peer: Arc::clone(&entry.peer), order };
         self.next_order += 1;
-        if let Some(before) = self.routes.insert(allowed_ip, route)
+        if let Some(before) = self.allowed_ips.insert(allowed_ip, owner)
             && let Some(entry) = self.entry_mut(before.peer.id())
         {
             entry.allowed_ips.remove(&before.order);
@@ -244,16 +244,16 @@ impl Device {
     }
 
     fn remove_allowed_ip(&mut self, id: PeerId, allowed_ip: AllowedIp) {
-        let removed = self.routes.remove(allowed_ip, |route| route.peer.id() == id);
-        if let (Some(route), Some(entry)) = (removed, self.entry_mut(id)) {
-            entry.allowed_ips.remove(&route.order);
+        let removed = self.allowed_ips.remove(allowed_ip, |owner| owner.peer.id() == id);
+        if let (Some(owner), Some(entry)) = (removed, self.entry_mut(id)) {
+            entry.allowed_ips.remove(&owner.order);
         }
     }
 
     fn remove_allowed_ips(&mut self, id: PeerId) {
         let Some(entry) = self.entry_mut(id) else { return };
         for (_, allowed_ip) in core::mem::take(&mut entry.allowed_ips) {
-            self.routes.remove(allowed_ip, |route| route.peer.id() == id);
+            self.allowed_ips.remove(allowed_ip, |owner| owner.peer.id() == id);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Expiry of timers, and the notes that workers leave (kernel timers.c, the expired functions).
+//! Expiry of timers (kernel timers.c, the expired functions), and the events that workers mark.
 
 use super::{Device, Event};
 use crate::peer::{PeerId, event};
@@ -7,26 +7,28 @@ use crate::timers::Timer;
 use std::sync::Arc;
 
 impl Device {
-    /// Does what is due at `now`. Call it at [`Self::next_timeout`]; earlier is harmless.
+    /// Expires the timers that are due at `now`. Call it at [`Self::next_timeout`]; an earlier call is
+    /// harmless.
     pub fn handle_timeout(&mut self, now: Now) {
-        while let Some((at, id)) = self.agenda.first().copied().filter(|(at, _)| *at <= now.instant)
+        while let Some((at, id)) =
+            self.timer_queue.first().copied().filter(|(at, _)| *at <= now.instant)
         {
-            self.agenda.remove(&(at, id));
+            self.timer_queue.remove(&(at, id));
             if let Some(entry) = self.entry_mut(id) {
-                entry.agenda = None;
+                entry.queued_at = None;
             }
             self.expire_timers(id, now);
             self.reschedule(id);
         }
     }
 
-    /// Looks at the peers that workers left a note about; and drops all keys first, if a worker found
-    /// that this is a copy of the virtual machine that they were made in.
-    pub fn handle_attention(&mut self, now: Now) {
+    /// Handles the events of the peers that workers marked as dirty. In a copy of the virtual machine in
+    /// which the keys were made, it first drops all keys.
+    pub fn handle_dirty_peers(&mut self, now: Now) {
         if self.data_path.is_in_a_copy() {
             self.vm_notification(now);
         }
-        for id in self.data_path.take_attention() {
+        for id in self.data_path.take_dirty_peers() {
             let Some(entry) = self.entry(id) else { continue };
             let events = entry.peer.take_events();
             if events & event::CONFIRMED != 0 {
@@ -40,24 +42,24 @@ impl Device {
         }
     }
 
-    /// Puts a peer on the agenda at its earliest deadline.
+    /// Puts a peer into the timer queue at its earliest deadline.
     pub(super) fn reschedule(&mut self, id: PeerId) {
-        let Self { agenda, peers, random, .. } = self;
+        let Self { timer_queue, peers, random, .. } = self;
         let Some(entry) = peers.get_mut(&id) else { return };
         let mut jitter = [0; 4];
         random.fill(&mut jitter);
         entry.peer.timers.set_jitter(u32::from_ne_bytes(jitter));
         let at = entry.peer.timers.schedule();
-        if at == entry.agenda {
+        if at == entry.queued_at {
             return;
         }
-        if let Some(before) = entry.agenda.take() {
-            agenda.remove(&(before, id));
+        if let Some(before) = entry.queued_at.take() {
+            timer_queue.remove(&(before, id));
         }
         if let Some(at) = at {
-            agenda.insert((at, id));
+            timer_queue.insert((at, id));
         }
-        entry.agenda = at;
+        entry.queued_at = at;
     }
 
     fn expire_timers(&mut self, id: PeerId, now: Now) {
@@ -76,7 +78,8 @@ impl Device {
         }
     }
 
-    /// Nobody answered: try again, from whatever source address the route gives now, or give up.
+    /// No response arrived: sends another initiation, from the source address that the route gives now, or
+    /// gives up.
     fn expired_retransmit_handshake(&mut self, id: PeerId, now: Now) {
         let Some(entry) = self.entry(id) else { return };
         let peer = Arc::clone(&entry.peer);
@@ -98,7 +101,7 @@ impl Device {
         }
     }
 
-    /// We sent data and heard nothing: the session may be dead on the other side.
+    /// No packet arrived after data was sent: the peer may have lost its keypair.
     fn expired_new_handshake(&mut self, id: PeerId, now: Now) {
         let Some(entry) = self.entry(id) else { return };
         entry.peer.clear_source();

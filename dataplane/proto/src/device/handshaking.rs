@@ -28,12 +28,12 @@ pub struct HandshakeDatagram<'a> {
     /// UDP payload.
     pub datagram: &'a [u8],
     /// How many more are queued behind it: from [`super::UNDER_LOAD_THRESHOLD`] on, or after
-    /// [`super::UNDER_LOAD_REFUSALS`] in vain, senders have to prove their address with a cookie.
+    /// [`super::UNDER_LOAD_REFUSALS`] refusals, senders must prove their address with a cookie.
     pub waiting: usize,
 }
 
-/// An initiation whose sender's key is being opened.
-struct Arrived {
+/// The origin and length of an initiation whose static key is being opened.
+struct InitiationOrigin {
     source: Endpoint,
     len: usize,
 }
@@ -61,7 +61,7 @@ impl Device {
             self.postpone_initiation(id, now);
             return;
         }
-        peer.timers.note_handshake_sent(now.instant);
+        peer.timers.record_handshake_sent(now.instant);
         self.clear_handshake(id);
         let index = self.allocate_index(id);
         let ephemeral = Zeroizing::new(self.random_array());
@@ -126,7 +126,7 @@ impl Device {
         let never_confirmed = entry.unconfirmed == MANY_UNANSWERED + 1;
         let mut datagram = response.to_bytes();
         entry.cookie.add_macs(&mut datagram, now);
-        peer.timers.note_handshake_sent(now);
+        peer.timers.record_handshake_sent(now);
         if never_confirmed {
             self.log(Event::NeverConfirmed(*peer.public_key()));
         }
@@ -205,10 +205,13 @@ impl Device {
             return;
         }
         let datagrams = datagrams.into_iter();
-        let (mut arrived, mut opening) = (Vec::new(), Vec::with_capacity(datagrams.size_hint().0));
+        let (mut origins, mut opening) = (Vec::new(), Vec::with_capacity(datagrams.size_hint().0));
         for datagram in datagrams {
             if let Some(job) = self.receive_message(&datagram, now) {
-                arrived.push(Arrived { source: datagram.source, len: datagram.datagram.len() });
+                origins.push(InitiationOrigin {
+                    source: datagram.source,
+                    len: datagram.datagram.len(),
+                });
                 opening.push(job);
             }
         }
@@ -217,8 +220,8 @@ impl Device {
         }
         let mut answered = Vec::with_capacity(opening.len());
         let mut writing = Vec::with_capacity(opening.len());
-        for (arrived, job) in arrived.iter().zip(runner.run(opening)) {
-            if let Some((id, draft)) = self.receive_initiation(arrived, job, now) {
+        for (origin, job) in origins.iter().zip(runner.run(opening)) {
+            if let Some((id, draft)) = self.receive_initiation(origin, job, now) {
                 let (index, job) = self.write_response(id, draft);
                 answered.push((id, index));
                 writing.push(job);
@@ -234,8 +237,8 @@ impl Device {
     }
 
     /// Consumes all but an initiation; of that, if it may come in, the static key is to be opened.
-    fn receive_message(&mut self, arrived: &HandshakeDatagram<'_>, now: Now) -> Option<CryptoJob> {
-        let &HandshakeDatagram { source, datagram, waiting } = arrived;
+    fn receive_message(&mut self, message: &HandshakeDatagram<'_>, now: Now) -> Option<CryptoJob> {
+        let &HandshakeDatagram { source, datagram, waiting } = message;
         match Message::parse(datagram) {
             Some(Message::Initiation(message)) => {
                 if self.admit(source, datagram, message.sender_index, waiting, now) {
@@ -264,7 +267,7 @@ impl Device {
         waiting: usize,
         now: Now,
     ) -> bool {
-        let under_load = self.note_message(waiting, now.instant);
+        let under_load = self.record_message(waiting, now.instant);
         let Some(identity) = &self.identity else {
             self.data_path.drops.add(DropCause::NoPrivateKey, 1);
             return false;
@@ -299,20 +302,20 @@ impl Device {
         self.load.is_high_at(now)
     }
 
-    fn note_message(&mut self, waiting: usize, now: Instant) -> bool {
-        let change = self.load.see(waiting, now);
-        self.note_load(change);
+    fn record_message(&mut self, waiting: usize, now: Instant) -> bool {
+        let change = self.load.record(waiting, now);
+        self.load_changed(change);
         self.load.is_high()
     }
 
-    /// A message with a right mac1 was in vain: it cost a Diffie-Hellman, or would have but for the load.
+    /// Refuses a message with a valid mac1: it cost a Diffie-Hellman, or would have if not for the load.
     fn refuse(&mut self, cause: DropCause, now: Instant) {
         self.data_path.drops.add(cause, 1);
         let change = self.load.refuse(now);
-        self.note_load(change);
+        self.load_changed(change);
     }
 
-    fn note_load(&mut self, change: Option<Change>) {
+    fn load_changed(&mut self, change: Option<Change>) {
         match change {
             Some(Change::Begins) => self.log(Event::UnderLoad),
             Some(Change::Ends) => self.rate_limiter.clear(),
@@ -320,7 +323,7 @@ impl Device {
         }
     }
 
-    /// Answers with a cookie: to the sender's address whoever it is, touching no peer.
+    /// Answers with a cookie reply to the sender's address, without a change to any peer.
     fn send_cookie_reply(
         &mut self,
         source: Endpoint,
@@ -347,7 +350,7 @@ impl Device {
     /// Consumes an initiation whose static key was opened; what to answer, and to whom.
     fn receive_initiation(
         &mut self,
-        arrived: &Arrived,
+        origin: &InitiationOrigin,
         opened: CryptoJob,
         now: Now,
     ) -> Option<(PeerId, ResponseDraft)> {
@@ -358,7 +361,7 @@ impl Device {
         let stranger = incoming.remote_static;
         let Some(id) = self.by_key.get(&stranger).copied() else {
             self.refuse(DropCause::UnknownPeer, now.instant);
-            self.log(Event::UnknownPeer(arrived.source.destination, stranger));
+            self.log(Event::UnknownPeer(origin.source.destination, stranger));
             return None;
         };
         let (Some(identity), Some(entry)) = (&self.identity, self.peers.get_mut(&id)) else {
@@ -370,7 +373,7 @@ impl Device {
                 if let Some(index) = replaced {
                     self.data_path.index_table.release(index);
                 }
-                self.received_from(&peer, arrived.source, arrived.len, now.instant);
+                self.received_from(&peer, origin.source, origin.len, now.instant);
                 Some((id, draft))
             }
             Err(error) => {

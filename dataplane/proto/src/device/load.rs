@@ -1,30 +1,32 @@
-//! Whether a device is under load, so that whoever wants a handshake has to prove his address first.
+//! Whether a device is under load, so that a sender must prove its address before a handshake.
 
 use crate::time::Instant;
 use core::time::Duration;
 
-/// Handshake messages that may wait to be consumed; more are dropped.
+/// Most handshake messages that wait to be consumed; more are dropped.
 pub const MAX_QUEUED_HANDSHAKES: usize = 4096;
-/// As many waiting mean that the device is under load,
+/// Number of waiting handshake messages from which the device is under load.
 pub const UNDER_LOAD_THRESHOLD: usize = MAX_QUEUED_HANDSHAKES / 8;
-/// and so do as many in vain within a second. (The kernel looks at the queue alone: a flood that it
-/// can just keep up with costs it a Diffie-Hellman for each message.)
+/// Number of refused handshake messages within a second from which the device is under load.
+///
+/// The kernel only looks at the queue: a flood that it can just keep up with costs it a Diffie-Hellman
+/// for each message.
 pub const UNDER_LOAD_REFUSALS: u32 = 256;
-/// It stays so for this long after.
+/// Time for which the device stays under load after the last sign of it.
 pub const UNDER_LOAD_TIME: Duration = Duration::from_secs(1);
 
-/// When refusals are counted anew.
+/// Time after which the count of refusals starts again.
 const REFUSALS_TIME: Duration = Duration::from_secs(1);
 
 /// The load of a device.
 #[derive(Default)]
 pub(super) struct Load {
     since: Option<Instant>,
-    /// Messages that were in vain, and since when they are counted.
+    /// Refused messages, and the start of the count.
     refused: (u32, Option<Instant>),
 }
 
-/// What a message changed.
+/// The change of load that a message caused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     Begins,
@@ -32,8 +34,8 @@ pub(super) enum Change {
 }
 
 impl Load {
-    /// A message has come, and so many wait behind it.
-    pub(super) fn see(&mut self, waiting: usize, now: Instant) -> Option<Change> {
+    /// Records a received message, with the number that wait behind it.
+    pub(super) fn record(&mut self, waiting: usize, now: Instant) -> Option<Change> {
         if waiting >= UNDER_LOAD_THRESHOLD {
             return self.begin(now);
         }
@@ -44,8 +46,9 @@ impl Load {
         })
     }
 
-    /// The message was in vain: refused, but not before it had cost a Diffie-Hellman, or for want of a
-    /// cookie. So a flood that goes on keeps up the load, and costs the Diffie-Hellmans once.
+    /// Records a message that was refused after it had cost a Diffie-Hellman, or because it had no cookie.
+    /// The latter count so that a continuing flood keeps the device under load and costs the
+    /// Diffie-Hellmans only once.
     pub(super) fn refuse(&mut self, now: Instant) -> Option<Change> {
         let (refused, since) = &mut self.refused;
         if since.is_none_or(|since| now.since(since) >= REFUSALS_TIME) {
@@ -55,12 +58,12 @@ impl Load {
         if *refused < UNDER_LOAD_REFUSALS { None } else { self.begin(now) }
     }
 
-    /// Whether senders have to prove their address.
+    /// True if senders must prove their address.
     pub(super) const fn is_high(&self) -> bool {
         self.since.is_some()
     }
 
-    /// Whether they still have to, if nothing comes before `now`.
+    /// True if they still must at `now`, if no message arrives before.
     pub(super) fn is_high_at(&self, now: Instant) -> bool {
         self.since.is_some_and(|since| now.since(since) < UNDER_LOAD_TIME)
     }
@@ -89,9 +92,9 @@ mod tests {
         }
         assert!(!load.is_high());
         assert_eq!(load.refuse(at(1000)), Some(Change::Begins));
-        assert_eq!(load.see(0, at(1999)), None);
+        assert_eq!(load.record(0, at(1999)), None);
         assert!(load.is_high());
-        assert_eq!(load.see(0, at(2000)), Some(Change::Ends));
+        assert_eq!(load.record(0, at(2000)), Some(Change::Ends));
         assert!(!load.is_high());
     }
 
@@ -110,11 +113,11 @@ mod tests {
     #[test]
     fn load_that_goes_on_begins_once_and_lasts_from_its_last_sign() {
         let mut load = Load::default();
-        assert_eq!(load.see(UNDER_LOAD_THRESHOLD - 1, at(0)), None);
-        assert_eq!(load.see(UNDER_LOAD_THRESHOLD, at(0)), Some(Change::Begins));
-        assert_eq!(load.see(UNDER_LOAD_THRESHOLD, at(900)), None);
-        assert_eq!(load.see(0, at(1899)), None);
-        assert_eq!(load.see(0, at(1900)), Some(Change::Ends));
-        assert_eq!(load.see(0, at(1901)), None);
+        assert_eq!(load.record(UNDER_LOAD_THRESHOLD - 1, at(0)), None);
+        assert_eq!(load.record(UNDER_LOAD_THRESHOLD, at(0)), Some(Change::Begins));
+        assert_eq!(load.record(UNDER_LOAD_THRESHOLD, at(900)), None);
+        assert_eq!(load.record(0, at(1899)), None);
+        assert_eq!(load.record(0, at(1900)), Some(Change::Ends));
+        assert_eq!(load.record(0, at(1901)), None);
     }
 }

@@ -1,9 +1,9 @@
-//! A WireGuard interface: its peers, and all that one thread alone does for them.
+//! A WireGuard interface: its peers, and the part of their state that belongs to one thread.
 //!
 //! A `Device` owns configuration, handshakes, cookies and the expiry of timers. Packets do not pass
-//! through it: whoever carries them (the daemon's workers, or [`crate::inline`] on a single thread)
-//! works on its shared [`DataPath`]. What the device wants done comes out of `poll_transmit`,
-//! `poll_flush` and `poll_event`.
+//! through it: the packet path (the daemon's workers, or [`crate::inline`] on a single thread) works on
+//! its shared [`DataPath`]. `poll_transmit`, `poll_flush` and `poll_event` return what the device wants
+//! to be done.
 
 mod configure;
 mod expiry;
@@ -17,7 +17,7 @@ pub use load::{MAX_QUEUED_HANDSHAKES, UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD,
 
 use crate::config::AllowedIp;
 use crate::cookie::{CookieChecker, CookieGenerator};
-use crate::data_path::{DataPath, DropCause, Routes};
+use crate::data_path::{AllowedIpTable, DataPath, DropCause};
 use crate::handshake::{Handshake, StaticIdentity};
 use crate::keypair::{Keypair, Keypairs};
 use crate::keys::{PrivateKey, PublicKey};
@@ -31,11 +31,11 @@ use load::Load;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Events kept for the log; older ones go first.
+/// Most events that are kept for the log; the oldest are dropped first.
 const MAX_EVENTS: usize = 256;
 
-/// Initiations without an answer, or responses without data, after which something seems wrong. The
-/// first three take about ten seconds.
+/// Number of unanswered initiations, or of responses without data, that is logged. It takes about ten
+/// seconds to reach.
 pub const MANY_UNANSWERED: u32 = 3;
 
 /// Where the device gets its random numbers.
@@ -53,11 +53,11 @@ pub struct Transmit {
     pub traffic_class: u8,
     /// UDP payload.
     pub datagram: Vec<u8>,
-    /// Whom it is counted for; `None` for a cookie, which goes to whoever asked.
+    /// The peer that it is counted for; `None` for a cookie reply, whose receiver need not be a peer.
     pub peer: Option<PeerId>,
 }
 
-/// What an operator might want to read of.
+/// An event for the operator's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A handshake completed.
@@ -67,21 +67,21 @@ pub enum Event {
         /// It is the first with this peer.
         first: bool,
     },
-    /// Nobody answered [`MANY_UNANSWERED`] initiations, which went to this address last.
+    /// [`MANY_UNANSWERED`] initiations went unanswered; the last was sent to this address.
     HandshakeUnanswered(PublicKey, SocketAddr),
-    /// Nobody answered 20 initiations.
+    /// 20 initiations went unanswered.
     HandshakeGivenUp(PublicKey),
-    /// As many responses, and the peer never used one: its preshared key differs, or they get lost.
+    /// The peer used none of [`MANY_UNANSWERED`] responses: its preshared key differs, or they get lost.
     NeverConfirmed(PublicKey),
     /// The peer's initiation was not newer than one before it: replayed, or its clock went back.
     InitiationReplayed(PublicKey),
-    /// Someone knows our public key but is none of our peers. Whether the key is their own is not known.
+    /// An initiation by a public key that no peer has. It does not prove possession of that key.
     UnknownPeer(SocketAddr, PublicKey),
-    /// A handshake message for another key than ours.
+    /// A handshake message for another public key than ours.
     InvalidMac(SocketAddr),
-    /// A response that does not fit: mostly a preshared key that differs.
+    /// A response that is not authentic, mostly because the preshared keys differ.
     ResponseRefused(PublicKey),
-    /// A peer moved, and a handshake message from the new place proved it.
+    /// A peer's endpoint changed, as an authentic handshake message proved.
     EndpointMoved(PublicKey, SocketAddr),
     /// Too many handshakes: from now on, senders have to prove their address.
     UnderLoad,
@@ -89,19 +89,19 @@ pub enum Event {
     NewGeneration,
 }
 
-/// What the device alone keeps of a peer.
+/// The part of a peer that belongs to the device.
 struct PeerEntry {
     peer: Arc<Peer>,
     handshake: Handshake,
     cookie: CookieGenerator,
     allowed_ips: BTreeMap<u64, AllowedIp>,
     last_handshake: Duration,
-    /// Initiations since the peer was last heard.
+    /// Initiations since a packet of the peer was last received.
     unanswered: u32,
-    /// Responses since a handshake was last complete on both sides.
+    /// Responses since a handshake last completed on both sides.
     unconfirmed: u32,
-    /// When the agenda has this peer.
-    agenda: Option<Instant>,
+    /// The deadline at which the timer queue has this peer.
+    queued_at: Option<Instant>,
 }
 
 /// Our keys, with what depends on them.
@@ -118,13 +118,13 @@ pub struct Device {
     listen_port: u16,
     fwmark: u32,
     up: bool,
-    /// In boxes: what an entry is moved out of would keep a copy of its keys.
+    /// Boxed, because moving an entry would leave a copy of its keys behind.
     peers: BTreeMap<PeerId, Box<PeerEntry>>,
     next_id: PeerId,
     by_key: HashMap<PublicKey, PeerId>,
-    routes: Routes,
+    allowed_ips: AllowedIpTable,
     next_order: u64,
-    agenda: BTreeSet<(Instant, PeerId)>,
+    timer_queue: BTreeSet<(Instant, PeerId)>,
     rate_limiter: RateLimiter,
     load: Load,
     transmits: VecDeque<Transmit>,
@@ -146,9 +146,9 @@ impl Device {
             peers: BTreeMap::new(),
             next_id: PeerId::default(),
             by_key: HashMap::new(),
-            routes: Routes::default(),
+            allowed_ips: AllowedIpTable::default(),
             next_order: 0,
-            agenda: BTreeSet::new(),
+            timer_queue: BTreeSet::new(),
             rate_limiter: RateLimiter::default(),
             load: Load::default(),
             transmits: VecDeque::new(),
@@ -158,7 +158,7 @@ impl Device {
         }
     }
 
-    /// What whoever carries packets works on.
+    /// The state that the packet path shares.
     #[must_use]
     pub const fn data_path(&self) -> &Arc<DataPath> {
         &self.data_path
@@ -169,14 +169,14 @@ impl Device {
         self.transmits.pop_front()
     }
 
-    /// The network did not take a datagram: it counts as never sent.
+    /// Uncounts a datagram that the network refused.
     pub fn transmit_failed(&mut self, transmit: &Transmit) {
         if let Some(entry) = transmit.peer.and_then(|id| self.entry(id)) {
             entry.peer.take_back_tx_bytes(u64::try_from(transmit.datagram.len()).unwrap_or(0));
         }
     }
 
-    /// The name of a peer.
+    /// The public key of a peer.
     #[must_use]
     pub fn public_key(&self, id: PeerId) -> Option<PublicKey> {
         self.entry(id).map(|entry| *entry.peer.public_key())
@@ -188,7 +188,7 @@ impl Device {
         self.by_key.contains_key(public_key)
     }
 
-    /// The network took a datagram, but not from its source, which is no address of ours any more.
+    /// Clears the source of a datagram that was sent without it, as it is no longer an address of ours.
     pub fn source_failed(&mut self, transmit: &Transmit) {
         if let Some(entry) = transmit.peer.and_then(|id| self.entry(id)) {
             entry.peer.clear_source();
@@ -199,20 +199,21 @@ impl Device {
         self.transmits.push_back(transmit);
     }
 
-    /// A peer whose staged packets can go now, if any: take a lease of 0 packets and send them.
+    /// A peer whose staged packets can be sent, if any: the caller reserves nonces for 0 more packets and
+    /// sends them.
     pub fn poll_flush(&mut self) -> Option<Arc<Peer>> {
         self.flushes.pop_front()
     }
 
-    /// Something for the log, if any.
+    /// The next event for the log, if any.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// When [`Self::handle_timeout`] is due next; `None` if nothing waits.
+    /// When [`Self::handle_timeout`] is due next; `None` if no timer is pending.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
-        self.agenda.first().map(|(at, _)| *at)
+        self.timer_queue.first().map(|(at, _)| *at)
     }
 
     /// True between link up and link down.
@@ -221,8 +222,8 @@ impl Device {
         self.up
     }
 
-    /// Link up lets staged packets and persistent keepalives go; link down forgets all keypairs,
-    /// handshakes and staged packets and stops the timers (kernel device.c, wg_open and wg_stop).
+    /// Sets whether the link is up. Link up sends staged packets and persistent keepalives; link down
+    /// drops all keypairs, handshakes and staged packets and stops the timers (kernel device.c, wg_open and wg_stop).
     pub fn set_up(&mut self, up: bool, now: Now) {
         if self.up == up {
             return;
@@ -243,14 +244,14 @@ impl Device {
         }
     }
 
-    /// This virtual machine was cloned, or restored from a snapshot: another copy may use the same keys
-    /// with the same nonces. Forgets every keypair, handshake and cookie, and initiates a handshake with
+    /// Handles that this virtual machine was cloned or restored from a snapshot, so that another copy may
+    /// use the same keys with the same nonces. Drops every keypair, handshake and cookie, and initiates a handshake with
     /// each peer that had a keypair or has packets waiting (kernel device.c, wg_vm_notification).
     ///
     /// The kernel only stops sending with the keypairs. Here they do not receive either: the replay
     /// windows are those of the snapshot, so what came after it could be replayed.
     pub fn vm_notification(&mut self, now: Now) {
-        self.data_path.note_generation();
+        self.data_path.update_generation();
         self.log(Event::NewGeneration);
         if let Some(identity) = &mut self.identity {
             identity.cookie_checker.forget_secret();
@@ -278,7 +279,7 @@ impl Device {
         }
     }
 
-    /// The peers, as the threads share them.
+    /// The shared state of all peers.
     pub fn shared_peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
         self.peers.values().map(|entry| &entry.peer)
     }
@@ -295,7 +296,7 @@ impl Device {
         self.peers.get_mut(&id).map(|entry| &mut **entry)
     }
 
-    /// Ends everything under way with a peer.
+    /// Stops the handshake, keypairs and timers of a peer and drops its staged packets.
     fn quiesce(&mut self, id: PeerId) {
         self.clear_handshake(id);
         self.clear_keypairs(id);
@@ -326,7 +327,7 @@ impl Device {
         }
     }
 
-    /// Lets the staged packets of a peer go, or asks for the handshake they need.
+    /// Flushes the staged packets of a peer, or requests the handshake that they need.
     fn send_staged_packets(&mut self, id: PeerId, now: Now) {
         let Some(entry) = self.entry(id).filter(|_| self.up) else { return };
         let peer = Arc::clone(&entry.peer);
@@ -342,7 +343,7 @@ impl Device {
         }
     }
 
-    /// Sends what is staged, or an empty packet if there is nothing.
+    /// Sends the staged packets, or an empty one if there are none.
     fn send_keepalive(&mut self, id: PeerId, now: Now) {
         if let Some(entry) = self.entry(id).filter(|_| self.up) {
             let staged: &mut StagedPackets = &mut entry.peer.state().staged;
