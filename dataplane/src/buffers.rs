@@ -1,4 +1,4 @@
-//! Batches of packets on their way, and the memory they live in: allocated once, reused for ever.
+//! Batches of packets, in memory that is allocated once and reused.
 
 use crate::offload::{Segments, VNET_HDR_LEN, VnetHeader};
 use crate::tun::MAX_FRAME_LEN;
@@ -14,12 +14,12 @@ use wgsep_proto::peer::{Endpoint, Peer, StagedPackets};
 use wgsep_proto::send::{NonceReservation, datagram_len, seal};
 use wgsep_proto::time::Instant;
 
-/// Bytes of packets after which a worker takes no more out of the TUN device: short of the longest
-/// super-packet, so that one of those goes by itself and small packets wait for one at most.
+/// Bytes of packets after which a worker stops reading the TUN device: less than the longest
+/// super-packet, so that one of those fills a batch and small packets wait for one at most.
 const ENOUGH_LEN: usize = 49_152;
-/// Bytes of the packets that a worker takes out of the TUN device at once.
+/// Capacity of a batch for packets from the TUN device, in bytes.
 const PACKETS_LEN: usize = ENOUGH_LEN + MAX_FRAME_LEN;
-/// Most packets and super-packets that it takes at once.
+/// Most packets and super-packets of one batch.
 const MAX_PACKETS: usize = 128;
 /// Bytes that one batch sends at once: two of the longest sends.
 const DATAGRAMS_LEN: usize = 2 * 65_536;
@@ -27,30 +27,30 @@ const DATAGRAMS_LEN: usize = 2 * 65_536;
 const MAX_DATAGRAMS: usize = 1024;
 /// Most times that a worker reads a socket at once.
 const MAX_RECEIVES: usize = 64;
-/// Room for the longest datagram, or as many as the kernel joins.
-const RECEIVE_ROOM: usize = 65_536;
-/// Bytes that a worker reads from a socket at once: twice what the kernel joins, and some small ones
-/// between. Four times is no faster, and makes a small packet among large ones wait longer.
-const RECEIVED_LEN: usize = 2 * RECEIVE_ROOM + 4096;
+/// Length of the longest datagram, or of as many as the kernel coalesces.
+const MAX_RECEIVE_LEN: usize = 65_536;
+/// Bytes that a worker reads from a socket at once: twice what the kernel coalesces, and some small
+/// datagrams between. Four times is no faster, and makes a small packet among large ones wait longer.
+const RECEIVED_LEN: usize = 2 * MAX_RECEIVE_LEN + 4096;
 
 fn storage(len: usize) -> Box<[u8]> {
     vec![0; len].into_boxed_slice()
 }
 
-/// Packets on their way out: as they were read, and as the datagrams they become.
+/// Packets from the TUN device, and the datagrams that they become.
 pub(crate) struct OutboundBatch {
     /// Frames of the TUN device, end to end.
     frames: Box<[u8]>,
     used: usize,
     packets: Vec<Outgoing>,
-    runs: Vec<Run>,
+    runs: Vec<PeerRun>,
     /// Datagrams, end to end.
     datagrams: Box<[u8]>,
-    sealed: Vec<Sealed>,
-    next: Next,
+    sealed: Vec<SealedDatagram>,
+    next: Position,
 }
 
-/// A packet or super-packet that lies among the frames.
+/// A packet or super-packet among the frames.
 struct Outgoing {
     packet: Range<usize>,
     segments: Segments,
@@ -62,33 +62,33 @@ struct Outgoing {
 }
 
 /// Consecutive packets to one peer.
-struct Run {
+struct PeerRun {
     peer: Arc<Peer>,
     packets: Range<usize>,
     /// `None` until nonces are reserved, and for packets that were staged or dropped instead.
     reservation: Option<NonceReservation>,
-    /// Packets staged before, sealed, each with its traffic class. They go first.
+    /// Packets that were staged before, sealed, each with its traffic class. They are sent first.
     staged: Vec<(Vec<u8>, u8)>,
-    /// Bytes that went.
+    /// Bytes sent.
     sent: usize,
 }
 
-/// A datagram that can go.
-struct Sealed {
+/// A sealed datagram.
+struct SealedDatagram {
     bytes: Range<usize>,
     ecn: Ecn,
     run: usize,
 }
 
-/// What is sealed next.
+/// The position of the segment that is sealed next.
 #[derive(Default)]
-struct Next {
+struct Position {
     run: usize,
     packet: usize,
     segment: usize,
 }
 
-impl Run {
+impl PeerRun {
     fn new(peer: Arc<Peer>, packets: Range<usize>, reservation: Option<NonceReservation>) -> Self {
         Self { peer, packets, reservation, staged: Vec::new(), sent: 0 }
     }
@@ -104,26 +104,25 @@ impl OutboundBatch {
             runs: Vec::with_capacity(MAX_PACKETS),
             datagrams: storage(DATAGRAMS_LEN),
             sealed: Vec::with_capacity(MAX_DATAGRAMS),
-            next: Next::default(),
+            next: Position::default(),
         }
     }
 
-    /// Where the next frame goes; `None` when the batch is full.
-    pub(crate) fn room(&mut self) -> Option<&mut [u8]> {
+    /// The buffer for the next frame; `None` when the batch is full.
+    pub(crate) fn spare_capacity(&mut self) -> Option<&mut [u8]> {
         if self.packets.len() >= MAX_PACKETS {
             return None;
         }
-        self.frames.get_mut(self.used..).filter(|room| room.len() >= MAX_FRAME_LEN)
+        self.frames.get_mut(self.used..).filter(|spare| spare.len() >= MAX_FRAME_LEN)
     }
 
-    /// The packet of `len` bytes in the frame that was put into [`Self::room`].
+    /// The packet of `len` bytes in the frame that was read into [`Self::spare_capacity`].
     pub(crate) fn latest(&self, len: usize) -> &[u8] {
         let start = self.used + VNET_HDR_LEN;
         self.frames.get(start..start + len).unwrap_or_default()
     }
 
-    /// Keeps the latest packet, for `peer`. False, and it is not kept, if it is not what its
-    /// `header` says.
+    /// Keeps the latest packet, for `peer`. False, and it is not kept, if it contradicts its `header`.
     #[must_use]
     pub(crate) fn keep(
         &mut self,
@@ -144,15 +143,15 @@ impl OutboundBatch {
             Some(run) if Arc::ptr_eq(&run.peer, peer) && run.reservation.is_none() => {
                 run.packets.end += 1;
             }
-            _ => self.runs.push(Run::new(Arc::clone(peer), at..at + 1, None)),
+            _ => self.runs.push(PeerRun::new(Arc::clone(peer), at..at + 1, None)),
         }
         true
     }
 
-    /// Adds staged packets that can go now.
+    /// Adds staged packets that can be sent now.
     pub(crate) fn add_staged(&mut self, peer: Arc<Peer>, reservation: NonceReservation) {
         let at = self.packets.len();
-        self.runs.push(Run::new(peer, at..at, Some(reservation)));
+        self.runs.push(PeerRun::new(peer, at..at, Some(reservation)));
     }
 
     /// Reserves nonces for each run, or stages it.
@@ -181,8 +180,7 @@ impl OutboundBatch {
         self.runs.is_empty()
     }
 
-    /// Splits and encrypts what is left, or as much of it as there is room for. False if nothing was
-    /// left.
+    /// Splits and seals the packets that are left, as far as the datagrams fit. False if none were left.
     pub(crate) fn seal(&mut self, data_path: &DataPath) -> bool {
         let Self { frames, packets, runs, datagrams, sealed, next, .. } = self;
         let mut used = 0;
@@ -197,14 +195,14 @@ impl OutboundBatch {
             while let Some(packet) = of_run.get(next.packet) {
                 while next.segment < packet.segments.count() {
                     let len = datagram_len(packet.segments.len_of(next.segment), packet.mtu);
-                    let place = used..used + len;
-                    let Some(datagram) = datagrams.get_mut(place.clone()) else { return true };
+                    let bytes = used..used + len;
+                    let Some(datagram) = datagrams.get_mut(bytes.clone()) else { return true };
                     if sealed.len() >= MAX_DATAGRAMS {
                         return true;
                     }
                     match packet.seal(frames, next.segment, &reservation.keypair, datagram) {
                         Ok(()) => {
-                            sealed.push(Sealed { bytes: place, ecn: packet.ecn, run: next.run });
+                            sealed.push(SealedDatagram { bytes, ecn: packet.ecn, run: next.run });
                             used += len;
                         }
                         Err(cause) => data_path.drops.add(cause, 1),
@@ -220,7 +218,7 @@ impl OutboundBatch {
         before < runs.len()
     }
 
-    /// Sends what is sealed, in order.
+    /// Sends the sealed datagrams, in order.
     pub(crate) fn send(&mut self, sockets: &UdpSockets, data_path: &DataPath, now: Instant) {
         for run in &mut self.runs {
             let Some(reservation) = &run.reservation else { continue };
@@ -251,7 +249,7 @@ impl OutboundBatch {
         }
     }
 
-    /// Counts what went, and forgets everything.
+    /// Counts the bytes sent, and empties the batch.
     pub(crate) fn clear(&mut self) {
         for run in self.runs.drain(..) {
             if run.sent > 0 {
@@ -261,13 +259,13 @@ impl OutboundBatch {
         self.used = 0;
         self.packets.clear();
         self.sealed.clear();
-        self.next = Next::default();
+        self.next = Position::default();
     }
 }
 
 impl Outgoing {
-    /// Puts each segment into the queue of packets that wait for a keypair, by way of `scratch`.
-    /// Returns how many packets fell out of the queue.
+    /// Stages each segment, which it copies by way of `scratch`. Returns how many packets the queue
+    /// dropped.
     fn stage(
         &self,
         frames: &[u8],
@@ -277,9 +275,9 @@ impl Outgoing {
     ) -> usize {
         let Some(packet) = frames.get(self.packet.clone()) else { return 0 };
         let mut stage_one = |number| {
-            let place = scratch.get_mut(..self.segments.len_of(number))?;
-            self.segments.write(packet, number, place)?;
-            Some(staged.stage_packet(place))
+            let segment = scratch.get_mut(..self.segments.len_of(number))?;
+            self.segments.write(packet, number, segment)?;
+            Some(staged.stage_packet(segment))
         };
         let dropped = (0..self.segments.count()).map(|number| {
             stage_one(number).unwrap_or_else(|| {
@@ -293,8 +291,8 @@ impl Outgoing {
     /// Makes a datagram of one segment.
     ///
     /// # Errors
-    /// The cause, and nothing is left of the segment: its headers are not what the TUN device said, or no datagram
-    /// is as long.
+    /// The drop cause, and `datagram` is zeroed: the headers contradict the TUN device's, or the segment is
+    /// longer than any datagram.
     fn seal(
         &self,
         frames: &[u8],
@@ -304,8 +302,8 @@ impl Outgoing {
     ) -> Result<(), DropCause> {
         let len = self.segments.len_of(number);
         let written = frames.get(self.packet.clone()).and_then(|packet| {
-            let place = datagram.get_mut(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + len)?;
-            self.segments.write(packet, number, place)
+            let destination = datagram.get_mut(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + len)?;
+            self.segments.write(packet, number, destination)
         });
         let sealed = match written {
             None => Err(DropCause::OutboundMalformed),
@@ -319,9 +317,9 @@ impl Outgoing {
     }
 }
 
-/// How many of the datagrams at the front can go as segments of one send: to one peer, equal in
+/// Number of datagrams at the front that can be segments of one send: to one peer, equal in
 /// length and class, the last may be shorter.
-fn segments(datagrams: &[Sealed]) -> usize {
+fn segments(datagrams: &[SealedDatagram]) -> usize {
     let Some(first) = datagrams.first() else { return 0 };
     let (mut count, mut total, mut previous) = (0, 0, first.bytes.len());
     for datagram in datagrams.iter().take(MAX_SEGMENTS) {
@@ -347,8 +345,9 @@ fn seal_staged(reservation: &mut NonceReservation, data_path: &DataPath) -> Vec<
     let seal_one = |(packet, counter): (Vec<u8>, u64)| {
         let class = InnerPacket::parse(&packet).map_or(0, |inner| inner.ecn.encapsulated().bits());
         let mut datagram = vec![0; data_path.datagram_len(&packet)];
-        let place = datagram.get_mut(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + packet.len())?;
-        place.copy_from_slice(&packet);
+        let destination =
+            datagram.get_mut(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN + packet.len())?;
+        destination.copy_from_slice(&packet);
         let sealed = seal(&reservation.keypair, counter, &mut datagram, packet.len());
         if !sealed {
             data_path.drops.add(DropCause::SendTooLong, 1);
@@ -358,23 +357,23 @@ fn seal_staged(reservation: &mut NonceReservation, data_path: &DataPath) -> Vec<
     staged.into_iter().zip(reservation.first_counter..).filter_map(seal_one).collect()
 }
 
-/// Datagrams on their way in.
+/// Received datagrams.
 pub(crate) struct InboundBatch {
     storage: Box<[u8]>,
     used: usize,
-    /// Reads so far, those whose datagram was not kept included: what a flood sends must not hold the
-    /// source, whatever becomes of it.
+    /// Reads so far, including those whose datagram was not kept, so that a flood of malformed datagrams
+    /// does not hold the source lock for ever.
     reads: usize,
-    /// As received, each maybe of several segments.
-    pub(crate) received: Vec<Arrived>,
-    /// What opened, in order.
+    /// The results of the reads, each maybe of several segments.
+    pub(crate) received: Vec<Receipt>,
+    /// The transport messages that opened, in order.
     pub(crate) opened: Vec<Opened>,
-    /// Who sent what opened; `opened` points here.
+    /// The senders of `opened`, which refers to them by index.
     pub(crate) sessions: Vec<(u32, Arc<Peer>, Arc<Keypair>)>,
 }
 
-/// What one read of a socket gave.
-pub(crate) struct Arrived {
+/// The result of one read of a socket.
+pub(crate) struct Receipt {
     pub(crate) bytes: Range<usize>,
     pub(crate) segment_len: usize,
     pub(crate) endpoint: Endpoint,
@@ -385,12 +384,12 @@ pub(crate) struct Arrived {
 pub(crate) struct Opened {
     /// The plaintext.
     pub(crate) plaintext: Range<usize>,
-    /// Which of the sessions.
+    /// Index of its sender among the sessions.
     pub(crate) session: usize,
     /// Its counter.
     pub(crate) counter: u64,
-    /// Which of `received` it came in.
-    pub(crate) arrived: usize,
+    /// Index of its read in `received`.
+    pub(crate) receipt: usize,
 }
 
 impl InboundBatch {
@@ -406,12 +405,12 @@ impl InboundBatch {
         }
     }
 
-    /// Where the next read goes; `None` when the batch is full.
-    pub(crate) fn room(&mut self) -> Option<&mut [u8]> {
+    /// The buffer for the next read; `None` when the batch is full.
+    pub(crate) fn spare_capacity(&mut self) -> Option<&mut [u8]> {
         if self.reads >= MAX_RECEIVES {
             return None;
         }
-        self.storage.get_mut(self.used..).filter(|room| room.len() >= RECEIVE_ROOM)
+        self.storage.get_mut(self.used..).filter(|spare| spare.len() >= MAX_RECEIVE_LEN)
     }
 
     /// Counts a read whose datagram is not kept.
@@ -419,11 +418,11 @@ impl InboundBatch {
         self.reads += 1;
     }
 
-    /// Keeps what a read put into [`Self::room`].
+    /// Keeps what was read into [`Self::spare_capacity`].
     pub(crate) fn keep(&mut self, datagram: &crate::sys::Datagram) {
         self.reads += 1;
         let end = self.used + datagram.len;
-        self.received.push(Arrived {
+        self.received.push(Receipt {
             bytes: self.used..end,
             segment_len: datagram.segment_len.max(1),
             endpoint: datagram.endpoint,
@@ -437,17 +436,17 @@ impl InboundBatch {
         self.storage.get_mut(range).unwrap_or_default()
     }
 
-    /// All the bytes, with what points into them.
-    pub(crate) fn parts(&mut self) -> (&mut [u8], &[Arrived], &[Opened], &Sessions) {
+    /// All the bytes, with the ranges and indices that refer to them.
+    pub(crate) fn parts(&mut self) -> (&mut [u8], &[Receipt], &[Opened], &Sessions) {
         (&mut self.storage, &self.received, &self.opened, &self.sessions)
     }
 
-    /// True if nothing came.
+    /// True if nothing was received.
     pub(crate) fn is_empty(&self) -> bool {
         self.received.is_empty()
     }
 
-    /// Forgets everything.
+    /// Empties the batch.
     pub(crate) fn clear(&mut self) {
         (self.used, self.reads) = (0, 0);
         self.received.clear();
@@ -469,7 +468,7 @@ mod tests {
         let mut batch = InboundBatch::new();
         let endpoint = Endpoint::new(([192, 0, 2, 1], 7).into());
         let mut keep = |len| {
-            let fits = batch.room().is_some();
+            let fits = batch.spare_capacity().is_some();
             if fits {
                 batch.keep(&Datagram { len, segment_len: len, endpoint, traffic_class: 0 });
             }
@@ -483,12 +482,12 @@ mod tests {
     fn datagrams_that_are_not_kept_fill_a_batch_as_well() {
         let mut batch = InboundBatch::new();
         let mut reads = 0;
-        while batch.room().is_some() && reads < 10_000 {
+        while batch.spare_capacity().is_some() && reads < 10_000 {
             batch.discard();
             reads += 1;
         }
         assert_eq!((reads, batch.is_empty()), (MAX_RECEIVES, true));
         batch.clear();
-        assert!(batch.room().is_some());
+        assert!(batch.spare_capacity().is_some());
     }
 }

@@ -1,12 +1,13 @@
 //! UDP segmentation offload (UDP_SEGMENT), and where the kernel refused it.
 //!
-//! A refusal says something of one path: a segment is longer than the MTU there (EMSGSIZE, EINVAL on
-//! older kernels), the datagram goes through a device or an IPsec policy that cannot segment it (EIO),
-//! or a packet filter drops packets as long as the unsegmented one (EPERM). It is noted beside the peer, for its path alone. Only what the socket cannot do at all is
-//! noted for all peers. Either note lapses after [`HOLDS`], and that of a path also with another
-//! endpoint and after each change of routes or links: then the next send tries again.
+//! Most refusals concern one path: a segment is longer than its MTU (EMSGSIZE, EINVAL on older
+//! kernels), the datagram goes through a device or an IPsec policy that cannot segment it (EIO), or a
+//! packet filter drops packets as long as the unsegmented one (EPERM). Such a refusal is cached in the
+//! peer, for its path only. A socket without the offload counts for all peers. Both expire after
+//! [`HOLDS`]; the refusal of a path also expires with another endpoint and after each change of routes
+//! or links. The next send then tries again.
 //!
-//! A path MTU that is too small may come from a forged ICMP message, so nothing here may last.
+//! A path MTU that is too small may come from a forged ICMP message, so no refusal is permanent.
 
 use crate::line_limit::LineLimit;
 use crate::refusal::{HOLDS, Refusal, seconds};
@@ -19,38 +20,38 @@ use std::sync::{Arc, Mutex, PoisonError};
 use wgsep_proto::peer::{Endpoint, Peer};
 use wgsep_proto::time::Instant;
 
-/// What all sends of the daemon share. Where nothing was refused, asking costs two loads.
+/// The state that all sends of the daemon share. If nothing was refused, checking costs two loads.
 #[derive(Default)]
 pub(crate) struct Gso {
     is_off: bool,
     /// The socket cannot do it.
     unsupported: Refusal,
-    /// Counts changes of routes and links; a note of an earlier one has lapsed.
+    /// Number of changes of routes and links; the refusals of earlier epochs have expired.
     epoch: AtomicU16,
     lines: Mutex<LineLimit>,
 }
 
-/// What a peer's note says, in 64 bits, so that workers read and write it at once.
+/// The refusal that is cached in a peer, in 64 bits, so that workers read and write it atomically.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Note {
-    /// The longest segment that was not refused.
+struct PathRefusal {
+    /// Length of the longest segment that was not refused.
     longest: u16,
     /// Which path was refused: see [`path_of`].
     path: u16,
     epoch: u16,
-    /// When it lapses, in seconds.
+    /// When it expires, in seconds.
     until: u16,
 }
 
-impl Note {
-    /// 0 is no note, which no note is: its path is not 0.
+impl PathRefusal {
+    /// `None` for 0, which no refusal is packed as, because its path is not 0.
     fn unpack(bits: u64) -> Option<Self> {
         let field = |number: u32| (bits >> (16 * number)) as u16;
         let [longest, path, epoch, until] = [0, 1, 2, 3].map(field);
         (bits != 0).then_some(Self { longest, path, epoch, until })
     }
 
-    /// Whether it is of this path, and not older than it may be.
+    /// True if it is of this path and has not expired.
     fn is_recent(self, endpoint: &Endpoint, now: Instant) -> bool {
         let left = u64::from(self.until.wrapping_sub(seconds(now) as u16));
         (1..=HOLDS.as_secs()).contains(&left) && self.path == path_of(endpoint)
@@ -88,12 +89,12 @@ fn is_unsupported(error: &io::Error) -> bool {
 }
 
 impl Gso {
-    /// In use if `gso_enabled`, wherever it is not refused.
+    /// Creates the state; the offload is used only if `gso_enabled`.
     pub(crate) fn new(gso_enabled: bool) -> Self {
         Self { is_off: !gso_enabled, ..Self::default() }
     }
 
-    /// Whether to try it for segments of this length to this endpoint of the peer.
+    /// True if the offload should be tried for segments of this length to this endpoint of the peer.
     pub(crate) fn is_worth_trying(
         &self,
         peer: &Peer,
@@ -101,16 +102,16 @@ impl Gso {
         segment_len: usize,
         now: Instant,
     ) -> bool {
-        let note = Note::unpack(peer.path_cache().load(Ordering::Relaxed));
-        let fits = |note: Note| {
-            segment_len <= usize::from(note.longest)
-                || note.epoch != self.epoch.load(Ordering::Relaxed)
-                || !note.is_recent(endpoint, now)
+        let refusal = PathRefusal::unpack(peer.path_cache().load(Ordering::Relaxed));
+        let fits = |refusal: PathRefusal| {
+            segment_len <= usize::from(refusal.longest)
+                || refusal.epoch != self.epoch.load(Ordering::Relaxed)
+                || !refusal.is_recent(endpoint, now)
         };
-        !self.is_off && !self.unsupported.holds(now) && note.is_none_or(fits)
+        !self.is_off && !self.unsupported.holds(now) && refusal.is_none_or(fits)
     }
 
-    /// The kernel took segments of this length: a note that says otherwise is out of date.
+    /// Records that the kernel accepted segments of this length, which clears a refusal to the contrary.
     pub(crate) fn accepted(
         &self,
         peer: &Peer,
@@ -122,9 +123,9 @@ impl Gso {
             self.log(now, || tracing::info!("UDP segmentation offload is in use again"));
         }
         let bits = peer.path_cache().load(Ordering::Relaxed);
-        let Some(note) = Note::unpack(bits) else { return };
-        let is_of_path = note.path == path_of(endpoint);
-        if is_of_path && segment_len <= usize::from(note.longest) {
+        let Some(refusal) = PathRefusal::unpack(bits) else { return };
+        let is_of_path = refusal.path == path_of(endpoint);
+        if is_of_path && segment_len <= usize::from(refusal.longest) {
             return;
         }
         let cleared =
@@ -139,7 +140,7 @@ impl Gso {
         }
     }
 
-    /// The kernel refused segments of this length, and took them one by one.
+    /// Records that the kernel refused segments of this length, and accepted them one by one.
     pub(crate) fn refused(
         &self,
         peer: &Peer,
@@ -162,14 +163,14 @@ impl Gso {
         // EIO is about the device or the policy, EPERM about the packet filter, whatever the length.
         let is_too_long = !matches!(error.raw_os_error(), Some(libc::EIO | libc::EPERM));
         let longest = if is_too_long { segment_len.saturating_sub(1) } else { 0 };
-        let note = Note {
+        let refusal = PathRefusal {
             longest: u16::try_from(longest).unwrap_or(u16::MAX),
             path: path_of(endpoint),
             epoch: self.epoch.load(Ordering::Relaxed),
             until: seconds(now.after(HOLDS)) as u16,
         };
-        let before = Note::unpack(peer.path_cache().swap(note.pack(), Ordering::Relaxed));
-        if before.is_none_or(|before| before.path != note.path) {
+        let before = PathRefusal::unpack(peer.path_cache().swap(refusal.pack(), Ordering::Relaxed));
+        if before.is_none_or(|before| before.path != refusal.path) {
             let (name, to) = (peer.public_key(), endpoint.destination.ip());
             self.log(now, || {
                 tracing::info!(
@@ -179,13 +180,13 @@ impl Gso {
         }
     }
 
-    /// Routes or links changed, so that each path may be another.
+    /// Expires the refusals of all paths, after routes or links changed.
     pub(crate) fn forget_paths(&self) {
         self.epoch.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether it is in use at all, and how many of these peers have a path that refused it last. It is not
-    /// in use if all of them have. A change of routes counts only once a send has shown what came of it.
+    /// Whether the offload is in use, and how many of these peers have a path that refused it. It is not in
+    /// use if all paths refused it. A refusal counts after a change of routes until a send succeeds.
     pub(crate) fn in_use<'a>(
         &self,
         peers: impl Iterator<Item = &'a Arc<Peer>>,
@@ -194,9 +195,10 @@ impl Gso {
         let (mut paths, mut refused) = (0, 0);
         for peer in peers {
             let Some(endpoint) = peer.endpoint() else { continue };
-            let note = Note::unpack(peer.path_cache().load(Ordering::Relaxed));
+            let refusal = PathRefusal::unpack(peer.path_cache().load(Ordering::Relaxed));
             paths += 1;
-            refused += usize::from(note.is_some_and(|note| note.is_recent(&endpoint, now)));
+            refused +=
+                usize::from(refusal.is_some_and(|refusal| refusal.is_recent(&endpoint, now)));
         }
         let is_in_use = !self.is_off && !self.unsupported.holds(now);
         (is_in_use && (refused == 0 || refused < paths), refused)
@@ -248,10 +250,10 @@ mod tests {
     }
 
     #[test]
-    fn a_note_reads_as_it_was_written() {
-        let note = Note { longest: 1451, path: 0xfedd, epoch: 0xffff, until: 3 };
-        assert_eq!(Note::unpack(note.pack()), Some(note));
-        assert_eq!(Note::unpack(0), None);
+    fn a_refusal_unpacks_as_it_was_packed() {
+        let refusal = PathRefusal { longest: 1451, path: 0xfedd, epoch: 0xffff, until: 3 };
+        assert_eq!(PathRefusal::unpack(refusal.pack()), Some(refusal));
+        assert_eq!(PathRefusal::unpack(0), None);
     }
 
     #[test]
@@ -315,7 +317,11 @@ mod tests {
         bench.refuse(&a, 1452, libc::EMSGSIZE, START);
         assert_eq!(bench.in_use(START), (false, 1));
         bench.gso.accepted(&bench.peer, &a, 1451, START);
-        assert_eq!(bench.in_use(START), (false, 1), "shorter segments say nothing of longer ones");
+        assert_eq!(
+            bench.in_use(START),
+            (false, 1),
+            "shorter segments prove nothing about longer ones"
+        );
         bench.gso.forget_paths();
         assert_eq!(bench.in_use(START), (false, 1), "nothing was sent since");
         bench.gso.accepted(&bench.peer, &a, 1452, START);

@@ -16,7 +16,7 @@ pub(crate) const MAX_SEGMENTS: usize = 64;
 /// Most bytes that one send takes: what fits into an IPv4 datagram.
 pub(crate) const MAX_SEND: usize = 65_507;
 
-/// Datagrams end to end, to be sent at once.
+/// Contiguous datagrams that are sent at once.
 pub(crate) struct Datagrams<'a> {
     pub(crate) payload: &'a [u8],
     /// Length of each datagram but the last, which may be shorter.
@@ -31,18 +31,18 @@ pub(crate) struct UdpSockets {
     pub(crate) v4: Option<OwnedFd>,
     pub(crate) v6: Option<OwnedFd>,
     gso: Arc<Gso>,
-    /// Lives until both are closed: fields are dropped in this order. The count of an `Arc` of all of this
-    /// would be zero a moment before, in which the port is still in use.
+    /// Dropped after both are closed, because fields are dropped in this order. The count of an `Arc` of the
+    /// whole would reach zero a moment earlier, while the port is still in use.
     open: Arc<()>,
 }
 
-/// True if the source address may be to blame. One that is not ours is EINVAL, over IPv4 on
+/// True if the error may be due to the source address. One that is not ours is EINVAL, over IPv4 on
 /// newer kernels ENETUNREACH; a link-local one whose interface is gone is ENODEV.
 fn may_be_the_source(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENETUNREACH | libc::ENODEV))
 }
 
-/// What a failed send is counted as. A packet filter's refusal is EPERM (kernel ip_output.c).
+/// The drop cause of a failed send. A packet filter's refusal is EPERM (kernel ip_output.c).
 pub(crate) fn cause_of(error: &io::Error) -> DropCause {
     match error.raw_os_error() {
         // EACCES: a route that prohibits it, or a broadcast address. EINVAL: a route of type blackhole, once
@@ -57,17 +57,17 @@ pub(crate) fn cause_of(error: &io::Error) -> DropCause {
     }
 }
 
-/// What became of the cached source of an endpoint.
+/// Whether the cached source of an endpoint was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum SourceOutcome {
     /// It was used, or there was none.
     Kept,
-    /// The address is no longer ours: the peer should be sent to without it.
+    /// The address is no longer ours: the datagram was sent without it.
     Refused,
 }
 
-impl Source {
-    fn settle(self, peer: &Peer) {
+impl SourceOutcome {
+    fn apply(self, peer: &Peer) {
         if self == Self::Refused {
             peer.clear_source();
         }
@@ -75,17 +75,17 @@ impl Source {
 }
 
 impl UdpSockets {
-    /// Takes the sockets, and what is known of sending many datagrams at once.
+    /// Takes the sockets and the state of segmentation offload.
     pub(crate) fn new(v4: Option<OwnedFd>, v6: Option<OwnedFd>, gso: Arc<Gso>) -> Self {
         Self { v4, v6, gso, open: Arc::default() }
     }
 
-    /// Whose count of references is zero once both sockets are closed.
+    /// A weak reference that is dead once both sockets are closed.
     pub(crate) fn until_closed(&self) -> Weak<()> {
         Arc::downgrade(&self.open)
     }
 
-    /// Both, in the order IPv4, IPv6.
+    /// Both sockets, in the order IPv4, IPv6.
     pub(crate) fn families(&self) -> [Option<BorrowedFd<'_>>; 2] {
         [self.v4.as_ref().map(AsFd::as_fd), self.v6.as_ref().map(AsFd::as_fd)]
     }
@@ -95,7 +95,7 @@ impl UdpSockets {
         if destination.is_ipv4() { v4 } else { v6 }
     }
 
-    /// Sends datagrams to a peer. Returns the bytes that went; counts the datagrams that did not.
+    /// Sends datagrams to a peer. Returns the bytes sent; counts the datagrams that were not.
     pub(crate) fn send(
         &self,
         peer: &Peer,
@@ -111,7 +111,7 @@ impl UdpSockets {
             let segment = u16::try_from(segment_len).ok();
             match self.send_from_any(endpoint, traffic_class, payload, segment) {
                 Ok(source) => {
-                    source.settle(peer);
+                    source.apply(peer);
                     self.gso.accepted(peer, endpoint, segment_len, now);
                     return payload.len();
                 }
@@ -126,13 +126,13 @@ impl UdpSockets {
         for datagram in payload.chunks(segment_len.max(1)) {
             match self.send_from_any(endpoint, traffic_class, datagram, None) {
                 Ok(source) => {
-                    source.settle(peer);
+                    source.apply(peer);
                     sent += datagram.len();
                 }
                 Err(error) => data_path.drops.add(cause_of(&error), 1),
             }
         }
-        // A place to which not even one goes says nothing of segmentation.
+        // If every single datagram failed too, the failure was not due to segmentation.
         if let Some(error) = refusal.filter(|_| sent > 0) {
             self.gso.refused(peer, endpoint, segment_len, &error, now);
         }
@@ -146,14 +146,14 @@ impl UdpSockets {
         traffic_class: u8,
         payload: &[u8],
         segment: Option<u16>,
-    ) -> io::Result<Source> {
+    ) -> io::Result<SourceOutcome> {
         match self.send_once(endpoint, traffic_class, payload, segment) {
             Err(error) if endpoint.source.is_some() && may_be_the_source(&error) => {
                 let anywhere = Endpoint { source: None, ..*endpoint };
                 self.send_once(&anywhere, traffic_class, payload, segment)?;
-                Ok(Source::Refused)
+                Ok(SourceOutcome::Refused)
             }
-            result => result.map(|()| Source::Kept),
+            result => result.map(|()| SourceOutcome::Kept),
         }
     }
 
@@ -181,7 +181,7 @@ pub(crate) mod tests {
     use wgsep_proto::config::{AllowedIp, AllowedIpChange, Configuration, PeerConfiguration};
     use wgsep_proto::device::Device;
     use wgsep_proto::keys::PublicKey;
-    use wgsep_proto::peer::Source as CachedSource;
+    use wgsep_proto::peer::Source;
     use wgsep_proto::time::Now;
 
     #[test]
@@ -264,9 +264,9 @@ pub(crate) mod tests {
             let mut endpoint = Endpoint::new(receiver.local_addr().unwrap());
             let send =
                 |endpoint: &Endpoint| sockets.send_from_any(endpoint, 0, b"x", None).unwrap();
-            assert_eq!(send(&endpoint), Source::Kept);
-            endpoint.source = Some(CachedSource { address: not_ours.parse().unwrap(), interface });
-            assert_eq!(send(&endpoint), Source::Refused);
+            assert_eq!(send(&endpoint), SourceOutcome::Kept);
+            endpoint.source = Some(Source { address: not_ours.parse().unwrap(), interface });
+            assert_eq!(send(&endpoint), SourceOutcome::Refused);
             for _ in 0..2 {
                 assert_eq!(receiver.recv(&mut [0; 2]).unwrap(), 1);
             }

@@ -186,7 +186,7 @@ impl Worker {
             batch.reserve_nonces(data_path, now);
             (!batch.is_empty()).then(|| source.assign())
         };
-        if batch.room().is_none() {
+        if batch.spare_capacity().is_none() {
             self.promote_follower();
         }
         match number {
@@ -243,9 +243,11 @@ impl Worker {
             self.next_queue = queue + 1;
             let mut quantum = Quantum::new();
             while !quantum.is_spent() {
-                let Some(room) = batch.room().filter(|_| reads < MAX_READS) else { return };
+                let Some(buffer) = batch.spare_capacity().filter(|_| reads < MAX_READS) else {
+                    return;
+                };
                 reads += 1;
-                match tun.read(queue, room) {
+                match tun.read(queue, buffer) {
                     Read::Packet(header, len) => {
                         quantum.consume(len);
                         self.keep_packet(tun, batch, &header, len, now);
@@ -291,8 +293,8 @@ impl Worker {
     fn refuse(&self, tun: &Tun, cause: DropCause, packet: &[u8], now: Instant) {
         let data_path = &self.shared.data_path;
         let mut frame = [0; VNET_HDR_LEN + MAX_ERROR_LEN];
-        let Some(room) = frame.get_mut(VNET_HDR_LEN..) else { return };
-        let Some(len) = data_path.unreachable(cause, packet, now, room) else { return };
+        let Some(buffer) = frame.get_mut(VNET_HDR_LEN..) else { return };
+        let Some(len) = data_path.unreachable(cause, packet, now, buffer) else { return };
         let Some(frame) = frame.get(..VNET_HDR_LEN + len) else { return };
         if let Err(error) = tun.write(frame) {
             data_path.drops.add(tun::cause_of(&error), 1);
@@ -315,7 +317,7 @@ impl Worker {
             inbound.return_batch(batch);
             return;
         };
-        if batch.room().is_none() {
+        if batch.spare_capacity().is_none() {
             self.promote_follower();
         }
         let now = clock::instant();
@@ -338,8 +340,8 @@ impl Worker {
         let Some(socket) = self.sockets.value().families().get(family).copied().flatten() else {
             return;
         };
-        while let Some(room) = batch.room() {
-            match sys::receive(socket, room) {
+        while let Some(buffer) = batch.spare_capacity() {
+            match sys::receive(socket, buffer) {
                 Ok(datagram) => batch.keep(&datagram),
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     self.shared.data_path.drops.add(DropCause::InboundMalformed, 1);
@@ -371,9 +373,10 @@ fn deliver(
             data_path.drops.add(cause, packets);
         }
     };
-    let (storage, arrived, opened, sessions) = batch.parts();
-    for Opened { plaintext, session, counter, arrived: from } in opened {
-        let (Some((_, peer, keypair)), Some(from)) = (sessions.get(*session), arrived.get(*from))
+    let (storage, receipts, opened, sessions) = batch.parts();
+    for Opened { plaintext, session, counter, receipt } in opened {
+        let (Some((_, peer, keypair)), Some(from)) =
+            (sessions.get(*session), receipts.get(*receipt))
         else {
             continue;
         };
@@ -395,16 +398,16 @@ fn deliver(
 /// thread must be woken.
 fn open_all(shared: &Shared, batch: &mut InboundBatch, now: Instant) -> bool {
     let mut wake = false;
-    for arrived in 0..batch.received.len() {
+    for receipt in 0..batch.received.len() {
         let Some((bytes, segment_len)) =
-            batch.received.get(arrived).map(|arrived| (arrived.bytes.clone(), arrived.segment_len))
+            batch.received.get(receipt).map(|receipt| (receipt.bytes.clone(), receipt.segment_len))
         else {
             break;
         };
         let mut start = bytes.start;
         while start < bytes.end {
             let end = bytes.end.min(start + segment_len);
-            wake |= open_one(shared, batch, arrived, start, end, now);
+            wake |= open_one(shared, batch, receipt, start, end, now);
             start = end;
         }
     }
@@ -414,7 +417,7 @@ fn open_all(shared: &Shared, batch: &mut InboundBatch, now: Instant) -> bool {
 fn open_one(
     shared: &Shared,
     batch: &mut InboundBatch,
-    arrived: usize,
+    receipt: usize,
     start: usize,
     end: usize,
     now: Instant,
@@ -423,7 +426,7 @@ fn open_one(
     let header = match Message::parse(batch.bytes_mut(start..end)) {
         Some(Message::Transport(header)) => header,
         Some(_) => {
-            let Some(endpoint) = batch.received.get(arrived).map(|arrived| arrived.endpoint) else {
+            let Some(endpoint) = batch.received.get(receipt).map(|receipt| receipt.endpoint) else {
                 return false;
             };
             let message = QueuedHandshake::new(endpoint, batch.bytes_mut(start..end));
@@ -448,7 +451,7 @@ fn open_one(
             plaintext: start..end.saturating_sub(TAG_LEN),
             session,
             counter: header.counter,
-            arrived,
+            receipt,
         }),
         Err(error) => drops.add(error.into(), 1),
     }

@@ -24,7 +24,7 @@ use crate::secret;
 use crate::shared::{QueuedHandshake, Shared};
 use crate::start::Arguments;
 use crate::uapi::{ClientId, Operation, Server, UdpStatus};
-use crate::udp::{self, Source};
+use crate::udp::{self, SourceOutcome};
 use crate::vm_clock::VmClock;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::{TimeSpec, TimeValLike};
@@ -385,8 +385,8 @@ impl Control {
         while let Some(transmit) = self.device.poll_transmit() {
             let Transmit { endpoint, traffic_class, datagram, .. } = &transmit;
             match sockets.value().send_from_any(endpoint, *traffic_class, datagram, None) {
-                Ok(Source::Kept) => {}
-                Ok(Source::Refused) => self.device.source_failed(&transmit),
+                Ok(SourceOutcome::Kept) => {}
+                Ok(SourceOutcome::Refused) => self.device.source_failed(&transmit),
                 Err(error) => {
                     self.shared.data_path.drops.add(udp::cause_of(&error), 1);
                     // The helper has given up these sockets for others, whose descriptors are under way.

@@ -1,29 +1,29 @@
-//! Consecutive packets of a flow, put together into one super-packet for the TUN device.
+//! Generic receive offload: merges consecutive packets of a flow into one super-packet for the TUN device.
 //!
-//! The rules are those of the kernel's own receive offload (tcp_offload.c, udp_offload.c,
-//! gro.c): only what splitting would give back bit for bit is put together. That means equal
-//! headers, consecutive sequence numbers and identifications, payloads of equal length with at most
-//! the last one shorter, and nothing after PSH. Because the kernel trusts the checksum of a
-//! super-packet, that of every packet is verified before it becomes part of one; a packet with a
-//! wrong one is passed on as it came.
+//! The rules are those of the kernel's own receive offload (tcp_offload.c, udp_offload.c, gro.c):
+//! packets are merged only if segmentation restores them bit for bit. That means equal headers,
+//! consecutive sequence numbers and identifications, payloads of equal length with at most the last one
+//! shorter, and nothing after PSH. Because the kernel trusts the checksum of a super-packet, the
+//! checksum of every packet is verified before it is merged; a packet with a wrong one is written
+//! unchanged.
 //!
-//! Packets of a flow leave in the order in which they came, whatever they are: one that cannot be
-//! part of a super-packet first sends out those that wait between the same two addresses.
+//! Packets of a flow are always written in the order of arrival: a packet that cannot be merged first
+//! flushes the held packets between the same two addresses.
 
 use super::checksum::{fold, sum};
 use super::header::{self, ACK, ECE, IPV4_LEN, IPV6_LEN, PSH, Transport};
 use super::vnet::{GsoType, VNET_HDR_LEN, VnetHeader};
 use core::ops::Range;
 
-/// Flows that are put together at once.
-const RUNS: usize = 8;
+/// Most flows that are held at once.
+const FLOWS: usize = 8;
 /// Most packets of one super-packet (the kernel's UDP_MAX_SEGMENTS before 6.7).
 const MAX_PACKETS: u16 = 64;
-/// Longest super-packet: what its length field can say.
+/// Longest super-packet: the maximum of its length field.
 const MAX_LEN: usize = 65_535;
 const DONT_FRAGMENT: u8 = 0x40;
 
-/// Which kinds of super-packets the kernel takes.
+/// The kinds of super-packets that the kernel accepts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coalesce {
     /// Of TCP over IPv4.
@@ -35,7 +35,7 @@ pub struct Coalesce {
 }
 
 impl Coalesce {
-    const fn takes(self, kind: GsoType) -> bool {
+    const fn accepts(self, kind: GsoType) -> bool {
         match kind {
             GsoType::TcpV4 => self.tcp_v4,
             GsoType::TcpV6 => self.tcp_v6,
@@ -44,40 +44,40 @@ impl Coalesce {
     }
 }
 
-/// Packets that wait for the next of their flow.
+/// Packets that are held until the next of their flow, one [`HeldFlow`] for each flow.
 pub struct Coalescer {
-    /// In use first, the others empty; the order among them is nobody's.
-    runs: Box<[Run]>,
+    /// Those in use first, oldest first; the others are empty.
+    flows: Box<[HeldFlow]>,
     used: usize,
     coalesce: Coalesce,
 }
 
-/// What one flow has so far.
-struct Run {
-    /// Header for the kernel, then the packet.
+/// The packets of one flow that are merged so far.
+struct HeldFlow {
+    /// The header for the kernel, then the packet.
     frame: Box<[u8]>,
-    shape: Shape,
+    key: GroKey,
     /// Length of the packet so far.
     len: usize,
     packets: u16,
 }
 
-/// What has to be known of a packet to put it together with others.
+/// The properties of a packet that decide whether it can be merged with others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Shape {
+struct GroKey {
     transport: Transport,
     ip_len: usize,
     header_len: usize,
     payload_len: usize,
-    /// PSH: nothing comes after it.
+    /// PSH is set, so that no packet is merged after this one.
     last: bool,
 }
 
-impl Shape {
-    /// `None` unless the packet could be part of a super-packet.
+impl GroKey {
+    /// Parses a packet; `None` unless it could be part of a super-packet.
     fn of(packet: &[u8], coalesce: Coalesce) -> Option<Self> {
         let (ip_len, protocol) = match packet.first()? {
-            // No options; not a fragment.
+            // Neither IP options nor a fragment.
             0x45 if packet.get(6)? & !DONT_FRAGMENT == 0 && *packet.get(7)? == 0 => {
                 (IPV4_LEN, *packet.get(9)?)
             }
@@ -88,7 +88,7 @@ impl Shape {
             return None;
         }
         let transport = Transport::of_protocol(protocol)?;
-        let l4 = packet.get(ip_len..).filter(|_| coalesce.takes(kind(transport, ip_len)))?;
+        let l4 = packet.get(ip_len..).filter(|_| coalesce.accepts(kind(transport, ip_len)))?;
         let header_len = ip_len.checked_add(transport.header_len(l4)?)?;
         let payload_len = packet.len().checked_sub(header_len).filter(|len| *len > 0)?;
         let last = match transport {
@@ -110,7 +110,7 @@ impl Shape {
         Some(Self { transport, ip_len, header_len, payload_len, last })
     }
 
-    /// True if nothing was damaged on the way.
+    /// True if the checksums are right.
     fn is_intact(&self, packet: &[u8]) -> bool {
         let Some((ip, l4)) = packet.split_at_checked(self.ip_len) else { return false };
         if self.ip_len == IPV4_LEN && fold(sum(ip, 0)) != u16::MAX {
@@ -121,7 +121,7 @@ impl Shape {
         pseudo.is_some_and(|pseudo| fold(sum(l4, pseudo)) == u16::MAX)
     }
 
-    /// Where in a packet its addresses are.
+    /// The bytes of the addresses in a packet.
     const fn addresses(&self) -> Range<usize> {
         if self.ip_len == IPV4_LEN { 12..20 } else { 8..40 }
     }
@@ -131,18 +131,20 @@ impl Shape {
     }
 }
 
-/// How a packet relates to a run.
+/// How a packet relates to a held flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Relation {
-    Stranger,
-    /// The same flow, but not its next packet.
-    Breaks,
-    Continues,
+    /// It is of another flow.
+    NewFlow,
+    /// It is of the same flow, but cannot be appended.
+    NotMergeable,
+    /// It is the next packet of the flow.
+    Mergeable,
 }
 
-impl Run {
+impl HeldFlow {
     fn new() -> Self {
-        let shape = Shape {
+        let key = GroKey {
             transport: Transport::Tcp,
             ip_len: 0,
             header_len: 0,
@@ -150,44 +152,44 @@ impl Run {
             last: true,
         };
         let frame = vec![0; VNET_HDR_LEN + MAX_LEN].into_boxed_slice();
-        Self { frame, shape, len: 0, packets: 0 }
+        Self { frame, key, len: 0, packets: 0 }
     }
 
     fn packet(&self) -> &[u8] {
         self.frame.get(VNET_HDR_LEN..VNET_HDR_LEN + self.len).unwrap_or_default()
     }
 
-    fn begin(&mut self, packet: &[u8], shape: Shape) {
+    fn begin(&mut self, packet: &[u8], key: GroKey) {
         let end = VNET_HDR_LEN + packet.len();
-        let Some(place) = self.frame.get_mut(VNET_HDR_LEN..end) else { return };
-        place.copy_from_slice(packet);
-        self.shape = shape;
+        let Some(destination) = self.frame.get_mut(VNET_HDR_LEN..end) else { return };
+        destination.copy_from_slice(packet);
+        self.key = key;
         self.len = packet.len();
         self.packets = 1;
     }
 
-    fn relation(&self, packet: &[u8], shape: &Shape) -> Relation {
-        let (ours, own) = (self.packet(), &self.shape);
+    fn relation(&self, packet: &[u8], key: &GroKey) -> Relation {
+        let (ours, own) = (self.packet(), &self.key);
         let same = |range: Range<usize>| ours.get(range.clone()) == packet.get(range);
-        if own.transport != shape.transport
-            || own.ip_len != shape.ip_len
-            || !same(shape.ports())
-            || !same(shape.addresses())
+        if own.transport != key.transport
+            || own.ip_len != key.ip_len
+            || !same(key.ports())
+            || !same(key.addresses())
         {
-            return Relation::Stranger;
+            return Relation::NewFlow;
         }
-        // A run that could take no more was given away at once: see `is_complete`.
-        let continues = own.header_len == shape.header_len
-            && shape.payload_len <= own.payload_len
-            && self.continues_ip(packet)
-            && self.continues_transport(packet);
-        if continues { Relation::Continues } else { Relation::Breaks }
+        // A complete flow has already been written: see `is_complete`.
+        let is_mergeable = own.header_len == key.header_len
+            && key.payload_len <= own.payload_len
+            && self.is_next_ip(packet)
+            && self.is_next_transport(packet);
+        if is_mergeable { Relation::Mergeable } else { Relation::NotMergeable }
     }
 
-    fn continues_ip(&self, packet: &[u8]) -> bool {
+    fn is_next_ip(&self, packet: &[u8]) -> bool {
         let ours = self.packet();
         let same = |range: Range<usize>| ours.get(range.clone()) == packet.get(range);
-        if self.shape.ip_len == IPV6_LEN {
+        if self.key.ip_len == IPV6_LEN {
             // Version, class and flow label; next header and hop limit.
             return same(0..4) && same(6..8);
         }
@@ -200,8 +202,8 @@ impl Run {
         numbered && same(0..2) && same(6..10)
     }
 
-    fn continues_transport(&self, packet: &[u8]) -> bool {
-        let Shape { transport, ip_len, header_len, .. } = self.shape;
+    fn is_next_transport(&self, packet: &[u8]) -> bool {
+        let GroKey { transport, ip_len, header_len, .. } = self.key;
         if transport == Transport::Udp {
             return true;
         }
@@ -222,36 +224,36 @@ impl Run {
             && same(18..ours.len())
     }
 
-    /// Adds the payload of a packet that continues the run.
-    fn append(&mut self, packet: &[u8], shape: &Shape) {
+    /// Appends the payload of the next packet of the flow.
+    fn append(&mut self, packet: &[u8], key: &GroKey) {
         let start = VNET_HDR_LEN + self.len;
-        let (Some(payload), Some(place)) =
-            (packet.get(shape.header_len..), self.frame.get_mut(start..start + shape.payload_len))
+        let (Some(payload), Some(destination)) =
+            (packet.get(key.header_len..), self.frame.get_mut(start..start + key.payload_len))
         else {
             return;
         };
-        place.copy_from_slice(payload);
-        self.len += shape.payload_len;
+        destination.copy_from_slice(payload);
+        self.len += key.payload_len;
         self.packets += 1;
-        self.shape.last = shape.last;
+        self.key.last = key.last;
     }
 
-    /// True if no packet can follow.
+    /// True if no packet can be appended.
     const fn is_complete(&self) -> bool {
-        let Shape { header_len, payload_len, last, .. } = self.shape;
+        let GroKey { header_len, payload_len, last, .. } = self.key;
         last || self.packets >= MAX_PACKETS
             || self.len < header_len + self.packets as usize * payload_len
             || self.len + payload_len > MAX_LEN
     }
 
-    /// Completes the headers and gives the run away.
-    fn emit(&mut self, write: &mut impl FnMut(&mut [u8], u16)) {
+    /// Completes the headers and writes the packets.
+    fn flush(&mut self, write: &mut impl FnMut(&mut [u8], u16)) {
         let packets = self.packets;
         let header = if packets > 1 { self.finish() } else { Some(VnetHeader::default()) };
         let frame = self.frame.get_mut(..VNET_HDR_LEN + self.len);
         if let (Some(header), Some(frame)) = (header, frame) {
-            if let Some(place) = frame.first_chunk_mut() {
-                *place = header.to_bytes();
+            if let Some(destination) = frame.first_chunk_mut() {
+                *destination = header.to_bytes();
             }
             write(frame, packets);
         }
@@ -259,7 +261,7 @@ impl Run {
     }
 
     fn finish(&mut self) -> Option<VnetHeader> {
-        let Shape { transport, ip_len, header_len, payload_len, last } = self.shape;
+        let GroKey { transport, ip_len, header_len, payload_len, last } = self.key;
         let len = u16::try_from(self.len).ok()?;
         let packet = self.frame.get_mut(VNET_HDR_LEN..VNET_HDR_LEN + self.len)?;
         let (ip, l4) = packet.split_at_mut_checked(ip_len)?;
@@ -286,103 +288,103 @@ impl Run {
 }
 
 impl Coalescer {
-    /// Nothing waits. Its memory is taken from the kernel as it is used.
+    /// Creates an empty coalescer. The kernel provides its memory as it is used.
     #[must_use]
     pub fn new(coalesce: Coalesce) -> Self {
-        Self { runs: (0..RUNS).map(|_| Run::new()).collect(), used: 0, coalesce }
+        Self { flows: (0..FLOWS).map(|_| HeldFlow::new()).collect(), used: 0, coalesce }
     }
 
-    /// The kernel takes only these as super-packets, from now on.
+    /// Sets the kinds of super-packets that the kernel accepts from now on.
     pub const fn set(&mut self, coalesce: Coalesce) {
         self.coalesce = coalesce;
     }
 
-    /// Takes the packet behind the first [`VNET_HDR_LEN`] bytes of `frame`, which are clobbered.
-    /// Calls `write` for each frame that is ready for the TUN device, header first, with how many
-    /// packets it holds.
+    /// Adds the packet behind the first [`VNET_HDR_LEN`] bytes of `frame`, which are clobbered.
+    /// Calls `write` for each frame that is ready for the TUN device, header first, with the number of
+    /// packets in it.
     pub fn push(&mut self, frame: &mut [u8], mut write: impl FnMut(&mut [u8], u16)) {
         let packet = frame.get(VNET_HDR_LEN..).unwrap_or_default();
-        let shape = Shape::of(packet, self.coalesce).filter(|shape| shape.is_intact(packet));
-        let Some(shape) = shape else {
+        let key = GroKey::of(packet, self.coalesce).filter(|key| key.is_intact(packet));
+        let Some(key) = key else {
             self.flush_between(packet, &mut write);
             write_single(frame, write);
             return;
         };
-        let related = self.active().iter().map(|run| run.relation(packet, &shape));
-        let related = related.enumerate().find(|(_, relation)| *relation != Relation::Stranger);
-        let (place, relation) = match related {
+        let related = self.active().iter().map(|flow| flow.relation(packet, &key));
+        let related = related.enumerate().find(|(_, relation)| *relation != Relation::NewFlow);
+        let (index, relation) = match related {
             Some(related) => related,
-            // A packet that ends before it begins has no need to wait.
-            None if shape.last => return write_single(frame, write),
-            None => (self.vacate(&mut write), Relation::Stranger),
+            // No packet can follow, so this one is not held.
+            None if key.last => return write_single(frame, write),
+            None => (self.allocate(&mut write), Relation::NewFlow),
         };
-        let Some(run) = self.runs.get_mut(place) else { return };
+        let Some(flow) = self.flows.get_mut(index) else { return };
         match relation {
-            Relation::Continues => run.append(packet, &shape),
-            Relation::Breaks => {
-                run.emit(&mut write);
-                run.begin(packet, shape);
+            Relation::Mergeable => flow.append(packet, &key),
+            Relation::NotMergeable => {
+                flow.flush(&mut write);
+                flow.begin(packet, key);
             }
-            Relation::Stranger => run.begin(packet, shape),
+            Relation::NewFlow => flow.begin(packet, key),
         }
-        if run.is_complete() {
-            run.emit(&mut write);
-            self.release(place);
+        if flow.is_complete() {
+            flow.flush(&mut write);
+            self.release(index);
         }
     }
 
-    /// Gives away whatever waits.
+    /// Writes all held packets.
     pub fn flush(&mut self, mut write: impl FnMut(&mut [u8], u16)) {
-        for run in self.runs.iter_mut().take(self.used) {
-            run.emit(&mut write);
+        for flow in self.flows.iter_mut().take(self.used) {
+            flow.flush(&mut write);
         }
         self.used = 0;
     }
 
-    fn active(&self) -> &[Run] {
-        self.runs.get(..self.used).unwrap_or_default()
+    fn active(&self) -> &[HeldFlow] {
+        self.flows.get(..self.used).unwrap_or_default()
     }
 
-    /// Takes a place for another run; if there is none, that of whichever came first.
-    fn vacate(&mut self, write: &mut impl FnMut(&mut [u8], u16)) -> usize {
-        if self.used < self.runs.len() {
+    /// Takes the index of a free flow; if none is free, the oldest is written first.
+    fn allocate(&mut self, write: &mut impl FnMut(&mut [u8], u16)) -> usize {
+        if self.used < self.flows.len() {
             self.used += 1;
-        } else if let Some(run) = self.runs.first_mut() {
-            run.emit(write);
-            self.runs.rotate_left(1);
+        } else if let Some(flow) = self.flows.first_mut() {
+            flow.flush(write);
+            self.flows.rotate_left(1);
         }
         self.used - 1
     }
 
-    /// A run was given away; the last one takes its place.
-    fn release(&mut self, place: usize) {
-        if let Some(active) = self.runs.get_mut(place..self.used) {
+    /// Frees the flow at `index`, which has been written.
+    fn release(&mut self, index: usize) {
+        if let Some(active) = self.flows.get_mut(index..self.used) {
             active.rotate_left(1);
         }
         self.used -= 1;
     }
 
-    /// Gives away what waits between the same two addresses as those of a packet that cannot: a
-    /// fragment, say, has no ports to tell its flow by.
+    /// Writes the held packets between the same two addresses as a packet that cannot be merged. Its ports
+    /// do not count, because a fragment has none.
     fn flush_between(&mut self, packet: &[u8], write: &mut impl FnMut(&mut [u8], u16)) {
         let ip_len =
             if packet.first().is_some_and(|first| first >> 4 == 6) { IPV6_LEN } else { IPV4_LEN };
-        let mut place = 0;
-        while let Some(run) = self.runs.get_mut(place).filter(|_| place < self.used) {
-            let addresses = run.shape.addresses();
-            if run.shape.ip_len == ip_len
-                && run.packet().get(addresses.clone()) == packet.get(addresses)
+        let mut index = 0;
+        while let Some(flow) = self.flows.get_mut(index).filter(|_| index < self.used) {
+            let addresses = flow.key.addresses();
+            if flow.key.ip_len == ip_len
+                && flow.packet().get(addresses.clone()) == packet.get(addresses)
             {
-                run.emit(write);
-                self.release(place);
+                flow.flush(write);
+                self.release(index);
             } else {
-                place += 1;
+                index += 1;
             }
         }
     }
 }
 
-/// What a super-packet of such packets is to the kernel.
+/// The kernel's type of a super-packet of such packets.
 const fn kind(transport: Transport, ip_len: usize) -> GsoType {
     match (transport, ip_len) {
         (Transport::Udp, _) => GsoType::Udp,
