@@ -14,7 +14,7 @@ pub(crate) fn instant() -> Instant {
     Instant::from_nanos(0).after(read(ClockId::CLOCK_BOOTTIME))
 }
 
-/// Linux refuses neither clock; should it, time stands still rather than the daemon.
+/// Reads a clock. Linux refuses neither; an error would yield zero instead of a panic.
 fn read(clock: ClockId) -> Duration {
     clock_gettime(clock).map(Duration::from).unwrap_or_default()
 }
@@ -40,9 +40,9 @@ mod tests {
         command.args(["--time", "--boottime", "86400", "--fork"]);
         command.arg(std::env::current_exe().unwrap()).args(["--exact", name]).env(INSIDE, "1");
         let output = command.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        if said.contains("Operation not permitted") {
-            assert!(!nix::unistd::geteuid().is_root(), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        if stderr.contains("Operation not permitted") {
+            assert!(!nix::unistd::geteuid().is_root(), "{stderr}");
             eprintln!("skipped: only root makes a time namespace");
             return;
         }

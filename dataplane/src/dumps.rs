@@ -1,12 +1,12 @@
 //! Dumps of the kernel's tables: what to request, when, and whether a dump was complete.
 //!
-//! A netlink socket loses messages when its receive buffer is full, and reports only that it did. Whatever
-//! was learnt from messages is then stale, and has to be dumped. The kernel runs one dump at a time for
-//! each socket. It produces a dump while the socket is read, never ahead of the reader, so a dump
-//! itself is not lost; but its start may be refused, and a table that changes meanwhile interrupts it
-//! (NLM_F_DUMP_INTR). Either way the dump is requested again, less and less often.
+//! A netlink socket loses messages when its receive buffer is full, and reports only that it did. The
+//! state known from messages is then stale and must be dumped. The kernel runs one dump at a time for
+//! each socket. It produces a dump while the socket is read, so a dump itself is not lost, but its start
+//! may be refused, and a change of the table interrupts it (NLM_F_DUMP_INTR). In both cases the dump is
+//! requested again, at increasing intervals.
 
-use crate::netlink::{self, Message};
+use crate::netlink::{self, NetlinkMessage};
 use nix::libc;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -21,7 +21,7 @@ const SHORTEST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(2);
 const CALM: Duration = Duration::from_secs(10);
 
-/// A table of the kernel's.
+/// A table of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Table {
     /// The network interfaces.
@@ -40,7 +40,7 @@ impl Table {
 /// How a dump ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// What it did not list does not exist.
+    /// It is complete: an entry that it did not list does not exist.
     Complete(Table),
     /// It will be requested again, or the kernel cannot do it at all.
     Failed,
@@ -52,7 +52,7 @@ struct Running {
     interrupted: bool,
 }
 
-/// The dumps to be made, each at most once in the queue, and the one under way.
+/// The queue of dumps, each at most once, and the dump in progress.
 pub(crate) struct Dumps {
     waiting: VecDeque<Table>,
     running: Option<Running>,
@@ -74,7 +74,7 @@ impl Default for Dumps {
 }
 
 impl Dumps {
-    /// Queues the dump of a table, also if one is under way: that may have passed what changed.
+    /// Queues the dump of a table, even if one is in progress, which may have passed the changed entry.
     pub(crate) fn require(&mut self, table: Table) {
         if !self.waiting.contains(&table) {
             self.waiting.push_back(table);
@@ -86,14 +86,13 @@ impl Dumps {
         Table::ALL.into_iter().for_each(|table| self.require(table));
     }
 
-    /// Queues the dumps of all tables after messages were lost, but if that happens again and again not
-    /// each time at once.
+    /// Queues the dumps of all tables after messages were lost; with an interval if that happens repeatedly.
     pub(crate) fn require_all_after_loss(&mut self, now: Instant) {
         self.require_all();
         self.set_back(now);
     }
 
-    /// Whether a table is to be dumped, or is being dumped.
+    /// True if the dump of a table is queued or in progress.
     pub(crate) fn is_pending(&self, table: Table) -> bool {
         self.waiting.contains(&table)
             || self.running.as_ref().is_some_and(|running| running.table == table)
@@ -109,13 +108,17 @@ impl Dumps {
         Some(table)
     }
 
-    /// When [`Self::start_next`] has something to request; `None` if nothing waits for its time.
+    /// When [`Self::start_next`] is due; `None` if no dump is queued.
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
         (self.running.is_none() && !self.waiting.is_empty()).then_some(self.not_before)
     }
 
-    /// Takes note of a message; the outcome if it ends the dump under way.
-    pub(crate) fn receive(&mut self, message: &Message<'_>, now: Instant) -> Option<Outcome> {
+    /// Tracks the dump in progress. Returns its outcome if this message ends it.
+    pub(crate) fn receive(
+        &mut self,
+        message: &NetlinkMessage<'_>,
+        now: Instant,
+    ) -> Option<Outcome> {
         let running = self.running.as_mut().filter(|dump| dump.sequence == message.sequence)?;
         running.interrupted |= message.flags & libc::NLM_F_DUMP_INTR as u16 != 0;
         if !matches!(message.kind, NLMSG_ERROR | NLMSG_DONE) {
@@ -144,8 +147,8 @@ impl Dumps {
         self.running = None;
     }
 
-    /// Nothing is left to be read: a dump under way was never started, and its refusal was lost. A dump
-    /// that was started has always something to be read.
+    /// Handles that no message is left to be read: a dump in progress was then never started, and its refusal
+    /// was lost, because a dump that was started always has a message to be read.
     pub(crate) fn drained(&mut self, now: Instant) {
         if self.running.is_some() {
             self.fail(now);
@@ -162,7 +165,8 @@ impl Dumps {
         Outcome::Failed
     }
 
-    /// Waits for a while, unless it waits already: else a loss each moment would put off the dumps for ever.
+    /// Starts the interval to the next request, unless it has started: repeated losses must not postpone the
+    /// dumps for ever.
     fn set_back(&mut self, now: Instant) {
         if now < self.not_before {
             return;
@@ -191,7 +195,7 @@ mod tests {
     ) -> Option<Outcome> {
         let body = (-errno).to_ne_bytes();
         let kind = if errno == 0 { NLMSG_DONE } else { NLMSG_ERROR };
-        let message = Message { kind, flags: flags as u16, sequence, body: &body };
+        let message = NetlinkMessage { kind, flags: flags as u16, sequence, body: &body };
         dumps.receive(&message, now)
     }
 

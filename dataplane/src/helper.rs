@@ -1,33 +1,33 @@
-//! The helper, as the dataplane sees it: requests out, replies and notices in, never a wait.
+//! The dataplane's client of the helper: sends requests, receives replies and notices, never blocks.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wgsep_ipc::{Channel, FromHelper, Notice, Received, Reply, Request};
 
-/// The typed client of the helper. One request is under way at most.
+/// The typed client of the helper. At most one request awaits its reply.
 pub(crate) struct Helper {
     channel: Channel,
     sequence: u32,
     awaiting: bool,
-    said_bye: bool,
+    sent_bye: bool,
 }
 
-/// What the helper said.
-pub(crate) enum Said {
-    /// The answer to the request under way, with its descriptors.
+/// A message from the helper.
+pub(crate) enum HelperMessage {
+    /// The reply to the pending request, with its descriptors.
     Reply(Reply, Vec<OwnedFd>),
-    /// Something it says unasked.
+    /// A message that is not a reply.
     Notice(Notice),
-    /// It is gone.
+    /// The helper has closed the channel.
     Closed,
 }
 
 impl Helper {
-    /// A client on the channel that the helper passed at the start.
+    /// Creates a client on the channel that the helper passed at the start.
     pub(crate) const fn new(channel: Channel) -> Self {
-        Self { channel, sequence: 0, awaiting: false, said_bye: false }
+        Self { channel, sequence: 0, awaiting: false, sent_bye: false }
     }
 
-    /// Sends a request; its answer comes out of [`Self::receive`].
+    /// Sends a request; [`Self::receive`] returns its reply.
     ///
     /// # Errors
     /// If the channel is broken.
@@ -38,7 +38,7 @@ impl Helper {
         Ok(())
     }
 
-    /// Shows the helper that this thread runs; no answer comes.
+    /// Answers a ping of the helper, which sends no reply.
     ///
     /// # Errors
     /// If the channel is broken.
@@ -46,30 +46,31 @@ impl Helper {
         self.channel.send_request(0, &Request::Pong)
     }
 
-    /// Says goodbye. Nothing is received after it: the answer to an earlier request may cross with it.
+    /// Sends the last request. Nothing is received after it, because the reply to an earlier request may
+    /// cross it.
     pub(crate) fn bye(&mut self) {
         let _gone = self.request(&Request::Bye);
-        self.said_bye = true;
+        self.sent_bye = true;
     }
 
-    /// What the helper said, if anything waits.
+    /// Receives the next message from the helper, if there is one.
     ///
     /// # Errors
-    /// If it broke the contract.
-    pub(crate) fn receive(&mut self) -> Result<Option<Said>, wgsep_ipc::Error> {
-        if self.said_bye {
+    /// If the message violates the protocol.
+    pub(crate) fn receive(&mut self) -> Result<Option<HelperMessage>, wgsep_ipc::Error> {
+        if self.sent_bye {
             return Ok(None);
         }
         Ok(match self.channel.receive_from_helper()? {
             Received::Nothing => None,
-            Received::Closed => Some(Said::Closed),
-            Received::Message(FromHelper::Notice(notice), _) => Some(Said::Notice(notice)),
+            Received::Closed => Some(HelperMessage::Closed),
+            Received::Message(FromHelper::Notice(notice), _) => Some(HelperMessage::Notice(notice)),
             Received::Message(FromHelper::Reply { sequence, reply }, descriptors) => {
                 if !self.awaiting || sequence != self.sequence {
                     return Err(wgsep_ipc::Error::Unexpected);
                 }
                 self.awaiting = false;
-                Some(Said::Reply(reply, descriptors))
+                Some(HelperMessage::Reply(reply, descriptors))
             }
         })
     }
@@ -108,7 +109,7 @@ mod tests {
         helper.request(&Request::CloseUdp).unwrap();
         helper.pong().unwrap();
         other.send_reply(1, &Reply::Done, &[]).unwrap();
-        assert!(matches!(helper.receive(), Ok(Some(Said::Reply(Reply::Done, _)))));
+        assert!(matches!(helper.receive(), Ok(Some(HelperMessage::Reply(Reply::Done, _)))));
     }
 
     #[test]

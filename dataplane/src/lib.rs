@@ -1,8 +1,8 @@
-//! The dataplane: a process without capabilities, files, network of its own or most system calls,
-//! that holds the keys, carries the packets and serves the UAPI.
+//! The dataplane: the process that holds the keys, carries the packets and serves the UAPI, without
+//! capabilities, files, a network of its own or most system calls.
 //!
-//! One control thread owns the protocol's state; workers carry packets from end to end. What they
-//! work on, sockets and TUN queues, comes from the helper once the process is sealed.
+//! One control thread owns the protocol's state; workers process packets from the read to the write. The
+//! helper passes the sockets and TUN queues after the process is locked down.
 
 mod buffers;
 mod clock;
@@ -35,4 +35,4 @@ mod worker;
 pub use secret::Heap;
 pub use start::run;
 #[cfg(feature = "fuzzing")]
-pub use uapi::Dialogue;
+pub use uapi::FuzzSession;

@@ -1,11 +1,11 @@
 //! The network interface as rtnetlink reports it: up or down, its MTU, the names of its neighbours.
 //!
-//! The helper opened the socket and subscribed it to link, route, rule and nexthop changes; here it is
-//! only read, and asked for what exists: at the start, and whenever messages were lost. Sources:
+//! The helper opened the socket and subscribed it to link, route, rule and nexthop changes. This module
+//! reads it, and requests dumps at the start and whenever messages were lost. Sources:
 //! rtnetlink(7), linux/rtnetlink.h, linux/if_link.h, net/netlink/af_netlink.c.
 
 use crate::dumps::{Dumps, Outcome, Table};
-use crate::netlink::{self, Message, attribute, number, split_message, word};
+use crate::netlink::{self, NetlinkMessage, attribute, number, split_message, word};
 use crate::routes::{self, PrefixSet, Query, RouteChanges, RouteMtus};
 use nix::libc;
 use std::collections::HashMap;
@@ -28,28 +28,29 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_NEW_NETNSID: u16 = 45;
 const IFLA_NEW_IFINDEX: u16 = 49;
 const FRA_UID_RANGE: u16 = 20;
-/// What of a link's flags decides whether its routes are in use.
+/// The flags of a link that decide whether its routes are in use.
 const ROUTING_FLAGS: i32 = libc::IFF_UP | libc::IFF_RUNNING | libc::IFF_LOWER_UP;
-/// Read before the other events get their turn, a fraction of a millisecond: datagrams, which have one message each
-/// unless they are part of a dump, and bytes.
+/// Most datagrams that are read before other events are handled, which takes a fraction of a millisecond.
+/// Outside dumps each contains one message.
 const DATAGRAMS_PER_ROUND: usize = 128;
+/// Most bytes that are read before other events are handled.
 const BYTES_PER_ROUND: usize = 256 * 1024;
 
 /// A network namespace as seen from the socket's own, which is `None`.
 pub(crate) type Namespace = Option<i32>;
 
-/// Where our interface is.
+/// The location of our interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// Its index in a namespace.
+enum Location {
+    /// A namespace, and its index there.
     At(Namespace, u32),
-    /// Unknown: the namespace that it left has another number for the new one than the socket's
-    /// own, or the socket receives nothing about the new one. It is the next interface that appears anywhere with this
-    /// index and its own name.
-    OnTheMove(u32),
+    /// It left a namespace and has not been seen since: either that namespace and the socket's own have
+    /// different numbers for the new one, or the socket receives no messages about the new one. It is
+    /// recognised when an interface with this index and its name appears anywhere.
+    Moving(u32),
 }
 
-/// Our interface as last heard of.
+/// The last reported state of our interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LinkState {
     /// IFF_UP.
@@ -74,16 +75,16 @@ pub(crate) enum Answer {
     Interface(u32),
     /// An interface has the address.
     AddressExists,
-    /// It does not leave at all, or there is no such address, for this reason.
+    /// The datagram is not sent at all, or there is no such address; with the errno.
     Refused(i32),
 }
 
-/// What a batch of messages brought.
+/// The changes that a batch of messages reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
-    /// The interface's new state, if it was mentioned.
+    /// The interface's new state, if it was reported.
     pub(crate) link: Option<LinkState>,
-    /// It was down meanwhile, whatever it is now.
+    /// It was down at some time, even if it is up again.
     pub(crate) was_down: bool,
     /// Routes, rules, links or addresses changed: datagrams may leave by another interface now, or from
     /// another address.
@@ -92,17 +93,17 @@ pub(crate) struct Changes {
     pub(crate) paths: bool,
     /// Some route to our interface has another MTU now.
     pub(crate) route_mtus: bool,
-    /// Answers to questions, with their sequence numbers, in the order of the questions.
+    /// Answers to queries, with their sequence numbers, in the order of the queries.
     pub(crate) answers: Vec<(u32, Answer)>,
     /// Messages were lost.
     pub(crate) overrun: bool,
-    /// Nothing is left to be read. A question without an answer will not be answered.
+    /// No message is left to be read. A query without an answer will not be answered.
     pub(crate) drained: bool,
 }
 
 impl Changes {
     /// Adds a route that was added, replaced or removed.
-    fn add_route(&mut self, message: &Message<'_>) {
+    fn add_route(&mut self, message: &NetlinkMessage<'_>) {
         self.routes.add_route(message.kind, message.body);
         self.paths = true;
     }
@@ -114,26 +115,27 @@ impl Changes {
     }
 }
 
-/// The netlink socket, and what was learnt from it.
+/// The netlink socket, and the state that its messages reported.
 pub(crate) struct LinkMonitor {
     socket: OwnedFd,
-    place: Place,
-    /// The interface may be in another state than last heard of, or may have been moved: messages about
-    /// another namespace were lost, and only the socket's own can be dumped.
+    location: Location,
+    /// The interface may have changed state or moved unreported: messages about another namespace were
+    /// lost, and only the socket's own can be dumped.
     uncertain: bool,
     name: String,
     links: HashMap<u32, Link>,
     /// The number of the last dump of all links.
     refresh: u32,
-    /// Rules that depend on the user whose datagrams they are; and as many as the dump under way listed.
+    /// Number of rules that select by the user of a datagram's socket, and how many of them the present dump
+    /// has listed.
     uid_rules: (usize, usize),
-    /// The socket hears of the interface wherever it is moved to.
+    /// The socket receives messages about the interface in every namespace with a number.
     follows_moves: bool,
     route_mtus: RouteMtus,
     dumps: Dumps,
     /// Messages were lost. The kernel drops further ones until nothing is left to be read.
     overrun: bool,
-    /// Nothing was left to be read by the end of the last round.
+    /// The last round read all messages.
     drained: bool,
     /// Number of the last request.
     sequence: u32,
@@ -141,8 +143,8 @@ pub(crate) struct LinkMonitor {
 }
 
 impl LinkMonitor {
-    /// Watches the interface `name` of index `ifindex`, in the socket's own network namespace or one
-    /// that it knows by number, and asks for what exists.
+    /// Monitors the interface `name` of index `ifindex`, in the socket's own network namespace or one with a
+    /// number there, and requests dumps of the present state.
     pub(crate) fn new(
         socket: OwnedFd,
         (namespace, ifindex): (Namespace, u32),
@@ -152,7 +154,7 @@ impl LinkMonitor {
     ) -> Self {
         let mut monitor = Self {
             socket,
-            place: Place::At(namespace, ifindex),
+            location: Location::At(namespace, ifindex),
             // It may have been changed before the socket was subscribed.
             uncertain: namespace.is_some(),
             name: name.to_owned(),
@@ -172,13 +174,12 @@ impl LinkMonitor {
         monitor
     }
 
-    /// Sends to the kernel, which is where netlink sockets send to unless they are connected. The helper
-    /// made it one that does not wait.
+    /// Sends to the kernel, the default destination of a netlink socket. The helper made it non-blocking.
     fn send(&self, request: &[u8]) -> nix::Result<()> {
         nix::unistd::write(&self.socket, request).map(drop)
     }
 
-    /// Reads some of what waits. If more is left, the socket stays readable.
+    /// Reads a bounded number of messages. If more are left, the socket stays readable.
     pub(crate) fn read(&mut self, now: Instant) -> Changes {
         let mut changes = Changes::default();
         let mut buffer = core::mem::take(&mut self.buffer);
@@ -206,17 +207,17 @@ impl LinkMonitor {
         changes
     }
 
-    /// The receive buffer was full. The links are read again at once, as they matter most; the rest when
-    /// the burst is over.
+    /// Handles a full receive buffer: requires a dump of the links at once, as they matter most, and of the
+    /// rest when the burst is over.
     fn lost_messages(&mut self, changes: &mut Changes) {
         self.overrun = true;
         self.dumps.require(Table::Links);
-        self.uncertain |= matches!(self.place, Place::At(Some(_), _));
+        self.uncertain |= matches!(self.location, Location::At(Some(_), _));
         changes.overrun = true;
         changes.add_all_routes();
     }
 
-    /// Nothing is left to be read, so from now on the kernel drops no more messages.
+    /// Handles that no message is left to be read, so that the kernel stops dropping messages.
     fn read_everything(&mut self, now: Instant, changes: &mut Changes) {
         self.drained = true;
         changes.drained = true;
@@ -227,11 +228,11 @@ impl LinkMonitor {
         }
     }
 
-    /// Requests the next dump, if it is time.
+    /// Requests the next dump, if one is due.
     pub(crate) fn request_dumps(&mut self, now: Instant) {
         let sequence = self.next_sequence();
         while let Some(table) = self.dumps.start_next(sequence, now) {
-            let request = match (table, self.place) {
+            let request = match (table, self.location) {
                 (Table::Links, _) => {
                     self.refresh = self.refresh.wrapping_add(1);
                     netlink::message(
@@ -248,7 +249,7 @@ impl LinkMonitor {
                     fixed[0] = libc::AF_INET as u8;
                     netlink::message(RTM_GETRULE, netlink::DUMP, sequence, &fixed, &[])
                 }
-                (Table::Routes(family), Place::At(None, interface)) => {
+                (Table::Routes(family), Location::At(None, interface)) => {
                     self.route_mtus.begin_refresh();
                     routes::dump_request(sequence, family, interface)
                 }
@@ -264,39 +265,40 @@ impl LinkMonitor {
         }
     }
 
-    /// When [`Self::request_dumps`] has something to do.
+    /// When [`Self::request_dumps`] is due.
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
         self.dumps.next_timeout()
     }
 
-    /// False while the interface may be in another state than last reported, because messages wait or
+    /// False while the interface may be in another state than last reported, because messages are queued or
     /// were lost.
     pub(crate) fn is_up_to_date(&self) -> bool {
         self.drained && !self.overrun && !self.dumps.is_pending(Table::Links)
     }
 
-    /// True if the interface may be where the socket receives no messages about it, which is any namespace
+    /// True if the interface may be in a namespace from which the socket receives no messages, which is any
     /// without a number in the socket's own, or if such messages were lost.
-    pub(crate) const fn is_out_of_hearing(&self) -> bool {
-        match self.place {
-            Place::At(None, _) => false,
-            Place::At(Some(_), _) => !self.follows_moves || self.uncertain,
-            Place::OnTheMove(_) => true,
+    pub(crate) const fn is_unmonitored(&self) -> bool {
+        match self.location {
+            Location::At(None, _) => false,
+            Location::At(Some(_), _) => !self.follows_moves || self.uncertain,
+            Location::Moving(_) => true,
         }
     }
 
-    /// Asks the kernel; [`Self::read`] has the answers, numbered from the one returned on.
+    /// Sends queries to the kernel. [`Self::read`] returns the answers, with sequence numbers from the returned
+    /// one on.
     ///
     /// # Errors
     /// As write(2).
     pub(crate) fn ask(&mut self, queries: impl IntoIterator<Item = Query>) -> nix::Result<u32> {
-        let mut questions = Vec::new();
+        let mut requests = Vec::new();
         let first = self.sequence.wrapping_add(1);
         for query in queries {
             let sequence = self.next_sequence();
-            questions.extend(routes::question(sequence, &query));
+            requests.extend(routes::question(sequence, &query));
         }
-        self.send(&questions).map(|()| first)
+        self.send(&requests).map(|()| first)
     }
 
     fn next_sequence(&mut self) -> u32 {
@@ -304,7 +306,7 @@ impl LinkMonitor {
         self.sequence
     }
 
-    /// Whether some rule depends on the user whose datagrams they are, which no question can name.
+    /// True if some rule selects by the user of a datagram's socket, which no query can specify.
     pub(crate) const fn has_uid_rules(&self) -> bool {
         self.uid_rules.0 > 0
     }
@@ -331,7 +333,12 @@ impl LinkMonitor {
         }
     }
 
-    fn receive(&mut self, message: &Message<'_>, namespace: Namespace, changes: &mut Changes) {
+    fn receive(
+        &mut self,
+        message: &NetlinkMessage<'_>,
+        namespace: Namespace,
+        changes: &mut Changes,
+    ) {
         match message.kind {
             NLMSG_ERROR => {
                 let refused = Answer::Refused(netlink::errno(message.body));
@@ -344,11 +351,11 @@ impl LinkMonitor {
             libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
                 self.route_changed(message, namespace, changes);
             }
-            // Rules and nexthops count where the sockets are, as routes do.
+            // Like routes, rules and nexthops count only in the namespace of the sockets.
             RTM_NEWRULE | RTM_DELRULE if namespace.is_none() => {
                 self.rule_changed(message, changes);
             }
-            // With a nexthop all its routes are removed, which is not reported.
+            // The routes of a removed nexthop are removed without a message.
             RTM_NEWNEXTHOP | RTM_DELNEXTHOP if namespace.is_none() => {
                 changes.add_all_routes();
             }
@@ -356,16 +363,16 @@ impl LinkMonitor {
         }
     }
 
-    /// A table was listed as a whole: forgets what it does not have.
+    /// Handles a complete dump: removes the entries that it did not list.
     fn dumped(&mut self, table: Table, changes: &mut Changes) {
         match table {
             Table::Links => {
                 self.links.retain(|_, link| link.refresh == self.refresh);
-                if let Place::At(None, ifindex) = self.place
+                if let Location::At(None, ifindex) = self.location
                     && !self.links.contains_key(&ifindex)
                 {
-                    // It was moved, and what said where was lost.
-                    self.place = Place::OnTheMove(ifindex);
+                    // It was moved, and the message about that was lost.
+                    self.location = Location::Moving(ifindex);
                     changes.route_mtus |= self.route_mtus.clear();
                 }
             }
@@ -376,13 +383,13 @@ impl LinkMonitor {
 
     fn route_changed(
         &mut self,
-        message: &Message<'_>,
+        message: &NetlinkMessage<'_>,
         namespace: Namespace,
         changes: &mut Changes,
     ) {
         let is_listed = is_part_of_dump(message);
         if let Some(interface) = routes::answer(message.body) {
-            // A dump lists also what the kernel has learnt of single destinations.
+            // A dump also lists cached routes to single destinations.
             if !is_listed {
                 changes.answers.push((message.sequence, Answer::Interface(interface)));
             }
@@ -391,14 +398,14 @@ impl LinkMonitor {
         if namespace.is_none() && !is_listed {
             changes.add_route(message);
         }
-        if let Place::At(ours, interface) = self.place
+        if let Location::At(ours, interface) = self.location
             && ours == namespace
         {
             changes.route_mtus |= self.route_mtus.changed(message.kind, message.body, interface);
         }
     }
 
-    fn rule_changed(&mut self, message: &Message<'_>, changes: &mut Changes) {
+    fn rule_changed(&mut self, message: &NetlinkMessage<'_>, changes: &mut Changes) {
         if !is_part_of_dump(message) {
             changes.add_all_routes();
         }
@@ -421,11 +428,11 @@ impl LinkMonitor {
         let name = attribute(attributes, IFLA_IFNAME).unwrap_or_default();
         let name = String::from_utf8_lossy(name.strip_suffix(&[0]).unwrap_or(name));
         if self.is_found(ifindex, &name, namespace) {
-            self.place = Place::At(namespace, ifindex);
+            self.location = Location::At(namespace, ifindex);
             self.dumps.require(Table::Routes(libc::AF_INET));
             self.dumps.require(Table::Routes(libc::AF_INET6));
         }
-        if self.place == Place::At(namespace, ifindex) {
+        if self.location == Location::At(namespace, ifindex) {
             let mtu = number(attributes, IFLA_MTU).unwrap_or(0);
             let up = flags & libc::IFF_UP as u32 != 0;
             changes.link = Some(LinkState { up, mtu });
@@ -440,20 +447,20 @@ impl LinkMonitor {
             let routing = (flags & ROUTING_FLAGS as u32, master);
             let link = Link { name: name.into_owned(), routing, refresh: self.refresh };
             let before = self.links.insert(ifindex, link);
-            // Of routes that go with a link, or come back with it, the kernel does not report those of IPv4.
+            // The kernel does not report the IPv4 routes that are removed or restored with a link.
             if before.is_none_or(|before| before.routing != routing) {
                 changes.add_all_routes();
             }
         }
     }
 
-    /// Whether this is our interface, of which it was not known where it is.
+    /// True if this is our interface, whose location was unknown.
     fn is_found(&self, ifindex: u32, name: &str, namespace: Namespace) -> bool {
         let returned = || namespace.is_none() && !self.links.contains_key(&ifindex);
-        let is_expected = match self.place {
-            Place::At(None, _) => false,
-            Place::At(Some(_), index) => index == ifindex && self.uncertain && returned(),
-            Place::OnTheMove(index) => index == ifindex,
+        let is_expected = match self.location {
+            Location::At(None, _) => false,
+            Location::At(Some(_), index) => index == ifindex && self.uncertain && returned(),
+            Location::Moving(index) => index == ifindex,
         };
         is_expected && name == self.name
     }
@@ -465,16 +472,18 @@ impl LinkMonitor {
             self.links.remove(&ifindex);
             changes.add_all_routes();
         }
-        if self.place != Place::At(namespace, ifindex) {
+        if self.location != Location::At(namespace, ifindex) {
             return;
         }
         changes.route_mtus |= self.route_mtus.clear();
         let attributes = body.get(IFINFO_LEN..).unwrap_or_default();
         let Some(new_namespace) = number(attributes, IFLA_NEW_NETNSID) else { return };
         let new_ifindex = number(attributes, IFLA_NEW_IFINDEX).unwrap_or(ifindex);
-        self.place = match namespace {
-            None if self.follows_moves => Place::At(Some(new_namespace.cast_signed()), new_ifindex),
-            _ => Place::OnTheMove(new_ifindex),
+        self.location = match namespace {
+            None if self.follows_moves => {
+                Location::At(Some(new_namespace.cast_signed()), new_ifindex)
+            }
+            _ => Location::Moving(new_ifindex),
         };
     }
 
@@ -488,7 +497,7 @@ impl LinkMonitor {
 }
 
 /// Whether a message lists what exists, and is no change.
-const fn is_part_of_dump(message: &Message<'_>) -> bool {
+const fn is_part_of_dump(message: &NetlinkMessage<'_>) -> bool {
     message.flags & libc::NLM_F_MULTI as u16 != 0
 }
 
@@ -621,7 +630,7 @@ mod tests {
         let all = [libc::RTM_GETLINK, RTM_GETRULE, libc::RTM_GETROUTE, libc::RTM_GETROUTE];
         assert_eq!(kernel.requests, all);
         assert_eq!(changes[0].link, Some(LinkState { up: true, mtu: 1420 }));
-        assert!(monitor.is_up_to_date() && !monitor.is_out_of_hearing());
+        assert!(monitor.is_up_to_date() && !monitor.is_unmonitored());
     }
 
     #[test]
@@ -659,7 +668,7 @@ mod tests {
         monitor.request_dumps(NOW);
         assert!(kernel.answer(&[], libc::NLM_F_DUMP_INTR));
         monitor.read(NOW);
-        assert!(!monitor.is_out_of_hearing(), "an interrupted dump does not have everything");
+        assert!(!monitor.is_unmonitored(), "an interrupted dump does not have everything");
         assert!(!kernel.answer(&[], 0), "it is not requested at once");
         let later = monitor.next_timeout().unwrap();
         monitor.request_dumps(later);
@@ -667,7 +676,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_renamed_deleted_or_moved_unheard_is_noticed_by_the_next_dump() {
+    fn what_was_renamed_deleted_or_moved_unreported_is_detected_by_the_next_dump() {
         let mut links = link_message(libc::RTM_NEWLINK, 7, UP);
         links.extend(link_message(libc::RTM_NEWLINK, 8, UP));
         let (mut monitor, mut kernel, _) = started(None, &links);
@@ -676,26 +685,26 @@ mod tests {
         dump(&mut monitor, &mut kernel, &link_message(libc::RTM_NEWLINK, 9, UP));
         assert!(!monitor.links.contains_key(&8));
         assert_eq!(monitor.links[&9].name, "wg0");
-        assert!(monitor.is_out_of_hearing(), "ours is not there");
+        assert!(monitor.is_unmonitored(), "ours is not there");
         changes_by(&mut monitor, Some(3), &link_message(libc::RTM_NEWLINK, 7, UP));
-        assert!(!monitor.is_out_of_hearing(), "it has appeared elsewhere");
+        assert!(!monitor.is_unmonitored(), "it has appeared elsewhere");
     }
 
     #[test]
-    fn what_was_lost_of_another_namespace_is_uncertain_until_the_interface_is_heard_of() {
+    fn what_was_lost_of_another_namespace_is_uncertain_until_the_interface_is_reported_again() {
         let (mut monitor, mut kernel, _) = started(Some(3), &[]);
-        assert!(monitor.is_out_of_hearing(), "nothing was heard of it yet");
+        assert!(monitor.is_unmonitored(), "nothing was reported of it yet");
         let link = link_message(libc::RTM_NEWLINK, 7, UP);
         changes_by(&mut monitor, Some(3), &link);
-        assert!(!monitor.is_out_of_hearing());
+        assert!(!monitor.is_unmonitored());
         lose_messages(&mut monitor);
         dump(&mut monitor, &mut kernel, &[]);
-        assert!(monitor.is_out_of_hearing());
+        assert!(monitor.is_unmonitored());
         changes_by(&mut monitor, Some(3), &link);
-        assert!(!monitor.is_out_of_hearing());
+        assert!(!monitor.is_unmonitored());
         lose_messages(&mut monitor);
         dump(&mut monitor, &mut kernel, &link);
-        assert!(!monitor.is_out_of_hearing(), "it has returned");
+        assert!(!monitor.is_unmonitored(), "it has returned");
     }
 
     #[test]
@@ -764,7 +773,7 @@ mod tests {
     }
 
     #[test]
-    fn questions_are_answered_by_number() {
+    fn queries_are_answered_by_number() {
         let (mut monitor, kernel, _) = started(None, &link_message(libc::RTM_NEWLINK, 7, 0));
         let (from, to) = ("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap());
         let first = monitor.ask([Query::Route(routes::Flow { from, to, mark: 0 }); 2]).unwrap();
@@ -800,14 +809,14 @@ mod tests {
     }
 
     #[test]
-    fn where_moves_are_not_followed_the_interface_is_out_of_hearing_until_it_returns() {
+    fn where_moves_are_not_followed_the_interface_is_unmonitored_until_it_returns() {
         let (mut monitor, mut changes) = (monitor(), Changes::default());
         monitor.follows_moves = false;
         let more = [(IFLA_NEW_NETNSID, 3), (IFLA_NEW_IFINDEX, 9)];
         monitor.parse(&moving_message(libc::RTM_DELLINK, 7, 0, &more), None, NOW, &mut changes);
-        assert!(monitor.is_out_of_hearing());
+        assert!(monitor.is_unmonitored());
         monitor.parse(&link_message(libc::RTM_NEWLINK, 9, 1), None, NOW, &mut changes);
-        assert!(!monitor.is_out_of_hearing() && changes.link.is_some_and(|link| link.up));
+        assert!(!monitor.is_unmonitored() && changes.link.is_some_and(|link| link.up));
     }
 
     #[test]

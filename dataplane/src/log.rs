@@ -14,7 +14,7 @@ static VERBOSITY: AtomicU8 = AtomicU8::new(3);
 /// Sets which events are written from now on.
 pub(crate) fn set_verbosity(verbosity: u8) {
     VERBOSITY.store(verbosity, Ordering::Relaxed);
-    // Each place that logs remembers whether it is wanted.
+    // Call sites cache whether they are enabled.
     tracing::callsite::rebuild_interest_cache();
 }
 
@@ -41,7 +41,7 @@ fn is_wanted(level: Level) -> bool {
     needed <= VERBOSITY.load(Ordering::Relaxed)
 }
 
-/// Descriptor 2, where each event is one write; what the pipe has no room for is lost.
+/// Descriptor 2, where each event is one write, which is lost if the pipe is full.
 struct Pipe;
 
 impl Write for Pipe {
@@ -87,9 +87,9 @@ pub(crate) fn start(level: u8) {
     // The standard hook may read the program's own file for a backtrace, which the sandbox ends with
     // SIGSYS before anything is printed.
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map_or("unknown place", |location| location.file());
+        let file = panic.location().map_or("unknown place", |location| location.file());
         let line = panic.location().map_or(0, std::panic::Location::line);
         let text = panic.payload_as_str().unwrap_or("no message");
-        let _lost = writeln!(Pipe, "ERROR panic at {place}:{line}: {text}");
+        let _lost = writeln!(Pipe, "ERROR panic at {file}:{line}: {text}");
     }));
 }

@@ -8,9 +8,9 @@ pub(crate) const DUMP: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
 pub(crate) const HEADER_LEN: usize = 16;
 const ATTRIBUTE_HEADER_LEN: usize = 4;
 
-/// One message of those in a datagram.
+/// A message in a datagram.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Message<'a> {
+pub(crate) struct NetlinkMessage<'a> {
     /// RTM_NEWLINK and the like.
     pub(crate) kind: u16,
     /// NLM_F_*.
@@ -22,10 +22,10 @@ pub(crate) struct Message<'a> {
 }
 
 /// The first message, and what follows it; `None` at the end, and where it is cut short.
-pub(crate) fn split_message(bytes: &[u8]) -> Option<(Message<'_>, &[u8])> {
+pub(crate) fn split_message(bytes: &[u8]) -> Option<(NetlinkMessage<'_>, &[u8])> {
     let len = usize::try_from(word(bytes, 0)?).ok()?;
     let (kind, flags, sequence) = (half(bytes, 4)?, half(bytes, 6)?, word(bytes, 8)?);
-    let message = Message { kind, flags, sequence, body: bytes.get(HEADER_LEN..len)? };
+    let message = NetlinkMessage { kind, flags, sequence, body: bytes.get(HEADER_LEN..len)? };
     Some((message, bytes.get(len.next_multiple_of(4)..).unwrap_or_default()))
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn number(bytes: &[u8], wanted: u16) -> Option<u32> {
     attribute(bytes, wanted).and_then(|value| word(value, 0))
 }
 
-/// The 32-bit number at a place, in the machine's own order.
+/// The 32-bit number at an offset, in the machine's byte order.
 pub(crate) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|word| u32::from_ne_bytes(*word))
 }

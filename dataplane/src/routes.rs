@@ -1,5 +1,5 @@
-//! Routes as rtnetlink reports them: which changed, which lead to our interface with an MTU of their
-//! own, and by which interface a datagram would leave (linux/rtnetlink.h).
+//! The kernel's routes, from rtnetlink (linux/rtnetlink.h): which changed, the MTUs of those to our
+//! interface, and the outgoing interface of a flow.
 
 use crate::netlink;
 use nix::libc;
@@ -26,10 +26,10 @@ const IFADDRMSG_LEN: usize = 8;
 const IFA_ADDRESS: u16 = 1;
 /// Prefixes that are kept apart; if more changed, every route counts as changed.
 const MAX_CHANGED_PREFIXES: usize = 1024;
-/// The answer to a question for a route, as opposed to a route that changed.
+/// Flag of the answer to a query for a route, as opposed to a route that changed.
 const RTM_F_CLONED: u32 = 0x200;
 
-/// Table, priority and prefix: what tells one route from another.
+/// The key of a route: table, priority and prefix.
 type Key = (u32, u32, AllowedIp);
 
 /// MTUs of those routes to our interface that have one.
@@ -41,7 +41,7 @@ pub(crate) struct RouteMtus {
 }
 
 impl RouteMtus {
-    /// Takes note of a route that exists, was added, replaced or removed; true if that changed an MTU.
+    /// Handles a route that exists, was added, replaced or removed; true if that changed an MTU.
     pub(crate) fn changed(&mut self, kind: u16, body: &[u8], interface: u32) -> bool {
         let attributes = body.get(RTMSG_LEN..).unwrap_or_default();
         if netlink::number(attributes, RTA_OIF) != Some(interface) {
@@ -58,12 +58,12 @@ impl RouteMtus {
         }
     }
 
-    /// Starts to read all routes of a family again; until the end, what was known stays.
+    /// Starts a refresh of all routes of a family; the known ones are kept until it ends.
     pub(crate) fn begin_refresh(&mut self) {
         self.refresh = self.refresh.wrapping_add(1);
     }
 
-    /// All routes of a family were read: forgets those that no longer exist; true if there were any.
+    /// Ends a refresh: removes the routes of a family that no longer exist; true if there were any.
     pub(crate) fn end_refresh(&mut self, family: i32) -> bool {
         let (before, current) = (self.mtus.len(), self.refresh);
         self.mtus.retain(|(.., prefix), (_, refresh)| {
@@ -72,15 +72,15 @@ impl RouteMtus {
         self.mtus.len() < before
     }
 
-    /// Forgets all; true if there were any. The kernel does not tell of routes that go because the
-    /// interface goes down.
+    /// Removes all; true if there were any. The kernel does not report the routes that are removed because
+    /// the interface goes down.
     pub(crate) fn clear(&mut self) -> bool {
         let any = !self.mtus.is_empty();
         self.mtus.clear();
         any
     }
 
-    /// Whether there are none, as there mostly are.
+    /// True if there are none, which is the usual case.
     pub(crate) fn is_empty(&self) -> bool {
         self.mtus.is_empty()
     }
@@ -124,7 +124,7 @@ fn prefix(body: &[u8]) -> Option<AllowedIp> {
     AllowedIp::new(address, destination_len)
 }
 
-/// What changed that cached sources depend on.
+/// The changes that may invalidate cached sources.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RouteChanges {
     /// IPv4 destinations that may be reached by another way than before. A cached IPv6 source does not depend
@@ -151,13 +151,13 @@ impl RouteChanges {
         }
     }
 
-    /// Adds what another one has.
+    /// Adds the changes of another one.
     pub(crate) fn merge(&mut self, other: Self) {
         self.v4.merge(other.v4);
         self.removed_v6.merge(other.removed_v6);
     }
 
-    /// Whether anything changed.
+    /// True if anything changed.
     pub(crate) const fn is_any(&self) -> bool {
         self.v4.is_any() || self.removed_v6.is_any()
     }
@@ -225,14 +225,14 @@ impl PrefixSet {
 pub(crate) struct Matcher(Option<AllowedIps<()>>);
 
 impl Matcher {
-    /// Whether the set has a prefix with this address.
+    /// True if a prefix of the set contains this address.
     pub(crate) fn covers(&self, address: IpAddr) -> bool {
         self.0.as_ref().is_none_or(|within| within.lookup(address).is_some())
     }
 }
 
-/// The flow of a peer's datagrams, as the kernel's rules and routes see it. The user whose datagrams they
-/// are is not part of it: it cannot be named from within the user namespace of the sandbox.
+/// The flow of a peer's datagrams, as the kernel's rules and routes see it. The user of
+/// the socket is not part of it, as it cannot be specified from within the sandbox's user namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Flow {
     /// Our address and port.
@@ -243,16 +243,16 @@ pub(crate) struct Flow {
     pub(crate) mark: u32,
 }
 
-/// What the kernel is asked about a cached source.
+/// A query to the kernel about a cached source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Query {
-    /// By which interface a datagram of this flow would leave.
+    /// The outgoing interface of a datagram of this flow.
     Route(Flow),
-    /// Whether any interface has this address.
+    /// True if any interface has this address.
     Address(Ipv6Addr),
 }
 
-/// The request that asks for it.
+/// The netlink request of a query.
 pub(crate) fn question(sequence: u32, query: &Query) -> Vec<u8> {
     match query {
         Query::Route(flow) => route_question(sequence, flow),
@@ -285,7 +285,7 @@ fn route_question(sequence: u32, flow: &Flow) -> Vec<u8> {
     netlink::message(libc::RTM_GETROUTE, libc::NLM_F_REQUEST as u16, sequence, &fixed, &attributes)
 }
 
-/// Asks for the routes of a family to an interface. A kernel before 4.20 lists the others too.
+/// The request for a dump of the routes of a family to an interface. A kernel before 4.20 lists the others too.
 pub(crate) fn dump_request(sequence: u32, family: i32, interface: u32) -> Vec<u8> {
     let mut fixed = [0; RTMSG_LEN];
     fixed[0] = family as u8;

@@ -1,4 +1,4 @@
-//! From the first instruction to the sealed process: the order of these lines is the design.
+//! The start of the dataplane up to the lock-down; the order of the steps matters.
 
 use crate::control::{Control, End};
 use crate::helper::Helper;
@@ -17,10 +17,10 @@ const WORKER_STACK: usize = 64 * 1024;
 /// What the control thread uses of its stack at most, in bytes.
 const CONTROL_STACK: usize = 256 * 1024;
 
-/// The verbosity of errors alone.
+/// The verbosity at which only errors are logged.
 const ERRORS: u8 = 1;
 
-/// What the helper put on the command line.
+/// The helper's command line for the dataplane.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Arguments {
     /// Name of the interface, for the log and to follow it.
@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     pub(crate) verbosity: u8,
     /// UDP port to start with, 0 for any.
     pub(crate) listen_port: u16,
-    /// Ports that the helper opens; it refuses others, but only when there is something to open.
+    /// Ports that the helper opens. It refuses others only when asked to open them.
     pub(crate) ports: RangeInclusive<u16>,
     /// Mark to start with, 0 for none.
     pub(crate) fwmark: u32,
@@ -96,12 +96,12 @@ fn check_build(version: &str, words: &mut impl Iterator<Item = String>) -> Resul
     ))
 }
 
-/// A step that the kernel refused, and what to do about it.
+/// The error line of a step that the kernel refused, with its remedy.
 fn refused(step: &str, errno: nix::Error) -> String {
     format!("{step}: {}; {}", described(errno), remedy(errno))
 }
 
-/// The same of starting a thread.
+/// The error line of a thread that cannot be started.
 fn no_thread(step: &str, errno: nix::Error) -> String {
     match errno {
         nix::Error::EAGAIN => format!(
@@ -125,7 +125,7 @@ fn parse_switch(value: &str) -> Option<bool> {
     }
 }
 
-/// Runs the dataplane of this version to its end: confines the process for good, then serves.
+/// Runs the dataplane of this version: locks the process down, then serves until it exits.
 pub fn run(version: &str, arguments: impl Iterator<Item = String>) -> ! {
     if let Err(line) = start(version, arguments) {
         finish(Err(line));
@@ -136,7 +136,7 @@ pub fn run(version: &str, arguments: impl Iterator<Item = String>) -> ! {
     }
 }
 
-/// Ends the process. No thread ends before it does, which would take calls of its own.
+/// Exits the process. Threads never exit on their own, which would take more system calls.
 fn finish(outcome: Result<End, String>) -> ! {
     wgsep_policy::exit(match outcome {
         Ok(End::Orderly) => 0,
@@ -148,7 +148,7 @@ fn finish(outcome: Result<End, String>) -> ! {
     })
 }
 
-/// All that has to happen while there is one thread; the control thread does the rest.
+/// The steps that need a single thread; the control thread continues.
 fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<(), String> {
     sys::share_one_heap();
     log::start(3);
@@ -161,9 +161,10 @@ fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<(
     let mut sandbox = Sandbox::enter(helper).map_err(|refused| refused.to_string())?;
     check_build(version, &mut arguments)?;
     let arguments = Arguments::parse(arguments)?;
-    // Why a start fails is logged at every level: the helper puts it into its own line.
+    // Errors of the start are logged at every level, because the helper's own line includes them.
     log::set_verbosity(arguments.verbosity.max(ERRORS));
-    let stacks_len = Stacks::room(CONTROL_STACK) + arguments.workers * Stacks::room(WORKER_STACK);
+    let stacks_len =
+        Stacks::len_for(CONTROL_STACK) + arguments.workers * Stacks::len_for(WORKER_STACK);
     let reserved =
         secret::reserve(stacks_len).map_err(|errno| refused("reserve secret memory", errno))?;
     sandbox.note(Layer::SecretMemory, reserved.state);
@@ -190,7 +191,7 @@ fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<(
     Ok(())
 }
 
-/// The control thread: starts the workers, seals the process, and serves to the end.
+/// The body of the control thread: starts the workers, locks the process down, and serves until the exit.
 fn control(
     channel: Channel,
     sandbox: Sandbox,
@@ -202,8 +203,8 @@ fn control(
     let (workers, verbosity) = (arguments.workers, arguments.verbosity);
     let control = Control::new(Helper::new(channel), arguments, vm_clock)
         .map_err(|errno| refused("set up the control thread", errno))?;
-    secret::ordinarily(|| start_workers(&control, workers, stacks))?;
-    sys::give_way();
+    secret::with_system_allocator(|| start_workers(&control, workers, stacks))?;
+    sys::set_nice();
     // The pages below the stacks have their protection by now.
     let report = sandbox.seal(mapped).map_err(|refused| refused.to_string())?;
     log::set_verbosity(verbosity);

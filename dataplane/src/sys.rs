@@ -11,27 +11,27 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use wgsep_proto::peer::{Endpoint, Source, is_link_local};
 
-/// A datagram as it came, or several of one sender that the kernel joined (UDP_GRO).
+/// A received datagram, or several of one sender that the kernel coalesced (UDP_GRO).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Datagram {
     /// Bytes received.
     pub(crate) len: usize,
     /// Length of each datagram but the last, which may be shorter; `len` if there is only one.
     pub(crate) segment_len: usize,
-    /// Who sent it, and to which address of ours.
+    /// Its sender, and our address it was sent to.
     pub(crate) endpoint: Endpoint,
     /// Type of service or traffic class of the outer header.
     pub(crate) traffic_class: u8,
 }
 
-/// Room for every control message we ask for or send, aligned as the kernel wants it.
+/// A buffer for every control message that we request or send, aligned as the kernel requires.
 #[repr(C, align(8))]
 struct ControlBuffer([u8; 128]);
 
-/// Receives one datagram, without waiting.
+/// Receives one datagram, without blocking.
 ///
 /// # Errors
-/// As recvmsg(2); `WouldBlock` when nothing waits. A datagram from no Internet address, from port 0,
+/// As recvmsg(2); `WouldBlock` when none is queued. A datagram from no Internet address, from port 0,
 /// which cannot be answered, or one that was cut short, is `InvalidData`.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Datagram> {
     let mut name = MaybeUninit::<libc::sockaddr_storage>::zeroed();
@@ -133,7 +133,7 @@ fn socket_address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
 }
 
 /// Sends `payload` to `endpoint` as one datagram, or as several of `segment_len` bytes, of which the
-/// last may be shorter (UDP_SEGMENT). From the endpoint's cached source, if it has one.
+/// last may be shorter (UDP_SEGMENT), from the endpoint's cached source, if it has one.
 ///
 /// # Errors
 /// As sendmsg(2). `WouldBlock` when the socket's buffer is full.
@@ -229,7 +229,7 @@ fn socket_name(address: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t)
     (storage, len as libc::socklen_t)
 }
 
-/// Lays control messages one after the other, in safe code.
+/// Writes consecutive control messages, in safe code.
 struct ControlWriter<'a> {
     control: &'a mut [u8; 128],
     len: usize,
@@ -243,59 +243,59 @@ impl ControlWriter<'_> {
         let len = HEADER + data.len();
         let start = self.len;
         let end = start + len.next_multiple_of(size_of::<usize>());
-        let Some(place) = self.control.get_mut(start..end) else { return };
-        place[..8].copy_from_slice(&len.to_ne_bytes());
-        place[8..12].copy_from_slice(&level.to_ne_bytes());
-        place[12..16].copy_from_slice(&kind.to_ne_bytes());
-        place[HEADER..len].copy_from_slice(data);
+        let Some(message) = self.control.get_mut(start..end) else { return };
+        message[..8].copy_from_slice(&len.to_ne_bytes());
+        message[8..12].copy_from_slice(&level.to_ne_bytes());
+        message[12..16].copy_from_slice(&kind.to_ne_bytes());
+        message[HEADER..len].copy_from_slice(data);
         self.len = end;
     }
 }
 
 const _: () = assert!(size_of::<libc::cmsghdr>() == 16 && size_of::<usize>() == 8);
 
-/// Makes all threads share glibc's main heap. Another one shrinks only after glibc has read a file of
-/// /proc, which the filter ends with SIGSYS; the main one grows and shrinks by brk alone. Call it
-/// before there is a second thread. On the packet path nobody allocates, so nobody waits.
+/// Makes all threads share glibc's main heap. Before another heap shrinks, glibc reads a file of /proc,
+/// for which the filter kills the process; the main one grows and shrinks by brk alone. It is called before
+/// there is a second thread. The packet path does not allocate, so it does not contend for the heap's lock.
 pub(crate) fn share_one_heap() {
     #[cfg(target_env = "gnu")]
     // SAFETY: plain integers; no other thread allocates yet.
     let _cannot_fail = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// Puts this thread behind every worker that wants the same processor, who leaves it a seventieth of that: a
-/// flood of handshake messages shall not take the time of those that carry packets. The workers must
-/// have been started, or they would be as nice.
-pub(crate) fn give_way() {
-    const NICER: libc::c_int = 19;
-    // SAFETY: a plain integer. On Linux it is about the calling thread alone, and being nicer is nothing
-    // that the kernel refuses.
-    let _niceness = unsafe { libc::nice(NICER) };
+/// Sets the calling thread's nice value to 19, so that it gets about a seventieth of a processor on which a
+/// worker runs: a flood of handshake messages must not delay packets. The workers must have been started,
+/// because new threads inherit the value.
+pub(crate) fn set_nice() {
+    const INCREMENT: libc::c_int = 19;
+    // SAFETY: a plain integer. On Linux it applies to the calling thread only, and the kernel never
+    // refuses a higher value.
+    let _niceness = unsafe { libc::nice(INCREMENT) };
 }
 
-/// The channel to the helper, which it puts at descriptor 3; `None` if that is not open. Call it once.
+/// Takes the channel to the helper, which is descriptor 3; `None` if that is not open. It is called once.
 pub(crate) fn take_channel() -> Option<OwnedFd> {
     const CHANNEL: RawFd = 3;
-    // SAFETY: nothing in this process has it yet: we run first, and once.
+    // SAFETY: nothing in this process owns it yet, as this runs first, and once.
     unsafe { take_if_open(CHANNEL) }
 }
 
-/// The vmclock device, which the helper puts at descriptor 4 if there is one. Call it once, before
-/// anything is opened.
+/// Takes the vmclock device, which the helper passes as descriptor 4 if there is one. It is called once,
+/// before anything is opened.
 pub(crate) fn take_vm_clock() -> Option<OwnedFd> {
     const VM_CLOCK: RawFd = 4;
-    // SAFETY: nothing in this process has it yet: we run before anything is opened, and once.
+    // SAFETY: nothing in this process owns it yet, as this runs before anything is opened, and once.
     unsafe { take_if_open(VM_CLOCK) }
 }
 
 /// # Safety
 /// Nothing in this process owns the descriptor.
 unsafe fn take_if_open(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: F_GETFD only asks, and does no harm to a number that is not open.
+    // SAFETY: F_GETFD changes nothing, and fails for a number that is not open.
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
         return None;
     }
-    // SAFETY: it is open, and by the caller's word not owned.
+    // SAFETY: it is open, and the caller guarantees that it has no owner.
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
@@ -346,8 +346,8 @@ impl DevicePage {
     }
 }
 
-/// Reads a netlink message; with it the id of the network namespace it tells of, `None` for the
-/// socket's own (NETLINK_LISTEN_ALL_NSID).
+/// Reads a netlink message. Returns its length and the id of the network namespace it is about, `None` for
+/// the socket's own (NETLINK_LISTEN_ALL_NSID).
 ///
 /// # Errors
 /// As recvmsg(2).
@@ -385,7 +385,7 @@ pub(crate) fn receive_netlink(
 
 /// Takes ownership of a descriptor that accept4(2) has just returned.
 pub(crate) fn own_accepted(raw: RawFd) -> OwnedFd {
-    // SAFETY: the caller passes what accept4 made for it, and nothing else has it.
+    // SAFETY: the caller passes the descriptor that accept4 returned to it, which has no other owner.
     unsafe { OwnedFd::from_raw_fd(raw) }
 }
 
@@ -398,13 +398,13 @@ pub(crate) fn peer_pid(channel: &impl AsFd) -> nix::Result<Pid> {
     Ok(Pid::from_raw(credentials.pid()))
 }
 
-/// As many random bytes as come whole once the kernel has booted (getrandom(2)).
+/// Most random bytes that one call always returns in full once the kernel has booted (getrandom(2)).
 pub(crate) const MAX_RANDOM: usize = 256;
 
-/// Fills at most [`MAX_RANDOM`] bytes from the kernel's generator; without it no key is safe, so it
-/// aborts. It is the system call and not the function of the C library, which newer ones serve from
-/// bytes that the vDSO generates ahead; and to which std refers weakly, so that a static program that is
-/// linked with std as a whole (LTO) has none.
+/// Fills at most [`MAX_RANDOM`] bytes from the kernel's generator; aborts on failure,
+/// because no key is safe without it. It makes the system call itself: the function of newer C libraries
+/// returns bytes that the vDSO generates ahead, and std refers to it weakly, so that it is missing from a
+/// static program that is linked with LTO.
 pub(crate) fn fill_random(bytes: &mut [u8]) {
     // SAFETY: the buffer is live, writable and as long as given.
     let filled =

@@ -29,7 +29,7 @@ const CRATES: [&str; 9] = [
 ];
 
 /// Calls and methods that make an error of their arguments,
-const CALLS: [&str; 5] = ["Err", "Error::new", "End::Failed", "complain", "violation"];
+const CALLS: [&str; 5] = ["Err", "Error::new", "End::Failed", "print_error", "violation"];
 const METHODS: [&str; 3] = ["ok_or", "ok_or_else", "map_err"];
 /// and those that are given the name of a step. (`advise` is given one and lines.)
 const STEPS: [&str; 6] = ["required", "step", "Refused", "refused", "no_thread", "with_reason"];

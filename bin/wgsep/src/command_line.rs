@@ -6,7 +6,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use wgsep_launch::{Format, Grants, Level, Offload, Options, check_name, complain};
+use wgsep_launch::{Format, Grants, Level, Offload, Options, check_name, print_error};
 
 /// What `make` calls this build (`bin/dist/version`); with cargo alone, the workspace's version.
 const VERSION: &str = match option_env!("WGSEP_VERSION") {
@@ -123,7 +123,7 @@ fn question(name: &'static str) -> Command {
 pub fn parse() -> Result<Invocation, ExitCode> {
     let matches = command().try_get_matches().map_err(|error| {
         if error.use_stderr() {
-            complain(&one_line(&error));
+            print_error(&one_line(&error));
             return ExitCode::from(2);
         }
         let _nobody_reads = error.print();
@@ -142,7 +142,7 @@ pub fn parse() -> Result<Invocation, ExitCode> {
             .map(Invocation::Serve),
     };
     invocation.map_err(|line| {
-        complain(&line);
+        print_error(&line);
         ExitCode::from(2)
     })
 }
@@ -233,11 +233,11 @@ fn options(
     let foreground = matches.get_flag("foreground") || is_on(variable("WG_PROCESS_FOREGROUND"));
     for (name, why) in NEEDLESS {
         if matches.contains_id(name) {
-            complain(&format!("--{name} changes nothing: {why}; leave it out"));
+            print_error(&format!("--{name} changes nothing: {why}; leave it out"));
         }
     }
     if is_on(variable("WG_SUDO")) {
-        complain("WG_SUDO changes nothing: privileges are always dropped; unset it");
+        print_error("WG_SUDO changes nothing: privileges are always dropped; unset it");
     }
     for (name, instead) in ENVIRONMENT_INSTEAD {
         if let Some(number) = text(name) {

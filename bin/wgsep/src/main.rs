@@ -37,7 +37,7 @@ fn audit(Question { interface, json }: &Question) -> ExitCode {
             }
         }
         Err(line) => {
-            wgsep_launch::complain(&line);
+            wgsep_launch::print_error(&line);
             ExitCode::from(2)
         }
     }
@@ -51,7 +51,7 @@ fn stats(Question { interface, json }: &Question) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(line) => {
-            wgsep_launch::complain(&line);
+            wgsep_launch::print_error(&line);
             ExitCode::from(2)
         }
     }

@@ -1,11 +1,11 @@
-//! What needs the helper: jobs, one after the other, and its answers.
+//! Jobs, which may need the helper and run one after the other, and the handling of its replies.
 //!
-//! A job sends one request at most and is finished when the answer comes; meanwhile packets,
-//! handshakes and every `get` go on. Only while the link goes up or down, a `get` waits its turn.
+//! A job sends at most one request and is finished when the reply arrives; packets, handshakes and each
+//! `get` are processed meanwhile. A `get` waits only while the link goes up or down.
 
 use super::{Awaiting, Control, End, Job, LINK, port};
 use crate::clock;
-use crate::helper::Said;
+use crate::helper::HelperMessage;
 use crate::link::LinkMonitor;
 use crate::log;
 use crate::tun::Tun;
@@ -19,15 +19,15 @@ use wgsep_ipc::{LogLevel, Notice, Reply, Request};
 use wgsep_policy::{described, remedy};
 use wgsep_proto::config::Configuration;
 
-/// Messages of the helper that are received before the other events get their turn.
+/// Messages of the helper that are received before other events are handled.
 const MESSAGES_PER_ROUND: usize = 16;
 
 impl Control {
     // ------------------------------------------------------------ jobs, and the helper's answers
 
-    /// Starts jobs until one has to wait for the helper, or for a worker to let go of the sockets
-    /// that the job before replaced: their port is bound until then. Each takes one of `steps`. True if
-    /// there were any.
+    /// Starts jobs until one awaits the helper, or until a worker must first release the sockets that the
+    /// previous job replaced, which still occupy their port. Each job takes one of `steps`. True if any
+    /// was started.
     pub(super) fn run_jobs(&mut self, steps: &mut usize) -> bool {
         let mut ran = false;
         while *steps > 0 && self.can_run_jobs() {
@@ -49,7 +49,7 @@ impl Control {
         ran
     }
 
-    /// Whether a job waits for nothing but its turn.
+    /// True if a job is queued and can be started.
     pub(super) fn can_run_jobs(&self) -> bool {
         !self.jobs.is_empty()
             && self.awaiting.is_none()
@@ -73,32 +73,33 @@ impl Control {
         self.end = Some(End::HelperLost);
     }
 
-    /// Receives what the helper sent; if that is more than it ever sends at once, the rest in the next
-    /// round.
-    pub(super) fn helper_spoke(&mut self) {
+    /// Receives and handles messages of the helper; a limit leaves the rest to the next round.
+    pub(super) fn receive_from_helper(&mut self) {
         for _ in 0..MESSAGES_PER_ROUND {
             match self.helper.receive() {
                 Ok(None) => return,
-                Ok(Some(Said::Reply(reply, descriptors))) => self.answered(&reply, descriptors),
-                Ok(Some(Said::Notice(Notice::LogLevel(level)))) => {
+                Ok(Some(HelperMessage::Reply(reply, descriptors))) => {
+                    self.answered(&reply, descriptors)
+                }
+                Ok(Some(HelperMessage::Notice(Notice::LogLevel(level)))) => {
                     log::set_verbosity(verbosity(level));
                 }
-                Ok(Some(Said::Notice(Notice::Shutdown))) => {
+                Ok(Some(HelperMessage::Notice(Notice::Shutdown))) => {
                     self.end = Some(End::Orderly);
                     return;
                 }
-                // Even if the page of the host said so before: only now the kernel's generator of
-                // random numbers is seeded anew.
-                Ok(Some(Said::Notice(Notice::NewGeneration))) => {
+                // Handled even if the vmclock page showed it before: only now has the kernel reseeded its
+                // random number generator.
+                Ok(Some(HelperMessage::Notice(Notice::NewGeneration))) => {
                     self.device.vm_notification(clock::now());
                 }
-                Ok(Some(Said::Notice(Notice::Ping))) => {
+                Ok(Some(HelperMessage::Notice(Notice::Ping))) => {
                     if let Err(error) = self.helper.pong() {
                         self.cannot("answer", error);
                         return;
                     }
                 }
-                Ok(Some(Said::Closed)) => {
+                Ok(Some(HelperMessage::Closed)) => {
                     tracing::error!("the helper is gone, and so the interface; start wgsep again");
                     self.end = Some(End::HelperLost);
                     return;
@@ -125,7 +126,8 @@ impl Control {
         }
     }
 
-    /// The helper has verified the sandbox: here are the TUN device, the UAPI and the link monitor.
+    /// Takes the TUN device, the UAPI listener and the netlink socket, which the helper sends once it has
+    /// verified the sandbox.
     fn granted(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) {
         let mut descriptors = descriptors.into_iter();
         let (
@@ -144,8 +146,8 @@ impl Control {
         let tun = Tun::new(writer, descriptors.collect(), *offload);
         let watched = self.shared.take_tun(tun).and_then(|tun| self.probe.watch(tun));
         let ready = watched.and_then(|()| self.uapi.listen(listener, &self.epoll)).and_then(|()| {
-            let (place, now) = ((*netns, *ifindex), clock::instant());
-            let link = LinkMonitor::new(netlink, place, *follows_moves, &self.interface, now);
+            let (location, now) = ((*netns, *ifindex), clock::instant());
+            let link = LinkMonitor::new(netlink, location, *follows_moves, &self.interface, now);
             self.epoll.add(&link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;
             self.link = Some(link);
             Ok(())
@@ -180,14 +182,14 @@ impl Control {
         }
     }
 
-    /// A port that was refused is tried again, unless it is open by now or the interface is down.
+    /// Tries again to open a port that was refused, unless it is open by now or the interface is down.
     fn start_open_port(&mut self) {
         if self.lacks_port() {
             self.start_link_up();
         }
     }
 
-    /// Another program can have the kernel destroy sockets. Destroyed ones receive nothing.
+    /// Replaces sockets that another program had the kernel destroy, because they receive nothing.
     fn start_reopen_port(&mut self) {
         if !self.link_state.up || self.lacks_port() {
             return;
@@ -200,7 +202,7 @@ impl Control {
         self.request(&Request::CloseUdp, Awaiting::LinkDown);
     }
 
-    /// Whether the interface is up without a UDP port.
+    /// True if the interface is up without a UDP port.
     fn lacks_port(&self) -> bool {
         self.link_state.up && self.open_families() == [false; 2]
     }
@@ -210,7 +212,7 @@ impl Control {
         self.shared.sockets.reader().value().families().map(|family| family.is_some())
     }
 
-    /// The interface stays without a UDP port for now.
+    /// Schedules another try to open the UDP port, and logs the refusal.
     fn port_refused(&mut self, errno: i32) {
         let line = self.port_refusal(self.device.listen_port(), errno);
         if self.port_retry.refused(errno, clock::instant()) {
@@ -245,7 +247,10 @@ impl Control {
         self.request(&Request::CloseUdp, Awaiting::LinkDown);
     }
 
-    /// Takes over new sockets; or the errno that there are none.
+    /// Takes over new sockets.
+    ///
+    /// # Errors
+    /// The errno with which the helper refused them.
     fn take_sockets(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) -> Result<u16, i32> {
         let (port, v4, v6) = match reply {
             Reply::UdpOpened { port, v4, v6 } => (*port, *v4, *v6),
@@ -282,7 +287,7 @@ impl Control {
         }
     }
 
-    /// Applies a `set`, after the helper has opened the new port or moved the mark if it has to.
+    /// Applies a `set`, after the helper has opened a new port or set a new mark if necessary.
     fn start_configure(&mut self, client: ClientId, configuration: Box<Configuration>) {
         let (old_port, old_mark) = (self.device.listen_port(), self.device.fwmark());
         let mark = configuration.fwmark.unwrap_or(old_mark);
@@ -316,7 +321,7 @@ impl Control {
     ) {
         match reply {
             Reply::Done => {
-                // With another mark, other routes may be taken.
+                // Another mark may select other routes.
                 self.gso.forget_paths();
                 self.apply(client, *configuration);
             }
@@ -336,7 +341,7 @@ impl Control {
         }
     }
 
-    /// What failed of a `set` that the helper refused: the port if that had to be opened, or the mark.
+    /// The error line of a `set` that the helper refused: about the port if it had to be opened, or the mark.
     fn configure_refusal(&self, configuration: &Configuration, errno: i32) -> String {
         let needed_port = configuration
             .listen_port
@@ -363,7 +368,7 @@ impl Control {
 
     fn apply(&mut self, client: ClientId, configuration: Configuration) {
         self.configure(configuration);
-        // It may have changed what the port was refused for.
+        // The change may have removed the reason for which the port was refused.
         self.port_retry.hasten(clock::instant());
         self.reply_set(client, 0);
     }

@@ -1,8 +1,9 @@
-//! The control thread: everything that is not a packet.
+//! The control thread, which handles everything but transport packets.
 //!
 //! It alone owns the [`Device`]. It waits for UAPI clients, the helper, the interface's state, the
-//! earliest timer and the workers' notes, and after each round lets out what that caused. What needs
-//! the helper is a job; jobs run one after the other, and nothing else ever waits for them.
+//! earliest timer and the peers that workers mark as dirty, and after each round sends what that caused.
+//! An operation that needs the helper is a job; jobs run one after the other, and nothing else waits for
+//! them.
 
 mod events;
 mod jobs;
@@ -42,7 +43,7 @@ use wgsep_proto::device::{
 use wgsep_proto::messages::TRANSPORT_OVERHEAD;
 use wgsep_proto::time::Instant;
 
-/// What an epoll event is about; UAPI descriptors come after.
+/// Tokens of epoll events; those of UAPI descriptors follow.
 const WORKERS: u64 = 0;
 const TIMER: u64 = 1;
 const HELPER: u64 = 2;
@@ -51,34 +52,34 @@ const FIRST_UAPI: u64 = 16;
 
 /// Handshake messages consumed at once: each is answered when the Diffie-Hellmans of all are done.
 const HANDSHAKES_AT_ONCE: usize = 16;
-/// Times that some are consumed before the other events get their turn: about 10 ms of work.
-const TIMES_PER_ROUND: usize = 4;
-/// UAPI transactions and jobs carried out before the other events get their turn.
+/// Batches of handshake messages consumed before other events are handled: about 10 ms of work.
+const BATCHES_PER_ROUND: usize = 4;
+/// UAPI transactions and jobs executed before other events are handled.
 const STEPS_PER_ROUND: usize = 16;
-/// Under load, handshake messages are looked at so often, in milliseconds: a flood does not wake the
-/// control thread for each, and take a processor from a worker each time.
+/// Milliseconds between two polls of the handshake queue under load, so that a flood does not wake the
+/// control thread for each message and preempt a worker each time.
 const LOAD_INTERVAL: u16 = 2;
-/// Time between two wipes of all stacks: a flood of handshakes, each of which replaces a keypair, must not
-/// wake the workers for each.
+/// Least time between two wipes of all stacks, so that a flood of handshakes, each of which replaces a
+/// keypair, does not wake the workers for each.
 const WIPE_INTERVAL: Duration = Duration::from_millis(100);
-/// A loss of netlink messages is logged again after this long.
+/// Time after which another loss of netlink messages is logged.
 const OVERRUN_REPORT_INTERVAL: Duration = Duration::from_secs(3600);
 /// Bytes of the longest packet that goes over IPv4, where the MTU bounds its padding.
 const LONGEST_PACKET: usize = udp::MAX_SEND - TRANSPORT_OVERHEAD;
 
-/// Why the daemon ends.
+/// Why the daemon exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// Asked for: the helper said so, or the interface was deleted.
+    /// The helper requested it, or the interface was deleted.
     Orderly,
-    /// The helper is gone or broke the contract.
+    /// The helper exited or violated the protocol.
     HelperLost,
-    /// The kernel refused something without which nothing goes on.
+    /// The kernel refused something essential.
     Failed,
 }
 
-/// Something that may need the helper. A configuration is in a box, which is erased when it is freed; what it
-/// is moved out of in a queue is not.
+/// An operation that may need the helper. A configuration is boxed, because memory is erased when it is
+/// freed, but not when a value is moved out of a queue.
 enum Job {
     Configure(ClientId, Box<Configuration>),
     /// A `set` that opened a port has taken effect, and the old port is free.
@@ -89,11 +90,11 @@ enum Job {
     /// Replace sockets that the kernel has destroyed.
     ReopenPort,
     LinkDown,
-    /// A `get` that was asked while the link changed.
+    /// A `get` that was received while the link changed.
     Get(ClientId),
 }
 
-/// What happens when the helper has answered.
+/// The operation that continues with the helper's reply.
 enum Awaiting {
     Sealed,
     /// A `set` that opened a port or moved the mark; it takes effect only now.
@@ -102,8 +103,8 @@ enum Awaiting {
     LinkDown,
 }
 
-/// The control thread's state. On the heap and not in the frame of [`Control::run`], which is never wiped: a value
-/// that is moved into it may bring parts of a key in its padding.
+/// The control thread's state. It is on the heap, because the frame of [`Control::run`] is never wiped and a
+/// value that is moved into it may bring parts of a key in its padding.
 pub(crate) struct Control {
     shared: Arc<Shared>,
     device: Box<Device>,
@@ -115,7 +116,7 @@ pub(crate) struct Control {
     helper: Helper,
     uapi: Server,
     interface: String,
-    /// Ports that the helper would open.
+    /// Ports that the helper opens.
     ports: RangeInclusive<u16>,
     gso: Arc<Gso>,
     link: Option<LinkMonitor>,
@@ -130,14 +131,14 @@ pub(crate) struct Control {
     end: Option<End>,
     reporter: Reporter,
     refusals: LineLimit,
-    /// When all stacks were wiped last, and when they are to be wiped next.
+    /// When all stacks were wiped last, and when they must be wiped next.
     wiped: Option<Instant>,
     wipe_due: Option<Instant>,
     overrun_reported: Option<Instant>,
 }
 
 impl Control {
-    /// A device with nothing configured but port and mark, and everything it waits on.
+    /// Creates a device on which only port and mark are configured, and the descriptors the thread waits for.
     ///
     /// # Errors
     /// If the kernel refuses an epoll instance, a timer or an eventfd.
@@ -156,8 +157,8 @@ impl Control {
         if let Some(vm_clock) = vm_clock {
             device.data_path().watch_generation(Box::new(vm_clock));
         }
-        // Room for packets, which are no secrets of ours.
-        let (shared, handshakes) = secret::ordinarily(|| {
+        // Buffers for packets, which are not secrets of ours.
+        let (shared, handshakes) = secret::with_system_allocator(|| {
             let shared = Shared::new(Arc::clone(device.data_path()), settings.workers);
             (shared.map(Arc::new), VecDeque::with_capacity(MAX_QUEUED_HANDSHAKES))
         });
@@ -170,7 +171,7 @@ impl Control {
         epoll.add(&shared.control, EpollEvent::new(EpollFlags::EPOLLIN, WORKERS))?;
         epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))?;
         epoll.add(&helper, EpollEvent::new(EpollFlags::EPOLLIN, HELPER))?;
-        // What every thread waits by; a filter around us that refuses it is known before anything runs.
+        // A container's filter may refuse epoll_wait, on which every thread depends; fails early if so.
         epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO)?;
         Ok(Box::new(Self {
             shared,
@@ -201,12 +202,12 @@ impl Control {
         }))
     }
 
-    /// What the workers are given.
+    /// The state that the workers share.
     pub(crate) const fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 
-    /// Tells the helper that the process is sealed, and serves until the end.
+    /// Reports to the helper that the process is locked down, and serves until the daemon exits.
     ///
     /// Its own frame is never wiped, so no function that handles peers or keys may be inlined here. Even the copy of
     /// an absent value may bring a key: the bytes of an `Option` that is `None` are copied too, and hold what was in
@@ -233,8 +234,8 @@ impl Control {
         }
     }
 
-    /// Does what is left to do before waiting; whether more is left all the same, and whether there is too much
-    /// of it. Never inlined, as [`Self::handle`].
+    /// Does the pending work before a wait. Returns whether more is left, and whether the device is under load.
+    /// It is never inlined, as [`Self::handle`].
     #[inline(never)]
     fn catch_up(&mut self) -> (bool, bool) {
         let mut more = self.consume_handshakes();
@@ -245,8 +246,8 @@ impl Control {
         (more, under_load)
     }
 
-    /// Does what the events are about, and what came of it. Never inlined: what it leaves on the stack has to
-    /// be below its caller, which wipes it.
+    /// Handles the events and their consequences. It is never inlined, so that what it leaves on the stack is
+    /// below its caller, which wipes it.
     #[inline(never)]
     fn handle(&mut self, events: &[EpollEvent]) {
         for event in events {
@@ -264,8 +265,8 @@ impl Control {
         self.flush();
     }
 
-    /// Erases what is left of keys on this thread's stack; and on the workers', a moment after a keypair was
-    /// given up. Inlined, so that nothing is above what is wiped but what its caller has.
+    /// Erases copies of keys from this thread's stack, and from the workers' shortly after a keypair was
+    /// released. It is inlined, so that only its caller's frame is above what is wiped.
     #[inline(always)]
     fn wipe_stacks(&mut self) {
         secret::wipe_stack(secret::USUAL_DEPTH);
@@ -280,7 +281,7 @@ impl Control {
         }
     }
 
-    /// How long to wait for events. Never inlined, as [`Self::handle`].
+    /// How long to wait for events. It is never inlined, as [`Self::handle`].
     #[inline(never)]
     fn timeout(&self, more: bool, under_load: bool) -> EpollTimeout {
         if more {
@@ -294,7 +295,7 @@ impl Control {
         let link = self.link.as_ref().and_then(LinkMonitor::next_timeout);
         let due = [link, self.sources.next_timeout(), self.wipe_due].into_iter().flatten().min();
         let until_due = due.map(|at| {
-            // A millisecond too late rather than many times too early.
+            // Rounded up: a wait that ends too early would be repeated many times.
             let wait = at.since(clock::instant()).as_micros().div_ceil(1000);
             u16::try_from(wait).unwrap_or(u16::MAX)
         });
@@ -317,8 +318,8 @@ impl Control {
                 let _expirations = self.timer.wait();
                 self.armed = None;
             }
-            HELPER => self.helper_spoke(),
-            LINK => self.link_spoke(),
+            HELPER => self.receive_from_helper(),
+            LINK => self.read_link(),
             _ => self.uapi.handle(event, &self.epoll),
         }
     }
@@ -327,10 +328,10 @@ impl Control {
 
     /// Consumes handshake messages the workers queued; true if more may be left.
     fn consume_handshakes(&mut self) -> bool {
-        for time in 0..TIMES_PER_ROUND {
+        for batch in 0..BATCHES_PER_ROUND {
             let queued = self.shared.take_handshakes(&mut self.handshakes);
             if self.handshakes.is_empty() {
-                if time > 0 {
+                if batch > 0 {
                     self.flush();
                 }
                 return false;
@@ -342,14 +343,14 @@ impl Control {
         true
     }
 
-    /// Consumes some of the handshake messages that were taken, while `queued` more wait. Never inlined, as
-    /// [`Self::handle`].
+    /// Consumes some of the handshake messages that were taken, while `queued` more wait. It is never inlined,
+    /// as [`Self::handle`].
     #[inline(never)]
     fn consume_batch(&mut self, queued: usize) {
         let Self { shared, device, handshakes, .. } = self;
         let (left, at_once) = (handshakes.len(), HANDSHAKES_AT_ONCE.min(handshakes.len()));
-        let datagrams = handshakes.range(..at_once).enumerate().map(|(place, message)| {
-            let waiting = queued + left - 1 - place;
+        let datagrams = handshakes.range(..at_once).enumerate().map(|(index, message)| {
+            let waiting = queued + left - 1 - index;
             let (source, datagram) = (message.endpoint, message.datagram());
             HandshakeDatagram { source, datagram, waiting }
         });
@@ -379,7 +380,7 @@ impl Control {
         self.arm_timer();
     }
 
-    /// Sends handshake messages; one that the network refuses is as lost as one it drops.
+    /// Sends handshake messages. One that the network refuses is not repeated here: the timers do that.
     fn transmit(&mut self) {
         let sockets = self.shared.sockets.reader();
         while let Some(transmit) = self.device.poll_transmit() {
@@ -389,7 +390,8 @@ impl Control {
                 Ok(SourceOutcome::Refused) => self.device.source_failed(&transmit),
                 Err(error) => {
                     self.shared.data_path.drops.add(udp::cause_of(&error), 1);
-                    // The helper has given up these sockets for others, whose descriptors are under way.
+                    // The helper has replaced these sockets, and the descriptors of the new ones are on their
+                    // way.
                     let is_replaced = error.kind() == ErrorKind::BrokenPipe;
                     let peer = transmit.peer.filter(|_| !is_replaced);
                     if let Some(peer) = peer.and_then(|id| self.device.public_key(id)) {
@@ -423,7 +425,7 @@ impl Control {
 
     // ------------------------------------------------------------ the interface
 
-    fn link_spoke(&mut self) {
+    fn read_link(&mut self) {
         let Some(link) = &mut self.link else { return };
         let now = clock::instant();
         let changes = link.read(now);
@@ -459,7 +461,7 @@ impl Control {
                 );
             }
         }
-        // Down and up again between two looks is both.
+        // Down and up again between two reads counts as both.
         if self.link_state.up && (changes.was_down || !state.up) {
             push_link_job(&mut self.jobs, Job::LinkDown);
         }
@@ -469,7 +471,7 @@ impl Control {
         self.link_state = state;
     }
 
-    /// Logs a loss of messages, which may happen over and over, once an hour.
+    /// Logs a loss of messages, at most once an hour.
     fn report_overrun(&mut self, now: Instant) {
         if self.overrun_reported.is_some_and(|at| now.since(at) < OVERRUN_REPORT_INTERVAL) {
             return;
@@ -481,11 +483,11 @@ impl Control {
     }
 
     fn must_probe(&self) -> bool {
-        self.link.as_ref().is_some_and(LinkMonitor::is_out_of_hearing)
+        self.link.as_ref().is_some_and(LinkMonitor::is_unmonitored)
     }
 
-    /// Looks whether the interface is up where it is out of hearing, and before a UAPI client is answered
-    /// while messages about it wait or were lost: the answer must be true of the interface as it is.
+    /// Polls whether the interface is up, if it is unmonitored or if a UAPI client is waiting while messages
+    /// about the interface are queued or were lost: the answer must describe its present state.
     fn probe_link(&mut self) {
         let is_stale = self.link.as_ref().is_some_and(|link| !link.is_up_to_date());
         let must_look = self.must_probe() || (is_stale && self.uapi.has_runnable());
@@ -499,7 +501,7 @@ impl Control {
         }
     }
 
-    /// Requests dumps that failed before, and looks at some of the cached sources that may be wrong.
+    /// Requests dumps that failed before, and checks some of the cached sources that may be out of date.
     fn follow_routes(&mut self) {
         let Some(link) = &mut self.link else { return };
         let now = clock::instant();
@@ -509,7 +511,7 @@ impl Control {
 
     // ------------------------------------------------------------ UAPI
 
-    /// Takes the transactions that are whole by now, as many as there are steps for.
+    /// Takes complete transactions, each of which takes one of `steps`.
     fn take_operations(&mut self, steps: &mut usize) {
         loop {
             let Self { uapi, link, epoll, .. } = self;
@@ -531,7 +533,7 @@ impl Control {
         }
     }
 
-    /// Whoever took the link up or down and then asks is to see what came of it.
+    /// True while the link goes up or down; a `get` then waits, so that it shows the result.
     fn link_is_changing(&self) -> bool {
         matches!(self.awaiting, Some(Awaiting::LinkUp | Awaiting::LinkDown))
             || self.jobs.iter().any(|job| matches!(job, Job::LinkUp | Job::LinkDown))
@@ -560,10 +562,10 @@ impl Control {
     }
 }
 
-/// Adds that the link went up or down. Down, up and down again before the first was carried out is down: a
-/// link that flaps must not make the queue grow.
+/// Queues that the link went up or down. Down, up and down again before the first is executed is merged to
+/// down, so that a flapping link does not make the queue grow.
 fn push_link_job(jobs: &mut VecDeque<Job>, job: Job) {
-    let before_last = jobs.len().checked_sub(2).and_then(|place| jobs.get(place));
+    let before_last = jobs.len().checked_sub(2).and_then(|index| jobs.get(index));
     match (before_last, jobs.back(), &job) {
         (Some(Job::LinkDown), Some(Job::LinkUp), Job::LinkDown) => {
             jobs.pop_back();
@@ -578,7 +580,7 @@ impl JobRunner for Shared {
     }
 }
 
-/// Interface names, as the link monitor knows them.
+/// Interface names and indices, from the link monitor.
 struct Scopes<'a>(Option<&'a LinkMonitor>);
 
 impl crate::uapi::Scopes for Scopes<'_> {

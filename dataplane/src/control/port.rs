@@ -1,4 +1,4 @@
-//! A UDP port that cannot be opened while the interface is up: when to try again, and what to say of it.
+//! Retries and error lines of a UDP port that cannot be opened while the interface is up.
 
 use nix::libc;
 use std::ops::RangeInclusive;
@@ -6,23 +6,23 @@ use std::time::Duration;
 use wgsep_policy::described;
 use wgsep_proto::time::Instant;
 
-/// From a refusal to the next try; doubled with each, up to [`LAST_RETRY`].
+/// Time from the first refusal to the next try, which doubles with each, up to [`LAST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 
-/// The port of an interface that is up, as far as the helper has refused it.
+/// The refusals of the port of an interface that is up.
 #[derive(Default)]
 pub(super) struct PortRetry(Option<Refused>);
 
 struct Refused {
     errno: i32,
     interval: Duration,
-    /// `None` while a try is under way.
+    /// `None` while a try awaits its reply.
     due: Option<Instant>,
 }
 
 impl PortRetry {
-    /// Notes that the helper refused the port; true if that was not known, or was for another reason.
+    /// Records that the helper refused the port; true if it was not refused before, or for another reason.
     pub(super) fn refused(&mut self, errno: i32, now: Instant) -> bool {
         let (is_news, interval) = match &self.0 {
             Some(before) => (before.errno != errno, before.interval.saturating_mul(2)),
@@ -33,7 +33,7 @@ impl PortRetry {
         is_news
     }
 
-    /// Notes that the port is open, or that the interface is down; true if it was refused before.
+    /// Records that the port is open or the interface is down; true if the port was refused before.
     pub(super) fn clear(&mut self) -> bool {
         self.0.take().is_some()
     }
@@ -62,7 +62,7 @@ impl PortRetry {
     }
 }
 
-/// What failed, on what, why, and what to do about it; `granted` are the ports that the helper would open.
+/// The error line of a refused port, with cause and remedy; `granted` are the ports that the helper opens.
 pub(super) fn refusal(
     port: u16,
     errno: i32,

@@ -1,22 +1,22 @@
-//! Whether the interface is up, asked of the TUN device itself: for where rtnetlink does not tell.
+//! Polls the TUN device for whether the interface is up, where rtnetlink sends no messages about it.
 //!
-//! A TUN device that is down is not writable (kernel tun.c, tun_sock_writeable). It says so only when
-//! asked, so somebody has to ask now and then.
+//! A TUN device that is down is not writable (kernel tun.c, tun_sock_writeable). Going down causes no
+//! event, so the state must be polled.
 
 use crate::tun::Tun;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-/// Milliseconds between two questions.
+/// Milliseconds between two polls.
 pub(super) const PROBE_INTERVAL: u16 = 1000;
 
-/// An epoll instance of one descriptor, made before the sandbox closes.
+/// An epoll instance of one descriptor, created before the lock-down.
 pub(super) struct LinkProbe(Epoll);
 
 impl LinkProbe {
-    /// A probe of nothing yet.
+    /// Creates a probe that watches nothing yet.
     ///
     /// # Errors
-    /// If the kernel gives no epoll instance.
+    /// If the kernel refuses an epoll instance.
     pub(super) fn new() -> nix::Result<Self> {
         Ok(Self(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?))
     }
@@ -29,7 +29,7 @@ impl LinkProbe {
         self.0.add(tun.probed(), EpollEvent::new(EpollFlags::EPOLLOUT, 0))
     }
 
-    /// Whether the interface is up now.
+    /// True if the interface is up now.
     pub(super) fn is_up(&self) -> bool {
         let mut events = [EpollEvent::empty()];
         let ready = self.0.wait(&mut events, EpollTimeout::ZERO);

@@ -1,18 +1,18 @@
-//! After a change of routes, rules or links: which peers' cached source addresses still hold.
+//! Checks cached source addresses of peers after a change of routes, rules or links.
 //!
-//! The kernel's WireGuard keeps the address that a peer spoke to for as long as the route to the peer
-//! leads to the interface it spoke by (kernel socket.c, send4). It looks at each packet; we ask after a
-//! change, and only about the peers that it concerns. For IPv6 a source holds for as long as any
-//! interface has the address (send6), so after one has lost it the kernel is asked whether another has it.
-//! It refuses to send from an address that none has, but not where net.ipv6.ip_nonlocal_bind is 1.
+//! The kernel's WireGuard keeps the address that a peer sent to while the route to the peer leads to the
+//! interface by which its datagrams arrived (kernel socket.c, send4). It checks each packet; this module
+//! checks after a change, and only the peers that it concerns. An IPv6 source is valid while any interface
+//! has the address (send6), so after an interface has lost it, a query asks whether another has it. The
+//! kernel refuses to send from an address that no interface has, unless net.ipv6.ip_nonlocal_bind is 1.
 //!
-//! 1. `routes_changed` collects what changed.
-//! 2. `check` starts a pass over the peers, some a round, and asks about those concerned.
-//! 3. `answered` forgets the sources that do not hold. Answers that were lost start over.
+//! 1. `routes_changed` collects the changes.
+//! 2. `check` starts a pass over the peers, some each round, and sends queries about those concerned.
+//! 3. `answered` clears the sources that are no longer valid. If answers were lost, the pass starts over.
 //!
-//! A change is checked at once, unless there have been many: then a pass waits until the passes before it are a
-//! fiftieth of the time, and covers all changes since. However many routes change, and however many peers there
-//! are, the passes take no more than that part of a processor.
+//! A change is checked at once, unless there have been many: then a pass is delayed until the previous ones
+//! amount to a fiftieth of the time, and covers all changes since. The passes never take more than that part
+//! of a processor, however many routes change and however many peers there are.
 //!
 //! The kernel reports some changes before they take effect: a route before it is removed, a link that goes down
 //! before its routes and addresses do. So each change is checked twice more, shortly after and a second later.
@@ -27,20 +27,20 @@ use wgsep_proto::device::Device;
 use wgsep_proto::peer::{Endpoint, PeerId, Source};
 use wgsep_proto::time::Instant;
 
-/// Peers looked at in a round, and questions asked in one: each about 0.3 ms of work.
+/// Peers checked and queries sent in a round: each about 0.3 ms of work.
 const PEERS_PER_ROUND: usize = 1024;
-const QUESTIONS_PER_ROUND: usize = 64;
-/// Time that must pass for each pass, peer looked at and question: fifty times what it takes.
+const QUERIES_PER_ROUND: usize = 64;
+/// Time that must pass for each pass, checked peer and query: fifty times the time it takes.
 const INTERVAL_PER_PASS: Duration = Duration::from_millis(1);
 const INTERVAL_PER_PEER: Duration = Duration::from_micros(20);
-const INTERVAL_PER_QUESTION: Duration = Duration::from_micros(250);
-/// How much of that may be made up for later.
-const MOST_BEHIND: Duration = Duration::from_millis(500);
+const INTERVAL_PER_QUERY: Duration = Duration::from_micros(250);
+/// Most of that time that may be owed.
+const MAX_OWED: Duration = Duration::from_millis(500);
 
-/// After a change it is looked at again after these times, at most doubled.
+/// Times after which a change is checked again; at most doubled.
 const AGAIN_AFTER: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 
-/// Changes that are to be looked at again.
+/// Changes that are checked again.
 struct Again {
     after: Duration,
     recent: RouteChanges,
@@ -60,7 +60,7 @@ impl Again {
         }
     }
 
-    /// The changes whose time has come.
+    /// Takes the changes that are due.
     fn take_due(&mut self, now: Instant) -> RouteChanges {
         if self.due.is_none_or(|due| now < due) {
             return RouteChanges::default();
@@ -71,18 +71,18 @@ impl Again {
     }
 }
 
-/// One look at all peers.
+/// One pass over all peers.
 struct Pass {
-    /// IPv4 destinations and sources to ask about.
+    /// IPv4 destinations and sources to query.
     concerned: Matcher,
-    /// IPv6 sources to ask about.
+    /// IPv6 sources to query.
     removed: Matcher,
-    /// The last peer looked at.
+    /// The last peer that was checked.
     last: Option<PeerId>,
 }
 
 impl Pass {
-    /// What to ask about a peer's source, if it is concerned.
+    /// The query about a peer's source, if the change concerns it.
     fn query(&self, endpoint: &Endpoint, device: &Device) -> Option<Query> {
         if let IpAddr::V6(address) = endpoint.source?.address {
             return self.removed.covers(address.into()).then_some(Query::Address(address));
@@ -94,20 +94,20 @@ impl Pass {
     }
 }
 
-/// A question that has no answer yet.
-struct Question {
+/// A query that has no answer yet.
+struct PendingQuery {
     sequence: u32,
     peer: PeerId,
     endpoint: Endpoint,
 }
 
-/// What is still to be looked at.
+/// The state of the checks.
 pub(super) struct SourceCheck {
     changes: RouteChanges,
     again: [Again; 2],
     pass: Option<Pass>,
-    asked: VecDeque<Question>,
-    /// What was done so far is paid for at this time.
+    asked: VecDeque<PendingQuery>,
+    /// The time until which the work so far is accounted for.
     paid_at: Instant,
 }
 
@@ -132,13 +132,13 @@ impl SourceCheck {
         self.changes.merge(changes);
     }
 
-    /// When [`Self::check`] has something to do; `None` if only an answer or a change gives it that.
+    /// When [`Self::check`] is due; `None` if that depends on an answer or a change.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let again = self.again.iter().filter_map(|again| again.due).min();
         [self.next_round(), again].into_iter().flatten().min()
     }
 
-    /// When the next round may start, if there is anything to look at and no answer to wait for.
+    /// When the next round may start, if anything is left to be checked and no answer is pending.
     fn next_round(&self) -> Option<Instant> {
         match (&self.pass, self.asked.is_empty()) {
             (_, false) => None,
@@ -147,7 +147,7 @@ impl SourceCheck {
         }
     }
 
-    /// Looks at the next peers, if it is time.
+    /// Checks the next peers, if a round is due.
     pub(super) fn check(&mut self, device: &Device, link: &mut LinkMonitor, now: Instant) {
         for again in &mut self.again {
             self.changes.merge(again.take_due(now));
@@ -159,10 +159,10 @@ impl SourceCheck {
             let RouteChanges { v4, removed_v6 } = core::mem::take(&mut self.changes);
             let (concerned, removed) = (v4.into_matcher(), removed_v6.into_matcher());
             self.pass = Some(Pass { concerned, removed, last: None });
-            self.paid_at = self.paid_at.max(earlier(now, MOST_BEHIND)).after(INTERVAL_PER_PASS);
+            self.paid_at = self.paid_at.max(earlier(now, MAX_OWED)).after(INTERVAL_PER_PASS);
         }
         let (queries, looked_at) = self.next_queries(device, link.has_uid_rules());
-        let cost = INTERVAL_PER_PEER * looked_at + INTERVAL_PER_QUESTION * queries.len() as u32;
+        let cost = INTERVAL_PER_PEER * looked_at + INTERVAL_PER_QUERY * queries.len() as u32;
         self.paid_at = self.paid_at.after(cost);
         if !queries.is_empty() {
             match link.ask(queries) {
@@ -176,8 +176,8 @@ impl SourceCheck {
         }
     }
 
-    /// Looks at the next peers. Returns what to ask about those concerned, and how many were looked at for
-    /// that. With `uid_rules` forgets the IPv4 sources of those concerned instead.
+    /// Checks the next peers. Returns the queries about those concerned, and how many peers were checked.
+    /// With `uid_rules` it clears the IPv4 sources of those concerned instead.
     fn next_queries(&mut self, device: &Device, uid_rules: bool) -> (Vec<Query>, u32) {
         let Some(pass) = &mut self.pass else { return (Vec::new(), 0) };
         let (mut queries, mut looked_at) = (Vec::new(), 0);
@@ -194,28 +194,27 @@ impl SourceCheck {
             let Some(endpoint) = endpoint else { continue };
             let Some(query) = pass.query(&endpoint, device) else { continue };
             if uid_rules && matches!(query, Query::Route(_)) {
-                // The answer would hold for datagrams of another user. Without a source, the route decides.
+                // The answer would apply to datagrams of another user. Without a source, the route decides.
                 device.clear_source(peer, &endpoint);
                 continue;
             }
             queries.push(query);
-            self.asked.push_back(Question { sequence: 0, peer, endpoint });
-            if queries.len() == QUESTIONS_PER_ROUND {
+            self.asked.push_back(PendingQuery { sequence: 0, peer, endpoint });
+            if queries.len() == QUERIES_PER_ROUND {
                 break;
             }
         }
         (queries, looked_at as u32)
     }
 
-    /// Forgets the source that an answer is about, unless the datagram still leaves by the interface
-    /// where the peer spoke to it, or some interface has the address. If a datagram does not leave at all,
-    /// the kernel keeps the source but for EINVAL; one that is no address of ours any more is noticed when
-    /// it is sent from.
+    /// Clears the source that an answer is about, unless the route still leads to the interface by which the
+    /// peer's datagrams arrived, or some interface has the address. If there is no route, the kernel keeps
+    /// the source except for EINVAL; an address that is no longer ours is detected by the next send.
     pub(super) fn answered(&mut self, device: &Device, sequence: u32, answer: Answer) {
-        let Some(place) = self.asked.iter().position(|asked| asked.sequence == sequence) else {
+        let Some(index) = self.asked.iter().position(|asked| asked.sequence == sequence) else {
             return;
         };
-        let Some(Question { peer, endpoint, .. }) = self.asked.remove(place) else { return };
+        let Some(PendingQuery { peer, endpoint, .. }) = self.asked.remove(index) else { return };
         let spoken_by = endpoint.source.map(|source| source.interface);
         let holds = match answer {
             Answer::Interface(interface) => spoken_by == Some(interface),
@@ -229,9 +228,9 @@ impl SourceCheck {
         }
     }
 
-    /// Answers that did not come were lost: asks again later.
+    /// Starts over after answers were lost.
     pub(super) fn start_over(&mut self) {
-        for Question { endpoint, .. } in self.asked.drain(..) {
+        for PendingQuery { endpoint, .. } in self.asked.drain(..) {
             let Some(Source { address, .. }) = endpoint.source else { continue };
             match (address, endpoint.destination.ip()) {
                 (IpAddr::V4(_), to) => {
@@ -447,7 +446,7 @@ mod tests {
         let mut bed = Bed::new(3000);
         bed.check.routes_changed(all(), bed.now);
         bed.check.check(&bed.device, &mut bed.link, bed.now);
-        assert_eq!(bed.check.asked.len(), QUESTIONS_PER_ROUND);
+        assert_eq!(bed.check.asked.len(), QUERIES_PER_ROUND);
         assert_eq!(bed.check.next_round(), None, "the answers come first");
     }
 

@@ -1,4 +1,4 @@
-//! The mappings: secret memory, and what comes closest to it where the kernel has none.
+//! Mappings of secret memory, and the alternatives where the kernel has none.
 
 use core::ffi::c_void;
 use core::ptr::{NonNull, null_mut};
@@ -15,7 +15,7 @@ pub(super) struct Mapping {
 }
 
 impl Mapping {
-    /// Takes its first `len` bytes; `None` if it has not so many.
+    /// Splits off its first `len` bytes; `None` if it is shorter.
     pub(super) fn take(&mut self, len: usize) -> Option<Self> {
         self.len = self.len.checked_sub(len)?;
         let taken = Self { start: self.start, len };
@@ -31,7 +31,7 @@ impl Mapping {
     }
 }
 
-// SAFETY: memory that belongs to whoever has this value, on whichever thread.
+// SAFETY: the memory belongs to the owner of this value, on whichever thread.
 unsafe impl Send for Mapping {}
 
 /// Memory that only this process's own page tables reach: the kernel's have no entry for it, so that
@@ -39,12 +39,12 @@ unsafe impl Send for Mapping {}
 /// RLIMIT_MEMLOCK as a whole.
 ///
 /// # Errors
-/// ENOSYS where the kernel has it not, or not enabled; EAGAIN past the limit; as mmap(2).
+/// ENOSYS where the kernel lacks it or has it disabled; EAGAIN past the limit; as mmap(2).
 pub(super) fn secret(len: usize) -> nix::Result<Mapping> {
     // SAFETY: no pointer is passed.
     let raw = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
     let raw = i32::try_from(nix::Error::result(raw)?).map_err(|_| nix::Error::EBADF)?;
-    // SAFETY: a descriptor that was just made, and that nobody else has.
+    // SAFETY: a descriptor that was just created and has no other owner.
     let memory = unsafe { OwnedFd::from_raw_fd(raw) };
     nix::unistd::ftruncate(&memory, i64::try_from(len).map_err(|_| nix::Error::EFBIG)?)?;
     map(len, libc::MAP_SHARED, memory.as_raw_fd())

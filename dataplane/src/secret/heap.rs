@@ -1,4 +1,4 @@
-//! The heap of the program: the control thread's in the arena, the others' as ever.
+//! The allocator of the program: the control thread's heap is in the arena, the others' is the system's.
 
 use super::pool::{Pool, erase, same_class};
 use core::alloc::{GlobalAlloc, Layout};
@@ -8,44 +8,44 @@ use std::alloc::System;
 
 /// The secret arena.
 pub(super) static ARENA: Pool = Pool::new();
-/// What does not fit into it: never swapped, but readable by root.
+/// Memory for what the arena cannot hold: never swapped, but readable by root.
 pub(super) static OVERFLOW: Pool = Pool::new();
 static OVERFLOWED: AtomicBool = AtomicBool::new(false);
-static TOLD: AtomicBool = AtomicBool::new(false);
+static REPORTED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// Whether what this thread allocates may be secret.
+    /// True if what this thread allocates may be secret.
     static SECRET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// From here on, whatever this thread allocates is secret.
+/// Makes all further allocations of this thread secret.
 pub(super) fn allocate_secretly() {
     SECRET.set(true);
 }
 
-/// Runs `body` with allocations that are not secret: what it makes is large and holds no key.
-pub(crate) fn ordinarily<T>(body: impl FnOnce() -> T) -> T {
+/// Runs `body` with the system's allocator, for large values that hold no key.
+pub(crate) fn with_system_allocator<T>(body: impl FnOnce() -> T) -> T {
     let before = SECRET.replace(false);
     let made = body();
     SECRET.set(before);
     made
 }
 
-/// True, once, after secrets had to go where root can read them.
+/// True, once, after secrets were stored where root can read them.
 pub(crate) fn overflowed() -> bool {
-    OVERFLOWED.load(Ordering::Relaxed) && !TOLD.swap(true, Ordering::Relaxed)
+    OVERFLOWED.load(Ordering::Relaxed) && !REPORTED.swap(true, Ordering::Relaxed)
 }
 
-/// The operator knows already that secrets are where root can read them.
-pub(super) fn expect_no_more() {
-    TOLD.store(true, Ordering::Relaxed);
+/// Records that the operator has already been warned that root can read the secrets.
+pub(super) fn set_reported() {
+    REPORTED.store(true, Ordering::Relaxed);
 }
 
 /// The program's allocator, to be named in its `#[global_allocator]`.
 #[derive(Debug)]
 pub struct Heap;
 
-/// A block for a secret: in the arena, or else in what comes closest to it.
+/// Allocates a block for a secret: in the arena, or else in the overflow pool.
 ///
 /// # Safety
 /// As [`GlobalAlloc::alloc`].
@@ -107,7 +107,7 @@ unsafe impl GlobalAlloc for Heap {
         unsafe { System.dealloc(block, layout) }
     }
 
-    /// A secret stays in secret memory, on whichever thread it is moved. A block that grows is copied, because
+    /// Keeps a secret in secret memory, whichever thread moves it. A block that grows is copied, because
     /// the system's realloc would call mremap(2) for a large one.
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         let pooled = is_pooled(block);

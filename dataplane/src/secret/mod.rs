@@ -1,18 +1,18 @@
-//! Where secrets live: memory that neither root nor a core file can read.
+//! Memory for secrets, which neither root nor a core file can read.
 //!
-//! What counts as secret is decided by the thread, not by the type. Whatever keeps a key is allocated,
-//! moved and freed by the control thread; so its whole heap is in the arena, and with it the keys of
-//! peers and keypairs, the text of the UAPI, the half-done handshake and whatever copy a `Vec` that
-//! grows leaves behind. The stacks of all threads that touch keys are there too, those of the workers
-//! that help with a handshake as well. No type has to know, the protocol's crate stays free of it, and
-//! the packet path neither allocates nor takes a lock here.
+//! The thread, not the type, decides what is secret. Every value that holds a key is allocated, moved and
+//! freed by the control thread. Its whole heap is therefore in the arena, and with it the keys of peers
+//! and keypairs, the text of the UAPI, incomplete handshakes and the copies that a growing `Vec` leaves
+//! behind. The stacks of all threads that use keys are in the arena too, including those of the workers,
+//! which run crypto jobs. No type depends on it, the protocol's crate contains none of it, and the packet
+//! path neither allocates nor takes a lock here.
 //!
 //! Ciphers leave copies of keys on the stacks. [`wipe_stack`] erases them after each batch of handshake
-//! messages, and on every thread once a keypair was given up: after link down, the removal of a peer, a
-//! new handshake or the end of its time. Packets of a session that lives wipe nothing.
+//! messages, and on every thread after a keypair was released: by link down, the removal of a peer, a new
+//! handshake or its expiry. Packets of a live keypair wipe nothing.
 //!
-//! What remains outside: registers, which the kernel saves when a thread is stopped, and what the
-//! kernel buffers of a UAPI client's text.
+//! Outside the arena are registers, which the kernel saves when a thread is stopped, and a UAPI client's
+//! text in the kernel's buffers.
 
 mod arena;
 mod heap;
@@ -20,7 +20,7 @@ mod pool;
 mod thread;
 
 pub use heap::Heap;
-pub(crate) use heap::{ordinarily, overflowed};
+pub(crate) use heap::{overflowed, with_system_allocator};
 pub(crate) use thread::{Allocates, Stacks, USUAL_DEPTH, WHOLE_STACK, spawn, wipe_stack};
 
 use arena::Mapping;
@@ -29,50 +29,51 @@ use std::ops::Range;
 use wgsep_policy::State;
 use wgsep_policy::limits::{self, LOCKED_MEMORY, SECRET_MEMORY};
 
-/// Least heap worth having, in bytes: the control thread's own needs, and a few peers.
+/// Least heap, in bytes: the control thread's own needs, and a few peers.
 const MIN_HEAP: usize = 256 * 1024;
 
-/// What was reserved.
+/// The reserved memory.
 pub(crate) struct Reserved {
-    /// For the report.
+    /// The state of the layer for the report.
     pub(crate) state: State,
-    /// What to tell the operator, where it is not secret memory.
+    /// The warning for the operator, if it is not secret memory.
     pub(crate) shortfall: Option<String>,
-    /// For all threads that touch keys.
+    /// Stacks for all threads that use keys.
     pub(crate) stacks: Stacks,
-    /// What is left for the heap, in bytes.
+    /// Length of the heap, in bytes.
     pub(crate) heap_len: usize,
-    /// All that stays mapped for good.
+    /// The mappings, which are permanent.
     pub(crate) mapped: Vec<Range<usize>>,
 }
 
-/// Reserves the arena: `stacks_len` bytes for stacks, and as much heap as RLIMIT_MEMLOCK leaves. Once,
-/// before any thread is started and before the process is sealed: it cannot grow after. Where the
-/// kernel refuses secret memory, the arena is locked memory; where it refuses that too, ordinary.
+/// Reserves the arena: `stacks_len` bytes for stacks, and as much heap as RLIMIT_MEMLOCK leaves. It is
+/// called once, before any thread is started and before the lock-down, after which the arena cannot grow.
+/// Where the kernel refuses secret memory, the arena is locked memory; where it refuses that too,
+/// ordinary memory.
 ///
 /// # Errors
 /// If not even ordinary memory can be had.
 pub(crate) fn reserve(stacks_len: usize) -> nix::Result<Reserved> {
-    // With too low a limit this asks for more than it allows, for the kernel to say so.
+    // With too low a limit this requests more than it allows, so that the kernel returns the error.
     let len = limits::locked_memory().min(SECRET_MEMORY).max(stacks_len + MIN_HEAP);
     let (mut arena, state, shortfall) = best(len & !(page() - 1))?;
     let mut mapped = vec![arena.range()];
     let stacks = Stacks(arena.take(stacks_len).ok_or(nix::Error::ENOMEM)?);
     let heap_len = arena.len;
     heap::ARENA.take_over(&arena);
-    // What comes closest: locked if the limit is high enough, or else at least in no core file.
+    // The next best: locked if the limit is high enough, or else at least excluded from core files.
     let overflow = arena::locked(LOCKED_MEMORY).or_else(|_| arena::undumpable(LOCKED_MEMORY));
     if let Ok(overflow) = overflow {
         heap::OVERFLOW.take_over(&overflow);
         mapped.push(overflow.range());
     }
     if shortfall.is_some() {
-        heap::expect_no_more();
+        heap::set_reported();
     }
     Ok(Reserved { state, shortfall, stacks, heap_len, mapped })
 }
 
-/// The best memory that the kernel gives; how that is reported, and told.
+/// The best memory that the kernel grants, with the state for the report and the operator's warning.
 fn best(len: usize) -> nix::Result<(Mapping, State, Option<String>)> {
     let refused = match arena::secret(len) {
         Ok(arena) => return Ok((arena, State::Applied, None)),

@@ -1,8 +1,7 @@
-//! Memory cut into blocks.
+//! A pool allocator with size classes, four to each doubling.
 //!
-//! Blocks come in classes of size, four to each doubling; a freed block is erased and waits for the
-//! next of its class. Nothing is ever given back or joined: what a configuration needed once, it
-//! needs again.
+//! A freed block is erased and put on the free list of its class. Blocks are neither merged nor returned
+//! to the kernel, because a configuration needs the same memory again.
 
 use super::arena::Mapping;
 use core::alloc::Layout;
@@ -10,7 +9,7 @@ use core::ptr::null_mut;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Smallest block, and the alignment of every block: room for the link of the free list.
+/// Size of the smallest block, which holds the link of a free list, and the alignment of every block.
 const UNIT: usize = 16;
 /// Four of one to four units, then four to each doubling up to 2^27 bytes.
 const CLASSES: usize = 4 + 4 * 21;
@@ -56,9 +55,9 @@ pub(super) struct Pool {
 }
 
 struct Blocks {
-    /// Where nothing was made yet.
+    /// Start of the memory that was never allocated.
     fresh: *mut u8,
-    /// Bytes from there.
+    /// Length of that memory, in bytes.
     left: usize,
     free: [*mut u8; CLASSES],
 }
@@ -76,13 +75,14 @@ impl Pool {
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes blocks of a mapping from now on. Only once: those of another would not be known again.
+    /// Sets the mapping from which blocks are allocated. It is called once, as the pool recognises its blocks
+    /// by the addresses of one mapping.
     pub(super) fn take_over(&self, mapping: &Mapping) {
         let start = mapping.start.as_ptr();
         let mut blocks = self.blocks();
         (blocks.fresh, blocks.left) = (start, mapping.len);
         self.start.store(start.addr(), Ordering::Relaxed);
-        // Whoever sees the end sees the start, too.
+        // A thread that reads the new end also reads the new start.
         self.end.store(start.addr() + mapping.len, Ordering::Release);
     }
 
@@ -105,7 +105,7 @@ impl Pool {
         Some(free)
     }
 
-    /// Erases a block and takes it back.
+    /// Erases a block and puts it on its free list.
     ///
     /// # Safety
     /// `block` was allocated here with this `layout`, and is used no more.
@@ -135,7 +135,7 @@ impl Blocks {
     }
 }
 
-/// Writes zeros that the compiler may not leave out, though nobody reads them.
+/// Writes zeros that the compiler must not eliminate as dead stores.
 ///
 /// # Safety
 /// `block` has `len` writable bytes.

@@ -24,16 +24,16 @@ fn stack_len(used: usize) -> usize {
 }
 
 impl Stacks {
-    /// Bytes that [`Stacks::take`] takes for a thread that uses as many of its stack.
-    pub(crate) fn room(used: usize) -> usize {
+    /// Length that [`Stacks::take`] takes for a thread that uses `used` bytes of its stack.
+    pub(crate) fn len_for(used: usize) -> usize {
         page() + stack_len(used)
     }
 
-    /// Takes a stack for a thread that uses so many bytes of it; below it a page that ends the process if
-    /// it overflows.
+    /// Takes a stack for a thread that uses `used` bytes of it, with a guard page below, which ends the process
+    /// on overflow.
     ///
     /// # Errors
-    /// ENOMEM if there is no room left; as mprotect(2).
+    /// ENOMEM if not enough is left; as mprotect(2).
     pub(crate) fn take(&mut self, used: usize) -> nix::Result<Stack> {
         let guard = self.0.take(page()).ok_or(nix::Error::ENOMEM)?;
         let stack = self.0.take(stack_len(used)).ok_or(nix::Error::ENOMEM)?;
@@ -45,7 +45,7 @@ impl Stacks {
     }
 }
 
-/// What a thread has to do with secrets.
+/// Whether a thread allocates secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Allocates {
     /// All that it allocates may be secret.
@@ -59,8 +59,8 @@ thread_local! {
     static STACK_END: Cell<usize> = const { Cell::new(0) };
 }
 
-/// As deep below the functions that wait as those that use keys ever go, with room to spare. A test of the
-/// shipped program finds nothing left below it.
+/// Depth in bytes that functions that use keys reach below those that wait, with a margin. A test of the
+/// shipped program verifies that no key is left below it.
 pub(crate) const USUAL_DEPTH: usize = 32 * 1024;
 /// All of a stack: 80 KiB of a worker's and 270 KiB of the control thread's on x86-64, which takes ten times
 /// as long as [`USUAL_DEPTH`].
@@ -127,7 +127,7 @@ struct Start {
     body: Box<dyn FnOnce() + Send>,
 }
 
-/// Starts a thread on a stack of the arena. Nobody waits for its end.
+/// Starts a detached thread on a stack of the arena.
 ///
 /// # Errors
 /// As pthread_create(3).
@@ -142,10 +142,10 @@ pub(crate) fn spawn(
     let start = Box::into_raw(Box::new(start));
     let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
     let attributes = attributes.as_mut_ptr();
-    // SAFETY: room for attributes, as it wants.
+    // SAFETY: a valid pointer to uninitialised attributes.
     check(unsafe { libc::pthread_attr_init(attributes) })?;
-    // SAFETY: initialised above; the stack is memory of that length that nobody else has, and that
-    // stays mapped for good.
+    // SAFETY: initialised above; the stack is memory of that length that has no other user and
+    // is never unmapped.
     check(unsafe {
         libc::pthread_attr_setstack(attributes, stack.start.as_ptr().cast(), stack.len)
     })?;
@@ -153,7 +153,7 @@ pub(crate) fn spawn(
     // SAFETY: initialised above.
     check(unsafe { libc::pthread_attr_setdetachstate(attributes, detached) })?;
     let mut thread = MaybeUninit::uninit();
-    // SAFETY: `run` takes over `start`, which nobody else has.
+    // SAFETY: `run` takes ownership of `start`, which is not used here any more.
     let created =
         unsafe { libc::pthread_create(thread.as_mut_ptr(), attributes, run, start.cast()) };
     // SAFETY: initialised above, and used no more.
@@ -187,11 +187,11 @@ mod tests {
 
     #[test]
     fn a_thread_starts_on_the_stack_of_the_least_use_and_runs() {
-        let mut stacks = Stacks(arena::undumpable(Stacks::room(1)).unwrap());
+        let mut stacks = Stacks(arena::undumpable(Stacks::len_for(1)).unwrap());
         let stack = stacks.take(1).unwrap();
         assert!(stack.0.start.addr().get().is_multiple_of(page()));
         assert!(stack.0.len.is_multiple_of(page()));
-        assert_eq!(stacks.take(1).err(), Some(nix::Error::ENOMEM), "all of the room is taken");
+        assert_eq!(stacks.take(1).err(), Some(nix::Error::ENOMEM), "the memory is used up");
         let (sender, receiver) = mpsc::channel();
         spawn(c"test", stack, Allocates::Packets, move || sender.send(7).unwrap()).unwrap();
         assert_eq!(receiver.recv(), Ok(7));
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn wiping_erases_all_that_functions_left_on_the_stack_and_no_more() {
         const USED: usize = 256 * 1024;
-        let mut stacks = Stacks(arena::undumpable(Stacks::room(USED)).unwrap());
+        let mut stacks = Stacks(arena::undumpable(Stacks::len_for(USED)).unwrap());
         let stack = stacks.take(USED).unwrap();
         let end = stack.0.start.addr().get();
         let (sender, receiver) = mpsc::channel();
@@ -240,7 +240,7 @@ mod tests {
         let (left, shallow, wiped, ours) = receiver.recv().unwrap();
         assert!(left > 2000 && (1000..left).contains(&shallow), "{left}, then {shallow}");
         assert_eq!((wiped, ours), (0, [PATTERN; 8]));
-        // A thread that the arena knows nothing of is left alone.
+        // The stack of a thread outside the arena is not wiped.
         wipe_stack(WHOLE_STACK);
     }
 

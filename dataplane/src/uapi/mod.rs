@@ -2,12 +2,12 @@
 //!
 //! `inbox` cuts what a client sent into transactions; `parse` turns one into a [`Configuration`], or
 //! refuses it as a whole; `format` writes the answer to a `get`; `client` and `server` carry them.
-//! Who may connect, root and the socket's owner, is decided by the mode of the socket file alone.
+//! The mode of the socket file alone decides which users may connect: root and the socket's owner.
 
 mod client;
-#[cfg(feature = "fuzzing")]
-mod dialogue;
 mod format;
+#[cfg(feature = "fuzzing")]
+mod fuzz_session;
 mod inbox;
 mod parse;
 mod secret_text;
@@ -16,7 +16,7 @@ mod server;
 mod tests;
 
 #[cfg(feature = "fuzzing")]
-pub use dialogue::Dialogue;
+pub use fuzz_session::FuzzSession;
 pub(crate) use server::{ClientId, Server};
 
 use wgsep_proto::config::Configuration;
@@ -25,13 +25,13 @@ use wgsep_proto::config::Configuration;
 pub(crate) enum Operation {
     /// `get=1`.
     Get,
-    /// `get=statistics`, wgsep's own: what was dropped and why, without any key.
+    /// `get=statistics`, an extension of wgsep: counters of dropped packets by cause, without any key.
     Statistics,
     /// `set=1`, checked.
     Set(Configuration),
 }
 
-/// What a `get=statistics` tells of the UDP sockets.
+/// The state of the UDP sockets in the answer to `get=statistics`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct UdpStatus {
     /// Configured, whether or not it is open.

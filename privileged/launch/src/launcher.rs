@@ -48,7 +48,7 @@ impl Launcher {
     /// It failed: reports that to the launcher, or else on standard error.
     pub fn failed(&mut self, line: &str) {
         if !self.tell(line) {
-            print_error(line, self.to_journal);
+            write_error(line, self.to_journal);
         }
     }
 
@@ -59,24 +59,24 @@ impl Launcher {
     /// Waits for the report; true if all is ready, else it has printed why not.
     #[must_use]
     pub fn heard(&self, mut pipe: PipeReader) -> bool {
-        let mut said = String::new();
-        let _cut_short = pipe.read_to_string(&mut said);
-        let line = match said.as_str() {
+        let mut message = String::new();
+        let _cut_short = pipe.read_to_string(&mut message);
+        let line = match message.as_str() {
             READY => return true,
             "" => "the daemon was killed before it was ready; look for the reason in: dmesg",
             line => line,
         };
-        print_error(line, self.to_journal);
+        write_error(line, self.to_journal);
         false
     }
 }
 
-/// Prints what failed on standard error, before the environment is cleared.
-pub fn complain(line: &str) {
-    print_error(line, stderr_is_journal());
+/// Prints an error line on standard error. It must be called before the environment is cleared.
+pub fn print_error(line: &str) {
+    write_error(line, stderr_is_journal());
 }
 
-fn print_error(line: &str, to_journal: bool) {
+fn write_error(line: &str, to_journal: bool) {
     let priority = if to_journal { "<3>" } else { "" };
     let _unread = stderr().write_all(format!("{priority}wgsep: {line}\n").as_bytes());
 }

@@ -21,7 +21,7 @@ mod sys;
 mod tun;
 mod uapi_socket;
 
-pub use launcher::complain;
+pub use launcher::print_error;
 pub use offload::Offload;
 pub use tun::check_name;
 pub use wgsep_journal::{Format, Level};

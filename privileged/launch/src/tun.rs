@@ -34,8 +34,8 @@ const IFLA_GSO_MAX_SIZE: u16 = 41;
 const REMOVAL: Duration = Duration::from_secs(1);
 /// Length of the struct virtio_net_hdr before each packet.
 const VNET_HDR_LEN: libc::c_int = 10;
-/// Of an interface that is about to be moved to where its own name is free.
-const NAME_IN_PASSING: &str = "wgsep%d";
+/// Temporary name of an interface until it is moved to the namespace where its own name is free.
+const TEMP_NAME: &str = "wgsep%d";
 
 /// The interface.
 pub struct TunDevice {
@@ -168,7 +168,7 @@ impl TunDevice {
     /// # Errors
     /// As [`Self::create`].
     fn create_in(netns: &Netns, name: &str, without: &[Offload]) -> Result<Self> {
-        let made = Self::create(NAME_IN_PASSING, without)?;
+        let made = Self::create(TEMP_NAME, without)?;
         let step = format!("move interface {name} to its namespace");
         netns.take_in(made.ifindex, name).advise(&step, &[(&TAKEN, &name_taken(name))])?;
         let (name, _) = sys::tun_identity(made.queue.as_fd()).step("name of the interface")?;

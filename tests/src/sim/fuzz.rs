@@ -9,7 +9,7 @@ use super::oracle;
 use super::packet;
 use super::simulation::Simulation;
 use std::time::Duration;
-use wgsep_dataplane::Dialogue;
+use wgsep_dataplane::FuzzSession;
 use wgsep_ipc::{FromHelper, MAX_FRAME, Request, VERSION, decode};
 use wgsep_proto::config::{Configuration, PeerConfiguration};
 use wgsep_proto::device::Device;
@@ -167,13 +167,13 @@ pub fn requests(data: &[u8]) {
 /// If not.
 pub fn uapi(data: &[u8]) {
     let now = Now { instant: Instant::from_nanos(1), wall: Duration::ZERO };
-    let dialogue = || Dialogue::new(Device::new(Box::new(Dice::new(17))));
-    let mut client = dialogue();
+    let session = || FuzzSession::new(Device::new(Box::new(Dice::new(17))));
+    let mut client = session();
     let mut input = Input(data);
     let piece = usize::from(input.byte()).max(1);
     let mut before = client.state();
     for bytes in input.0.chunks(piece) {
-        let answers = client.hear(bytes, now);
+        let answers = client.receive(bytes, now);
         let after = client.state();
         for answer in &answers {
             assert!(answer.ends_with(b"\n\n"), "an answer without end");
@@ -186,8 +186,8 @@ pub fn uapi(data: &[u8]) {
         }
         before = after;
     }
-    let mut twin = dialogue();
-    let answers = twin.hear(&as_set(&before), now);
+    let mut twin = session();
+    let answers = twin.receive(&as_set(&before), now);
     assert_eq!(answers, [b"errno=0\n\n".to_vec()], "our own words refused");
     assert!(twin.state() == before, "a round trip changed the configuration");
 }

@@ -1,18 +1,18 @@
-//! A conversation without sockets, for the fuzzer: what a client's bytes do to a device, and what it
-//! is answered.
+//! A UAPI session without sockets, for the fuzzer: applies a client's bytes to a device and returns the
+//! answers.
 
 use super::inbox::Inbox;
 use super::{Operation, Scopes, UdpStatus, format};
 use wgsep_proto::device::Device;
 use wgsep_proto::time::Now;
 
-/// A client's half-read input, and the device it speaks to.
-pub struct Dialogue {
+/// A UAPI session: a client's input so far, and the device it configures.
+pub struct FuzzSession {
     inbox: Inbox,
     device: Device,
 }
 
-/// Interfaces go by their numbers, so that every scope there is can be written and read.
+/// Scopes whose interface names are their indices, so that every scope can be written and read.
 struct Numbers;
 
 impl Scopes for Numbers {
@@ -21,16 +21,15 @@ impl Scopes for Numbers {
     }
 }
 
-impl Dialogue {
-    /// A client who has said nothing yet.
+impl FuzzSession {
+    /// Creates a session without input.
     #[must_use]
     pub fn new(device: Device) -> Self {
         Self { inbox: Inbox::default(), device }
     }
 
-    /// Takes in what one read gave; returns the answers to the transactions that are whole by it, in
-    /// their order.
-    pub fn hear(&mut self, bytes: &[u8], now: Now) -> Vec<Vec<u8>> {
+    /// Takes the bytes of one read. Returns the answers to the transactions that they complete, in order.
+    pub fn receive(&mut self, bytes: &[u8], now: Now) -> Vec<Vec<u8>> {
         self.inbox.push(bytes);
         let mut answers = Vec::new();
         while let Some(transaction) = self.inbox.next_transaction(&Numbers, usize::MAX) {
