@@ -1,4 +1,4 @@
-//! A limit on log lines of one kind, for what others can cause at will.
+//! A rate limit on log lines of one kind that other hosts or programs can cause at will.
 
 use std::cmp::Ordering;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use wgsep_proto::time::Instant;
 const MOST_LINES: u32 = 10;
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// Ten lines a minute; what goes beyond is left out, which the last line says.
+/// A limit of ten lines a minute. Further lines are omitted, which the last line reports.
 #[derive(Default)]
 pub(crate) struct LineLimit {
     since: Instant,

@@ -3,8 +3,8 @@
 use crate::sys;
 use wgsep_proto::device::Random;
 
-/// The kernel's generator. Every byte is drawn at the moment of use: bytes drawn ahead would be in a
-/// snapshot of a virtual machine, and both of its copies would make the same keys of them.
+/// The kernel's generator. No bytes are buffered: a snapshot of a virtual machine would contain them, and
+/// both of its copies would derive the same keys.
 #[derive(Debug, Default)]
 pub(crate) struct KernelRandom;
 
@@ -18,7 +18,7 @@ impl Random for KernelRandom {
 mod tests {
     use super::*;
 
-    /// There is no place for bytes drawn ahead.
+    /// The type has no field that could buffer bytes.
     const _: () = assert!(size_of::<KernelRandom>() == 0);
 
     #[test]

@@ -1,14 +1,13 @@
-//! Something that the kernel refused, which is tried again after some minutes: what a host cannot do
-//! now it may be able to do later, and what made it refuse may be gone.
+//! A refusal of the kernel that expires after some minutes, because its cause may have disappeared.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use wgsep_proto::time::Instant;
 
-/// How long a refusal holds.
+/// Time until a refusal expires.
 pub(crate) const HOLDS: Duration = Duration::from_secs(120);
 
-/// Whole seconds of the clock; they come round after 136 years.
+/// Whole seconds of the clock, which wrap around after 136 years.
 pub(crate) fn seconds(now: Instant) -> u32 {
     (now.as_nanos() / 1_000_000_000) as u32
 }
@@ -18,18 +17,18 @@ pub(crate) fn seconds(now: Instant) -> u32 {
 pub(crate) struct Refusal(AtomicU32);
 
 impl Refusal {
-    /// Whether it is refused now.
+    /// True until the refusal expires.
     pub(crate) fn holds(&self, now: Instant) -> bool {
         let until = self.0.load(Ordering::Relaxed);
         until != 0 && u64::from(until.wrapping_sub(seconds(now))).wrapping_sub(1) < HOLDS.as_secs()
     }
 
-    /// It was refused; true for the first time since it was accepted.
+    /// Records a refusal; true for the first one after a success.
     pub(crate) fn set(&self, now: Instant) -> bool {
         self.0.swap(seconds(now.after(HOLDS)).max(1), Ordering::Relaxed) == 0
     }
 
-    /// It was accepted; true if it was refused before. One load if it was not.
+    /// Records a success; true if there was a refusal before. It costs one load if there was none.
     pub(crate) fn clear(&self) -> bool {
         self.0.load(Ordering::Relaxed) != 0 && self.0.swap(0, Ordering::Relaxed) != 0
     }

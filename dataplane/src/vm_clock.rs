@@ -1,6 +1,6 @@
-//! The page by which a host tells its virtual machines of time and of copies (linux/vmclock-abi.h; the
-//! generation counter since Linux 7.0). A look at it costs a load, so that there is one for each batch
-//! of packets: in a restored copy, none is sealed with a key of before.
+//! The vmclock page, in which a host publishes time and a generation counter to its virtual machines
+//! (linux/vmclock-abi.h; the counter since Linux 7.0). Reading it costs a load, so it is read for each
+//! batch of packets: a restored copy never seals a packet with an earlier key.
 
 use crate::sys::DevicePage;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,7 +13,7 @@ const VERSION: u16 = 1;
 /// VMCLOCK_FLAG_VM_GEN_COUNTER_PRESENT
 const HAS_COUNTER: u64 = 1 << 8;
 
-/// Where the fields are: magic (u32) and size (u32); version (u16) and more; flags; the counter.
+/// Offsets of the fields: magic (u32) and size (u32); version (u16) and more; flags; the counter.
 const MAGIC_AND_SIZE: usize = 0;
 const VERSION_AND_MORE: usize = 8;
 const FLAGS: usize = 24;
@@ -23,7 +23,7 @@ const COUNTER: usize = 104;
 pub(crate) struct VmClock(DevicePage);
 
 impl VmClock {
-    /// Maps the page of the device; `None` where it is no such page, or has no counter.
+    /// Maps the page of the device; `None` if it is not a vmclock page or has no counter.
     pub(crate) fn map(device: &OwnedFd) -> Option<Self> {
         let page = DevicePage::map(device.as_fd()).ok()?;
         let first = page.read_u64(MAGIC_AND_SIZE).to_le_bytes();

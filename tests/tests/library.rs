@@ -24,7 +24,7 @@ fn example(name: &str, arguments: &[&str]) -> String {
 
 #[test]
 fn two_peers_hear_each_other() {
-    assert!(example("two_peers", &[]).ends_with("alice heard that\n"));
+    assert!(example("two_peers", &[]).ends_with("alice received the answer\n"));
 }
 
 #[test]

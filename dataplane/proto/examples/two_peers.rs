@@ -47,7 +47,7 @@ struct End {
 }
 
 impl End {
-    /// Takes what has arrived, and gives back the packets that were inside.
+    /// Receives the datagrams that have arrived, and returns the packets in them.
     fn receive(&mut self, now: Now) -> Vec<Vec<u8>> {
         let mut packets = Vec::new();
         while let Ok(mut datagram) = self.from_other.try_recv() {
@@ -67,7 +67,7 @@ impl End {
     fn transmit(&mut self) {
         while let Some(transmit) = self.tunnel.poll_transmit() {
             println!("  {} bytes to {}", transmit.datagram.len(), transmit.endpoint.destination);
-            // An end that is gone takes no more; that is the network's way.
+            // A datagram to an end that has exited is lost, as on a network.
             let _lost = self.to_other.send(transmit.datagram);
         }
     }
@@ -87,7 +87,7 @@ fn main() -> std::io::Result<()> {
     let keys = [fresh_key(&mut system_random()?), fresh_key(&mut system_random()?)];
     let publics = [keys[0].public_key(), keys[1].public_key()];
     let [alice_key, bob_key] = keys;
-    // The addresses mean nothing here; over a real network they are where datagrams go.
+    // No datagram is sent to these addresses here; over a real network they would be the endpoints.
     let alice_at = SocketAddr::from(([192, 0, 2, 1], 51820));
     let bob_at = SocketAddr::from(([192, 0, 2, 2], 51820));
     let (to_bob, from_alice) = channel();
@@ -100,7 +100,7 @@ fn main() -> std::io::Result<()> {
         other: bob_at,
     };
     let mut bob = End {
-        // Bob waits to be spoken to, and learns where Alice is.
+        // Bob has no endpoint until the first authentic message, from which he learns Alice's.
         tunnel: Tunnel::new(bob_key, publics[0], None, None, random()?),
         to_other: to_alice,
         from_other: from_alice,
@@ -112,16 +112,16 @@ fn main() -> std::io::Result<()> {
     let hello = ipv4_packet(b"hello, bob");
     println!("alice says hello, which takes a handshake first:");
     alice.send(&hello, now);
-    let mut heard = Vec::new();
-    while heard.is_empty() {
-        heard = bob.receive(now);
+    let mut received = Vec::new();
+    while received.is_empty() {
+        received = bob.receive(now);
         alice.receive(now);
     }
-    assert_eq!(heard, [hello]);
-    println!("bob heard it, and answers:");
+    assert_eq!(received, [hello]);
+    println!("bob received it, and answers:");
     let answer = ipv4_packet(b"hello, alice");
     bob.send(&answer, now);
     assert_eq!(alice.receive(now), [answer]);
-    println!("alice heard that");
+    println!("alice received the answer");
     Ok(())
 }

@@ -29,7 +29,7 @@ fn now(started: std::time::Instant) -> Now {
     Now { instant: Instant::from_nanos(nanoseconds), wall }
 }
 
-/// Serves one end until nobody can hand it packets any more.
+/// Runs one end until the channel of its packets is closed.
 fn run(
     mut tunnel: Tunnel,
     socket: &UdpSocket,
@@ -65,7 +65,7 @@ fn run(
 
 type Packets = (Sender<Vec<u8>>, Receiver<Vec<u8>>);
 
-/// Starts an end on a thread: where packets go in, and where they come out.
+/// Starts an end on a thread; returns the channels for packets to send and received packets.
 fn start(tunnel: Tunnel, socket: UdpSocket) -> Packets {
     let ((outbound, to_send), (received, inbound)) = (channel(), channel());
     std::thread::spawn(move || run(tunnel, &socket, &to_send, &received));
@@ -92,8 +92,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let header = [0x45, 0, 0, 20 + u8::try_from(line.len())?];
         let packet = [&header[..], &[0; 16], line.as_bytes()].concat();
         send.send(packet)?;
-        let heard = received.recv_timeout(Duration::from_secs(10))?;
-        println!("through the tunnel: {}", String::from_utf8_lossy(&heard[20..]));
+        let packet = received.recv_timeout(Duration::from_secs(10))?;
+        println!("through the tunnel: {}", String::from_utf8_lossy(&packet[20..]));
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The AEAD of transport messages: ring by default, the pure-Rust chacha20poly1305 without it.
 //!
-//! Handshakes and cookies always use the latter (see `symmetric` and `cookie`); here speed counts.
+//! Handshakes and cookies always use the latter (see `symmetric` and `cookie`), as their speed matters less.
 
 use crate::messages::TAG_LEN;
 use crate::symmetric::Secret;
@@ -22,7 +22,7 @@ impl AeadKey {
     }
 
     /// Decrypts `ciphertext || tag` in place; true if the tag is right. The plaintext is all but the
-    /// last 16 bytes. On failure the buffer's content is worthless.
+    /// last 16 bytes. On failure the buffer's content is undefined.
     #[must_use]
     pub fn open(&self, counter: u64, buffer: &mut [u8]) -> bool {
         self.0.open(nonce(counter), buffer)
@@ -66,11 +66,11 @@ mod backend {
     }
 
     impl Drop for Key {
-        /// ring does not erase its keys, so another takes the place of this one. The compiler has to
-        /// believe that somebody looks, or it would see no use in that.
+        /// Overwrites the key with a zero key, because ring does not erase its keys. `black_box` keeps the
+        /// compiler from eliminating the write.
         fn drop(&mut self) {
-            if let Ok(nobodys) = UnboundKey::new(&CHACHA20_POLY1305, &[0; 32]) {
-                self.0 = LessSafeKey::new(nobodys);
+            if let Ok(zero) = UnboundKey::new(&CHACHA20_POLY1305, &[0; 32]) {
+                self.0 = LessSafeKey::new(zero);
             }
             core::hint::black_box(&self.0);
         }

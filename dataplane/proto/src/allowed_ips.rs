@@ -1,7 +1,7 @@
-//! Cryptokey routing: the longest allowed IP that contains an address names the peer.
+//! Cryptokey routing: the longest allowed IP that contains an address selects the peer.
 //!
 //! A path-compressed binary trie for each family. Nodes are shared between copies: cloning the whole
-//! structure is cheap, and a change copies only what another copy still uses. So the control thread
+//! structure is cheap, and a change copies only nodes that another copy still uses. The control thread
 //! edits its own copy and publishes a clone, and workers look up without a lock.
 
 use crate::config::AllowedIp;
@@ -109,7 +109,7 @@ fn split<B: Bits, T: Clone>(link: &mut Link<B, T>, prefix: B, len: u8, common: u
     *link = Some(Arc::new(parent));
 }
 
-/// Takes the value of a prefix out if it is there and `expected` says so, and tidies up.
+/// Removes the value of a prefix if it is the `expected` one, and the nodes that have no use any more.
 fn remove<B: Bits, T: Clone>(
     link: &mut Link<B, T>,
     prefix: B,
@@ -145,7 +145,7 @@ impl<T> Default for AllowedIps<T> {
 }
 
 impl<T: Clone> AllowedIps<T> {
-    /// The value of the longest prefix that contains `address`: whom to send to, or who may send.
+    /// The value of the longest prefix that contains `address`.
     #[must_use]
     pub fn lookup(&self, address: IpAddr) -> Option<&T> {
         match address {
@@ -154,7 +154,7 @@ impl<T: Clone> AllowedIps<T> {
         }
     }
 
-    /// Gives a prefix to `value`; returns whose it was.
+    /// Sets the value of a prefix; returns the previous one.
     pub fn insert(&mut self, allowed_ip: AllowedIp, value: T) -> Option<T> {
         let len = allowed_ip.cidr();
         match allowed_ip.address() {
@@ -163,7 +163,7 @@ impl<T: Clone> AllowedIps<T> {
         }
     }
 
-    /// Takes a prefix from its owner, if `expected` says it is the right one.
+    /// Removes a prefix if its value is the `expected` one.
     pub fn remove(&mut self, allowed_ip: AllowedIp, expected: impl Fn(&T) -> bool) -> Option<T> {
         let len = allowed_ip.cidr();
         match allowed_ip.address() {

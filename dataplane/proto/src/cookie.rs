@@ -14,7 +14,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Age at which the secret behind our cookies changes, and past which none is accepted.
 pub const COOKIE_SECRET_MAX_AGE: Duration = Duration::from_secs(120);
-/// How much earlier a peer stops using a cookie, for the time it is under way.
+/// How much earlier a peer stops using a cookie, to allow for the transit time.
 pub const COOKIE_SECRET_LATENCY: Duration = Duration::from_secs(5);
 
 const LABEL_MAC1: &[u8] = b"mac1----";
@@ -39,12 +39,12 @@ impl<'a> Macs<'a> {
     }
 }
 
-/// What the macs of a handshake message say about its sender.
+/// The result of validating the macs of a handshake message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MacState {
     /// mac1 is wrong: the sender does not know our public key.
     Invalid,
-    /// mac1 is right; mac2 is wrong, or was not asked for.
+    /// mac1 is right; mac2 is wrong, or was not required.
     ValidMac1,
     /// Both are right: the sender receives what is sent to its address.
     ValidMac2,
@@ -85,7 +85,7 @@ impl CookieChecker {
         if !bool::from(mac(&self.mac1_key, &[macs.before_mac1]).ct_eq(&macs.mac1)) {
             return MacState::Invalid;
         }
-        // Zeros are no cookie: most of a flood is told apart at half the price.
+        // Zeros are no cookie, which identifies most of a flood at half the cost.
         let has_cookie = check_cookie && macs.mac2 != [0; MAC_LEN];
         let Some(cookie) = has_cookie.then(|| self.cookie(source, now)).flatten() else {
             return MacState::ValidMac1;
@@ -126,7 +126,7 @@ impl CookieChecker {
         Some(CookieReply { receiver_index: sender_index, nonce, sealed_cookie })
     }
 
-    /// Forgets the secret, so that the next reply is made with another.
+    /// Erases the secret, so that the next reply uses a new one.
     pub fn forget_secret(&mut self) {
         self.secret.zeroize();
         self.secret_born = None;
@@ -149,7 +149,7 @@ impl CookieChecker {
     }
 }
 
-/// Puts macs on what we send to one peer, and keeps the cookie it gave us.
+/// Adds macs to the handshake messages for one peer, and keeps the peer's cookie.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct CookieGenerator {
     mac1_key: [u8; 32],
@@ -195,7 +195,7 @@ impl CookieGenerator {
         };
     }
 
-    /// Takes the cookie out of a reply to the last message we sent; true if it was genuine.
+    /// Stores the cookie of a reply to the last message that we sent; true if it was authentic.
     pub fn consume_reply(&mut self, reply: &CookieReply, now: Instant) -> bool {
         let Some(last_mac1) = self.last_mac1 else { return false };
         let (body, tag) = reply.sealed_cookie.split_at(COOKIE_LEN);
@@ -251,9 +251,12 @@ mod tests {
             bad[at] ^= 1;
             assert_eq!(checker.validate_macs(&bad, from, false, seconds(1)), MacState::Invalid);
         }
-        let stranger =
+        let mac_of_another_key =
             message(&mut CookieGenerator::new(&PublicKey::from_bytes([4; 32])), seconds(1));
-        assert_eq!(checker.validate_macs(&stranger, from, false, seconds(1)), MacState::Invalid);
+        assert_eq!(
+            checker.validate_macs(&mac_of_another_key, from, false, seconds(1)),
+            MacState::Invalid
+        );
     }
 
     /// A checker, and a generator that holds its cookie for `from`.

@@ -41,10 +41,10 @@ impl StaticIdentity {
     }
 }
 
-/// Where a handshake stands.
+/// The state of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HandshakeState {
-    /// None is under way.
+    /// There is no handshake.
     Zeroed,
     /// We sent an initiation.
     InitiationCreated,
@@ -56,7 +56,7 @@ pub enum HandshakeState {
     ResponseConsumed,
 }
 
-/// The handshake with one peer, and what outlives each: its keys, its newest timestamp.
+/// The handshake with one peer, and the state that outlives it: the keys and the newest timestamp.
 pub struct Handshake {
     state: HandshakeState,
     symmetric: SymmetricState,
@@ -71,7 +71,7 @@ pub struct Handshake {
     last_initiation_consumption: Option<Instant>,
 }
 
-/// What every handshake of one peer takes of its static key.
+/// Precomputed values of a peer's static key, which every handshake uses.
 struct Prepared {
     remote_static: RemotePoint,
     /// The Diffie-Hellman of both static keys.
@@ -84,11 +84,11 @@ pub struct IncomingInitiation {
     sender_index: ReceiverIndex,
     sealed_timestamp: [u8; TAI64N_LEN + TAG_LEN],
     symmetric: SymmetricState,
-    /// Who sent it, on the word of its sender until the timestamp opens.
+    /// The claimed sender, which is unproven until the timestamp opens.
     pub remote_static: PublicKey,
 }
 
-/// What the response to an initiation is made of, but for our ephemeral key.
+/// The response to an initiation, except for our ephemeral key.
 pub struct ResponseDraft {
     symmetric: SymmetricState,
     remote_ephemeral: RemotePoint,
@@ -188,13 +188,13 @@ impl Handshake {
         }
     }
 
-    /// Where it stands.
+    /// Its state.
     #[must_use]
     pub const fn state(&self) -> HandshakeState {
         self.state
     }
 
-    /// Forgets what was prepared with our static key, after that changed.
+    /// Clears the values that were computed with our static key, after that changed.
     pub fn forget_prepared(&mut self) {
         self.prepared = None;
     }
@@ -225,13 +225,13 @@ impl Handshake {
         &self.preshared_key
     }
 
-    /// Our index in the handshake under way.
+    /// Our index in the present handshake.
     #[must_use]
     pub const fn sender_index(&self) -> Option<SenderIndex> {
         self.sender_index
     }
 
-    /// Forgets the handshake under way; returns our index in it, to be released.
+    /// Clears the present handshake; returns our index in it, which the caller releases.
     pub fn clear(&mut self) -> Option<SenderIndex> {
         self.state = HandshakeState::Zeroed;
         self.symmetric = SymmetricState::zeroed();
@@ -240,8 +240,8 @@ impl Handshake {
         self.sender_index.take()
     }
 
-    /// Writes an initiation, its macs still zero, and makes the one before void: its index is the
-    /// caller's to release, see [`Self::sender_index`].
+    /// Creates an initiation, its macs still zero, which replaces the previous one: the caller releases that
+    /// one's index, see [`Self::sender_index`].
     ///
     /// # Errors
     /// If the peer's key is of low order: no handshake with it can ever complete.
@@ -274,7 +274,7 @@ impl Handshake {
     /// what to answer, and our index in a handshake this replaces, to be released.
     ///
     /// # Errors
-    /// [`InitiationError`]; the handshake is then as it was.
+    /// [`InitiationError`]; the handshake is then unchanged.
     pub fn consume_initiation(
         &mut self,
         identity: &StaticIdentity,
@@ -312,10 +312,10 @@ impl Handshake {
         Ok((draft, replaced))
     }
 
-    /// Makes the response to the initiation consumed last our word.
+    /// Commits the response to the last consumed initiation.
     ///
     /// # Errors
-    /// If no initiation waits for one, or one with another index; the handshake is then as it was.
+    /// If no initiation waits for one, or one with another index; the handshake is then unchanged.
     pub fn commit_response(&mut self, written: WrittenResponse) -> Result<Response, Unauthentic> {
         let WrittenResponse { symmetric, message } = written;
         if self.state != HandshakeState::InitiationConsumed
@@ -332,7 +332,7 @@ impl Handshake {
     /// Accepts the response to our initiation.
     ///
     /// # Errors
-    /// If we wait for none, or it is not genuine; the handshake is then as it was.
+    /// If none is expected, or it is not authentic; the handshake is then unchanged.
     pub fn consume_response(
         &mut self,
         identity: &StaticIdentity,

@@ -1,10 +1,10 @@
-//! ICMP errors for packets that have nowhere to go: the sender learns at once that the host cannot be
-//! reached, instead of waiting (RFC 792, RFC 1122 section 3.2.2, RFC 4443 sections 2.4 and 3.1).
+//! ICMP errors for packets without a destination, so that the sender learns at once that the host is
+//! unreachable, instead of waiting (RFC 792, RFC 1122 section 3.2.2, RFC 4443 sections 2.4 and 3.1).
 //!
-//! An error enters by the TUN device as if the destination had answered for itself. Of all addresses
-//! only that one always passes: the kernel refuses a source that is its own, and with reverse path
-//! filtering one that it would not route to the interface. It also finds the connection that the
-//! quoted packet belongs to, so that a sender behind NAT is told, too.
+//! The source of an error is the destination of the packet, the only address that the kernel always
+//! accepts from the TUN device: it refuses a source that is its own, and with reverse path filtering one
+//! that it would not route to the interface. The kernel also finds the connection of the quoted packet,
+//! so that a sender behind NAT receives the error, too.
 #![deny(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
@@ -40,14 +40,14 @@ const ICMPV6_DEST_UNREACH: u8 = 1;
 const ICMPV6_ADDR_UNREACH: u8 = 3;
 const ICMPV6_FIRST_QUERY: u8 = 128;
 
-/// Writes to `room` the error for a whole IP packet that nobody can be given; returns its length.
-/// `None` for packets that no error may answer, and where `room` is too short: give it
-/// [`MAX_ERROR_LEN`] bytes.
+/// Writes to `buffer` the error for a complete IP packet that cannot be delivered; returns its length.
+/// `None` for packets that no error may answer, and if `buffer` is too short, which [`MAX_ERROR_LEN`]
+/// bytes never are.
 #[must_use]
-pub fn host_unreachable(packet: &[u8], room: &mut [u8]) -> Option<usize> {
+pub fn host_unreachable(packet: &[u8], buffer: &mut [u8]) -> Option<usize> {
     match packet.first()? >> 4 {
-        4 => write_v4(packet, room),
-        6 => write_v6(packet, room),
+        4 => write_v4(packet, buffer),
+        6 => write_v6(packet, buffer),
         _ => None,
     }
 }
@@ -101,13 +101,13 @@ fn may_answer_v6(packet: &[u8]) -> Option<bool> {
     })
 }
 
-fn write_v4(packet: &[u8], room: &mut [u8]) -> Option<usize> {
+fn write_v4(packet: &[u8], buffer: &mut [u8]) -> Option<usize> {
     const QUOTED: usize = MAX_V4_ERROR_LEN - IPV4_HEADER_LEN - ICMP_HEADER_LEN;
     let quoted = packet.get(..packet.len().min(QUOTED))?;
     let source = *packet.get(12..16)?.first_chunk::<4>()?;
     let destination = *packet.get(16..20)?.first_chunk::<4>()?;
     let len = quoted.len().checked_add(IPV4_HEADER_LEN)?.checked_add(ICMP_HEADER_LEN)?;
-    let (header, message) = room.get_mut(..len)?.split_first_chunk_mut::<IPV4_HEADER_LEN>()?;
+    let (header, message) = buffer.get_mut(..len)?.split_first_chunk_mut::<IPV4_HEADER_LEN>()?;
 
     let [len_high, len_low] = u16::try_from(len).ok()?.to_be_bytes();
     let [d0, d1, d2, d3] = destination;
@@ -129,13 +129,13 @@ fn write_v4(packet: &[u8], room: &mut [u8]) -> Option<usize> {
     Some(len)
 }
 
-fn write_v6(packet: &[u8], room: &mut [u8]) -> Option<usize> {
+fn write_v6(packet: &[u8], buffer: &mut [u8]) -> Option<usize> {
     const QUOTED: usize = MAX_ERROR_LEN - IPV6_HEADER_LEN - ICMP_HEADER_LEN;
     let quoted = packet.get(..packet.len().min(QUOTED))?;
     let (source, destination) = (packet.get(8..24)?, packet.get(24..40)?);
     let payload_len = quoted.len().checked_add(ICMP_HEADER_LEN)?;
     let len = payload_len.checked_add(IPV6_HEADER_LEN)?;
-    let (header, message) = room.get_mut(..len)?.split_first_chunk_mut::<IPV6_HEADER_LEN>()?;
+    let (header, message) = buffer.get_mut(..len)?.split_first_chunk_mut::<IPV6_HEADER_LEN>()?;
 
     let payload_len = u16::try_from(payload_len).ok()?.to_be_bytes();
     header.fill(0);
@@ -173,7 +173,7 @@ fn checksum(parts: &[&[u8]]) -> [u8; 2] {
     (!u16::try_from(sum).unwrap_or(0)).to_be_bytes()
 }
 
-/// How many errors may be sent, on whatever thread: 1,000 a second, 50 at once (the defaults of
+/// A rate limit on errors, shared by all threads: 1,000 a second, 50 at once (the defaults of
 /// Linux's icmp_msgs_per_sec and icmp_msgs_burst).
 #[derive(Default)]
 pub struct ErrorLimiter {
@@ -185,7 +185,7 @@ impl ErrorLimiter {
     const INTERVAL: u64 = 1_000_000;
     const BURST: u64 = 50;
 
-    /// Whether one more may be sent now.
+    /// True if one more may be sent now.
     pub fn allow(&self, now: Instant) -> bool {
         let now = now.as_nanos();
         let latest = now.saturating_add(Self::INTERVAL.saturating_mul(Self::BURST));
@@ -228,9 +228,9 @@ mod tests {
     }
 
     fn error(packet: &[u8]) -> Vec<u8> {
-        let mut room = [0; MAX_ERROR_LEN];
-        let len = host_unreachable(packet, &mut room).unwrap();
-        room[..len].to_vec()
+        let mut buffer = [0; MAX_ERROR_LEN];
+        let len = host_unreachable(packet, &mut buffer).unwrap();
+        buffer[..len].to_vec()
     }
 
     #[test]
@@ -336,9 +336,9 @@ mod tests {
     fn cut_and_odd_packets_do_no_harm() {
         for whole in [v4(1, &[8; 12]), v6(60, &[58, 0, 0, 0, 0, 0, 0, 0, 128]), v6(0, &[0; 200])] {
             for len in 0..whole.len() {
-                let mut room = [0; MAX_ERROR_LEN];
+                let mut buffer = [0; MAX_ERROR_LEN];
                 let _either =
-                    (may_answer(&whole[..len]), host_unreachable(&whole[..len], &mut room));
+                    (may_answer(&whole[..len]), host_unreachable(&whole[..len], &mut buffer));
             }
         }
         assert!(!may_answer(&[]) && !may_answer(&[0x55; 60]));

@@ -1,6 +1,6 @@
 //! The 32-bit indices by which messages name a handshake or a keypair (kernel peerlookup.c).
 //!
-//! Split into shards so that a worker's look-up never waits for a handshake elsewhere.
+//! The table is split into shards, so that a worker's lookup rarely waits for a handshake.
 
 use crate::keypair::Keypair;
 use crate::messages::{ReceiverIndex, SenderIndex};
@@ -12,10 +12,10 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 const SHARDS: usize = 64;
 
-/// What an index stands for.
+/// The owner of an index.
 #[derive(Clone)]
 pub enum Entry {
-    /// The handshake under way with a peer.
+    /// The present handshake with a peer.
     Handshake(PeerId),
     /// A keypair and its peer.
     Keypair(Arc<Peer>, Arc<Keypair>),
@@ -63,7 +63,7 @@ impl IndexTable {
         }
     }
 
-    /// The index of a handshake that finished now stands for its keypair.
+    /// Transfers the index of a finished handshake to its keypair.
     pub fn swap_handshake_for_keypair(&self, peer: Arc<Peer>, keypair: Arc<Keypair>) {
         let index = keypair.sender_index();
         self.write(index).insert(index, Entry::Keypair(peer, keypair));
@@ -78,15 +78,15 @@ impl IndexTable {
         }
     }
 
-    /// True, once, after a keypair was released: none seals or opens with it any more, and what is left of
-    /// it on the stacks of those who did is to be erased.
+    /// True, once, after a keypair was released: it is no longer used, and its copies on the stacks of the
+    /// threads that used it must be erased.
     pub fn take_keypair_released(&self) -> bool {
-        // Mostly there is none, and a load alone leaves the cache line to all processors.
+        // Mostly there is none, and a mere load keeps the cache line shared.
         self.keypair_released.load(Ordering::SeqCst)
             && self.keypair_released.swap(false, Ordering::SeqCst)
     }
 
-    /// What a message's index stands for.
+    /// The owner of a message's index.
     #[must_use]
     pub fn lookup(&self, index: ReceiverIndex) -> Option<Entry> {
         self.read(index).get(&index).cloned()

@@ -33,7 +33,7 @@ pub struct Keypair {
     receiver_index: ReceiverIndex,
 }
 
-/// What a handshake hands over to become a [`Keypair`].
+/// The result of a handshake, from which a [`Keypair`] is created.
 pub struct KeypairParts {
     /// Key for what we send.
     pub sending: Secret,
@@ -57,7 +57,7 @@ pub enum OpenError {
 }
 
 impl Keypair {
-    /// A keypair born at `now`.
+    /// Creates a keypair whose age counts from `now`.
     #[must_use]
     pub fn new(parts: &KeypairParts, now: Instant) -> Self {
         Self {
@@ -111,7 +111,7 @@ impl Keypair {
         taken.ok()
     }
 
-    /// Never seals again.
+    /// Ends sealing with this keypair.
     pub fn invalidate_sending(&self) {
         self.sending_valid.store(false, Ordering::Release);
     }
@@ -124,14 +124,14 @@ impl Keypair {
                 || (self.initiator && self.is_older_than(REKEY_AFTER_TIME, now)))
     }
 
-    /// After receiving: does the initiator have to hurry? (kernel receive.c, keep_key_fresh)
+    /// After receiving: must the initiator start a new handshake early? (kernel receive.c, keep_key_fresh)
     #[must_use]
     pub fn wants_rekey_after_receive(&self, age: Duration, now: Instant) -> bool {
         self.initiator && self.sending_valid.load(Ordering::Acquire) && self.is_older_than(age, now)
     }
 
-    /// Seals in place a datagram laid out as header room (16), the padded packet, tag room (16).
-    /// False, and nothing sent, if the datagram is shorter than that or beyond the cipher's limit.
+    /// Seals in place a datagram that consists of 16 bytes for the header, the padded packet, and 16 bytes for
+    /// the tag. False if it is shorter than that or exceeds the cipher's limit.
     #[must_use]
     pub fn seal(&self, counter: u64, datagram: &mut [u8]) -> bool {
         let Some((header, rest)) = datagram.split_first_chunk_mut::<TRANSPORT_HEADER_LEN>() else {
@@ -151,7 +151,7 @@ impl Keypair {
     /// Opens in place what follows a transport header. The packet is all but the last 16 bytes.
     ///
     /// # Errors
-    /// [`OpenError`]; the buffer's content is then worthless.
+    /// [`OpenError`]; the buffer's content is then undefined.
     pub fn open(&self, counter: u64, sealed: &mut [u8], now: Instant) -> Result<(), OpenError> {
         if counter >= REJECT_AFTER_MESSAGES || self.is_older_than(REJECT_AFTER_TIME, now) {
             return Err(OpenError::Expired);
@@ -170,10 +170,10 @@ impl Keypair {
     }
 }
 
-/// A peer's keypairs: the one before, the one in use, the one the peer has yet to confirm.
+/// A peer's keypairs: the previous one, the one in use, and the one that the peer has yet to confirm.
 #[derive(Default)]
 pub struct Keypairs {
-    /// Still opens what was under way when the current one came.
+    /// Still opens messages that were sent before the current one was created.
     pub previous: Option<Arc<Keypair>>,
     /// Seals and opens.
     pub current: Option<Arc<Keypair>>,
@@ -181,11 +181,11 @@ pub struct Keypairs {
     pub next: Option<Arc<Keypair>>,
 }
 
-/// Keypairs that lost their slot; whoever holds the index table releases their indices.
+/// Keypairs that lost their slot; the caller releases their indices.
 pub type Displaced = [Option<Arc<Keypair>>; 2];
 
 impl Keypairs {
-    /// Whether we seal, or sealed just now, what carries this index.
+    /// True if we seal, or recently sealed, messages with this receiver index.
     #[must_use]
     pub fn seals_for(&self, index: ReceiverIndex) -> bool {
         let mut sealing = [&self.current, &self.previous].into_iter().flatten();
@@ -195,8 +195,8 @@ impl Keypairs {
     /// Puts a new keypair into its slot by the kernel's rules (noise.c, add_new_keypair).
     pub fn add(&mut self, keypair: Arc<Keypair>) -> Displaced {
         if keypair.initiator {
-            // A `next` means both sides initiated: it takes the place of the previous, in case the
-            // peer settles on it, and the old current gives way.
+            // A `next` means that both sides initiated: it replaces the previous keypair, in case the peer
+            // uses it, and the old current one is displaced.
             let old_previous = self.previous.take();
             let old_current = self.current.replace(keypair);
             let Some(next) = self.next.take() else {
@@ -210,8 +210,8 @@ impl Keypairs {
         }
     }
 
-    /// An authenticated message came with `keypair`: if it is the unconfirmed one, it is now the
-    /// current, and the keypair that fell out at the end comes back in `Some`.
+    /// Handles an authenticated message of `keypair`: if that is the unconfirmed one, it becomes the current
+    /// one, and the displaced keypairs are returned in `Some`.
     pub fn received_with_keypair(&mut self, keypair: &Arc<Keypair>) -> Option<Displaced> {
         if !self.next.as_ref().is_some_and(|next| Arc::ptr_eq(next, keypair)) {
             return None;
@@ -222,7 +222,7 @@ impl Keypairs {
         Some([displaced, None])
     }
 
-    /// Takes all three out.
+    /// Removes and returns all three.
     pub fn clear(&mut self) -> [Option<Arc<Keypair>>; 3] {
         [self.previous.take(), self.current.take(), self.next.take()]
     }

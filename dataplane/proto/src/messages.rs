@@ -65,14 +65,14 @@ pub struct Response {
     pub receiver_index: ReceiverIndex,
     /// The responder's ephemeral public key.
     pub ephemeral: [u8; 32],
-    /// Nothing, sealed: proof that the responder has the keys.
+    /// An empty plaintext, sealed, which proves that the responder has the keys.
     pub sealed_nothing: [u8; TAG_LEN],
 }
 
 /// The answer of a responder under load, 64 bytes.
 #[derive(Clone)]
 pub struct CookieReply {
-    /// The index of whoever sent the message this answers.
+    /// The sender index of the message that this answers.
     pub receiver_index: ReceiverIndex,
     /// Nonce of the sealed cookie.
     pub nonce: [u8; COOKIE_NONCE_LEN],
@@ -152,7 +152,7 @@ impl Message {
     }
 }
 
-/// Lays fixed-size fields one after the other.
+/// Writes consecutive fixed-size fields.
 struct Writer<const N: usize> {
     bytes: [u8; N],
     at: usize,
@@ -165,8 +165,8 @@ impl<const N: usize> Writer<N> {
 
     fn field(mut self, field: &[u8]) -> Self {
         let end = self.at.saturating_add(field.len());
-        if let Some(place) = self.bytes.get_mut(self.at..end) {
-            place.copy_from_slice(field);
+        if let Some(destination) = self.bytes.get_mut(self.at..end) {
+            destination.copy_from_slice(field);
         }
         self.at = end;
         self

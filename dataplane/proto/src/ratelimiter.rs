@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 /// Handshake messages a second that one source may send.
 pub const PACKETS_PER_SECOND: u64 = 20;
-/// Handshake messages that may come at once after a pause.
+/// Handshake messages that one source may send at once after a pause.
 pub const PACKETS_BURSTABLE: u64 = 5;
 /// An entry unused for this long says nothing that a new one would not: it is collected at the next
 /// rotation.
@@ -69,7 +69,7 @@ impl RateLimiter {
         (self.recent, self.older) = (HashMap::new(), HashMap::new());
     }
 
-    /// True while it remembers no source.
+    /// True if it has no entry.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.recent.is_empty() && self.older.is_empty()

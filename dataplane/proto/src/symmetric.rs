@@ -15,7 +15,7 @@ pub const HASH_LEN: usize = 32;
 const CONSTRUCTION: &[u8] = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
 const IDENTIFIER: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
 
-/// An authentication failure: the message is not from whom it claims.
+/// An authentication failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unauthentic;
 
@@ -111,7 +111,7 @@ impl SymmetricState {
         Self { chaining_key, hash: hash(&[&prologue, responder_public]) }
     }
 
-    /// A state with nothing in it, for a handshake that is not under way.
+    /// An empty state, for when there is no handshake.
     pub const fn zeroed() -> Self {
         Self { chaining_key: [0; HASH_LEN], hash: [0; HASH_LEN] }
     }

@@ -9,8 +9,8 @@ pub const TAI64N_LEN: usize = 12;
 /// this fixed offset and ignores leap seconds since.
 const EPOCH: u64 = (1 << 62) + 10;
 
-/// Nanoseconds are rounded down to a multiple of this: the largest power of two that still tells 50
-/// initiations a second apart, so that the timestamp leaks no fine timing.
+/// Nanoseconds are rounded down to a multiple of this: the largest power of two that distinguishes 50
+/// initiations a second, so that the timestamp leaks no fine timing.
 const WHITENING_NANOS: u32 = 1 << 24;
 
 /// A whitened timestamp; ordered as its big-endian bytes are.

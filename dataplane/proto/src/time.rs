@@ -1,4 +1,4 @@
-//! Time as the protocol sees it: always an argument, never read here.
+//! The protocol's clocks, which callers always pass as arguments.
 
 use core::time::Duration;
 

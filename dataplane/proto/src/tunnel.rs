@@ -18,8 +18,8 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// A tunnel between our private key and a peer's public key. Without an `endpoint` it waits for
-    /// the peer to speak first.
+    /// Creates a tunnel between our private key and a peer's public key. Without an `endpoint` it waits for the
+    /// peer's initiation.
     #[must_use]
     pub fn new(
         private_key: PrivateKey,
@@ -49,7 +49,7 @@ impl Tunnel {
         Self { device }
     }
 
-    /// Seconds between keepalives that go even when nothing else does; 0 for none.
+    /// Sets the seconds between persistent keepalives; 0 for none.
     pub fn set_persistent_keepalive(&mut self, peer: PublicKey, seconds: u16, now: Now) {
         let mut change = PeerConfiguration::new(peer);
         change.update_only = true;
@@ -59,7 +59,7 @@ impl Tunnel {
         self.device.flush(now);
     }
 
-    /// Sends an IP packet; without a session it waits for one, which this starts.
+    /// Sends an IP packet; without a keypair it is staged and a handshake started.
     pub fn encapsulate(&mut self, packet: &[u8], now: Now) {
         self.device.encapsulate(packet, now);
     }
@@ -74,13 +74,13 @@ impl Tunnel {
         self.device.decapsulate(Endpoint::new(source), Ecn::NOT_CAPABLE, datagram, now)
     }
 
-    /// When [`Self::handle_timeout`] is due; `None` if nothing waits.
+    /// When [`Self::handle_timeout`] is due; `None` if no timer is pending.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
         self.device.next_timeout()
     }
 
-    /// Does what is due.
+    /// Expires the timers that are due.
     pub fn handle_timeout(&mut self, now: Now) {
         self.device.advance(now);
     }

@@ -3,8 +3,8 @@
 //!
 //! The two forms are one group (RFC 7748, section 4.1), so the results are equal bit for bit. Points
 //! of the curve's twist, half of all u-coordinates but no honest key, have no Edwards form and take
-//! the ladder. Which of the two a point takes can be told by the time, and says no more of it than that
-//! it is no honest key. Both are constant-time in the scalar.
+//! the ladder. The time reveals which of the two a point takes, and with it only that it is
+//! no honest key. Both are constant-time in the scalar.
 
 use crate::symmetric::Unauthentic;
 use curve25519_dalek::edwards::EdwardsPoint;
@@ -29,7 +29,7 @@ fn has_vector_code() -> bool {
     }
 }
 
-/// Somebody else's public key, made ready for any number of Diffie-Hellmans.
+/// A remote public key, precomputed for any number of Diffie-Hellman operations.
 pub(crate) struct RemotePoint {
     u: [u8; 32],
     edwards: Option<EdwardsPoint>,
@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(scalar, from_hex(wanted));
     }
 
-    /// A sequence of 32 bytes that looks like chance.
+    /// 32 pseudo-random bytes.
     fn bytes(number: u32) -> [u8; 32] {
         *crate::symmetric::hash(&[b"x25519", &number.to_le_bytes()]).first_chunk().unwrap()
     }

@@ -1,4 +1,4 @@
-//! One client: its socket, what it sent, and the reply it has not read yet.
+//! One UAPI client: its socket, its input, and the reply that is not written yet.
 
 use super::inbox::Inbox;
 use super::parse::Refusal;
@@ -9,25 +9,25 @@ use nix::sys::epoll::EpollFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use zeroize::Zeroize;
 
-/// Most that is read at a time, in bytes, so that a long `set` leaves the others their turn.
+/// Most bytes that are read at a time, so that a long `set` does not delay the other clients.
 const READ_LEN: usize = 16 * 1024;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Its input is read.
     Reading,
-    /// Its transaction is being carried out; its input waits.
+    /// Its transaction is being executed; no input is read.
     Waiting,
-    /// Its reply is being written; its input waits.
+    /// Its reply is being written; no input is read.
     Writing,
 }
 
-/// What became of reading.
+/// The result of a read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Input {
-    /// More than there was.
+    /// More input.
     Some,
-    /// Nothing, for now.
+    /// No input at present.
     None,
     /// The client will send no more, but may still read.
     End,
@@ -42,7 +42,7 @@ pub(super) struct Client {
     written: usize,
     /// It will send no more.
     ended: bool,
-    /// When it was last heard of, as the server counts.
+    /// The server's number of the last event of this client.
     last_active: u64,
 }
 
@@ -59,7 +59,7 @@ impl Client {
         }
     }
 
-    /// What its socket is watched for.
+    /// The events for which its socket is watched.
     pub(super) fn interest(&self) -> EpollFlags {
         match self.state {
             State::Reading if !self.ended => EpollFlags::EPOLLIN,
@@ -68,23 +68,23 @@ impl Client {
         }
     }
 
-    /// How much it would lose if it were closed now, and since when it is silent, to compare with
-    /// others; `None` while a transaction or reply is under way.
+    /// Sort key of idle clients: whether it would lose part of a transaction, and since when it is idle.
+    /// `None` while it has a transaction or a reply in progress.
     pub(super) fn idleness(&self) -> Option<(bool, u64)> {
         (self.state == State::Reading).then(|| (self.inbox.has_begun(), self.last_active))
     }
 
-    /// Bytes of it that were read and not taken yet.
+    /// Bytes of its input that were read and not taken yet.
     pub(super) fn held(&self) -> usize {
         self.inbox.len()
     }
 
-    /// Whether nothing is left to do for it.
+    /// True if nothing is left to be done for it.
     pub(super) fn is_finished(&self) -> bool {
         self.ended && self.state == State::Reading
     }
 
-    /// Goes on as its state demands, when its socket is ready. An error is the client's end.
+    /// Reads or writes, according to its state, when its socket is ready. An error disconnects the client.
     pub(super) fn advance(&mut self, hung_up: bool, now: u64) -> nix::Result<()> {
         self.last_active = now;
         match self.state {
@@ -114,22 +114,22 @@ impl Client {
         }
     }
 
-    /// Takes its next whole transaction, of at most `room` bytes, unless one is under way; it waits for
-    /// the reply then.
+    /// Takes its next complete transaction, of at most `limit` bytes, unless one is in progress. The client
+    /// then waits for the reply.
     pub(super) fn next_transaction(
         &mut self,
         scopes: &dyn Scopes,
-        room: usize,
+        limit: usize,
     ) -> Option<Result<Operation, Refusal>> {
         if self.state != State::Reading {
             return None;
         }
-        let transaction = self.inbox.next_transaction(scopes, room)?;
+        let transaction = self.inbox.next_transaction(scopes, limit)?;
         self.state = State::Waiting;
         Some(transaction)
     }
 
-    /// Starts its reply. An error is the client's end.
+    /// Starts its reply. An error disconnects the client.
     pub(super) fn reply(&mut self, text: SecretText) -> nix::Result<()> {
         self.output = text;
         self.written = 0;
@@ -137,7 +137,7 @@ impl Client {
         self.write()
     }
 
-    /// Writes what the socket takes, and goes back to reading once that is all.
+    /// Writes as much of the reply as the socket accepts, and returns to reading once it is complete.
     fn write(&mut self) -> nix::Result<()> {
         while let Some(rest) =
             self.output.as_bytes().get(self.written..).filter(|rest| !rest.is_empty())

@@ -1,4 +1,4 @@
-//! What a client has sent, cut into transactions; bounded by the line and by the transaction.
+//! Splits a client's input into transactions, with limits on lines and transactions.
 #![deny(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
@@ -16,18 +16,18 @@ const MAX_LINE: usize = 64 * 1024;
 /// Longest transaction of a client, in bytes.
 pub(super) const MAX_TRANSACTION: usize = 64 * 1024 * 1024;
 
-/// The input that is not carried out yet.
+/// The input of a client that was not taken yet.
 pub(super) struct Inbox {
     /// Longest transaction, in bytes.
     max_transaction: usize,
     text: SecretText,
-    /// How far `text` was searched for the end of a transaction, so that each byte is seen once.
+    /// How far `text` was searched for the end of a transaction, so that each byte is searched once.
     searched: usize,
-    /// Length of the line under way, as far as it was searched.
+    /// Length of the last line, as far as it was searched.
     line_len: usize,
-    /// Lines before the one under way.
+    /// Number of lines before the last one.
     lines: usize,
-    /// The transaction under way is out of bounds: it is read to its end, but not kept.
+    /// The present transaction exceeds a limit: it is read to its end, but not kept.
     refused: Option<Refusal>,
 }
 
@@ -50,25 +50,25 @@ impl Inbox {
         self.text.push(bytes);
     }
 
-    /// How much is here, in bytes.
+    /// Length of the input, in bytes.
     pub(super) fn len(&self) -> usize {
         self.text.as_bytes().len()
     }
 
-    /// Whether part of a transaction is here.
+    /// True if part of a transaction was received.
     pub(super) fn has_begun(&self) -> bool {
         self.lines > 0 || self.line_len > 0 || !self.text.as_bytes().is_empty()
     }
 
-    /// Takes the next whole transaction, parsed or refused; `None` until its blank line is here.
+    /// Takes the next complete transaction, parsed or refused; `None` until its blank line was received.
     ///
-    /// One that is longer than `room` bytes is refused, too: the rest is what other clients hold.
+    /// One that is longer than `limit` bytes is refused, too; other clients hold the rest of the memory.
     pub(super) fn next_transaction(
         &mut self,
         scopes: &dyn Scopes,
-        room: usize,
+        limit: usize,
     ) -> Option<Result<Operation, Refusal>> {
-        let Some(end) = self.find_end(room) else {
+        let Some(end) = self.find_end(limit) else {
             if self.refused.is_some() {
                 self.text.clear();
                 self.searched = 0;
@@ -82,8 +82,8 @@ impl Inbox {
         Some(result)
     }
 
-    /// Where the transaction under way ends, past its blank line.
-    fn find_end(&mut self, room: usize) -> Option<usize> {
+    /// The end of the first transaction, past its blank line.
+    fn find_end(&mut self, limit: usize) -> Option<usize> {
         loop {
             let rest = self.text.as_bytes().get(self.searched..).unwrap_or_default();
             if rest.is_empty() {
@@ -96,7 +96,7 @@ impl Inbox {
             }
             self.searched = self.searched.saturating_add(len);
             self.line_len = self.line_len.saturating_add(len);
-            self.check_bounds(room);
+            self.check_bounds(limit);
             if part.is_some() {
                 self.searched = self.searched.saturating_add(1);
                 self.lines = self.lines.saturating_add(1);
@@ -105,12 +105,12 @@ impl Inbox {
         }
     }
 
-    fn check_bounds(&mut self, room: usize) {
+    fn check_bounds(&mut self, limit: usize) {
         let (errno, reason) = if self.line_len > MAX_LINE {
             (Errno::EPROTO, "a line is longer than 64 KiB")
         } else if self.searched > self.max_transaction {
             (Errno::ENOMEM, "a transaction is longer than 64 MiB")
-        } else if self.searched > room {
+        } else if self.searched > limit {
             (Errno::EBUSY, "all clients' transactions are longer than 64 MiB; let the others end")
         } else {
             return;

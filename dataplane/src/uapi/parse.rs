@@ -1,4 +1,4 @@
-//! A transaction's text to an [`Operation`], or the errno and the line that refuse it as a whole.
+//! Parses a transaction into an [`Operation`], or refuses it as a whole with an errno and a line.
 #![deny(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
@@ -13,10 +13,10 @@ use wgsep_proto::config::{AllowedIp, AllowedIpChange, Configuration, PeerConfigu
 use wgsep_proto::keys::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
-/// Why a transaction was refused. Never holds what the line said after `=`, which may be a key.
+/// Why a transaction was refused. It never holds the value after `=`, which may be a key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
-    /// As the client is told: negative for a `set`, positive for a `get`.
+    /// The errno of the reply: negative for a `set`, positive for a `get`.
     pub(super) errno: i32,
     /// Number of the line, from 1.
     pub(super) line: usize,

@@ -1,20 +1,20 @@
-//! Text that holds keys: erased when dropped, and when it moves to grow.
+//! Text that holds keys, erased when it is dropped and when it is reallocated.
 
 use std::fmt;
 use zeroize::Zeroizing;
 
-/// Bytes that leave no copy behind.
+/// A byte buffer that leaves no copy behind.
 #[derive(Default)]
 pub(super) struct SecretText(Zeroizing<Vec<u8>>);
 
 impl SecretText {
-    /// Room for `capacity` bytes.
+    /// Creates an empty buffer of `capacity` bytes.
     pub(super) fn with_capacity(capacity: usize) -> Self {
         Self(Zeroizing::new(Vec::with_capacity(capacity)))
     }
 
-    /// Adds bytes. Where there is no room, moves to twice the place and erases the old one, which
-    /// `Vec` itself would not.
+    /// Appends bytes. If the capacity is exceeded, it is doubled and the old memory erased, which `Vec` itself
+    /// does not do.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         let needed = self.0.len() + bytes.len();
         if needed > self.0.capacity() {
@@ -35,14 +35,14 @@ impl SecretText {
         }
     }
 
-    /// Removes the first `count` bytes, erases them, and gives back the memory they took.
+    /// Removes and erases the first `count` bytes, and frees their memory.
     pub(super) fn consume(&mut self, count: usize) {
         let mut rest = Self::default();
         rest.push(self.0.get(count..).unwrap_or_default());
         *self = rest;
     }
 
-    /// Erases everything and gives the memory back.
+    /// Erases everything and frees the memory.
     pub(super) fn clear(&mut self) {
         self.0 = Zeroizing::default();
     }

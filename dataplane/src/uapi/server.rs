@@ -1,7 +1,7 @@
-//! The clients of the UAPI socket: bounded in number and in memory, and none ever waits for another.
+//! The server of the UAPI socket. Its clients are bounded in number and in memory, and none blocks another.
 //!
-//! The caller owns the epoll instance and tells the server of its events; each client goes through
-//! reading, waiting for its transaction and writing the reply, one transaction at a time.
+//! The caller owns the epoll instance and passes events to the server. Each client reads a transaction,
+//! waits for it to be executed and writes the reply, one transaction at a time.
 
 use super::client::{Client, Input};
 use super::inbox::MAX_TRANSACTION;
@@ -18,45 +18,44 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use wgsep_proto::config::{DeviceStatus, PeerStatus};
 use wgsep_proto::data_path::DropCounters;
 
-/// Clients at a time. One more closes the one that is silent for longest, so that forgotten
-/// connections never lock an operator out; if none is silent, it waits in the listener's queue.
+/// Most clients at a time. One more closes the client that has been idle longest, so that forgotten
+/// connections never lock an operator out; if none is idle, it waits in the listener's queue.
 pub(super) const MAX_CLIENTS: usize = 64;
 
-/// What transactions of all clients may take together, in bytes, until they are answered: as much as one
-/// alone.
+/// Most bytes of all clients' transactions together, until they are answered: as many as one may have.
 const MAX_TOGETHER: usize = MAX_TRANSACTION;
-/// What each of them may send whatever the others hold, in bytes, so that wg(8) can always ask.
-const ALWAYS_TAKEN: usize = 64 * 1024;
-/// What one that is being carried out takes at least, in bytes.
-const LEAST_UNDER_WAY: usize = 1024;
+/// Bytes that each client may send whatever the others hold, so that wg(8) always works.
+const GUARANTEED: usize = 64 * 1024;
+/// Bytes that a transaction counts for at least while it is executed.
+const LEAST_IN_PROGRESS: usize = 1024;
 
-/// A client, never mistaken for a later one.
+/// Number of a client, which is never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ClientId(u64);
 
-/// All clients, and the socket they come by.
+/// All clients, and the listening socket.
 pub(crate) struct Server {
     listener: Option<OwnedFd>,
-    /// There was no room for another client.
+    /// Accepting is paused, because another client would be one too many.
     paused: bool,
     first_token: u64,
     next: u64,
-    /// Counts events, to tell who is silent for longest.
+    /// Number of events, by which the client that is idle longest is found.
     now: u64,
     clients: BTreeMap<ClientId, Client>,
-    /// As many as there are descriptors for, [`MAX_CLIENTS`] at most.
+    /// Most clients: as many as there are descriptors for, at most [`MAX_CLIENTS`].
     max_clients: usize,
-    /// Lengths of the transactions that are owed a reply, though their clients may be gone.
-    under_way: BTreeMap<ClientId, usize>,
+    /// Lengths of the transactions that have no reply yet; their clients may have disconnected.
+    in_progress: BTreeMap<ClientId, usize>,
     /// [`MAX_TOGETHER`].
     max_together: usize,
-    /// Clients that may have a whole transaction waiting.
+    /// Clients that may have a complete transaction.
     runnable: VecDeque<ClientId>,
     refusals: LineLimit,
 }
 
 impl Server {
-    /// A server whose descriptors have epoll tokens from `first_token` on.
+    /// Creates a server whose descriptors have epoll tokens from `first_token` on.
     ///
     /// It serves at most `max_clients` at a time, and never more than [`MAX_CLIENTS`].
     pub(crate) fn new(first_token: u64, max_clients: usize) -> Self {
@@ -68,14 +67,14 @@ impl Server {
             next: 0,
             now: 0,
             clients: BTreeMap::new(),
-            under_way: BTreeMap::new(),
+            in_progress: BTreeMap::new(),
             max_together: MAX_TOGETHER,
             runnable: VecDeque::new(),
             refusals: LineLimit::default(),
         }
     }
 
-    /// Starts to accept from a listening socket, which is non-blocking.
+    /// Starts accepting from a listening socket, which is non-blocking.
     ///
     /// # Errors
     /// As epoll_ctl(2).
@@ -97,14 +96,14 @@ impl Server {
         self.progress(id, epoll, |client| client.advance(hung_up, now));
     }
 
-    /// Whether [`Self::next_operation`] may have something.
+    /// True if [`Self::next_operation`] may return an operation.
     pub(crate) fn has_runnable(&self) -> bool {
         !self.runnable.is_empty()
     }
 
-    /// The next whole transaction of any client; it is owed a reply. One that is malformed is
-    /// refused here. Looking at a client takes one of `steps`, whatever comes of it; with none left,
-    /// [`Self::is_runnable`] tells whether there is more to do.
+    /// Takes the next complete transaction of any client, which the caller must answer. A malformed one is
+    /// refused here. Checking a client takes one of `steps`; if none is left, [`Self::is_runnable`] returns
+    /// whether there is more to do.
     pub(crate) fn next_operation(
         &mut self,
         scopes: &dyn Scopes,
@@ -115,13 +114,13 @@ impl Server {
             && let Some(id) = self.runnable.pop_front()
         {
             *steps -= 1;
-            let room = self.room_for(id);
+            let limit = self.limit_for(id);
             let Some(client) = self.clients.get_mut(&id) else { continue };
             let before = client.held();
-            match client.next_transaction(scopes, room) {
+            match client.next_transaction(scopes, limit) {
                 Some(Ok(operation)) => {
                     let len = before - client.held();
-                    self.under_way.insert(id, len.max(LEAST_UNDER_WAY));
+                    self.in_progress.insert(id, len.max(LEAST_IN_PROGRESS));
                     self.watch(id, epoll);
                     return Some((id, operation));
                 }
@@ -139,21 +138,22 @@ impl Server {
         None
     }
 
-    /// Whether a client may have a whole transaction waiting.
+    /// True if a client may have a complete transaction.
     pub(crate) fn is_runnable(&self) -> bool {
         !self.runnable.is_empty()
     }
 
-    /// How long a client's transaction may be, so that all of them together stay within bounds.
-    fn room_for(&self, id: ClientId) -> usize {
+    /// Most bytes of a client's transaction, so that all of them together stay within bounds.
+    fn limit_for(&self, id: ClientId) -> usize {
         let others = self.clients.iter().filter(|(other, _)| **other != id);
         let held: usize = others.map(|(_, client)| client.held()).sum();
-        let owed: usize = self.under_way.values().sum();
-        let gone = self.under_way.iter().filter(|(id, _)| !self.clients.contains_key(id));
+        let unanswered: usize = self.in_progress.values().sum();
+        let gone = self.in_progress.iter().filter(|(id, _)| !self.clients.contains_key(id));
         let abandoned: usize = gone.map(|(_, len)| len).sum();
-        // Clients are bounded in number, so what each may always send is; those that are gone are not.
-        let always = if abandoned > self.max_together { 0 } else { ALWAYS_TAKEN };
-        self.max_together.saturating_sub(held + owed).max(always)
+        // The number of clients is bounded, and with it the sum of what each is guaranteed. The number of
+        // disconnected ones is not.
+        let always = if abandoned > self.max_together { 0 } else { GUARANTEED };
+        self.max_together.saturating_sub(held + unanswered).max(always)
     }
 
     /// Answers a `get`; nothing happens if the client is gone.
@@ -168,7 +168,7 @@ impl Server {
         if self.clients.contains_key(&id) {
             self.answer(id, format::format(device, drops, peers), epoll);
         } else {
-            self.under_way.remove(&id);
+            self.in_progress.remove(&id);
         }
     }
 
@@ -196,11 +196,11 @@ impl Server {
     }
 
     fn answer(&mut self, id: ClientId, text: SecretText, epoll: &Epoll) {
-        self.under_way.remove(&id);
+        self.in_progress.remove(&id);
         self.progress(id, epoll, |client| client.reply(text));
     }
 
-    /// Lets a client make a step, which may be its last.
+    /// Runs a step of a client, and removes it on an error.
     fn progress(
         &mut self,
         id: ClientId,
@@ -216,7 +216,7 @@ impl Server {
         }
     }
 
-    /// Accepts the client that the listener's event is about; more of them cause more events.
+    /// Accepts one client. Further ones cause further events.
     fn accept(&mut self, epoll: &Epoll) {
         if self.clients.len() >= self.max_clients && !self.close_the_idlest() {
             self.pause(true, epoll);
@@ -251,15 +251,15 @@ impl Server {
         }
     }
 
-    /// Makes room: closes the client that is silent for longest, of those without part of a
-    /// transaction if there are any. False if all of them are being served.
+    /// Closes the client that has been idle longest, preferably one without part of a transaction. False if
+    /// all of them are being served.
     fn close_the_idlest(&mut self) -> bool {
         let idle = |(id, client): (&ClientId, &Client)| Some((client.idleness()?, *id));
         let mut candidates: Vec<_> = self.clients.iter().filter_map(idle).collect();
         candidates.sort_unstable();
         for (_, id) in candidates {
             let Some(client) = self.clients.get_mut(&id) else { continue };
-            // A request that has arrived, but was not read yet, is no silence.
+            // A client whose request has arrived but was not read yet is not idle.
             if client.read() == Ok(Input::Some) {
                 self.runnable.push_back(id);
                 continue;
@@ -275,20 +275,20 @@ impl Server {
         self.pause(false, epoll);
     }
 
-    /// Watches a client for what its state waits for.
+    /// Watches a client's socket for the events that its state waits for.
     fn watch(&mut self, id: ClientId, epoll: &Epoll) {
         let Some(client) = self.clients.get(&id) else { return };
         let interest = client.interest();
         let mut event = EpollEvent::new(interest, self.token(id));
         let _cannot_fail = epoll.modify(client, &mut event);
         if interest == EpollFlags::EPOLLIN {
-            // It may be silent from now on, and make room.
+            // It may become idle, so that it can be closed for another.
             self.pause(false, epoll);
         }
     }
 
-    /// Stops or starts accepting. While paused, a new connection still causes one attempt: where
-    /// descriptors were short, other processes may have made room, which nobody would tell us.
+    /// Pauses or resumes accepting. While paused, a new connection still causes one attempt, because
+    /// descriptors may have become available, which causes no event.
     fn pause(&mut self, paused: bool, epoll: &Epoll) {
         let Some(listener) = &self.listener else { return };
         if self.paused == paused {
@@ -300,20 +300,20 @@ impl Server {
         let _cannot_fail = epoll.modify(listener, &mut event);
     }
 
-    /// Gives all clients together less, so that a test need not send so much.
+    /// Lowers the limit for all clients together, for tests.
     #[cfg(test)]
     pub(super) const fn limit_together(&mut self, bytes: usize) {
         self.max_together = bytes;
     }
 
-    /// What all transactions take together.
+    /// Bytes of all transactions together.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         let read: usize = self.clients.values().map(Client::held).sum();
-        read + self.under_way.values().sum::<usize>()
+        read + self.in_progress.values().sum::<usize>()
     }
 
-    /// Whether nobody is connected.
+    /// True if no client is connected.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.clients.is_empty()

@@ -20,14 +20,14 @@ use zeroize::Zeroizing;
 /// Traffic class of initiations and responses: AF41, so that they get through before the data.
 pub const HANDSHAKE_TRAFFIC_CLASS: u8 = 0x88;
 
-/// A handshake message or cookie reply that came.
+/// A received handshake message or cookie reply.
 #[derive(Clone, Copy, Debug)]
 pub struct HandshakeDatagram<'a> {
     /// From where, and to where.
     pub source: Endpoint,
     /// UDP payload.
     pub datagram: &'a [u8],
-    /// How many more are queued behind it: from [`super::UNDER_LOAD_THRESHOLD`] on, or after
+    /// Number of messages that are queued behind it: from [`super::UNDER_LOAD_THRESHOLD`] on, or after
     /// [`super::UNDER_LOAD_REFUSALS`] refusals, senders must prove their address with a cookie.
     pub waiting: usize,
 }
@@ -41,7 +41,7 @@ struct InitiationOrigin {
 impl Device {
     // ------------------------------------------------------------ out
 
-    /// A fresh reason to talk to a peer: starts the count of repetitions anew.
+    /// Sends an initiation for a new reason, which resets the count of repetitions.
     pub(super) fn request_initiation(&mut self, id: PeerId, now: Now) {
         if let Some(entry) = self.entry(id) {
             entry.peer.timers.reset_handshake_attempts();
@@ -77,7 +77,7 @@ impl Device {
                 peer.timers.set_jitter(jitter);
                 let _rescheduled = peer.timers.handshake_initiated(now.instant);
                 entry.unanswered = entry.unanswered.saturating_add(1);
-                // The one before had its five seconds.
+                // The previous initiation went unanswered for five seconds.
                 if entry.unanswered == MANY_UNANSWERED + 1 {
                     let event =
                         Event::HandshakeUnanswered(*peer.public_key(), endpoint.destination);
@@ -90,9 +90,9 @@ impl Device {
         self.reschedule(id);
     }
 
-    /// An initiation was wanted too soon after the last handshake message. Where nothing can be sent
-    /// without it, it goes as soon as it may. (The kernel forgets it until the next packet, which
-    /// after a simultaneous initiation can leave both sides waiting for the other.)
+    /// Schedules an initiation that was requested too soon after the last handshake message, if nothing can be
+    /// sent without it. (The kernel drops the request until the next packet, which after simultaneous
+    /// initiations can leave both sides waiting for the other.)
     fn postpone_initiation(&mut self, id: PeerId, now: Now) {
         let Some(entry) = self.entry(id) else { return };
         let can_send = {
@@ -105,7 +105,7 @@ impl Device {
         }
     }
 
-    /// Has a response written, with an index of ours.
+    /// Creates the job that writes a response, with a new index of ours.
     fn write_response(&mut self, id: PeerId, draft: ResponseDraft) -> (SenderIndex, CryptoJob) {
         let ephemeral = Zeroizing::new(self.random_array());
         let index = self.allocate_index(id);
@@ -182,7 +182,7 @@ impl Device {
 
     // ------------------------------------------------------------ in
 
-    /// Consumes a handshake message or cookie reply, on this thread alone.
+    /// Consumes a handshake message or cookie reply on the calling thread.
     pub fn receive_handshake(
         &mut self,
         source: Endpoint,
@@ -193,8 +193,8 @@ impl Device {
         self.receive_handshakes([HandshakeDatagram { source, datagram, waiting }], &Inline, now);
     }
 
-    /// Consumes handshake messages and cookie replies that came one after the other. What takes long is
-    /// left to `runner`, for all initiations at once. A device that is down takes no notice.
+    /// Consumes handshake messages and cookie replies in the order of arrival. `runner` runs the
+    /// Diffie-Hellman operations of all initiations at once. A device that is down ignores the messages.
     pub fn receive_handshakes<'a>(
         &mut self,
         datagrams: impl IntoIterator<Item = HandshakeDatagram<'a>>,
@@ -236,7 +236,8 @@ impl Device {
         }
     }
 
-    /// Consumes all but an initiation; of that, if it may come in, the static key is to be opened.
+    /// Consumes any message but an initiation. For an accepted initiation, returns the job that decrypts the
+    /// static key.
     fn receive_message(&mut self, message: &HandshakeDatagram<'_>, now: Now) -> Option<CryptoJob> {
         let &HandshakeDatagram { source, datagram, waiting } = message;
         match Message::parse(datagram) {
@@ -296,7 +297,7 @@ impl Device {
         }
     }
 
-    /// Whether senders have to prove their address at the moment.
+    /// True if senders must prove their address at present.
     #[must_use]
     pub fn is_under_load(&self, now: Instant) -> bool {
         self.load.is_high_at(now)
@@ -347,7 +348,7 @@ impl Device {
         }
     }
 
-    /// Consumes an initiation whose static key was opened; what to answer, and to whom.
+    /// Consumes an initiation whose static key was decrypted. Returns the peer and the draft of the response.
     fn receive_initiation(
         &mut self,
         origin: &InitiationOrigin,
@@ -358,10 +359,10 @@ impl Device {
             self.refuse(DropCause::InvalidInitiation, now.instant);
             return None;
         };
-        let stranger = incoming.remote_static;
-        let Some(id) = self.by_key.get(&stranger).copied() else {
+        let public_key = incoming.remote_static;
+        let Some(id) = self.by_key.get(&public_key).copied() else {
             self.refuse(DropCause::UnknownPeer, now.instant);
-            self.log(Event::UnknownPeer(origin.source.destination, stranger));
+            self.log(Event::UnknownPeer(origin.source.destination, public_key));
             return None;
         };
         let (Some(identity), Some(entry)) = (&self.identity, self.peers.get_mut(&id)) else {
@@ -411,7 +412,7 @@ impl Device {
         self.reschedule(id);
     }
 
-    /// A handshake message proved authentic: the peer is where it came from.
+    /// Updates the peer's endpoint from an authentic handshake message.
     fn received_from(&mut self, peer: &Peer, source: Endpoint, len: usize, now: Instant) {
         if peer.endpoint().is_some_and(|before| before.destination != source.destination) {
             self.log(Event::EndpointMoved(*peer.public_key(), source.destination));
@@ -425,8 +426,8 @@ impl Device {
         let _rescheduled = peer.timers.any_authenticated_packet_traversal(now);
     }
 
-    /// Records that a handshake with a peer is complete on both sides. Whoever found it complete has
-    /// moved the timers: here it may be too late for that, with the next handshake under way.
+    /// Records that a handshake with a peer is complete on both sides. The caller has updated the timers
+    /// before: here the next handshake may already be in progress.
     pub(super) fn record_handshake(&mut self, id: PeerId, now: Now) {
         let Some(entry) = self.entry_mut(id) else { return };
         let (peer, first) = (*entry.peer.public_key(), entry.last_handshake.is_zero());
@@ -435,7 +436,8 @@ impl Device {
         self.log(Event::HandshakeComplete { peer, first });
     }
 
-    /// A cookie touches neither endpoint nor timers: it does not prove who sent it.
+    /// Consumes a cookie reply. It changes neither endpoint nor timers, because it does not authenticate its
+    /// sender.
     fn receive_cookie_reply(&mut self, message: &CookieReply, now: Now) {
         let id = match self.data_path.index_table.lookup(message.receiver_index) {
             Some(Entry::Handshake(id)) => id,
