@@ -15,13 +15,13 @@ pub(crate) struct NetlinkMessage<'a> {
     pub(crate) kind: u16,
     /// NLM_F_*.
     pub(crate) flags: u16,
-    /// That of the request it answers.
+    /// Sequence number of the request that it answers.
     pub(crate) sequence: u32,
-    /// The fixed header of its kind, and attributes.
+    /// The fixed header of its type, and attributes.
     pub(crate) body: &'a [u8],
 }
 
-/// The first message, and what follows it; `None` at the end, and where it is cut short.
+/// Splits off the first message; `None` at the end, and if it is truncated.
 pub(crate) fn split_message(bytes: &[u8]) -> Option<(NetlinkMessage<'_>, &[u8])> {
     let len = usize::try_from(word(bytes, 0)?).ok()?;
     let (kind, flags, sequence) = (half(bytes, 4)?, half(bytes, 6)?, word(bytes, 8)?);
@@ -60,7 +60,7 @@ fn half(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..)?.first_chunk().map(|half| u16::from_ne_bytes(*half))
 }
 
-/// A message of a fixed header and attributes.
+/// Builds a message from a fixed header and attributes.
 pub(crate) fn message(
     kind: u16,
     flags: u16,

@@ -12,7 +12,7 @@ pub(crate) fn seconds(now: Instant) -> u32 {
     (now.as_nanos() / 1_000_000_000) as u32
 }
 
-/// When the refusal lapses, in seconds; 0 if there was none since it was last accepted.
+/// When the refusal expires, in seconds; 0 if there was none since the last success.
 #[derive(Debug, Default)]
 pub(crate) struct Refusal(AtomicU32);
 

@@ -1,7 +1,7 @@
-//! The TUN device: a packet or super-packet a read, and one a write.
+//! The TUN device: each read and each write transfers one packet or super-packet.
 //!
-//! Where the kernel has it so, it spreads the machine's flows over several queues. A flow that fills
-//! its own, as TCP does until something is lost, does not keep those of the other queues waiting.
+//! If the kernel supports it, the device has several queues, over which the kernel spreads the flows. A
+//! flow that fills its queue, as TCP does until a packet is lost, does not delay those of other queues.
 
 use crate::line_limit::LineLimit;
 use crate::offload::{Coalesce, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
@@ -14,20 +14,20 @@ use wgsep_ipc::TunOffload;
 use wgsep_proto::data_path::DropCause;
 use wgsep_proto::time::Instant;
 
-/// Longest frame that a read gives: header, and as much as an IP length can say.
+/// Longest frame that a read returns: header, and the longest IP packet.
 pub(crate) const MAX_FRAME_LEN: usize = VNET_HDR_LEN + 40 + 65_535;
 
 /// The TUN device.
 pub(crate) struct Tun {
     writer: OwnedFd,
-    /// None if the only queue is the one that is written to.
+    /// Empty if the only queue is the one that is written to.
     readers: Vec<OwnedFd>,
     offload: TunOffload,
     refused: Refused,
 }
 
-/// The kinds of super-packets that the kernel refused. It may refuse one for what is in it, and one is
-/// all that it costs to find out whether it takes them now.
+/// The types of super-packets that the kernel refused. It may have refused one for its content, and trying
+/// again costs one write.
 #[derive(Default)]
 struct Refused {
     tcp_v4: Refusal,
@@ -69,27 +69,27 @@ impl Refused {
     }
 }
 
-/// What a read of the device gave.
+/// The result of a read of the device.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Read {
-    /// A packet of this many bytes, and what has yet to be done to it.
+    /// A packet of this length, and its offloaded work.
     Packet(VnetHeader, usize),
-    /// A frame that makes no sense.
+    /// A malformed frame.
     Malformed,
-    /// Nothing waits.
+    /// The queue is empty.
     Empty,
-    /// The device is no more.
+    /// The device was deleted.
     Gone,
 }
 
-/// Packets that the device did not take.
+/// Packets that the device refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lost {
     pub(crate) cause: DropCause,
     pub(crate) packets: usize,
 }
 
-/// What a failed write is counted as. EIO means that the interface is down (kernel tun.c).
+/// The drop cause of a failed write. EIO means that the interface is down (kernel tun.c).
 pub(crate) fn cause_of(error: &io::Error) -> DropCause {
     match error.raw_os_error() {
         Some(libc::EIO) => DropCause::InterfaceDown,
@@ -98,24 +98,24 @@ pub(crate) fn cause_of(error: &io::Error) -> DropCause {
 }
 
 impl Tun {
-    /// Takes its queues, opened and set up as `offload` says: the one to write to, and those to read
-    /// if that is not it.
+    /// Takes the queues, which were opened with `offload`: the one to write to, and those to read if that one
+    /// is not read.
     pub(crate) fn new(writer: OwnedFd, readers: Vec<OwnedFd>, offload: TunOffload) -> Self {
         Self { writer, readers, offload, refused: Refused::default() }
     }
 
-    /// The queues to read. Packets of a flow are all in one of them.
+    /// The queues to read. All packets of a flow are in the same queue.
     pub(crate) fn queues(&self) -> &[OwnedFd] {
         if self.readers.is_empty() { core::slice::from_ref(&self.writer) } else { &self.readers }
     }
 
-    /// The queue that tells whether the device is up. The one that is only written to does not: the
-    /// kernel wakes those who wait for its other queues alone (tun.c, tun_device_event).
+    /// The queue by which the link state is polled. The queue that is only written to does not serve: the
+    /// kernel wakes only those that wait for the other queues (tun.c, tun_device_event).
     pub(crate) fn probed(&self) -> BorrowedFd<'_> {
         self.queues().first().map_or(self.writer.as_fd(), AsFd::as_fd)
     }
 
-    /// What may be written as super-packets now.
+    /// The types of super-packets that may be written now.
     pub(crate) fn coalesce(&self, now: Instant) -> Coalesce {
         let Refused { tcp_v4, tcp_v6, udp, .. } = &self.refused;
         Coalesce {
@@ -125,24 +125,24 @@ impl Tun {
         }
     }
 
-    /// Whether packets come with a header, without which there are no super-packets.
+    /// True if packets have a header, without which there are no super-packets.
     pub(crate) const fn has_header(&self) -> bool {
         self.offload.vnet_hdr
     }
 
-    /// Bytes before a packet that the kernel neither reads nor writes.
+    /// Length of the header if the kernel neither reads nor writes it, 0 otherwise.
     const fn without_header(&self) -> usize {
         if self.offload.vnet_hdr { 0 } else { VNET_HDR_LEN }
     }
 
-    /// Reads a packet of a queue to `frame[VNET_HDR_LEN..]`; what is before it is clobbered.
+    /// Reads a packet of a queue to `frame[VNET_HDR_LEN..]`; the bytes before it are overwritten.
     pub(crate) fn read(&self, queue: usize, frame: &mut [u8]) -> Read {
         let skipped = self.without_header();
-        let (Some(queue), Some(place)) = (self.queues().get(queue), frame.get_mut(skipped..))
+        let (Some(queue), Some(buffer)) = (self.queues().get(queue), frame.get_mut(skipped..))
         else {
             return Read::Empty;
         };
-        let len = match nix::unistd::read(queue, place) {
+        let len = match nix::unistd::read(queue, buffer) {
             Ok(len) => skipped + len,
             // EBADFD after deletion; EFAULT and EIO on its way there.
             Err(nix::Error::EBADFD | nix::Error::EFAULT | nix::Error::EIO | nix::Error::ENODEV) => {
@@ -160,7 +160,7 @@ impl Tun {
         }
     }
 
-    /// Writes a frame: [`VNET_HDR_LEN`] bytes of header, which the kernel may never see, and a packet.
+    /// Writes a frame: [`VNET_HDR_LEN`] bytes of header, which is skipped if the device has none, and a packet.
     ///
     /// # Errors
     /// As write(2); EIO while the interface is down.
@@ -170,11 +170,10 @@ impl Tun {
         Ok(())
     }
 
-    /// Writes a frame of as many packets, one by one if the kernel does not take super-packets of this
-    /// kind.
+    /// Writes a frame of `packets` packets, one by one if the kernel refuses super-packets of this type.
     ///
     /// # Errors
-    /// How many packets it did not take, and why.
+    /// The number of packets that were refused, and the cause.
     pub(crate) fn write_packets(
         &self,
         frame: &[u8],
@@ -207,8 +206,8 @@ impl Tun {
         }
     }
 
-    /// Splits a super-packet that the kernel refused. If it takes any of the packets, the kind is what it
-    /// refused, and it is not given another for a while.
+    /// Splits a super-packet that the kernel refused. If it accepts any of the packets, it refused the type,
+    /// and no super-packet of this type is written for a while.
     fn write_one_by_one(
         &self,
         frame: &[u8],
@@ -319,7 +318,7 @@ mod tests {
         };
         let nothing = write_if(|_| false, start);
         assert_eq!(nothing, Err(Lost { cause: DropCause::WriteFailed, packets: 2 }));
-        assert_eq!(tun.coalesce(start), all, "that is no matter of super-packets");
+        assert_eq!(tun.coalesce(start), all, "the refusal does not concern super-packets");
         written.borrow_mut().clear();
 
         assert_eq!(write_if(|len| len < 200, start), Ok(()));

@@ -1,7 +1,7 @@
 //! The Internet checksum (RFC 1071).
 //!
-//! Sums are of native-endian words, so that no byte is swapped on the way: one's complement sums do
-//! not care, as long as the result is stored as it was loaded.
+//! Sums are of native-endian words, which saves swapping bytes: one's complement sums do not depend on
+//! the byte order, as long as the result is stored in the order in which the words were loaded.
 
 /// Words summed at once: enough for the compiler to use vector registers.
 const LANES: usize = 16;

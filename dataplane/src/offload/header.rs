@@ -24,7 +24,7 @@ pub(super) enum Transport {
 }
 
 impl Transport {
-    /// By its number in the IP header.
+    /// The protocol of a number in the IP header.
     pub(super) const fn of_protocol(protocol: u8) -> Option<Self> {
         match protocol {
             PROTOCOL_TCP => Some(Self::Tcp),
@@ -40,7 +40,7 @@ impl Transport {
         }
     }
 
-    /// Where in its header the checksum is.
+    /// Offset of the checksum in its header.
     pub(super) const fn checksum_offset(self) -> usize {
         match self {
             Self::Tcp => 16,
@@ -81,7 +81,7 @@ pub(super) fn set_ip_len(ip: &mut [u8], len: u16) -> Option<()> {
     Some(())
 }
 
-/// Length of the packet that begins with this IP header, by what it says itself.
+/// Length of the packet that begins with this IP header, from its length field.
 pub(super) fn ip_len(ip: &[u8]) -> Option<usize> {
     let word = |at| ip.get(at..)?.first_chunk().copied().map(u16::from_be_bytes).map(usize::from);
     if ip.first()? >> 4 == 4 { word(2) } else { word(4)?.checked_add(IPV6_LEN) }
@@ -118,7 +118,7 @@ pub(super) fn advance_sequence(tcp: &mut [u8], by: u32) -> Option<()> {
     Some(())
 }
 
-/// Leaves CWR to the first segment, FIN and PSH to the last (kernel tcp_offload.c, tcp_gso_segment).
+/// Keeps CWR in the first segment only, FIN and PSH in the last only (kernel tcp_offload.c, tcp_gso_segment).
 pub(super) fn keep_flags(tcp: &mut [u8], first: bool, last: bool) -> Option<()> {
     let flags = tcp.get_mut(13)?;
     if !first {

@@ -1,10 +1,10 @@
-//! A packet as the TUN device gave it, split and completed into what goes through the tunnel.
+//! Generic segmentation offload: splits a super-packet of the TUN device and completes checksums.
 
 use super::checksum::{fold, sum, word};
 use super::vnet::{GsoType, VnetHeader};
 use super::{header, header::Transport};
 
-/// What a packet or super-packet consists of.
+/// The segments of a packet or super-packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segments {
     kind: Kind,
@@ -19,22 +19,22 @@ pub struct Segments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// It goes as it is.
+    /// It is sent unchanged.
     Whole,
-    /// Its checksum has to be completed: where the sum starts, and where it is stored.
+    /// Its checksum must be completed: the offsets at which the sum starts and is stored.
     Checksum { start: usize, field: usize },
-    /// It has to be split. `base` is the sum of the pseudo-header without the length.
+    /// It must be split. `base` is the sum of the pseudo-header without the length.
     Split { transport: Transport, start: usize, base: u64 },
 }
 
 impl Segments {
-    /// Looks at what `header` says about `packet`. `None` if that cannot be.
+    /// Parses a packet with its `header`. `None` if they contradict each other.
     #[must_use]
     pub fn new(header: &VnetHeader, packet: &[u8]) -> Option<Self> {
         let len = packet.len();
         let whole = Self { kind: Kind::Whole, len, header_len: 0, payload_len: len, count: 1 };
         let Some((start, offset)) = header.checksum else {
-            // The kernel leaves the checksum of whatever is to be split to whoever splits it.
+            // Without a checksum offset it is invalid: the kernel leaves the checksums to the segmentation.
             return header.gso.is_none().then_some(whole);
         };
         let start = usize::from(start);
@@ -77,7 +77,7 @@ impl Segments {
         })
     }
 
-    /// How many packets go through the tunnel.
+    /// Number of packets that go through the tunnel.
     #[must_use]
     pub const fn count(&self) -> usize {
         self.count
@@ -91,36 +91,37 @@ impl Segments {
         self.header_len + rest.saturating_sub(before).min(self.payload_len)
     }
 
-    /// Writes the packet with this number to the start of `place`, which has room for
-    /// [`Self::len_of`] it; `packet` is what [`Self::new`] saw. `None` if it is not, or there are not
-    /// that many.
+    /// Writes the packet with this number to the start of `destination`, which is at least
+    /// [`Self::len_of`] long; `packet` is the one that was passed to [`Self::new`]. `None` if it is not, or
+    /// if there is no packet with this number.
     #[must_use]
-    pub fn write(&self, packet: &[u8], number: usize, place: &mut [u8]) -> Option<()> {
-        let place = place.get_mut(..self.len_of(number)).filter(|_| number < self.count)?;
+    pub fn write(&self, packet: &[u8], number: usize, destination: &mut [u8]) -> Option<()> {
+        let destination =
+            destination.get_mut(..self.len_of(number)).filter(|_| number < self.count)?;
         match self.kind {
-            Kind::Whole => place.copy_from_slice(packet.get(..self.len)?),
+            Kind::Whole => destination.copy_from_slice(packet.get(..self.len)?),
             Kind::Checksum { start, field } => {
-                place.copy_from_slice(packet.get(..self.len)?);
-                let completed = !fold(sum(place.get(start..)?, 0));
-                // Zero means no checksum to UDP, and the other zero is as good to all the others.
+                destination.copy_from_slice(packet.get(..self.len)?);
+                let completed = !fold(sum(destination.get(start..)?, 0));
+                // Zero means no checksum in UDP; the other zero is equivalent in all protocols.
                 let completed = if completed == 0 { !0 } else { completed };
-                place
+                destination
                     .get_mut(field..)?
                     .first_chunk_mut()
                     .map(|to| *to = completed.to_ne_bytes())?;
             }
             Kind::Split { transport, start, base } => {
-                let (headers, payload) = place.split_at_mut_checked(self.header_len)?;
+                let (headers, payload) = destination.split_at_mut_checked(self.header_len)?;
                 headers.copy_from_slice(packet.get(..self.header_len)?);
                 let from = self.header_len + number * self.payload_len;
                 payload.copy_from_slice(packet.get(from..from + payload.len())?);
-                self.complete(place, number, transport, start, base)?;
+                self.complete(destination, number, transport, start, base)?;
             }
         }
         Some(())
     }
 
-    /// Fills in what differs between the segments of a super-packet.
+    /// Writes the fields that differ between the segments of a super-packet.
     fn complete(
         &self,
         segment: &mut [u8],

@@ -225,50 +225,50 @@ fn cwr_stays_on_the_first_segment_and_fin_goes_with_the_last() {
     assert_eq!(flags, [0x80 | ACK, ACK, PSH | ACK | 1]);
 }
 
-/// Whether the second of two packets is put together with the first.
-fn joins(first: &Packet, second: &Packet) -> bool {
+/// True if the second of two packets is merged with the first.
+fn merges(first: &Packet, second: &Packet) -> bool {
     coalesce(BOTH, &[first.build(), second.build()]).len() == 1
 }
 
 #[test]
-fn only_a_packet_that_continues_the_one_before_is_joined() {
+fn only_the_next_packet_of_a_flow_is_merged() {
     for (v6, tcp) in flavours() {
         let first = Packet::new(v6, tcp, vec![1; 100]);
         let next = first.next(vec![2; 100]);
-        assert!(joins(&first, &next));
-        assert!(joins(&first, &Packet { payload: vec![2; 7], ..next.clone() }));
-        assert!(!joins(&first, &Packet { payload: vec![2; 101], ..next.clone() }));
-        assert!(!joins(&first, &Packet { payload: vec![], ..next.clone() }));
-        assert!(!joins(&first, &Packet { class: 3, ..next.clone() }));
-        assert!(!joins(&first, &Packet { flow: 3, ..next.clone() }));
+        assert!(merges(&first, &next));
+        assert!(merges(&first, &Packet { payload: vec![2; 7], ..next.clone() }));
+        assert!(!merges(&first, &Packet { payload: vec![2; 101], ..next.clone() }));
+        assert!(!merges(&first, &Packet { payload: vec![], ..next.clone() }));
+        assert!(!merges(&first, &Packet { class: 3, ..next.clone() }));
+        assert!(!merges(&first, &Packet { flow: 3, ..next.clone() }));
         let other = Packet { tcp: !tcp, options: vec![], ..next.clone() };
-        assert!(!joins(&first, &other));
+        assert!(!merges(&first, &other));
         if !v6 {
-            assert!(joins(&first, &Packet { id: first.id, ..next.clone() }));
-            assert!(!joins(&first, &Packet { id: first.id.wrapping_add(2), ..next.clone() }));
-            assert!(!joins(&first, &Packet { dont_fragment: false, ..next.clone() }));
+            assert!(merges(&first, &Packet { id: first.id, ..next.clone() }));
+            assert!(!merges(&first, &Packet { id: first.id.wrapping_add(2), ..next.clone() }));
+            assert!(!merges(&first, &Packet { dont_fragment: false, ..next.clone() }));
             let first = Packet { dont_fragment: false, ..first.clone() };
-            assert!(!joins(&first, &Packet { id: first.id, ..first.next(vec![2; 100]) }));
-            assert!(joins(&first, &first.next(vec![2; 100])));
+            assert!(!merges(&first, &Packet { id: first.id, ..first.next(vec![2; 100]) }));
+            assert!(merges(&first, &first.next(vec![2; 100])));
         }
         if tcp {
-            assert!(!joins(&first, &Packet { sequence: next.sequence + 1, ..next.clone() }));
-            assert!(!joins(&Packet { flags: ACK | PSH, ..first.clone() }, &next));
-            assert!(joins(&first, &Packet { flags: ACK | PSH, ..next.clone() }));
+            assert!(!merges(&first, &Packet { sequence: next.sequence + 1, ..next.clone() }));
+            assert!(!merges(&Packet { flags: ACK | PSH, ..first.clone() }, &next));
+            assert!(merges(&first, &Packet { flags: ACK | PSH, ..next.clone() }));
             for flags in [0x11, 0x12, 0x14, 0x30, 0x50, 0x90, 0] {
-                assert!(!joins(&first, &Packet { flags, ..next.clone() }), "{flags:#x}");
+                assert!(!merges(&first, &Packet { flags, ..next.clone() }), "{flags:#x}");
             }
             let mut later = next.clone();
             later.options[7] += 1;
-            assert!(!joins(&first, &later));
+            assert!(!merges(&first, &later));
             later.options.truncate(4);
-            assert!(!joins(&first, &later));
+            assert!(!merges(&first, &later));
         }
     }
 }
 
 #[test]
-fn a_udp_packet_without_a_checksum_stays_alone() {
+fn a_udp_packet_without_a_checksum_is_not_merged() {
     let first = Packet::new(false, false, vec![1; 100]);
     let next = first.next(vec![2; 100]);
     let mut unchecked = next.build();
@@ -277,7 +277,7 @@ fn a_udp_packet_without_a_checksum_stays_alone() {
 }
 
 #[test]
-fn a_damaged_packet_is_passed_on_as_it_came() {
+fn a_damaged_packet_is_written_unchanged() {
     let mut dice = Dice(3);
     for (v6, tcp) in flavours() {
         let first = Packet::new(v6, tcp, dice.bytes(64));
@@ -301,7 +301,7 @@ fn a_damaged_packet_is_passed_on_as_it_came() {
 }
 
 #[test]
-fn what_the_kernel_does_not_take_is_left_alone() {
+fn what_the_kernel_does_not_accept_is_not_merged() {
     for (v6, tcp) in flavours() {
         let first = Packet::new(v6, tcp, vec![1; 100]);
         let packets = [first.build(), first.next(vec![2; 100]).build()];
@@ -312,7 +312,7 @@ fn what_the_kernel_does_not_take_is_left_alone() {
     }
 }
 
-/// What tells the flow of a packet: protocol, addresses and ports, or what is in their place.
+/// The flow of a packet: protocol, addresses and ports, or the bytes at their offsets.
 fn flow(packet: &[u8]) -> Vec<u8> {
     let (protocol, rest) =
         if packet[0] >> 4 == 6 { (packet[6], &packet[8..]) } else { (packet[9], &packet[12..]) };
@@ -351,8 +351,8 @@ fn whatever_comes_nothing_is_lost_changed_or_overtaken() {
             .collect();
         let mut packets = Vec::new();
         for _ in 0..200 {
-            let place = dice.roll(flows.len());
-            let flow = &mut flows[place];
+            let index = dice.roll(flows.len());
+            let flow = &mut flows[index];
             let usual = flow.payload.len();
             let len = if dice.roll(12) == 0 { dice.roll(1400) } else { usual };
             let payload = vec![dice.roll(256) as u8; len];
@@ -417,8 +417,8 @@ fn no_bytes_make_it_panic() {
             VnetHeader::parse(&header).and_then(|header| Segments::new(&header, &packet));
         if let Some(segments) = segments {
             for number in 0..segments.count() + 1 {
-                let mut place = vec![0; segments.len_of(number)];
-                let _either = segments.write(&packet, number, &mut place);
+                let mut destination = vec![0; segments.len_of(number)];
+                let _either = segments.write(&packet, number, &mut destination);
             }
         }
         let mut frame = header.to_vec();

@@ -12,7 +12,7 @@ const GSO_UDP_L4: u8 = 5;
 /// With any type: the first segment carries TCP's CWR.
 const GSO_ECN: u8 = 0x80;
 
-/// What a super-packet is made of.
+/// The type of the segments of a super-packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GsoType {
     /// TCP over IPv4.
@@ -23,19 +23,20 @@ pub enum GsoType {
     Udp,
 }
 
-/// What has yet to be done to a packet.
+/// The offloaded work on a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VnetHeader {
-    /// Its checksum has to be completed: where the sum starts, and where from there it is stored.
+    /// Its checksum must be completed: the offset at which the sum starts, and the offset from there at which
+    /// it is stored.
     pub checksum: Option<(u16, u16)>,
-    /// It has to be split: into what, and how many bytes of payload each but the last has.
+    /// It must be split: the type of the segments, and the bytes of payload of each but the last.
     pub gso: Option<(GsoType, u16)>,
-    /// Length of all headers; a hint, and 0 where nothing is to be split.
+    /// Length of all headers; a hint, and 0 if nothing is split.
     pub header_len: u16,
 }
 
 impl VnetHeader {
-    /// Reads it. `None` for a kind of super-packet that was never asked for.
+    /// Parses the header. `None` for a type of super-packet that was never enabled.
     #[must_use]
     pub const fn parse(bytes: &[u8; VNET_HDR_LEN]) -> Option<Self> {
         let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1] = *bytes;
@@ -58,7 +59,7 @@ impl VnetHeader {
         Some(Self { checksum, gso, header_len: u16::from_ne_bytes([h0, h1]) })
     }
 
-    /// As the kernel reads it.
+    /// The bytes that the kernel reads.
     #[must_use]
     pub const fn to_bytes(self) -> [u8; VNET_HDR_LEN] {
         let (gso_type, gso_size) = match self.gso {
