@@ -206,7 +206,7 @@ fn control(
     secret::with_system_allocator(|| start_workers(&control, workers, stacks))?;
     sys::set_nice();
     // The pages below the stacks have their protection by now.
-    let report = sandbox.seal(mapped).map_err(|refused| refused.to_string())?;
+    let report = sandbox.lock_down(mapped).map_err(|refused| refused.to_string())?;
     log::set_verbosity(verbosity);
     Ok(control.run(report.to_bytes()))
 }

@@ -11,7 +11,7 @@ mod reply;
 
 pub use channel::{Channel, MAX_DESCRIPTORS, Received};
 pub use dataplane::is_udp_socket;
-pub use message::{MAX_FRAME, REPORT_LAYERS, Request, SealReport, VERSION, decode};
+pub use message::{MAX_FRAME, REPORT_LAYERS, Request, SandboxReport, VERSION, decode};
 pub use reply::{FromHelper, LogLevel, Notice, Reply, TunOffload};
 
 /// What can go wrong on the channel. All but a full socket buffer end the conversation.

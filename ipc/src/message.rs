@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub const MAX_FRAME: usize = 256;
 /// Version of the contract; both programs are built together, so only equal ones talk.
 pub const VERSION: u8 = 3;
-/// Layers in a [`SealReport`].
+/// Layers in a [`SandboxReport`].
 pub const REPORT_LAYERS: usize = 19;
 
 const HEADER_LEN: usize = 5;
@@ -18,8 +18,8 @@ const HEADER_LEN: usize = 5;
 /// What the dataplane asks of the helper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// The sandbox is closed; see for yourself. Answered by [`crate::Reply::Granted`].
-    Sealed(SealReport),
+    /// The dataplane is locked down, which the helper verifies. Answered by [`crate::Reply::Granted`].
+    LockedDown(SandboxReport),
     /// Open UDP sockets for both families on one port, 0 for any, marked. Answered by
     /// [`crate::Reply::UdpOpened`]; the sockets before are given up only if it succeeds.
     OpenUdp {
@@ -46,7 +46,7 @@ impl Request {
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::Sealed(_) => "Sealed",
+            Self::LockedDown(_) => "LockedDown",
             Self::OpenUdp { .. } => "OpenUdp",
             Self::CloseUdp => "CloseUdp",
             Self::SetMark { .. } => "SetMark",
@@ -57,7 +57,7 @@ impl Request {
 }
 
 /// How each layer of the dataplane's sandbox turned out, as the policy encodes it.
-pub type SealReport = [[u8; 3]; REPORT_LAYERS];
+pub type SandboxReport = [[u8; 3]; REPORT_LAYERS];
 
 /// A frame's bytes.
 #[derive(Clone, Copy)]
@@ -114,7 +114,7 @@ mod tests {
 
     fn requests() -> Vec<Request> {
         vec![
-            Request::Sealed([[0xff; 3]; REPORT_LAYERS]),
+            Request::LockedDown([[0xff; 3]; REPORT_LAYERS]),
             Request::OpenUdp { port: 65535, mark: u32::MAX },
             Request::CloseUdp,
             Request::SetMark { mark: 7 },

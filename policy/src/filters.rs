@@ -1,4 +1,4 @@
-//! Which system calls each process may make once it is sealed, and why.
+//! Which system calls each process may make once it is locked down, and why.
 //!
 //! One line a call. The calls of the packet path take no argument rule, so that the kernel answers
 //! them from its bitmap without running the filter. Everything else kills the process.
@@ -100,7 +100,7 @@ const SOCKET_KIND: &[&[Argument]] = &[
     &[is(1, libc::SOL_SOCKET), is(2, libc::SO_DOMAIN)],
 ];
 
-/// The dataplane, from `seal` to its end.
+/// The dataplane, from its lock-down to its end.
 pub const DATAPLANE: &[Allowed] = &[
     // The packet path.
     any!(SYS_read, "TUN packets, eventfds, the timer, netlink, UAPI clients"),

@@ -2,8 +2,8 @@
 //!
 //! The dataplane is confined in two steps. Before it is executed, the helper's child calls
 //! [`prepare_dataplane`]; the dataplane itself then calls [`Sandbox::enter`] before it reads a byte,
-//! starts its threads, and calls [`Sandbox::seal`]. The helper confines itself with
-//! [`drop_helper_privileges`] and, once the dataplane is verified, [`seal_helper`].
+//! starts its threads, and calls [`Sandbox::lock_down`]. The helper confines itself with
+//! [`drop_helper_privileges`] and, once the dataplane is verified, [`lock_down_helper`].
 
 pub mod capabilities;
 pub mod descriptors;
@@ -203,7 +203,7 @@ pub fn close_inherited_descriptors(kept: &[u32]) -> nix::Result<()> {
     sys::close_range(first, u32::MAX)
 }
 
-/// The dataplane's second half, under way.
+/// The dataplane's sandbox, between its first layers and the lock-down.
 pub struct Sandbox {
     report: Report,
 }
@@ -241,12 +241,12 @@ impl Sandbox {
         self.report.note(layer, state);
     }
 
-    /// When all threads run and wait: no more of them, and only the filter's system calls, on every
-    /// thread. The program and `kept`, whole pages, stay mapped as they are.
+    /// Completes the sandbox once all threads run and wait: no further threads, and only the filter's system
+    /// calls, on every thread. The program and `kept`, whole pages, can be neither unmapped nor remapped.
     ///
     /// # Errors
     /// If the filter is refused: nothing runs without it.
-    pub fn seal(mut self, kept: &[Range<usize>]) -> Result<Report, Refused> {
+    pub fn lock_down(mut self, kept: &[Range<usize>]) -> Result<Report, Refused> {
         let refused =
             |error: seccompiler::Error| Refused { step: "seccomp", reason: error.to_string() };
         let program = seccomp::compile(filters::DATAPLANE, Named::default()).map_err(refused)?;
@@ -330,7 +330,7 @@ pub fn drop_reserve(low_ports: bool) -> Result<(), Refused> {
 ///
 /// # Errors
 /// If the filter is refused.
-pub fn seal_helper(
+pub fn lock_down_helper(
     mut report: Report,
     socket_directory: BorrowedFd<'_>,
     named: Named<'_>,

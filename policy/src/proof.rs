@@ -13,7 +13,7 @@ pub(crate) const READING: Capability = Capability::CAP_SYS_PTRACE;
 /// is dumpable all the same (proc_sys_fs(5)).
 const SUID_DUMPABLE: &str = "/proc/sys/fs/suid_dumpable";
 
-/// Checks every thread of a dataplane that says it is sealed. Returns the process that traces one of
+/// Checks every thread of a dataplane that reports its lock-down. Returns the process that traces one of
 /// them, if any does.
 ///
 /// # Errors

@@ -1,22 +1,22 @@
 //! The helper, once the dataplane is started: it gives up its privileges, verifies that the dataplane is
 //! confined, hands the interface over, and answers four requests.
 //!
-//! Hostile bytes reach all of it but `seal` and `events`, through `ipc` and into `journal`. What comes before
+//! Hostile bytes reach all of it but `lock_down` and `events`, through `ipc` and into `journal`. What comes before
 //! takes input from the operator only, and is the crate `launch`. It holds no key and sees no packet. Read it
-//! in the order in which it runs: `seal`, `monitor`, `events`, `requests`, `udp`; `sys` has all the unsafe code. What
+//! in the order in which it runs: `lock_down`, `monitor`, `events`, `requests`, `udp`; `sys` has all the unsafe code. What
 //! it observes of the host is in the crate `host`.
 
 mod events;
+mod lock_down;
 mod monitor;
 mod requests;
-mod seal;
 mod sys;
 mod udp;
 
+pub use lock_down::{Dataplane, Interface, Unconfined};
 pub use monitor::{Monitor, Process};
 #[cfg(feature = "fuzzing")]
 pub use requests::{Requests, Served};
-pub use seal::{Dataplane, Interface, Unsealed};
 pub use wgsep_host::{
     DIRECTORY, Error, Generation, OwnFile, Result, SocketFile, Step, kernel_log_number, objection,
 };

@@ -9,7 +9,7 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use wgsep_host::{BREACH, FAILURE, Generation, SocketFile, poll};
-use wgsep_ipc::{Notice, SealReport};
+use wgsep_ipc::{Notice, SandboxReport};
 use wgsep_journal::{Level, Log, ServiceManager};
 
 /// How long the dataplane may take to end once asked to.
@@ -64,7 +64,7 @@ impl Monitor {
         let end = loop {
             match self.turn(Duration::MAX) {
                 Continue(None) => {}
-                Continue(Some(_)) => break violation("a second Sealed"),
+                Continue(Some(_)) => break violation("a second LockedDown"),
                 Break(end) => break end,
             }
         };
@@ -88,9 +88,12 @@ impl Monitor {
         status
     }
 
-    /// Waits until something happens, and deals with it: that the dataplane says that it is sealed, and
+    /// Waits until something happens, and deals with it: that the dataplane reports its lock-down, and
     /// that the daemon ends, is up to the caller.
-    pub(crate) fn turn(&mut self, wait: Duration) -> ControlFlow<End, Option<(u32, SealReport)>> {
+    pub(crate) fn turn(
+        &mut self,
+        wait: Duration,
+    ) -> ControlFlow<End, Option<(u32, SandboxReport)>> {
         let (is_ping_due, until_ping) = self.manager.watchdog();
         if is_ping_due && self.requests.ping() {
             self.manager.alive();
@@ -138,7 +141,7 @@ impl Monitor {
                     self.report_port();
                 }
                 Served::Alive => self.manager.alive(),
-                Served::Sealed(sequence, report) => return Continue(Some((sequence, report))),
+                Served::LockedDown(sequence, report) => return Continue(Some((sequence, report))),
                 Served::Closed => return Break(self.died()),
                 Served::Failed(line) => return Break(End::Failed(FAILURE, line)),
                 Served::Violation(what) => return Break(violation(&what)),

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 use wgsep_host::poll;
-use wgsep_ipc::{Channel, Error, Notice, Received, Reply, Request, SealReport};
+use wgsep_ipc::{Channel, Error, Notice, Received, Reply, Request, SandboxReport};
 use wgsep_policy::{Grants, NewPorts, described, remedy};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -29,10 +29,10 @@ enum Phase {
     Ending,
 }
 
-/// The table of what may be asked when. `Sealed` comes once, because it ends its phase.
+/// The table of what may be asked when. `LockedDown` comes once, because it ends its phase.
 const fn permit(phase: Phase, request: &Request) -> bool {
     match request {
-        Request::Sealed(_) => matches!(phase, Phase::Init),
+        Request::LockedDown(_) => matches!(phase, Phase::Init),
         Request::OpenUdp { .. } | Request::CloseUdp | Request::SetMark { .. } | Request::Bye => {
             matches!(phase, Phase::Running)
         }
@@ -49,7 +49,7 @@ pub enum Served {
     /// The dataplane answered [`Requests::ping`].
     Alive,
     /// The number to answer to, and what the dataplane says of itself.
-    Sealed(u32, SealReport),
+    LockedDown(u32, SandboxReport),
     /// The dataplane has closed the channel.
     Closed,
     /// The kernel refused to receive a request, and not the dataplane to keep the contract.
@@ -181,7 +181,7 @@ impl Requests {
         let done = match request {
             Request::Pong if core::mem::take(&mut self.has_pinged) => return Served::Alive,
             Request::Pong => return violation("Pong without a ping"),
-            Request::Sealed(report) => return Served::Sealed(sequence, report),
+            Request::LockedDown(report) => return Served::LockedDown(sequence, report),
             Request::OpenUdp { port, mark } => {
                 if let Some(until) = self.new_ports.delay(&self.grants, port, Instant::now()) {
                     self.held = Some((until, (sequence, request)));
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn only_sealed_is_permitted_before_and_everything_else_after() {
-        let sealed = Request::Sealed([[0; 3]; REPORT_LAYERS]);
+        let locked_down = Request::LockedDown([[0; 3]; REPORT_LAYERS]);
         let others = [
             Request::OpenUdp { port: 1, mark: 0 },
             Request::CloseUdp,
@@ -291,7 +291,7 @@ mod tests {
             Request::Bye,
             Request::Pong,
         ];
-        assert!(permit(Phase::Init, &sealed) && !permit(Phase::Running, &sealed));
+        assert!(permit(Phase::Init, &locked_down) && !permit(Phase::Running, &locked_down));
         for other in &others {
             assert!(!permit(Phase::Init, other) && permit(Phase::Running, other));
         }

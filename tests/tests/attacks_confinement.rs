@@ -261,7 +261,7 @@ fn attack_05_a_descriptor_leaked_by_the_launcher_reaches_neither_process() {
     let _ = fs::remove_file(socket_path(&name));
 }
 
-/// A start takes a few milliseconds between exec and seal, so the child is stopped for each look,
+/// A start takes a few milliseconds between exec and lock-down, so the child is stopped for each look,
 /// and runs on only between two looks.
 #[test]
 fn nothing_of_the_network_is_held_before_the_seal() {
@@ -269,7 +269,7 @@ fn nothing_of_the_network_is_held_before_the_seal() {
     let (mut starts, mut looks) = (0, 0);
     // On a busy machine most looks come too early or too late.
     while starts < 10 || looks == 0 {
-        assert!(starts < 200, "no start was caught before its seal, so this shows nothing");
+        assert!(starts < 200, "no start was caught before its lock-down, so this shows nothing");
         starts += 1;
         let (netns, name) = (Netns::new(), unique_interface());
         let process = Process::spawn(Wgsep.command(&netns, &name), "wgsep while it starts");

@@ -92,17 +92,17 @@ fn attack_07_every_breach_of_the_contract_ends_the_dataplane_and_names_itself() 
     require!(Wgsep);
     // A seal that fails is no breach: nothing hostile can have been read yet.
     for (attack, named) in [
-        (Attack::UnsealedLiar, "not sealed as it says: Seccomp is 0, not 2"),
+        (Attack::UnconfinedLiar, "not sealed as it says: Seccomp is 0, not 2"),
         (Attack::OneThreadTooMany, "the dataplane has 4 threads where 3 were expected"),
         (Attack::SenselessReport, "the seal report makes no sense"),
-        (Attack::EndsOnceSealed, "the dataplane exited with status 1: hostile: the end"),
+        (Attack::EndsOnceLockedDown, "the dataplane exited with status 1: hostile: the end"),
     ] {
         let log = Attacked::start(attack).assert_ends(1);
         assert!(log.contains(named), "{attack:?}: {log}");
     }
     for (attack, named) in [
         (Attack::OpenUdpBeforeSealed, "OpenUdp is not permitted now"),
-        (Attack::SecondSealed, "Sealed is not permitted now"),
+        (Attack::SecondLockedDown, "LockedDown is not permitted now"),
         (Attack::UnknownTag, "malformed frame"),
         (Attack::Short, "malformed frame"),
         (Attack::Oversized, "malformed frame"),

@@ -58,7 +58,7 @@ const PARTS: [(&str, &str); 31] = [
     ("a flood of requests", BREACH),
     ("it keeps its old sockets from being made useless", BREACH),
     ("Pong without a ping", BREACH),
-    ("a second Sealed", BREACH),
+    ("a second LockedDown", BREACH),
     ("it closed its channel or its log", BREACH),
     ("it does not read its replies", BREACH),
     ("{} is not permitted now", BREACH),

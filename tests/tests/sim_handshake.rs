@@ -131,8 +131,8 @@ fn a_message_for_another_key_is_told_with_where_it_came_from() {
     initiation[120] ^= 1;
     let from = "203.0.113.9:9".parse().unwrap();
     simulation.inject(from, b, &initiation);
-    let told = |event: &Event| *event == Event::InvalidMac(from);
-    assert_eq!(simulation.host(b).count_events(told), 1);
+    let is_reported = |event: &Event| *event == Event::InvalidMac(from);
+    assert_eq!(simulation.host(b).count_events(is_reported), 1);
     assert_eq!(simulation.host(b).drops(DropCause::InvalidMac), 1);
 }
 

@@ -129,7 +129,7 @@ fn a_nat_that_forgets_every_minute_is_held_open_or_opened_again() {
         let rebound = SocketAddr::from(([198, 51, 100, 7], 1000 + minute));
         simulation.rebind(a, rebound);
         simulation.run_for(26 * SECOND);
-        // The keepalive has told b where a is now.
+        // b has learnt a's new endpoint from the keepalive.
         assert!(simulation.reaches(b, a), "minute {minute}");
         simulation.run_for(33 * SECOND);
         forget_the_past(&mut simulation, &[a, b]);
@@ -183,7 +183,7 @@ fn suspends_of_every_length_are_survived_by_either_side() {
 
 #[test]
 fn a_wall_clock_that_stands_still_breaks_only_the_handshake_it_must() {
-    // Two initiations with the same timestamp: the second is a replay, whoever sent it.
+    // Two initiations with the same timestamp: the second is a replay, whatever its source.
     let (mut simulation, a, b) = Simulation::pair(5);
     simulation.ping(a, b);
     simulation.run_for(SECOND);

@@ -40,7 +40,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// Sends three packets and receives what is there, until told to stop; returns the nonces used.
+    /// Sends three packets and receives what is there, until `stop` is set; returns the nonces used.
     fn run(&self, stop: &AtomicBool) -> Vec<Nonce> {
         let mut nonces = Vec::new();
         let mut allowed_ips = self.data_path.allowed_ips.reader();

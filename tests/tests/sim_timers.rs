@@ -22,7 +22,7 @@ const ATTEMPTS: usize = MAX_HANDSHAKE_RETRIES as usize + 1;
 /// By now the last of 20 initiations is out, and its repetition would have been due.
 const GIVEN_UP: Duration = Duration::from_secs(110);
 
-/// A pair that has shaken hands at the start of the clock; nobody answers from here on.
+/// A pair that completed a handshake at the start of the clock; no datagram is answered from here on.
 fn silent_pair(seed: u64) -> (Simulation, HostId, HostId) {
     let (mut simulation, a, b) = Simulation::pair(seed);
     assert!(simulation.reaches(a, b));
@@ -108,7 +108,7 @@ fn a_stream_of_packets_asks_for_no_more_than_an_initiation_in_5_seconds() {
     }
     let gaps = gaps(&simulation.times(a, Kind::Initiation));
     assert!(gaps.iter().all(|gap| *gap >= REKEY_TIMEOUT), "{gaps:?}");
-    // Somebody goes on asking, so it does not give up after 20.
+    // Further packets reset the count of repetitions, so it does not give up after 20.
     assert!(gaps.len() >= 55, "{}", gaps.len());
 }
 
@@ -411,7 +411,7 @@ fn the_persistent_keepalive_revives_a_handshake_that_was_given_up() {
 #[test]
 fn a_persistent_keepalive_shorter_than_the_rekey_timeout_never_falls_silent() {
     let (mut simulation, a, b) = Simulation::pair(22);
-    // b answers an initiation, the answer is lost, and a is heard of no more.
+    // b answers an initiation, the answer is lost, and a sends nothing more.
     set_keepalive(&mut simulation, b, a, 2);
     simulation.run_for(SECOND);
     simulation.run_for(REJECT_AFTER_TIME);

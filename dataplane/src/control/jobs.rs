@@ -117,7 +117,7 @@ impl Control {
 
     fn answered(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) {
         match self.awaiting.take() {
-            Some(Awaiting::Sealed) => self.granted(reply, descriptors),
+            Some(Awaiting::LockedDown) => self.granted(reply, descriptors),
             Some(Awaiting::Configure(client, configuration)) => {
                 self.finish_configure(client, configuration, reply, descriptors);
             }

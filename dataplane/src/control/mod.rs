@@ -96,7 +96,7 @@ enum Job {
 
 /// The operation that continues with the helper's reply.
 enum Awaiting {
-    Sealed,
+    LockedDown,
     /// A `set` that opened a port or moved the mark; it takes effect only now.
     Configure(ClientId, Box<Configuration>),
     LinkUp,
@@ -212,8 +212,8 @@ impl Control {
     /// Its own frame is never wiped, so no function that handles peers or keys may be inlined here. Even the copy of
     /// an absent value may bring a key: the bytes of an `Option` that is `None` are copied too, and hold what was in
     /// their place on the stack when it was made.
-    pub(crate) fn run(mut self: Box<Self>, report: wgsep_ipc::SealReport) -> End {
-        self.request(&Request::Sealed(report), Awaiting::Sealed);
+    pub(crate) fn run(mut self: Box<Self>, report: wgsep_ipc::SandboxReport) -> End {
+        self.request(&Request::LockedDown(report), Awaiting::LockedDown);
         let mut events = [EpollEvent::empty(); 64];
         loop {
             let (more, under_load) = self.catch_up();

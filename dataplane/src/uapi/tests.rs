@@ -128,7 +128,7 @@ impl House {
     }
 
     /// Rounds until nothing happens any more.
-    fn settle(&mut self) {
+    fn run_until_idle(&mut self) {
         for _ in 0..10_000 {
             if self.round(EpollTimeout::ZERO) == 0 {
                 return;
@@ -162,12 +162,12 @@ impl House {
 struct Guest(UnixStream);
 
 impl Guest {
-    fn say(&mut self, text: &str) {
+    fn send(&mut self, text: &str) {
         self.0.write_all(text.as_bytes()).unwrap();
     }
 
-    /// A reply, to its blank line.
-    fn hear(&mut self) -> String {
+    /// Receives a reply, up to its blank line.
+    fn receive(&mut self) -> String {
         let mut text = Vec::new();
         let mut part = [0; 65536];
         while !text.ends_with(b"\n\n") {
@@ -179,8 +179,8 @@ impl Guest {
     }
 
     fn transact(&mut self, request: &str) -> String {
-        self.say(request);
-        self.hear()
+        self.send(request);
+        self.receive()
     }
 
     /// What there is to read now: `None` if nothing, an empty text at the end.
@@ -221,12 +221,12 @@ fn transactions_follow_each_other_on_a_connection_and_a_bad_one_changes_nothing(
     let mut house = House::new();
     let mut guest = house.connect();
     let bad = "set=1\nfwmark=2\nreplace_peers=true\nlisten_port=x\n\n";
-    guest.say(&format!("set=1\nfwmark=1\n\n{bad}get=1\n\nget=1\nx\n\nnonsense\n\nget=1\n\n"));
-    house.settle();
+    guest.send(&format!("set=1\nfwmark=1\n\n{bad}get=1\n\nget=1\nx\n\nnonsense\n\nget=1\n\n"));
+    house.run_until_idle();
     let expected = "errno=0\n\nerrno=-22\n\nfwmark=1\nerrno=0\n\nerrno=22\n\nerrno=-71\n\nfwmark=1\nerrno=0\n\n";
     assert_eq!(guest.peek().unwrap(), expected);
-    guest.say("get=1\n\n");
-    house.settle();
+    guest.send("get=1\n\n");
+    house.run_until_idle();
     assert_eq!(guest.peek().unwrap(), "fwmark=1\nerrno=0\n\n");
 }
 
@@ -235,11 +235,11 @@ fn a_probe_is_silent_and_leaves_nothing() {
     let mut house = House::new();
     for text in ["", "set=1\nfwmark=1\n", "get"] {
         let mut guest = house.connect();
-        guest.say(text);
-        house.settle();
+        guest.send(text);
+        house.run_until_idle();
         assert_eq!(guest.peek(), None);
         drop(guest);
-        house.settle();
+        house.run_until_idle();
         assert!(house.server.is_empty());
     }
     assert_eq!(house.configuration(), OK);
@@ -249,7 +249,7 @@ fn a_probe_is_silent_and_leaves_nothing() {
 fn a_client_that_sends_no_more_still_gets_its_replies() {
     let mut house = House::new();
     let reply = house.host(|mut guest| {
-        guest.say("set=1\nfwmark=7\n\nget=1\n\nset=1\nfwmark=8\n");
+        guest.send("set=1\nfwmark=7\n\nget=1\n\nset=1\nfwmark=8\n");
         guest.0.shutdown(Shutdown::Write).unwrap();
         let mut text = String::new();
         guest.0.read_to_string(&mut text).unwrap();
@@ -262,8 +262,8 @@ fn a_client_that_sends_no_more_still_gets_its_replies() {
 #[test]
 fn a_client_that_does_not_wait_for_the_reply_is_served_all_the_same() {
     let mut house = House::new();
-    house.connect().say("set=1\nfwmark=7\n\n");
-    house.settle();
+    house.connect().send("set=1\nfwmark=7\n\n");
+    house.run_until_idle();
     assert!(house.server.is_empty());
     assert_eq!(house.configuration(), "fwmark=7\nerrno=0\n\n");
 }
@@ -273,17 +273,17 @@ fn while_a_set_is_carried_out_its_client_waits_and_the_others_do_not() {
     let mut house = House::new();
     house.delayed = Some(Vec::new());
     let (mut first, mut second) = (house.connect(), house.connect());
-    first.say("set=1\nfwmark=1\n\nget=1\n\n");
-    second.say("get=1\n\n");
-    house.settle();
+    first.send("set=1\nfwmark=1\n\nget=1\n\n");
+    second.send("get=1\n\n");
+    house.run_until_idle();
     assert_eq!((first.peek(), second.peek().as_deref()), (None, Some(OK)));
-    first.say("get=1\n\n");
-    house.settle();
+    first.send("get=1\n\n");
+    house.run_until_idle();
     assert_eq!(first.peek(), None);
 
     let [(client, _)] = house.delayed.take().unwrap()[..] else { panic!("one set") };
     house.server.reply_set(client, -98, &house.epoll);
-    house.settle();
+    house.run_until_idle();
     assert_eq!(first.peek().unwrap(), format!("errno=-98\n\n{OK}{OK}"));
 }
 
@@ -292,18 +292,18 @@ fn a_late_reply_reaches_nobody_else() {
     let mut house = House::new();
     house.delayed = Some(Vec::new());
     let mut leaver = house.connect();
-    leaver.say("set=1\n\n");
-    house.settle();
+    leaver.send("set=1\n\n");
+    house.run_until_idle();
     drop(leaver);
-    house.settle();
+    house.run_until_idle();
     assert!(house.server.is_empty());
     let mut successor = house.connect();
-    successor.say("set=1\n\n");
-    house.settle();
+    successor.send("set=1\n\n");
+    house.run_until_idle();
 
     let delayed = house.delayed.take().unwrap();
     house.server.reply_set(delayed[0].0, -1, &house.epoll);
-    house.settle();
+    house.run_until_idle();
     assert_eq!(successor.peek(), None);
     house.server.reply_set(delayed[1].0, 0, &house.epoll);
     assert_eq!(successor.peek().as_deref(), Some(OK));
@@ -317,33 +317,33 @@ fn who_reads_slowly_stalls_only_himself() {
     assert!(expected.len() > 1 << 20);
 
     let mut slow = house.connect();
-    slow.say("get=1\n\nset=1\nfwmark=9\n\nget=1\n\n");
-    house.settle();
+    slow.send("get=1\n\nset=1\nfwmark=9\n\nget=1\n\n");
+    house.run_until_idle();
     // The reply fills the socket, and the next transaction has not been read.
     let mut quick = house.connect();
-    quick.say("set=1\nlisten_port=0\n\n");
-    house.settle();
+    quick.send("set=1\nlisten_port=0\n\n");
+    house.run_until_idle();
     assert_eq!(quick.peek().as_deref(), Some(OK));
     assert_eq!(house.device.fwmark(), 0);
 
     let total = 2 * expected.len() + OK.len() + "fwmark=9\n".len();
-    let mut heard = String::new();
-    while heard.len() < total {
-        house.settle();
-        heard += &slow.peek().unwrap();
+    let mut received = String::new();
+    while received.len() < total {
+        house.run_until_idle();
+        received += &slow.peek().unwrap();
     }
-    assert_eq!(heard, format!("{expected}{OK}fwmark=9\n{expected}"));
+    assert_eq!(received, format!("{expected}{OK}fwmark=9\n{expected}"));
 }
 
 #[test]
-fn who_writes_slowly_stalls_only_himself() {
+fn a_client_that_writes_slowly_delays_only_itself() {
     let mut house = House::new();
     let mut slow = house.connect();
     for byte in "set=1\nfwmark=5\n\n".chars() {
         assert_eq!(slow.peek(), None);
         assert_eq!(house.configuration(), OK);
-        slow.say(&byte.to_string());
-        house.settle();
+        slow.send(&byte.to_string());
+        house.run_until_idle();
     }
     assert_eq!(slow.peek().as_deref(), Some(OK));
 }
@@ -364,7 +364,7 @@ fn transactions_of_all_clients_together_are_bounded_and_short_ones_always_taken(
     let send = |house: &mut House, guest: &mut Guest, text: &str| {
         for part in text.as_bytes().chunks(16 * 1024) {
             guest.0.write_all(part).unwrap();
-            house.settle();
+            house.run_until_idle();
             assert!(house.server.held() <= TOGETHER + part.len(), "{}", house.server.held());
         }
         guest.peek()
@@ -383,12 +383,12 @@ fn transactions_of_all_clients_together_are_bounded_and_short_ones_always_taken(
     assert_eq!(send(&mut house, &mut second, &format!("{long}\n")).as_deref(), Some(BUSY));
     let [(client, _)] = house.delayed.take().unwrap()[..] else { panic!("one set") };
     house.server.reply_set(client, 0, &house.epoll);
-    house.settle();
+    house.run_until_idle();
     assert_eq!((first.peek().as_deref(), house.server.held()), (Some(OK), 0));
     assert_eq!(send(&mut house, &mut second, &format!("{long}\n")).as_deref(), Some(OK));
 }
 
-/// Its configuration is kept until it is carried out, whoever waits for that.
+/// A configuration is kept until it is executed, even if its client has disconnected.
 #[test]
 fn what_clients_left_behind_is_bounded_too() {
     const TOGETHER: usize = 1 << 20;
@@ -397,22 +397,22 @@ fn what_clients_left_behind_is_bounded_too() {
     house.delayed = Some(Vec::new());
     let text = long_set(60 * 1024) + "\n";
     for _ in 0..2 * TOGETHER / text.len() {
-        house.connect().say(&text);
-        house.settle();
+        house.connect().send(&text);
+        house.run_until_idle();
         assert!(house.server.is_empty());
         assert!(house.server.held() <= TOGETHER + text.len(), "{}", house.server.held());
     }
     assert!(house.server.held() > TOGETHER);
     let mut guest = house.connect();
-    guest.say("set=1\n\n");
-    house.settle();
+    guest.send("set=1\n\n");
+    house.run_until_idle();
     assert_eq!(guest.peek().as_deref(), Some("errno=-16\n\n"));
     for (client, _) in house.delayed.take().unwrap() {
         house.server.reply_set(client, 0, &house.epoll);
     }
     assert_eq!(house.server.held(), 0);
-    guest.say(&text);
-    house.settle();
+    guest.send(&text);
+    house.run_until_idle();
     assert_eq!(guest.peek().as_deref(), Some(OK));
 }
 
@@ -423,8 +423,8 @@ fn everybody_may_send_what_is_short_whatever_the_others_hold() {
     let mut crowd: Vec<_> = (0..MAX_CLIENTS).map(|_| house.connect()).collect();
     for text in [&long_set(63 * 1024), "\n"] {
         for guest in &mut crowd {
-            guest.say(text);
-            house.settle();
+            guest.send(text);
+            house.run_until_idle();
         }
     }
     assert!(crowd.iter_mut().all(|guest| guest.peek().as_deref() == Some(OK)));
@@ -434,24 +434,24 @@ fn everybody_may_send_what_is_short_whatever_the_others_hold() {
 fn one_too_many_takes_the_place_of_the_client_that_is_silent_for_longest() {
     let mut house = House::new();
     let mut guests: Vec<_> = (0..MAX_CLIENTS).map(|_| house.connect()).collect();
-    house.settle();
+    house.run_until_idle();
     // All have come, and all but the third have spoken since; the first has not finished.
     for (number, guest) in guests.iter_mut().enumerate().filter(|(number, _)| *number != 2) {
-        guest.say(if number == 0 { "set=1\n" } else { "get=1\n\n" });
-        house.settle();
+        guest.send(if number == 0 { "set=1\n" } else { "get=1\n\n" });
+        house.run_until_idle();
     }
     let mut more: Vec<_> = (0..MAX_CLIENTS - 2).map(|_| house.connect()).collect();
-    house.settle();
+    house.run_until_idle();
     assert!(guests[2].is_shut());
     assert_eq!(guests[1].peek().as_deref(), Some(OK));
     assert!(guests[1].is_shut() && guests[61].peek().is_some() && guests[61].is_shut());
     assert_eq!(guests[63].peek().as_deref(), Some(OK));
     assert_eq!((guests[0].peek(), guests[63].peek()), (None, None));
     for guest in &mut more {
-        guest.say("get=1\n\n");
+        guest.send("get=1\n\n");
     }
-    guests[0].say("\n");
-    house.settle();
+    guests[0].send("\n");
+    house.run_until_idle();
     assert!(more.iter_mut().all(|guest| guest.peek().as_deref() == Some(OK)));
     assert_eq!(guests[0].peek().as_deref(), Some(OK));
 }
@@ -461,9 +461,9 @@ fn a_crowd_that_comes_at_once_is_served_to_the_last() {
     let mut house = House::new();
     let mut crowd: Vec<_> = (0..5 * MAX_CLIENTS).map(|_| house.connect()).collect();
     for guest in &mut crowd {
-        guest.say("get=1\n\n");
+        guest.send("get=1\n\n");
     }
-    house.settle();
+    house.run_until_idle();
     assert!(crowd.iter_mut().all(|guest| guest.peek().as_deref() == Some(OK)));
 }
 
@@ -473,19 +473,19 @@ fn when_all_are_being_served_the_next_waits_and_nothing_spins() {
     house.delayed = Some(Vec::new());
     let mut served: Vec<_> = (0..MAX_CLIENTS).map(|_| house.connect()).collect();
     for guest in &mut served {
-        guest.say("set=1\n\n");
+        guest.send("set=1\n\n");
     }
-    house.settle();
+    house.run_until_idle();
     let mut next = house.connect();
-    next.say("get=1\n\n");
-    house.settle();
+    next.send("get=1\n\n");
+    house.run_until_idle();
     assert_eq!(house.round(EpollTimeout::from(20u8)), 0);
     assert_eq!(next.peek(), None);
 
     let delayed = house.delayed.take().unwrap();
     assert_eq!(delayed.len(), MAX_CLIENTS);
     house.server.reply_set(delayed[5].0, 0, &house.epoll);
-    house.settle();
+    house.run_until_idle();
     assert_eq!(next.peek().as_deref(), Some(OK));
     assert_eq!(served[5].peek().as_deref(), Some(OK));
 }
@@ -499,15 +499,15 @@ fn noise_is_answered_with_an_error_or_not_at_all() {
         let len = random.below(3000);
         let noise: Vec<u8> = (0..len).map(|_| b"\n=01seta\xff"[random.below(9) as usize]).collect();
         guest.0.write_all(&noise).unwrap();
-        house.settle();
-        let heard = guest.peek().unwrap_or_default();
-        assert!(!heard.contains("errno=0\n"), "{:?}", String::from_utf8_lossy(&noise));
+        house.run_until_idle();
+        let received = guest.peek().unwrap_or_default();
+        assert!(!received.contains("errno=0\n"), "{:?}", String::from_utf8_lossy(&noise));
         // The connection is in step again after a blank line.
-        guest.say("\n\n\n");
-        house.settle();
+        guest.send("\n\n\n");
+        house.run_until_idle();
         let _refusals = guest.peek();
-        guest.say("get=1\n\n");
-        house.settle();
+        guest.send("get=1\n\n");
+        house.run_until_idle();
         assert_eq!(guest.peek().as_deref(), Some(OK));
     }
 }
@@ -557,8 +557,8 @@ fn random_allowed_ip(random: &mut Seeded) -> String {
 
 /// What of a reply to `get` can be set.
 fn settable(reply: &str) -> String {
-    let told = ["errno=", "last_handshake_time_", "rx_bytes=", "tx_bytes="];
-    let lines = reply.lines().filter(|line| !told.iter().any(|key| line.starts_with(key)));
+    let get_only = ["errno=", "last_handshake_time_", "rx_bytes=", "tx_bytes="];
+    let lines = reply.lines().filter(|line| !get_only.iter().any(|key| line.starts_with(key)));
     lines.filter(|line| !line.is_empty()).fold(String::new(), |text, line| text + line + "\n")
 }
 
@@ -598,7 +598,7 @@ fn what_a_client_sends_at_once_is_carried_out_in_bounded_steps() {
         let mut house = House::new();
         let mut guest = house.connect();
         // So few that the answers fit into the socket's buffer.
-        guest.say(&transaction.repeat(50));
+        guest.send(&transaction.repeat(50));
         // It is accepted, and read.
         let mut events = [EpollEvent::empty(); 16];
         for _ in 0..2 {

@@ -35,7 +35,7 @@ use tun::TunDevice;
 use wgsep_ipc::Reply;
 use wgsep_journal::Log;
 use wgsep_policy::Layer;
-use wgsep_privileged::{Interface, Result, Step, Unsealed};
+use wgsep_privileged::{Interface, Result, Step, Unconfined};
 
 /// What an operator asked for.
 pub struct Options {
@@ -70,7 +70,7 @@ pub struct Options {
 /// Runs the daemon to its end; its exit status.
 pub fn run(options: &Options) -> u8 {
     let mut launcher = Launcher::of_environment();
-    match start(options, &mut launcher).and_then(Unsealed::seal) {
+    match start(options, &mut launcher).and_then(Unconfined::lock_down) {
         Ok(monitor) => {
             launcher.ready();
             monitor.serve()
@@ -83,7 +83,7 @@ pub fn run(options: &Options) -> u8 {
 }
 
 /// Everything up to the moment when the dataplane is there.
-fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
+fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     wgsep_policy::become_non_dumpable()?;
     startup::survive_file_limit()?;
     check_name(&options.interface)?;
@@ -137,7 +137,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unsealed> {
     let tun_queues = queues.len() as u8;
     let granted = Reply::Granted { ifindex, netns, follows_moves, tun_queues, offload };
     let descriptors = [listener, netlink].into_iter().chain(queues).collect();
-    Ok(Unsealed {
+    Ok(Unconfined {
         version: options.version,
         dataplane,
         interface: Interface { name, granted, descriptors, missing },

@@ -4,16 +4,16 @@
 /// what it wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attack {
-    /// Asks for sockets before it is sealed.
+    /// Requests sockets before it is locked down.
     OpenUdpBeforeSealed = 1,
-    /// Says that it is sealed, and is not.
-    UnsealedLiar,
+    /// Reports its lock-down without it.
+    UnconfinedLiar,
     /// Has a thread more than it was told to.
     OneThreadTooMany,
     /// Its report has layers in a state that there is none of.
     SenselessReport,
-    /// Says twice that it is sealed.
-    SecondSealed,
+    /// Reports its lock-down twice.
+    SecondLockedDown,
     /// A frame with a tag that no request has.
     UnknownTag,
     /// A frame that ends within its header.
@@ -45,8 +45,8 @@ pub enum Attack {
     /// Asks for one new port after the other and keeps all of the sockets, says how long the last one took
     /// and what can be done with the first, and waits.
     HoardPorts,
-    /// Ends as soon as it has said that it is sealed.
-    EndsOnceSealed,
+    /// Exits as soon as it has reported its lock-down.
+    EndsOnceLockedDown,
 }
 
 /// Ports of [`Attack::HoardPorts`]: one more than are opened at once.
@@ -56,10 +56,10 @@ impl Attack {
     /// All of them.
     pub const ALL: [Self; 21] = [
         Self::OpenUdpBeforeSealed,
-        Self::UnsealedLiar,
+        Self::UnconfinedLiar,
         Self::OneThreadTooMany,
         Self::SenselessReport,
-        Self::SecondSealed,
+        Self::SecondLockedDown,
         Self::UnknownTag,
         Self::Short,
         Self::Oversized,
@@ -75,7 +75,7 @@ impl Attack {
         Self::OnConnect,
         Self::PongWithoutPing,
         Self::HoardPorts,
-        Self::EndsOnceSealed,
+        Self::EndsOnceLockedDown,
     ];
 
     /// The number that stands for it.

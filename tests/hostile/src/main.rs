@@ -1,5 +1,5 @@
-//! `hostile-dataplane`: seals itself as the real one does, and then attacks the helper with all that
-//! the seal leaves it. Tests put it beside a copy of `wgsep` under the real one's name.
+//! `hostile-dataplane`: locks itself down as the real one does, and then attacks the helper with all that
+//! the sandbox leaves it. Tests put it beside a copy of `wgsep` under the real one's name.
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{
@@ -58,17 +58,17 @@ fn attack() -> Outcome<()> {
         Attack::SenselessReport => report = [[9; 3]; REPORT_LAYERS],
         _ => {}
     }
-    if attack != Attack::UnsealedLiar {
-        let sealed = sandbox.seal(&[]).map_err(|error| error.to_string())?;
+    if attack != Attack::UnconfinedLiar {
+        let applied = sandbox.lock_down(&[]).map_err(|error| error.to_string())?;
         if attack != Attack::SenselessReport {
-            report = sealed.to_bytes();
+            report = applied.to_bytes();
         }
     }
-    if attack == Attack::EndsOnceSealed {
-        hostile.send(&Request::Sealed(report))?;
+    if attack == Attack::EndsOnceLockedDown {
+        hostile.send(&Request::LockedDown(report))?;
         return Err("the end".to_owned());
     }
-    let (reply, granted) = hostile.ask(&Request::Sealed(report))?;
+    let (reply, granted) = hostile.ask(&Request::LockedDown(report))?;
     if !matches!(reply, Reply::Granted { .. }) {
         return Err(format!("not granted: {reply:?}"));
     }
@@ -124,7 +124,7 @@ impl Hostile {
         granted: Vec<OwnedFd>,
     ) -> Outcome<()> {
         match attack {
-            Attack::SecondSealed => self.send(&Request::Sealed(report))?,
+            Attack::SecondLockedDown => self.send(&Request::LockedDown(report))?,
             Attack::UnknownTag => self.spoilt(|frame| frame[TAG_AT] = 0x55)?,
             Attack::Short => self.spoilt(|frame| frame.truncate(TAG_AT - 1))?,
             Attack::Oversized => self.spoilt(|frame| frame.resize(MAX_FRAME + 1, 0))?,
@@ -151,10 +151,10 @@ impl Hostile {
             Attack::PongWithoutPing => self.send(&Request::Pong)?,
             Attack::OnConnect => self.violate_on_connect(granted)?,
             Attack::OpenUdpBeforeSealed
-            | Attack::UnsealedLiar
+            | Attack::UnconfinedLiar
             | Attack::OneThreadTooMany
-            | Attack::EndsOnceSealed
-            | Attack::SenselessReport => return Err(format!("{attack:?} got past the seal")),
+            | Attack::EndsOnceLockedDown
+            | Attack::SenselessReport => return Err(format!("{attack:?} got past the lock-down")),
         }
         idle()
     }

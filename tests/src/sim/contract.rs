@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Once;
 use std::time::Duration;
 use wgsep_ipc::{
-    Channel, FromHelper, MAX_FRAME, Notice, Received, Reply, Request, SealReport, TunOffload,
+    Channel, FromHelper, MAX_FRAME, Notice, Received, Reply, Request, SandboxReport, TunOffload,
     VERSION, decode,
 };
 use wgsep_privileged::{Grants, Requests, Served};
@@ -53,7 +53,7 @@ pub(super) struct Dataplane {
     sockets: Vec<OwnedFd>,
 }
 
-/// UDP sockets on any port are to be nobody else's matter.
+/// Enters a network namespace, so that UDP sockets on any port conflict with no other process.
 fn enter_own_network() {
     thread_local! { static ENTERED: Once = const { Once::new() }; }
     // Without the privilege they are opened where we are; nothing is ever sent.
@@ -106,7 +106,7 @@ impl Dataplane {
         let kind = input.byte();
         let request = match kind % 8 {
             _ if kind >= 0xc0 => Request::Pong,
-            0 => Request::Sealed(SealReport::default()),
+            0 => Request::LockedDown(SandboxReport::default()),
             1 | 2 => Request::OpenUdp { port: input.word(), mark: input.number() },
             3 => Request::OpenUdp { port: 0, mark: u32::from(input.byte()) },
             4 => Request::SetMark { mark: input.number() },
@@ -171,33 +171,33 @@ impl Dataplane {
         self.has_closed = true;
     }
 
-    /// Checks what came of a look at what was sent; false if the helper would go on no more.
+    /// Checks how the helper served the next sent message; false if it ends the channel.
     ///
     /// # Panics
     /// If it is not what had to come of it.
     pub(super) fn check(&mut self, requests: &mut Requests, served: &Served) -> bool {
-        let heard = self.hear();
+        let received = self.receive();
         let sent = self.sent.pop_front();
         let more = self.has_closed || !self.sent.is_empty();
         self.in_a_row = if more { self.in_a_row + 1 } else { 0 };
         match (sent, served) {
-            (None, Served::Answered) => assert!(heard.is_none() && !self.has_closed),
+            (None, Served::Answered) => assert!(received.is_none() && !self.has_closed),
             (None | Some(Sent::End), Served::Closed)
             | (Some(Sent::Nonsense), Served::Violation(_)) => {
-                assert!(heard.is_none());
+                assert!(received.is_none());
                 return false;
             }
             (
-                Some(Sent::Request(number, Request::Sealed(told))),
-                Served::Sealed(sequence, report),
+                Some(Sent::Request(number, Request::LockedDown(sent_report))),
+                Served::LockedDown(sequence, report),
             ) => {
-                assert!(!self.is_granted && heard.is_none());
-                assert_eq!((number, told), (*sequence, *report));
+                assert!(!self.is_granted && received.is_none());
+                assert_eq!((number, sent_report), (*sequence, *report));
                 self.grant(requests, number);
             }
             (Some(Sent::Request(_, request)), Served::Violation(_)) => {
                 let is_early = !self.is_granted;
-                let is_late = matches!(request, Request::Sealed(_)) && self.is_granted;
+                let is_late = matches!(request, Request::LockedDown(_)) && self.is_granted;
                 let is_unasked = request == Request::Pong && !self.is_pinged;
                 assert!(
                     is_early || is_late || is_unasked || self.in_a_row > FLOOD,
@@ -206,24 +206,24 @@ impl Dataplane {
                 return false;
             }
             (Some(Sent::Request(_, Request::Pong)), Served::Alive) => {
-                assert!(core::mem::take(&mut self.is_pinged) && heard.is_none());
+                assert!(core::mem::take(&mut self.is_pinged) && received.is_none());
             }
-            // Nobody hears the answer any more.
+            // The answer has no receiver any more.
             (Some(Sent::Request(..)), Served::Closed) => {
                 assert!(self.has_closed);
                 return false;
             }
             (Some(Sent::Request(number, request)), Served::Answered) => {
-                assert!(self.is_granted, "{request:?} before the seal was verified");
+                assert!(self.is_granted, "{request:?} before the lock-down was verified");
                 assert!(self.in_a_row <= FLOOD, "a flood was let through");
                 if requests.is_held() {
                     // It is answered later than any input takes, and what is behind it, too.
                     let Request::OpenUdp { port, .. } = request else { panic!("{request:?}") };
                     assert!(self.ports.len() >= NEW_PORTS && !self.ports.contains(&port));
-                    assert!(heard.is_none() && requests.back_pressure().is_some());
+                    assert!(received.is_none() && requests.back_pressure().is_some());
                     return false;
                 }
-                let Some((sequence, reply)) = heard else { panic!("{request:?}: no answer") };
+                let Some((sequence, reply)) = received else { panic!("{request:?}: no answer") };
                 assert_eq!(sequence, number);
                 self.check_reply(request, reply);
             }
@@ -244,13 +244,13 @@ impl Dataplane {
         };
         let granted = requests.grant(sequence, &reply, &[null.as_fd(); 3]);
         assert!(granted.is_ok() || self.has_closed, "{granted:?}");
-        assert!(self.has_closed || self.hear() == Some((sequence, reply)));
+        assert!(self.has_closed || self.receive() == Some((sequence, reply)));
         self.sockets.clear();
         self.is_granted = true;
     }
 
     /// The next message, whose descriptors become ours; there is never more than one.
-    fn hear(&mut self) -> Option<(u32, Reply)> {
+    fn receive(&mut self) -> Option<(u32, Reply)> {
         let received = self.channel.as_ref()?.receive_from_helper();
         let (sequence, reply) = match received {
             Ok(Received::Nothing) => return None,

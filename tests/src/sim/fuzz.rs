@@ -160,8 +160,8 @@ pub fn requests(data: &[u8]) {
     }
 }
 
-/// Whatever a UAPI client says, in pieces of any length: each transaction is answered once, a refused
-/// one changes nothing, and what a `get` tells gives, as a `set`, a device that tells the same.
+/// Any input of a UAPI client, in pieces of any length: each transaction is answered once, a refused one
+/// changes nothing, and the answer to a `get`, used as a `set`, gives a device with the same answer.
 ///
 /// # Panics
 /// If not.
@@ -192,12 +192,12 @@ pub fn uapi(data: &[u8]) {
     assert!(twin.state() == before, "a round trip changed the configuration");
 }
 
-/// The answer to a `get` as the `set` that makes it so: without what only a `get` tells.
-fn as_set(told: &[u8]) -> Vec<u8> {
-    const TOLD: [&[u8]; 4] = [b"last_handshake_time_", b"tx_bytes=", b"rx_bytes=", b"errno="];
+/// Converts the answer to a `get` to the `set` that restores it, without the lines that only a `get` has.
+fn as_set(answer: &[u8]) -> Vec<u8> {
+    const GET_ONLY: [&[u8]; 4] = [b"last_handshake_time_", b"tx_bytes=", b"rx_bytes=", b"errno="];
     let mut set = b"set=1\n".to_vec();
-    for line in told.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        if !TOLD.iter().any(|told| line.starts_with(told)) {
+    for line in answer.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        if !GET_ONLY.iter().any(|key| line.starts_with(key)) {
             set.extend_from_slice(line);
             set.push(b'\n');
         }
@@ -227,7 +227,7 @@ pub fn handshake_consume(data: &[u8]) {
         oracle::add_macs(&public_key, &mut forged);
     }
     // mac2 counts only under load. Of a handshake message, mac1 alone covers the sender index, so
-    // whoever knows the receiver's public key can change both.
+    // an attacker who knows the receiver's public key can change both.
     let end = genuine.len() - if kind == Kind::CookieReply { 0 } else { MACS_LEN };
     let same = |from: usize, to: usize| forged[from..to] == genuine[from..to];
     let unchanged = match kind {

@@ -56,7 +56,7 @@ pub struct Host {
     pub waiting: usize,
     /// Packets that came out of the tunnel, and when.
     pub received: Vec<(Instant, Vec<u8>)>,
-    /// What the device had to tell, and when.
+    /// The events of the device, with their times.
     pub events: Vec<(Instant, Event)>,
     number: usize,
 }
@@ -141,7 +141,7 @@ impl Host {
         packets.filter(|packet| wanted(packet)).filter_map(|packet| packet::tag(packet)).collect()
     }
 
-    /// How often an event was told.
+    /// Number of events that match `wanted`.
     #[must_use]
     pub fn count_events(&self, wanted: impl Fn(&Event) -> bool) -> usize {
         self.events.iter().filter(|(_, event)| wanted(event)).count()

@@ -10,46 +10,46 @@ use std::ops::ControlFlow::{Break, Continue};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use wgsep_host::{Error, Generation, Result, SocketFile};
-use wgsep_ipc::{Channel, Reply, SealReport};
+use wgsep_ipc::{Channel, Reply, SandboxReport};
 use wgsep_journal::{Level, Log, ServiceManager};
 use wgsep_policy::{Grants, Layer, Named, Process as Confined, Report, State};
 
-/// How long the dataplane may take to start and to seal itself.
-const SEAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the dataplane may take to start and to lock itself down.
+const LOCK_DOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A dataplane that was started, and is not believed yet.
+/// A dataplane that was started, and is not verified yet.
 pub struct Dataplane {
-    /// What it is to end and to listen to.
+    /// The process, and its log.
     pub process: Process,
     /// Requests.
     pub channel: Channel,
     /// To look it up in /proc.
     pub pid: Pid,
-    /// Whom it runs as.
+    /// Its uid and gid.
     pub ids: (Uid, Gid),
-    /// How many threads it has, once it is sealed.
+    /// How many threads it has, once it is locked down.
     pub threads: usize,
-    /// How the layers turned out that closed before it was executed.
+    /// The state of the layers that were applied before it was executed.
     pub report: Report,
 }
 
-/// What the dataplane is given once it is believed.
+/// What the dataplane receives once it is verified.
 pub struct Interface {
-    /// As the kernel has it.
+    /// Its name in the kernel.
     pub name: String,
     /// [`Reply::Granted`].
     pub granted: Reply,
-    /// Those that the reply tells of.
+    /// The descriptors of the reply.
     pub descriptors: Vec<OwnedFd>,
     /// A line of the log about an offload that its queues do not have.
     pub missing: Option<String>,
 }
 
-/// Everything opened and started, nothing handed over, and all privileges still there.
-pub struct Unsealed {
+/// The helper before its lock-down: everything opened and started, nothing handed over, all privileges kept.
+pub struct Unconfined {
     /// Of this build, for the log.
     pub version: &'static str,
-    /// Started, and waiting to be believed.
+    /// The dataplane, to be verified.
     pub dataplane: Dataplane,
     /// For the dataplane.
     pub interface: Interface,
@@ -65,21 +65,21 @@ pub struct Unsealed {
     pub socket_file: SocketFile,
     /// SIGTERM, SIGINT and SIGHUP.
     pub signals: SignalFd,
-    /// What tells of a new generation of this virtual machine.
+    /// The source of new generations of this virtual machine.
     pub generation: Generation,
-    /// Where both processes' lines go.
+    /// The log of both processes.
     pub log: Log,
-    /// Whoever supervises us.
+    /// The service manager.
     pub manager: ServiceManager,
 }
 
-impl Unsealed {
-    /// Everything up to the moment when the dataplane serves: the order of these lines is the design.
+impl Unconfined {
+    /// Verifies the dataplane, locks this process down and hands the interface over; the order matters.
     ///
     /// # Errors
-    /// If the dataplane does not seal itself or the kernel shows that it did not, if this process cannot
+    /// If the dataplane does not lock itself down or the kernel shows that it did not, if this process cannot
     /// be confined, or if a layer is degraded where none may be. The dataplane is killed then.
-    pub fn seal(self) -> Result<Monitor> {
+    pub fn lock_down(self) -> Result<Monitor> {
         let Self { version, dataplane, interface, grants, gro, missing_gro, strict, .. } = self;
         let Self { socket_file, signals, generation, log, manager, .. } = self;
         let Dataplane { process, channel, pid, ids, threads, mut report } = dataplane;
@@ -100,16 +100,16 @@ impl Unsealed {
             monitor.log.line(Level::Warn, &error.to_string());
         }
 
-        let (sequence, sealed) = monitor.wait_for_seal()?;
-        let sealed = Report::from_bytes(&sealed).ok_or_else(|| {
+        let (sequence, sandbox) = monitor.wait_for_lock_down()?;
+        let sandbox = Report::from_bytes(&sandbox).ok_or_else(|| {
             Error::new("the seal report makes no sense; install both programs from one build")
         })?;
         let untraceable = report.state(Layer::Untraceable);
-        report.merge(&sealed);
+        report.merge(&sandbox);
         let verified = wgsep_policy::verify(pid, ids, threads, &report);
         let tracer = verified.map_err(|refused| monitor.end_or(refused.into()))?;
         wgsep_policy::drop_reserve(grants.needs_low_ports())?;
-        // Never the dataplane's own word.
+        // Never as the dataplane itself reports it.
         let untraceable = match untraceable {
             State::Absent => wgsep_policy::untraceable(pid, tracer.as_ref()),
             known => known,
@@ -121,7 +121,7 @@ impl Unsealed {
             channel: Some(monitor.requests.as_fd()),
             system_log: monitor.log.system_log(),
         };
-        let helper_report = wgsep_policy::seal_helper(helper_report, directory, named)?;
+        let helper_report = wgsep_policy::lock_down_helper(helper_report, directory, named)?;
         if strict {
             refuse_degraded(Confined::Dataplane, &report)?;
             refuse_degraded(Confined::Helper, &helper_report)?;
@@ -163,7 +163,7 @@ impl Unsealed {
 }
 
 impl Monitor {
-    /// How the dataplane ended, if it does, and otherwise the error, which is a consequence of that end.
+    /// How the dataplane ended, if it has ended, which is the cause of `error`; otherwise `error`.
     fn end_or(&mut self, error: Error) -> Error {
         if !self.has_ended(GRACE) {
             return error;
@@ -174,12 +174,12 @@ impl Monitor {
         }
     }
 
-    /// Waits for the dataplane to say that it is sealed; the number to answer to, and its report.
+    /// Waits for the dataplane's report of its lock-down. Returns the sequence number to answer, and the report.
     ///
     /// # Errors
     /// If it ends, breaks the contract or takes too long.
-    fn wait_for_seal(&mut self) -> Result<(u32, SealReport)> {
-        let deadline = Instant::now() + SEAL_TIMEOUT;
+    fn wait_for_lock_down(&mut self) -> Result<(u32, SandboxReport)> {
+        let deadline = Instant::now() + LOCK_DOWN_TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -188,7 +188,7 @@ impl Monitor {
             }
             match self.turn(left) {
                 Continue(None) => {}
-                Continue(Some(sealed)) => return Ok(sealed),
+                Continue(Some(sandbox)) => return Ok(sandbox),
                 Break(End::Failed(status, line)) => return Err(Error { line, status }),
                 Break(End::Orderly(_)) => {
                     return Err(Error::new(
