@@ -17,6 +17,9 @@ use wgsep_policy::{Grants, Layer, Named, Process as Confined, Report, State};
 /// How long the dataplane may take to start and to lock itself down.
 const LOCK_DOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What the dataplane reports once it is locked down: the number to answer to, and how each layer turned out.
+pub(crate) type LockedDown = (u32, SandboxReport);
+
 /// A dataplane that was started, and is not verified yet.
 pub struct Dataplane {
     /// The process, and its log.
@@ -178,7 +181,7 @@ impl Monitor {
     ///
     /// # Errors
     /// If it ends, breaks the contract or takes too long.
-    fn wait_for_lock_down(&mut self) -> Result<(u32, SandboxReport)> {
+    fn wait_for_lock_down(&mut self) -> Result<LockedDown> {
         let deadline = Instant::now() + LOCK_DOWN_TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

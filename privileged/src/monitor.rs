@@ -1,5 +1,6 @@
 //! Serving the dataplane until one of the two ends.
 
+use crate::lock_down::LockedDown;
 use crate::requests::{Requests, Served};
 use crate::sys;
 use nix::sys::signal::Signal;
@@ -9,7 +10,7 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use wgsep_host::{BREACH, FAILURE, Generation, SocketFile, poll};
-use wgsep_ipc::{Notice, SandboxReport};
+use wgsep_ipc::Notice;
 use wgsep_journal::{Level, Log, ServiceManager};
 
 /// How long the dataplane may take to end once asked to.
@@ -90,10 +91,7 @@ impl Monitor {
 
     /// Waits until something happens, and deals with it: that the dataplane reports its lock-down, and
     /// that the daemon ends, is up to the caller.
-    pub(crate) fn turn(
-        &mut self,
-        wait: Duration,
-    ) -> ControlFlow<End, Option<(u32, SandboxReport)>> {
+    pub(crate) fn turn(&mut self, wait: Duration) -> ControlFlow<End, Option<LockedDown>> {
         let (is_ping_due, until_ping) = self.manager.watchdog();
         if is_ping_due && self.requests.ping() {
             self.manager.alive();

@@ -79,7 +79,7 @@ impl Control {
             match self.helper.receive() {
                 Ok(None) => return,
                 Ok(Some(HelperMessage::Reply(reply, descriptors))) => {
-                    self.answered(&reply, descriptors)
+                    self.answered(&reply, descriptors);
                 }
                 Ok(Some(HelperMessage::Notice(Notice::LogLevel(level)))) => {
                     log::set_verbosity(verbosity(level));
