@@ -132,7 +132,8 @@ mod tests {
 
     const NOW: Now = Now { instant: Instant::from_nanos(1), wall: Duration::from_secs(1) };
 
-    /// Checks that each client gets its own response, whichever thread wrote it; returns how many jobs the followers ran.
+    /// Checks that each client gets its own response, whichever thread wrote it; returns how many jobs the
+    /// followers ran.
     fn answers_all_with(followers: usize) -> usize {
         let (pool, leader) = (CryptoPool::default(), Leader::new(1 + followers).unwrap());
         let (run, ends) = (AtomicUsize::new(0), AtomicBool::new(false));

@@ -1,10 +1,10 @@
 //! The helper, once the dataplane is started: it gives up its privileges, verifies that the dataplane is
 //! confined, hands the interface over, and answers four requests.
 //!
-//! Hostile bytes reach all of it but `lock_down` and `events`, through `ipc` and into `journal`. What comes before
-//! takes input from the operator only, and is the crate `launch`. It holds no key and sees no packet. Read it
-//! in the order in which it runs: `lock_down`, `monitor`, `events`, `requests`, `udp`; `sys` has all the unsafe code. What
-//! it observes of the host is in the crate `host`.
+//! Hostile bytes reach all of it but `lock_down` and `events`, through `ipc` and into `journal`. What comes
+//! before takes input from the operator only, and is the crate `launch`. It holds no key and sees no
+//! packet. Read it in the order in which it runs: `lock_down`, `monitor`, `events`, `requests`, `udp`;
+//! `sys` has all the unsafe code. What it observes of the host is in the crate `host`.
 
 mod events;
 mod lock_down;

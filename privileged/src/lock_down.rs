@@ -177,7 +177,8 @@ impl Monitor {
         }
     }
 
-    /// Waits for the dataplane's report of its lock-down. Returns the sequence number to answer, and the report.
+    /// Waits for the dataplane's report of its lock-down. Returns the sequence number to answer, and the
+    /// report.
     ///
     /// # Errors
     /// If it ends, breaks the contract or takes too long.

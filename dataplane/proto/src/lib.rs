@@ -1,7 +1,8 @@
 //! The WireGuard protocol as a pure state machine: no sockets, no threads, no clock.
 //!
 //! [`tunnel::Tunnel`] is a tunnel to one peer, [`device::Device`] an interface with many. The caller passes
-//! the time and the random numbers, so that a test can run days of protocol in milliseconds. `send` and `receive` are the two paths of a packet; each opens with its stages.
+//! the time and the random numbers, so that a test can run days of protocol in milliseconds. `send` and
+//! `receive` are the two paths of a packet; each opens with its stages.
 //!
 //! ```
 //! use std::time::Duration;

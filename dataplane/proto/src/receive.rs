@@ -39,8 +39,8 @@ pub struct Received<'a> {
 }
 
 impl DataPath {
-    /// Accepts an authenticated message: updates its peer's state and returns the packet inside, trimmed, or `None`
-    /// for a keepalive and for anything that must not reach the TUN device (which is counted).
+    /// Accepts an authenticated message: updates its peer's state and returns the packet inside, trimmed,
+    /// or `None` for a keepalive and for anything that must not reach the TUN device (which is counted).
     pub fn accept<'p>(
         &self,
         received: &Received<'_>,

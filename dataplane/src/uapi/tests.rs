@@ -377,7 +377,7 @@ fn transactions_of_all_clients_together_are_bounded_and_short_ones_always_taken(
     let short = long_set(63 * 1024) + "\n";
     assert_eq!(send(&mut house, &mut second, &short).as_deref(), Some(OK));
 
-    // It counts until it is answered; then another has the room.
+    // It counts until it is answered; then its memory is available to another.
     house.delayed = Some(Vec::new());
     assert_eq!(send(&mut house, &mut first, "\n"), None);
     assert_eq!(send(&mut house, &mut second, &format!("{long}\n")).as_deref(), Some(BUSY));

@@ -222,8 +222,9 @@ impl Device {
         self.up
     }
 
-    /// Sets whether the link is up. Link up sends staged packets and persistent keepalives; link down
-    /// drops all keypairs, handshakes and staged packets and stops the timers (kernel device.c, wg_open and wg_stop).
+    /// Sets whether the link is up. Link up sends staged packets and persistent keepalives; link down drops
+    /// all keypairs, handshakes and staged packets and stops the timers (kernel device.c, wg_open and
+    /// wg_stop).
     pub fn set_up(&mut self, up: bool, now: Now) {
         if self.up == up {
             return;
@@ -245,8 +246,9 @@ impl Device {
     }
 
     /// Handles that this virtual machine was cloned or restored from a snapshot, so that another copy may
-    /// use the same keys with the same nonces. Drops every keypair, handshake and cookie, and initiates a handshake with
-    /// each peer that had a keypair or has packets waiting (kernel device.c, wg_vm_notification).
+    /// use the same keys with the same nonces. Drops every keypair, handshake and cookie, and initiates a
+    /// handshake with each peer that had a keypair or has packets waiting (kernel device.c,
+    /// wg_vm_notification).
     ///
     /// The kernel only stops sending with the keypairs. Here they do not receive either: the replay
     /// windows are those of the snapshot, so what came after it could be replayed.
