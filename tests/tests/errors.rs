@@ -40,7 +40,7 @@ const BREACH: &str = "helper's `the dataplane broke the contract and was killed:
 const AUDIT: &str = "the audit's table, where a finding has a remedy of its own";
 
 /// What stands in a line of another place, which has the remedy; and where that is.
-const PARTS: [(&str, &str); 31] = [
+const PARTS: [(&str, &str); 33] = [
     (", ", "between the members of a list"),
     ("{line}", "the line of an error, as it is"),
     (
@@ -55,6 +55,8 @@ const PARTS: [(&str, &str); 31] = [
         "UAPI set refused, nothing changed: {line}",
         "before the line of control/port.rs, which has the remedy",
     ),
+    ("hand over the interface: {error}", "the remedy of an errno, or of `with_reason`, follows"),
+    ("instances", "a word of the line of `inotify_limit`, which has the remedy"),
     ("a flood of requests", BREACH),
     ("it keeps its old sockets from being made useless", BREACH),
     ("Pong without a ping", BREACH),
