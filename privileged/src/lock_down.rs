@@ -138,11 +138,12 @@ impl Unconfined {
         let descriptors: Vec<_> = interface.descriptors.iter().map(AsFd::as_fd).collect();
         let granted = monitor.requests.grant(sequence, &interface.granted, &descriptors);
         granted.map_err(|error| {
-            let mut line = format!("hand over the interface: {error}");
-            if let wgsep_ipc::Error::Io(errno @ (Errno::ENOBUFS | Errno::ETOOMANYREFS)) = error {
-                line = format!("{line}; {}", wgsep_policy::remedy(errno));
-            }
-            let line = monitor.with_reason(&line);
+            let line = match error {
+                wgsep_ipc::Error::Io(errno @ (Errno::ENOBUFS | Errno::ETOOMANYREFS)) => {
+                    format!("hand over the interface: {error}; {}", wgsep_policy::remedy(errno))
+                }
+                _ => monitor.with_reason(&format!("hand over the interface: {error}")),
+            };
             monitor.end_or(Error::new(line))
         })?;
         monitor.log.started();
