@@ -44,7 +44,7 @@ impl Coalesce {
     }
 }
 
-/// Packets that are held until the next of their flow, one [`HeldFlow`] for each flow.
+/// Packets that are held until the next of their flow arrives.
 pub struct Coalescer {
     /// Those in use first, oldest first; the others are empty.
     flows: Box<[HeldFlow]>,
