@@ -112,8 +112,8 @@ pub(crate) fn parent() -> Pid {
 }
 
 /// Takes away the handlers of SIGSEGV and SIGBUS that std has for its line about a stack overflow, and the
-/// first thread's stack for them: whoever could have a handler return could have the registers be what it
-/// likes. SIGABRT ends the process whatever the launcher made of it, so that abort(3) need not see to that.
+/// first thread's stack for them: an attacker who could have a handler return could set all registers. SIGABRT
+/// ends the process whatever the launcher made of it, so that abort(3) need not see to that.
 /// To be called on the first thread, before there is another.
 pub(crate) fn take_signal_handlers() -> nix::Result<()> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());

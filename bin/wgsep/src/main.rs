@@ -43,7 +43,7 @@ fn audit(Question { interface, json }: &Question) -> ExitCode {
     }
 }
 
-/// 0, or 2 if there is nobody to ask.
+/// 0, or 2 if there is no daemon to ask.
 fn stats(Question { interface, json }: &Question) -> ExitCode {
     match stats::stats(interface, *json) {
         Ok(text) => {

@@ -235,7 +235,7 @@ impl SocketFile {
     }
 
     /// Removes what this process made and is still there: a file that has taken the place of ours is
-    /// somebody else's.
+    /// not this process's.
     ///
     /// # Errors
     /// If one is still there.
@@ -270,10 +270,9 @@ impl SocketFile {
 }
 
 impl Drop for SocketFile {
-    /// However we get here, none stays behind that can be removed. Where it cannot, the log has told of
-    /// that already.
+    /// No file stays behind that can be removed. Where one cannot, the log has reported that.
     fn drop(&mut self) {
-        let _told = self.remove();
+        let _reported = self.remove();
     }
 }
 
