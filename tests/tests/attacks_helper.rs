@@ -95,11 +95,14 @@ fn attack_07_every_breach_of_the_contract_ends_the_dataplane_and_names_itself() 
         (Attack::UnconfinedLiar, "not sealed as it says: Seccomp is 0, not 2"),
         (Attack::OneThreadTooMany, "the dataplane has 4 threads where 3 were expected"),
         (Attack::SenselessReport, "the seal report makes no sense"),
-        (Attack::EndsOnceLockedDown, "the dataplane exited with status 1: hostile: the end"),
     ] {
         let log = Attacked::start(attack).assert_ends(1);
         assert!(log.contains(named), "{attack:?}: {log}");
     }
+    // Its error is in the helper's line, unless the interface could be handed over before the end was seen.
+    let log = Attacked::start(Attack::EndsOnceLockedDown).assert_ends(1);
+    let is_named = log.contains("the dataplane exited with status 1");
+    assert!(is_named && log.contains("hostile: the end"), "{log}");
     for (attack, named) in [
         (Attack::OpenUdpBeforeSealed, "OpenUdp is not permitted now"),
         (Attack::SecondLockedDown, "LockedDown is not permitted now"),
