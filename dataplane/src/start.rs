@@ -177,6 +177,9 @@ fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<(
     let failed = "start the control thread";
     let stack = stacks.take(CONTROL_STACK).map_err(|errno| refused(failed, errno))?;
     let mapped = reserved.mapped;
+    // With musl, std makes a key for what a thread drops at its end when the first one needs it, and one of two that
+    // do so at once deletes its own by calls that the filter does not allow. So it is made here.
+    let _makes_the_key = std::thread::current();
     let is_started = Arc::new(Barrier::new(2));
     let first_waits = Arc::clone(&is_started);
     let body = move || {

@@ -176,7 +176,10 @@ impl Drop for Hijacked {
             // It may have been killed meanwhile, with its process.
             let _ = ptrace::write(self.thread, address(self.code), self.original);
             let _ = ptrace::setregs(self.thread, self.before);
-            let _ = ptrace::detach(self.thread, None);
+            if ptrace::detach(self.thread, None).is_err() {
+                // Its end is the tracer's to see before the process can end.
+                let _ = waitpid(self.thread, Some(WaitPidFlag::__WALL));
+            }
         }
     }
 }

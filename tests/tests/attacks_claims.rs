@@ -12,8 +12,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use wgsep_tests::daemon::{Daemon, socket_path};
 use wgsep_tests::hijack::{
-    Hijacked, LIMIT, NO_DESCRIPTOR, Outcome, PAGE, PRIVATE, READ_WRITE, assert_fatal, descriptor,
-    hijack, map_page, serving, threads,
+    Hijacked, LIMIT, NO_DESCRIPTOR, Outcome, PAGE, PRIVATE, READ_WRITE, assert_ended_by,
+    assert_fatal, descriptor, hijack, map_page, serving, threads,
 };
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::scratch::Scratch;
@@ -432,17 +432,23 @@ fn attack_18_the_helper_can_send_on_no_other_socket_and_write_no_file() {
     }
 }
 
-/// A goodbye is no licence: what follows counts.
+/// A goodbye is no licence: what follows counts. The control thread is held, because it would end the process for a
+/// reply that it did not wait for.
 #[test]
 fn attack_18_a_goodbye_before_a_forbidden_call_hides_nothing() {
     require!(Wgsep);
     // Version, sequence number, and the number of the request.
     let goodbye = u64::from_le_bytes([wgsep_ipc::VERSION, 1, 0, 0, 0, 4, 0, 0]);
-    assert_fatal("socket after Bye", libc::SYS_socket, |daemon, worker| {
-        let page = map_page(worker);
-        let channel = descriptor(daemon, "helper's socket");
-        worker.write(page, &[goodbye]);
-        assert_eq!(worker.call(libc::SYS_write, &[channel, page, 6]), Outcome::Returned(6));
-        vec![libc::AF_INET as u64, libc::SOCK_DGRAM as u64, 0]
-    });
+    let daemon = serving();
+    let dataplane = daemon.dataplane();
+    let held = Hijacked::seize(dataplane, threads(dataplane)[1]);
+    let mut worker = hijack(&daemon);
+    let page = map_page(&mut worker);
+    let channel = descriptor(&daemon, "helper's socket");
+    worker.write(page, &[goodbye]);
+    assert_eq!(worker.call(libc::SYS_write, &[channel, page, 6]), Outcome::Returned(6));
+    let outcome =
+        worker.call(libc::SYS_socket, &[libc::AF_INET as u64, libc::SOCK_DGRAM as u64, 0]);
+    drop(held);
+    assert_ended_by("socket after Bye", outcome, daemon, dataplane);
 }
