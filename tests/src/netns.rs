@@ -12,7 +12,7 @@ use std::thread;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::process::{Process, output, run};
 use crate::sweep;
@@ -140,9 +140,12 @@ pub(crate) fn handle_path(name: &str) -> PathBuf {
     Path::new(HANDLES).join(name)
 }
 
-/// In a child between fork and exec: joins the namespace and asks to die with the parent thread.
+/// In a child between fork and exec: joins the namespace and asks to die with the parent thread. What the tests are
+/// run by may ignore SIGHUP, as nohup(1) does.
 fn enter(handle: &File) -> io::Result<()> {
     setns(handle, CloneFlags::CLONE_NEWNET)?;
+    // SAFETY: no handler is installed.
+    unsafe { signal(Signal::SIGHUP, SigHandler::SigDfl)? };
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     Ok(())
 }
