@@ -46,10 +46,14 @@ fn may_be_the_source(error: &io::Error) -> bool {
 pub(crate) fn cause_of(error: &io::Error) -> DropCause {
     match error.raw_os_error() {
         // EACCES: a route that prohibits it, or a broadcast address. EINVAL: a route of type blackhole, once
-        // no cached source and no segmentation can be the reason.
-        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL) => {
-            DropCause::SendNoRoute
-        }
+        // no cached source and no segmentation can be the reason. EADDRNOTAVAIL: no address of the family.
+        Some(
+            libc::ENETUNREACH
+            | libc::EHOSTUNREACH
+            | libc::EACCES
+            | libc::EINVAL
+            | libc::EADDRNOTAVAIL,
+        ) => DropCause::SendNoRoute,
         Some(libc::EPERM) => DropCause::SendForbidden,
         Some(libc::EMSGSIZE) => DropCause::SendTooLong,
         Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropCause::SendNoBuffer,
@@ -204,7 +208,9 @@ pub(crate) mod tests {
 
     #[test]
     fn a_route_that_drops_or_refuses_counts_as_none() {
-        for errno in [libc::EINVAL, libc::EACCES, libc::ENETUNREACH, libc::EHOSTUNREACH] {
+        for errno in
+            [libc::EINVAL, libc::EACCES, libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EADDRNOTAVAIL]
+        {
             assert_eq!(cause_of(&io::Error::from_raw_os_error(errno)), DropCause::SendNoRoute);
         }
     }

@@ -202,6 +202,11 @@ impl Reporter {
     }
 }
 
+/// Whether an address is one of an interface's link.
+fn has_scope(to: SocketAddr) -> bool {
+    matches!(to, SocketAddr::V6(to) if to.scope_id() != 0)
+}
+
 /// Why nothing is sent to a peer, and what to check.
 fn unsent_line(peer: PublicKey, to: SocketAddr, mark: u32, error: &io::Error) -> String {
     match udp::cause_of(error) {
@@ -215,6 +220,14 @@ fn unsent_line(peer: PublicKey, to: SocketAddr, mark: u32, error: &io::Error) ->
                 "{peer}: no route to its endpoint {to}: {error}; a route or rule of type blackhole has this effect, see: {ip} route show table all type blackhole, {ip} rule"
             )
         }
+        DropCause::SendNoRoute if error.raw_os_error() == Some(nix::libc::EADDRNOTAVAIL) => {
+            format!(
+                "{peer}: no address of this machine to send to its endpoint {to} from: {error}; see: ip -6 addr, sysctl net.ipv6.conf.all.disable_ipv6"
+            )
+        }
+        DropCause::SendNoRoute if has_scope(to) => format!(
+            "{peer}: no route to its endpoint {to}: {error}; the interface of its scope may be gone: set the endpoint again, with the interface's name behind %"
+        ),
         DropCause::SendNoRoute => {
             // Routes may depend on the mark.
             let mark = if mark == 0 { String::new() } else { format!(" mark {mark:#x}") };
@@ -327,6 +340,8 @@ mod tests {
                 "see: ip -6 route show table all type blackhole, ip -6 rule",
             ),
             (nix::libc::EINVAL, 0, "192.0.2.1:0", "check the port of its endpoint"),
+            (nix::libc::EADDRNOTAVAIL, 0, v6, "sysctl net.ipv6.conf.all.disable_ipv6"),
+            (nix::libc::ENETUNREACH, 0, "[fe80::1%2]:51820", "the interface's name behind %"),
             (nix::libc::EPERM, 7, v4, "see: nft list ruleset, ip xfrm policy"),
             (nix::libc::ENOBUFS, 7, v4, "tc -s qdisc"),
             (nix::libc::EAGAIN, 7, v4, "tc -s qdisc"),

@@ -147,7 +147,7 @@ fn writable<T, E: Into<io::Error>>(path: &str, result: core::result::Result<T, E
             ),
             (
                 &[Errno::ENOTDIR],
-                &format!("cannot write {path}: {DIRECTORY} is no directory; move it away"),
+                &format!("cannot write {path}: {DIRECTORY} is no directory, or a symbolic link to one; make it a directory: mkdir {DIRECTORY}, after it was moved away"),
             ),
         ],
     )
