@@ -196,6 +196,34 @@ fn an_mtu_that_takes_no_ipv6_is_refused_by_start_and_reload_alike() {
     assert_eq!(host.routes("-6"), ["fd66::/64", "fd66:1::/64"]);
 }
 
+/// As with wg-quick(8): with 1420 on a narrower link each full packet would leave in two fragments.
+#[test]
+fn without_an_mtu_the_interface_has_that_of_the_narrowest_path_to_an_endpoint() {
+    require!(Wgsep);
+    let host = Host::new().with_lan(&["192.0.2.1/24", "2001:db8::1/64"]);
+    let netns = &host.netns;
+    let up = |endpoints: &[&str]| {
+        let mut file = file("Address = 10.66.0.2/24", &[]);
+        for endpoint in endpoints {
+            let key = KeyPair::generate().public;
+            file += &format!("[Peer]\nPublicKey = {key}\nEndpoint = {endpoint}\n");
+        }
+        host.must("up", &file);
+        let link = host.link();
+        let (_, after) = link.split_once(" mtu ").unwrap();
+        after.split(' ').next().unwrap().to_owned()
+    };
+    assert_eq!(up(&[]), "1420", "no path is known");
+    netns.run("ip link set lan0 mtu 1460");
+    for endpoint in ["192.0.2.2:51820", "[2001:db8::2]:51820"] {
+        assert_eq!(up(&[endpoint]), "1380", "{endpoint}");
+    }
+    netns.run("ip route add default via 192.0.2.9 mtu 1400");
+    assert_eq!(up(&[]), "1320", "the default route's");
+    netns.run("ip route add 192.0.2.77 dev lan0 mtu 1370");
+    assert_eq!(up(&["192.0.2.2:51820", "192.0.2.77:51820"]), "1290");
+}
+
 /// Of a repeated key the last line counts, or all of them do; and a list is split at blanks, too.
 #[test]
 fn repeated_keys_are_read_as_wg_quick_reads_them() {
