@@ -5,7 +5,7 @@ use std::env;
 
 /// The variable that names the way.
 const VARIABLE: &str = "WGSEP_ATTACKS_AS";
-/// A uid that nobody has.
+/// An unallocated uid.
 const USER: &str = "61001";
 
 /// A way of starting wgsep.

@@ -29,7 +29,7 @@ use wgsep_tests::{require, tun_device, wait};
 
 /// How long a start may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
-/// A uid that nobody has.
+/// An unallocated uid.
 const USER: u32 = 61_001;
 /// Starts during which a tracer tries to attach.
 const TRACED_STARTS: usize = 100;

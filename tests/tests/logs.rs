@@ -421,7 +421,7 @@ fn a_prohibited_and_a_broadcast_endpoint_have_no_route_by_the_mark() {
     }
 }
 
-/// The kernel answers EINVAL, of which nobody thinks of a route.
+/// The kernel answers EINVAL, which does not suggest a route.
 #[test]
 fn an_endpoint_behind_a_blackhole_has_no_route() {
     require!(Wgsep);
