@@ -71,7 +71,13 @@ impl Processes {
                 "the helper {helper} has no dataplane, or is just starting one; ask again, or see its log"
             ));
         };
-        if holds_listener(dataplane, helper, &status) == Some(false) {
+        // One that is just starting receives it in a moment.
+        let holds = || holds_listener(dataplane, helper, &status) != Some(false);
+        let mut tries = 0..20;
+        while !holds() && tries.next().is_some() {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        if !holds() {
             return Err(format!(
                 "the dataplane {dataplane} does not hold {path}, which another process serves, or is just starting; ask again, and else see who serves it: ss -xlp src {path}"
             ));
