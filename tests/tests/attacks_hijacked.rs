@@ -91,11 +91,7 @@ fn attack_02_executable_memory_kills() {
             vec![0, PAGE, protection, PRIVATE, NO_DESCRIPTOR, 0]
         });
     }
-    assert_fatal("mprotect", libc::SYS_mprotect, |_, worker| {
-        let mapped = worker.call(libc::SYS_mmap, &[0, PAGE, READ_WRITE, PRIVATE, NO_DESCRIPTOR, 0]);
-        let Outcome::Returned(memory) = mapped else { panic!("{mapped:?}") };
-        vec![memory.cast_unsigned(), PAGE, execute]
-    });
+    assert_fatal("mprotect", libc::SYS_mprotect, |_, worker| vec![map_page(worker), PAGE, execute]);
     assert_fatal("mmap of a descriptor", libc::SYS_mmap, |daemon, _| {
         let tun = descriptor(daemon, "tun");
         vec![0, PAGE, READ_WRITE, libc::MAP_SHARED as u64, tun, 0]
@@ -112,9 +108,8 @@ fn attack_02_nothing_of_the_program_can_be_unmapped() {
         return skip("this kernel has no mseal(2)");
     }
     let mut worker = hijack(&daemon);
-    let mapped = worker.call(libc::SYS_mmap, &[0, PAGE, READ_WRITE, PRIVATE, NO_DESCRIPTOR, 0]);
-    let Outcome::Returned(memory) = mapped else { panic!("{mapped:?}") };
-    let unmapped = worker.call(libc::SYS_munmap, &[memory.cast_unsigned(), PAGE]);
+    let memory = map_page(&mut worker);
+    let unmapped = worker.call(libc::SYS_munmap, &[memory, PAGE]);
     assert_eq!(unmapped, Outcome::Returned(0), "what it mapped itself");
     let mut kinds = BTreeSet::new();
     for (start, access, name) in mappings(&daemon) {
@@ -345,9 +340,7 @@ fn attack_16_log_lines_keep_their_tag_and_end_with_the_budget_of_the_hour() {
     const BUDGET: usize = 4 << 20;
     let daemon = serving();
     let (interface, mut worker) = (&daemon.interface, hijack(&daemon));
-    let mapped = worker.call(libc::SYS_mmap, &[0, PAGE, READ_WRITE, PRIVATE, NO_DESCRIPTOR, 0]);
-    let Outcome::Returned(memory) = mapped else { panic!("{mapped:?}") };
-    let memory = memory.cast_unsigned();
+    let memory = map_page(&mut worker);
     let mut log = |text: &str| {
         let mut bytes = text.as_bytes().to_vec();
         bytes.resize(text.len().next_multiple_of(8), 0);

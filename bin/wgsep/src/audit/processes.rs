@@ -15,7 +15,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// How long the daemon may take to have room for one more client.
+/// How long the daemon may take to have room for one more client, and its dataplane to have the listener.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The flag of a socket that listens, in /proc/net/unix (linux/net.h).
 const SO_ACCEPTCON: u32 = 1 << 16;
@@ -73,11 +73,12 @@ impl Processes {
         };
         // One that is just starting receives it in a moment.
         let holds = || holds_listener(dataplane, helper, &status) != Some(false);
-        let mut tries = 0..20;
-        while !holds() && tries.next().is_some() {
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
-        if !holds() {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds() {
+            if Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            }
             return Err(format!(
                 "the dataplane {dataplane} does not hold {path}, which another process serves, or is just starting; ask again, and else see who serves it: ss -xlp src {path}"
             ));
