@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
 use crate::daemon::Daemon;
+use crate::implementation::wgsep_program;
 use crate::process::run;
 
 /// A key pair in wg(8)'s base64.
@@ -174,6 +175,23 @@ impl Daemon {
     #[must_use]
     pub fn peers(&self) -> Vec<PeerState> {
         self.wg("show", "dump").lines().skip(1).map(peer_state).collect()
+    }
+
+    /// How many packets `wgsep stats` counts as dropped for this cause.
+    ///
+    /// # Panics
+    ///
+    /// When the daemon has no such cause.
+    #[track_caller]
+    #[must_use]
+    pub fn drops(&self, cause: &str) -> u64 {
+        let program = wgsep_program("wgsep");
+        let printed =
+            self.netns.run(format!("{} stats --json {}", program.display(), self.interface));
+        let statistics: Option<serde_json::Value> = serde_json::from_str(&printed).ok();
+        let packets = statistics.as_ref().and_then(|all| all["drops"][cause].as_u64());
+        let Some(packets) = packets else { panic!("no {cause} in {printed}") };
+        packets
     }
 
     /// Its only peer.

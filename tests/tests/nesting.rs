@@ -145,6 +145,32 @@ fn an_onion_works_and_one_that_contains_itself_sends_each_packet_once() {
     assert!(answers_at_once(&near.netns, right.side.inner(Family::V4)), "as if nothing had been");
 }
 
+/// As of AllowedIPs 0.0.0.0/1 and 128.0.0.0/1 without a route to the endpoint beside the tunnel. No session
+/// begins, so the datagrams that come back are initiations.
+#[test]
+fn initiations_that_are_routed_into_their_own_tunnel_are_dropped_as_a_loop() {
+    require!(Wgsep);
+    let daemon = Daemon::start(Wgsep, &Netns::new());
+    let (key, interface) = (KeyPair::generate(), &daemon.interface);
+    daemon.set_private_key(&key.private);
+    let peer = KeyPair::generate().public;
+    for (endpoint, allowed_ips, address) in [
+        ("192.0.2.2:7", "192.0.0.0/8", "192.168.9.1/16"),
+        ("[2001:db8::2]:7", "2001:db8::/32", "fd00::9/64"),
+    ] {
+        daemon.wg_set(format!("peer {peer} endpoint {endpoint} allowed-ips {allowed_ips}"));
+        daemon.netns.run(format!("ip addr add {address} dev {interface} nodad"));
+        daemon.netns.run(format!("ip link set {interface} up"));
+        daemon.netns.run(format!("ip route replace {allowed_ips} dev {interface}"));
+        let before = daemon.drops("loop");
+        let destination = endpoint.parse::<SocketAddr>().unwrap().ip();
+        assert_eq!(flood(&daemon.netns, destination, 3).received, 0);
+        wait::until(endpoint, Duration::from_secs(10), || daemon.drops("loop") > before);
+        assert_eq!(daemon.drops("staged_overflow"), 0);
+        daemon.wg_set(format!("peer {peer} remove"));
+    }
+}
+
 /// Waits until a daemon sends nothing any more.
 #[track_caller]
 fn until_quiet(daemon: &Daemon) {

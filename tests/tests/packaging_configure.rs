@@ -224,6 +224,32 @@ fn without_an_mtu_the_interface_has_that_of_the_narrowest_path_to_an_endpoint() 
     assert_eq!(up(&["192.0.2.2:51820", "192.0.2.77:51820"]), "1290");
 }
 
+/// As 0.0.0.0/1 and 128.0.0.0/1 do, which stand for a default route beside another one.
+#[test]
+fn an_endpoint_that_allowed_ips_lead_into_the_tunnel_is_named() {
+    require!(Wgsep);
+    let with = |endpoint: &str| {
+        let peer = file("Address = 10.66.0.2/24", &["0.0.0.0/1, 128.0.0.0/1, ::/1, 8000::/1"]);
+        format!("{peer}Endpoint = {endpoint}\n")
+    };
+    for (endpoint, address, route) in [
+        ("192.0.2.2:51820", "192.0.2.2", "192.0.2.0/24"),
+        ("[2001:db8::2]:51820", "2001:db8::2", "2001:db8::/64"),
+    ] {
+        let host = Host::new().with_lan(&["198.51.100.1/24", "fd10::1/64"]);
+        let text = format!("the route to the endpoint {address} leads into");
+        for action in ["up", "reload"] {
+            let said = host.configure(action, &with(endpoint));
+            assert!(said.status.success(), "{said:?}");
+            let said = String::from_utf8_lossy(&said.stderr).into_owned();
+            assert!(said.contains(&text) && said.lines().count() == 1, "{action}: {said}");
+        }
+        host.netns.run(format!("ip route add {route} dev lan0"));
+        let said = host.configure("reload", &with(endpoint));
+        assert!(said.status.success() && said.stderr.is_empty(), "{said:?}");
+    }
+}
+
 /// Of a repeated key the last line counts, or all of them do; and a list is split at blanks, too.
 #[test]
 fn repeated_keys_are_read_as_wg_quick_reads_them() {

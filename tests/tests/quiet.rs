@@ -14,7 +14,6 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, bind, sendto,
     setsockopt, socket, sockopt,
 };
-use serde_json::Value;
 use wgsep_tests::daemon::{Daemon, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
@@ -31,12 +30,6 @@ const LIMIT: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_secs(3);
 /// The router's address, at the peer.
 const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
-
-fn drops(daemon: &Daemon, cause: &str) -> u64 {
-    let line = format!("{} stats --json {}", wgsep_program("wgsep").display(), daemon.interface);
-    let statistics: Value = serde_json::from_str(&daemon.netns.run(line)).unwrap();
-    statistics["drops"][cause].as_u64().unwrap()
-}
 
 /// What Linux shows of the interface: its line of flags, and its details.
 fn shown(daemon: &Daemon) -> String {
@@ -110,12 +103,12 @@ impl Client {
         peer.netns.run(format!("ip addr replace {ROUTER}/64 dev {} nodad", peer.interface));
         peer.netns.run(format!("ip link set {} up", peer.interface));
         until_ping(netns, self.router.side.inner(Family::V6));
-        let before = drops(&self.daemon, "router_advertisement");
+        let before = self.daemon.drops("router_advertisement");
         for destination in ["fd77::1", "ff02::1"] {
             advertise(peer, destination.parse().unwrap());
         }
         wait::until("both advertisements were dropped", LIMIT, || {
-            drops(&self.daemon, "router_advertisement") >= before + 2
+            self.daemon.drops("router_advertisement") >= before + 2
         });
         // What the daemon let through before is through by now.
         until_ping(netns, self.router.side.inner(Family::V6));
@@ -349,7 +342,7 @@ fn a_hub_sends_its_spokes_no_redirects() {
         assert_eq!(ping(&spokes[0], other, 5).received, 5);
         assert_eq!(icmp_counter(&spokes[0], "InRedirects"), 0, "moved: {moved}");
         if moved {
-            assert!(drops(&hub, "solicitation_or_redirect") > 0, "the kernel sends them there");
+            assert!(hub.drops("solicitation_or_redirect") > 0, "the kernel sends them there");
         } else {
             assert_eq!(icmp_counter(&hub.netns, "OutRedirects"), 0);
         }

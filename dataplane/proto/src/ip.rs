@@ -6,7 +6,7 @@
     clippy::unwrap_used
 )]
 
-use crate::messages::{Message, ReceiverIndex};
+use crate::messages::Message;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const IPV4_HEADER_LEN: usize = 20;
@@ -163,18 +163,15 @@ impl UpperLayer {
     }
 }
 
-/// The receiver index of a packet that is itself a transport message, whole or its first fragment.
+/// The message that a packet carries in UDP, whole or in its first fragment.
 #[must_use]
-pub fn nested_receiver_index(packet: &[u8]) -> Option<ReceiverIndex> {
+pub fn nested_message(packet: &[u8]) -> Option<Message> {
     let datagram = match packet.first()? >> 4 {
         4 => udp_over_v4(packet),
         6 => udp_over_v6(packet),
         _ => None,
     }?;
-    match Message::parse(datagram.get(UDP_HEADER_LEN..)?)? {
-        Message::Transport(header) => Some(header.receiver_index),
-        _ => None,
-    }
+    Message::parse(datagram.get(UDP_HEADER_LEN..)?)
 }
 
 fn udp_over_v4(packet: &[u8]) -> Option<&[u8]> {
@@ -247,6 +244,13 @@ pub const fn padding(len: usize, mtu: usize) -> usize {
 mod tests {
     use super::*;
 
+    fn receiver_of_nested_transport(packet: &[u8]) -> Option<u32> {
+        match nested_message(packet)? {
+            Message::Transport(header) => Some(header.receiver_index),
+            _ => None,
+        }
+    }
+
     /// The last header before a transport message for 0x01020304: UDP, with the bytes that say so.
     fn nested(before_udp: &[u8]) -> Vec<u8> {
         let message = [4, 0, 0, 0, 4, 3, 2, 1].into_iter().chain([0; 24]);
@@ -260,13 +264,13 @@ mod tests {
             header[0] = 0x40 | words;
             header[6..8].copy_from_slice(&fragment);
             header[9] = protocol;
-            nested_receiver_index(&nested(&header))
+            receiver_of_nested_transport(&nested(&header))
         };
         let v6 = |headers: &[u8], next: u8| {
             let mut header = vec![0; IPV6_HEADER_LEN];
             (header[0], header[6]) = (0x60, next);
             header.extend(headers);
-            nested_receiver_index(&nested(&header))
+            receiver_of_nested_transport(&nested(&header))
         };
         for found in [
             v4(5, [0, 0], UDP),
@@ -287,9 +291,9 @@ mod tests {
             assert_eq!(other, None);
         }
         let whole = nested(&[&[0x45, 0, 0, 0, 0, 0, 0, 0, 0, UDP], [0; 10].as_slice()].concat());
-        assert!(nested_receiver_index(&whole).is_some());
+        assert!(receiver_of_nested_transport(&whole).is_some());
         for len in 0..whole.len() {
-            assert_eq!(nested_receiver_index(&whole[..len]), None, "{len} bytes");
+            assert_eq!(receiver_of_nested_transport(&whole[..len]), None, "{len} bytes");
         }
     }
 

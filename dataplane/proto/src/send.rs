@@ -2,7 +2,7 @@
 //!
 //! 1. `route`: the longest allowed IP that contains the destination selects the peer. Without one, or
 //!    if the peer has no endpoint, `unreachable` writes an ICMP error for the sender. A datagram that is
-//!    itself sealed for this peer is dropped. (sequential)
+//!    itself one of ours to this peer is dropped. (sequential)
 //! 2. `reserve_nonces`: under the peer's lock, either take the keypair and one nonce for each packet of
 //!    a run, together with the packets that were staged before, or stage the run and ask the control
 //!    thread for a handshake. A copy of the virtual machine in which the keypair was made always stages.
@@ -13,9 +13,10 @@
 
 use crate::data_path::{AllowedIpTable, DataPath, DropCause};
 use crate::icmp::{host_unreachable, may_answer};
-use crate::ip::{InnerPacket, nested_receiver_index, padding};
+use crate::index_table::Entry;
+use crate::ip::{InnerPacket, nested_message, padding};
 use crate::keypair::Keypair;
-use crate::messages::{TAG_LEN, TRANSPORT_HEADER_LEN};
+use crate::messages::{Initiation, Message, Response, SenderIndex, TAG_LEN, TRANSPORT_HEADER_LEN};
 use crate::ndisc::is_solicitation_or_redirect;
 use crate::peer::{Endpoint, Peer, PeerState, StagedPackets, event};
 use crate::time::Instant;
@@ -59,13 +60,40 @@ impl DataPath {
                     return Err(DropCause::SolicitationOrRedirect);
                 }
                 match allowed_ips.lookup(inner.destination) {
-                    Some(owner) if is_own_datagram(&owner.peer, packet) => Err(DropCause::Loop),
+                    Some(owner) if self.is_own_datagram(&owner.peer, packet) => {
+                        Err(DropCause::Loop)
+                    }
                     Some(owner) if owner.peer.has_endpoint() => Ok((&owner.peer, inner)),
                     Some(_) => Err(DropCause::NoEndpoint),
                     None => Err(DropCause::NoPeer),
                 }
             });
         found.inspect_err(|cause| self.drops.add(*cause, 1))
+    }
+
+    /// True if a packet is a datagram that we sent to this very peer and that was routed back to the
+    /// interface: sent to it again, a transport message would loop and grow, and a handshake message would
+    /// wait for the handshake it begins.
+    fn is_own_datagram(&self, peer: &Peer, packet: &[u8]) -> bool {
+        match nested_message(packet) {
+            Some(Message::Transport(header)) => {
+                peer.state().keypairs.seals_for(header.receiver_index)
+            }
+            Some(
+                Message::Initiation(Initiation { sender_index, .. })
+                | Message::Response(Response { sender_index, .. }),
+            ) => self.is_index_of(peer, sender_index),
+            Some(Message::CookieReply(_)) | None => false,
+        }
+    }
+
+    /// True if an index names a handshake or a keypair of this peer.
+    fn is_index_of(&self, peer: &Peer, index: SenderIndex) -> bool {
+        match self.index_table.lookup(index) {
+            Some(Entry::Handshake(of)) => of == peer.id(),
+            Some(Entry::Keypair(of, _)) => of.id() == peer.id(),
+            None => false,
+        }
     }
 
     /// Writes to `buffer` the ICMP error for a packet that [`Self::route`] refused with `cause`;
@@ -185,12 +213,6 @@ impl DataPath {
             self.mark(peer, event::HANDSHAKE);
         }
     }
-}
-
-/// True if a packet is a datagram that we sealed for this very peer and that was routed back to the
-/// interface: sealing it again would make it loop and grow. Only transport messages are examined.
-fn is_own_datagram(peer: &Peer, packet: &[u8]) -> bool {
-    nested_receiver_index(packet).is_some_and(|index| peer.state().keypairs.seals_for(index))
 }
 
 fn try_reserve(state: &mut PeerState, count: usize, now: Instant) -> Option<NonceReservation> {

@@ -240,6 +240,10 @@ fn unsent_line(peer: PublicKey, to: SocketAddr, mark: u32, error: &io::Error) ->
         DropCause::SendNoBuffer => format!(
             "{peer}: cannot send to {to}: {error}; the socket or the queue of the link is full, see: tc -s qdisc"
         ),
+        DropCause::SendTooLong => format!(
+            "{peer}: the way to {to} takes no handshake message, which is of up to 148 bytes: {error}; see the MTU in: ip route get {}",
+            to.ip()
+        ),
         _ => format!("{peer}: cannot send to {to}: {error}; check its endpoint"),
     }
 }
@@ -268,7 +272,7 @@ fn line(event: Event) -> String {
     match event {
         Event::HandshakeComplete { peer, .. } => format!("{peer}: handshake complete"),
         Event::HandshakeUnanswered(peer, to) => format!(
-            "{peer}: no answer to 3 initiations; check that it runs, that {to} is its address, that no firewall on the way drops UDP, and that each side has the other's public key"
+            "{peer}: no answer to 3 initiations; check that it runs, that {to} is its address and not routed into the tunnel itself, that no firewall on the way drops UDP, and that each side has the other's public key"
         ),
         Event::HandshakeGivenUp(peer) => format!(
             "{peer}: handshake given up, no answer to 20 initiations in 90 s; the next packet to it tries again"
@@ -345,7 +349,8 @@ mod tests {
             (nix::libc::EPERM, 7, v4, "see: nft list ruleset, ip xfrm policy"),
             (nix::libc::ENOBUFS, 7, v4, "tc -s qdisc"),
             (nix::libc::EAGAIN, 7, v4, "tc -s qdisc"),
-            (nix::libc::EMSGSIZE, 7, v4, "check its endpoint"),
+            (nix::libc::EMSGSIZE, 7, v4, "see the MTU in: ip route get 192.0.2.1"),
+            (nix::libc::EIO, 7, v4, "check its endpoint"),
         ] {
             let peer = key(1);
             let error = io::Error::from_raw_os_error(errno);
