@@ -4,7 +4,7 @@ use crate::control::{Control, End};
 use crate::helper::Helper;
 use crate::secret::{self, Allocates, Stacks};
 use crate::vm_clock::VmClock;
-use crate::worker::Worker;
+use crate::workers::worker::Worker;
 use crate::{log, sys};
 use std::ops::{Range, RangeInclusive};
 use std::sync::{Arc, Barrier};

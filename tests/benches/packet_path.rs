@@ -13,9 +13,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use wgsep_dataplane::offload::{Coalesce, Coalescer, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
 use wgsep_proto::allowed_ips::AllowedIps;
 use wgsep_proto::config::AllowedIp;
+use wgsep_proto::keypair::{SealJob, seal_batch};
 use wgsep_proto::messages::TRANSPORT_HEADER_LEN;
 use wgsep_proto::replay::ReplayWindow;
-use wgsep_proto::send::seal;
 use wgsep_tests::sim::packet;
 use wgsep_tests::sim::simulation::Simulation;
 
@@ -37,8 +37,13 @@ fn crypto(criterion: &mut Criterion) {
         group.throughput(Throughput::Bytes(len as u64));
         let mut datagram = vec![7; len + 32];
         group.bench_function(BenchmarkId::from_parameter(len), |bencher| {
-            bencher
-                .iter(|| seal(&reservation.keypair, reservation.first_counter, &mut datagram, len));
+            bencher.iter(|| {
+                seal_batch([SealJob {
+                    keypair: &reservation.keypair,
+                    counter: reservation.first_counter,
+                    datagram: &mut datagram,
+                }]);
+            });
         });
         group.finish();
 

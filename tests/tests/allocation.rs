@@ -5,12 +5,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use wgsep_dataplane::offload::{Coalesce, Coalescer, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
 use wgsep_proto::ip::Ecn;
-use wgsep_proto::messages::{Message, TAG_LEN, TRANSPORT_HEADER_LEN};
+use wgsep_proto::path::inbound::{InboundBatch, Parsed};
+use wgsep_proto::path::outbound::{OutboundBatch, Whole};
 use wgsep_proto::peer::Endpoint;
-use wgsep_proto::receive::Received;
-use wgsep_proto::send::{datagram_len, seal};
 use wgsep_tests::sim::packet;
 use wgsep_tests::sim::simulation::Simulation;
+
+/// Packets of a batch: more than are sealed at once.
+const PACKETS: usize = 40;
 
 /// The system's allocator, which counts for each thread.
 struct Counting;
@@ -69,35 +71,62 @@ fn routing_sealing_opening_and_accepting_allocate_nothing() {
     let plain = packet::request(from.inner_v4(), to.inner_v4(), 1420, 0, 0);
     let (outward, inward) = (from.device.data_path(), to.device.data_path());
     let (allowed_ips, back) = (outward.allowed_ips.reader(), inward.allowed_ips.reader());
-    let mut datagram = vec![0; datagram_len(plain.len(), 1420)];
-    let endpoint = Endpoint::new(from.address);
+    let packets = plain.repeat(PACKETS);
+    let mut datagrams = vec![0; 0x10000];
+    let mut outbound = OutboundBatch::with_capacity(PACKETS, PACKETS);
+    let mut inbound = InboundBatch::with_capacity(1, PACKETS);
     let mut arrived = 0;
     let counted = allocations(|| {
-        for _ in 0..1000 {
-            let (peer, inner) = outward.route(allowed_ips.value(), &plain).unwrap();
-            let reservation =
-                outward.reserve_nonces(peer, 1, now, |_| panic!("there is a keypair")).unwrap();
-            let end = TRANSPORT_HEADER_LEN + inner.len;
-            datagram[TRANSPORT_HEADER_LEN..end].copy_from_slice(&plain);
-            assert!(seal(
-                &reservation.keypair,
-                reservation.first_counter,
-                &mut datagram,
-                inner.len
-            ));
-            let Some(Message::Transport(header)) = Message::parse(&datagram) else { panic!() };
-            let index = header.receiver_index;
-            let (peer, keypair) = inward.index_table.lookup_keypair(index).unwrap();
-            let sealed = &mut datagram[TRANSPORT_HEADER_LEN..];
-            keypair.open(header.counter, sealed, now).unwrap();
-            let (peer, keypair, counter) = (&peer, &keypair, header.counter);
-            let received = Received { peer, keypair, counter, endpoint, ecn: Ecn::NOT_CAPABLE };
-            let plaintext = sealed.len() - TAG_LEN;
-            let accepted = inward.accept(&received, back.value(), &mut sealed[..plaintext], now);
-            arrived += usize::from(accepted.is_some());
+        for _ in 0..100 {
+            for number in 0..PACKETS {
+                let bytes = number * plain.len()..(number + 1) * plain.len();
+                let whole = |packet: &[u8]| Some(Whole(packet.len()));
+                outbound.route(outward, allowed_ips.value(), &packets, bytes, whole).unwrap();
+            }
+            outbound.reserve_nonces(outward, &packets, &mut datagrams, now);
+            assert!(outbound.seal(outward, &packets, &mut datagrams));
+            inbound.begin_read(Endpoint::new(from.address), Ecn::NOT_CAPABLE);
+            outbound.send(|_, _, sealed| {
+                for datagram in sealed {
+                    let parsed = inbound.parse(inward, &datagrams, datagram.bytes.clone());
+                    assert_eq!(parsed, Parsed::Transport);
+                }
+                datagrams.len()
+            });
+            outbound.clear();
+            inbound.open(inward, &mut datagrams, now);
+            for number in 0..inbound.len() {
+                let packet = inbound.accept(number, inward, back.value(), &mut datagrams, now);
+                arrived += usize::from(packet.is_some_and(|packet| datagrams[packet] == plain));
+            }
+            inbound.clear();
         }
     });
-    assert_eq!((arrived, counted), (1000, 0));
+    assert_eq!((arrived, counted), (100 * PACKETS, 0));
+}
+
+/// As a library, too, once its memory has grown to what is sent at once.
+#[test]
+fn a_device_allocates_nothing_for_a_packet() {
+    let (mut simulation, a, b) = Simulation::pair(1);
+    assert!(simulation.reaches(a, b));
+    let (now, address) = (simulation.now(), simulation.host(a).address);
+    let (source, destination) = (simulation.host(a).inner_v4(), simulation.host(b).inner_v4());
+    let plain = packet::request(source, destination, 1420, 0, 0);
+    let mut wire = vec![0; 2048];
+    let mut carry = |simulation: &mut Simulation| {
+        simulation.host_mut(a).device.encapsulate(&plain, now);
+        let device = &mut simulation.host_mut(a).device;
+        let transmit = device.poll_transmit().unwrap();
+        let len = transmit.datagram.len();
+        wire[..len].copy_from_slice(transmit.datagram);
+        let device = &mut simulation.host_mut(b).device;
+        let from = Endpoint::new(address);
+        let packet = device.decapsulate(from, Ecn::NOT_CAPABLE, &mut wire[..len], now);
+        assert_eq!(packet, Some(&plain[..]));
+    };
+    carry(&mut simulation);
+    assert_eq!(allocations(|| (0..100).for_each(|_| carry(&mut simulation))), 0);
 }
 
 #[test]

@@ -3,9 +3,11 @@
 
 use std::net::SocketAddr;
 use std::time::Duration;
+use wgsep_proto::control_plane::{
+    Event, UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME,
+};
 use wgsep_proto::cookie::{COOKIE_SECRET_LATENCY, COOKIE_SECRET_MAX_AGE};
 use wgsep_proto::data_path::DropCause;
-use wgsep_proto::device::{Event, UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME};
 use wgsep_proto::ratelimiter::PACKETS_BURSTABLE;
 use wgsep_proto::tai64n::Tai64n;
 use wgsep_proto::timers::REKEY_TIMEOUT;

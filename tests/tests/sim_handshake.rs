@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 use wgsep_proto::config::Configuration;
+use wgsep_proto::control_plane::Event;
 use wgsep_proto::data_path::DropCause;
-use wgsep_proto::device::Event;
 use wgsep_proto::keypair::{REJECT_AFTER_TIME, REKEY_AFTER_TIME};
 use wgsep_proto::keys::{PresharedKey, PrivateKey, PublicKey};
 use wgsep_proto::timers::{RECEIVE_REKEY_AGE, REKEY_TIMEOUT};

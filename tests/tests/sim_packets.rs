@@ -4,12 +4,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 use wgsep_proto::config::Configuration;
+use wgsep_proto::control_plane::Event;
 use wgsep_proto::data_path::DropCause;
-use wgsep_proto::device::Event;
 use wgsep_proto::ip::Ecn;
-use wgsep_proto::messages::TRANSPORT_HEADER_LEN;
+use wgsep_proto::path::outbound::{OutboundBatch, Whole};
 use wgsep_proto::peer::{Endpoint, Source};
-use wgsep_proto::send::{datagram_len, seal};
 use wgsep_proto::tai64n::Tai64n;
 use wgsep_proto::timers::{KEEPALIVE_TIMEOUT, REKEY_TIMEOUT, ZERO_KEY_MATERIAL_TIME};
 use wgsep_tests::sim::dice::Dice;
@@ -88,7 +87,7 @@ fn what_was_refused_is_not_counted_as_received() {
 #[test]
 fn cookie_replies_count_for_nobody() {
     let (mut simulation, a, b) = Simulation::pair(3);
-    simulation.host_mut(b).waiting = wgsep_proto::device::UNDER_LOAD_THRESHOLD;
+    simulation.host_mut(b).waiting = wgsep_proto::control_plane::UNDER_LOAD_THRESHOLD;
     assert!(!simulation.reaches(a, b));
     assert_eq!(simulation.count(b, Kind::CookieReply), 1);
     assert_eq!((simulation.peer(a, b).rx_bytes, simulation.peer(a, b).tx_bytes), (0, 148));
@@ -449,13 +448,20 @@ fn padding_is_zeros_whatever_the_buffer_held() {
     simulation.inject(from, host, &confirmation);
     let data_path = simulation.host(host).device.data_path();
     let allowed_ips = data_path.allowed_ips.reader();
-    let peer = &allowed_ips.value().lookup(theirs).unwrap().peer;
-    let reservation = data_path.reserve_nonces(peer, 1, simulation.now().instant, |_| 0).unwrap();
-    let mut datagram = vec![0xff; datagram_len(84, 1420)];
-    datagram[TRANSPORT_HEADER_LEN..][..84].copy_from_slice(&request);
-    assert!(seal(&reservation.keypair, reservation.first_counter, &mut datagram, 84));
+    let mut batch = OutboundBatch::with_capacity(1, 1);
+    let whole = |packet: &[u8]| Some(Whole(packet.len()));
+    let answer = packet::reply(&request).unwrap();
+    batch.route(data_path, allowed_ips.value(), &answer, 0..answer.len(), whole).unwrap();
+    let mut datagrams = vec![0xff; 2048];
+    batch.reserve_nonces(data_path, &answer, &mut datagrams, simulation.now().instant);
+    assert!(batch.seal(data_path, &answer, &mut datagrams));
+    let mut datagram = Vec::new();
+    batch.send(|_, _, sealed| {
+        datagram = datagrams[sealed[0].bytes.clone()].to_vec();
+        datagram.len()
+    });
     let (_, padded) = session.open(&datagram);
-    assert_eq!((&padded[..84], &padded[84..]), (&request[..], &[0; 12][..]));
+    assert_eq!((&padded[..84], &padded[84..]), (&answer[..], &[0; 12][..]));
 }
 
 // ---------------------------------------------------------------- congestion

@@ -6,13 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
-use wgsep_proto::data_path::DataPath;
+use wgsep_proto::data_path::{AllowedIpTable, DataPath, DropCause};
 use wgsep_proto::ip::Ecn;
-use wgsep_proto::keypair::Keypair;
-use wgsep_proto::messages::{Message, TRANSPORT_HEADER_LEN};
+use wgsep_proto::messages::Message;
+use wgsep_proto::path::inbound::{InboundBatch, Parsed};
+use wgsep_proto::path::outbound::{OutboundBatch, Whole};
 use wgsep_proto::peer::Endpoint;
-use wgsep_proto::receive::Received;
-use wgsep_proto::send::{datagram_len, seal};
 use wgsep_proto::time::Instant;
 use wgsep_tests::sim::host::HostId;
 use wgsep_tests::sim::link::Kind;
@@ -25,9 +24,11 @@ const ROUNDS: usize = 300;
 /// Datagrams that the workers of one device send and those of the other take.
 type Wire = Mutex<Vec<Vec<u8>>>;
 
-/// A nonce: the keypair, by its address, and the counter. The keypair is kept so that no other can
-/// have the same address.
-type Nonce = (Arc<Keypair>, u64);
+/// A nonce of one device: the receiver index, which stands for the keypair, and the counter.
+type Nonce = (u32, u64);
+
+/// Packets that a worker sends at once.
+const PACKETS: usize = 3;
 
 /// What one worker of a device does.
 struct Worker {
@@ -40,58 +41,64 @@ struct Worker {
 }
 
 impl Worker {
-    /// Sends three packets and receives what is there, until `stop` is set; returns the nonces used.
+    /// Sends packets and receives what is there, until `stop` is set; returns the nonces used.
     fn run(&self, stop: &AtomicBool) -> Vec<Nonce> {
         let mut nonces = Vec::new();
         let mut allowed_ips = self.data_path.allowed_ips.reader();
+        let (mut outbound, mut inbound) =
+            (OutboundBatch::with_capacity(PACKETS, 256), InboundBatch::with_capacity(1, 1024));
         while !stop.load(Ordering::Relaxed) {
             allowed_ips.refresh(&self.data_path.allowed_ips);
-            if let Ok((peer, _)) = self.data_path.route(allowed_ips.value(), &self.packet) {
-                let reservation = self.data_path.reserve_nonces(peer, 3, self.now, |staged| {
-                    (0..3).map(|_| staged.stage_packet(&self.packet)).sum()
-                });
-                if let Some(reservation) = reservation {
-                    let count = reservation.staged.len() as u64 + 3;
-                    for counter in reservation.first_counter..reservation.first_counter + count {
-                        nonces.push((Arc::clone(&reservation.keypair), counter));
-                        self.send(&reservation.keypair, counter);
-                    }
-                }
-            }
-            let arrived = std::mem::take(&mut *self.inward.lock().unwrap());
-            for datagram in arrived {
-                self.receive(allowed_ips.value(), datagram);
-            }
+            self.send(allowed_ips.value(), &mut outbound, &mut nonces);
+            self.receive(allowed_ips.value(), &mut inbound);
         }
         nonces
     }
 
-    fn send(&self, keypair: &Keypair, counter: u64) {
-        let mut datagram = vec![0; datagram_len(self.packet.len(), 1420)];
-        datagram[TRANSPORT_HEADER_LEN..][..self.packet.len()].copy_from_slice(&self.packet);
-        assert!(seal(keypair, counter, &mut datagram, self.packet.len()));
-        self.outward.lock().unwrap().push(datagram);
+    fn send(
+        &self,
+        allowed_ips: &AllowedIpTable,
+        batch: &mut OutboundBatch<Whole>,
+        nonces: &mut Vec<Nonce>,
+    ) {
+        let packets = self.packet.repeat(PACKETS);
+        let mut memory = vec![0; 0x10000];
+        for number in 0..PACKETS {
+            let bytes = number * self.packet.len()..(number + 1) * self.packet.len();
+            let whole = |packet: &[u8]| Some(Whole(packet.len()));
+            let _no_peer = batch.route(&self.data_path, allowed_ips, &packets, bytes, whole);
+        }
+        batch.reserve_nonces(&self.data_path, &packets, &mut memory, self.now);
+        while batch.seal(&self.data_path, &packets, &mut memory) {
+            batch.send(|_, _, datagrams| {
+                for datagram in datagrams {
+                    let bytes = memory[datagram.bytes.clone()].to_vec();
+                    let Some(Message::Transport(header)) = Message::parse(&bytes) else { panic!() };
+                    nonces.push((header.receiver_index, header.counter));
+                    self.outward.lock().unwrap().push(bytes);
+                }
+                0
+            });
+        }
+        batch.clear();
     }
 
-    fn receive(&self, allowed_ips: &wgsep_proto::data_path::AllowedIpTable, mut datagram: Vec<u8>) {
-        let Some(Message::Transport(header)) = Message::parse(&datagram) else { panic!() };
-        let Some((peer, keypair)) =
-            self.data_path.index_table.lookup_keypair(header.receiver_index)
-        else {
-            return;
-        };
-        let sealed = &mut datagram[TRANSPORT_HEADER_LEN..];
-        // What came by a live index is authentic, whatever happened to the peer meanwhile.
-        assert_eq!(keypair.open(header.counter, sealed, self.now), Ok(()));
-        let end = sealed.len() - 16;
-        let received = Received {
-            peer: &peer,
-            keypair: &keypair,
-            counter: header.counter,
-            endpoint: self.from,
-            ecn: Ecn::NOT_CAPABLE,
-        };
-        self.data_path.accept(&received, allowed_ips, &mut sealed[..end], self.now);
+    fn receive(&self, allowed_ips: &AllowedIpTable, batch: &mut InboundBatch) {
+        let arrived = std::mem::take(&mut *self.inward.lock().unwrap());
+        let mut memory = arrived.concat();
+        batch.begin_read(self.from, Ecn::NOT_CAPABLE);
+        let mut start = 0;
+        for datagram in &arrived {
+            let end = start + datagram.len();
+            let parsed = batch.parse(&self.data_path, &memory, start..end);
+            assert_ne!(parsed, Parsed::Handshake);
+            start = end;
+        }
+        batch.open(&self.data_path, &mut memory, self.now);
+        for number in 0..batch.len() {
+            batch.accept(number, &self.data_path, allowed_ips, &mut memory, self.now);
+        }
+        batch.clear();
     }
 }
 
@@ -138,7 +145,7 @@ fn no_nonce_is_used_twice_and_no_index_leaks_whatever_happens_meanwhile() {
     }
     let stop = AtomicBool::new(false);
     let workers = workers(&simulation, [a, b]);
-    let nonces: Vec<Nonce> = thread::scope(|scope| {
+    let nonces: Vec<(usize, Nonce)> = thread::scope(|scope| {
         let running: Vec<_> =
             workers.iter().map(|worker| scope.spawn(|| worker.run(&stop))).collect();
         for round in 0..ROUNDS {
@@ -150,12 +157,18 @@ fn no_nonce_is_used_twice_and_no_index_leaks_whatever_happens_meanwhile() {
             thread::sleep(Duration::from_micros(200));
         }
         stop.store(true, Ordering::Relaxed);
-        running.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+        let of_device = |(number, worker): (usize, thread::ScopedJoinHandle<'_, Vec<Nonce>>)| {
+            worker.join().unwrap().into_iter().map(move |nonce| (number % 2, nonce))
+        };
+        running.into_iter().enumerate().flat_map(of_device).collect()
     });
-    let distinct: BTreeSet<_> =
-        nonces.iter().map(|(keypair, counter)| (Arc::as_ptr(keypair), *counter)).collect();
+    let distinct: BTreeSet<_> = nonces.iter().collect();
     assert_eq!(distinct.len(), nonces.len(), "a nonce was used twice");
     assert!(nonces.len() > ROUNDS, "{} packets are no test", nonces.len());
+    // What came by a live index is authentic, whatever happened to the peer meanwhile.
+    for host in [a, b] {
+        assert_eq!(simulation.host(host).drops(DropCause::Unauthentic), 0);
+    }
     assert!(simulation.count(a, Kind::Initiation) + simulation.count(b, Kind::Initiation) > 10);
 
     simulation.change_peer(b, a, |peer| peer.remove = true);

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
+use wgsep_proto::control_plane::Event;
 use wgsep_proto::data_path::DropCause;
-use wgsep_proto::device::Event;
 use wgsep_proto::keypair::{REJECT_AFTER_TIME, REKEY_AFTER_TIME};
 use wgsep_proto::peer::MAX_STAGED_PACKETS;
 use wgsep_proto::time::Instant;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use wgsep_proto::control_plane::Event;
 use wgsep_proto::data_path::{DropCause, GenerationCounter};
-use wgsep_proto::device::Event;
 use wgsep_proto::keypair::REJECT_AFTER_TIME;
 use wgsep_proto::timers::REKEY_TIMEOUT;
 use wgsep_tests::sim::host::HostId;

@@ -107,7 +107,7 @@ fn run(script: &[u8]) -> Outcome {
         for (end, under_way) in ends.iter_mut().zip(under_way.iter_mut().rev()) {
             while let Some(transmit) = end.poll_transmit() {
                 outcome.datagrams += 1;
-                under_way.push_back(transmit.datagram);
+                under_way.push_back(transmit.datagram.to_vec());
             }
         }
     }

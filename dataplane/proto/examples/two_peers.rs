@@ -68,7 +68,7 @@ impl End {
         while let Some(transmit) = self.tunnel.poll_transmit() {
             println!("  {} bytes to {}", transmit.datagram.len(), transmit.endpoint.destination);
             // A datagram to an end that has exited is lost, as on a network.
-            let _lost = self.to_other.send(transmit.datagram);
+            let _lost = self.to_other.send(transmit.datagram.to_vec());
         }
     }
 }

@@ -50,7 +50,7 @@ pub struct AllowedIpChange {
     pub remove: bool,
 }
 
-/// A whole `set` transaction, parsed and checked; `Device::configure` applies it in one go.
+/// A whole `set` transaction, parsed and checked; `ControlPlane::configure` applies it in one go.
 #[derive(Clone, Default)]
 pub struct Configuration {
     /// `private_key`: `Some(None)` clears it.

@@ -358,7 +358,7 @@ impl DataPath {
     }
 
     /// Whether this virtual machine is a copy of the one in which the keypairs were made; then
-    /// [`Device::vm_notification`](crate::device::Device::vm_notification) is due.
+    /// [`ControlPlane::vm_notification`](crate::control_plane::ControlPlane::vm_notification) is due.
     #[must_use]
     pub fn is_in_a_copy(&self) -> bool {
         self.generation.get().is_some_and(|generation| {

@@ -56,6 +56,46 @@ pub enum OpenError {
     Unauthentic,
 }
 
+/// A datagram that is sealed in place: 16 bytes for the header, the padded packet, and 16 bytes for the tag.
+pub struct SealJob<'b> {
+    /// The keypair that seals it.
+    pub keypair: &'b Keypair,
+    /// Its nonce, which is of this keypair and used once.
+    pub counter: u64,
+    /// At least 32 bytes, with a packet of at most [`MAX_INNER_LEN`].
+    pub datagram: &'b mut [u8],
+}
+
+/// Seals datagrams, of any keypairs and lengths.
+pub fn seal_batch<'b>(jobs: impl IntoIterator<Item = SealJob<'b>>) {
+    for SealJob { keypair, counter, datagram } in jobs {
+        let sealed = keypair.seal(counter, datagram);
+        debug_assert!(sealed, "the caller checks the length");
+        if !sealed {
+            datagram.fill(0);
+        }
+    }
+}
+
+/// A transport message that is opened in place.
+pub struct OpenJob<'b> {
+    /// The keypair that its receiver index names.
+    pub keypair: &'b Keypair,
+    /// The counter of its header.
+    pub counter: u64,
+    /// What follows the header: the packet and 16 bytes of tag. If it does not open, its content is undefined.
+    pub sealed: &'b mut [u8],
+    /// Set to whether it opened.
+    pub result: &'b mut Result<(), OpenError>,
+}
+
+/// Opens messages, of any keypairs and lengths.
+pub fn open_batch<'b>(jobs: impl IntoIterator<Item = OpenJob<'b>>, now: Instant) {
+    for OpenJob { keypair, counter, sealed, result } in jobs {
+        *result = keypair.open(counter, sealed, now);
+    }
+}
+
 impl Keypair {
     /// Creates a keypair whose age counts from `now`.
     #[must_use]

@@ -1,8 +1,8 @@
 //! The WireGuard protocol as a pure state machine: no sockets, no threads, no clock.
 //!
 //! [`tunnel::Tunnel`] is a tunnel to one peer, [`device::Device`] an interface with many. The caller passes
-//! the time and the random numbers, so that a test can run days of protocol in milliseconds. `send` and
-//! `receive` are the two paths of a packet; each opens with its stages.
+//! the time and the random numbers, so that a test can run days of protocol in milliseconds. [`path`] is what
+//! both call for packets, and a program with threads of its own; it opens with the stages of a packet.
 //!
 //! ```
 //! use std::time::Duration;
@@ -25,13 +25,13 @@
 //!
 //! let packet = [&[0x45, 0, 0, 22][..], &[0; 16], b"hi"].concat(); // 22 bytes of IPv4
 //! a.encapsulate(&packet, now);
-//! let mut initiation = a.poll_transmit().unwrap();
+//! let initiation = a.poll_transmit().unwrap();
 //! assert_eq!(initiation.endpoint.destination, there);
-//! assert_eq!(b.decapsulate(here, &mut initiation.datagram, now), None);
-//! let mut response = b.poll_transmit().unwrap();
-//! assert_eq!(a.decapsulate(there, &mut response.datagram, now), None);
-//! let mut data = a.poll_transmit().unwrap();
-//! assert_eq!(b.decapsulate(here, &mut data.datagram, now), Some(&packet[..]));
+//! assert_eq!(b.decapsulate(here, initiation.datagram, now), None);
+//! let response = b.poll_transmit().unwrap();
+//! assert_eq!(a.decapsulate(there, response.datagram, now), None);
+//! let data = a.poll_transmit().unwrap();
+//! assert_eq!(b.decapsulate(here, data.datagram, now), Some(&packet[..]));
 //! ```
 //!
 //! Sources: the WireGuard whitepaper (Donenfeld, 2020) and Linux `drivers/net/wireguard`.
@@ -40,13 +40,14 @@
 pub mod aead;
 pub mod allowed_ips;
 pub mod config;
+pub mod control_plane;
 pub mod cookie;
 pub mod data_path;
 pub mod device;
 pub mod handshake;
 pub mod icmp;
 pub mod index_table;
-pub mod inline;
+
 pub mod ip;
 pub mod keypair;
 pub mod keys;
@@ -54,9 +55,9 @@ pub mod messages;
 mod ndisc;
 pub mod peer;
 pub mod ratelimiter;
-pub mod receive;
+
+pub mod path;
 pub mod replay;
-pub mod send;
 mod symmetric;
 pub mod tai64n;
 pub mod time;

@@ -1,6 +1,6 @@
 //! The state of a peer that the threads share: keypairs, endpoint, staged packets, timers and counters.
 //!
-//! The rest of a peer belongs to the control thread (see `device`): its handshake, its cookie, the list
+//! The rest of a peer belongs to the control thread (see `control`): its handshake, its cookie, the list
 //! of its allowed IPs.
 
 use crate::keypair::Keypairs;

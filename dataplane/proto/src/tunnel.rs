@@ -15,6 +15,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 /// what [`Self::poll_transmit`] gives.
 pub struct Tunnel {
     device: Device,
+    peer: PublicKey,
 }
 
 impl Tunnel {
@@ -29,7 +30,8 @@ impl Tunnel {
         random: Box<dyn Random>,
     ) -> Self {
         let everything = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-        let mut peer = PeerConfiguration::new(peer);
+        let public_key = peer;
+        let mut peer = PeerConfiguration::new(public_key);
         peer.preshared_key = preshared_key;
         peer.endpoint = endpoint;
         peer.allowed_ips = everything
@@ -46,17 +48,16 @@ impl Tunnel {
         };
         device.configure(configuration, start);
         device.set_up(true, start);
-        Self { device }
+        Self { device, peer: public_key }
     }
 
     /// Sets the seconds between persistent keepalives; 0 for none.
-    pub fn set_persistent_keepalive(&mut self, peer: PublicKey, seconds: u16, now: Now) {
-        let mut change = PeerConfiguration::new(peer);
+    pub fn set_persistent_keepalive(&mut self, seconds: u16, now: Now) {
+        let mut change = PeerConfiguration::new(self.peer);
         change.update_only = true;
         change.persistent_keepalive_interval = Some(seconds);
         self.device
             .configure(Configuration { peers: vec![change], ..Configuration::default() }, now);
-        self.device.flush(now);
     }
 
     /// Sends an IP packet; without a keypair it is staged and a handshake started.
@@ -82,11 +83,11 @@ impl Tunnel {
 
     /// Expires the timers that are due.
     pub fn handle_timeout(&mut self, now: Now) {
-        self.device.advance(now);
+        self.device.handle_timeout(now);
     }
 
     /// A datagram to send, if any.
-    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+    pub fn poll_transmit(&mut self) -> Option<Transmit<'_>> {
         self.device.poll_transmit()
     }
 }

@@ -7,14 +7,14 @@
 //! With `debug` the repetitions are logged, too.
 
 use crate::line_limit::LineLimit;
-use crate::udp;
+use crate::packets::udp;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::mem::{Discriminant, discriminant};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+use wgsep_proto::control_plane::Event;
 use wgsep_proto::data_path::DropCause;
-use wgsep_proto::device::Event;
 use wgsep_proto::keys::PublicKey;
 use wgsep_proto::time::Instant;
 

@@ -1,6 +1,6 @@
 //! The control thread, which handles everything but transport packets.
 //!
-//! It alone owns the [`Device`]. It waits for UAPI clients, the helper, the interface's state, the
+//! It alone owns the [`ControlPlane`]. It waits for UAPI clients, the helper, the interface's state, the
 //! earliest timer and the peers that workers mark as dirty, and after each round sends what that caused.
 //! An operation that needs the helper is a job; jobs run one after the other, and nothing else waits for
 //! them.
@@ -16,17 +16,17 @@ use self::port::PortRetry;
 use self::probe::{LinkProbe, PROBE_INTERVAL};
 use self::sources::SourceCheck;
 use crate::clock;
-use crate::gso::Gso;
 use crate::helper::Helper;
 use crate::line_limit::LineLimit;
 use crate::link::{LinkMonitor, LinkState};
+use crate::packets::gso::Gso;
+use crate::packets::udp::{self, SourceOutcome};
 use crate::random::KernelRandom;
 use crate::secret;
-use crate::shared::{QueuedHandshake, Shared};
 use crate::start::Arguments;
 use crate::uapi::{ClientId, Operation, Server, UdpStatus};
-use crate::udp::{self, SourceOutcome};
 use crate::vm_clock::VmClock;
+use crate::workers::shared::{QueuedHandshake, Shared};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -37,8 +37,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use wgsep_ipc::Request;
 use wgsep_proto::config::Configuration;
-use wgsep_proto::device::{
-    CryptoJob, Device, HandshakeDatagram, JobRunner, MAX_QUEUED_HANDSHAKES, Transmit,
+use wgsep_proto::control_plane::{
+    ControlPlane, CryptoJob, HandshakeDatagram, HandshakeTransmit, JobRunner, MAX_QUEUED_HANDSHAKES,
 };
 use wgsep_proto::messages::TRANSPORT_OVERHEAD;
 use wgsep_proto::time::Instant;
@@ -107,7 +107,7 @@ enum Awaiting {
 /// value that is moved into it may bring parts of a key in its padding.
 pub(crate) struct Control {
     shared: Arc<Shared>,
-    device: Box<Device>,
+    device: Box<ControlPlane>,
     /// Handshake messages that are being consumed.
     handshakes: VecDeque<QueuedHandshake>,
     epoll: Epoll,
@@ -147,7 +147,7 @@ impl Control {
         settings: Arguments,
         vm_clock: Option<VmClock>,
     ) -> nix::Result<Box<Self>> {
-        let mut device = Box::new(Device::new(Box::new(KernelRandom)));
+        let mut device = Box::new(ControlPlane::new(Box::new(KernelRandom)));
         let initial = Configuration {
             listen_port: Some(settings.listen_port),
             fwmark: Some(settings.fwmark),
@@ -384,7 +384,7 @@ impl Control {
     fn transmit(&mut self) {
         let sockets = self.shared.sockets.reader();
         while let Some(transmit) = self.device.poll_transmit() {
-            let Transmit { endpoint, traffic_class, datagram, .. } = &transmit;
+            let HandshakeTransmit { endpoint, traffic_class, datagram, .. } = &transmit;
             match sockets.value().send_from_any(endpoint, *traffic_class, datagram, None) {
                 Ok(SourceOutcome::Kept) => {}
                 Ok(SourceOutcome::Refused) => self.device.source_failed(&transmit),
@@ -399,7 +399,7 @@ impl Control {
                         let mark = self.device.fwmark();
                         self.reporter.unsent(peer, to, mark, &error, clock::instant());
                     }
-                    self.device.transmit_failed(&transmit);
+                    self.device.transmit_failed(transmit.peer, transmit.datagram.len());
                 }
             }
         }

@@ -3,7 +3,7 @@
 //! A TUN device that is down is not writable (kernel tun.c, tun_sock_writeable). Going down causes no
 //! event, so the state must be polled.
 
-use crate::tun::Tun;
+use crate::packets::tun::Tun;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 /// Milliseconds between two polls.

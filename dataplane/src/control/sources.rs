@@ -23,7 +23,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 use wgsep_proto::config::AllowedIp;
-use wgsep_proto::device::Device;
+use wgsep_proto::control_plane::ControlPlane;
 use wgsep_proto::peer::{Endpoint, PeerId, Source};
 use wgsep_proto::time::Instant;
 
@@ -83,7 +83,7 @@ struct Pass {
 
 impl Pass {
     /// The query about a peer's source, if the change concerns it.
-    fn query(&self, endpoint: &Endpoint, device: &Device) -> Option<Query> {
+    fn query(&self, endpoint: &Endpoint, device: &ControlPlane) -> Option<Query> {
         if let IpAddr::V6(address) = endpoint.source?.address {
             return self.removed.covers(address.into()).then_some(Query::Address(address));
         }
@@ -148,7 +148,7 @@ impl SourceCheck {
     }
 
     /// Checks the next peers, if a round is due.
-    pub(super) fn check(&mut self, device: &Device, link: &mut LinkMonitor, now: Instant) {
+    pub(super) fn check(&mut self, device: &ControlPlane, link: &mut LinkMonitor, now: Instant) {
         for again in &mut self.again {
             self.changes.merge(again.take_due(now));
         }
@@ -178,7 +178,7 @@ impl SourceCheck {
 
     /// Checks the next peers. Returns the queries about those concerned, and how many peers were checked.
     /// With `uid_rules` it clears the IPv4 sources of those concerned instead.
-    fn next_queries(&mut self, device: &Device, uid_rules: bool) -> (Vec<Query>, u32) {
+    fn next_queries(&mut self, device: &ControlPlane, uid_rules: bool) -> (Vec<Query>, u32) {
         let Some(pass) = &mut self.pass else { return (Vec::new(), 0) };
         let (mut queries, mut looked_at) = (Vec::new(), 0);
         let mut peers = device.endpoints(pass.last).take(PEERS_PER_ROUND);
@@ -210,7 +210,7 @@ impl SourceCheck {
     /// Clears the source that an answer is about, unless the route still leads to the interface by which the
     /// peer's datagrams arrived, or some interface has the address. If there is no route, the kernel keeps
     /// the source except for EINVAL; an address that is no longer ours is detected by the next send.
-    pub(super) fn answered(&mut self, device: &Device, sequence: u32, answer: Answer) {
+    pub(super) fn answered(&mut self, device: &ControlPlane, sequence: u32, answer: Answer) {
         let Some(index) = self.asked.iter().position(|asked| asked.sequence == sequence) else {
             return;
         };
@@ -250,7 +250,7 @@ fn earlier(now: Instant, by: Duration) -> Instant {
 }
 
 /// The flow of a peer's datagrams, if it has a cached IPv4 source.
-fn cached_flow(endpoint: &Endpoint, device: &Device) -> Option<Flow> {
+fn cached_flow(endpoint: &Endpoint, device: &ControlPlane) -> Option<Flow> {
     match (endpoint.source?.address, endpoint.destination) {
         (IpAddr::V4(from), SocketAddr::V4(to)) => {
             let from = SocketAddrV4::new(from, device.listen_port());
@@ -282,7 +282,7 @@ mod tests {
     /// A device whose peers were spoken to at 192.0.2.1, a check of their sources, and the kernel's end
     /// of the netlink socket.
     struct Bed {
-        device: Device,
+        device: ControlPlane,
         check: SourceCheck,
         link: LinkMonitor,
         kernel: OwnedFd,
@@ -293,7 +293,7 @@ mod tests {
         /// With this many peers, of which number N is at `10.0.N`, two bytes.
         fn new(peers: u16) -> Self {
             let now = Now { instant: START, wall: Duration::ZERO };
-            let mut device = Device::new(Box::new(KernelRandom));
+            let mut device = ControlPlane::new(Box::new(KernelRandom));
             let peers = (0..peers).map(|number| {
                 let mut key = [1; 32];
                 key[..2].copy_from_slice(&number.to_be_bytes());

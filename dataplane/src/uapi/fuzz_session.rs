@@ -3,13 +3,13 @@
 
 use super::inbox::Inbox;
 use super::{Operation, Scopes, UdpStatus, format};
-use wgsep_proto::device::Device;
+use wgsep_proto::control_plane::ControlPlane;
 use wgsep_proto::time::Now;
 
 /// A UAPI session: a client's input so far, and the device it configures.
 pub struct FuzzSession {
     inbox: Inbox,
-    device: Device,
+    device: ControlPlane,
 }
 
 /// Scopes whose interface names are their indices, so that every scope can be written and read.
@@ -24,7 +24,7 @@ impl Scopes for Numbers {
 impl FuzzSession {
     /// Creates a session without input.
     #[must_use]
-    pub fn new(device: Device) -> Self {
+    pub fn new(device: ControlPlane) -> Self {
         Self { inbox: Inbox::default(), device }
     }
 

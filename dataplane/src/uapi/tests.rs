@@ -13,7 +13,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use wgsep_proto::config::Configuration;
-use wgsep_proto::device::{Device, Random};
+use wgsep_proto::control_plane::{ControlPlane, Random};
 use wgsep_proto::time::{Instant, Now};
 
 const TOKEN: u64 = 100;
@@ -54,7 +54,7 @@ struct House {
     server: Server,
     epoll: Epoll,
     address: SocketAddr,
-    device: Device,
+    device: ControlPlane,
     /// Sets are kept here instead of being carried out, while it is there.
     delayed: Option<Vec<(ClientId, Configuration)>>,
 }
@@ -70,7 +70,7 @@ impl House {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
         let mut server = Server::new(TOKEN, MAX_CLIENTS);
         server.listen(listener.into(), &epoll).unwrap();
-        let device = Device::new(Box::new(Seeded(0)));
+        let device = ControlPlane::new(Box::new(Seeded(0)));
         Self { server, epoll, address, device, delayed: None }
     }
 

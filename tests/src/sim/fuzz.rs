@@ -12,7 +12,7 @@ use std::time::Duration;
 use wgsep_dataplane::FuzzSession;
 use wgsep_ipc::{FromHelper, MAX_FRAME, Request, VERSION, decode};
 use wgsep_proto::config::{Configuration, PeerConfiguration};
-use wgsep_proto::device::Device;
+use wgsep_proto::control_plane::ControlPlane;
 use wgsep_proto::ip::{Ecn, InnerPacket, padding, propagate_ecn};
 use wgsep_proto::keys::{PresharedKey, PrivateKey};
 use wgsep_proto::messages::Message;
@@ -167,7 +167,7 @@ pub fn requests(data: &[u8]) {
 /// If not.
 pub fn uapi(data: &[u8]) {
     let now = Now { instant: Instant::from_nanos(1), wall: Duration::ZERO };
-    let session = || FuzzSession::new(Device::new(Box::new(Dice::new(17))));
+    let session = || FuzzSession::new(ControlPlane::new(Box::new(Dice::new(17))));
     let mut client = session();
     let mut input = Input(data);
     let piece = usize::from(input.byte()).max(1);
@@ -252,7 +252,7 @@ pub fn handshake_consume(data: &[u8]) {
 fn capture(simulation: &mut Simulation, kind: Kind, a: HostId, b: HostId) -> (Vec<u8>, HostId) {
     let (sender, receiver) = if kind == Kind::Initiation { (a, b) } else { (b, a) };
     if kind == Kind::CookieReply {
-        simulation.host_mut(b).waiting = wgsep_proto::device::UNDER_LOAD_THRESHOLD;
+        simulation.host_mut(b).waiting = wgsep_proto::control_plane::UNDER_LOAD_THRESHOLD;
     }
     simulation.set_filter(move |datagram| datagram.kind() != kind);
     simulation.ping(a, b);

@@ -7,8 +7,9 @@ use std::time::Duration;
 use wgsep_proto::config::{
     AllowedIp, AllowedIpChange, Configuration, PeerConfiguration, PeerStatus,
 };
+use wgsep_proto::control_plane::Event;
 use wgsep_proto::data_path::DropCause;
-use wgsep_proto::device::{Device, Event};
+use wgsep_proto::device::Device;
 use wgsep_proto::keys::{PrivateKey, PublicKey};
 use wgsep_proto::time::{Instant, Now};
 
@@ -52,7 +53,7 @@ pub struct Host {
     pub dice: SharedDice,
     /// Whether it answers echo requests.
     pub answers: bool,
-    /// How many handshake messages it believes to be queued; see `Device::receive_handshake`.
+    /// How many handshake messages it believes to be queued; see `Device::set_backlog`.
     pub waiting: usize,
     /// Packets that came out of the tunnel, and when.
     pub received: Vec<(Instant, Vec<u8>)>,

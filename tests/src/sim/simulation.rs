@@ -269,7 +269,7 @@ impl Simulation {
         for id in (0..self.hosts.len()).map(HostId) {
             let device = &mut self.host_mut(id).device;
             if device.next_timeout().is_some_and(|at| at <= now.instant) {
-                device.advance(now);
+                device.handle_timeout(now);
                 self.flush(id);
             }
         }
@@ -286,17 +286,12 @@ impl Simulation {
         let now = self.now();
         let host = &mut self.hosts[id.0];
         let source = Endpoint::new(datagram.from);
+        let ecn = Ecn::of_traffic_class(datagram.traffic_class);
+        host.device.set_backlog(host.waiting);
         let mut answer = None;
-        if matches!(datagram.kind(), Kind::Initiation | Kind::Response | Kind::CookieReply) {
-            host.device.receive_handshake(source, &datagram.payload, host.waiting, now);
-            host.device.flush(now);
-        } else {
-            let ecn = Ecn::of_traffic_class(datagram.traffic_class);
-            let packet = host.device.decapsulate(source, ecn, &mut datagram.payload, now);
-            if let Some(packet) = packet {
-                answer = packet::reply(packet).filter(|_| host.answers);
-                host.received.push((now.instant, packet.to_vec()));
-            }
+        if let Some(packet) = host.device.decapsulate(source, ecn, &mut datagram.payload, now) {
+            answer = packet::reply(packet).filter(|_| host.answers);
+            host.received.push((now.instant, packet.to_vec()));
         }
         self.flush(id);
         if let Some(answer) = answer {
@@ -312,13 +307,14 @@ impl Simulation {
         while let Some(event) = host.device.poll_event() {
             host.events.push((now.instant, event));
         }
+        let from = host.address;
         while let Some(transmit) = self.hosts[id.0].device.poll_transmit() {
             let datagram = Datagram {
                 at: now.instant,
-                from: self.hosts[id.0].address,
+                from,
                 to: transmit.endpoint.destination,
                 traffic_class: transmit.traffic_class,
-                payload: transmit.datagram,
+                payload: transmit.datagram.to_vec(),
             };
             self.post(&datagram);
             self.sent.push(datagram);

@@ -1,6 +1,6 @@
 //! Configuration: applying a `set`, answering a `get`.
 
-use super::{Device, Identity, PeerEntry};
+use super::{ControlPlane, Identity, PeerEntry};
 use crate::config::{
     AllowedIp, AllowedIpChange, Configuration, DeviceStatus, PeerConfiguration, PeerStatus,
 };
@@ -15,7 +15,7 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-impl Device {
+impl ControlPlane {
     /// Applies a checked `set` in the kernel's order: mark, port, replace_peers, key, peers. It
     /// cannot fail, so it is never half-applied; the caller has opened the port beforehand.
     pub fn configure(&mut self, configuration: Configuration, now: Now) {

@@ -1,6 +1,6 @@
 //! The UDP sockets, as the helper opened them, and sending many datagrams at once.
 
-use crate::gso::{Gso, can_retry_unsegmented};
+use crate::packets::gso::{Gso, can_retry_unsegmented};
 use crate::sys;
 use nix::libc;
 use std::io;
@@ -183,7 +183,7 @@ pub(crate) mod tests {
     use std::net::UdpSocket;
     use std::sync::atomic::Ordering;
     use wgsep_proto::config::{AllowedIp, AllowedIpChange, Configuration, PeerConfiguration};
-    use wgsep_proto::device::Device;
+    use wgsep_proto::control_plane::ControlPlane;
     use wgsep_proto::keys::PublicKey;
     use wgsep_proto::peer::Source;
     use wgsep_proto::time::Now;
@@ -220,13 +220,13 @@ pub(crate) mod tests {
     }
 
     /// A device with one peer, to which everything goes.
-    pub(crate) fn device_and_peer() -> (Device, Arc<Peer>) {
+    pub(crate) fn device_and_peer() -> (ControlPlane, Arc<Peer>) {
         let now = Now { instant: Instant::from_nanos(1), wall: core::time::Duration::ZERO };
         let mut peer = PeerConfiguration::new(PublicKey::from_bytes([9; 32]));
         let allowed_ip = AllowedIp::new([0, 0, 0, 0].into(), 0).unwrap();
         peer.endpoint = Some(([127, 0, 0, 1], 7).into());
         peer.allowed_ips.push(AllowedIpChange { allowed_ip, remove: false });
-        let mut device = Device::new(Box::new(KernelRandom));
+        let mut device = ControlPlane::new(Box::new(KernelRandom));
         device.configure(Configuration { peers: vec![peer], ..Configuration::default() }, now);
         let data_path = Arc::clone(device.data_path());
         let mut allowed_ips = data_path.allowed_ips.reader();

@@ -4,7 +4,7 @@
 //! flow that fills its queue, as TCP does until a packet is lost, does not delay those of other queues.
 
 use crate::line_limit::LineLimit;
-use crate::offload::{Coalesce, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
+use crate::packets::offload::{Coalesce, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
 use crate::refusal::{HOLDS, Refusal};
 use nix::libc;
 use std::io;

@@ -1,12 +1,12 @@
 //! Expiry of timers (kernel timers.c, the expired functions), and the events that workers mark.
 
-use super::{Device, Event};
+use super::{ControlPlane, Event};
 use crate::peer::{PeerId, event};
 use crate::time::Now;
 use crate::timers::Timer;
 use std::sync::Arc;
 
-impl Device {
+impl ControlPlane {
     /// Expires the timers that are due at `now`. Call it at [`Self::next_timeout`]; an earlier call is
     /// harmless.
     pub fn handle_timeout(&mut self, now: Now) {

@@ -4,10 +4,10 @@
 //! another worker, the control thread runs them all. At the end it waits for the jobs that workers have
 //! begun, which may take longer than running them itself if the scheduler suspends such a worker.
 
-use crate::leader::Leader;
+use crate::workers::leader::Leader;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use wgsep_proto::device::{CryptoJob, Inline, JobRunner as _};
+use wgsep_proto::control_plane::{CryptoJob, Inline, JobRunner as _};
 
 /// Jobs of one round for each thread: with fewer, waking one more thread costs more than it saves.
 const JOBS_PER_THREAD: usize = 2;
@@ -87,8 +87,8 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::thread;
     use wgsep_proto::config::{Configuration, PeerConfiguration};
+    use wgsep_proto::control_plane::{self, ControlPlane, HandshakeDatagram};
     use wgsep_proto::cookie::CookieGenerator;
-    use wgsep_proto::device::{self, Device, HandshakeDatagram};
     use wgsep_proto::handshake::{Handshake, StaticIdentity};
     use wgsep_proto::keys::PrivateKey;
     use wgsep_proto::messages::{INITIATION_LEN, Message};
@@ -100,14 +100,15 @@ mod tests {
 
     struct Runner<'a>(&'a CryptoPool, &'a Leader);
 
-    impl device::JobRunner for Runner<'_> {
+    impl control_plane::JobRunner for Runner<'_> {
         fn run(&self, jobs: Vec<CryptoJob>) -> Vec<CryptoJob> {
             self.0.run(self.1, jobs)
         }
     }
 
     /// A device, and clients with an initiation each.
-    fn device_and_clients() -> (Device, Vec<(StaticIdentity, Handshake, [u8; INITIATION_LEN])>) {
+    fn device_and_clients() -> (ControlPlane, Vec<(StaticIdentity, Handshake, [u8; INITIATION_LEN])>)
+    {
         let private_key = PrivateKey::from_bytes([200; 32]).unwrap();
         let public_key = private_key.public_key();
         let (mut clients, mut peers) = (Vec::new(), Vec::new());
@@ -123,7 +124,7 @@ mod tests {
             CookieGenerator::new(&public_key).add_macs(&mut datagram, NOW.instant);
             clients.push((identity, handshake, datagram));
         }
-        let mut device = Device::new(Box::new(KernelRandom));
+        let mut device = ControlPlane::new(Box::new(KernelRandom));
         let private_key = Some(Some(private_key));
         device.configure(Configuration { private_key, peers, ..Configuration::default() }, NOW);
         device.set_up(true, NOW);

@@ -3,7 +3,7 @@
 
 use super::job::{CryptoJob, Inline, JobRunner};
 use super::load::Change;
-use super::{Device, Event, MANY_UNANSWERED, Transmit};
+use super::{ControlPlane, Event, HandshakeTransmit, MANY_UNANSWERED};
 use crate::cookie::MacState;
 use crate::data_path::DropCause;
 use crate::handshake::{InitiationError, ResponseDraft};
@@ -38,7 +38,7 @@ struct InitiationOrigin {
     len: usize,
 }
 
-impl Device {
+impl ControlPlane {
     // ------------------------------------------------------------ out
 
     /// Sends an initiation for a new reason, which resets the count of repetitions.
@@ -149,7 +149,7 @@ impl Device {
         let _rescheduled = peer.timers.any_authenticated_packet_traversal(now);
         peer.timers.any_authenticated_packet_sent();
         peer.add_tx_bytes(u64::try_from(datagram.len()).unwrap_or(0));
-        self.transmits.push_back(Transmit {
+        self.transmits.push_back(HandshakeTransmit {
             endpoint,
             traffic_class: HANDSHAKE_TRAFFIC_CLASS,
             datagram,
@@ -339,7 +339,7 @@ impl Device {
             identity.cookie_checker.create_reply(datagram, sender_index, from, &mut random, now)
         {
             let datagram = reply.to_bytes().to_vec();
-            self.transmits.push_back(Transmit {
+            self.transmits.push_back(HandshakeTransmit {
                 endpoint: source,
                 traffic_class: 0,
                 datagram,

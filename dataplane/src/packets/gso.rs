@@ -212,9 +212,9 @@ impl Gso {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::udp::tests::device_and_peer;
+    use crate::packets::udp::tests::device_and_peer;
     use core::time::Duration;
-    use wgsep_proto::device::Device;
+    use wgsep_proto::control_plane::ControlPlane;
     use wgsep_proto::peer::Source;
 
     const START: Instant = Instant::from_nanos(1_000_000_000_000);
@@ -222,7 +222,7 @@ mod tests {
     struct Bench {
         gso: Gso,
         peer: Arc<Peer>,
-        _device: Device,
+        _device: ControlPlane,
     }
 
     impl Bench {

@@ -1,18 +1,19 @@
 //! The state that the threads of the dataplane share.
 
-use crate::buffers::{InboundBatch, OutboundBatch};
-use crate::crypto_pool::CryptoPool;
-use crate::flow_queues::ReadyQueues;
-use crate::leader::{FIRST_QUEUE, Leader, UDP};
-use crate::sequencer::Sequencer;
-use crate::tun::Tun;
-use crate::udp::UdpSockets;
+use crate::packets::inbound::InboundBatch;
+use crate::packets::outbound::OutboundBatch;
+use crate::packets::tun::Tun;
+use crate::packets::udp::UdpSockets;
+use crate::workers::crypto_pool::CryptoPool;
+use crate::workers::flow_queues::ReadyQueues;
+use crate::workers::leader::{FIRST_QUEUE, Leader, UDP};
+use crate::workers::sequencer::Sequencer;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use wgsep_proto::control_plane::MAX_QUEUED_HANDSHAKES;
 use wgsep_proto::data_path::{DataPath, DropCause, Published};
-use wgsep_proto::device::MAX_QUEUED_HANDSHAKES;
 use wgsep_proto::messages::INITIATION_LEN;
 use wgsep_proto::peer::{Endpoint, Peer};
 use wgsep_proto::time::Instant;

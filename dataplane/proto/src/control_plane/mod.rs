@@ -1,9 +1,8 @@
-//! A WireGuard interface: its peers, and the part of their state that belongs to one thread.
+//! The part of an interface that belongs to one thread: configuration, handshakes, cookies and the expiry of
+//! timers.
 //!
-//! A `Device` owns configuration, handshakes, cookies and the expiry of timers. Packets do not pass
-//! through it: the packet path (the daemon's workers, or [`crate::inline`] on a single thread) works on
-//! its shared [`DataPath`]. `poll_transmit`, `poll_flush` and `poll_event` return what the device wants
-//! to be done.
+//! Packets do not pass through it: the packet path ([`crate::path`]) works on the [`DataPath`] that it shares.
+//! [`ControlPlane::poll_transmit`], [`ControlPlane::poll_flush`] and [`ControlPlane::poll_event`] return what is to be done.
 
 mod configure;
 mod expiry;
@@ -44,9 +43,9 @@ pub trait Random: Send {
     fn fill(&mut self, bytes: &mut [u8]);
 }
 
-/// A datagram to send.
+/// A handshake message or cookie reply to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Transmit {
+pub struct HandshakeTransmit {
     /// Where to, and from where.
     pub endpoint: Endpoint,
     /// Traffic class of the outer header.
@@ -111,8 +110,8 @@ struct Identity {
     cookie_checker: CookieChecker,
 }
 
-/// A WireGuard interface.
-pub struct Device {
+/// The control half of a WireGuard interface.
+pub struct ControlPlane {
     data_path: Arc<DataPath>,
     identity: Option<Identity>,
     listen_port: u16,
@@ -127,14 +126,14 @@ pub struct Device {
     timer_queue: BTreeSet<(Instant, PeerId)>,
     rate_limiter: RateLimiter,
     load: Load,
-    transmits: VecDeque<Transmit>,
+    transmits: VecDeque<HandshakeTransmit>,
     flushes: VecDeque<Arc<Peer>>,
     events: VecDeque<Event>,
     random: Box<dyn Random>,
 }
 
-impl Device {
-    /// A device with no key and no peers, down.
+impl ControlPlane {
+    /// An interface with no key and no peers, down.
     #[must_use]
     pub fn new(random: Box<dyn Random>) -> Self {
         Self {
@@ -165,14 +164,14 @@ impl Device {
     }
 
     /// A datagram to send, if any.
-    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+    pub fn poll_transmit(&mut self) -> Option<HandshakeTransmit> {
         self.transmits.pop_front()
     }
 
-    /// Uncounts a datagram that the network refused.
-    pub fn transmit_failed(&mut self, transmit: &Transmit) {
-        if let Some(entry) = transmit.peer.and_then(|id| self.entry(id)) {
-            entry.peer.take_back_tx_bytes(u64::try_from(transmit.datagram.len()).unwrap_or(0));
+    /// Uncounts a datagram of `len` bytes to a peer that the network refused.
+    pub fn transmit_failed(&mut self, peer: Option<PeerId>, len: usize) {
+        if let Some(entry) = peer.and_then(|id| self.entry(id)) {
+            entry.peer.take_back_tx_bytes(u64::try_from(len).unwrap_or(u64::MAX));
         }
     }
 
@@ -189,18 +188,14 @@ impl Device {
     }
 
     /// Clears the source of a datagram that was sent without it, as it is no longer an address of ours.
-    pub fn source_failed(&mut self, transmit: &Transmit) {
+    pub fn source_failed(&mut self, transmit: &HandshakeTransmit) {
         if let Some(entry) = transmit.peer.and_then(|id| self.entry(id)) {
             entry.peer.clear_source();
         }
     }
 
-    pub(crate) fn push_transmit(&mut self, transmit: Transmit) {
-        self.transmits.push_back(transmit);
-    }
-
-    /// A peer whose staged packets can be sent, if any: the caller reserves nonces for 0 more packets and
-    /// sends them.
+    /// A peer whose staged packets can be sent, if any: the caller sends them after
+    /// [`reserve_staged`](crate::path::outbound::OutboundBatch::reserve_staged).
     pub fn poll_flush(&mut self) -> Option<Arc<Peer>> {
         self.flushes.pop_front()
     }

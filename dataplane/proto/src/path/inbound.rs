@@ -1,0 +1,292 @@
+//! The path of a datagram from the network to the TUN device.
+//!
+//! 1. [`InboundBatch::parse`]: which of the four messages; handshake messages go to the control thread. The receiver
+//!    index of a transport message names its keypair and peer. (parallel; a read lock on a shard of the indices,
+//!    once for each session of the batch)
+//! 2. [`InboundBatch::open`]: decrypt all transport messages of the batch in place. (parallel; no lock)
+//! 3. [`InboundBatch::accept`]: drop replays; move endpoint, keypair slots and timers; trim to the inner length. The
+//!    inner source must be an allowed IP of this peer. Router advertisements, which would change the kernel's
+//!    configuration, are dropped. (in the order of arrival; the locks of the replay window and of the peer, each
+//!    for itself)
+//! 4. The caller writes the packet to the TUN device. (in order)
+#![deny(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
+
+use crate::data_path::{AllowedIpTable, DataPath, DropCause};
+use crate::ip::{Ecn, InnerPacket, propagate_ecn};
+use crate::keypair::{Keypair, OpenError, OpenJob, open_batch};
+use crate::messages::{Message, ReceiverIndex, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD};
+use crate::ndisc;
+use crate::path::Parts;
+use crate::peer::{Endpoint, Peer, event};
+use crate::time::Instant;
+use crate::timers::RECEIVE_REKEY_AGE;
+use core::ops::Range;
+use std::sync::Arc;
+
+/// The latest sessions of a batch that are searched for a receiver index: consecutive messages mostly belong to one.
+const LOOK_BACK: usize = 8;
+
+/// Transport messages on their way in.
+pub struct InboundBatch {
+    reads: Vec<Origin>,
+    messages: Vec<TransportMessage>,
+    sessions: Vec<Session>,
+}
+
+/// From where the datagrams of one read came.
+#[derive(Clone, Copy)]
+struct Origin {
+    /// From where, and to which address of ours.
+    endpoint: Endpoint,
+    /// The outer header's ECN bits.
+    ecn: Ecn,
+}
+
+/// A receiver index with what it names.
+struct Session {
+    receiver_index: ReceiverIndex,
+    peer: Arc<Peer>,
+    keypair: Arc<Keypair>,
+}
+
+/// A transport message in the caller's memory.
+struct TransportMessage {
+    /// What follows its header.
+    sealed: Range<usize>,
+    counter: u64,
+    /// Index of its read.
+    read: usize,
+    /// Index of its session.
+    session: usize,
+    opened: Result<(), OpenError>,
+}
+
+/// What a datagram is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// A transport message, which the batch keeps.
+    Transport,
+    /// A handshake message or a cookie reply, for the control thread.
+    Handshake,
+    /// Neither, or of no keypair of ours; it is counted.
+    Dropped,
+}
+
+impl InboundBatch {
+    /// An empty batch, with room for this many reads of a socket and for their datagrams.
+    #[must_use]
+    pub fn with_capacity(reads: usize, datagrams: usize) -> Self {
+        Self {
+            reads: Vec::with_capacity(reads),
+            messages: Vec::with_capacity(datagrams),
+            sessions: Vec::with_capacity(reads),
+        }
+    }
+
+    /// Number of transport messages.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// True if there is no transport message.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Begins another read of a socket: where its datagrams came from, and the outer header's ECN bits.
+    pub fn begin_read(&mut self, endpoint: Endpoint, ecn: Ecn) {
+        self.reads.push(Origin { endpoint, ecn });
+    }
+
+    /// Stage 1: finds out what the datagram at `bytes` of `memory` is, and keeps a transport message with its
+    /// session. Datagrams come in ascending order.
+    pub fn parse(&mut self, data_path: &DataPath, memory: &[u8], bytes: Range<usize>) -> Parsed {
+        let header = match memory.get(bytes.clone()).and_then(Message::parse) {
+            Some(Message::Transport(header)) => header,
+            Some(_) => return Parsed::Handshake,
+            None => {
+                data_path.drops.add(DropCause::InboundMalformed, 1);
+                return Parsed::Dropped;
+            }
+        };
+        let (Some(session), Some(read)) =
+            (self.find_session(data_path, header.receiver_index), self.reads.len().checked_sub(1))
+        else {
+            data_path.drops.add(DropCause::UnknownIndex, 1);
+            return Parsed::Dropped;
+        };
+        self.messages.push(TransportMessage {
+            sealed: bytes.start.saturating_add(TRANSPORT_HEADER_LEN)..bytes.end,
+            counter: header.counter,
+            read,
+            session,
+            opened: Err(OpenError::Unauthentic),
+        });
+        Parsed::Transport
+    }
+
+    /// The index of the session that a receiver index names, among the sessions of this batch, to which it is
+    /// added if necessary.
+    fn find_session(&mut self, data_path: &DataPath, index: ReceiverIndex) -> Option<usize> {
+        let mut latest = self.sessions.iter().enumerate().rev().take(LOOK_BACK);
+        if let Some((known, _)) = latest.find(|(_, session)| session.receiver_index == index) {
+            return Some(known);
+        }
+        let (peer, keypair) = data_path.index_table.lookup_keypair(index)?;
+        self.sessions.push(Session { receiver_index: index, peer, keypair });
+        self.sessions.len().checked_sub(1)
+    }
+
+    /// Stage 2: opens every message. Those that do not open are counted.
+    pub fn open(&mut self, data_path: &DataPath, memory: &mut [u8], now: Instant) {
+        let Self { messages, sessions, .. } = self;
+        let mut parts = Parts::new(memory);
+        let jobs = messages.iter_mut().filter_map(|message| {
+            let keypair = &*sessions.get(message.session)?.keypair;
+            let sealed = parts.take(message.sealed.clone())?;
+            Some(OpenJob { keypair, counter: message.counter, sealed, result: &mut message.opened })
+        });
+        open_batch(jobs, now);
+        for error in messages.iter().filter_map(|message| message.opened.err()) {
+            data_path.drops.add(error.into(), 1);
+        }
+    }
+
+    /// Stage 3: accepts the message with this number, in ascending order: updates its peer's state and returns
+    /// where in `memory` the packet inside lies. `None` for a message that did not open, for a keepalive and for
+    /// anything that must not reach the TUN device; but for keepalives, each is counted.
+    pub fn accept(
+        &self,
+        number: usize,
+        data_path: &DataPath,
+        allowed_ips: &AllowedIpTable,
+        memory: &mut [u8],
+        now: Instant,
+    ) -> Option<Range<usize>> {
+        let message = self.messages.get(number).filter(|message| message.opened.is_ok())?;
+        let Origin { endpoint, ecn } = *self.reads.get(message.read)?;
+        let Session { peer, keypair, .. } = self.sessions.get(message.session)?;
+        let received = Received { peer, keypair, counter: message.counter, endpoint, ecn };
+        let Range { start, end } = message.sealed;
+        let plaintext = memory.get_mut(start..end.checked_sub(TAG_LEN)?)?;
+        let packet = data_path.accept(&received, allowed_ips, plaintext, now)?;
+        Some(start..start.checked_add(packet.len())?)
+    }
+
+    /// Empties the batch.
+    pub fn clear(&mut self) {
+        self.reads.clear();
+        self.messages.clear();
+        self.sessions.clear();
+    }
+}
+
+/// An authenticated transport message.
+struct Received<'a> {
+    peer: &'a Arc<Peer>,
+    keypair: &'a Arc<Keypair>,
+    counter: u64,
+    endpoint: Endpoint,
+    ecn: Ecn,
+}
+
+impl DataPath {
+    /// Accepts an authenticated message: updates its peer's state and returns the packet inside, trimmed,
+    /// or `None` for a keepalive and for anything that must not reach the TUN device (which is counted).
+    fn accept<'p>(
+        &self,
+        received: &Received<'_>,
+        allowed_ips: &AllowedIpTable,
+        plaintext: &'p mut [u8],
+        now: Instant,
+    ) -> Option<&'p mut [u8]> {
+        let Received { peer, keypair, .. } = received;
+        if !keypair.validate_counter(received.counter) {
+            self.drops.add(DropCause::Replayed, 1);
+            return None;
+        }
+        if !self.move_peer(received, now) {
+            self.drops.add(DropCause::UnknownIndex, 1);
+            return None;
+        }
+        let timers = &peer.timers;
+        timers.any_authenticated_packet_received();
+        let mut examination = timers.any_authenticated_packet_traversal(now);
+        let message_len =
+            u64::try_from(plaintext.len().saturating_add(TRANSPORT_OVERHEAD)).unwrap_or(0);
+        if plaintext.is_empty() {
+            self.mark_timer(peer, examination);
+            peer.add_rx_bytes(message_len);
+            return None;
+        }
+        examination = examination | timers.data_received(now);
+        self.mark_timer(peer, examination);
+        let packet = self.check_inner(received, allowed_ips, plaintext)?;
+        peer.add_rx_bytes(message_len);
+        Some(packet)
+    }
+
+    /// Updates the peer's endpoint and keypair slots from this message. False if the peer was removed
+    /// after the lookup.
+    fn move_peer(&self, received: &Received<'_>, now: Instant) -> bool {
+        let Received { peer, keypair, .. } = received;
+        let (confirmed, current_is_old) = {
+            let mut state = peer.state();
+            if !peer.is_alive() {
+                return false;
+            }
+            peer.move_to(&mut state, received.endpoint);
+            let confirmed = state.keypairs.received_with_keypair(keypair);
+            // The current keypair, which need not be the one of this message.
+            let current = state.keypairs.current.as_ref();
+            (
+                confirmed,
+                current.is_some_and(|c| c.wants_rekey_after_receive(RECEIVE_REKEY_AGE, now)),
+            )
+        };
+        if let Some(displaced) = confirmed {
+            for keypair in displaced.iter().flatten() {
+                self.index_table.release(keypair.sender_index());
+            }
+            peer.timers.handshake_complete();
+            self.mark(peer, event::CONFIRMED);
+        }
+        if current_is_old && peer.timers.take_lastminute_handshake() {
+            self.want_handshake(peer, now);
+        }
+        true
+    }
+
+    /// Returns the inner packet, or drops one that is malformed, has a source that is not the peer's, or
+    /// must not reach the kernel.
+    fn check_inner<'p>(
+        &self,
+        received: &Received<'_>,
+        allowed_ips: &AllowedIpTable,
+        plaintext: &'p mut [u8],
+    ) -> Option<&'p mut [u8]> {
+        let Some(inner) = InnerPacket::parse(plaintext) else {
+            self.drops.add(DropCause::InnerMalformed, 1);
+            return None;
+        };
+        let owner = allowed_ips.lookup(inner.source);
+        if !owner.is_some_and(|owner| Arc::ptr_eq(&owner.peer, received.peer)) {
+            self.drops.add(DropCause::WrongSource, 1);
+            return None;
+        }
+        let packet = plaintext.get_mut(..inner.len)?;
+        if ndisc::is_router_advertisement(packet) {
+            self.drops.add(DropCause::RouterAdvertisement, 1);
+            return None;
+        }
+        propagate_ecn(packet, received.ecn);
+        Some(packet)
+    }
+}

@@ -1,0 +1,244 @@
+//! From the network to the TUN device, by the stages of [`packets`](crate::packets).
+
+use crate::clock;
+use crate::packets::memory;
+use crate::packets::offload::{Coalescer, VNET_HDR_LEN};
+use crate::packets::tun::{Lost, Tun};
+use crate::packets::udp::MAX_SEGMENTS;
+use crate::sys::{self, Datagram};
+use crate::workers::shared::{QueuedHandshake, Shared};
+use crate::workers::worker::Worker;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use wgsep_proto::data_path::{AllowedIpTable, DataPath, DropCause};
+use wgsep_proto::ip::Ecn;
+use wgsep_proto::path::inbound::{self, Parsed};
+use wgsep_proto::peer::Endpoint;
+use wgsep_proto::time::Instant;
+
+/// Most times that a worker reads a socket at once.
+const MAX_RECEIVES: usize = 64;
+/// Length of the longest datagram, or of as many as the kernel coalesces.
+const MAX_RECEIVE_LEN: usize = 65_536;
+/// Bytes that a worker reads from a socket at once: twice what the kernel coalesces, and some small
+/// datagrams between. Four times is no faster, and makes a small packet among large ones wait longer.
+const RECEIVED_LEN: usize = 2 * MAX_RECEIVE_LEN + 4096;
+
+/// Received datagrams, in memory that is allocated once.
+pub(crate) struct InboundBatch {
+    messages: inbound::InboundBatch,
+    /// What each read of the socket gave, end to end in `memory`.
+    receives: Vec<Receive>,
+    memory: Box<[u8]>,
+    used: usize,
+    /// Reads so far, including those whose datagram was not kept, so that a flood of malformed datagrams
+    /// does not hold the source lock for ever.
+    reads: usize,
+}
+
+/// The result of one read of a socket: one datagram, or several that the kernel coalesced.
+struct Receive {
+    bytes: Range<usize>,
+    /// Length of each but the last.
+    segment_len: usize,
+    endpoint: Endpoint,
+    ecn: Ecn,
+}
+
+impl Worker {
+    /// Carries in the datagrams that the socket of one family has.
+    pub(crate) fn inbound(&mut self, family: usize) {
+        let shared = Arc::clone(&self.shared);
+        let Some(inbound) = shared.inbound.get(family) else { return };
+        let mut batch = inbound.take_batch();
+        let number = {
+            let mut source = inbound.lock_source();
+            self.read_datagrams(family, &mut batch);
+            (!batch.receives.is_empty()).then(|| source.assign())
+        };
+        let Some(number) = number else {
+            batch.clear();
+            inbound.return_batch(batch);
+            return;
+        };
+        if batch.spare_capacity().is_none() {
+            self.promote_follower();
+        }
+        let now = clock::instant();
+        let queued = batch.parse(&shared);
+        batch.open(&shared.data_path, now);
+        if let Some(tun) = shared.tun.get() {
+            let Self { coalescer, allowed_ips, .. } = self;
+            coalescer.set(tun.coalesce(now));
+            inbound.complete(number, batch, |batch| {
+                batch.deliver(&shared.data_path, allowed_ips.value(), coalescer, tun, now);
+                batch.clear();
+            });
+        } else {
+            inbound.complete(number, batch, InboundBatch::clear);
+        }
+        if queued | shared.data_path.take_wake() {
+            shared.wake_control();
+        }
+    }
+
+    /// Stage 1: reads until the socket is empty or the batch is full.
+    fn read_datagrams(&self, family: usize, batch: &mut InboundBatch) {
+        let Some(socket) = self.sockets.value().families().get(family).copied().flatten() else {
+            return;
+        };
+        while let Some(buffer) = batch.spare_capacity() {
+            match sys::receive(socket, buffer) {
+                Ok(datagram) => batch.keep(&datagram),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    self.shared.data_path.drops.add(DropCause::InboundMalformed, 1);
+                    batch.discard();
+                }
+                Err(error) => {
+                    // The queue is empty, or the socket reported a pending error, once.
+                    if error.kind() == io::ErrorKind::ConnectionAborted {
+                        self.shared.set_sockets_destroyed();
+                    }
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl InboundBatch {
+    /// An empty batch.
+    pub(crate) fn new() -> Self {
+        Self {
+            messages: inbound::InboundBatch::with_capacity(
+                MAX_RECEIVES,
+                MAX_RECEIVES * MAX_SEGMENTS,
+            ),
+            receives: Vec::with_capacity(MAX_RECEIVES),
+            memory: memory(RECEIVED_LEN),
+            used: 0,
+            reads: 0,
+        }
+    }
+
+    /// The buffer for the next read; `None` when the batch is full.
+    fn spare_capacity(&mut self) -> Option<&mut [u8]> {
+        if self.reads >= MAX_RECEIVES {
+            return None;
+        }
+        self.memory.get_mut(self.used..).filter(|spare| spare.len() >= MAX_RECEIVE_LEN)
+    }
+
+    /// Counts a read whose datagram is not kept.
+    const fn discard(&mut self) {
+        self.reads += 1;
+    }
+
+    /// Keeps what was read into [`Self::spare_capacity`].
+    fn keep(&mut self, datagram: &Datagram) {
+        self.reads += 1;
+        let end = self.used + datagram.len;
+        self.receives.push(Receive {
+            bytes: self.used..end,
+            segment_len: datagram.segment_len.max(1),
+            endpoint: datagram.endpoint,
+            ecn: Ecn::of_traffic_class(datagram.traffic_class),
+        });
+        self.used = end;
+    }
+
+    /// Stage 2: keeps the transport messages, and queues every handshake message. True if the control thread
+    /// must be woken.
+    fn parse(&mut self, shared: &Shared) -> bool {
+        let Self { messages, receives, memory, .. } = self;
+        let mut wake = false;
+        for Receive { bytes, segment_len, endpoint, ecn } in receives {
+            messages.begin_read(*endpoint, *ecn);
+            let mut start = bytes.start;
+            while start < bytes.end {
+                let end = bytes.end.min(start + *segment_len);
+                if messages.parse(&shared.data_path, memory, start..end) == Parsed::Handshake {
+                    let message = memory.get(start..end).unwrap_or_default();
+                    let message = QueuedHandshake::new(*endpoint, message);
+                    wake |= message.is_some_and(|message| shared.queue_handshake(message));
+                }
+                start = end;
+            }
+        }
+        wake
+    }
+
+    /// Stage 3.
+    fn open(&mut self, data_path: &DataPath, now: Instant) {
+        self.messages.open(data_path, &mut self.memory, now);
+    }
+
+    /// Stages 4 and 5: accepts what opened, and writes it to the TUN device.
+    fn deliver(
+        &mut self,
+        data_path: &DataPath,
+        allowed_ips: &AllowedIpTable,
+        coalescer: &mut Coalescer,
+        tun: &Tun,
+        now: Instant,
+    ) {
+        let Self { messages, memory, .. } = self;
+        let write = |frame: &mut [u8], packets: u16| {
+            if let Err(Lost { cause, packets }) = tun.write_packets(frame, packets, now) {
+                data_path.drops.add(cause, packets);
+            }
+        };
+        for number in 0..messages.len() {
+            let Some(packet) = messages.accept(number, data_path, allowed_ips, memory, now) else {
+                continue;
+            };
+            // The TUN device's header overwrites the transport header, which is longer.
+            let start = packet.start.saturating_sub(VNET_HDR_LEN);
+            let Some(frame) = memory.get_mut(start..packet.end) else { continue };
+            coalescer.push(frame, write);
+        }
+        coalescer.flush(write);
+    }
+
+    /// Empties the batch.
+    fn clear(&mut self) {
+        (self.used, self.reads) = (0, 0);
+        self.messages.clear();
+        self.receives.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packets::udp::MAX_SEND;
+
+    #[test]
+    fn small_datagrams_between_do_not_keep_out_the_second_of_the_longest() {
+        let mut batch = InboundBatch::new();
+        let endpoint = Endpoint::new(([192, 0, 2, 1], 7).into());
+        let mut keep = |len| {
+            let fits = batch.spare_capacity().is_some();
+            if fits {
+                batch.keep(&Datagram { len, segment_len: len, endpoint, traffic_class: 0 });
+            }
+            fits
+        };
+        assert!([148, 148, MAX_SEND, 148, 1452, MAX_SEND].into_iter().all(&mut keep));
+        assert!(!keep(148), "no more than two of them");
+    }
+
+    #[test]
+    fn datagrams_that_are_not_kept_fill_a_batch_as_well() {
+        let mut batch = InboundBatch::new();
+        let mut reads = 0;
+        while batch.spare_capacity().is_some() && reads < 10_000 {
+            batch.discard();
+            reads += 1;
+        }
+        assert_eq!((reads, batch.receives.is_empty()), (MAX_RECEIVES, true));
+        batch.clear();
+        assert!(batch.spare_capacity().is_some());
+    }
+}
