@@ -16,8 +16,8 @@ use wgsep_proto::config::AllowedIp;
 use wgsep_proto::keypair::{SealJob, seal_batch};
 use wgsep_proto::messages::TRANSPORT_HEADER_LEN;
 use wgsep_proto::replay::ReplayWindow;
-use wgsep_tests::sim::packet;
-use wgsep_tests::sim::simulation::Simulation;
+use wgsep_simulation::packet;
+use wgsep_simulation::simulation::Simulation;
 
 /// Lengths of inner packets: the shortest of TCP's, a usual one, the longest.
 const LENGTHS: [usize; 3] = [64, 512, 1420];

@@ -12,6 +12,7 @@ pub mod cache;
 pub mod cgroup;
 pub mod daemon;
 pub mod descriptors;
+pub mod fuzz;
 pub mod guest;
 #[cfg(target_arch = "x86_64")]
 pub mod hijack;
@@ -28,7 +29,6 @@ pub mod procfs;
 pub mod readme;
 pub mod relay;
 pub mod scratch;
-pub mod sim;
 pub mod skip;
 mod sweep;
 pub mod traffic;

@@ -8,8 +8,8 @@ use wgsep_proto::ip::Ecn;
 use wgsep_proto::path::inbound::{InboundBatch, Parsed};
 use wgsep_proto::path::outbound::{OutboundBatch, Whole};
 use wgsep_proto::peer::Endpoint;
-use wgsep_tests::sim::packet;
-use wgsep_tests::sim::simulation::Simulation;
+use wgsep_simulation::packet;
+use wgsep_simulation::simulation::Simulation;
 
 /// Packets of a batch: more than are sealed at once.
 const PACKETS: usize = 40;

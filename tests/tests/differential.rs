@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use wgsep_proto::keys::PrivateKey;
+use wgsep_simulation::dice::Dice;
+use wgsep_simulation::oracle::{Oracle, Session};
+use wgsep_simulation::packet;
 use wgsep_tests::daemon::Daemon;
 use wgsep_tests::implementation::Implementation::{Wgsep, WireguardGo};
 use wgsep_tests::netns::Netns;
-use wgsep_tests::sim::dice::Dice;
-use wgsep_tests::sim::oracle::{Oracle, Session};
-use wgsep_tests::sim::packet;
 use wgsep_tests::uapi::{Uapi, errno};
 use wgsep_tests::wg::{PeerState, hex};
 use wgsep_tests::{require, wait};

@@ -8,13 +8,13 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
+use wgsep_simulation::dice::Dice;
+use wgsep_simulation::oracle;
 use wgsep_tests::daemon::Daemon;
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::kernel::{self, DEVICE, Join, KernelPeer};
 use wgsep_tests::link::{Family, Side};
 use wgsep_tests::nft::Counter;
-use wgsep_tests::sim::dice::Dice;
-use wgsep_tests::sim::oracle;
 use wgsep_tests::traffic::{ping, until_ping};
 use wgsep_tests::tunnel::{End, PORT};
 use wgsep_tests::wg::preshared_key;

@@ -51,7 +51,7 @@ fn run(
             tunnel.handle_timeout(current);
         }
         while let Some(transmit) = tunnel.poll_transmit() {
-            socket.send_to(&transmit.datagram, transmit.endpoint.destination)?;
+            socket.send_to(transmit.datagram, transmit.endpoint.destination)?;
         }
         socket.set_read_timeout(Some(due.clamp(Duration::from_millis(1), LOOK_FOR_PACKETS)))?;
         if let Ok((length, source)) = socket.recv_from(&mut buffer) {

@@ -1,6 +1,6 @@
-//! See `wgsep_tests::sim::fuzz::device`.
+//! See `wgsep_tests::fuzz::device`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| wgsep_tests::sim::fuzz::device(data));
+fuzz_target!(|data: &[u8]| wgsep_tests::fuzz::device(data));

@@ -1,6 +1,6 @@
-//! See `wgsep_tests::sim::fuzz::handshake_consume`.
+//! See `wgsep_tests::fuzz::handshake_consume`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| wgsep_tests::sim::fuzz::handshake_consume(data));
+fuzz_target!(|data: &[u8]| wgsep_tests::fuzz::handshake_consume(data));

@@ -1,6 +1,6 @@
-//! See `wgsep_tests::sim::fuzz::ip_inner`.
+//! See `wgsep_tests::fuzz::ip_inner`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| wgsep_tests::sim::fuzz::ip_inner(data));
+fuzz_target!(|data: &[u8]| wgsep_tests::fuzz::ip_inner(data));

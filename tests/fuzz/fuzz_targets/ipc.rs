@@ -1,6 +1,6 @@
-//! See `wgsep_tests::sim::fuzz::ipc`.
+//! See `wgsep_tests::fuzz::ipc`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| wgsep_tests::sim::fuzz::ipc(data));
+fuzz_target!(|data: &[u8]| wgsep_tests::fuzz::ipc(data));

@@ -1,6 +1,6 @@
-//! See `wgsep_tests::sim::fuzz::requests`.
+//! See `wgsep_tests::fuzz::requests`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| wgsep_tests::sim::fuzz::requests(data));
+fuzz_target!(|data: &[u8]| wgsep_tests::fuzz::requests(data));

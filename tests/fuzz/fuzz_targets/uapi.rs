@@ -1,6 +1,6 @@
-//! See `wgsep_tests::sim::fuzz::uapi`.
+//! See `wgsep_tests::fuzz::uapi`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| wgsep_tests::sim::fuzz::uapi(data));
+fuzz_target!(|data: &[u8]| wgsep_tests::fuzz::uapi(data));

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant, SystemTime};
 
+use wgsep_simulation::dice::Dice;
 use wgsep_tests::link::{Family, Side};
-use wgsep_tests::sim::dice::Dice;
 
 use crate::events::{EVENTS, Event};
 use crate::flows::{self, Receivers, Senders};

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
+use wgsep_simulation::dice::Dice;
 use wgsep_tests::daemon::{Daemon, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
@@ -16,7 +17,6 @@ use wgsep_tests::link::{Family, Side};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{output, run};
 use wgsep_tests::procfs::is_running;
-use wgsep_tests::sim::dice::Dice;
 use wgsep_tests::uapi::Uapi;
 use wgsep_tests::wait;
 use wgsep_tests::wg::{KeyPair, with_input};

@@ -10,7 +10,7 @@ use wgsep_proto::device::Random;
 use wgsep_proto::keys::PublicKey;
 use wgsep_proto::messages::INITIATION_LEN;
 use wgsep_proto::time::Instant as BootTime;
-use wgsep_tests::sim::dice::Dice;
+use wgsep_simulation::dice::Dice;
 use wgsep_tests::uapi::{Uapi, errno};
 use wgsep_tests::wg::hex;
 

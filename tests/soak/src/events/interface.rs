@@ -3,9 +3,9 @@
 use std::net::{Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
+use wgsep_simulation::dice::Dice;
 use wgsep_tests::link::{Family, Side};
 use wgsep_tests::netns::Netns;
-use wgsep_tests::sim::dice::Dice;
 use wgsep_tests::traffic::answers_at_once;
 use wgsep_tests::wait;
 

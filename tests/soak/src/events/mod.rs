@@ -14,8 +14,8 @@ mod processes;
 use std::thread;
 use std::time::Duration;
 
+use wgsep_simulation::dice::Dice;
 use wgsep_tests::link::Side;
-use wgsep_tests::sim::dice::Dice;
 
 use crate::world::World;
 

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use wgsep_simulation::dice::Dice;
 use wgsep_tests::link::Family;
 use wgsep_tests::process::stop;
-use wgsep_tests::sim::dice::Dice;
 use wgsep_tests::traffic::answers_at_once;
 
 use super::{NEXT_PACKET, Outcome, hold, milliseconds, side};

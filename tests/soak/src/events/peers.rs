@@ -1,7 +1,7 @@
 //! Keys, peers and their allowed IPs.
 
+use wgsep_simulation::dice::Dice;
 use wgsep_tests::link::{Family, Side};
-use wgsep_tests::sim::dice::Dice;
 use wgsep_tests::wg::{self, KeyPair};
 
 use super::{Outcome, side};

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use wgsep_simulation::dice::Dice;
 use wgsep_tests::daemon::socket_path;
 use wgsep_tests::link::Side;
 use wgsep_tests::process::stop;
 use wgsep_tests::procfs::namespace;
-use wgsep_tests::sim::dice::Dice;
 
 use super::{Outcome, hold, milliseconds, side};
 use crate::world::World;

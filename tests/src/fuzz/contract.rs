@@ -1,7 +1,7 @@
 //! A dataplane that says anything at all to the helper's side of the contract, and knows what must
 //! come of it.
 
-use super::fuzz::Input;
+use super::Input;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{

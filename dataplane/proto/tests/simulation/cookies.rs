@@ -1,5 +1,4 @@
 //! Cookies and rate limits of simulated devices under load.
-#![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,11 +10,11 @@ use wgsep_proto::data_path::DropCause;
 use wgsep_proto::ratelimiter::PACKETS_BURSTABLE;
 use wgsep_proto::tai64n::Tai64n;
 use wgsep_proto::timers::REKEY_TIMEOUT;
-use wgsep_tests::sim::dice::Dice;
-use wgsep_tests::sim::host::HostId;
-use wgsep_tests::sim::link::Kind;
-use wgsep_tests::sim::oracle::Oracle;
-use wgsep_tests::sim::simulation::Simulation;
+use wgsep_simulation::dice::Dice;
+use wgsep_simulation::host::HostId;
+use wgsep_simulation::link::Kind;
+use wgsep_simulation::oracle::Oracle;
+use wgsep_simulation::simulation::Simulation;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);

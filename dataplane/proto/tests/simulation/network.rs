@@ -1,13 +1,12 @@
 //! Simulated devices over bad networks and long times: traffic always recovers, nothing leaks.
-#![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
 use std::time::Duration;
 use wgsep_proto::timers::{REKEY_TIMEOUT, REKEY_TIMEOUT_JITTER_MAX, ZERO_KEY_MATERIAL_TIME};
-use wgsep_tests::sim::dice::Dice;
-use wgsep_tests::sim::host::HostId;
-use wgsep_tests::sim::link::{Kind, Link};
-use wgsep_tests::sim::simulation::Simulation;
+use wgsep_simulation::dice::Dice;
+use wgsep_simulation::host::HostId;
+use wgsep_simulation::link::{Kind, Link};
+use wgsep_simulation::simulation::Simulation;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -192,7 +191,7 @@ fn a_wall_clock_that_stands_still_breaks_only_the_handshake_it_must() {
     simulation.host_mut(a).device.set_up(true, now);
     let source = simulation.host(a).inner_v4();
     let to = simulation.host(b).inner_v4();
-    let packet = wgsep_tests::sim::packet::request(source, to, 84, 0, 1);
+    let packet = wgsep_simulation::packet::request(source, to, 84, 0, 1);
     simulation.host_mut(a).device.encapsulate(&packet, now);
     simulation.flush(a);
     simulation.run_for(SECOND);

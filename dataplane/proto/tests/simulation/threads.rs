@@ -1,5 +1,4 @@
 //! The packet path on several threads while the control thread rekeys, configures and removes.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,10 +12,10 @@ use wgsep_proto::path::inbound::{InboundBatch, Parsed};
 use wgsep_proto::path::outbound::{OutboundBatch, Whole};
 use wgsep_proto::peer::Endpoint;
 use wgsep_proto::time::Instant;
-use wgsep_tests::sim::host::HostId;
-use wgsep_tests::sim::link::Kind;
-use wgsep_tests::sim::packet;
-use wgsep_tests::sim::simulation::Simulation;
+use wgsep_simulation::host::HostId;
+use wgsep_simulation::link::Kind;
+use wgsep_simulation::packet;
+use wgsep_simulation::simulation::Simulation;
 
 const WORKERS: usize = 4;
 const ROUNDS: usize = 300;

@@ -1,6 +1,6 @@
 //! Datagrams on their way, and what may happen to them there.
 
-use super::dice::Dice;
+use crate::dice::Dice;
 use std::net::SocketAddr;
 use std::time::Duration;
 use wgsep_proto::time::Instant;

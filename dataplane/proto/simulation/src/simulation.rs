@@ -1,9 +1,9 @@
 //! Hosts, the datagrams between them, and the clock they share.
 
-use super::dice::Dice;
-use super::host::{Host, HostId};
-use super::link::{Datagram, Kind, Link};
-use super::packet;
+use crate::dice::Dice;
+use crate::host::{Host, HostId};
+use crate::link::{Datagram, Kind, Link};
+use crate::packet;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;

@@ -1,5 +1,4 @@
 //! The five timers of a peer, to the nanosecond where no chance is in it.
-#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 use wgsep_proto::control_plane::Event;
@@ -11,9 +10,9 @@ use wgsep_proto::timers::{
     KEEPALIVE_TIMEOUT, MAX_HANDSHAKE_RETRIES, RECEIVE_REKEY_AGE, REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER_MAX, ZERO_KEY_MATERIAL_TIME,
 };
-use wgsep_tests::sim::host::HostId;
-use wgsep_tests::sim::link::Kind;
-use wgsep_tests::sim::simulation::Simulation;
+use wgsep_simulation::host::HostId;
+use wgsep_simulation::link::Kind;
+use wgsep_simulation::simulation::Simulation;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);

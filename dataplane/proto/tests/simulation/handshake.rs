@@ -1,5 +1,4 @@
 //! Handshakes between simulated devices: keypairs, rekeying, replays, simultaneous initiation.
-#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 use wgsep_proto::config::Configuration;
@@ -8,9 +7,9 @@ use wgsep_proto::data_path::DropCause;
 use wgsep_proto::keypair::{REJECT_AFTER_TIME, REKEY_AFTER_TIME};
 use wgsep_proto::keys::{PresharedKey, PrivateKey, PublicKey};
 use wgsep_proto::timers::{RECEIVE_REKEY_AGE, REKEY_TIMEOUT};
-use wgsep_tests::sim::host::HostId;
-use wgsep_tests::sim::link::{Datagram, Kind};
-use wgsep_tests::sim::simulation::Simulation;
+use wgsep_simulation::host::HostId;
+use wgsep_simulation::link::{Datagram, Kind};
+use wgsep_simulation::simulation::Simulation;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -351,7 +350,7 @@ fn an_invalid_response_leaves_the_handshake_pending_for_the_valid_one() {
     for at in [13, 50] {
         let mut forged = response.payload.clone();
         forged[at] ^= 1;
-        wgsep_tests::sim::oracle::add_macs(&public_key, &mut forged);
+        wgsep_simulation::oracle::add_macs(&public_key, &mut forged);
         simulation.inject(response.from, a, &forged);
     }
     let refused = |event: &Event| matches!(event, Event::ResponseRefused(_));

@@ -1,5 +1,4 @@
 //! Packets between simulated devices: counters, cryptokey routing, roaming, replays, ECN, padding.
-#![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,12 +10,12 @@ use wgsep_proto::path::outbound::{OutboundBatch, Whole};
 use wgsep_proto::peer::{Endpoint, Source};
 use wgsep_proto::tai64n::Tai64n;
 use wgsep_proto::timers::{KEEPALIVE_TIMEOUT, REKEY_TIMEOUT, ZERO_KEY_MATERIAL_TIME};
-use wgsep_tests::sim::dice::Dice;
-use wgsep_tests::sim::host::{HostId, allow, inner_v4};
-use wgsep_tests::sim::link::Kind;
-use wgsep_tests::sim::oracle::{Oracle, Session};
-use wgsep_tests::sim::packet;
-use wgsep_tests::sim::simulation::Simulation;
+use wgsep_simulation::dice::Dice;
+use wgsep_simulation::host::{HostId, allow, inner_v4};
+use wgsep_simulation::link::Kind;
+use wgsep_simulation::oracle::{Oracle, Session};
+use wgsep_simulation::packet;
+use wgsep_simulation::simulation::Simulation;
 
 const SECOND: Duration = Duration::from_secs(1);
 

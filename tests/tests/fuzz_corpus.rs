@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
-use wgsep_tests::sim::fuzz::{TARGETS, Target};
+use wgsep_tests::fuzz::{TARGETS, Target};
 
 fn fuzz() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")

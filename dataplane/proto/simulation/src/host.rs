@@ -1,7 +1,7 @@
 //! One device of a simulation, with the address it sends from and all that became of it.
 
-use super::dice::{Dice, SharedDice};
-use super::packet;
+use crate::dice::{Dice, SharedDice};
+use crate::packet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use wgsep_proto::config::{

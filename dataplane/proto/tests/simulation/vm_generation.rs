@@ -1,5 +1,4 @@
 //! A virtual machine that was cloned or restored: `Device::vm_notification`, by the virtual clock.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,9 +9,9 @@ use wgsep_proto::control_plane::Event;
 use wgsep_proto::data_path::{DropCause, GenerationCounter};
 use wgsep_proto::keypair::REJECT_AFTER_TIME;
 use wgsep_proto::timers::REKEY_TIMEOUT;
-use wgsep_tests::sim::host::HostId;
-use wgsep_tests::sim::link::{Datagram, Kind};
-use wgsep_tests::sim::simulation::Simulation;
+use wgsep_simulation::host::HostId;
+use wgsep_simulation::link::{Datagram, Kind};
+use wgsep_simulation::simulation::Simulation;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);

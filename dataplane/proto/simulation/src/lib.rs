@@ -5,12 +5,9 @@
 //! days of protocol pass in milliseconds, and a seed reproduces every run. Nothing here sleeps, reads
 //! a clock or opens a socket.
 //!
-//! [`oracle`] speaks WireGuard by other means, for the other end of a device under test; [`fuzz`]
-//! has the functions that both the fuzzer and the replay of its corpora call.
+//! [`oracle`] speaks WireGuard by other means, for the other end of a device under test.
 
-mod contract;
 pub mod dice;
-pub mod fuzz;
 pub mod host;
 pub mod link;
 pub mod oracle;

@@ -3,7 +3,7 @@
 //!
 //! Functions here panic where the other side errs: they are the assertions of the tests.
 
-use super::dice::Dice;
+use crate::dice::Dice;
 use blake2::digest::{Digest, KeyInit, Mac, consts::U16};
 use blake2::{Blake2s256, Blake2sMac};
 use snow::params::DHChoice;

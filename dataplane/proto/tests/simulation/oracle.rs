@@ -1,16 +1,15 @@
 //! Devices against `snow`: handshakes and data in both roles, with and without a preshared key, over
 //! random keys.
-#![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
 use std::time::Duration;
 use wgsep_proto::keys::{PresharedKey, PublicKey};
-use wgsep_tests::sim::dice::Dice;
-use wgsep_tests::sim::host::{HostId, inner_v4};
-use wgsep_tests::sim::link::Kind;
-use wgsep_tests::sim::oracle::{Oracle, Session};
-use wgsep_tests::sim::packet;
-use wgsep_tests::sim::simulation::Simulation;
+use wgsep_simulation::dice::Dice;
+use wgsep_simulation::host::{HostId, inner_v4};
+use wgsep_simulation::link::Kind;
+use wgsep_simulation::oracle::{Oracle, Session};
+use wgsep_simulation::packet;
+use wgsep_simulation::simulation::Simulation;
 
 /// Sets of keys for each of the two roles.
 const KEY_SETS: u64 = 300;

@@ -1,13 +1,12 @@
 //! Configuration of simulated devices: what a `get` shows, and what a `set` moves.
-#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 use wgsep_proto::config::{AllowedIp, Configuration, PeerConfiguration};
 use wgsep_proto::keys::PublicKey;
-use wgsep_tests::sim::host::{HostId, allow, inner_v4};
-use wgsep_tests::sim::link::Kind;
-use wgsep_tests::sim::packet::{PING_LEN, request};
-use wgsep_tests::sim::simulation::Simulation;
+use wgsep_simulation::host::{HostId, allow, inner_v4};
+use wgsep_simulation::link::Kind;
+use wgsep_simulation::packet::{PING_LEN, request};
+use wgsep_simulation::simulation::Simulation;
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -1,13 +1,9 @@
 //! What the fuzzer calls with its bytes, and the replay of its corpora too. Each function asserts
 //! what must hold whatever the bytes are.
 
-use super::contract::{self, Dataplane};
-use super::dice::Dice;
-use super::host::{Host, HostId};
-use super::link::Kind;
-use super::oracle;
-use super::packet;
-use super::simulation::Simulation;
+mod contract;
+
+use self::contract::Dataplane;
 use std::time::Duration;
 use wgsep_dataplane::FuzzSession;
 use wgsep_ipc::{FromHelper, MAX_FRAME, Request, VERSION, decode};
@@ -18,6 +14,12 @@ use wgsep_proto::keys::{PresharedKey, PrivateKey};
 use wgsep_proto::messages::Message;
 use wgsep_proto::peer::Endpoint;
 use wgsep_proto::time::{Instant, Now};
+use wgsep_simulation::dice::Dice;
+use wgsep_simulation::host::{Host, HostId};
+use wgsep_simulation::link::Kind;
+use wgsep_simulation::oracle;
+use wgsep_simulation::packet;
+use wgsep_simulation::simulation::Simulation;
 
 /// Length of both macs, which a parsed message leaves to the cookie code.
 const MACS_LEN: usize = 32;
@@ -357,7 +359,7 @@ fn replay(simulation: &mut Simulation, host: HostId, input: &mut Input<'_>) {
 
 /// Ends all disturbance and configures both hosts as at the start, with new keys.
 fn restore(simulation: &mut Simulation, a: HostId, b: HostId) {
-    simulation.link = super::link::Link::default();
+    simulation.link = wgsep_simulation::link::Link::default();
     let mut dice = Dice::new(13);
     for id in [a, b] {
         simulation.host_mut(id).waiting = 0;

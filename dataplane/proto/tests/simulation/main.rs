@@ -1,0 +1,12 @@
+//! The protocol between simulated devices, on a virtual clock.
+#![allow(clippy::unwrap_used)]
+
+mod configuration;
+mod cookies;
+mod handshake;
+mod network;
+mod oracle;
+mod packets;
+mod threads;
+mod timers;
+mod vm_generation;
