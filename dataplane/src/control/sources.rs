@@ -17,8 +17,8 @@
 //! The kernel reports some changes before they take effect: a route before it is removed, a link that goes down
 //! before its routes and addresses do. So each change is checked twice more, shortly after and a second later.
 
+use crate::link::routes::{Flow, Matcher, Query, RouteChanges};
 use crate::link::{Answer, LinkMonitor};
-use crate::routes::{Flow, Matcher, Query, RouteChanges};
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
@@ -263,8 +263,8 @@ fn cached_flow(endpoint: &Endpoint, device: &ControlPlane) -> Option<Flow> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::routes::PrefixSet;
     use crate::random::KernelRandom;
-    use crate::routes::PrefixSet;
     use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
     use std::os::fd::{AsRawFd, OwnedFd};
     use wgsep_proto::config::{AllowedIpChange, Configuration, PeerConfiguration};
@@ -359,7 +359,7 @@ mod tests {
                 let mut buffer = vec![0; 1 << 16];
                 while let Ok(len) = recv(self.kernel.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
                     let mut rest = &buffer[..len];
-                    while let Some((message, left)) = crate::netlink::split_message(rest) {
+                    while let Some((message, left)) = crate::link::netlink::split_message(rest) {
                         rest = left;
                         questions += 1;
                         if let Some(answer) = answer {

@@ -1,16 +1,13 @@
 //! From the network to the TUN device, by the stages of [`packets`](crate::packets).
 
-use crate::clock;
 use crate::packets::memory;
 use crate::packets::offload::{Coalescer, VNET_HDR_LEN};
 use crate::packets::tun::{Lost, Tun};
 use crate::packets::udp::MAX_SEGMENTS;
 use crate::sys::{self, Datagram};
-use crate::workers::shared::{QueuedHandshake, Shared};
-use crate::workers::worker::Worker;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::os::fd::BorrowedFd;
 use wgsep_proto::data_path::{AllowedIpTable, DataPath, DropCause};
 use wgsep_proto::ip::Ecn;
 use wgsep_proto::path::inbound::{self, Parsed};
@@ -46,66 +43,9 @@ struct Receive {
     ecn: Ecn,
 }
 
-impl Worker {
-    /// Carries in the datagrams that the socket of one family has.
-    pub(crate) fn inbound(&mut self, family: usize) {
-        let shared = Arc::clone(&self.shared);
-        let Some(inbound) = shared.inbound.get(family) else { return };
-        let mut batch = inbound.take_batch();
-        let number = {
-            let mut source = inbound.lock_source();
-            self.read_datagrams(family, &mut batch);
-            (!batch.receives.is_empty()).then(|| source.assign())
-        };
-        let Some(number) = number else {
-            batch.clear();
-            inbound.return_batch(batch);
-            return;
-        };
-        if batch.spare_capacity().is_none() {
-            self.promote_follower();
-        }
-        let now = clock::instant();
-        let queued = batch.parse(&shared);
-        batch.open(&shared.data_path, now);
-        if let Some(tun) = shared.tun.get() {
-            let Self { coalescer, allowed_ips, .. } = self;
-            coalescer.set(tun.coalesce(now));
-            inbound.complete(number, batch, |batch| {
-                batch.deliver(&shared.data_path, allowed_ips.value(), coalescer, tun, now);
-                batch.clear();
-            });
-        } else {
-            inbound.complete(number, batch, InboundBatch::clear);
-        }
-        if queued | shared.data_path.take_wake() {
-            shared.wake_control();
-        }
-    }
-
-    /// Stage 1: reads until the socket is empty or the batch is full.
-    fn read_datagrams(&self, family: usize, batch: &mut InboundBatch) {
-        let Some(socket) = self.sockets.value().families().get(family).copied().flatten() else {
-            return;
-        };
-        while let Some(buffer) = batch.spare_capacity() {
-            match sys::receive(socket, buffer) {
-                Ok(datagram) => batch.keep(&datagram),
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    self.shared.data_path.drops.add(DropCause::InboundMalformed, 1);
-                    batch.discard();
-                }
-                Err(error) => {
-                    // The queue is empty, or the socket reported a pending error, once.
-                    if error.kind() == io::ErrorKind::ConnectionAborted {
-                        self.shared.set_sockets_destroyed();
-                    }
-                    return;
-                }
-            }
-        }
-    }
-}
+/// Another program has had the kernel destroy a socket (SOCK_DESTROY, as `ss -K` does).
+#[derive(Debug)]
+pub(crate) struct SocketDestroyed;
 
 impl InboundBatch {
     /// An empty batch.
@@ -120,6 +60,42 @@ impl InboundBatch {
             used: 0,
             reads: 0,
         }
+    }
+
+    /// True if nothing was received.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.receives.is_empty()
+    }
+
+    /// True if no other datagram fits.
+    pub(crate) fn is_full(&mut self) -> bool {
+        self.spare_capacity().is_none()
+    }
+
+    /// Stage 1: reads until the socket is empty or the batch is full.
+    ///
+    /// # Errors
+    /// If another program has had the kernel destroy the socket.
+    pub(crate) fn read(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        data_path: &DataPath,
+    ) -> Result<(), SocketDestroyed> {
+        while let Some(buffer) = self.spare_capacity() {
+            match sys::receive(socket, buffer) {
+                Ok(datagram) => self.keep(&datagram),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    data_path.drops.add(DropCause::InboundMalformed, 1);
+                    self.discard();
+                }
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
+                    return Err(SocketDestroyed);
+                }
+                // The queue is empty, or the socket reported a pending error, once.
+                Err(_) => return Ok(()),
+            }
+        }
+        Ok(())
     }
 
     /// The buffer for the next read; `None` when the batch is full.
@@ -148,34 +124,33 @@ impl InboundBatch {
         self.used = end;
     }
 
-    /// Stage 2: keeps the transport messages, and queues every handshake message. True if the control thread
-    /// must be woken.
-    fn parse(&mut self, shared: &Shared) -> bool {
+    /// Stage 2: keeps the transport messages, and calls `queue_handshake` with each handshake message.
+    pub(crate) fn parse(
+        &mut self,
+        data_path: &DataPath,
+        mut queue_handshake: impl FnMut(Endpoint, &[u8]),
+    ) {
         let Self { messages, receives, memory, .. } = self;
-        let mut wake = false;
         for Receive { bytes, segment_len, endpoint, ecn } in receives {
             messages.begin_read(*endpoint, *ecn);
             let mut start = bytes.start;
             while start < bytes.end {
                 let end = bytes.end.min(start + *segment_len);
-                if messages.parse(&shared.data_path, memory, start..end) == Parsed::Handshake {
-                    let message = memory.get(start..end).unwrap_or_default();
-                    let message = QueuedHandshake::new(*endpoint, message);
-                    wake |= message.is_some_and(|message| shared.queue_handshake(message));
+                if messages.parse(data_path, memory, start..end) == Parsed::Handshake {
+                    queue_handshake(*endpoint, memory.get(start..end).unwrap_or_default());
                 }
                 start = end;
             }
         }
-        wake
     }
 
     /// Stage 3.
-    fn open(&mut self, data_path: &DataPath, now: Instant) {
+    pub(crate) fn open(&mut self, data_path: &DataPath, now: Instant) {
         self.messages.open(data_path, &mut self.memory, now);
     }
 
     /// Stages 4 and 5: accepts what opened, and writes it to the TUN device.
-    fn deliver(
+    pub(crate) fn deliver(
         &mut self,
         data_path: &DataPath,
         allowed_ips: &AllowedIpTable,
@@ -202,7 +177,7 @@ impl InboundBatch {
     }
 
     /// Empties the batch.
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         (self.used, self.reads) = (0, 0);
         self.messages.clear();
         self.receives.clear();
@@ -237,7 +212,7 @@ mod tests {
             batch.discard();
             reads += 1;
         }
-        assert_eq!((reads, batch.receives.is_empty()), (MAX_RECEIVES, true));
+        assert_eq!((reads, batch.is_empty()), (MAX_RECEIVES, true));
         batch.clear();
         assert!(batch.spare_capacity().is_some());
     }

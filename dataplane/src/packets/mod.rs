@@ -24,6 +24,7 @@
 //! the order in which a packet meets them: `outbound` calls `tun`, `offload::segment` and `udp` (with `gso`);
 //! `inbound` calls `udp`'s sockets, `offload::coalesce` and `tun`.
 
+pub(crate) mod flow_queues;
 pub(crate) mod gso;
 pub(crate) mod inbound;
 pub mod offload;

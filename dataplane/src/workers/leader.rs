@@ -5,7 +5,7 @@
 //! packets may be waiting. Light traffic is thus served by one thread with a warm cache, and heavy
 //! traffic by every core.
 
-use crate::workers::flow_queues::ReadyQueues;
+use crate::packets::flow_queues::ReadyQueues;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::AsFd;

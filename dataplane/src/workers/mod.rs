@@ -1,7 +1,6 @@
 //! The threads that carry packets: who waits for them, who is woken, and what keeps their order.
 
 pub(crate) mod crypto_pool;
-pub(crate) mod flow_queues;
 pub(crate) mod leader;
 pub(crate) mod sequencer;
 pub(crate) mod shared;

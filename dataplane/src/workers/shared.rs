@@ -1,11 +1,11 @@
 //! The state that the threads of the dataplane share.
 
+use crate::packets::flow_queues::ReadyQueues;
 use crate::packets::inbound::InboundBatch;
 use crate::packets::outbound::OutboundBatch;
 use crate::packets::tun::Tun;
 use crate::packets::udp::UdpSockets;
 use crate::workers::crypto_pool::CryptoPool;
-use crate::workers::flow_queues::ReadyQueues;
 use crate::workers::leader::{FIRST_QUEUE, Leader, UDP};
 use crate::workers::sequencer::Sequencer;
 use nix::sys::eventfd::{EfdFlags, EventFd};

@@ -4,28 +4,35 @@
 //! that is woken and has no batch runs crypto jobs (see `crypto_pool`). The stages of a packet are in
 //! [`packets`](crate::packets).
 
+use crate::clock;
+use crate::packets::flow_queues::ReadyQueues;
+use crate::packets::inbound::InboundBatch;
 use crate::packets::offload::{Coalesce, Coalescer};
+use crate::packets::outbound::{OutboundBatch, Routing};
 use crate::packets::udp::UdpSockets;
 use crate::secret;
-use crate::workers::flow_queues::ReadyQueues;
 use crate::workers::leader::{FIRST_QUEUE, MAX_EVENTS, UDP, WAKE};
-use crate::workers::shared::Shared;
+use crate::workers::shared::{QueuedHandshake, Shared};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::sync::Arc;
 use wgsep_proto::data_path::{AllowedIpTable, Reader};
+use wgsep_proto::time::Instant;
+
+/// Staged packets, and peers, after which no more are taken under one source lock.
+const MAX_STAGED: usize = 256;
 
 /// A worker thread's own state.
 pub(crate) struct Worker {
-    pub(crate) number: usize,
-    pub(crate) shared: Arc<Shared>,
+    number: usize,
+    shared: Arc<Shared>,
     /// True while it is the one that waits for packets.
     is_leader: bool,
-    pub(crate) allowed_ips: Reader<AllowedIpTable>,
-    pub(crate) sockets: Reader<Arc<UdpSockets>>,
+    allowed_ips: Reader<AllowedIpTable>,
+    sockets: Reader<Arc<UdpSockets>>,
     /// The TUN device's queue that is read next.
-    pub(crate) next_queue: usize,
+    next_queue: usize,
     /// Empty between batches.
-    pub(crate) coalescer: Coalescer,
+    coalescer: Coalescer,
     /// Number of requests to wipe the stack that it has served.
     wipes: u64,
 }
@@ -136,17 +143,162 @@ impl Worker {
     }
 
     /// Has another worker read on, as more packets may be waiting than this one has read.
-    pub(crate) fn promote_follower(&mut self) {
+    fn promote_follower(&mut self) {
         if self.is_leader {
             self.is_leader = false;
             self.shared.leader.promote_follower();
         }
     }
 
-    /// Wakes the control thread if the packet path asked for it.
-    pub(crate) fn wake_control_if_asked(&self) {
-        if self.shared.data_path.take_wake() {
-            self.shared.wake_control();
+    /// Carries a batch of packets out: the staged ones that can be sent now, and what the ready queues have.
+    fn outbound(&mut self, ready: ReadyQueues) {
+        let shared = Arc::clone(&self.shared);
+        let Some(tun) = shared.tun.get() else { return };
+        let Shared { data_path, outbound, .. } = &*shared;
+        let mut batch = outbound.take_batch();
+        let now;
+        let number = {
+            let mut source = outbound.lock_source();
+            now = clock::instant();
+            self.reserve_staged(&mut batch, now);
+            let routing = Routing { data_path, allowed_ips: self.allowed_ips.value(), now };
+            if batch.read(tun, ready, &mut self.next_queue, &routing).is_err() {
+                shared.set_device_gone();
+            }
+            batch.reserve_nonces(data_path, now);
+            (!batch.is_empty()).then(|| source.assign())
+        };
+        if batch.is_full() {
+            self.promote_follower();
         }
+        if let Some(number) = number {
+            batch.seal(data_path);
+            let sockets = self.sockets.value();
+            outbound.complete(number, batch, |batch| {
+                batch.send(sockets, data_path, now);
+                // Only a batch of packets of a few bytes each needs more than one round.
+                while batch.seal(data_path) {
+                    batch.send(sockets, data_path, now);
+                }
+                batch.clear();
+            });
+        } else {
+            batch.clear();
+            outbound.return_batch(batch);
+        }
+        if data_path.take_wake() {
+            shared.wake_control();
+        }
+    }
+
+    /// Takes staged packets that can be sent now. If one batch cannot hold them all, it wakes this worker
+    /// for the rest.
+    fn reserve_staged(&self, batch: &mut OutboundBatch, now: Instant) {
+        let mut work = 0;
+        while work < MAX_STAGED {
+            let Some(peer) = self.shared.take_flush() else { return };
+            // A peer without staged packets counts too, because looking costs time.
+            work += 1 + batch.reserve_staged(&self.shared.data_path, peer, now);
+        }
+        self.shared.leader.wake(self.number);
+    }
+
+    /// Carries in the datagrams that the socket of one family has.
+    fn inbound(&mut self, family: usize) {
+        let shared = Arc::clone(&self.shared);
+        let Shared { data_path, inbound, .. } = &*shared;
+        let Some(inbound) = inbound.get(family) else { return };
+        let mut batch = inbound.take_batch();
+        let number = {
+            let mut source = inbound.lock_source();
+            let socket = self.sockets.value().families().get(family).copied().flatten();
+            if socket.is_some_and(|socket| batch.read(socket, data_path).is_err()) {
+                shared.set_sockets_destroyed();
+            }
+            (!batch.is_empty()).then(|| source.assign())
+        };
+        let Some(number) = number else {
+            batch.clear();
+            inbound.return_batch(batch);
+            return;
+        };
+        if batch.is_full() {
+            self.promote_follower();
+        }
+        let now = clock::instant();
+        let mut wake = false;
+        batch.parse(data_path, |endpoint, message| {
+            let message = QueuedHandshake::new(endpoint, message);
+            wake |= message.is_some_and(|message| shared.queue_handshake(message));
+        });
+        batch.open(data_path, now);
+        if let Some(tun) = shared.tun.get() {
+            let Self { coalescer, allowed_ips, .. } = self;
+            coalescer.set(tun.coalesce(now));
+            inbound.complete(number, batch, |batch| {
+                batch.deliver(data_path, allowed_ips.value(), coalescer, tun, now);
+                batch.clear();
+            });
+        } else {
+            inbound.complete(number, batch, InboundBatch::clear);
+        }
+        if wake | data_path.take_wake() {
+            shared.wake_control();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::KernelRandom;
+    use nix::sys::epoll::EpollEvent;
+    use wgsep_proto::config::{Configuration, PeerConfiguration};
+    use wgsep_proto::control_plane::ControlPlane;
+    use wgsep_proto::data_path::DropCause;
+    use wgsep_proto::keys::PublicKey;
+    use wgsep_proto::time::Now;
+
+    #[test]
+    fn staged_packets_of_many_peers_go_in_bounded_parts() {
+        const PEERS: u32 = 1000;
+        let now = Now { instant: Instant::from_nanos(1), wall: core::time::Duration::ZERO };
+        let mut control = ControlPlane::new(Box::new(KernelRandom));
+        let peer = |number: u32| {
+            let mut key = [9; 32];
+            key[..4].copy_from_slice(&number.to_le_bytes());
+            PeerConfiguration::new(PublicKey::from_bytes(key))
+        };
+        let peers = (0..PEERS).map(peer).collect();
+        control.configure(Configuration { peers, ..Configuration::default() }, now);
+        let shared = Arc::new(Shared::new(Arc::clone(control.data_path()), 1).unwrap());
+        shared.request_flushes(control.shared_peers().map(Arc::clone));
+        let worker = Worker::new(0, Arc::clone(&shared));
+        let mut batch = OutboundBatch::new();
+        let mut parts = 0;
+        while shared.has_flushes() {
+            // Woken by the request, and after each part for the rest.
+            let woken = shared.leader.wait(0, false, &mut [EpollEvent::empty()]);
+            assert_eq!(woken, Ok(1));
+            shared.leader.acknowledge(0);
+            worker.reserve_staged(&mut batch, now.instant);
+            parts += 1;
+        }
+        assert_eq!(parts, (PEERS as usize).div_ceil(MAX_STAGED));
+    }
+
+    /// The control thread may remove a peer between the lookup for a packet and its reservation.
+    #[test]
+    fn packets_to_a_peer_that_was_removed_meanwhile_are_counted() {
+        let now = Now { instant: Instant::from_nanos(1), wall: core::time::Duration::ZERO };
+        let mut control = ControlPlane::new(Box::new(KernelRandom));
+        let peer = PeerConfiguration::new(PublicKey::from_bytes([9; 32]));
+        let removal = PeerConfiguration { remove: true, ..peer.clone() };
+        control.configure(Configuration { peers: vec![peer], ..Configuration::default() }, now);
+        let looked_up = Arc::clone(control.shared_peers().next().unwrap());
+        control.configure(Configuration { peers: vec![removal], ..Configuration::default() }, now);
+        let data_path = control.data_path();
+        assert!(data_path.reserve_nonces(&looked_up, 3, now.instant, |_| 0).is_none());
+        assert_eq!(data_path.drops.count(DropCause::NoPeer), 3);
     }
 }

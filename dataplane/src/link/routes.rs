@@ -1,7 +1,7 @@
 //! The kernel's routes, from rtnetlink (linux/rtnetlink.h): which changed, the MTUs of those to our
 //! interface, and the outgoing interface of a flow.
 
-use crate::netlink;
+use crate::link::netlink;
 use nix::libc;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};

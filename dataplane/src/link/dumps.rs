@@ -6,7 +6,7 @@
 //! may be refused, and a change of the table interrupts it (NLM_F_DUMP_INTR). In both cases the dump is
 //! requested again, at increasing intervals.
 
-use crate::netlink::{self, NetlinkMessage};
+use crate::link::netlink::{self, NetlinkMessage};
 use nix::libc;
 use std::collections::VecDeque;
 use std::time::Duration;

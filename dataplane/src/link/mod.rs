@@ -4,10 +4,14 @@
 //! reads it, and requests dumps at the start and whenever messages were lost. Sources:
 //! rtnetlink(7), linux/rtnetlink.h, linux/if_link.h, net/netlink/af_netlink.c.
 
-use crate::dumps::{Dumps, Outcome, Table};
-use crate::netlink::{self, NetlinkMessage, attribute, number, split_message, word};
-use crate::routes::{self, PrefixSet, Query, RouteChanges, RouteMtus};
+mod dumps;
+pub(crate) mod netlink;
+pub(crate) mod routes;
+
+use dumps::{Dumps, Outcome, Table};
+use netlink::{NetlinkMessage, attribute, number, split_message, word};
 use nix::libc;
+use routes::{PrefixSet, Query, RouteChanges, RouteMtus};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wgsep_proto::time::Instant;
