@@ -75,7 +75,7 @@ fn the_confinement_links_only_bindings_to_the_system() {
 }
 
 /// Each crate of the workspace, and those of its siblings that it may use.
-const DIRECTIONS: [(&str, &[&str]); 14] = [
+const DIRECTIONS: [(&str, &[&str]); 15] = [
     // The audit names capabilities, and gives up its own.
     ("wgsep", &["wgsep-policy", "wgsep-launch"]),
     ("wgsep-dataplane-bin", &["wgsep-dataplane"]),
@@ -85,15 +85,23 @@ const DIRECTIONS: [(&str, &[&str]); 14] = [
     ("wgsep-host", &["wgsep-policy"]),
     ("wgsep-dataplane", &["wgsep-proto", "wgsep-ipc", "wgsep-policy"]),
     ("wgsep-proto", &[]),
+    ("wgsep-simulation", &["wgsep-proto"]),
     ("wgsep-ipc", &[]),
     ("wgsep-journal", &[]),
     ("wgsep-policy", &[]),
     ("wgsep-hostile", &["wgsep-ipc", "wgsep-policy"]),
     (
         "wgsep-tests",
-        &["wgsep-proto", "wgsep-ipc", "wgsep-policy", "wgsep-dataplane", "wgsep-privileged"],
+        &[
+            "wgsep-proto",
+            "wgsep-simulation",
+            "wgsep-ipc",
+            "wgsep-policy",
+            "wgsep-dataplane",
+            "wgsep-privileged",
+        ],
     ),
-    ("wgsep-soak", &["wgsep-proto", "wgsep-tests"]),
+    ("wgsep-soak", &["wgsep-proto", "wgsep-simulation", "wgsep-tests"]),
     ("wgsep-speed", &["wgsep-proto", "wgsep-dataplane", "wgsep-tests"]),
 ];
 

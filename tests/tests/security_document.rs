@@ -93,10 +93,22 @@ fn each_attack_of_security_has_a_test_of_its_number_and_the_other_way_round() {
 #[test]
 fn the_readme_of_the_tests_has_each_file_of_tests() {
     let document = fs::read_to_string(repository().join("tests/README.md")).unwrap();
-    let cells = last_cells(&document, "| behaviour | file |");
-    let listed: BTreeSet<_> = cells.iter().flat_map(|cell| code_spans(cell)).collect();
-    let files = sources(&repository().join("tests/tests"));
-    let files: BTreeSet<_> =
-        files.iter().map(|path| path.file_stem().unwrap().to_str().unwrap()).collect();
-    assert_eq!(listed, files);
+    for (heading, directory, unlisted) in [
+        ("| behaviour | file |", "tests/tests", None),
+        (
+            "| simulated behaviour | module of `dataplane/proto/tests/simulation` |",
+            "dataplane/proto/tests/simulation",
+            Some("main"),
+        ),
+    ] {
+        let cells = last_cells(&document, heading);
+        let listed: BTreeSet<_> = cells.iter().flat_map(|cell| code_spans(cell)).collect();
+        let files = sources(&repository().join(directory));
+        let files: BTreeSet<_> = files
+            .iter()
+            .map(|path| path.file_stem().unwrap().to_str().unwrap())
+            .filter(|file| Some(*file) != unlisted)
+            .collect();
+        assert_eq!(listed, files);
+    }
 }
