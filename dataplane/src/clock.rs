@@ -2,7 +2,7 @@
 
 use nix::time::{ClockId, clock_gettime};
 use std::time::Duration;
-use wgsep_proto::time::{Instant, Now};
+use wgsep_proto::{Instant, Now};
 
 /// The time: CLOCK_BOOTTIME for timers, because it goes on in suspend, and the time of day.
 pub(crate) fn now() -> Now {

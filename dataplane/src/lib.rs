@@ -65,7 +65,7 @@
 //!
 //! The stages of a packet, with the locks that each takes, are in `packets`.
 //!
-//! [`ControlPlane`]: wgsep_proto::control_plane::ControlPlane
+//! [`ControlPlane`]: wgsep_proto::device::control_plane::ControlPlane
 
 mod arguments;
 mod clock;

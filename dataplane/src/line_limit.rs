@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::time::Duration;
-use wgsep_proto::time::Instant;
+use wgsep_proto::Instant;
 
 /// Lines of one kind in one [`PERIOD`].
 const MOST_LINES: u32 = 10;

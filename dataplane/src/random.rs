@@ -1,7 +1,7 @@
 //! Random numbers from the kernel: getrandom(2) needs no descriptor.
 
 use crate::sys;
-use wgsep_proto::control_plane::Random;
+use wgsep_proto::Random;
 
 /// The kernel's generator. No bytes are buffered: a snapshot of a virtual machine would contain them, and
 /// both of its copies would derive the same keys.

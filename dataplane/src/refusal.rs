@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use wgsep_proto::time::Instant;
+use wgsep_proto::Instant;
 
 /// Time until a refusal expires.
 pub(crate) const HOLDS: Duration = Duration::from_secs(120);

@@ -9,7 +9,8 @@ use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use wgsep_proto::peer::{Endpoint, Source, is_link_local};
+use wgsep_proto::session::peer::is_link_local;
+use wgsep_proto::{Endpoint, Source};
 
 /// A received datagram, or several of one sender that the kernel coalesced (UDP_GRO).
 #[derive(Clone, Copy, Debug)]

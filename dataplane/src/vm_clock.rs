@@ -4,7 +4,7 @@
 
 use crate::sys::DevicePage;
 use std::os::fd::{AsFd, OwnedFd};
-use wgsep_proto::data_path::GenerationCounter;
+use wgsep_proto::path::data_path::GenerationCounter;
 
 /// `VCLK`, then a size that includes the counter.
 const MAGIC: u32 = 0x4b4c_4356;

@@ -11,11 +11,11 @@ use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, UnboundKey};
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use wgsep_dataplane::offload::{Coalesce, Coalescer, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
-use wgsep_proto::allowed_ips::AllowedIps;
-use wgsep_proto::config::AllowedIp;
-use wgsep_proto::keypair::{SealJob, seal_batch};
-use wgsep_proto::messages::TRANSPORT_HEADER_LEN;
-use wgsep_proto::replay::ReplayWindow;
+use wgsep_proto::AllowedIp;
+use wgsep_proto::path::allowed_ips::AllowedIps;
+use wgsep_proto::session::keypair::{SealJob, seal_batch};
+use wgsep_proto::session::replay::ReplayWindow;
+use wgsep_proto::wire::messages::TRANSPORT_HEADER_LEN;
 use wgsep_simulation::packet;
 use wgsep_simulation::simulation::Simulation;
 

@@ -4,10 +4,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use wgsep_dataplane::offload::{Coalesce, Coalescer, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
-use wgsep_proto::ip::Ecn;
 use wgsep_proto::path::inbound::{InboundBatch, Parsed};
 use wgsep_proto::path::outbound::{OutboundBatch, Whole};
-use wgsep_proto::peer::Endpoint;
+use wgsep_proto::{Ecn, Endpoint};
 use wgsep_simulation::packet;
 use wgsep_simulation::simulation::Simulation;
 

@@ -24,7 +24,7 @@ const fn is_public(visibility: &Visibility) -> bool {
 
 /// Attributes that a user of the item notices.
 fn keep_noticed(attributes: &mut Vec<Attribute>) {
-    let noticed = ["derive", "must_use", "non_exhaustive", "repr"];
+    let noticed = ["cfg_attr", "derive", "must_use", "non_exhaustive", "repr"];
     attributes.retain(|one| noticed.iter().any(|name| one.path().is_ident(name)));
 }
 
@@ -32,6 +32,16 @@ fn is_test(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|one| {
         one.path().is_ident("cfg")
             && one.parse_args::<syn::Ident>().is_ok_and(|word| word == "test")
+    })
+}
+
+/// Whether an item is there only with a feature.
+fn is_of_a_feature(attributes: &[Attribute]) -> bool {
+    attributes.iter().any(|one| {
+        one.path().is_ident("cfg")
+            && one
+                .parse_args::<syn::MetaNameValue>()
+                .is_ok_and(|condition| condition.path.is_ident("feature"))
     })
 }
 
@@ -96,6 +106,7 @@ fn public_part(mut item: Item) -> Option<Item> {
         Item::Impl(one) => {
             one.attrs.clear();
             one.items.retain_mut(|item| match item {
+                ImplItem::Fn(function) if is_of_a_feature(&function.attrs) => false,
                 ImplItem::Fn(function) if is_public(&function.vis) => {
                     keep_noticed(&mut function.attrs);
                     function.block = nothing();
@@ -168,6 +179,8 @@ fn list(file: &Path, path: &str, of_parent: Option<&BTreeSet<String>>, listing: 
     let mut items = Vec::new();
     for item in parsed.items {
         match item {
+            // Public with a feature whose parts any release may change.
+            Item::Mod(module) if is_of_a_feature(&module.attrs) => {}
             Item::Mod(module) if module.content.is_none() && !is_test(&module.attrs) => {
                 modules.push((module.ident.to_string(), is_public(&module.vis)));
             }
@@ -187,6 +200,10 @@ fn list(file: &Path, path: &str, of_parent: Option<&BTreeSet<String>>, listing: 
     let directory = file.parent().unwrap();
     let below =
         if stem == "lib" || stem == "mod" { directory.into() } else { directory.join(stem) };
+    let known = match of_parent {
+        Some(outer) => known.intersection(outer).cloned().collect(),
+        None => known,
+    };
     for (module, public) in modules {
         let file = [format!("{module}.rs"), format!("{module}/mod.rs")]
             .map(|candidate| below.join(candidate))

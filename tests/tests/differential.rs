@@ -9,7 +9,7 @@ use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use wgsep_proto::keys::PrivateKey;
+use wgsep_proto::PrivateKey;
 use wgsep_simulation::dice::Dice;
 use wgsep_simulation::oracle::{Oracle, Session};
 use wgsep_simulation::packet;

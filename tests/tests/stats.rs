@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Backlog, listen};
 use serde_json::Value;
-use wgsep_proto::data_path::DropCause;
+use wgsep_proto::DropCause;
 use wgsep_tests::daemon::{Daemon, SOCKETS, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::{Wgsep, WireguardGo};
 use wgsep_tests::implementation::wgsep_program;

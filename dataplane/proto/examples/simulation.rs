@@ -7,10 +7,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
-use wgsep_proto::device::Random;
-use wgsep_proto::keys::PrivateKey;
-use wgsep_proto::time::{Instant, Now};
-use wgsep_proto::tunnel::Tunnel;
+use wgsep_proto::{Instant, Now, PrivateKey, Random, Tunnel};
 
 /// The SplitMix64 generator: reproducible, and nothing for keys of consequence.
 struct Dice(u64);

@@ -8,10 +8,7 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
-use wgsep_proto::device::Random;
-use wgsep_proto::keys::PrivateKey;
-use wgsep_proto::time::{Instant, Now};
-use wgsep_proto::tunnel::Tunnel;
+use wgsep_proto::{Instant, Now, PrivateKey, Random, Tunnel};
 
 /// Random numbers come from the embedding program: here, from the system's own generator.
 struct SystemRandom(File);

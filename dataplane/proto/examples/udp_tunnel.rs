@@ -9,10 +9,7 @@ use std::io::Read;
 use std::net::UdpSocket;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use wgsep_proto::device::Random;
-use wgsep_proto::keys::PrivateKey;
-use wgsep_proto::time::{Instant, Now};
-use wgsep_proto::tunnel::Tunnel;
+use wgsep_proto::{Instant, Now, PrivateKey, Random, Tunnel};
 
 struct SystemRandom(File);
 

@@ -105,6 +105,7 @@ impl PeerConfiguration {
 
 /// A peer's state as `get` reports it.
 #[derive(Clone)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct PeerStatus {
     /// The peer's key.
     pub public_key: PublicKey,
@@ -126,6 +127,7 @@ pub struct PeerStatus {
 
 /// A device's state as `get` reports it, but for the peers.
 #[derive(Clone)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct DeviceStatus {
     /// Our key.
     pub private_key: Option<PrivateKey>,

@@ -1,12 +1,15 @@
 //! The WireGuard protocol as a pure state machine: no sockets, no threads, no clock.
 //!
-//! [`tunnel::Tunnel`] is a tunnel to one peer, [`device::Device`] an interface with many. The caller passes
-//! the time and the random numbers, so that a test can run days of protocol in milliseconds. [`path`] is what
-//! both call for packets, and a program with threads of its own; it opens with the stages of a packet.
+//! [`Tunnel`] is a tunnel to one peer, [`Device`] an interface with many. The caller passes
+//! the time and the random numbers, so that a test can run days of protocol in milliseconds. The module
+//! `path` is what both call for packets; it opens with the stages of a packet.
+//!
+//! A program with threads of its own, as the daemon is, drives the parts: `device::control_plane` on one thread and
+//! `path` on all. They are public with the feature `internals`, and any release may change them.
 //!
 //! ```
 //! use std::time::Duration;
-//! use wgsep_proto::{device::Random, keys::PrivateKey, time::{Instant, Now}, tunnel::Tunnel};
+//! use wgsep_proto::{Instant, Now, PrivateKey, Random, Tunnel};
 //!
 //! /// Fit for an example alone: take yours from the system.
 //! struct Counting(u8);
@@ -36,31 +39,44 @@
 //!
 //! Sources: the WireGuard whitepaper (Donenfeld, 2020) and Linux `drivers/net/wireguard`.
 #![forbid(unsafe_code)]
+// The facade needs not all of what the daemon does.
+#![cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]
 
-pub mod aead;
-pub mod allowed_ips;
-pub mod config;
-pub mod control_plane;
-pub mod cookie;
-pub mod data_path;
+mod config;
+mod keys;
+mod time;
+mod tunnel;
+
+#[cfg(feature = "internals")]
 pub mod device;
-pub mod handshake;
-pub mod icmp;
-pub mod index_table;
-
-pub mod ip;
-pub mod keypair;
-pub mod keys;
-pub mod messages;
-mod ndisc;
-pub mod peer;
-pub mod ratelimiter;
-
+#[cfg(feature = "internals")]
+pub mod noise;
+#[cfg(feature = "internals")]
 pub mod path;
-pub mod replay;
-mod symmetric;
-pub mod tai64n;
-pub mod time;
-pub mod timers;
-pub mod tunnel;
-mod x25519;
+#[cfg(feature = "internals")]
+pub mod session;
+#[cfg(feature = "internals")]
+pub mod wire;
+
+#[cfg(not(feature = "internals"))]
+mod device;
+#[cfg(not(feature = "internals"))]
+mod noise;
+#[cfg(not(feature = "internals"))]
+mod path;
+#[cfg(not(feature = "internals"))]
+mod session;
+#[cfg(not(feature = "internals"))]
+mod wire;
+
+pub use config::{
+    AllowedIp, AllowedIpChange, Configuration, DeviceStatus, PeerConfiguration, PeerStatus,
+};
+pub use device::control_plane::{Event, Random};
+pub use device::{Device, Transmit};
+pub use keys::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
+pub use path::data_path::{DropCause, DropCounters};
+pub use session::peer::{Endpoint, PeerId, Source};
+pub use time::{Instant, Now};
+pub use tunnel::Tunnel;
+pub use wire::ip::Ecn;

@@ -2,10 +2,10 @@
 
 use crate::config::{AllowedIp, AllowedIpChange, Configuration, PeerConfiguration};
 use crate::device::{Device, Random, Transmit};
-use crate::ip::Ecn;
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
-use crate::peer::Endpoint;
+use crate::session::peer::Endpoint;
 use crate::time::{Instant, Now};
+use crate::wire::ip::Ecn;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// A tunnel to one peer, through which every address goes.

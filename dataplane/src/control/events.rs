@@ -13,10 +13,7 @@ use std::io;
 use std::mem::{Discriminant, discriminant};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use wgsep_proto::control_plane::Event;
-use wgsep_proto::data_path::DropCause;
-use wgsep_proto::keys::PublicKey;
-use wgsep_proto::time::Instant;
+use wgsep_proto::{DropCause, Event, Instant, PublicKey};
 
 /// A failure that goes on is logged again after this long.
 const AGAIN_AFTER: Duration = Duration::from_secs(3600);

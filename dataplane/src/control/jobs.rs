@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use wgsep_ipc::{LogLevel, Notice, Reply, Request};
 use wgsep_policy::{described, remedy};
-use wgsep_proto::config::Configuration;
+use wgsep_proto::Configuration;
 
 /// Messages of the helper that are received before other events are handled.
 const MESSAGES_PER_ROUND: usize = 16;

@@ -36,12 +36,11 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use wgsep_ipc::Request;
-use wgsep_proto::config::Configuration;
-use wgsep_proto::control_plane::{
+use wgsep_proto::device::control_plane::{
     ControlPlane, CryptoJob, HandshakeDatagram, HandshakeTransmit, JobRunner, MAX_QUEUED_HANDSHAKES,
 };
-use wgsep_proto::messages::TRANSPORT_OVERHEAD;
-use wgsep_proto::time::Instant;
+use wgsep_proto::wire::messages::TRANSPORT_OVERHEAD;
+use wgsep_proto::{Configuration, Instant};
 
 /// Tokens of epoll events; those of UAPI descriptors follow.
 const WORKERS: u64 = 0;

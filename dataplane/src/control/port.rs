@@ -4,7 +4,7 @@ use nix::libc;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 use wgsep_policy::described;
-use wgsep_proto::time::Instant;
+use wgsep_proto::Instant;
 
 /// Time from the first refusal to the next try, which doubles with each, up to [`LAST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_secs(1);

@@ -22,10 +22,8 @@ use crate::link::{Answer, LinkMonitor};
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
-use wgsep_proto::config::AllowedIp;
-use wgsep_proto::control_plane::ControlPlane;
-use wgsep_proto::peer::{Endpoint, PeerId, Source};
-use wgsep_proto::time::Instant;
+use wgsep_proto::device::control_plane::ControlPlane;
+use wgsep_proto::{AllowedIp, Endpoint, Instant, PeerId, Source};
 
 /// Peers checked and queries sent in a round: each about 0.3 ms of work.
 const PEERS_PER_ROUND: usize = 1024;
@@ -267,9 +265,7 @@ mod tests {
     use crate::random::KernelRandom;
     use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
     use std::os::fd::{AsRawFd, OwnedFd};
-    use wgsep_proto::config::{AllowedIpChange, Configuration, PeerConfiguration};
-    use wgsep_proto::keys::PublicKey;
-    use wgsep_proto::time::Now;
+    use wgsep_proto::{AllowedIpChange, Configuration, Now, PeerConfiguration, PublicKey};
 
     const START: Instant = Instant::from_nanos(3_600_000_000_000);
     const INTERFACE: u32 = 3;

@@ -10,7 +10,7 @@ use crate::link::netlink::{self, NetlinkMessage};
 use nix::libc;
 use std::collections::VecDeque;
 use std::time::Duration;
-use wgsep_proto::time::Instant;
+use wgsep_proto::Instant;
 
 const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
 const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;

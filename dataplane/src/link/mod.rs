@@ -14,7 +14,7 @@ use nix::libc;
 use routes::{PrefixSet, Query, RouteChanges, RouteMtus};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use wgsep_proto::time::Instant;
+use wgsep_proto::Instant;
 
 /// Length of struct ifinfomsg.
 const IFINFO_LEN: usize = 16;

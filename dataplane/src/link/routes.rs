@@ -5,8 +5,8 @@ use crate::link::netlink;
 use nix::libc;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
-use wgsep_proto::allowed_ips::AllowedIps;
-use wgsep_proto::config::AllowedIp;
+use wgsep_proto::AllowedIp;
+use wgsep_proto::path::allowed_ips::AllowedIps;
 
 /// Length of struct rtmsg.
 const RTMSG_LEN: usize = 12;

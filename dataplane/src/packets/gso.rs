@@ -17,8 +17,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use wgsep_proto::peer::{Endpoint, Peer};
-use wgsep_proto::time::Instant;
+use wgsep_proto::session::peer::Peer;
+use wgsep_proto::{Endpoint, Instant};
 
 /// The state that all sends of the daemon share. If nothing was refused, checking costs two loads.
 #[derive(Default)]
@@ -214,8 +214,8 @@ mod tests {
     use super::*;
     use crate::packets::udp::tests::device_and_peer;
     use core::time::Duration;
-    use wgsep_proto::control_plane::ControlPlane;
-    use wgsep_proto::peer::Source;
+    use wgsep_proto::Source;
+    use wgsep_proto::device::control_plane::ControlPlane;
 
     const START: Instant = Instant::from_nanos(1_000_000_000_000);
 

@@ -8,11 +8,9 @@ use crate::sys::{self, Datagram};
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use wgsep_proto::data_path::{AllowedIpTable, DataPath, DropCause};
-use wgsep_proto::ip::Ecn;
+use wgsep_proto::path::data_path::{AllowedIpTable, DataPath};
 use wgsep_proto::path::inbound::{self, Parsed};
-use wgsep_proto::peer::Endpoint;
-use wgsep_proto::time::Instant;
+use wgsep_proto::{DropCause, Ecn, Endpoint, Instant};
 
 /// Most times that a worker reads a socket at once.
 const MAX_RECEIVES: usize = 64;

@@ -6,11 +6,11 @@ use crate::packets::offload::{Segments, VNET_HDR_LEN, VnetHeader};
 use crate::packets::tun::{self, MAX_FRAME_LEN, Read, Tun};
 use crate::packets::udp::{Datagrams, MAX_SEGMENTS, MAX_SEND, UdpSockets};
 use std::sync::Arc;
-use wgsep_proto::data_path::{AllowedIpTable, DataPath, DropCause};
-use wgsep_proto::icmp::MAX_ERROR_LEN;
+use wgsep_proto::path::data_path::{AllowedIpTable, DataPath};
 use wgsep_proto::path::outbound::{self, SealedDatagram, Segmentation};
-use wgsep_proto::peer::Peer;
-use wgsep_proto::time::Instant;
+use wgsep_proto::session::peer::Peer;
+use wgsep_proto::wire::icmp::MAX_ERROR_LEN;
+use wgsep_proto::{DropCause, Instant};
 
 /// Most packets that are read under one source lock.
 const MAX_READS: usize = 256;

@@ -11,8 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use wgsep_ipc::TunOffload;
-use wgsep_proto::data_path::DropCause;
-use wgsep_proto::time::Instant;
+use wgsep_proto::{DropCause, Instant};
 
 /// Longest frame that a read returns: header, and the longest IP packet.
 pub(crate) const MAX_FRAME_LEN: usize = VNET_HDR_LEN + 40 + 65_535;

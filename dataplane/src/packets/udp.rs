@@ -7,9 +7,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
-use wgsep_proto::data_path::{DataPath, DropCause};
-use wgsep_proto::peer::{Endpoint, Peer};
-use wgsep_proto::time::Instant;
+use wgsep_proto::path::data_path::DataPath;
+use wgsep_proto::session::peer::Peer;
+use wgsep_proto::{DropCause, Endpoint, Instant};
 
 /// Most segments that one UDP_SEGMENT send takes on every kernel that has it.
 pub(crate) const MAX_SEGMENTS: usize = 64;
@@ -182,11 +182,10 @@ pub(crate) mod tests {
     use crate::random::KernelRandom;
     use std::net::UdpSocket;
     use std::sync::atomic::Ordering;
-    use wgsep_proto::config::{AllowedIp, AllowedIpChange, Configuration, PeerConfiguration};
-    use wgsep_proto::control_plane::ControlPlane;
-    use wgsep_proto::keys::PublicKey;
-    use wgsep_proto::peer::Source;
-    use wgsep_proto::time::Now;
+    use wgsep_proto::device::control_plane::ControlPlane;
+    use wgsep_proto::{
+        AllowedIp, AllowedIpChange, Configuration, Now, PeerConfiguration, PublicKey, Source,
+    };
 
     #[test]
     fn a_place_that_takes_nothing_does_not_end_sending_many_at_once() {

@@ -3,8 +3,7 @@
 use super::UdpStatus;
 use super::secret_text::SecretText;
 use std::fmt::Write;
-use wgsep_proto::config::{DeviceStatus, PeerStatus};
-use wgsep_proto::data_path::{DropCause, DropCounters};
+use wgsep_proto::{DeviceStatus, DropCause, DropCounters, PeerStatus};
 
 /// Writes the whole reply, with `errno=0` and the blank line.
 ///
@@ -114,8 +113,7 @@ mod tests {
     use super::super::parse::{parse, tests::Eth0};
     use super::*;
     use std::time::Duration;
-    use wgsep_proto::config::AllowedIp;
-    use wgsep_proto::keys::{PresharedKey, PrivateKey, PublicKey};
+    use wgsep_proto::{AllowedIp, PresharedKey, PrivateKey, PublicKey};
 
     fn peer() -> PeerStatus {
         PeerStatus {

@@ -3,8 +3,8 @@
 
 use super::inbox::Inbox;
 use super::{Operation, Scopes, UdpStatus, format};
-use wgsep_proto::control_plane::ControlPlane;
-use wgsep_proto::time::Now;
+use wgsep_proto::Now;
+use wgsep_proto::device::control_plane::ControlPlane;
 
 /// A UAPI session: a client's input so far, and the device it configures.
 pub struct FuzzSession {

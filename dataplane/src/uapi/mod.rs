@@ -19,7 +19,7 @@ mod tests;
 pub use fuzz_session::FuzzSession;
 pub(crate) use server::{ClientId, Server};
 
-use wgsep_proto::config::Configuration;
+use wgsep_proto::Configuration;
 
 /// A whole transaction.
 pub(crate) enum Operation {

@@ -9,8 +9,10 @@
 use super::{Operation, Scopes};
 use nix::errno::Errno;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use wgsep_proto::config::{AllowedIp, AllowedIpChange, Configuration, PeerConfiguration};
-use wgsep_proto::keys::{KEY_LEN, PresharedKey, PrivateKey, PublicKey};
+use wgsep_proto::{
+    AllowedIp, AllowedIpChange, Configuration, KEY_LEN, PeerConfiguration, PresharedKey,
+    PrivateKey, PublicKey,
+};
 use zeroize::Zeroizing;
 
 /// Why a transaction was refused. It never holds the value after `=`, which may be a key.

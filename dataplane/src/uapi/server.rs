@@ -15,8 +15,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{SockFlag, accept4};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
-use wgsep_proto::config::{DeviceStatus, PeerStatus};
-use wgsep_proto::data_path::DropCounters;
+use wgsep_proto::{DeviceStatus, DropCounters, PeerStatus};
 
 /// Most clients at a time. One more closes the client that has been idle longest, so that forgotten
 /// connections never lock an operator out; if none is idle, it waits in the listener's queue.

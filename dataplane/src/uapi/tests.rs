@@ -12,9 +12,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use wgsep_proto::config::Configuration;
-use wgsep_proto::control_plane::{ControlPlane, Random};
-use wgsep_proto::time::{Instant, Now};
+use wgsep_proto::device::control_plane::ControlPlane;
+use wgsep_proto::{Configuration, Instant, Now, Random};
 
 const TOKEN: u64 = 100;
 const OK: &str = "errno=0\n\n";

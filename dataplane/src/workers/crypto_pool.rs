@@ -7,7 +7,7 @@
 use crate::workers::leader::Leader;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use wgsep_proto::control_plane::{CryptoJob, Inline, JobRunner as _};
+use wgsep_proto::device::control_plane::{CryptoJob, Inline, JobRunner as _};
 
 /// Jobs of one round for each thread: with fewer, waking one more thread costs more than it saves.
 const JOBS_PER_THREAD: usize = 2;
@@ -86,15 +86,12 @@ mod tests {
     use nix::sys::epoll::EpollEvent;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::thread;
-    use wgsep_proto::config::{Configuration, PeerConfiguration};
-    use wgsep_proto::control_plane::{self, ControlPlane, HandshakeDatagram};
-    use wgsep_proto::cookie::CookieGenerator;
-    use wgsep_proto::handshake::{Handshake, StaticIdentity};
-    use wgsep_proto::keys::PrivateKey;
-    use wgsep_proto::messages::{INITIATION_LEN, Message};
-    use wgsep_proto::peer::Endpoint;
-    use wgsep_proto::tai64n::Tai64n;
-    use wgsep_proto::time::{Instant, Now};
+    use wgsep_proto::device::control_plane::{self, ControlPlane, HandshakeDatagram};
+    use wgsep_proto::noise::cookie::CookieGenerator;
+    use wgsep_proto::noise::handshake::{Handshake, StaticIdentity};
+    use wgsep_proto::noise::tai64n::Tai64n;
+    use wgsep_proto::wire::messages::{INITIATION_LEN, Message};
+    use wgsep_proto::{Configuration, Endpoint, Instant, Now, PeerConfiguration, PrivateKey};
 
     const CLIENTS: u8 = 40;
 

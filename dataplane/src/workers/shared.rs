@@ -12,11 +12,11 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use wgsep_proto::control_plane::MAX_QUEUED_HANDSHAKES;
-use wgsep_proto::data_path::{DataPath, DropCause, Published};
-use wgsep_proto::messages::INITIATION_LEN;
-use wgsep_proto::peer::{Endpoint, Peer};
-use wgsep_proto::time::Instant;
+use wgsep_proto::device::control_plane::MAX_QUEUED_HANDSHAKES;
+use wgsep_proto::path::data_path::{DataPath, Published};
+use wgsep_proto::session::peer::Peer;
+use wgsep_proto::wire::messages::INITIATION_LEN;
+use wgsep_proto::{DropCause, Endpoint, Instant};
 
 /// Batches for each worker and source: one in use, one parked.
 const BATCHES_PER_WORKER: usize = 2;

@@ -15,8 +15,8 @@ use crate::workers::leader::{FIRST_QUEUE, MAX_EVENTS, UDP, WAKE};
 use crate::workers::shared::{QueuedHandshake, Shared};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::sync::Arc;
-use wgsep_proto::data_path::{AllowedIpTable, Reader};
-use wgsep_proto::time::Instant;
+use wgsep_proto::Instant;
+use wgsep_proto::path::data_path::{AllowedIpTable, Reader};
 
 /// Staged packets, and peers, after which no more are taken under one source lock.
 const MAX_STAGED: usize = 256;
@@ -253,11 +253,8 @@ mod tests {
     use super::*;
     use crate::random::KernelRandom;
     use nix::sys::epoll::EpollEvent;
-    use wgsep_proto::config::{Configuration, PeerConfiguration};
-    use wgsep_proto::control_plane::ControlPlane;
-    use wgsep_proto::data_path::DropCause;
-    use wgsep_proto::keys::PublicKey;
-    use wgsep_proto::time::Now;
+    use wgsep_proto::device::control_plane::ControlPlane;
+    use wgsep_proto::{Configuration, DropCause, Now, PeerConfiguration, PublicKey};
 
     #[test]
     fn staged_packets_of_many_peers_go_in_bounded_parts() {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use wgsep_proto::messages::INITIATION_LEN;
+use wgsep_proto::wire::messages::INITIATION_LEN;
 use wgsep_tests::wait;
 
 use crate::bed::Place;

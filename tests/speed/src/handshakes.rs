@@ -9,12 +9,12 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use wgsep_proto::cookie::CookieGenerator;
-use wgsep_proto::handshake::{Handshake, StaticIdentity};
-use wgsep_proto::keys::{PrivateKey, PublicKey};
-use wgsep_proto::messages::{INITIATION_LEN, Message};
-use wgsep_proto::tai64n::Tai64n;
-use wgsep_proto::time::Instant as BootTime;
+use wgsep_proto::Instant as BootTime;
+use wgsep_proto::noise::cookie::CookieGenerator;
+use wgsep_proto::noise::handshake::{Handshake, StaticIdentity};
+use wgsep_proto::noise::tai64n::Tai64n;
+use wgsep_proto::wire::messages::{INITIATION_LEN, Message};
+use wgsep_proto::{PrivateKey, PublicKey};
 use wgsep_tests::uapi::{Uapi, errno};
 use wgsep_tests::wg::{KeyPair, hex};
 

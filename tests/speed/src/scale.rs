@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use wgsep_proto::keys::PublicKey;
+use wgsep_proto::PublicKey;
 use wgsep_tests::daemon::Daemon;
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::tunnel::End;

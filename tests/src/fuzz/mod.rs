@@ -7,13 +7,12 @@ use self::contract::Dataplane;
 use std::time::Duration;
 use wgsep_dataplane::FuzzSession;
 use wgsep_ipc::{FromHelper, MAX_FRAME, Request, VERSION, decode};
-use wgsep_proto::config::{Configuration, PeerConfiguration};
-use wgsep_proto::control_plane::ControlPlane;
-use wgsep_proto::ip::{Ecn, InnerPacket, padding, propagate_ecn};
-use wgsep_proto::keys::{PresharedKey, PrivateKey};
-use wgsep_proto::messages::Message;
-use wgsep_proto::peer::Endpoint;
-use wgsep_proto::time::{Instant, Now};
+use wgsep_proto::device::control_plane::ControlPlane;
+use wgsep_proto::wire::ip::{InnerPacket, padding, propagate_ecn};
+use wgsep_proto::wire::messages::Message;
+use wgsep_proto::{
+    Configuration, Ecn, Endpoint, Instant, Now, PeerConfiguration, PresharedKey, PrivateKey,
+};
 use wgsep_simulation::dice::Dice;
 use wgsep_simulation::host::{Host, HostId};
 use wgsep_simulation::link::Kind;
@@ -254,7 +253,7 @@ pub fn handshake_consume(data: &[u8]) {
 fn capture(simulation: &mut Simulation, kind: Kind, a: HostId, b: HostId) -> (Vec<u8>, HostId) {
     let (sender, receiver) = if kind == Kind::Initiation { (a, b) } else { (b, a) };
     if kind == Kind::CookieReply {
-        simulation.host_mut(b).waiting = wgsep_proto::control_plane::UNDER_LOAD_THRESHOLD;
+        simulation.host_mut(b).waiting = wgsep_proto::device::control_plane::UNDER_LOAD_THRESHOLD;
     }
     simulation.set_filter(move |datagram| datagram.kind() != kind);
     simulation.ping(a, b);

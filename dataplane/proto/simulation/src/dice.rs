@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use wgsep_proto::device::Random;
+use wgsep_proto::Random;
 
 /// The SplitMix64 generator: fast, and good enough to roll dice. Not for keys of consequence.
 #[derive(Clone, Debug)]

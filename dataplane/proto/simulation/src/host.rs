@@ -4,14 +4,10 @@ use crate::dice::{Dice, SharedDice};
 use crate::packet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
-use wgsep_proto::config::{
-    AllowedIp, AllowedIpChange, Configuration, PeerConfiguration, PeerStatus,
+use wgsep_proto::{
+    AllowedIp, AllowedIpChange, Configuration, Device, DropCause, Event, Instant, Now,
+    PeerConfiguration, PeerStatus, PrivateKey, PublicKey,
 };
-use wgsep_proto::control_plane::Event;
-use wgsep_proto::data_path::DropCause;
-use wgsep_proto::device::Device;
-use wgsep_proto::keys::{PrivateKey, PublicKey};
-use wgsep_proto::time::{Instant, Now};
 
 /// Which host of a simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -3,7 +3,7 @@
 use crate::dice::Dice;
 use std::net::SocketAddr;
 use std::time::Duration;
-use wgsep_proto::time::Instant;
+use wgsep_proto::Instant;
 
 /// Which of WireGuard's messages a datagram is, by its type and length alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

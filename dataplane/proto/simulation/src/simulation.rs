@@ -7,10 +7,7 @@ use crate::packet;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
-use wgsep_proto::config::{Configuration, PeerConfiguration, PeerStatus};
-use wgsep_proto::ip::Ecn;
-use wgsep_proto::peer::Endpoint;
-use wgsep_proto::time::{Instant, Now};
+use wgsep_proto::{Configuration, Ecn, Endpoint, Instant, Now, PeerConfiguration, PeerStatus};
 
 /// The UDP port of every host, until a NAT gives it another.
 pub const PORT: u16 = 51_820;

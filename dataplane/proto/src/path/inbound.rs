@@ -16,15 +16,17 @@
     clippy::unwrap_used
 )]
 
-use crate::data_path::{AllowedIpTable, DataPath, DropCause};
-use crate::ip::{Ecn, InnerPacket, propagate_ecn};
-use crate::keypair::{Keypair, OpenError, OpenJob, open_batch};
-use crate::messages::{Message, ReceiverIndex, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD};
-use crate::ndisc;
 use crate::path::Parts;
-use crate::peer::{Endpoint, Peer, event};
+use crate::path::data_path::{AllowedIpTable, DataPath, DropCause};
+use crate::session::keypair::{Keypair, OpenError, OpenJob, open_batch};
+use crate::session::peer::{Endpoint, Peer, event};
+use crate::session::timers::RECEIVE_REKEY_AGE;
 use crate::time::Instant;
-use crate::timers::RECEIVE_REKEY_AGE;
+use crate::wire::ip::{Ecn, InnerPacket, propagate_ecn};
+use crate::wire::messages::{
+    Message, ReceiverIndex, TAG_LEN, TRANSPORT_HEADER_LEN, TRANSPORT_OVERHEAD,
+};
+use crate::wire::ndisc;
 use core::ops::Range;
 use std::sync::Arc;
 

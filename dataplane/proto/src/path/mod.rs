@@ -6,6 +6,8 @@
 //! caller. A batch has descriptors of them, which name ranges of that memory and are reused, so that nothing is
 //! allocated for a packet unless it is staged until a handshake has completed.
 
+pub mod allowed_ips;
+pub mod data_path;
 pub mod inbound;
 pub mod outbound;
 

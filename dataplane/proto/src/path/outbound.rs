@@ -13,19 +13,19 @@
 //! 4. [`OutboundBatch::send`]: the caller sends the datagrams of each run to the endpoint of its reservation, in the
 //!    order of the reservations, and says how many bytes the socket took. (in order; no lock here)
 
-use crate::data_path::{AllowedIpTable, DataPath, DropCause};
-use crate::icmp::{host_unreachable, may_answer};
-use crate::index_table::Entry;
-use crate::ip::{Ecn, InnerPacket, nested_message, padding};
-use crate::keypair::{Keypair, SealJob, seal_batch};
-use crate::messages::{
+use crate::path::Parts;
+use crate::path::data_path::{AllowedIpTable, DataPath, DropCause};
+use crate::session::index_table::Entry;
+use crate::session::keypair::{Keypair, SealJob, seal_batch};
+use crate::session::peer::{Endpoint, Peer, PeerState, StagedPackets, event};
+use crate::session::timers::Timer;
+use crate::time::Instant;
+use crate::wire::icmp::{host_unreachable, may_answer};
+use crate::wire::ip::{Ecn, InnerPacket, nested_message, padding};
+use crate::wire::messages::{
     Initiation, MAX_INNER_LEN, Message, Response, SenderIndex, TAG_LEN, TRANSPORT_HEADER_LEN,
 };
-use crate::ndisc::is_solicitation_or_redirect;
-use crate::path::Parts;
-use crate::peer::{Endpoint, Peer, PeerState, StagedPackets, event};
-use crate::time::Instant;
-use crate::timers::Timer;
+use crate::wire::ndisc::is_solicitation_or_redirect;
 use core::ops::Range;
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,8 +1,7 @@
 //! Configuration of simulated devices: what a `get` shows, and what a `set` moves.
 
 use std::time::Duration;
-use wgsep_proto::config::{AllowedIp, Configuration, PeerConfiguration};
-use wgsep_proto::keys::PublicKey;
+use wgsep_proto::{AllowedIp, Configuration, PeerConfiguration, PublicKey};
 use wgsep_simulation::host::{HostId, allow, inner_v4};
 use wgsep_simulation::link::Kind;
 use wgsep_simulation::packet::{PING_LEN, request};

@@ -2,14 +2,14 @@
 
 use std::net::SocketAddr;
 use std::time::Duration;
-use wgsep_proto::control_plane::{
-    Event, UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME,
+use wgsep_proto::device::control_plane::{
+    UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME,
 };
-use wgsep_proto::cookie::{COOKIE_SECRET_LATENCY, COOKIE_SECRET_MAX_AGE};
-use wgsep_proto::data_path::DropCause;
-use wgsep_proto::ratelimiter::PACKETS_BURSTABLE;
-use wgsep_proto::tai64n::Tai64n;
-use wgsep_proto::timers::REKEY_TIMEOUT;
+use wgsep_proto::noise::cookie::{COOKIE_SECRET_LATENCY, COOKIE_SECRET_MAX_AGE};
+use wgsep_proto::noise::ratelimiter::PACKETS_BURSTABLE;
+use wgsep_proto::noise::tai64n::Tai64n;
+use wgsep_proto::session::timers::REKEY_TIMEOUT;
+use wgsep_proto::{DropCause, Event};
 use wgsep_simulation::dice::Dice;
 use wgsep_simulation::host::HostId;
 use wgsep_simulation::link::Kind;

@@ -1,12 +1,9 @@
 //! Handshakes between simulated devices: keypairs, rekeying, replays, simultaneous initiation.
 
 use std::time::Duration;
-use wgsep_proto::config::Configuration;
-use wgsep_proto::control_plane::Event;
-use wgsep_proto::data_path::DropCause;
-use wgsep_proto::keypair::{REJECT_AFTER_TIME, REKEY_AFTER_TIME};
-use wgsep_proto::keys::{PresharedKey, PrivateKey, PublicKey};
-use wgsep_proto::timers::{RECEIVE_REKEY_AGE, REKEY_TIMEOUT};
+use wgsep_proto::session::keypair::{REJECT_AFTER_TIME, REKEY_AFTER_TIME};
+use wgsep_proto::session::timers::{RECEIVE_REKEY_AGE, REKEY_TIMEOUT};
+use wgsep_proto::{Configuration, DropCause, Event, PresharedKey, PrivateKey, PublicKey};
 use wgsep_simulation::host::HostId;
 use wgsep_simulation::link::{Datagram, Kind};
 use wgsep_simulation::simulation::Simulation;
@@ -385,7 +382,7 @@ fn low_order_public_keys_may_be_configured_and_never_complete() {
     let mut one = [0; 32];
     one[0] = 1;
     for point in [[0; 32], one] {
-        let mut peer = wgsep_proto::config::PeerConfiguration::new(PublicKey::from_bytes(point));
+        let mut peer = wgsep_proto::PeerConfiguration::new(PublicKey::from_bytes(point));
         peer.endpoint = Some("192.0.2.9:9".parse().unwrap());
         peer.persistent_keepalive_interval = Some(1);
         simulation.configure_peer(a, peer);

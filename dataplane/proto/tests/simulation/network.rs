@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 use std::time::Duration;
-use wgsep_proto::timers::{REKEY_TIMEOUT, REKEY_TIMEOUT_JITTER_MAX, ZERO_KEY_MATERIAL_TIME};
+use wgsep_proto::session::timers::{
+    REKEY_TIMEOUT, REKEY_TIMEOUT_JITTER_MAX, ZERO_KEY_MATERIAL_TIME,
+};
 use wgsep_simulation::dice::Dice;
 use wgsep_simulation::host::HostId;
 use wgsep_simulation::link::{Kind, Link};
@@ -186,7 +188,7 @@ fn a_wall_clock_that_stands_still_breaks_only_the_handshake_it_must() {
     let (mut simulation, a, b) = Simulation::pair(5);
     simulation.ping(a, b);
     simulation.run_for(SECOND);
-    let now = wgsep_proto::time::Now { wall: Duration::ZERO, ..simulation.now() };
+    let now = wgsep_proto::Now { wall: Duration::ZERO, ..simulation.now() };
     simulation.set_up(a, false);
     simulation.host_mut(a).device.set_up(true, now);
     let source = simulation.host(a).inner_v4();

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::time::Duration;
-use wgsep_proto::keys::{PresharedKey, PublicKey};
+use wgsep_proto::{PresharedKey, PublicKey};
 use wgsep_simulation::dice::Dice;
 use wgsep_simulation::host::{HostId, inner_v4};
 use wgsep_simulation::link::Kind;
@@ -120,7 +120,7 @@ fn snow_answers_what_a_device_initiates() {
 fn a_different_preshared_key_is_found_out() {
     for seed in 0..20 {
         let mut encounter = Encounter::new(seed);
-        let mut change = wgsep_proto::config::PeerConfiguration::new(PublicKey::from_bytes(
+        let mut change = wgsep_proto::PeerConfiguration::new(PublicKey::from_bytes(
             *encounter.oracle.public_key(),
         ));
         change.preshared_key = Some(PresharedKey::from_bytes(encounter.dice.bytes()));

@@ -2,14 +2,10 @@
 
 use std::net::SocketAddr;
 use std::time::Duration;
-use wgsep_proto::config::Configuration;
-use wgsep_proto::control_plane::Event;
-use wgsep_proto::data_path::DropCause;
-use wgsep_proto::ip::Ecn;
+use wgsep_proto::noise::tai64n::Tai64n;
 use wgsep_proto::path::outbound::{OutboundBatch, Whole};
-use wgsep_proto::peer::{Endpoint, Source};
-use wgsep_proto::tai64n::Tai64n;
-use wgsep_proto::timers::{KEEPALIVE_TIMEOUT, REKEY_TIMEOUT, ZERO_KEY_MATERIAL_TIME};
+use wgsep_proto::session::timers::{KEEPALIVE_TIMEOUT, REKEY_TIMEOUT, ZERO_KEY_MATERIAL_TIME};
+use wgsep_proto::{Configuration, DropCause, Ecn, Endpoint, Event, Source};
 use wgsep_simulation::dice::Dice;
 use wgsep_simulation::host::{HostId, allow, inner_v4};
 use wgsep_simulation::link::Kind;
@@ -37,8 +33,7 @@ fn with_oracle(seed: u64) -> (Simulation, HostId, Session, SocketAddr) {
     let public_key = *simulation.host(host).public_key.as_bytes();
     let oracle = Oracle::new(&mut Dice::new(!seed), public_key, [0; 32]);
     let address = simulation.host(peer).address;
-    simulation.host_mut(peer).public_key =
-        wgsep_proto::keys::PublicKey::from_bytes(*oracle.public_key());
+    simulation.host_mut(peer).public_key = wgsep_proto::PublicKey::from_bytes(*oracle.public_key());
     simulation.introduce(host, peer);
     // The host of that address is only a place that swallows datagrams.
     simulation.set_filter(|_| false);
@@ -86,7 +81,7 @@ fn what_was_refused_is_not_counted_as_received() {
 #[test]
 fn cookie_replies_count_for_nobody() {
     let (mut simulation, a, b) = Simulation::pair(3);
-    simulation.host_mut(b).waiting = wgsep_proto::control_plane::UNDER_LOAD_THRESHOLD;
+    simulation.host_mut(b).waiting = wgsep_proto::device::control_plane::UNDER_LOAD_THRESHOLD;
     assert!(!simulation.reaches(a, b));
     assert_eq!(simulation.count(b, Kind::CookieReply), 1);
     assert_eq!((simulation.peer(a, b).rx_bytes, simulation.peer(a, b).tx_bytes), (0, 148));
@@ -340,7 +335,7 @@ fn an_allowed_ip_that_moves_takes_both_directions_along() {
 fn packets_for_nobody_and_for_peers_without_endpoint_are_counted_apart() {
     let (mut simulation, a, b) = Simulation::pair(16);
     let mut lost = simulation.host(b).as_peer();
-    lost.public_key = wgsep_proto::keys::PublicKey::from_bytes([8; 32]);
+    lost.public_key = wgsep_proto::PublicKey::from_bytes([8; 32]);
     lost.endpoint = None;
     lost.allowed_ips = vec![allow("10.8.0.0".parse().unwrap(), 16)];
     simulation.configure_peer(a, lost);

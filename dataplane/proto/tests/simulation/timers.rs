@@ -1,15 +1,13 @@
 //! The five timers of a peer, to the nanosecond where no chance is in it.
 
 use std::time::Duration;
-use wgsep_proto::control_plane::Event;
-use wgsep_proto::data_path::DropCause;
-use wgsep_proto::keypair::{REJECT_AFTER_TIME, REKEY_AFTER_TIME};
-use wgsep_proto::peer::MAX_STAGED_PACKETS;
-use wgsep_proto::time::Instant;
-use wgsep_proto::timers::{
+use wgsep_proto::session::keypair::{REJECT_AFTER_TIME, REKEY_AFTER_TIME};
+use wgsep_proto::session::peer::MAX_STAGED_PACKETS;
+use wgsep_proto::session::timers::{
     KEEPALIVE_TIMEOUT, MAX_HANDSHAKE_RETRIES, RECEIVE_REKEY_AGE, REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER_MAX, ZERO_KEY_MATERIAL_TIME,
 };
+use wgsep_proto::{DropCause, Event, Instant};
 use wgsep_simulation::host::HostId;
 use wgsep_simulation::link::Kind;
 use wgsep_simulation::simulation::Simulation;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use wgsep_proto::control_plane::Event;
-use wgsep_proto::data_path::{DropCause, GenerationCounter};
-use wgsep_proto::keypair::REJECT_AFTER_TIME;
-use wgsep_proto::timers::REKEY_TIMEOUT;
+use wgsep_proto::path::data_path::GenerationCounter;
+use wgsep_proto::session::keypair::REJECT_AFTER_TIME;
+use wgsep_proto::session::timers::REKEY_TIMEOUT;
+use wgsep_proto::{DropCause, Event};
 use wgsep_simulation::host::HostId;
 use wgsep_simulation::link::{Datagram, Kind};
 use wgsep_simulation::simulation::Simulation;

@@ -5,11 +5,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use wgsep_proto::cookie::CookieGenerator;
-use wgsep_proto::device::Random;
-use wgsep_proto::keys::PublicKey;
-use wgsep_proto::messages::INITIATION_LEN;
-use wgsep_proto::time::Instant as BootTime;
+use wgsep_proto::Instant as BootTime;
+use wgsep_proto::noise::cookie::CookieGenerator;
+use wgsep_proto::wire::messages::INITIATION_LEN;
+use wgsep_proto::{PublicKey, Random};
 use wgsep_simulation::dice::Dice;
 use wgsep_tests::uapi::{Uapi, errno};
 use wgsep_tests::wg::hex;

@@ -6,7 +6,7 @@
 //! the ladder. The time reveals which of the two a point takes, and with it only that it is
 //! no honest key. Both are constant-time in the scalar.
 
-use crate::symmetric::Unauthentic;
+use crate::noise::symmetric::Unauthentic;
 use curve25519_dalek::edwards::EdwardsPoint;
 use curve25519_dalek::montgomery::MontgomeryPoint;
 use subtle::ConstantTimeEq;
@@ -105,7 +105,7 @@ mod tests {
 
     /// 32 pseudo-random bytes.
     fn bytes(number: u32) -> [u8; 32] {
-        *crate::symmetric::hash(&[b"x25519", &number.to_le_bytes()]).first_chunk().unwrap()
+        *crate::noise::symmetric::hash(&[b"x25519", &number.to_le_bytes()]).first_chunk().unwrap()
     }
 
     #[test]

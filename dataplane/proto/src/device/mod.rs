@@ -1,18 +1,24 @@
 //! A WireGuard interface on one thread, for a program that embeds it or a simulation: no sockets, no clock.
+//!
+//! [`control_plane`] is its part without packets, which a program with threads of its own drives by itself.
+
+pub mod control_plane;
 
 use crate::config::{Configuration, DeviceStatus, PeerStatus};
-use crate::control_plane::{ControlPlane, Event, HandshakeTransmit};
-use crate::data_path::{AllowedIpTable, DataPath, Reader};
-use crate::ip::Ecn;
+use crate::device::control_plane::{ControlPlane, Event, HandshakeTransmit};
+#[cfg(feature = "internals")]
+use crate::path::data_path::DataPath;
+use crate::path::data_path::{AllowedIpTable, DropCounters, Reader};
 use crate::path::inbound::{InboundBatch, Parsed};
 use crate::path::outbound::{OutboundBatch, Whole};
-use crate::peer::{Endpoint, PeerId};
+use crate::session::peer::{Endpoint, PeerId};
 use crate::time::{Instant, Now};
+use crate::wire::ip::Ecn;
 use core::ops::Range;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-pub use crate::control_plane::Random;
+pub use control_plane::Random;
 
 /// Bytes of datagrams that are sealed at once: more than the longest one has.
 const DATAGRAMS_LEN: usize = 65_536;
@@ -21,6 +27,7 @@ const MAX_DATAGRAMS: usize = 128;
 
 /// A datagram to send.
 #[derive(Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Transmit<'d> {
     /// Where to, and from where.
     pub endpoint: Endpoint,
@@ -112,7 +119,8 @@ impl Device {
         self.flush(now);
     }
 
-    /// Sets whether the link is up; see [`ControlPlane::set_up`].
+    /// Sets whether the link is up. Link up sends staged packets and persistent keepalives; link down drops all
+    /// keypairs, handshakes, staged packets and datagrams, and stops the timers.
     pub fn set_up(&mut self, up: bool, now: Now) {
         self.control.set_up(up, now);
         if !up {
@@ -121,8 +129,8 @@ impl Device {
         self.flush(now);
     }
 
-    /// Handles that this virtual machine was cloned or restored from a snapshot; see
-    /// [`ControlPlane::vm_notification`].
+    /// Handles that this virtual machine was cloned or restored from a snapshot, so that another copy may use the
+    /// same keys with the same nonces. Drops every keypair, handshake and cookie, and initiates new handshakes.
     pub fn vm_notification(&mut self, now: Now) {
         self.transmits.clear();
         self.control.vm_notification(now);
@@ -191,7 +199,7 @@ impl Device {
         self.flush(now);
     }
 
-    /// Handles what other threads that use the [`DataPath`] asked for. The other methods do so themselves.
+    /// Handles what other threads that use the data path asked for. The other methods do so themselves.
     pub fn flush(&mut self, now: Now) {
         loop {
             if self.control.data_path().is_in_a_copy() {
@@ -259,8 +267,20 @@ impl Device {
         self.control.peers()
     }
 
-    /// The state that the packet path shares, with the counters of dropped packets.
+    /// Sets the MTU of the interface, which bounds the padding of packets; 0 for none.
+    pub fn set_mtu(&self, mtu: u32) {
+        self.control.data_path().set_mtu(mtu);
+    }
+
+    /// The counters of dropped packets.
     #[must_use]
+    pub fn drops(&self) -> &DropCounters {
+        &self.control.data_path().drops
+    }
+
+    /// The state that the packet path shares, for threads that send and receive beside this one.
+    #[must_use]
+    #[cfg(feature = "internals")]
     pub const fn data_path(&self) -> &Arc<DataPath> {
         self.control.data_path()
     }

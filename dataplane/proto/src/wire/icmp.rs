@@ -12,9 +12,9 @@
     clippy::unwrap_used
 )]
 
-use crate::ip::{ICMPV6, UpperLayer};
-use crate::ndisc::ICMPV6_REDIRECT;
 use crate::time::Instant;
+use crate::wire::ip::{ICMPV6, UpperLayer};
+use crate::wire::ndisc::ICMPV6_REDIRECT;
 use core::net::{Ipv4Addr, Ipv6Addr};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -202,7 +202,7 @@ impl ErrorLimiter {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
-    use crate::ip::InnerPacket;
+    use crate::wire::ip::InnerPacket;
     use core::time::Duration;
 
     fn v4(protocol: u8, payload: &[u8]) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! Protection against replay: a sliding window of counters (RFC 6479, whitepaper section 5.4.6).
 
-use crate::keypair::REJECT_AFTER_MESSAGES;
+use crate::session::keypair::REJECT_AFTER_MESSAGES;
 
 const WORD_BITS: u64 = u64::BITS as u64;
 const WORDS: u64 = 128;

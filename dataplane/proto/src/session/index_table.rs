@@ -2,9 +2,9 @@
 //!
 //! The table is split into shards, so that a worker's lookup rarely waits for a handshake.
 
-use crate::keypair::Keypair;
-use crate::messages::{ReceiverIndex, SenderIndex};
-use crate::peer::{Peer, PeerId};
+use crate::session::keypair::Keypair;
+use crate::session::peer::{Peer, PeerId};
+use crate::wire::messages::{ReceiverIndex, SenderIndex};
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn that_a_keypair_was_released_is_told_once_and_of_a_handshake_never() {
         let table = IndexTable::default();
-        let (id, keypair) = (PeerId::default(), crate::keypair::tests::keypair(5, true));
+        let (id, keypair) = (PeerId::default(), crate::session::keypair::tests::keypair(5, true));
         let peer = Arc::new(Peer::new(id, crate::keys::PublicKey::from_bytes([1; 32])));
         assert_eq!(table.allocate(id, || 6), 6);
         table.release(6);

@@ -3,13 +3,13 @@
 //! The control thread publishes allowed IPs and indices here. Workers seal and open without it, and mark
 //! the few peers that it must examine as dirty.
 
-use crate::allowed_ips::AllowedIps;
-use crate::handshake::InitiationError;
-use crate::icmp::ErrorLimiter;
-use crate::index_table::IndexTable;
-use crate::keypair::OpenError;
-use crate::peer::{Peer, PeerId, event};
-use crate::timers::Examination;
+use crate::noise::handshake::InitiationError;
+use crate::path::allowed_ips::AllowedIps;
+use crate::session::index_table::IndexTable;
+use crate::session::keypair::OpenError;
+use crate::session::peer::{Peer, PeerId, event};
+use crate::session::timers::Examination;
+use crate::wire::icmp::ErrorLimiter;
 use core::net::IpAddr;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, compiler_fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -97,6 +97,7 @@ impl Default for DropCounters {
 
 /// Why a packet was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum DropCause {
     /// Out: not an IP packet, or its length is wrong.
     OutboundMalformed,
@@ -358,7 +359,7 @@ impl DataPath {
     }
 
     /// Whether this virtual machine is a copy of the one in which the keypairs were made; then
-    /// [`ControlPlane::vm_notification`](crate::control_plane::ControlPlane::vm_notification) is due.
+    /// [`ControlPlane::vm_notification`](crate::device::control_plane::ControlPlane::vm_notification) is due.
     #[must_use]
     pub fn is_in_a_copy(&self) -> bool {
         self.generation.get().is_some_and(|generation| {

@@ -9,7 +9,7 @@
     clippy::unwrap_used
 )]
 
-use crate::tai64n::TAI64N_LEN;
+use crate::noise::tai64n::TAI64N_LEN;
 
 /// Length of a Poly1305 tag.
 pub const TAG_LEN: usize = 16;
@@ -214,7 +214,7 @@ impl CookieReply {
 impl TransportHeader {
     /// The header's 16 bytes.
     #[must_use]
-    pub fn to_bytes(&self) -> [u8; TRANSPORT_HEADER_LEN] {
+    pub fn to_bytes(self) -> [u8; TRANSPORT_HEADER_LEN] {
         Writer::new(TYPE_TRANSPORT)
             .field(&self.receiver_index.to_le_bytes())
             .field(&self.counter.to_le_bytes())

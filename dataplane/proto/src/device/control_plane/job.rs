@@ -2,9 +2,9 @@
 //!
 //! They take most of a handshake's time and need no access to the device.
 
-use crate::handshake::{IncomingInitiation, ResponseDraft, StaticIdentity, WrittenResponse};
-use crate::messages::{Initiation, SenderIndex};
-use crate::symmetric::Unauthentic;
+use crate::noise::handshake::{IncomingInitiation, ResponseDraft, StaticIdentity, WrittenResponse};
+use crate::noise::symmetric::Unauthentic;
+use crate::wire::messages::{Initiation, SenderIndex};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 

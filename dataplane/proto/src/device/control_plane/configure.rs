@@ -4,11 +4,11 @@ use super::{ControlPlane, Identity, PeerEntry};
 use crate::config::{
     AllowedIp, AllowedIpChange, Configuration, DeviceStatus, PeerConfiguration, PeerStatus,
 };
-use crate::cookie::{CookieChecker, CookieGenerator};
-use crate::data_path::AllowedIpOwner;
-use crate::handshake::{Handshake, StaticIdentity};
 use crate::keys::{PrivateKey, PublicKey};
-use crate::peer::{Endpoint, Peer, PeerId};
+use crate::noise::cookie::{CookieChecker, CookieGenerator};
+use crate::noise::handshake::{Handshake, StaticIdentity};
+use crate::path::data_path::AllowedIpOwner;
+use crate::session::peer::{Endpoint, Peer, PeerId};
 use crate::time::Now;
 use core::ops::Bound;
 use core::time::Duration;

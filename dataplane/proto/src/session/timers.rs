@@ -5,7 +5,7 @@
 //! expires before the next examination. Cancelling or postponing a timer needs no wake-up, because the
 //! control thread finds the later deadline when it examines the peer.
 
-use crate::keypair::REJECT_AFTER_TIME;
+use crate::session::keypair::REJECT_AFTER_TIME;
 use crate::time::Instant;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;

@@ -2,8 +2,8 @@
 //!
 //! Handshakes and cookies always use the latter (see `symmetric` and `cookie`), as their speed matters less.
 
-use crate::messages::TAG_LEN;
-use crate::symmetric::Secret;
+use crate::noise::symmetric::Secret;
+use crate::wire::messages::TAG_LEN;
 
 /// A transport key, ready to seal or open; the nonce is the message counter.
 pub struct AeadKey(backend::Key);
@@ -40,7 +40,7 @@ fn nonce(counter: u64) -> [u8; 12] {
 #[cfg(feature = "ring")]
 mod backend {
     use super::TAG_LEN;
-    use crate::symmetric::Secret;
+    use crate::noise::symmetric::Secret;
     use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
     pub(super) struct Key(LessSafeKey);
@@ -80,7 +80,7 @@ mod backend {
 #[cfg(not(feature = "ring"))]
 mod backend {
     use super::TAG_LEN;
-    use crate::symmetric::Secret;
+    use crate::noise::symmetric::Secret;
     use chacha20poly1305::aead::AeadInOut;
     use chacha20poly1305::aead::inout::InOutBuf;
     use chacha20poly1305::{ChaCha20Poly1305, KeyInit, Tag};

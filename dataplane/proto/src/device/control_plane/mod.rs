@@ -15,15 +15,15 @@ pub use job::{CryptoJob, Inline, JobRunner};
 pub use load::{MAX_QUEUED_HANDSHAKES, UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME};
 
 use crate::config::AllowedIp;
-use crate::cookie::{CookieChecker, CookieGenerator};
-use crate::data_path::{AllowedIpTable, DataPath, DropCause};
-use crate::handshake::{Handshake, StaticIdentity};
-use crate::keypair::{Keypair, Keypairs};
 use crate::keys::{PrivateKey, PublicKey};
-use crate::peer::{Endpoint, Peer, PeerId, StagedPackets};
-use crate::ratelimiter::RateLimiter;
+use crate::noise::cookie::{CookieChecker, CookieGenerator};
+use crate::noise::handshake::{Handshake, StaticIdentity};
+use crate::noise::ratelimiter::RateLimiter;
+use crate::path::data_path::{AllowedIpTable, DataPath, DropCause};
+use crate::session::keypair::{Keypair, Keypairs};
+use crate::session::peer::{Endpoint, Peer, PeerId, StagedPackets};
+use crate::session::timers::Timer;
 use crate::time::{Instant, Now};
-use crate::timers::Timer;
 use core::net::SocketAddr;
 use core::time::Duration;
 use load::Load;
@@ -58,6 +58,7 @@ pub struct HandshakeTransmit {
 
 /// An event for the operator's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Event {
     /// A handshake completed.
     HandshakeComplete {
@@ -66,11 +67,11 @@ pub enum Event {
         /// It is the first with this peer.
         first: bool,
     },
-    /// [`MANY_UNANSWERED`] initiations went unanswered; the last was sent to this address.
+    /// Three initiations in a row went unanswered; the last was sent to this address.
     HandshakeUnanswered(PublicKey, SocketAddr),
     /// 20 initiations went unanswered.
     HandshakeGivenUp(PublicKey),
-    /// The peer used none of [`MANY_UNANSWERED`] responses: its preshared key differs, or they get lost.
+    /// The peer used none of three responses: its preshared key differs, or they get lost.
     NeverConfirmed(PublicKey),
     /// The peer's initiation was not newer than one before it: replayed, or its clock went back.
     InitiationReplayed(PublicKey),

@@ -4,16 +4,16 @@
 use super::job::{CryptoJob, Inline, JobRunner};
 use super::load::Change;
 use super::{ControlPlane, Event, HandshakeTransmit, MANY_UNANSWERED};
-use crate::cookie::MacState;
-use crate::data_path::DropCause;
-use crate::handshake::{InitiationError, ResponseDraft};
-use crate::index_table::Entry;
-use crate::keypair::Keypair;
-use crate::messages::{CookieReply, Message, Response, SenderIndex};
-use crate::peer::{Endpoint, Peer, PeerId};
-use crate::symmetric::Unauthentic;
-use crate::tai64n::Tai64n;
+use crate::noise::cookie::MacState;
+use crate::noise::handshake::{InitiationError, ResponseDraft};
+use crate::noise::symmetric::Unauthentic;
+use crate::noise::tai64n::Tai64n;
+use crate::path::data_path::DropCause;
+use crate::session::index_table::Entry;
+use crate::session::keypair::Keypair;
+use crate::session::peer::{Endpoint, Peer, PeerId};
 use crate::time::{Instant, Now};
+use crate::wire::messages::{CookieReply, Message, Response, SenderIndex};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 

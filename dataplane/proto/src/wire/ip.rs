@@ -6,7 +6,7 @@
     clippy::unwrap_used
 )]
 
-use crate::messages::Message;
+use crate::wire::messages::Message;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const IPV4_HEADER_LEN: usize = 20;

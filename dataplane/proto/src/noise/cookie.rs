@@ -1,9 +1,11 @@
 //! Denial-of-service protection: mac1, mac2 and cookies (whitepaper, sections 5.3 and 5.4.7).
 
 use crate::keys::PublicKey;
-use crate::messages::{COOKIE_LEN, COOKIE_NONCE_LEN, CookieReply, MAC_LEN, ReceiverIndex, TAG_LEN};
-use crate::symmetric::{hash, mac};
+use crate::noise::symmetric::{hash, mac};
 use crate::time::Instant;
+use crate::wire::messages::{
+    COOKIE_LEN, COOKIE_NONCE_LEN, CookieReply, MAC_LEN, ReceiverIndex, TAG_LEN,
+};
 use chacha20poly1305::aead::AeadInOut;
 use chacha20poly1305::aead::inout::InOutBuf;
 use chacha20poly1305::{KeyInit, Tag, XChaCha20Poly1305};
@@ -222,7 +224,7 @@ impl CookieGenerator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::messages::INITIATION_LEN;
+    use crate::wire::messages::INITIATION_LEN;
 
     const OURS: PublicKey = PublicKey::from_bytes([3; 32]);
 

@@ -1,12 +1,12 @@
 //! Transport keys: one keypair, and the three slots a peer has for them (whitepaper, section 6).
 
-use crate::aead::AeadKey;
-use crate::messages::{
+use crate::noise::symmetric::Secret;
+use crate::session::aead::AeadKey;
+use crate::session::replay::ReplayWindow;
+use crate::time::Instant;
+use crate::wire::messages::{
     MAX_INNER_LEN, ReceiverIndex, SenderIndex, TAG_LEN, TRANSPORT_HEADER_LEN, TransportHeader,
 };
-use crate::replay::ReplayWindow;
-use crate::symmetric::Secret;
-use crate::time::Instant;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use std::sync::{Arc, Mutex, PoisonError};

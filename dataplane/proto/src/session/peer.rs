@@ -3,9 +3,9 @@
 //! The rest of a peer belongs to the control thread (see `control`): its handshake, its cookie, the list
 //! of its allowed IPs.
 
-use crate::keypair::Keypairs;
 use crate::keys::PublicKey;
-use crate::timers::Timers;
+use crate::session::keypair::Keypairs;
+use crate::session::timers::Timers;
 use core::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::collections::VecDeque;

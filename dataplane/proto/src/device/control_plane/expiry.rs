@@ -1,9 +1,9 @@
 //! Expiry of timers (kernel timers.c, the expired functions), and the events that workers mark.
 
 use super::{ControlPlane, Event};
-use crate::peer::{PeerId, event};
+use crate::session::peer::{PeerId, event};
+use crate::session::timers::Timer;
 use crate::time::Now;
-use crate::timers::Timer;
 use std::sync::Arc;
 
 impl ControlPlane {

@@ -1,6 +1,6 @@
 //! The symmetric half of Noise as WireGuard uses it: BLAKE2s, HMAC, KDF and the handshake's AEAD.
 
-use crate::messages::{MAC_LEN, TAG_LEN};
+use crate::wire::messages::{MAC_LEN, TAG_LEN};
 use blake2::digest::{Digest, KeyInit, Mac, consts::U16};
 use blake2::{Blake2s256, Blake2sMac};
 use chacha20poly1305::aead::AeadInOut;

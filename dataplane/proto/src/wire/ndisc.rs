@@ -11,7 +11,7 @@
     clippy::unwrap_used
 )]
 
-use crate::ip::UpperLayer;
+use crate::wire::ip::UpperLayer;
 
 /// What the kernel requires of these messages: that no router has forwarded them.
 const HOP_LIMIT: u8 = 255;

@@ -6,13 +6,13 @@
 //! Answering an initiation takes three Diffie-Hellmans, none of which needs the handshake itself:
 //! [`IncomingInitiation::open_static`] and [`ResponseDraft::write`] can run on any thread.
 
-use crate::keypair::KeypairParts;
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
-use crate::messages::{Initiation, ReceiverIndex, Response, SenderIndex, TAG_LEN};
-use crate::symmetric::{SymmetricState, Unauthentic};
-use crate::tai64n::{TAI64N_LEN, Tai64n};
+use crate::noise::symmetric::{SymmetricState, Unauthentic};
+use crate::noise::tai64n::{TAI64N_LEN, Tai64n};
+use crate::noise::x25519::{RemotePoint, SharedSecret};
+use crate::session::keypair::KeypairParts;
 use crate::time::Instant;
-use crate::x25519::{RemotePoint, SharedSecret};
+use crate::wire::messages::{Initiation, ReceiverIndex, Response, SenderIndex, TAG_LEN};
 use core::time::Duration;
 use std::sync::Arc;
 use x25519_dalek::{PublicKey as Point, StaticSecret};

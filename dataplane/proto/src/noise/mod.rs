@@ -1,0 +1,8 @@
+//! The handshake: Noise IK with a preshared key, its cookies, and the limit on its messages.
+
+pub mod cookie;
+pub mod handshake;
+pub mod ratelimiter;
+pub mod symmetric;
+pub mod tai64n;
+pub mod x25519;
