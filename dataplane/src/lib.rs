@@ -70,6 +70,7 @@
 mod arguments;
 mod clock;
 mod control;
+mod drops;
 mod helper;
 mod line_limit;
 mod link;

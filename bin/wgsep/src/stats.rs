@@ -17,8 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// More than an answer has, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// What each cause means, and what to look at. The names are those of `DropCause` in wgsep-proto, of
-/// which this program must not have a line.
+/// What each cause means, and what to look at. The names are those of `DropCause` in wgsep-proto and of `LocalCause`
+/// in the dataplane, of which this program must not have a line.
 const CAUSES: [(&str, &str); 33] = [
     ("out_malformed", "out: not an IP packet; see what writes to the interface"),
     (

@@ -6,6 +6,7 @@
 //! unknown sources have tables and limits of their own, so that no flood from unknown sources hides a peer's failure.
 //! With `debug` the repetitions are logged, too.
 
+use crate::drops::{Cause, LocalCause};
 use crate::line_limit::LineLimit;
 use crate::packets::udp;
 use std::collections::{HashMap, VecDeque};
@@ -211,33 +212,37 @@ fn unsent_line(peer: PublicKey, to: SocketAddr, mark: u32, error: &io::Error) ->
             format!("{peer}: cannot send to {to}: {error}; check the port of its endpoint")
         }
         // `ip route get` repeats EINVAL and names no route.
-        DropCause::SendNoRoute if error.raw_os_error() == Some(nix::libc::EINVAL) => {
+        Cause::Local(LocalCause::SendNoRoute)
+            if error.raw_os_error() == Some(nix::libc::EINVAL) =>
+        {
             let ip = if to.is_ipv6() { "ip -6" } else { "ip" };
             format!(
                 "{peer}: no route to its endpoint {to}: {error}; a route or rule of type blackhole has this effect, see: {ip} route show table all type blackhole, {ip} rule"
             )
         }
-        DropCause::SendNoRoute if error.raw_os_error() == Some(nix::libc::EADDRNOTAVAIL) => {
+        Cause::Local(LocalCause::SendNoRoute)
+            if error.raw_os_error() == Some(nix::libc::EADDRNOTAVAIL) =>
+        {
             format!(
                 "{peer}: no address of this machine to send to its endpoint {to} from: {error}; see: ip -6 addr, sysctl net.ipv6.conf.all.disable_ipv6"
             )
         }
-        DropCause::SendNoRoute if has_scope(to) => format!(
+        Cause::Local(LocalCause::SendNoRoute) if has_scope(to) => format!(
             "{peer}: no route to its endpoint {to}: {error}; the interface of its scope may be gone: set the endpoint again, with the interface's name behind %"
         ),
-        DropCause::SendNoRoute => {
+        Cause::Local(LocalCause::SendNoRoute) => {
             // Routes may depend on the mark.
             let mark = if mark == 0 { String::new() } else { format!(" mark {mark:#x}") };
             let ip = to.ip();
             format!("{peer}: no route to its endpoint {to}: {error}; see: ip route get {ip}{mark}")
         }
-        DropCause::SendForbidden => format!(
+        Cause::Local(LocalCause::SendForbidden) => format!(
             "{peer}: a firewall of this machine, or an IPsec policy, refuses what goes to {to}; see: nft list ruleset, ip xfrm policy"
         ),
-        DropCause::SendNoBuffer => format!(
+        Cause::Local(LocalCause::SendNoBuffer) => format!(
             "{peer}: cannot send to {to}: {error}; the socket or the queue of the link is full, see: tc -s qdisc"
         ),
-        DropCause::SendTooLong => format!(
+        Cause::Protocol(DropCause::TooLong) => format!(
             "{peer}: the way to {to} takes no handshake message, which is of up to 148 bytes: {error}; see the MTU in: ip route get {}",
             to.ip()
         ),

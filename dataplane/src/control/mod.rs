@@ -388,7 +388,7 @@ impl Control {
                 Ok(SourceOutcome::Kept) => {}
                 Ok(SourceOutcome::Refused) => self.device.source_failed(&transmit),
                 Err(error) => {
-                    self.shared.data_path.drops.add(udp::cause_of(&error), 1);
+                    self.shared.drops().add(udp::cause_of(&error), 1);
                     // The helper has replaced these sockets, and the descriptors of the new ones are on their
                     // way.
                     let is_replaced = error.kind() == ErrorKind::BrokenPipe;
@@ -540,7 +540,7 @@ impl Control {
 
     pub(super) fn get(&mut self, client: ClientId) {
         let Self { uapi, device, epoll, .. } = self;
-        let drops = &device.data_path().drops;
+        let drops = self.shared.drops();
         uapi.reply_get(client, &device.status(), drops, device.peers(), epoll);
     }
 
@@ -556,8 +556,8 @@ impl Control {
             errno: self.port_retry.errno(),
             peers_without_gso,
         };
-        let Self { uapi, device, epoll, .. } = self;
-        uapi.reply_statistics(client, &device.data_path().drops, &udp, &offloads, epoll);
+        let Self { uapi, shared, epoll, .. } = self;
+        uapi.reply_statistics(client, shared.drops(), &udp, &offloads, epoll);
     }
 }
 

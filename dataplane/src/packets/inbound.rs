@@ -1,5 +1,6 @@
 //! From the network to the TUN device, by the stages of [`packets`](crate::packets).
 
+use crate::drops::Drops;
 use crate::packets::memory;
 use crate::packets::offload::{Coalescer, VNET_HDR_LEN};
 use crate::packets::tun::{Lost, Tun};
@@ -151,6 +152,7 @@ impl InboundBatch {
     pub(crate) fn deliver(
         &mut self,
         data_path: &DataPath,
+        drops: Drops<'_>,
         allowed_ips: &AllowedIpTable,
         coalescer: &mut Coalescer,
         tun: &Tun,
@@ -159,7 +161,7 @@ impl InboundBatch {
         let Self { messages, memory, .. } = self;
         let write = |frame: &mut [u8], packets: u16| {
             if let Err(Lost { cause, packets }) = tun.write_packets(frame, packets, now) {
-                data_path.drops.add(cause, packets);
+                drops.add(cause, packets);
             }
         };
         for number in 0..messages.len() {

@@ -1,5 +1,6 @@
 //! From the TUN device to the network, by the stages of [`packets`](crate::packets).
 
+use crate::drops::Drops;
 use crate::packets::flow_queues::{Quantum, ReadyQueues};
 use crate::packets::memory;
 use crate::packets::offload::{Segments, VNET_HDR_LEN, VnetHeader};
@@ -53,6 +54,7 @@ pub(crate) struct OutboundBatch {
 /// What stage 2 looks a packet's peer up in.
 pub(crate) struct Routing<'a> {
     pub(crate) data_path: &'a DataPath,
+    pub(crate) drops: Drops<'a>,
     pub(crate) allowed_ips: &'a AllowedIpTable,
     pub(crate) now: Instant,
 }
@@ -121,7 +123,7 @@ impl OutboundBatch {
                         self.route(tun, &header, len, routing);
                     }
                     Read::Malformed => {
-                        routing.data_path.drops.add(DropCause::OutboundMalformed, 1);
+                        routing.drops.add(DropCause::OutboundMalformed, 1);
                     }
                     Read::Empty => {
                         ready.remove(queue);
@@ -136,7 +138,7 @@ impl OutboundBatch {
 
     /// Stage 2: keeps the packet of `len` bytes that was read last, or answers that it has no peer.
     fn route(&mut self, tun: &Tun, header: &VnetHeader, len: usize, routing: &Routing<'_>) {
-        let &Routing { data_path, allowed_ips, now } = routing;
+        let &Routing { data_path, drops, allowed_ips, now } = routing;
         let Self { packets, frames, used, .. } = self;
         let bytes = *used + VNET_HDR_LEN..*used + VNET_HDR_LEN + len;
         let segments = |packet: &[u8]| Segments::new(header, packet);
@@ -144,7 +146,7 @@ impl OutboundBatch {
             Ok(end) => *used = end,
             Err(cause) => {
                 let packet = frames.get(bytes).unwrap_or_default();
-                answer_unreachable(data_path, tun, cause, packet, now);
+                answer_unreachable(data_path, drops, tun, cause, packet, now);
             }
         }
     }
@@ -168,7 +170,7 @@ impl OutboundBatch {
     }
 
     /// Stage 5: sends the sealed datagrams, those that can be segments of one send together.
-    pub(crate) fn send(&mut self, sockets: &UdpSockets, data_path: &DataPath, now: Instant) {
+    pub(crate) fn send(&mut self, sockets: &UdpSockets, drops: Drops<'_>, now: Instant) {
         let Self { packets, datagrams, .. } = self;
         packets.send(|peer, endpoint, mut rest| {
             let mut sent = 0;
@@ -181,7 +183,7 @@ impl OutboundBatch {
                     segment_len: first.bytes.len(),
                     traffic_class: first.ecn.encapsulated().bits(),
                 };
-                sent += sockets.send(peer, endpoint, &datagrams, data_path, now);
+                sent += sockets.send(peer, endpoint, &datagrams, drops, now);
             }
             sent
         });
@@ -197,6 +199,7 @@ impl OutboundBatch {
 /// Sends an ICMP error for a packet whose destination is unreachable, if `cause` says so.
 fn answer_unreachable(
     data_path: &DataPath,
+    drops: Drops<'_>,
     tun: &Tun,
     cause: DropCause,
     packet: &[u8],
@@ -207,7 +210,7 @@ fn answer_unreachable(
     let Some(len) = data_path.unreachable(cause, packet, now, error) else { return };
     let Some(frame) = frame.get(..VNET_HDR_LEN + len) else { return };
     if let Err(error) = tun.write(frame) {
-        data_path.drops.add(tun::cause_of(&error), 1);
+        drops.add(tun::cause_of(&error), 1);
     }
 }
 

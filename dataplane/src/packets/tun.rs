@@ -3,6 +3,7 @@
 //! If the kernel supports it, the device has several queues, over which the kernel spreads the flows. A
 //! flow that fills its queue, as TCP does until a packet is lost, does not delay those of other queues.
 
+use crate::drops::LocalCause;
 use crate::line_limit::LineLimit;
 use crate::packets::offload::{Coalesce, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
 use crate::refusal::{HOLDS, Refusal};
@@ -11,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use wgsep_ipc::TunOffload;
-use wgsep_proto::{DropCause, Instant};
+use wgsep_proto::Instant;
 
 /// Longest frame that a read returns: header, and the longest IP packet.
 pub(crate) const MAX_FRAME_LEN: usize = VNET_HDR_LEN + 40 + 65_535;
@@ -84,15 +85,15 @@ pub(crate) enum Read {
 /// Packets that the device refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lost {
-    pub(crate) cause: DropCause,
+    pub(crate) cause: LocalCause,
     pub(crate) packets: usize,
 }
 
 /// The drop cause of a failed write. EIO means that the interface is down (kernel tun.c).
-pub(crate) fn cause_of(error: &io::Error) -> DropCause {
+pub(crate) fn cause_of(error: &io::Error) -> LocalCause {
     match error.raw_os_error() {
-        Some(libc::EIO) => DropCause::InterfaceDown,
-        _ => DropCause::WriteFailed,
+        Some(libc::EIO) => LocalCause::InterfaceDown,
+        _ => LocalCause::WriteFailed,
     }
 }
 
@@ -316,7 +317,7 @@ mod tests {
             tun.write_packets_with(&two_packets(), 2, now, write)
         };
         let nothing = write_if(|_| false, start);
-        assert_eq!(nothing, Err(Lost { cause: DropCause::WriteFailed, packets: 2 }));
+        assert_eq!(nothing, Err(Lost { cause: LocalCause::WriteFailed, packets: 2 }));
         assert_eq!(tun.coalesce(start), all, "the refusal does not concern super-packets");
         written.borrow_mut().clear();
 

@@ -1,5 +1,6 @@
 //! The UDP sockets, as the helper opened them, and sending many datagrams at once.
 
+use crate::drops::{Cause, Drops, LocalCause};
 use crate::packets::gso::{Gso, can_retry_unsegmented};
 use crate::sys;
 use nix::libc;
@@ -7,7 +8,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
-use wgsep_proto::path::data_path::DataPath;
 use wgsep_proto::session::peer::Peer;
 use wgsep_proto::{DropCause, Endpoint, Instant};
 
@@ -43,7 +43,7 @@ fn may_be_the_source(error: &io::Error) -> bool {
 }
 
 /// The drop cause of a failed send. A packet filter's refusal is EPERM (kernel ip_output.c).
-pub(crate) fn cause_of(error: &io::Error) -> DropCause {
+pub(crate) fn cause_of(error: &io::Error) -> Cause {
     match error.raw_os_error() {
         // EACCES: a route that prohibits it, or a broadcast address. EINVAL: a route of type blackhole, once
         // no cached source and no segmentation can be the reason. EADDRNOTAVAIL: no address of the family.
@@ -53,11 +53,11 @@ pub(crate) fn cause_of(error: &io::Error) -> DropCause {
             | libc::EACCES
             | libc::EINVAL
             | libc::EADDRNOTAVAIL,
-        ) => DropCause::SendNoRoute,
-        Some(libc::EPERM) => DropCause::SendForbidden,
-        Some(libc::EMSGSIZE) => DropCause::SendTooLong,
-        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropCause::SendNoBuffer,
-        _ => DropCause::SendFailed,
+        ) => LocalCause::SendNoRoute.into(),
+        Some(libc::EPERM) => LocalCause::SendForbidden.into(),
+        Some(libc::EMSGSIZE) => DropCause::TooLong.into(),
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => LocalCause::SendNoBuffer.into(),
+        _ => LocalCause::SendFailed.into(),
     }
 }
 
@@ -105,7 +105,7 @@ impl UdpSockets {
         peer: &Peer,
         endpoint: &Endpoint,
         datagrams: &Datagrams<'_>,
-        data_path: &DataPath,
+        drops: Drops<'_>,
         now: Instant,
     ) -> usize {
         let &Datagrams { payload, segment_len, traffic_class } = datagrams;
@@ -121,7 +121,7 @@ impl UdpSockets {
                 }
                 Err(error) if can_retry_unsegmented(&error) => refusal = Some(error),
                 Err(error) => {
-                    data_path.drops.add(cause_of(&error), payload.len().div_ceil(segment_len));
+                    drops.add(cause_of(&error), payload.len().div_ceil(segment_len));
                     return 0;
                 }
             }
@@ -133,7 +133,7 @@ impl UdpSockets {
                     source.apply(peer);
                     sent += datagram.len();
                 }
-                Err(error) => data_path.drops.add(cause_of(&error), 1),
+                Err(error) => drops.add(cause_of(&error), 1),
             }
         }
         // If every single datagram failed too, the failure was not due to segmentation.
@@ -179,6 +179,7 @@ impl UdpSockets {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::drops::of_protocol;
     use crate::random::KernelRandom;
     use std::net::UdpSocket;
     use std::sync::atomic::Ordering;
@@ -195,7 +196,13 @@ pub(crate) mod tests {
         let nowhere = Endpoint::new(([127, 0, 0, 1], 0).into());
         let send = |to: &Endpoint| {
             let datagrams = Datagrams { payload: &[7; 128], segment_len: 64, traffic_class: 0 };
-            sockets.send(&peer, to, &datagrams, device.data_path(), Instant::from_nanos(1))
+            sockets.send(
+                &peer,
+                to,
+                &datagrams,
+                of_protocol(&device.data_path().drops),
+                Instant::from_nanos(1),
+            )
         };
         assert_eq!(send(&nowhere), 0);
         assert_eq!(peer.path_cache().load(Ordering::Relaxed), 0);
@@ -210,7 +217,10 @@ pub(crate) mod tests {
         for errno in
             [libc::EINVAL, libc::EACCES, libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EADDRNOTAVAIL]
         {
-            assert_eq!(cause_of(&io::Error::from_raw_os_error(errno)), DropCause::SendNoRoute);
+            assert_eq!(
+                cause_of(&io::Error::from_raw_os_error(errno)),
+                LocalCause::SendNoRoute.into()
+            );
         }
     }
 

@@ -2,8 +2,9 @@
 
 use super::UdpStatus;
 use super::secret_text::SecretText;
+use crate::drops::Drops;
 use std::fmt::Write;
-use wgsep_proto::{DeviceStatus, DropCause, DropCounters, PeerStatus};
+use wgsep_proto::{DeviceStatus, PeerStatus};
 
 /// Writes the whole reply, with `errno=0` and the blank line.
 ///
@@ -11,7 +12,7 @@ use wgsep_proto::{DeviceStatus, DropCause, DropCounters, PeerStatus};
 /// Like port and mark they are left out when 0.
 pub(super) fn format(
     device: &DeviceStatus,
-    drops: &DropCounters,
+    drops: Drops<'_>,
     peers: impl Iterator<Item = PeerStatus>,
 ) -> SecretText {
     let mut text = SecretText::with_capacity(4096);
@@ -23,7 +24,7 @@ pub(super) fn format(
 /// Writes the whole reply to `get=statistics`: every `drop_CAUSE`, the state of the UDP sockets, as 0 or 1
 /// every `offload_NAME`, and how many peers have a path that refuses `udp_gso`.
 pub(super) fn statistics(
-    drops: &DropCounters,
+    drops: Drops<'_>,
     udp: &UdpStatus,
     offloads: &[(&str, bool)],
 ) -> SecretText {
@@ -35,12 +36,12 @@ pub(super) fn statistics(
 
 fn write_statistics(
     text: &mut SecretText,
-    drops: &DropCounters,
+    drops: Drops<'_>,
     udp: &UdpStatus,
     offloads: &[(&str, bool)],
 ) -> std::fmt::Result {
-    for cause in DropCause::ALL {
-        writeln!(text, "drop_{}={}", cause.name(), drops.count(cause))?;
+    for (name, count) in drops.counts() {
+        writeln!(text, "drop_{name}={count}")?;
     }
     let UdpStatus { port, ipv4, ipv6, errno, peers_without_gso } = *udp;
     let (ipv4, ipv6) = (u8::from(ipv4), u8::from(ipv6));
@@ -55,7 +56,7 @@ fn write_statistics(
 fn write_reply(
     text: &mut SecretText,
     device: &DeviceStatus,
-    drops: &DropCounters,
+    drops: Drops<'_>,
     peers: impl Iterator<Item = PeerStatus>,
 ) -> std::fmt::Result {
     if let Some(private_key) = &device.private_key {
@@ -67,11 +68,8 @@ fn write_reply(
     if device.fwmark != 0 {
         writeln!(text, "fwmark={}", device.fwmark)?;
     }
-    for cause in DropCause::ALL {
-        match drops.count(cause) {
-            0 => {}
-            count => writeln!(text, "drop_{}={count}", cause.name())?,
-        }
+    for (name, count) in drops.counts().filter(|(_, count)| *count > 0) {
+        writeln!(text, "drop_{name}={count}")?;
     }
     for peer in peers {
         write_peer(text, &peer)?;
@@ -112,8 +110,10 @@ mod tests {
     use super::super::Operation;
     use super::super::parse::{parse, tests::Eth0};
     use super::*;
+    use crate::drops::of_protocol;
     use std::time::Duration;
     use wgsep_proto::{AllowedIp, PresharedKey, PrivateKey, PublicKey};
+    use wgsep_proto::{DropCause, DropCounters};
 
     fn peer() -> PeerStatus {
         PeerStatus {
@@ -137,7 +137,7 @@ mod tests {
         };
         let drops = DropCounters::default();
         drops.add(DropCause::NoPeer, 2);
-        let text = format(&device, &drops, std::iter::once(peer()));
+        let text = format(&device, of_protocol(&drops), std::iter::once(peer()));
         let expected = format!(
             "private_key=f8{}7f\nlisten_port=51820\ndrop_no_peer=2\npublic_key={}\npreshared_key={}\n\
              protocol_version=1\nendpoint=[fe80::1%7]:51820\nlast_handshake_time_sec=1795000000\n\
@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(std::str::from_utf8(text.as_bytes()).unwrap(), expected);
         let empty = DeviceStatus { private_key: None, listen_port: 0, fwmark: 0 };
         assert_eq!(
-            format(&empty, &DropCounters::default(), std::iter::empty()).as_bytes(),
+            format(&empty, of_protocol(&DropCounters::default()), std::iter::empty()).as_bytes(),
             b"errno=0\n\n"
         );
     }
@@ -161,7 +161,7 @@ mod tests {
         drops.add(DropCause::Replayed, 3);
         let udp =
             UdpStatus { port: 51820, ipv4: true, ipv6: false, errno: 98, peers_without_gso: 2 };
-        let text = statistics(&drops, &udp, &[("tso", true), ("uso", false)]);
+        let text = statistics(of_protocol(&drops), &udp, &[("tso", true), ("uso", false)]);
         let text = std::str::from_utf8(text.as_bytes()).unwrap();
         assert_eq!(text.lines().filter(|line| line.starts_with("drop_")).count(), 33);
         assert!(text.contains("drop_replay=3\n") && text.contains("drop_no_peer=0\n"), "{text}");
@@ -182,7 +182,7 @@ mod tests {
             listen_port: 1,
             fwmark: u32::MAX,
         };
-        let text = format(&device, &DropCounters::default(), std::iter::once(peer()));
+        let text = format(&device, of_protocol(&DropCounters::default()), std::iter::once(peer()));
         let settable: String = std::str::from_utf8(text.as_bytes())
             .unwrap()
             .lines()

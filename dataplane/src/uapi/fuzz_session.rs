@@ -3,6 +3,7 @@
 
 use super::inbox::Inbox;
 use super::{Operation, Scopes, UdpStatus, format};
+use crate::drops::{Drops, LocalDrops};
 use wgsep_proto::Now;
 use wgsep_proto::device::control_plane::ControlPlane;
 
@@ -10,6 +11,7 @@ use wgsep_proto::device::control_plane::ControlPlane;
 pub struct FuzzSession {
     inbox: Inbox,
     device: ControlPlane,
+    local_drops: LocalDrops,
 }
 
 /// Scopes whose interface names are their indices, so that every scope can be written and read.
@@ -25,7 +27,7 @@ impl FuzzSession {
     /// Creates a session without input.
     #[must_use]
     pub fn new(device: ControlPlane) -> Self {
-        Self { inbox: Inbox::default(), device }
+        Self { inbox: Inbox::default(), device, local_drops: LocalDrops::default() }
     }
 
     /// Takes the bytes of one read. Returns the answers to the transactions that they complete, in order.
@@ -36,8 +38,7 @@ impl FuzzSession {
             answers.push(match transaction {
                 Ok(Operation::Get) => self.state(),
                 Ok(Operation::Statistics) => {
-                    let drops = &self.device.data_path().drops;
-                    format::statistics(drops, &UdpStatus::default(), &[]).as_bytes().to_vec()
+                    format::statistics(self.drops(), &UdpStatus::default(), &[]).as_bytes().to_vec()
                 }
                 Ok(Operation::Set(configuration)) => {
                     self.device.configure(configuration, now);
@@ -49,14 +50,14 @@ impl FuzzSession {
         answers
     }
 
+    fn drops(&self) -> Drops<'_> {
+        Drops { protocol: &self.device.data_path().drops, local: &self.local_drops }
+    }
+
     /// The answer to a `get`.
     #[must_use]
     pub fn state(&self) -> Vec<u8> {
-        let text = format::format(
-            &self.device.status(),
-            &self.device.data_path().drops,
-            self.device.peers(),
-        );
+        let text = format::format(&self.device.status(), self.drops(), self.device.peers());
         text.as_bytes().to_vec()
     }
 }

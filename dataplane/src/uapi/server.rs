@@ -9,13 +9,14 @@ use super::parse::Refusal;
 use super::secret_text::SecretText;
 use super::{Operation, Scopes, UdpStatus, format};
 use crate::clock;
+use crate::drops::Drops;
 use crate::line_limit::LineLimit;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{SockFlag, accept4};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
-use wgsep_proto::{DeviceStatus, DropCounters, PeerStatus};
+use wgsep_proto::{DeviceStatus, PeerStatus};
 
 /// Most clients at a time. One more closes the client that has been idle longest, so that forgotten
 /// connections never lock an operator out; if none is idle, it waits in the listener's queue.
@@ -160,7 +161,7 @@ impl Server {
         &mut self,
         id: ClientId,
         device: &DeviceStatus,
-        drops: &DropCounters,
+        drops: Drops<'_>,
         peers: impl Iterator<Item = PeerStatus>,
         epoll: &Epoll,
     ) {
@@ -175,7 +176,7 @@ impl Server {
     pub(crate) fn reply_statistics(
         &mut self,
         id: ClientId,
-        drops: &DropCounters,
+        drops: Drops<'_>,
         udp: &UdpStatus,
         offloads: &[(&str, bool)],
         epoll: &Epoll,

@@ -4,6 +4,7 @@
 use super::parse::tests::Eth0;
 use super::server::MAX_CLIENTS;
 use super::{ClientId, Operation, Server, UdpStatus};
+use crate::drops::of_protocol;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read, Write};
@@ -105,13 +106,13 @@ impl House {
         let Self { server, epoll, device, delayed, .. } = self;
         match (operation, delayed) {
             (Operation::Get, _) => {
-                let drops = &device.data_path().drops;
+                let drops = of_protocol(&device.data_path().drops);
                 server.reply_get(client, &device.status(), drops, device.peers(), epoll);
             }
             (Operation::Statistics, _) => {
                 server.reply_statistics(
                     client,
-                    &device.data_path().drops,
+                    of_protocol(&device.data_path().drops),
                     &UdpStatus::default(),
                     &[],
                     epoll,

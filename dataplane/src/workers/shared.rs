@@ -1,5 +1,6 @@
 //! The state that the threads of the dataplane share.
 
+use crate::drops::{Drops, LocalCause, LocalDrops};
 use crate::packets::flow_queues::ReadyQueues;
 use crate::packets::inbound::InboundBatch;
 use crate::packets::outbound::OutboundBatch;
@@ -16,7 +17,7 @@ use wgsep_proto::device::control_plane::MAX_QUEUED_HANDSHAKES;
 use wgsep_proto::path::data_path::{DataPath, Published};
 use wgsep_proto::session::peer::Peer;
 use wgsep_proto::wire::messages::INITIATION_LEN;
-use wgsep_proto::{DropCause, Endpoint, Instant};
+use wgsep_proto::{Endpoint, Instant};
 
 /// Batches for each worker and source: one in use, one parked.
 const BATCHES_PER_WORKER: usize = 2;
@@ -54,6 +55,8 @@ struct HandshakeQueue {
 /// The state that the control thread and the workers share.
 pub(crate) struct Shared {
     pub(crate) data_path: Arc<DataPath>,
+    /// Counters of the packets that the daemon dropped, beside those of the data path.
+    local_drops: LocalDrops,
     /// The TUN device, once the helper has handed it over.
     pub(crate) tun: OnceLock<Tun>,
     /// The order of the batches read from it.
@@ -87,6 +90,7 @@ impl Shared {
         let inbound = || Sequencer::new((0..batches).map(|_| InboundBatch::new()).collect());
         Ok(Self {
             data_path,
+            local_drops: LocalDrops::default(),
             tun: OnceLock::new(),
             outbound: Sequencer::new(outbound),
             sockets: Published::default(),
@@ -104,6 +108,11 @@ impl Shared {
             device_gone: AtomicBool::new(false),
             sockets_destroyed: AtomicBool::new(false),
         })
+    }
+
+    /// All counters of dropped packets.
+    pub(crate) fn drops(&self) -> Drops<'_> {
+        Drops { protocol: &self.data_path.drops, local: &self.local_drops }
     }
 
     /// Wakes the control thread.
@@ -154,7 +163,7 @@ impl Shared {
         let mut queue = self.handshakes();
         if queue.taken + queue.messages.len() >= MAX_QUEUED_HANDSHAKES {
             drop(queue);
-            self.data_path.drops.add(DropCause::HandshakeQueueFull, 1);
+            self.drops().add(LocalCause::HandshakeQueueFull, 1);
             return false;
         }
         queue.messages.push_back(message);
@@ -269,15 +278,15 @@ mod tests {
         for _ in 1..MAX_QUEUED_HANDSHAKES {
             assert!(!queue());
         }
-        assert_eq!(shared.data_path.drops.count(DropCause::HandshakeQueueFull), 0);
+        assert_eq!(shared.local_drops.count(LocalCause::HandshakeQueueFull), 0);
         assert!(!queue());
-        assert_eq!(shared.data_path.drops.count(DropCause::HandshakeQueueFull), 1);
+        assert_eq!(shared.local_drops.count(LocalCause::HandshakeQueueFull), 1);
         let mut taken = VecDeque::new();
         assert_eq!(shared.take_handshakes(&mut taken), 0);
         assert_eq!(taken.len(), MAX_QUEUED_HANDSHAKES);
         // They count as queued until they are consumed, and no others are taken before.
         assert!(!queue());
-        assert_eq!(shared.data_path.drops.count(DropCause::HandshakeQueueFull), 2);
+        assert_eq!(shared.local_drops.count(LocalCause::HandshakeQueueFull), 2);
         taken.drain(..16);
         assert_eq!(shared.take_handshakes(&mut taken), 0);
         assert!(queue());

@@ -154,14 +154,15 @@ impl Worker {
     fn outbound(&mut self, ready: ReadyQueues) {
         let shared = Arc::clone(&self.shared);
         let Some(tun) = shared.tun.get() else { return };
-        let Shared { data_path, outbound, .. } = &*shared;
+        let (Shared { data_path, outbound, .. }, drops) = (&*shared, shared.drops());
         let mut batch = outbound.take_batch();
         let now;
         let number = {
             let mut source = outbound.lock_source();
             now = clock::instant();
             self.reserve_staged(&mut batch, now);
-            let routing = Routing { data_path, allowed_ips: self.allowed_ips.value(), now };
+            let allowed_ips = self.allowed_ips.value();
+            let routing = Routing { data_path, drops, allowed_ips, now };
             if batch.read(tun, ready, &mut self.next_queue, &routing).is_err() {
                 shared.set_device_gone();
             }
@@ -175,10 +176,10 @@ impl Worker {
             batch.seal(data_path);
             let sockets = self.sockets.value();
             outbound.complete(number, batch, |batch| {
-                batch.send(sockets, data_path, now);
+                batch.send(sockets, drops, now);
                 // Only a batch of packets of a few bytes each needs more than one round.
                 while batch.seal(data_path) {
-                    batch.send(sockets, data_path, now);
+                    batch.send(sockets, drops, now);
                 }
                 batch.clear();
             });
@@ -206,7 +207,7 @@ impl Worker {
     /// Carries in the datagrams that the socket of one family has.
     fn inbound(&mut self, family: usize) {
         let shared = Arc::clone(&self.shared);
-        let Shared { data_path, inbound, .. } = &*shared;
+        let (Shared { data_path, inbound, .. }, drops) = (&*shared, shared.drops());
         let Some(inbound) = inbound.get(family) else { return };
         let mut batch = inbound.take_batch();
         let number = {
@@ -236,7 +237,7 @@ impl Worker {
             let Self { coalescer, allowed_ips, .. } = self;
             coalescer.set(tun.coalesce(now));
             inbound.complete(number, batch, |batch| {
-                batch.deliver(data_path, allowed_ips.value(), coalescer, tun, now);
+                batch.deliver(data_path, drops, allowed_ips.value(), coalescer, tun, now);
                 batch.clear();
             });
         } else {

@@ -79,6 +79,86 @@ impl<T: Clone> Reader<T> {
     }
 }
 
+/// Defines the causes, one row each: what it means, its variant and its name.
+macro_rules! drop_causes {
+    ($($(#[$meaning:meta])* $cause:ident = $name:literal,)*) => {
+        /// Why a packet was dropped.
+        #[cfg_attr(not(feature = "internals"), non_exhaustive)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum DropCause {
+            $($(#[$meaning])* $cause,)*
+        }
+
+        impl DropCause {
+            /// Every cause, in the order a packet meets them.
+            pub const ALL: [Self; [$($name),*].len()] = [$(Self::$cause),*];
+
+            /// Its name for operators, which does not change from one release to the next.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$cause => $name,)*
+                }
+            }
+        }
+    };
+}
+
+drop_causes! {
+    /// Out: not an IP packet, or its length is wrong.
+    OutboundMalformed = "out_malformed",
+    /// Out: a router solicitation or an ICMP redirect.
+    SolicitationOrRedirect = "solicitation_or_redirect",
+    /// Out: no allowed IP contains its destination.
+    NoPeer = "no_peer",
+    /// Out: its peer has no endpoint.
+    NoEndpoint = "no_endpoint",
+    /// Out: it is our own datagram to its very peer, whose endpoint is routed to the interface.
+    Loop = "loop",
+    /// Out: too many waited for a keypair.
+    StagedOverflow = "staged_overflow",
+    /// Out: it waited for a keypair until the handshake was given up, the interface went down or the peer was removed.
+    StagedExpired = "staged_expired",
+    /// Out: longer than any datagram.
+    TooLong = "send_too_long",
+    /// In: not a WireGuard message.
+    InboundMalformed = "malformed",
+    /// In: no handshake or keypair has its index.
+    UnknownIndex = "unknown_index",
+    /// In: a handshake message, and we have no private key.
+    NoPrivateKey = "no_private_key",
+    /// In: mac1 is wrong: the sender has another public key for us.
+    InvalidMac = "bad_mac1",
+    /// In: a handshake message without a cookie while under load; it was answered with one.
+    UnderLoad = "under_load",
+    /// In: a handshake message with a cookie, one of too many from its source.
+    RateLimited = "rate_limited",
+    /// In: an initiation that is not authentic.
+    InvalidInitiation = "bad_initiation",
+    /// In: an initiation by a key that is no peer's.
+    UnknownPeer = "unknown_peer",
+    /// In: an initiation that is not newer than one before it.
+    OldTimestamp = "old_timestamp",
+    /// In: an initiation too soon after the peer's last.
+    InitiationFlood = "initiation_flood",
+    /// In: a response that does not fit, mostly for a preshared key that differs.
+    InvalidResponse = "bad_response",
+    /// In: a cookie reply that does not open, or that was not requested.
+    InvalidCookie = "bad_cookie",
+    /// In: its authentication tag is wrong.
+    Unauthentic = "unauthentic",
+    /// In: its keypair is too old, or used up.
+    KeypairExpired = "keypair_expired",
+    /// In: its counter was seen or is too old.
+    Replayed = "replay",
+    /// In: what is inside is not an IP packet, or its length is wrong.
+    InnerMalformed = "inner_malformed",
+    /// In: its source address is not among the peer's allowed IPs.
+    WrongSource = "wrong_source",
+    /// In: a router advertisement.
+    RouterAdvertisement = "router_advertisement",
+}
+
 /// Dropped packets, by cause.
 ///
 /// All threads share the counters, with one relaxed addition: a delivered packet costs nothing, and
@@ -92,157 +172,6 @@ pub struct DropCounters {
 impl Default for DropCounters {
     fn default() -> Self {
         Self { counters: [const { AtomicU64::new(0) }; DropCause::ALL.len()] }
-    }
-}
-
-/// Why a packet was dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "internals"), non_exhaustive)]
-pub enum DropCause {
-    /// Out: not an IP packet, or its length is wrong.
-    OutboundMalformed,
-    /// Out: a router solicitation or an ICMP redirect.
-    SolicitationOrRedirect,
-    /// Out: no allowed IP contains its destination.
-    NoPeer,
-    /// Out: its peer has no endpoint.
-    NoEndpoint,
-    /// Out: it is our own datagram to its very peer, whose endpoint is routed to the interface.
-    Loop,
-    /// Out: too many waited for a keypair.
-    StagedOverflow,
-    /// Out: it waited for a keypair until the handshake was given up, the interface went down or the peer was removed.
-    StagedExpired,
-    /// Out: no route leads to its peer's endpoint.
-    SendNoRoute,
-    /// Out: a firewall of this machine refused it.
-    SendForbidden,
-    /// Out: longer than the path takes.
-    SendTooLong,
-    /// Out: the queue of the socket or of the link was full.
-    SendNoBuffer,
-    /// Out: the network refused it for another reason.
-    SendFailed,
-    /// In: not a WireGuard message.
-    InboundMalformed,
-    /// In: no handshake or keypair has its index.
-    UnknownIndex,
-    /// In: a handshake message, and we have no private key.
-    NoPrivateKey,
-    /// In: mac1 is wrong: the sender has another public key for us.
-    InvalidMac,
-    /// In: a handshake message without a cookie while under load; it was answered with one.
-    UnderLoad,
-    /// In: a handshake message with a cookie, one of too many from its source.
-    RateLimited,
-    /// In: too many handshake messages waited.
-    HandshakeQueueFull,
-    /// In: an initiation that is not authentic.
-    InvalidInitiation,
-    /// In: an initiation by a key that is no peer's.
-    UnknownPeer,
-    /// In: an initiation that is not newer than one before it.
-    OldTimestamp,
-    /// In: an initiation too soon after the peer's last.
-    InitiationFlood,
-    /// In: a response that does not fit, mostly for a preshared key that differs.
-    InvalidResponse,
-    /// In: a cookie reply that does not open, or that was not requested.
-    InvalidCookie,
-    /// In: its authentication tag is wrong.
-    Unauthentic,
-    /// In: its keypair is too old, or used up.
-    KeypairExpired,
-    /// In: its counter was seen or is too old.
-    Replayed,
-    /// In: what is inside is not an IP packet, or its length is wrong.
-    InnerMalformed,
-    /// In: its source address is not among the peer's allowed IPs.
-    WrongSource,
-    /// In: a router advertisement.
-    RouterAdvertisement,
-    /// In: the interface was down when it was written.
-    InterfaceDown,
-    /// In: the TUN device refused it for another reason.
-    WriteFailed,
-}
-
-impl DropCause {
-    /// Every cause, in the order a packet meets them.
-    pub const ALL: [Self; 33] = [
-        Self::OutboundMalformed,
-        Self::SolicitationOrRedirect,
-        Self::NoPeer,
-        Self::NoEndpoint,
-        Self::Loop,
-        Self::StagedOverflow,
-        Self::StagedExpired,
-        Self::SendNoRoute,
-        Self::SendForbidden,
-        Self::SendTooLong,
-        Self::SendNoBuffer,
-        Self::SendFailed,
-        Self::InboundMalformed,
-        Self::UnknownIndex,
-        Self::NoPrivateKey,
-        Self::InvalidMac,
-        Self::UnderLoad,
-        Self::RateLimited,
-        Self::HandshakeQueueFull,
-        Self::InvalidInitiation,
-        Self::UnknownPeer,
-        Self::OldTimestamp,
-        Self::InitiationFlood,
-        Self::InvalidResponse,
-        Self::InvalidCookie,
-        Self::Unauthentic,
-        Self::KeypairExpired,
-        Self::Replayed,
-        Self::InnerMalformed,
-        Self::WrongSource,
-        Self::RouterAdvertisement,
-        Self::InterfaceDown,
-        Self::WriteFailed,
-    ];
-
-    /// Its name for operators, which does not change from one release to the next.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::OutboundMalformed => "out_malformed",
-            Self::SolicitationOrRedirect => "solicitation_or_redirect",
-            Self::NoPeer => "no_peer",
-            Self::NoEndpoint => "no_endpoint",
-            Self::Loop => "loop",
-            Self::StagedOverflow => "staged_overflow",
-            Self::StagedExpired => "staged_expired",
-            Self::SendNoRoute => "send_no_route",
-            Self::SendForbidden => "send_forbidden",
-            Self::SendTooLong => "send_too_long",
-            Self::SendNoBuffer => "send_no_buffer",
-            Self::SendFailed => "send_failed",
-            Self::InboundMalformed => "malformed",
-            Self::UnknownIndex => "unknown_index",
-            Self::NoPrivateKey => "no_private_key",
-            Self::InvalidMac => "bad_mac1",
-            Self::UnderLoad => "under_load",
-            Self::RateLimited => "rate_limited",
-            Self::HandshakeQueueFull => "handshake_queue_full",
-            Self::InvalidInitiation => "bad_initiation",
-            Self::UnknownPeer => "unknown_peer",
-            Self::OldTimestamp => "old_timestamp",
-            Self::InitiationFlood => "initiation_flood",
-            Self::InvalidResponse => "bad_response",
-            Self::InvalidCookie => "bad_cookie",
-            Self::Unauthentic => "unauthentic",
-            Self::KeypairExpired => "keypair_expired",
-            Self::Replayed => "replay",
-            Self::InnerMalformed => "inner_malformed",
-            Self::WrongSource => "wrong_source",
-            Self::RouterAdvertisement => "router_advertisement",
-            Self::InterfaceDown => "interface_down",
-            Self::WriteFailed => "tun_refused",
-        }
     }
 }
 

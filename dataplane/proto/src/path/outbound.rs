@@ -328,7 +328,7 @@ impl<S: Segmentation> OutboundBatch<S> {
                     });
                 }
                 Err(NotWritten::NoRoom) if *used > 0 => return,
-                Err(NotWritten::NoRoom) => data_path.drops.add(DropCause::SendTooLong, 1),
+                Err(NotWritten::NoRoom) => data_path.drops.add(DropCause::TooLong, 1),
                 Err(NotWritten::Dropped(cause)) => data_path.drops.add(cause, 1),
             }
             next.segment += 1;
@@ -407,7 +407,7 @@ fn write_datagram<S: Segmentation>(
     let (len, mtu) = packet.len_of(number, data_path);
     let datagram_len = datagram_len(len, mtu);
     if datagram_len - TRANSPORT_HEADER_LEN - TAG_LEN > MAX_INNER_LEN {
-        return Err(NotWritten::Dropped(DropCause::SendTooLong));
+        return Err(NotWritten::Dropped(DropCause::TooLong));
     }
     let datagram = room.get_mut(..datagram_len).ok_or(NotWritten::NoRoom)?;
     let body = datagram.get_mut(TRANSPORT_HEADER_LEN..datagram_len - TAG_LEN).unwrap_or_default();
