@@ -80,8 +80,8 @@ const DIRECTIONS: [(&str, &[&str]); 15] = [
     ("wgsep", &["wgsep-policy", "wgsep-launch"]),
     ("wgsep-dataplane-bin", &["wgsep-dataplane"]),
     // What runs before there is a dataplane hands over to what talks to it, and is not called back.
-    ("wgsep-launch", &["wgsep-privileged", "wgsep-ipc", "wgsep-journal", "wgsep-policy"]),
-    ("wgsep-privileged", &["wgsep-host", "wgsep-ipc", "wgsep-journal", "wgsep-policy"]),
+    ("wgsep-launch", &["wgsep-monitor", "wgsep-ipc", "wgsep-journal", "wgsep-policy"]),
+    ("wgsep-monitor", &["wgsep-host", "wgsep-ipc", "wgsep-journal", "wgsep-policy"]),
     ("wgsep-host", &["wgsep-policy"]),
     ("wgsep-dataplane", &["wgsep-proto", "wgsep-ipc", "wgsep-policy"]),
     ("wgsep-proto", &[]),
@@ -98,7 +98,7 @@ const DIRECTIONS: [(&str, &[&str]); 15] = [
             "wgsep-ipc",
             "wgsep-policy",
             "wgsep-dataplane",
-            "wgsep-privileged",
+            "wgsep-monitor",
         ],
     ),
     ("wgsep-soak", &["wgsep-proto", "wgsep-simulation", "wgsep-tests"]),
@@ -125,7 +125,7 @@ fn dependencies_run_one_way() {
 }
 
 /// The owner's promise: lines of the crate that an attacker could ever talk to.
-const PROMISE: (&str, usize) = ("privileged/src", 1000);
+const PROMISE: (&str, usize) = ("privileged/monitor/src", 1000);
 /// Most lines of all the code that a hijacked dataplane's bytes reach.
 const MOST_REACHED: usize = 1200;
 

@@ -19,7 +19,7 @@ use wgsep_tests::process::run;
 const CRATES: [&str; 9] = [
     "bin/wgsep",
     "bin/wgsep-dataplane",
-    "privileged",
+    "privileged/monitor",
     "privileged/launch",
     "privileged/host",
     "privileged/journal",

@@ -35,7 +35,7 @@ fn the_helper_has_no_cryptography_no_protocol_and_no_uapi_parser() {
     let helper = fs::read(wgsep_program("wgsep")).unwrap();
     let dataplane = fs::read(wgsep_program("wgsep-dataplane")).unwrap();
     // Were the programs stripped, the absence of a name would show nothing.
-    assert!(contains(&helper, "wgsep_privileged"), "the helper has no symbols to look at");
+    assert!(contains(&helper, "wgsep_monitor"), "the helper has no symbols to look at");
     for name in DATAPLANE_ONLY {
         assert!(
             contains(&dataplane, name),

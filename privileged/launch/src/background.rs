@@ -7,7 +7,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, chdir, setsid};
 use std::os::fd::AsFd;
 use std::process::exit;
-use wgsep_privileged::{Result, Step};
+use wgsep_monitor::{Result, Step};
 
 /// Goes on in the background, without the launcher's standard descriptors; the launcher's process waits
 /// until all is ready, or says what failed.

@@ -7,7 +7,7 @@ use std::fs::OpenOptions;
 use std::io::{Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use wgsep_privileged::{Generation, kernel_log_number};
+use wgsep_monitor::{Generation, kernel_log_number};
 
 /// The multicast group of the kernel's own uevents; udev's are in another.
 const KERNEL_UEVENTS: u32 = 1;

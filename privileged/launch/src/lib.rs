@@ -34,8 +34,8 @@ use std::path::PathBuf;
 use tun::TunDevice;
 use wgsep_ipc::Reply;
 use wgsep_journal::Log;
+use wgsep_monitor::{Interface, Result, Step, Unconfined};
 use wgsep_policy::Layer;
-use wgsep_privileged::{Interface, Result, Step, Unconfined};
 
 /// What an operator asked for.
 pub struct Options {

@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use wgsep_journal::{SYSLOG, Sink};
-use wgsep_privileged::{Result, Step};
+use wgsep_monitor::{Result, Step};
 
 /// Magic numbers of file systems whose files are interfaces of the kernel, so that a write changes the system
 /// (linux/magic.h and their sources): proc, openpromfs, usbfs, sysfs, configfs, debugfs, tracefs, securityfs,

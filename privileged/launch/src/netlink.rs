@@ -9,7 +9,7 @@ use nix::sys::socket::{
 };
 use nix::{setsockopt_impl, sockopt_impl};
 use std::os::fd::{AsRawFd, OwnedFd};
-use wgsep_privileged::{Result, Step};
+use wgsep_monitor::{Result, Step};
 
 /// The attributes of a request: kind and value.
 type Attributes<'a> = &'a [(u16, &'a [u8])];

@@ -7,7 +7,7 @@ use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use wgsep_privileged::{Error, Result, Step};
+use wgsep_monitor::{Error, Result, Step};
 
 /// Where ip-netns(8) keeps one file for each.
 const DIRECTORY: &str = "/run/netns";

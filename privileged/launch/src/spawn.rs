@@ -20,8 +20,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use wgsep_ipc::Channel;
+use wgsep_monitor::{Dataplane, Error, Process, Result, Step};
 use wgsep_policy::{Layer, Report, State};
-use wgsep_privileged::{Dataplane, Error, Process, Result, Step};
 
 const PROGRAM: &str = "wgsep-dataplane";
 /// Where packages put it, if not beside the helper.

@@ -13,9 +13,9 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use wgsep_journal::ServiceManager;
+use wgsep_monitor::{Error, Result, Step};
 use wgsep_policy::capabilities::are_of_the_file;
 use wgsep_policy::limits;
-use wgsep_privileged::{Error, Result, Step};
 
 /// Bytes that a file must be able to have: the sandbox's report, and a log that is worth reading.
 const MIN_FILE_SIZE: u64 = 1 << 20;

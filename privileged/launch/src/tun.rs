@@ -15,8 +15,8 @@ use std::os::unix::net::UnixDatagram;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use wgsep_ipc::TunOffload;
+use wgsep_monitor::{Error, Result, Step};
 use wgsep_policy::{Capability, capabilities};
-use wgsep_privileged::{Error, Result, Step};
 
 const DEVICE: &str = "/dev/net/tun";
 /// Longest interface name, in bytes.

@@ -22,8 +22,8 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use wgsep_monitor::{DIRECTORY, Error, OwnFile, Result, SocketFile, Step, objection};
 use wgsep_policy::State;
-use wgsep_privileged::{DIRECTORY, Error, OwnFile, Result, SocketFile, Step, objection};
 
 /// How long a daemon may take to end after its interface is gone.
 const ENDING: Duration = Duration::from_secs(1);

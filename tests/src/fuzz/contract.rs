@@ -19,7 +19,7 @@ use wgsep_ipc::{
     Channel, FromHelper, MAX_FRAME, Notice, Received, Reply, Request, SandboxReport, TunOffload,
     VERSION, decode,
 };
-use wgsep_privileged::{Grants, Requests, Served};
+use wgsep_monitor::{Grants, Requests, Served};
 
 /// Requests in a row that each have another waiting behind them; the next is a flood.
 const FLOOD: usize = 16;

@@ -29,6 +29,9 @@ enum Phase {
     Ending,
 }
 
+/// What the dataplane reports once it is locked down: the number to answer to, and how each layer turned out.
+pub(crate) type LockedDown = (u32, SandboxReport);
+
 /// The table of what may be asked when. `LockedDown` comes once, because it ends its phase.
 const fn permit(phase: Phase, request: &Request) -> bool {
     match request {

@@ -1,7 +1,6 @@
 //! Serving the dataplane until one of the two ends.
 
-use crate::lock_down::LockedDown;
-use crate::requests::{Requests, Served};
+use crate::requests::{LockedDown, Requests, Served};
 use crate::sys;
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;

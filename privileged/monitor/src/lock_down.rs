@@ -2,7 +2,7 @@
 //! the interface handed over.
 
 use crate::monitor::{End, GRACE, Monitor, Process};
-use crate::requests::Requests;
+use crate::requests::{LockedDown, Requests};
 use nix::errno::Errno;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{Gid, Pid, Uid};
@@ -10,15 +10,12 @@ use std::ops::ControlFlow::{Break, Continue};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 use wgsep_host::{Error, Generation, Result, SocketFile};
-use wgsep_ipc::{Channel, Reply, SandboxReport};
+use wgsep_ipc::{Channel, Reply};
 use wgsep_journal::{Level, Log, ServiceManager};
 use wgsep_policy::{Grants, Layer, Named, Process as Confined, Report, State};
 
 /// How long the dataplane may take to start and to lock itself down.
 const LOCK_DOWN_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What the dataplane reports once it is locked down: the number to answer to, and how each layer turned out.
-pub(crate) type LockedDown = (u32, SandboxReport);
 
 /// A dataplane that was started, and is not verified yet.
 pub struct Dataplane {
