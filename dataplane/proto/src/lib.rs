@@ -50,6 +50,8 @@ mod tunnel;
 #[cfg(feature = "internals")]
 pub mod device;
 #[cfg(feature = "internals")]
+pub mod invariant;
+#[cfg(feature = "internals")]
 pub mod noise;
 #[cfg(feature = "internals")]
 pub mod path;
@@ -60,6 +62,8 @@ pub mod wire;
 
 #[cfg(not(feature = "internals"))]
 mod device;
+#[cfg(not(feature = "internals"))]
+mod invariant;
 #[cfg(not(feature = "internals"))]
 mod noise;
 #[cfg(not(feature = "internals"))]

@@ -39,6 +39,7 @@ use wgsep_ipc::Request;
 use wgsep_proto::device::control_plane::{
     ControlPlane, CryptoJob, HandshakeDatagram, HandshakeTransmit, JobRunner, MAX_QUEUED_HANDSHAKES,
 };
+use wgsep_proto::invariant::part;
 use wgsep_proto::wire::messages::TRANSPORT_OVERHEAD;
 use wgsep_proto::{Configuration, Instant};
 
@@ -229,7 +230,7 @@ impl Control {
                     return End::Failed;
                 }
             };
-            self.handle(events.get(..ready).unwrap_or_default());
+            self.handle(part(&events, 0..ready));
         }
     }
 

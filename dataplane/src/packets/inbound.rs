@@ -9,6 +9,7 @@ use crate::sys::{self, Datagram};
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use wgsep_proto::invariant::part;
 use wgsep_proto::path::data_path::{AllowedIpTable, DataPath};
 use wgsep_proto::path::inbound::{self, Parsed};
 use wgsep_proto::{DropCause, Ecn, Endpoint, Instant};
@@ -136,7 +137,7 @@ impl InboundBatch {
             while start < bytes.end {
                 let end = bytes.end.min(start + *segment_len);
                 if messages.parse(data_path, memory, start..end) == Parsed::Handshake {
-                    queue_handshake(*endpoint, memory.get(start..end).unwrap_or_default());
+                    queue_handshake(*endpoint, part(memory, start..end));
                 }
                 start = end;
             }

@@ -7,6 +7,7 @@ use crate::packets::offload::{Segments, VNET_HDR_LEN, VnetHeader};
 use crate::packets::tun::{self, MAX_FRAME_LEN, Read, Tun};
 use crate::packets::udp::{Datagrams, MAX_SEGMENTS, MAX_SEND, UdpSockets};
 use std::sync::Arc;
+use wgsep_proto::invariant::{part, present};
 use wgsep_proto::path::data_path::{AllowedIpTable, DataPath};
 use wgsep_proto::path::outbound::{self, SealedDatagram, Segmentation};
 use wgsep_proto::session::peer::Peer;
@@ -145,7 +146,7 @@ impl OutboundBatch {
         match packets.route(data_path, allowed_ips, frames, bytes.clone(), segments) {
             Ok(end) => *used = end,
             Err(cause) => {
-                let packet = frames.get(bytes).unwrap_or_default();
+                let packet = part(frames, bytes);
                 answer_unreachable(data_path, drops, tun, cause, packet, now);
             }
         }
@@ -179,7 +180,7 @@ impl OutboundBatch {
                 rest = others;
                 let end = group.last().map_or(first.bytes.end, |last| last.bytes.end);
                 let datagrams = Datagrams {
-                    payload: datagrams.get(first.bytes.start..end).unwrap_or_default(),
+                    payload: part(datagrams, first.bytes.start..end),
                     segment_len: first.bytes.len(),
                     traffic_class: first.ecn.encapsulated().bits(),
                 };
@@ -206,10 +207,10 @@ fn answer_unreachable(
     now: Instant,
 ) {
     let mut frame = [0; VNET_HDR_LEN + MAX_ERROR_LEN];
-    let Some((_, error)) = frame.split_at_mut_checked(VNET_HDR_LEN) else { return };
+    let split = frame.split_at_mut_checked(VNET_HDR_LEN);
+    let Some((_, error)) = present(split, "the frame is longer than its header") else { return };
     let Some(len) = data_path.unreachable(cause, packet, now, error) else { return };
-    let Some(frame) = frame.get(..VNET_HDR_LEN + len) else { return };
-    if let Err(error) = tun.write(frame) {
+    if let Err(error) = tun.write(part(&frame, 0..VNET_HDR_LEN + len)) {
         drops.add(tun::cause_of(&error), 1);
     }
 }

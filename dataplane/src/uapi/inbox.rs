@@ -10,6 +10,7 @@ use super::parse::{Refusal, parse};
 use super::secret_text::SecretText;
 use super::{Operation, Scopes};
 use nix::errno::Errno;
+use wgsep_proto::invariant::part;
 
 /// Longest line, in bytes.
 const MAX_LINE: usize = 64 * 1024;
@@ -75,7 +76,7 @@ impl Inbox {
             }
             return None;
         };
-        let text = self.text.as_bytes().get(..end).unwrap_or_default();
+        let text = part(self.text.as_bytes(), 0..end);
         let result = self.refused.take().map_or_else(|| parse(text, scopes), Err);
         self.text.consume(end);
         (self.searched, self.line_len, self.lines) = (0, 0, 0);

@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use wgsep_proto::device::control_plane::MAX_QUEUED_HANDSHAKES;
+use wgsep_proto::invariant::part;
 use wgsep_proto::path::data_path::{DataPath, Published};
 use wgsep_proto::session::peer::Peer;
 use wgsep_proto::wire::messages::INITIATION_LEN;
@@ -38,7 +39,7 @@ impl QueuedHandshake {
     }
 
     pub(crate) fn datagram(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or_default()
+        part(&self.bytes, 0..self.len)
     }
 }
 

@@ -16,6 +16,7 @@ use crate::workers::shared::{QueuedHandshake, Shared};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::sync::Arc;
 use wgsep_proto::Instant;
+use wgsep_proto::invariant::{part, present};
 use wgsep_proto::path::data_path::{AllowedIpTable, Reader};
 
 /// Staged packets, and peers, after which no more are taken under one source lock.
@@ -64,7 +65,7 @@ impl Worker {
             }
             match shared.leader.wait(self.number, self.is_leader, &mut events) {
                 Ok(ready) => {
-                    let remains = self.work(events.get(..ready).unwrap_or_default());
+                    let remains = self.work(part(&events, 0..ready));
                     if let Some(depth) = remains {
                         secret::wipe_stack(depth);
                     }
@@ -208,7 +209,7 @@ impl Worker {
     fn inbound(&mut self, family: usize) {
         let shared = Arc::clone(&self.shared);
         let (Shared { data_path, inbound, .. }, drops) = (&*shared, shared.drops());
-        let Some(inbound) = inbound.get(family) else { return };
+        let Some(inbound) = present(inbound.get(family), "there are two families") else { return };
         let mut batch = inbound.take_batch();
         let number = {
             let mut source = inbound.lock_source();

@@ -6,6 +6,7 @@ pub mod control_plane;
 
 use crate::config::{Configuration, DeviceStatus, PeerStatus};
 use crate::device::control_plane::{ControlPlane, Event, HandshakeTransmit};
+use crate::invariant::part;
 #[cfg(feature = "internals")]
 use crate::path::data_path::DataPath;
 use crate::path::data_path::{AllowedIpTable, DropCounters, Reader};
@@ -225,7 +226,7 @@ impl Device {
                 let mut sent = 0;
                 for datagram in sealed {
                     let traffic_class = datagram.ecn.encapsulated().bits();
-                    let bytes = datagrams.get(datagram.bytes.clone()).unwrap_or_default();
+                    let bytes = part(datagrams, datagram.bytes.clone());
                     transmits.push(*endpoint, traffic_class, Some(peer.id()), bytes);
                     sent += bytes.len();
                 }

@@ -13,6 +13,7 @@
 //! 4. [`OutboundBatch::send`]: the caller sends the datagrams of each run to the endpoint of its reservation, in the
 //!    order of the reservations, and says how many bytes the socket took. (in order; no lock here)
 
+use crate::invariant::{part, present};
 use crate::path::Parts;
 use crate::path::data_path::{AllowedIpTable, DataPath, DropCause};
 use crate::session::index_table::Entry;
@@ -215,7 +216,7 @@ impl<S: Segmentation> OutboundBatch<S> {
         bytes: Range<usize>,
         segments: impl FnOnce(&[u8]) -> Option<S>,
     ) -> Result<usize, DropCause> {
-        let packet = memory.get(bytes.clone()).unwrap_or_default();
+        let packet = part(memory, bytes.clone());
         let (peer, inner) = data_path.route(allowed_ips, packet)?;
         let Some(segments) = packet.get(..inner.len).and_then(segments) else {
             data_path.drops.add(DropCause::OutboundMalformed, 1);
@@ -259,7 +260,7 @@ impl<S: Segmentation> OutboundBatch<S> {
     ) {
         let Self { packets, runs, .. } = self;
         for run in runs.iter_mut().filter(|run| run.reservation.is_none()) {
-            let packets = packets.get(run.packets.clone()).unwrap_or_default();
+            let packets = part(packets, run.packets.clone());
             let count = packets.iter().map(|packet| packet.segments.count()).sum();
             run.reservation = data_path.reserve_nonces(&run.peer, count, now, |staged| {
                 let stage = |packet| stage(packet, memory, scratch, staged, data_path);
@@ -277,7 +278,7 @@ impl<S: Segmentation> OutboundBatch<S> {
         loop {
             let before = self.datagrams.len();
             self.write_datagrams(data_path, memory, datagrams, &mut used);
-            let written = self.datagrams.get(before..).unwrap_or_default();
+            let written = part(&self.datagrams, before..self.datagrams.len());
             if written.is_empty() {
                 return before > 0;
             }
@@ -344,8 +345,10 @@ impl<S: Segmentation> OutboundBatch<S> {
             let same = rest.iter().take_while(|datagram| datagram.run == first.run).count();
             let (of_run, others) = rest.split_at(same);
             rest = others;
-            let Some(run) = self.runs.get_mut(first.run) else { return };
-            let Some(reservation) = &run.reservation else { return };
+            let run = self.runs.get_mut(first.run);
+            let Some(run) = present(run, "a datagram is of a run of its batch") else { return };
+            let reservation = present(run.reservation.as_ref(), "its nonces were reserved");
+            let Some(reservation) = reservation else { return };
             run.sent += send(&run.peer, &reservation.endpoint, of_run);
         }
     }

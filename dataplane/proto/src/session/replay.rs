@@ -1,5 +1,6 @@
 //! Protection against replay: a sliding window of counters (RFC 6479, whitepaper section 5.4.6).
 
+use crate::invariant::present;
 use crate::session::keypair::REJECT_AFTER_MESSAGES;
 
 const WORD_BITS: u64 = u64::BITS as u64;
@@ -32,7 +33,11 @@ impl ReplayWindow {
             self.advance(counter);
         }
         let bit = 1 << (counter % WORD_BITS);
-        let Some(word) = self.seen.get_mut(Self::word(counter)) else { return false };
+        let word = present(
+            self.seen.get_mut(Self::word(counter)),
+            "words are numbered modulo their count",
+        );
+        let Some(word) = word else { return false };
         let fresh = *word & bit == 0;
         *word |= bit;
         fresh

@@ -14,6 +14,7 @@ use super::checksum::{fold, sum};
 use super::header::{self, ACK, ECE, IPV4_LEN, IPV6_LEN, PSH, Transport};
 use super::vnet::{GsoType, VNET_HDR_LEN, VnetHeader};
 use core::ops::Range;
+use wgsep_proto::invariant::{part, present};
 
 /// Most flows that are held at once.
 const FLOWS: usize = 8;
@@ -156,12 +157,13 @@ impl HeldFlow {
     }
 
     fn packet(&self) -> &[u8] {
-        self.frame.get(VNET_HDR_LEN..VNET_HDR_LEN + self.len).unwrap_or_default()
+        part(&self.frame, VNET_HDR_LEN..VNET_HDR_LEN + self.len)
     }
 
     fn begin(&mut self, packet: &[u8], key: GroKey) {
         let end = VNET_HDR_LEN + packet.len();
-        let Some(destination) = self.frame.get_mut(VNET_HDR_LEN..end) else { return };
+        let destination = self.frame.get_mut(VNET_HDR_LEN..end);
+        let Some(destination) = present(destination, "no packet is longer") else { return };
         destination.copy_from_slice(packet);
         self.key = key;
         self.len = packet.len();
@@ -303,7 +305,7 @@ impl Coalescer {
     /// Calls `write` for each frame that is ready for the TUN device, header first, with the number of
     /// packets in it.
     pub fn push(&mut self, frame: &mut [u8], mut write: impl FnMut(&mut [u8], u16)) {
-        let packet = frame.get(VNET_HDR_LEN..).unwrap_or_default();
+        let packet = part(frame, VNET_HDR_LEN..frame.len());
         let key = GroKey::of(packet, self.coalesce).filter(|key| key.is_intact(packet));
         let Some(key) = key else {
             self.flush_between(packet, &mut write);
@@ -318,7 +320,8 @@ impl Coalescer {
             None if key.last => return write_single(frame, write),
             None => (self.allocate(&mut write), Relation::NewFlow),
         };
-        let Some(flow) = self.flows.get_mut(index) else { return };
+        let flow = self.flows.get_mut(index);
+        let Some(flow) = present(flow, "indices are of flows") else { return };
         match relation {
             Relation::Mergeable => flow.append(packet, &key),
             Relation::NotMergeable => {
@@ -342,7 +345,7 @@ impl Coalescer {
     }
 
     fn active(&self) -> &[HeldFlow] {
-        self.flows.get(..self.used).unwrap_or_default()
+        part(&self.flows, 0..self.used)
     }
 
     /// Takes the index of a free flow; if none is free, the oldest is written first.

@@ -1,9 +1,10 @@
 //! Configuration: applying a `set`, answering a `get`.
 
-use super::{ControlPlane, Identity, PeerEntry};
+use super::{ControlPlane, Identity, PEER_EXISTS, PeerEntry};
 use crate::config::{
     AllowedIp, AllowedIpChange, Configuration, DeviceStatus, PeerConfiguration, PeerStatus,
 };
+use crate::invariant::present;
 use crate::keys::{PrivateKey, PublicKey};
 use crate::noise::cookie::{CookieChecker, CookieGenerator};
 use crate::noise::handshake::{Handshake, StaticIdentity};
@@ -159,7 +160,7 @@ impl ControlPlane {
             None if change.update_only || self.is_our_key(&change.public_key) => return,
             None => self.create_peer(change.public_key),
         };
-        let Some(entry) = self.entry_mut(id) else { return };
+        let Some(entry) = present(self.entry_mut(id), PEER_EXISTS) else { return };
         let peer = Arc::clone(&entry.peer);
         if let Some(preshared_key) = change.preshared_key {
             entry.handshake.set_preshared_key(preshared_key);
@@ -222,7 +223,7 @@ impl ControlPlane {
             entry.peer.retire();
         }
         self.quiesce(id);
-        let Some(entry) = self.peers.remove(&id) else { return };
+        let Some(entry) = present(self.peers.remove(&id), PEER_EXISTS) else { return };
         if let Some(at) = entry.queued_at {
             self.timer_queue.remove(&(at, id));
         }
@@ -232,7 +233,7 @@ impl ControlPlane {
     /// Adds an allowed IP to a peer, and removes it from the peer that had it.
     fn insert_allowed_ip(&mut self, id: PeerId, allowed_ip: AllowedIp) {
         let order = self.next_order;
-        let Some(entry) = self.entry_mut(id) else { return };
+        let Some(entry) = present(self.entry_mut(id), PEER_EXISTS) else { return };
         entry.allowed_ips.insert(order, allowed_ip);
         let owner = AllowedIpOwner { peer: Arc::clone(&entry.peer), order };
         self.next_order += 1;
@@ -251,7 +252,7 @@ impl ControlPlane {
     }
 
     fn remove_allowed_ips(&mut self, id: PeerId) {
-        let Some(entry) = self.entry_mut(id) else { return };
+        let Some(entry) = present(self.entry_mut(id), PEER_EXISTS) else { return };
         for (_, allowed_ip) in core::mem::take(&mut entry.allowed_ips) {
             self.allowed_ips.remove(allowed_ip, |owner| owner.peer.id() == id);
         }

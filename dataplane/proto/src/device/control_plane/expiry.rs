@@ -1,6 +1,7 @@
 //! Expiry of timers (kernel timers.c, the expired functions), and the events that workers mark.
 
-use super::{ControlPlane, Event};
+use super::{ControlPlane, Event, PEER_EXISTS};
+use crate::invariant::present;
 use crate::session::peer::{PeerId, event};
 use crate::session::timers::Timer;
 use crate::time::Now;
@@ -45,7 +46,7 @@ impl ControlPlane {
     /// Puts a peer into the timer queue at its earliest deadline.
     pub(super) fn reschedule(&mut self, id: PeerId) {
         let Self { timer_queue, peers, random, .. } = self;
-        let Some(entry) = peers.get_mut(&id) else { return };
+        let Some(entry) = present(peers.get_mut(&id), PEER_EXISTS) else { return };
         let mut jitter = [0; 4];
         random.fill(&mut jitter);
         entry.peer.timers.set_jitter(u32::from_ne_bytes(jitter));
@@ -64,7 +65,7 @@ impl ControlPlane {
 
     fn expire_timers(&mut self, id: PeerId, now: Now) {
         for timer in Timer::ALL {
-            let Some(entry) = self.entry(id) else { return };
+            let Some(entry) = present(self.entry(id), PEER_EXISTS) else { return };
             if !entry.peer.timers.take_expired(timer, now.instant) {
                 continue;
             }
@@ -81,7 +82,7 @@ impl ControlPlane {
     /// No response arrived: sends another initiation, from the source address that the route gives now, or
     /// gives up.
     fn expired_retransmit_handshake(&mut self, id: PeerId, now: Now) {
-        let Some(entry) = self.entry(id) else { return };
+        let Some(entry) = present(self.entry(id), PEER_EXISTS) else { return };
         let peer = Arc::clone(&entry.peer);
         if peer.timers.count_handshake_attempt().is_some() {
             peer.clear_source();
@@ -103,7 +104,7 @@ impl ControlPlane {
 
     /// No packet arrived after data was sent: the peer may have lost its keypair.
     fn expired_new_handshake(&mut self, id: PeerId, now: Now) {
-        let Some(entry) = self.entry(id) else { return };
+        let Some(entry) = present(self.entry(id), PEER_EXISTS) else { return };
         entry.peer.clear_source();
         self.request_initiation(id, now);
     }

@@ -3,7 +3,8 @@
 
 use super::job::{CryptoJob, Inline, JobRunner};
 use super::load::Change;
-use super::{ControlPlane, Event, HandshakeTransmit, MANY_UNANSWERED};
+use super::{ControlPlane, Event, HandshakeTransmit, MANY_UNANSWERED, PEER_EXISTS};
+use crate::invariant::present;
 use crate::noise::cookie::MacState;
 use crate::noise::handshake::{InitiationError, ResponseDraft};
 use crate::noise::symmetric::Unauthentic;
@@ -94,7 +95,7 @@ impl ControlPlane {
     /// sent without it. (The kernel drops the request until the next packet, which after simultaneous
     /// initiations can leave both sides waiting for the other.)
     fn postpone_initiation(&mut self, id: PeerId, now: Now) {
-        let Some(entry) = self.entry(id) else { return };
+        let Some(entry) = present(self.entry(id), PEER_EXISTS) else { return };
         let can_send = {
             let state = entry.peer.state();
             state.keypairs.current.as_ref().is_some_and(|keypair| keypair.can_send(now.instant))
@@ -168,7 +169,7 @@ impl ControlPlane {
 
     /// Turns the finished handshake of a peer into a keypair.
     fn begin_session(&mut self, id: PeerId, now: Instant) -> bool {
-        let Some(entry) = self.entry_mut(id) else { return false };
+        let Some(entry) = present(self.entry_mut(id), PEER_EXISTS) else { return false };
         let Some(parts) = entry.handshake.begin_session() else { return false };
         let peer = Arc::clone(&entry.peer);
         let keypair = Arc::new(Keypair::new(&parts, now));
@@ -429,7 +430,7 @@ impl ControlPlane {
     /// Records that a handshake with a peer is complete on both sides. The caller has updated the timers
     /// before: here the next handshake may already be in progress.
     pub(super) fn record_handshake(&mut self, id: PeerId, now: Now) {
-        let Some(entry) = self.entry_mut(id) else { return };
+        let Some(entry) = present(self.entry_mut(id), PEER_EXISTS) else { return };
         let (peer, first) = (*entry.peer.public_key(), entry.last_handshake.is_zero());
         entry.last_handshake = now.wall;
         entry.unconfirmed = 0;
@@ -447,7 +448,7 @@ impl ControlPlane {
                 return;
             }
         };
-        let Some(entry) = self.entry_mut(id) else { return };
+        let Some(entry) = present(self.entry_mut(id), PEER_EXISTS) else { return };
         if !entry.cookie.consume_reply(message, now.instant) {
             self.data_path.drops.add(DropCause::InvalidCookie, 1);
         }

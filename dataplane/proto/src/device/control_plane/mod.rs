@@ -15,6 +15,7 @@ pub use job::{CryptoJob, Inline, JobRunner};
 pub use load::{MAX_QUEUED_HANDSHAKES, UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME};
 
 use crate::config::AllowedIp;
+use crate::invariant::present;
 use crate::keys::{PrivateKey, PublicKey};
 use crate::noise::cookie::{CookieChecker, CookieGenerator};
 use crate::noise::handshake::{Handshake, StaticIdentity};
@@ -36,6 +37,9 @@ const MAX_EVENTS: usize = 256;
 /// Number of unanswered initiations, or of responses without data, that is logged. It takes about ten
 /// seconds to reach.
 pub const MANY_UNANSWERED: u32 = 3;
+
+/// Why a number of a peer finds its entry.
+const PEER_EXISTS: &str = "numbers are of peers of this interface, and forgotten with them";
 
 /// Where the device gets its random numbers.
 pub trait Random: Send {
@@ -298,7 +302,7 @@ impl ControlPlane {
     fn quiesce(&mut self, id: PeerId) {
         self.clear_handshake(id);
         self.clear_keypairs(id);
-        let Some(entry) = self.entry_mut(id) else { return };
+        let Some(entry) = present(self.entry_mut(id), PEER_EXISTS) else { return };
         entry.peer.timers.stop();
         let purged = entry.peer.state().take_staged();
         self.count_expired(&purged);
@@ -318,7 +322,7 @@ impl ControlPlane {
     }
 
     fn clear_keypairs(&self, id: PeerId) {
-        let Some(entry) = self.entry(id) else { return };
+        let Some(entry) = present(self.entry(id), PEER_EXISTS) else { return };
         let cleared = entry.peer.state().keypairs.clear();
         for keypair in cleared.iter().flatten() {
             self.data_path.index_table.release(keypair.sender_index());

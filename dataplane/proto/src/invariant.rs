@@ -1,0 +1,18 @@
+//! What cannot be otherwise: checked in tests and fuzzing, and an early return in a program that ships, because
+//! packets never panic a process.
+
+use core::ops::Range;
+
+/// The part of a slice that lies in `range`, which is within it.
+#[track_caller]
+pub fn part<T>(slice: &[T], range: Range<usize>) -> &[T] {
+    debug_assert!(range.start <= range.end && range.end <= slice.len(), "{range:?}");
+    slice.get(range).unwrap_or_default()
+}
+
+/// Returns `value`, which is always there, for the reason that `why` gives.
+#[track_caller]
+pub fn present<T>(value: Option<T>, why: &str) -> Option<T> {
+    debug_assert!(value.is_some(), "{why}");
+    value
+}
