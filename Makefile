@@ -156,8 +156,9 @@ test: deps
 	@$(MAKE) --no-print-directory build hostile other-targets
 	tests/run.sh
 
-# The tests of attacks on a daemon that was started in the usual way, which is one of three.
-ATTACKS_ON_A_DAEMON = $(addprefix --test attacks_,claims confinement dataplane_memory faults helper hijacked uapi) --test lifecycle
+# The tests of attacks on a daemon that was started in the usual way, which is one of three: filters of cargo test.
+ATTACKS_ON_A_DAEMON = --test attacks --test system -- $(addsuffix ::attack_, \
+	claims confinement dataplane_memory faults faults::panics helper hijacked uapi_socket lifecycle)
 print-attacks-on-a-daemon:
 	@echo '$(ATTACKS_ON_A_DAEMON)'
 
@@ -166,7 +167,7 @@ attacks: system-packages
 	$(CARGO) test --locked -p wgsep-tests -p wgsep-policy --no-fail-fast -- --test-threads=2 attack_
 	for way in file-capability container; do \
 		tests/attacks_as.sh $$way $(CARGO) test --locked -p wgsep-tests --no-fail-fast $(ATTACKS_ON_A_DAEMON) \
-			-- --test-threads=2 attack_ || exit 1; done
+			--test-threads=2 || exit 1; done
 
 MINUTES ?= 3
 soak: system-packages

@@ -27,7 +27,7 @@ for way in file-capability container; do
 	echo "== started as: $way"
 	# shellcheck disable=SC2086
 	tests/attacks_as.sh "$way" cargo test --locked --no-fail-fast -p wgsep-tests $attacks_on_a_daemon \
-		-- --test-threads="$threads" attack_ 2>&1 | tee -a "$output" || failed=1
+		--test-threads="$threads" 2>&1 | tee -a "$output" || failed=1
 done
 
 # With musl both programs make other system calls. What confines them is tried with that pair as well, as
@@ -40,8 +40,10 @@ if [ -x "$musl_bin/hostile-dataplane" ]; then
 	test_packages --target $musl -p wgsep-policy -p wgsep-ipc
 	musl_bin=$(realpath "$musl_bin")
 	# But for the table of the calls of a start, which is glibc's.
-	WGSEP_BIN_DIR=$musl_bin test_packages -p wgsep-tests --test audit --test launching --test programs \
-		--test 'attacks_*' -- --test-threads="$threads" --skip whichever_call_is_refused --skip every_call_of_a_start
+	WGSEP_BIN_DIR=$musl_bin test_packages -p wgsep-tests --test attacks -- --test-threads="$threads" \
+		--skip whichever_call_is_refused --skip every_call_of_a_start
+	WGSEP_BIN_DIR=$musl_bin test_packages -p wgsep-tests --test system --test meta -- --test-threads="$threads" \
+		audit:: programs::
 else
 	echo "musl::sandbox: $musl_bin is missing: run \`make other-targets\`" >>"$WGSEP_SKIP_FILE"
 fi

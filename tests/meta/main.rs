@@ -1,0 +1,13 @@
+//! The source, the documents and the built programs, read by tests. No daemon is started.
+//!
+//! `cargo test -p wgsep-tests --test meta errors::` runs one file.
+#![allow(clippy::unwrap_used)]
+
+mod api;
+mod dependencies;
+mod deps_cache;
+mod errors;
+mod fuzz_corpus;
+mod library;
+mod programs;
+mod security_document;

@@ -1,0 +1,535 @@
+//! The unit's step `configure`: what it makes of a file that wg-quick(8) would read, and what it says of one
+//! that cannot be applied.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use wgsep_tests::daemon::Daemon;
+use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::netns::Netns;
+use wgsep_tests::process::output;
+use wgsep_tests::require;
+use wgsep_tests::scratch::Scratch;
+use wgsep_tests::wg::KeyPair;
+
+/// A host with a daemon that is ready, as it is when the unit runs the step.
+struct Host {
+    netns: Arc<Netns>,
+    daemon: Daemon,
+}
+
+impl Host {
+    fn new() -> Self {
+        let netns = Netns::new();
+        let daemon = Daemon::start(Wgsep, &netns);
+        Self { netns, daemon }
+    }
+
+    /// A LAN with this prefix on another interface.
+    fn with_lan(self, addresses: &[&str]) -> Self {
+        self.netns.run("ip link add lan0 type veth peer name lan1");
+        self.netns.run("ip link set lan0 up");
+        self.netns.run("ip link set lan1 up");
+        for address in addresses {
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            self.netns.run(format!("ip address add {address} dev lan0{nodad}"));
+        }
+        self
+    }
+
+    /// Runs the step on a file of its own.
+    fn configure(&self, action: &str, file: &str) -> Output {
+        output(&mut self.command(action, file))
+    }
+
+    fn command(&self, action: &str, file: &str) -> Command {
+        let line = "mkdir -p /etc/wireguard && mount -t tmpfs none /etc/wireguard && umask 077 && \
+                    printf %s \"$1\" >/etc/wireguard/$3.conf && exec timeout 60 \"$4\" \"$2\" \"$3\"";
+        let mut command = self.netns.command("unshare");
+        command.args(["--mount", "sh", "-c", line, "sh", file, action, &self.daemon.interface]);
+        command.arg(script());
+        command
+    }
+
+    #[track_caller]
+    fn must(&self, action: &str, file: &str) {
+        let done = self.configure(action, file);
+        assert!(done.status.success(), "{action}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// The one line that the step says when it fails.
+    #[track_caller]
+    fn refused(&self, action: &str, file: &str) -> String {
+        let refused = self.configure(action, file);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{action}: {said}");
+        assert!(refused.stdout.is_empty(), "{refused:?}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        said
+    }
+
+    /// Where the kernel sends packets for an address.
+    #[track_caller]
+    fn is_routed(&self, address: &str) -> bool {
+        let routed = self.netns.run(format!("ip route get {address}"));
+        routed.contains(&format!(" dev {} ", self.daemon.interface))
+    }
+
+    /// The destinations of the interface's routes of one family, but for link-local ones.
+    fn routes(&self, family: &str) -> Vec<String> {
+        let shown = self.netns.run(format!("ip {family} route show dev {}", self.daemon.interface));
+        let routes = shown.lines().map(|line| line.split(' ').next().unwrap().to_owned());
+        routes.filter(|route| !route.starts_with("fe80:")).collect()
+    }
+
+    fn link(&self) -> String {
+        self.netns.run(format!("ip link show {}", self.daemon.interface))
+    }
+}
+
+fn script() -> PathBuf {
+    fs::canonicalize(concat!(env!("CARGO_MANIFEST_DIR"), "/../bin/dist/configure")).unwrap()
+}
+
+/// A file with these lines of the interface, and a peer for each of these lists of AllowedIPs.
+fn file(lines: &str, peers: &[&str]) -> String {
+    let mut file = format!("[Interface]\nPrivateKey = {}\n{lines}\n", KeyPair::generate().private);
+    for allowed_ips in peers {
+        let key = KeyPair::generate().public;
+        file += &format!("[Peer]\nPublicKey = {key}\nAllowedIPs = {allowed_ips}\n");
+    }
+    file
+}
+
+/// With another interface's route between the two: without a route of the longer one, its packets would leave
+/// by that, in clear.
+#[test]
+fn of_nested_allowed_ips_each_has_its_route() {
+    require!(Wgsep);
+    let (lines, lan) = ("Address = 10.66.0.2/32, fd66::2/128", ["10.0.0.7/9", "fd10::7/24"]);
+    for peers in [
+        &["10.0.0.0/8, 10.1.0.0/16, fd10::/16, fd10:0:1::/48"][..],
+        &["10.1.0.0/16, 10.0.0.0/8, fd10:0:1::/48, fd10::/16"],
+        &["10.0.0.0/8, fd10::/16", "10.1.0.0/16", "fd10:0:1::/48"],
+        &["10.1.0.0/16, fd10::/16", "fd10:0:1::/48, 10.0.0.0/8"],
+    ] {
+        let host = Host::new().with_lan(&lan);
+        let file = file(lines, peers);
+        for action in ["up", "reload"] {
+            host.must(action, &file);
+            assert!(host.is_routed("10.1.2.3"), "{action} with {peers:?}");
+            assert!(host.is_routed("fd10:0:1::3"), "{action} with {peers:?}");
+            assert_eq!(host.routes("-4"), ["10.0.0.0/8", "10.1.0.0/16"], "{action}");
+        }
+    }
+    // The LAN may come later, and the longer one with a reload.
+    let host = Host::new();
+    host.must("up", &file(lines, &["10.0.0.0/8, 10.1.0.0/16", "fd10::/16, fd10:0:1::/48"]));
+    let more = ["10.0.0.0/8, 10.1.0.0/16, 10.2.0.0/16", "fd10::/16, fd10:0:1::/48, fd10:0:2::/48"];
+    host.must("reload", &file(lines, &more));
+    let host = host.with_lan(&lan);
+    for address in ["10.1.2.3", "10.2.2.3", "fd10:0:1::3", "fd10:0:2::3"] {
+        assert!(host.is_routed(address), "{address}");
+    }
+}
+
+/// The address's own route may be as wide.
+#[test]
+fn allowed_ips_within_the_address_have_a_route_only_where_another_interface_is_between() {
+    require!(Wgsep);
+    let file = file("Address = 10.66.0.2/8, fd66::2/16", &["10.1.0.0/16, fd66:1::/64"]);
+    let alone = Host::new();
+    alone.must("up", &file);
+    assert!(alone.is_routed("10.1.2.3") && alone.is_routed("fd66:1::3"));
+    assert_eq!(alone.routes("-4"), ["10.0.0.0/8"]);
+    let host = Host::new().with_lan(&["10.0.0.7/9", "fd66:1::7/32"]);
+    for action in ["up", "reload"] {
+        host.must(action, &file);
+        assert!(host.is_routed("10.1.2.3") && host.is_routed("fd66:1::3"), "{action}");
+        assert!(!host.is_routed("10.2.0.1") && !host.is_routed("fd66:1:0:1::1"), "{action}");
+    }
+}
+
+/// wg(8) masks them, and gives a prefix that two peers have to the last.
+#[test]
+fn allowed_ips_may_have_host_bits() {
+    require!(Wgsep);
+    let host = Host::new();
+    let peers = ["10.66.1.1/24, 10.67.1.9/25", "10.67.1.1/25, fd66:1::9/64"];
+    let file = file("Address = 10.66.0.2/32, fd66::2/128", &peers);
+    for action in ["up", "reload"] {
+        host.must(action, &file);
+        assert_eq!(host.routes("-4"), ["10.66.1.0/24", "10.67.1.0/25"], "{action}");
+        assert_eq!(host.routes("-6"), ["fd66::2", "fd66:1::/64"], "{action}");
+    }
+}
+
+#[test]
+fn an_mtu_that_takes_no_ipv6_is_refused_by_start_and_reload_alike() {
+    require!(Wgsep);
+    let host = Host::new();
+    let only_ipv4 = file("Address = 10.66.0.2/24\nMTU = 1200", &["10.66.0.0/24"]);
+    host.must("up", &only_ipv4);
+    host.must("reload", &only_ipv4);
+    assert!(host.link().contains("mtu 1200"));
+    for (address, peer, refused) in [
+        ("10.66.0.2/24, fd66::2/64", "10.67.0.0/24", "fd66::2/64"),
+        ("10.66.0.2/24", "10.67.0.0/24, fd66:1::/64", "fd66:1::/64"),
+    ] {
+        let file = file(&format!("Address = {address}\nMTU = 1279"), &[peer]);
+        for action in ["up", "reload"] {
+            let said = host.refused(action, &file);
+            assert!(said.contains("an MTU below 1280 takes no IPv6 address"), "{said}");
+            assert!(said.contains("MTU = 1279") && said.contains(refused), "{said}");
+            // What is there stays.
+            assert!(host.link().contains("mtu 1200"));
+            assert_eq!(host.routes("-4"), ["10.66.0.0/24"]);
+        }
+    }
+    let routed_by_hand = "Address = 10.66.0.2/24\nMTU = 1200\nTable = off";
+    host.must("reload", &file(routed_by_hand, &["10.66.0.0/24, fd66:1::/64"]));
+    host.must("reload", &file("Address = 10.66.0.2/24, fd66::2/64\nMTU = 1280", &["fd66:1::/64"]));
+    assert_eq!(host.routes("-6"), ["fd66::/64", "fd66:1::/64"]);
+}
+
+/// As with wg-quick(8): with 1420 on a narrower link each full packet would leave in two fragments.
+#[test]
+fn without_an_mtu_the_interface_has_that_of_the_narrowest_path_to_an_endpoint() {
+    require!(Wgsep);
+    let host = Host::new().with_lan(&["192.0.2.1/24", "2001:db8::1/64"]);
+    let netns = &host.netns;
+    let up = |endpoints: &[&str]| {
+        let mut file = file("Address = 10.66.0.2/24", &[]);
+        for endpoint in endpoints {
+            let key = KeyPair::generate().public;
+            file += &format!("[Peer]\nPublicKey = {key}\nEndpoint = {endpoint}\n");
+        }
+        host.must("up", &file);
+        let link = host.link();
+        let (_, after) = link.split_once(" mtu ").unwrap();
+        after.split(' ').next().unwrap().to_owned()
+    };
+    assert_eq!(up(&[]), "1420", "no path is known");
+    netns.run("ip link set lan0 mtu 1460");
+    for endpoint in ["192.0.2.2:51820", "[2001:db8::2]:51820"] {
+        assert_eq!(up(&[endpoint]), "1380", "{endpoint}");
+    }
+    netns.run("ip route add default via 192.0.2.9 mtu 1400");
+    assert_eq!(up(&[]), "1320", "the default route's");
+    netns.run("ip route add 192.0.2.77 dev lan0 mtu 1370");
+    assert_eq!(up(&["192.0.2.2:51820", "192.0.2.77:51820"]), "1290");
+}
+
+/// As 0.0.0.0/1 and 128.0.0.0/1 do, which stand for a default route beside another one.
+#[test]
+fn an_endpoint_that_allowed_ips_lead_into_the_tunnel_is_named() {
+    require!(Wgsep);
+    let with = |endpoint: &str| {
+        let peer = file("Address = 10.66.0.2/24", &["0.0.0.0/1, 128.0.0.0/1, ::/1, 8000::/1"]);
+        format!("{peer}Endpoint = {endpoint}\n")
+    };
+    for (endpoint, address, route) in [
+        ("192.0.2.2:51820", "192.0.2.2", "192.0.2.0/24"),
+        ("[2001:db8::2]:51820", "2001:db8::2", "2001:db8::/64"),
+    ] {
+        let host = Host::new().with_lan(&["198.51.100.1/24", "fd10::1/64"]);
+        let text = format!("the route to the endpoint {address} leads into");
+        for action in ["up", "reload"] {
+            let said = host.configure(action, &with(endpoint));
+            assert!(said.status.success(), "{said:?}");
+            let said = String::from_utf8_lossy(&said.stderr).into_owned();
+            assert!(said.contains(&text) && said.lines().count() == 1, "{action}: {said}");
+        }
+        host.netns.run(format!("ip route add {route} dev lan0"));
+        let said = host.configure("reload", &with(endpoint));
+        assert!(said.status.success() && said.stderr.is_empty(), "{said:?}");
+    }
+}
+
+/// Of a repeated key the last line counts, or all of them do; and a list is split at blanks, too.
+#[test]
+fn repeated_keys_are_read_as_wg_quick_reads_them() {
+    require!(Wgsep);
+    let host = Host::new();
+    let lines = "MTU = 1400\nAddress = 10.66.0.2/32 10.66.0.3/32\nmtu=1380 # bytes\r\n\
+                 ADDRESS = 10.66.0.4/32\nSaveConfig = true\nSaveConfig = FALSE\nTable = off\nTable = off";
+    let peer = ["10.67.0.0/24"];
+    for action in ["up", "reload"] {
+        host.must(action, &file(lines, &peer));
+        assert!(host.link().contains("mtu 1380"), "{}", host.link());
+        let addresses = host.netns.run("ip -o -4 address show");
+        for address in ["10.66.0.2/32", "10.66.0.3/32", "10.66.0.4/32"] {
+            assert!(addresses.contains(address), "{addresses}");
+        }
+        assert!(host.routes("-4").is_empty());
+    }
+    host.must("reload", &file("Table = 7\nTable = auto\nMTU = 1370\nMTU =", &peer));
+    assert_eq!(host.routes("-4"), peer);
+    assert!(host.link().contains("mtu 1380"), "{}", host.link());
+    let said = host.refused("reload", &file("Table = auto\nTable = 7", &peer));
+    assert!(said.contains("Table = 7, a routing table of its own"), "{said}");
+    let said = host.refused("reload", &file("SaveConfig = false\nSaveConfig = True", &peer));
+    assert!(said.contains("SaveConfig = true, which is wg-quick(8)'s"), "{said}");
+}
+
+/// As a text editor or a web page leaves them, from which a file was copied.
+#[test]
+fn bytes_that_are_invisible_are_shown_where_a_line_is_refused() {
+    require!(Wgsep);
+    let host = Host::new();
+    let mark = format!("\u{feff}{}", file("", &["10.67.0.0/24"]));
+    for (file, shown) in [
+        (
+            mark.as_str(),
+            "line 1 begins with a byte order mark; remove it: sed -i '1s/^\\xEF\\xBB\\xBF//' /etc",
+        ),
+        (
+            &file("ListenPort\u{a0}= 5001", &[]),
+            "line 3: wg setconf refuses it: Line unrecognized: `ListenPort\\xC2\\xA0=5001'",
+        ),
+        (&file("FwMark = 7\u{200b}", &[]), "line 3: FwMark = 7\\xE2\\x80\\x8B is not a mark"),
+        (
+            &file("Address = 10.66.0.2/32\u{1}", &[]),
+            "line 3: Address = 10.66.0.2/32\\x01 is not an address",
+        ),
+        (&file("", &["10.67.0.0/24\u{a0}"]), "10.67.0.0/24\\xC2\\xA0"),
+    ] {
+        let said = host.refused("up", file);
+        assert!(said.contains(shown), "{said}");
+        assert!(said.trim_end().bytes().all(|byte| matches!(byte, b' '..=b'~')), "{said}");
+    }
+    // The command that is named mends it.
+    let remedy = "sed -i '1s/^\\xEF\\xBB\\xBF//'";
+    let scratch = Scratch::new();
+    let path = scratch.join("marked");
+    fs::write(&path, &mark).unwrap();
+    wgsep_tests::process::run(
+        Command::new("sh").args(["-c", &format!("{remedy} {}", path.display())]),
+    );
+    host.must("up", &fs::read_to_string(&path).unwrap());
+
+    let line = "mkdir -p /etc/wireguard && mount -t tmpfs none /etc/wireguard && umask 077 && \
+                printf '[Interface]\\n' | iconv -t UTF-16 >/etc/wireguard/x.conf && exec \"$0\" up x";
+    let mut command = host.netns.command("unshare");
+    let refused = output(command.args(["--mount", "sh", "-c", line]).arg(script()));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("x.conf is UTF-16 text; convert it: "), "{said}");
+}
+
+/// The file, the step, the reason that the command gave, and the remedy.
+#[test]
+fn each_step_that_fails_says_so_in_one_line() {
+    require!(Wgsep);
+    let host = Host::new().with_lan(&["192.0.2.1/24"]);
+    host.netns.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1");
+    host.netns.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
+    let peer = ["10.66.0.0/24"];
+    let taken =
+        "cannot add the route 192.0.2.0/24, of AllowedIPs: RTNETLINK answers: File exists; take";
+    for (file, step, remedy) in [
+        (
+            file("Address = 10.0.0.1/24, fd66::2/64", &peer),
+            "cannot set Address = fd66::2/64: ",
+            "disable_ipv6",
+        ),
+        (file("", &["10.66.1.0/24", "192.0.2.0/24", "10.66.2.0/24"]), taken, "set Table = off"),
+        (file("", &["fd66:1::/64"]), "cannot add the route fd66:1::/64", "set Table = off"),
+        (
+            file("", &["1.2.3.4/00"]),
+            "has AllowedIPs = 1.2.3.4/00, a default route",
+            "use wg-quick@",
+        ),
+    ] {
+        for action in ["up", "reload"] {
+            let said = host.refused(action, &file);
+            let named = format!("configure: /etc/wireguard/{}.conf", host.daemon.interface);
+            assert!(said.starts_with(&named), "{said}");
+            assert!(
+                said.contains(step) && said.contains(remedy),
+                "no {step:?}, {remedy:?}: {said}"
+            );
+        }
+    }
+    // A mistyped key is not for the log.
+    let key = KeyPair::generate().private;
+    for lines in [format!("PrivatKey = {key}"), format!("PrivateKey = {}", &key[1..])] {
+        let said = host.refused("up", &file(&lines, &peer));
+        assert!(said.contains("line 3: ") && said.contains("(a key)"), "{said}");
+        assert!(!said.contains(&key[1..40]), "{said}");
+    }
+}
+
+/// The file has a comment and a private key before the line.
+#[test]
+fn a_wrong_value_of_any_key_is_named_with_its_line_and_what_to_write() {
+    require!(Wgsep);
+    let host = Host::new();
+    let public = KeyPair::generate().public;
+    let peer = format!("[Peer]\nPublicKey = {public}");
+    for (lines, expected) in [
+        ("MTU = auto", "line 4: MTU = auto is not a number of bytes from 68 to 65535; write one"),
+        ("MTU = 1420\nMTU = 1", "line 5: MTU = 1 is not a number of bytes"),
+        ("MTU = 01420", "line 4: MTU = 01420 is not a number of bytes"),
+        ("MTU = 70000", "line 4: MTU = 70000 is not a number of bytes"),
+        ("MTU = 1420 bytes", "line 4: MTU = 1420 bytes is not a number of bytes"),
+        (
+            "Address = 10.0.0.1/24, 10.0.0.256/24",
+            "line 4: Address = 10.0.0.256/24 is not an address",
+        ),
+        ("Address = 10.0.0.1/33", "line 4: Address = 10.0.0.1/33 is not an address"),
+        ("Address = 10.0.0.1/", "line 4: Address = 10.0.0.1/ is not an address"),
+        ("Address = fd00::1::/64", "line 4: Address = fd00::1::/64 is not an address"),
+        ("Address = fd00::1/129", "line 4: Address = fd00::1/129 is not an address"),
+        ("Address = *", "line 4: Address = * is not an address"),
+        ("Table = OFF", "line 4: Table = OFF is not a routing table; write off, in lower case"),
+        ("SaveConfig = maybe", "line 4: SaveConfig = maybe is neither true nor false; remove"),
+        ("ListenPort = x", "line 4: ListenPort = x is not a port; write a number from 1 to 65535"),
+        ("ListenPort = 70000", "line 4: ListenPort = 70000 is not a port"),
+        (
+            "FwMark = 0x1ffffffff",
+            "line 4: FwMark = 0x1ffffffff is not a mark; write off, or a number",
+        ),
+        ("FwMark = blue", "line 4: FwMark = blue is not a mark"),
+        ("Mtux = 1420", "line 4: wg SET refuses it: Line unrecognized: `Mtux=1420'; correct"),
+        ("MTU", "line 4: wg SET refuses it: Line unrecognized: `MTU'; correct that line"),
+        ("ListenPort =", "line 4: wg SET refuses it: Line unrecognized: `ListenPort='; correct"),
+        ("[Pear]", "line 4: wg SET refuses it: Line unrecognized: `[Pear]'; correct"),
+        ("PEER\nMTU = 1420", "line 6: wg SET refuses it: Line unrecognized: `MTU=1420'"),
+        ("PEER\nAllowedIPs = 10.0.0.0/8, 10.66.0.0/33", "line 6: wg SET refuses it: AllowedIP"),
+        ("PEER\nAllowedIPs = 10.66.0.256", "line 6: wg SET refuses it: Unable to parse IP"),
+        ("PEER\nAllowedIPs = fd66::x/64", "line 6: wg SET refuses it: Unable to parse IP"),
+        ("PEER\nEndpoint = 192.0.2.1", "line 6: Endpoint = 192.0.2.1 does not end in a port"),
+        (
+            "PEER\nEndpoint = 192.0.2.1:70000",
+            "line 6: Endpoint = 192.0.2.1:70000 does not end in a port",
+        ),
+        (
+            "PEER\nEndpoint = 192.0.2.1:udp?",
+            "line 6: Endpoint = 192.0.2.1:udp? does not end in a port",
+        ),
+        ("PEER\nEndpoint = vpn.invalid", "line 6: Endpoint = vpn.invalid does not end in a port"),
+        ("PEER\nEndpoint = [fd00::1]", "line 6: Endpoint = [fd00::1] does not end in a port"),
+        ("PEER\nEndpoint = [fd00::1", "line 6: wg SET refuses it: Unable to find matching brace"),
+        ("PEER\nEndpoint = 192.0.2.300:1", "line 6: Endpoint = 192.0.2.300:1 is not an address"),
+        ("PEER\nPersistentKeepalive = x", "line 6: wg SET refuses it: Persistent keepalive"),
+        ("PEER\nPresharedKey = abc", "line 6: wg SET refuses it: Key is not the correct length"),
+        (
+            "PEER\n[Peer]\nAllowedIPs = 10.0.0.0/8\nPEER",
+            "line 6: wg SET refuses it: A peer is missing a public key",
+        ),
+    ] {
+        let key = KeyPair::generate().private;
+        let lines = lines.replace("PEER", &peer);
+        let file = format!("# A test\n[Interface]\nPrivateKey = {key}\n{lines}\n");
+        for (action, set) in [("up", "setconf"), ("reload", "syncconf")] {
+            let said = host.refused(action, &file);
+            let expected = expected.replace("SET", set);
+            let expected =
+                format!("configure: /etc/wireguard/{}.conf: {expected}", host.daemon.interface);
+            assert!(said.starts_with(&expected), "no {expected:?}: {said}");
+        }
+    }
+    // What wg(8) and ip(8) take stays: short addresses, masks, marks in any form.
+    for lines in [
+        "Address = 10.77/16, 10.78.0.1/255.255.255.0\nMTU = 1400\nFwMark = 0xFFFFFFFF",
+        "Address = 10.79.0.1, fd79::10.0.0.1, FD7A::1/64, ::ffff:10.0.0.1/128\nFwMark = 4294967295",
+        "PEER\nEndpoint = 192.0.2.1:domain\nAllowedIPs = ::/1",
+    ] {
+        let key = KeyPair::generate().private;
+        let lines = lines.replace("PEER", &peer);
+        host.must("up", &format!("[Interface]\nPrivateKey = {key}\n{lines}\n"));
+    }
+}
+
+/// A process for each route would take longer than systemd waits for the start.
+#[test]
+fn a_thousand_peers_take_as_many_processes_as_three() {
+    require!(Wgsep);
+    let counted = |peers: u32| {
+        let (host, scratch) = (Host::new(), Scratch::new());
+        for program in ["ip", "wg", "wg-quick", "sed", "awk", "tr", "cut", "timeout", "getent"] {
+            let counting = "#!/bin/sh\necho >>${0%/*}/count\nprogram=$(PATH=${PATH#*:}; command -v ${0##*/})\nexec $program \"$@\"\n";
+            let stub = scratch.join(program);
+            fs::write(&stub, counting).unwrap();
+            fs::set_permissions(&stub, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        // Some within the route of the Address, some not, of both families.
+        let prefixes = (0..peers).map(|number| {
+            let (high, low) = (number / 256, number % 256);
+            format!("10.66.{high}.{low}/32, 10.67.{high}.{low}/32, fd66:{number:x}::/64")
+        });
+        let prefixes: Vec<_> = prefixes.collect();
+        let prefixes: Vec<_> = prefixes.iter().map(String::as_str).collect();
+        let file = file("Address = 10.66.0.1/16, fd66::1/128", &prefixes);
+        let path = format!("{}:{}", scratch.display(), std::env::var("PATH").unwrap());
+        for action in ["up", "reload"] {
+            let done = output(host.command(action, &file).env("PATH", &path));
+            assert!(done.status.success(), "{action}: {}", String::from_utf8_lossy(&done.stderr));
+            let peers = usize::try_from(peers).unwrap();
+            assert_eq!(host.routes("-4").len(), 1 + peers, "{action}");
+            assert_eq!(host.routes("-6").len(), 1 + peers, "{action}");
+        }
+        fs::read_to_string(scratch.join("count")).unwrap().lines().count()
+    };
+    assert_eq!(counted(1000), counted(3));
+}
+
+/// As in the unit, whose root has no CAP_DAC_OVERRIDE.
+#[test]
+fn a_file_that_cannot_be_read_is_named_with_its_owner_and_the_command_that_mends_it() {
+    require!(Wgsep);
+    let host = Host::new();
+    let configure = |spoil: &str, then: &str| {
+        let line = "mkdir -p /etc/wireguard && mount -t tmpfs -o mode=0700 none /etc/wireguard
+            chmod 755 /etc/wireguard && umask 077 && printf %s \"$1\" >/etc/wireguard/$2.conf
+            file=/etc/wireguard/$2.conf; eval \"$4\"
+            configure() { setpriv --bounding-set -dac_override,-dac_read_search \"$@\"; }
+            configure $3 up $2 && exit 9
+            eval \"$5\" && configure $3 up $2";
+        let mut command = host.netns.command("unshare");
+        let file = file("", &["10.66.0.0/24"]);
+        let interface = &host.daemon.interface;
+        command.args(["--mount", "bash", "-c", line, "bash", &file, interface]);
+        let done = output(command.arg(script()).args([spoil, then]));
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "{spoil}: {said}");
+        assert_eq!(said.lines().count(), 1, "{spoil}: {said}");
+        said
+    };
+    for (spoil, expected, remedy) in [
+        (
+            "chown 33 $file",
+            "FILE: it belongs to www-data, mode 600",
+            "chown root: FILE && chmod 600 FILE",
+        ),
+        (
+            "chown 4242 $file",
+            "FILE: it belongs to UNKNOWN, mode 600",
+            "chown root: FILE && chmod 600 FILE",
+        ),
+        ("chmod 0 $file", "FILE: it belongs to root, mode 0", "chown root: FILE && chmod 600 FILE"),
+        (
+            "chown 33 ${file%/*} && chmod 700 ${file%/*}",
+            "FILE: the directory /etc/wireguard belongs to www-data, mode 700",
+            "chown root: /etc/wireguard && chmod u=rwx /etc/wireguard",
+        ),
+        (
+            "mv $file $file.old && ln -s /home/nowhere/wg.conf $file",
+            "FILE: it is a symbolic link to /home/nowhere/wg.conf",
+            "mv FILE.old FILE",
+        ),
+    ] {
+        let name = format!("/etc/wireguard/{}.conf", host.daemon.interface);
+        let [expected, remedy] = [expected, remedy].map(|text| text.replace("FILE", &name));
+        let said = configure(spoil, &remedy);
+        assert!(said.starts_with(&format!("configure: cannot read {expected}")), "{said}");
+        assert!(remedy.starts_with("mv ") || said.trim_end().ends_with(&remedy), "{said}");
+    }
+    let said = configure("mv $file $file.old", "mv $file.old $file");
+    assert!(said.contains("there is no /etc/wireguard/"), "{said}");
+    host.must("up", &file("", &[]));
+}

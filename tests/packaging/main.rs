@@ -1,0 +1,17 @@
+//! Installation and packages, the unit, manual pages and completions, and programs for other targets.
+//!
+//! `cargo test -p wgsep-tests --test packaging version::` runs one file.
+#![allow(clippy::unwrap_used)]
+
+mod aarch64;
+mod completions;
+mod configure;
+mod directory;
+mod hardened;
+mod install;
+mod notify;
+mod package;
+mod recipes;
+mod targets;
+mod update;
+mod version;

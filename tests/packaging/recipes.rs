@@ -1,0 +1,164 @@
+//! Commands of README and wgsep(8), run as they are printed: without root, and against leaks.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use wgsep_tests::daemon::{Daemon, unique_interface};
+use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::link::{DEVICE, Family};
+use wgsep_tests::netns::Netns;
+use wgsep_tests::nft::Counter;
+use wgsep_tests::process::output;
+use wgsep_tests::scratch::Scratch;
+use wgsep_tests::skip::skip;
+use wgsep_tests::traffic::until_ping;
+use wgsep_tests::tunnel::{Plan, Tunnel};
+use wgsep_tests::{manual, readme, require, tun_device, wait};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A uid and gid without account or privilege.
+const NORMAL_USER: u32 = 65_500;
+
+/// The recipes for Kubernetes: each container of them is as narrow as it can be.
+#[test]
+fn the_recipes_for_kubernetes_grant_no_more_than_is_needed() {
+    for recipe in ["sidecar.yaml", "gateway.yaml"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin/dist/container").join(recipe);
+        let text = fs::read_to_string(path).unwrap();
+        let count = |line: &str| text.lines().filter(|other| other.trim() == line).count();
+        let containers = text.lines().filter(|line| line.trim().starts_with("image: ")).count();
+        for line in ["allowPrivilegeEscalation: false", "drop: [ALL]"] {
+            assert_eq!(count(line), containers, "{recipe}: {line}");
+        }
+        for line in ["automountServiceAccountToken: false", "type: RuntimeDefault"] {
+            assert_eq!(count(line), 1, "{recipe}: {line}");
+        }
+        let limited = text.lines().filter(|line| line.trim().starts_with("limits: {memory: "));
+        assert_eq!(limited.count(), 2, "{recipe}");
+        for word in ["privileged: true", "hostPID", "SYS_ADMIN]", "cpu: 1,"] {
+            assert!(!text.contains(word), "{recipe}: {word}");
+        }
+    }
+    let dockerfile = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin/dist/container/Dockerfile");
+    let dockerfile = fs::read_to_string(dockerfile).unwrap();
+    assert!(dockerfile.contains("install -m 0111 target/*-linux-musl/release/wgsep-dataplane "));
+}
+
+/// How many packets for an address behind the tunnel take the ordinary route once the daemon is dead.
+fn leaked(outer: Family, behind: &str, prepare: impl Fn(&Netns, &str)) -> u64 {
+    let tunnel = Plan { outer, ..Plan::new(Wgsep, Wgsep) }.build();
+    let Tunnel { left, right } = &tunnel;
+    let (netns, interface) = (&left.daemon.netns, &left.daemon.interface);
+    netns.run(format!("ip route add default via {} dev {DEVICE}", right.side.outer(Family::V4)));
+    right.daemon.netns.run(format!("ip addr add {behind}/32 dev lo"));
+    left.set_peer(right, "allowed-ips 0.0.0.0/0");
+    let leak = format!("oifname {DEVICE} ip daddr {behind}");
+    let leaks = Counter::new(netns, "leaks", "output", &leak);
+    prepare(netns, interface);
+    until_ping(netns, behind.parse().unwrap());
+    assert_eq!(leaks.packets(), 0, "it did not go through the tunnel");
+
+    kill(left.daemon.dataplane(), Signal::SIGKILL).unwrap();
+    wait::until("the interface is gone", LIMIT, || !left.daemon.has_interface());
+    netns.output(format!("ping -n -c 2 -i 0.1 -W 1 {behind}"));
+    leaks.packets()
+}
+
+const BEHIND: &str = "203.0.113.9";
+
+#[test]
+fn nothing_leaks_past_the_rule_when_the_daemon_dies() {
+    require!(Wgsep);
+    let recipe = manual::block("By hand, for all traffic but the tunnel's own datagrams");
+    assert_eq!(recipe.len(), 5, "{recipe:?}");
+    let leaked = leaked(Family::V4, BEHIND, |netns, interface| {
+        for line in &recipe {
+            netns.run(line.replace("wg0", interface));
+        }
+    });
+    assert_eq!(leaked, 0);
+}
+
+/// What the rule is for: without it, the same traffic goes out in clear.
+#[test]
+fn control_without_the_rule_traffic_takes_the_ordinary_route() {
+    require!(Wgsep);
+    let leaked = leaked(Family::V4, BEHIND, |netns, interface| {
+        netns.run(format!("ip route add {BEHIND} dev {interface}"));
+    });
+    assert!(leaked > 0, "the test cannot see a leak");
+}
+
+/// README's steps, with the group of a user who has nothing else: a member may, another user may not.
+#[test]
+fn a_normal_user_of_the_group_runs_it_with_setcap() {
+    require!(Wgsep);
+    if Command::new("setcap").arg("-h").output().is_err() {
+        return skip("setcap is missing: run `make deps`");
+    }
+    let (scratch, netns, interface) = (Scratch::new(), Netns::new(), unique_interface());
+    for program in ["wgsep", "wgsep-dataplane"] {
+        scratch.install(program, program);
+    }
+    let configuration = scratch.join("wg0.conf");
+    fs::write(&configuration, "[Interface]\nListenPort = 51820\nFwMark = 7\n").unwrap();
+    let as_user = format!("setpriv --reuid {NORMAL_USER} --regid {NORMAL_USER} --clear-groups");
+    // The machine's accounts stay as they are.
+    let group = NORMAL_USER.to_string();
+    let readme = readme::block("a change of the group takes the capability away");
+    assert_eq!(readme.len(), 6, "{readme:?}");
+    let steps = readme.iter().map(|line| match line.strip_prefix("sudo ") {
+        Some(as_root) => as_root.to_owned(),
+        None => format!("{as_user} {line}"),
+    });
+    let steps: Vec<_> = steps
+        .map(|line| {
+            line.replace("chgrp wgsep", &format!("chgrp {group}"))
+                .replace("-g wgsep", &format!("-g {group}"))
+                .replace("/usr/sbin/wgsep", &scratch.join("wgsep").display().to_string())
+                .replace("wg0.conf", &configuration.display().to_string())
+                .replace(" wgsep wg0", &format!(" {} {interface}", scratch.join("wgsep").display()))
+                .replace(" wg0 ", &format!(" {interface} "))
+        })
+        .collect();
+    // The machine's own directory stays as it is: this shell has another in its place.
+    let (stranger, program) = (NORMAL_USER + 1, scratch.join("wgsep"));
+    let script = format!(
+        "mkdir -p /run/wireguard; mount -t tmpfs none /run/wireguard; {}\n{}\n\
+         {as_user} wg show {interface} dump; ip link del {interface}; \
+         ! setpriv --reuid {stranger} --regid {stranger} --clear-groups sh -c '{} --version'",
+        tun_device::OPEN_TO_EVERY_USER,
+        steps.join("\n"),
+        program.display()
+    );
+    let mut shell = netns.command("unshare");
+    shell.args(["--mount", "sh", "-ec", &script]);
+    // The user may write neither to /var/log nor, on a machine without syslog, to that.
+    let done = output(shell.env("WG_LOG_FILE", "/run/wireguard/log"));
+    let (told, complaints) =
+        (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success(), "{script}\n{complaints}");
+    assert!(told.contains("51820") && told.contains("0x7"), "{told}\n{complaints}");
+}
+
+/// As a script of theirs would start it; each unneeded option gets a line, and none is an error.
+#[test]
+fn a_command_line_of_boringtun_starts_it() {
+    require!(Wgsep);
+    let daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {
+        command.args(["-t", "2", "-v", "trace", "--disable-connected-udp"]);
+        command.args(["--disable-multi-queue", "--disable-drop-privileges"]).env("WG_SUDO", "1");
+    });
+    let log = daemon.process.log();
+    for option in
+        ["--disable-connected-udp", "--disable-multi-queue", "--disable-drop-privileges", "WG_SUDO"]
+    {
+        let notes = log.lines().filter(|line| line.contains(&format!("{option} changes nothing")));
+        assert_eq!(notes.count(), 1, "{option}: {log}");
+    }
+    daemon.wg_set("fwmark 51820 listen-port 0");
+}
