@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -13,7 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::ptrace;
 use nix::unistd::Pid;
@@ -24,7 +22,7 @@ use wgsep_tests::process::{self, Process};
 use wgsep_tests::procfs::{self, namespace, threads};
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::skip::skip;
-use wgsep_tests::{require, tun_device, wait};
+use wgsep_tests::{descriptors, require, tun_device, wait};
 
 /// How long a start may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -385,11 +383,10 @@ fn attack_15_with_a_file_capability_descriptors_of_the_caller_are_refused() {
     require!(Wgsep);
     let scratch = Scratch::new();
     let listener = UnixListener::bind(scratch.join("socket")).unwrap();
-    // Left open for the programs that this process starts.
-    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     for variable in ["WG_TUN_FD", "WG_UAPI_FD"] {
         let mut launch = launch_as_user();
-        launch.command.env(variable, listener.as_raw_fd().to_string());
+        let number = descriptors::give(&mut launch.command, &listener);
+        launch.command.env(variable, number.to_string());
         let netns = Arc::clone(&launch.netns);
         let said = launch.refused();
         assert!(said.contains(&format!("{variable} is refused, because ")), "{said}");

@@ -2,7 +2,6 @@
 //! once by runs at the same time, and removed when nothing makes it any more.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -51,9 +50,7 @@ impl Deps {
     }
 
     fn write_recipe(&self, text: &str) {
-        let recipe = self.0.join("tests/deps/crate");
-        fs::write(&recipe, text).unwrap();
-        fs::set_permissions(&recipe, fs::Permissions::from_mode(0o755)).unwrap();
+        self.0.write_script("tests/deps/crate", text);
     }
 
     fn command(&self, arguments: &[&str]) -> Command {

@@ -2,7 +2,6 @@
 //! that cannot be applied.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -453,9 +452,7 @@ fn a_thousand_peers_take_as_many_processes_as_three() {
         let (host, scratch) = (Host::new(), Scratch::new());
         for program in ["ip", "wg", "wg-quick", "sed", "awk", "tr", "cut", "timeout", "getent"] {
             let counting = "#!/bin/sh\necho >>${0%/*}/count\nprogram=$(PATH=${PATH#*:}; command -v ${0##*/})\nexec $program \"$@\"\n";
-            let stub = scratch.join(program);
-            fs::write(&stub, counting).unwrap();
-            fs::set_permissions(&stub, fs::Permissions::from_mode(0o755)).unwrap();
+            scratch.write_script(program, counting);
         }
         // Some within the route of the Address, some not, of both families.
         let prefixes = (0..peers).map(|number| {

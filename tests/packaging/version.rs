@@ -29,7 +29,9 @@ impl Tree {
         let tree = Self(Scratch::new());
         fs::create_dir_all(tree.0.join("bin/dist")).unwrap();
         for file in ["Cargo.toml", "bin/dist/version", "bin/dist/check-tools"] {
-            fs::copy(repository().join(file), tree.0.join(file)).unwrap();
+            // By another process, for the reason that `Scratch::install` has one.
+            let mut copy = Command::new("cp");
+            run(copy.arg("--preserve=mode").arg(repository().join(file)).arg(tree.0.join(file)));
         }
         tree
     }
@@ -221,9 +223,7 @@ fn all_that_is_missing_for_a_build_is_named_at_once_and_by_the_readme() {
 #[test]
 fn a_rust_that_is_too_old_is_named() {
     let (scratch, tree) = (Scratch::new(), Tree::new());
-    let old = scratch.join("cargo");
-    fs::write(&old, "#!/bin/sh\necho 'cargo 1.66.0 (of Debian 12)'\n").unwrap();
-    run(Command::new("chmod").arg("+x").arg(&old));
+    let old = scratch.write_script("cargo", "#!/bin/sh\necho 'cargo 1.66.0 (of Debian 12)'\n");
     let mut check = Command::new(tree.0.join("bin/dist/check-tools"));
     let checked = output(check.arg("build").env("CARGO", &old));
     let stderr = String::from_utf8_lossy(&checked.stderr);

@@ -1,11 +1,44 @@
-//! What the descriptors of a process are, by kind.
+//! What the descriptors of a process are, by kind; and descriptors that a child is given.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::Pid;
 
 use crate::procfs;
+
+/// Leaves a descriptor open in the program of a command, and returns its number there.
+///
+/// The child clears its own close-on-exec flag: were it cleared in this process, children that other tests start
+/// meanwhile would inherit the descriptor too.
+///
+/// # Panics
+///
+/// When it cannot be duplicated.
+#[track_caller]
+pub fn give(command: &mut Command, descriptor: impl AsFd) -> RawFd {
+    // The command has a duplicate to itself, however long it is kept.
+    let given = match descriptor.as_fd().try_clone_to_owned() {
+        Ok(given) => given,
+        Err(error) => panic!("cannot duplicate a descriptor: {error}"),
+    };
+    let number = given.as_raw_fd();
+    let keep = move || match fcntl(&given, FcntlArg::F_SETFD(FdFlag::empty())) {
+        Ok(_) => Ok(()),
+        Err(errno) => Err(io::Error::from(errno)),
+    };
+    // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are allowed: it makes one
+    // bare system call on what it owns, and allocates nothing.
+    unsafe {
+        command.pre_exec(keep);
+    }
+    number
+}
 
 /// The kind of each descriptor of a process: a short name, or the kernel's own where it is nothing that
 /// a daemon has. `netns_of` is a process in the network namespace that its sockets were made in.
@@ -80,4 +113,22 @@ fn sockets_seen_by(pid: Pid) -> BTreeMap<String, String> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::{output, run};
+    use std::fs::File;
+
+    #[test]
+    fn a_descriptor_is_given_to_one_child_and_no_other() {
+        let Ok(file) = File::open("/dev/full") else { panic!("no /dev/full") };
+        let mut given = Command::new("readlink");
+        let number = give(&mut given, &file);
+        let path = format!("/proc/self/fd/{number}");
+        assert_eq!(run(given.arg(&path)), "/dev/full\n");
+        let other = output(Command::new("readlink").arg(&path));
+        assert!(!other.status.success(), "{other:?}");
+    }
 }

@@ -44,6 +44,17 @@ impl Scratch {
         run(install.args(["-m", "755"]).arg(wgsep_program(program)).arg(self.join(name)));
     }
 
+    /// Writes a program here that an interpreter runs, executable by everybody; its path.
+    ///
+    /// By a process of its own, for the reason that [`Scratch::install`] has one.
+    #[track_caller]
+    pub fn write_script(&self, name: impl AsRef<Path>, text: &str) -> PathBuf {
+        let to = self.join(name);
+        let line = "printf %s \"$1\" >\"$2\" && chmod 755 \"$2\"";
+        run(Command::new("sh").args(["-c", line, "sh", text]).arg(&to));
+        to
+    }
+
     /// Puts a script of bin/dist here, as `make install` installs it beside the programs under test.
     ///
     /// By a process of its own, for the reason that [`Scratch::install`] has one.

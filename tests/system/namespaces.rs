@@ -2,28 +2,23 @@
 //! moved. Its state is followed wherever it is, and whichever namespace goes first.
 #![allow(clippy::unwrap_used)]
 
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::libc;
 use nix::sys::signal::Signal;
 use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::{Implementation::Wgsep, wgsep_program};
 use wgsep_tests::link::{self, Family, Side};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{Process, run};
-use wgsep_tests::require;
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::traffic::until_ping;
 use wgsep_tests::tunnel::{End, PORT};
 use wgsep_tests::wg::KeyPair;
-use wgsep_tests::{uapi, wait};
+use wgsep_tests::{descriptors, require, uapi, wait};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -260,26 +255,12 @@ fn a_namespace_that_is_not_there_or_may_not_be_entered_is_one_clear_line() {
     }
 }
 
-/// Where a daemon finds the socket that it is given; past all that this process has open.
-const GIVEN: i32 = 70;
-
-/// Puts a descriptor where the daemon will look for it.
-fn give(number: i32) -> std::io::Result<()> {
-    // SAFETY: plain integers; this process, which is about to execute another program, owns no object there.
-    Ok(Errno::result(unsafe { libc::dup2(number, GIVEN) }).map(drop)?)
-}
-
 /// Starts a daemon in the foreground on a socket that is bound at `path`, and waits until it serves.
 fn on_a_socket(netns: &Netns, interface: &str, path: &Path) -> Process {
     let listener = UnixListener::bind(path).unwrap();
     let mut command = netns.command(wgsep_program("wgsep"));
-    command.args(["--foreground", interface]).env("WG_UAPI_FD", GIVEN.to_string());
-    let number = listener.as_raw_fd();
-    // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are allowed: it
-    // makes one, with plain integers.
-    unsafe {
-        command.pre_exec(move || give(number));
-    }
+    let number = descriptors::give(&mut command, &listener);
+    command.args(["--foreground", interface]).env("WG_UAPI_FD", number.to_string());
     let process = Process::spawn(command, "wgsep on a socket that it was given");
     wait::until("it has started", LIMIT, || process.log().contains("started: "));
     process

@@ -10,12 +10,12 @@ use wgsep_tests::daemon::{Daemon, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::output;
-use wgsep_tests::require;
+use wgsep_tests::{descriptors, require};
 
-/// A queue of a new interface, which a child inherits.
+/// A queue of a new interface.
 fn open_queue(netns: &Netns, name: &str, flags: libc::c_int) -> OwnedFd {
     netns.inside(|| {
-        let queue = open("/dev/net/tun", OFlag::O_RDWR, Mode::empty()).unwrap();
+        let queue = open("/dev/net/tun", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
         // SAFETY: plain integers and bytes, for which zero is a value.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
@@ -40,16 +40,18 @@ fn a_queue_with_packet_information_is_refused_and_one_without_serves() {
         let interface = unique_interface();
         let queue = open_queue(&netns, &interface, libc::IFF_TUN | header);
         let mut command = Wgsep.command(&netns, &interface);
-        command.env("WG_TUN_FD", queue.as_raw_fd().to_string());
+        let number = descriptors::give(&mut command, &queue);
+        command.env("WG_TUN_FD", number.to_string());
         let refused = output(&mut command);
         let error = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(!refused.status.success() && error.contains("IFF_NO_PI"), "{error}");
-        drop(queue);
+        drop((queue, command));
 
         let interface = unique_interface();
         let queue = open_queue(&netns, &interface, libc::IFF_TUN | libc::IFF_NO_PI | header);
         let daemon = Daemon::start_on(&interface, Wgsep, &netns, |command| {
-            command.env("WG_TUN_FD", queue.as_raw_fd().to_string());
+            let number = descriptors::give(command, &queue);
+            command.env("WG_TUN_FD", number.to_string());
         });
         daemon.wg("show", "listen-port");
     }

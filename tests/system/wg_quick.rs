@@ -4,7 +4,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -255,14 +255,13 @@ impl Site {
     /// Puts a resolvconf(8) on the client's path that writes down its arguments and input, in the
     /// file returned.
     fn stub_resolvconf(&self) -> PathBuf {
-        let (stub, told) = (self.bin().join("resolvconf"), self.scratch.join("told"));
+        let told = self.scratch.join("told");
         fs::create_dir(self.bin()).unwrap();
         let script = format!(
             "#!/bin/sh\necho \"$*\" >> {told}\nif [ \"$1\" = -a ]; then cat >> {told}; fi\n",
             told = told.display()
         );
-        fs::write(&stub, script).unwrap();
-        fs::set_permissions(&stub, fs::Permissions::from_mode(0o755)).unwrap();
+        self.scratch.write_script("bin/resolvconf", &script);
         told
     }
 
