@@ -2,18 +2,12 @@
 
 use wgsep_tests::machine::{Machine, package};
 use wgsep_tests::netns::Netns;
-use wgsep_tests::require_root;
 use wgsep_tests::scratch::Scratch;
-use wgsep_tests::skip::skip;
 
 /// README's directory of a group, in which a user serves without root.
 #[test]
 fn units_make_the_directory_and_leave_one_of_a_group_and_the_sockets_in_it_as_they_are() {
-    require_root!();
-    let image = match Machine::image() {
-        Ok(image) => image,
-        Err(reason) => return skip(&reason),
-    };
+    let Some(image) = Machine::image_or_skips() else { return };
     let (scratch, netns) = (Scratch::new(), Netns::new());
     let deb = package(&scratch);
     let machine = Machine::boot(&image, &netns, &[(&deb, "/mnt/wgsep.deb")]);
@@ -24,10 +18,7 @@ fn units_make_the_directory_and_leave_one_of_a_group_and_the_sockets_in_it_as_th
         |interface: &str| machine.output(&format!("wg show {interface}")).status.success();
     machine.run("dpkg --install /mnt/wgsep.deb");
     for interface in ["wg0", "wg1"] {
-        machine.run(&format!(
-            "umask 077; mkdir -p /etc/wireguard; printf '[Interface]\\nPrivateKey = %s\\n' $(wg genkey) \
-             >/etc/wireguard/{interface}.conf"
-        ));
+        machine.write_configuration_with_a_key(interface);
     }
 
     // As after a boot, when nothing has used it.

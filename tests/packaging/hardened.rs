@@ -1,15 +1,11 @@
 //! The unit on a hardened Debian: what the host's /proc hides, what the journal shows, and a name that
 //! nothing resolves.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use wgsep_tests::machine::{Machine, package};
+use wgsep_tests::machine::{Machine, package, write_configuration};
 use wgsep_tests::netns::Netns;
-use wgsep_tests::require_root;
 use wgsep_tests::scratch::Scratch;
-use wgsep_tests::skip::skip;
 use wgsep_tests::wg::KeyPair;
 
 fn configuration(path: &Path, endpoint: &str) {
@@ -18,8 +14,7 @@ fn configuration(path: &Path, endpoint: &str) {
         "[Interface]\nPrivateKey = {}\n[Peer]\nPublicKey = {}\nAllowedIPs = 10.7.0.2/32\nEndpoint = {endpoint}\n",
         ours.private, theirs.public
     );
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    write_configuration(path, &text);
 }
 
 /// A drop-in for the unit, of one interface.
@@ -32,11 +27,7 @@ fn drop_in(machine: &Machine, interface: &str, lines: &str) {
 
 #[test]
 fn the_unit_serves_where_proc_hides_processes_and_fails_with_a_reason() {
-    require_root!();
-    let image = match Machine::image() {
-        Ok(image) => image,
-        Err(reason) => return skip(&reason),
-    };
+    let Some(image) = Machine::image_or_skips() else { return };
     let scratch = Scratch::new();
     let deb = package(&scratch);
     let (served, nameless) = (scratch.join("wg0.conf"), scratch.join("wg1.conf"));

@@ -1,17 +1,16 @@
 //! What `make install` and `make deb` lay out, and a server that runs from it.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use wgsep_tests::daemon::Daemon;
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{self, Family, Side};
-use wgsep_tests::machine::Machine;
+use wgsep_tests::machine::{self, Machine, write_configuration};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{output, run};
 use wgsep_tests::scratch::Scratch;
@@ -267,7 +266,7 @@ fn the_bill_of_materials_has_each_crate_of_both_programs_and_no_other() {
 /// Made at another time, under another umask and in another time zone.
 #[test]
 fn a_package_of_the_same_programs_has_the_same_bytes() {
-    let _stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _stage = machine::stage();
     let scratch = Scratch::new();
     let built = wgsep_program("wgsep");
     let target = built.ancestors().nth(2).unwrap();
@@ -316,32 +315,12 @@ fn the_unit_pins_the_port_and_the_mark_of_its_file() {
     }
 }
 
-/// A file for the machine, in the form of wg-quick(8), as an operator keeps it.
-fn write_configuration(path: &Path, text: &str) {
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
-    assert_eq!(fs::metadata(path).unwrap().uid(), 0);
-}
-
 /// The other end of the tunnel: a wgsep of this build, outside of the machine.
 fn other_end(netns: &Arc<Netns>, key: &KeyPair) -> End {
     let end = End::new(Side::Right, Daemon::start(Wgsep, netns));
     let endpoint = format!("{}:{PORT}", Side::Left.outer(Family::V4)).parse().unwrap();
     end.configure(&key.public, Some(endpoint), None);
     end
-}
-
-/// Packages are laid out in one directory of the target; one test at a time.
-static STAGE: Mutex<()> = Mutex::new(());
-
-/// Builds the package of the programs as they are into a directory, and returns its path.
-fn build_package(directory: &Path) -> PathBuf {
-    let _stage = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
-    make(&["deb", &format!("DEBDIR={}", directory.display())]);
-    let files: Vec<_> =
-        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
-    let [package] = &files[..] else { panic!("README's wgsep_*.deb is one of {files:?}") };
-    package.clone()
 }
 
 /// The commands of README that build, install and start.
@@ -366,13 +345,9 @@ fn is_of_a_kernel(package: &String) -> bool {
 /// wireguard-tools recommends a kernel with WireGuard, and a container has no package of one.
 #[test]
 fn a_debian_without_a_kernel_package_gets_none() {
-    require_root!();
-    let image = match Machine::image() {
-        Ok(image) => image,
-        Err(reason) => return skip(&reason),
-    };
+    let Some(image) = Machine::image_or_skips() else { return };
     let (scratch, netns) = (Scratch::new(), Netns::new());
-    let package = build_package(&scratch.join("built"));
+    let package = machine::package(&scratch.join("built"));
     let machine = Machine::boot(&image, &netns, &[(&package, "/mnt/target/wgsep_0_test.deb")]);
     machine.run("dpkg --purge wireguard-tools");
     let control = would_install(&machine, "apt install wireguard-tools");
@@ -393,18 +368,14 @@ fn a_debian_without_a_kernel_package_gets_none() {
 /// called themselves 0.1.0.
 #[test]
 fn apt_installs_a_package_of_a_later_commit_over_an_earlier_one() {
-    require_root!();
-    let image = match Machine::image() {
-        Ok(image) => image,
-        Err(reason) => return skip(&reason),
-    };
+    let Some(image) = Machine::image_or_skips() else { return };
     let (scratch, packages, netns) = (Scratch::new(), Scratch::new(), Netns::new());
     // An older one is where the new one goes.
     let built = scratch.join("built");
     fs::create_dir(&built).unwrap();
     let arch = run(Command::new("dpkg").arg("--print-architecture"));
     fs::write(built.join(format!("wgsep_0.1.0_{}.deb", arch.trim_end())), "").unwrap();
-    let package = build_package(&built);
+    let package = machine::package(&built);
 
     let earlier = format!("{}~git20200101.093000.fffffff", env!("CARGO_PKG_VERSION"));
     for version in ["0.1.0", &earlier] {
@@ -435,13 +406,9 @@ fn apt_installs_a_package_of_a_later_commit_over_an_earlier_one() {
 /// The three commands of README on a Debian of its own, and what an operator does after them.
 #[test]
 fn a_debian_installs_the_package_and_systemd_runs_a_server_of_it() {
-    require_root!();
-    let image = match Machine::image() {
-        Ok(image) => image,
-        Err(reason) => return skip(&reason),
-    };
+    let Some(image) = Machine::image_or_skips() else { return };
     let scratch = Scratch::new();
-    let package = build_package(&scratch.join("built"));
+    let package = machine::package(&scratch.join("built"));
     let (key, (left, right)) = (KeyPair::generate(), link::joined());
     let other = other_end(&right, &key);
     let (inner, theirs) = (Side::Left.inner(Family::V4), Side::Right.inner(Family::V4));

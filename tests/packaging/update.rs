@@ -2,17 +2,11 @@
 
 use wgsep_tests::machine::{Machine, package};
 use wgsep_tests::netns::Netns;
-use wgsep_tests::require_root;
 use wgsep_tests::scratch::Scratch;
-use wgsep_tests::skip::skip;
 
 #[test]
 fn a_tunnel_that_does_not_restart_or_stop_is_named_and_leaves_no_package_half_done() {
-    require_root!();
-    let image = match Machine::image() {
-        Ok(image) => image,
-        Err(reason) => return skip(&reason),
-    };
+    let Some(image) = Machine::image_or_skips() else { return };
     let (scratch, netns) = (Scratch::new(), Netns::new());
     let deb = package(&scratch);
     let machine = Machine::boot(&image, &netns, &[(&deb, "/mnt/wgsep.deb")]);
@@ -27,10 +21,8 @@ fn a_tunnel_that_does_not_restart_or_stop_is_named_and_leaves_no_package_half_do
     let pid = || machine.run("systemctl show --value --property MainPID wgsep@wg0");
     assert!(dpkg("dpkg --install /mnt/wgsep.deb").is_empty());
     for interface in ["wg0", "wg1"] {
-        machine.run(&format!(
-            "umask 077; mkdir -p /etc/wireguard; printf '[Interface]\\nPrivateKey = %s\\n' $(wg genkey) \
-             >/etc/wireguard/{interface}.conf; systemctl start wgsep@{interface}"
-        ));
+        machine.write_configuration_with_a_key(interface);
+        machine.run(&format!("systemctl start wgsep@{interface}"));
     }
     let before = pid();
     assert!(dpkg("dpkg --install /mnt/wgsep.deb").is_empty(), "both run again");

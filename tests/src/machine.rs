@@ -1,8 +1,11 @@
 //! A Debian booted with its own systemd, in namespaces of its own: where the package is tried.
 
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -13,7 +16,7 @@ use crate::cache;
 use crate::implementation::wgsep_program;
 use crate::netns::Netns;
 use crate::process::{self, Process};
-use crate::{procfs, wait};
+use crate::{procfs, skip, wait};
 
 /// How long it may take to boot; two seconds where nothing else runs.
 const BOOT_LIMIT: Duration = Duration::from_secs(30);
@@ -22,14 +25,23 @@ const BOOT_LIMIT: Duration = Duration::from_secs(30);
 const SYSTEM_CALLS: &str =
     "landlock_create_ruleset landlock_add_rule landlock_restrict_self memfd_secret";
 
+/// `make deb` lays out the files of every package in one directory of the target: one test at a time.
+static STAGE: Mutex<()> = Mutex::new(());
+
+/// Holds off other tests that build a Debian package.
+pub fn stage() -> MutexGuard<'static, ()> {
+    STAGE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Builds the Debian package of the programs as they are, without building those, into a directory.
 ///
 /// # Panics
 ///
-/// When it cannot be built.
+/// When it cannot be built, or is not all that the directory has then.
 #[track_caller]
 #[must_use]
 pub fn package(directory: &Path) -> PathBuf {
+    let _stage = stage();
     let built = wgsep_program("wgsep");
     let Some(target) = built.ancestors().nth(2) else {
         panic!("{} is in no target", built.display());
@@ -39,13 +51,25 @@ pub fn package(directory: &Path) -> PathBuf {
     make.args(["--no-print-directory", "--old-file=build", "deb"]);
     make.arg(format!("DEBDIR={}", directory.display()));
     process::run(make.env("CARGO_TARGET_DIR", target).env_remove("MAKEFLAGS"));
-    let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let package =
-        files.map(|entry| entry.path()).find(|path| path.extension() == Some("deb".as_ref()));
-    match package {
-        Some(package) => package,
-        None => panic!("no package in {}", directory.display()),
+    let files = fs::read_dir(directory).into_iter().flatten().flatten();
+    let files: Vec<_> = files.map(|entry| entry.path()).collect();
+    match &files[..] {
+        [package] if package.extension() == Some("deb".as_ref()) => package.clone(),
+        _ => panic!("README's wgsep_*.deb is one of {files:?}"),
     }
+}
+
+/// Writes a file for a machine, in the form of wg-quick(8), as an operator keeps it.
+///
+/// # Panics
+///
+/// When it cannot be written, or is not root's.
+#[track_caller]
+pub fn write_configuration(path: &Path, text: &str) {
+    let private = Permissions::from_mode(0o600);
+    let written = fs::write(path, text).and_then(|()| fs::set_permissions(path, private));
+    let owner = written.and_then(|()| Ok(fs::metadata(path)?.uid()));
+    assert!(matches!(owner, Ok(0)), "cannot write {}: {owner:?}", path.display());
 }
 
 /// A running machine; all that runs in it is killed when dropped, and what it wrote is forgotten.
@@ -61,11 +85,20 @@ impl Machine {
     /// # Errors
     ///
     /// Where there is none, or nothing to boot it with: why, and what to do.
-    pub fn image() -> Result<PathBuf, String> {
+    fn image() -> Result<PathBuf, String> {
         if Command::new("systemd-nspawn").arg("--version").output().is_err() {
             return Err("systemd-nspawn is missing: run `make deps`".to_owned());
         }
         cache::entry("debian")
+    }
+
+    /// The image, where root runs the test; says so when not, or when it is missing.
+    #[must_use]
+    pub fn image_or_skips() -> Option<PathBuf> {
+        if !skip::is_root_or_skips() {
+            return None;
+        }
+        Self::image().inspect_err(|reason| skip::skip(reason)).ok()
     }
 
     /// Boots the image with the network of `netns`. Of each pair, the first file is seen in the
@@ -93,7 +126,7 @@ impl Machine {
             assert!(ended.is_none(), "systemd-nspawn ended: {ended:?}\n{}", container.log());
             // The container's first children only prepare the last one, which becomes systemd.
             let is_systemd = |pid: &Pid| {
-                std::fs::read_to_string(format!("/proc/{pid}/comm"))
+                fs::read_to_string(format!("/proc/{pid}/comm"))
                     .is_ok_and(|name| name == "systemd\n")
             };
             procfs::children(container.pid()).into_iter().find(is_systemd)
@@ -105,6 +138,15 @@ impl Machine {
             matches!(String::from_utf8_lossy(&state).trim(), "running" | "degraded")
         });
         machine
+    }
+
+    /// Writes the configuration of an interface that has a key and nothing else.
+    #[track_caller]
+    pub fn write_configuration_with_a_key(&self, interface: &str) {
+        self.run(&format!(
+            "umask 077; mkdir -p /etc/wireguard; printf '[Interface]\\nPrivateKey = %s\\n' $(wg genkey) \
+             >/etc/wireguard/{interface}.conf"
+        ));
     }
 
     /// Runs a line of shell as the machine's root.
