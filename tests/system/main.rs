@@ -8,7 +8,6 @@ mod audit;
 mod bad_input;
 mod counters;
 mod cryptokey_routing;
-mod floods;
 mod flows;
 mod fwmark;
 mod hardened_host;

@@ -1,5 +1,7 @@
 //! A flood that is dropped takes no longer a turn than one that is kept: whatever comes faster than the
 //! daemon can read it with the processor time that it gets, packets the other way go out at once.
+//!
+//! A program of its own: what is in time is compared with what was in time before, on a machine that is equally busy.
 #![allow(clippy::unwrap_used)]
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
