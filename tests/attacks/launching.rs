@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +21,7 @@ use wgsep_tests::process::{self, Process};
 use wgsep_tests::procfs::{self, namespace, threads};
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::skip::skip;
-use wgsep_tests::{descriptors, require, tun_device, wait};
+use wgsep_tests::{descriptors, repository, require, tun_device, wait};
 
 /// How long a start may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -610,7 +609,7 @@ fn a_container_with_net_admin_only_serves_wg() {
 
 /// The capabilities that the recipes for Kubernetes grant, as setpriv(1) names them.
 fn granted_by(recipe: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin/dist/container").join(recipe);
+    let path = repository().join("bin/dist/container").join(recipe);
     let text = fs::read_to_string(path).unwrap();
     let lists =
         text.lines().filter_map(|line| line.trim().strip_prefix("add: [")?.strip_suffix("]"));

@@ -18,7 +18,7 @@ use wgsep_tests::process::{self, Process};
 use wgsep_tests::procfs::{self, namespace, threads};
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::wg::KeyPair;
-use wgsep_tests::{require, wait};
+use wgsep_tests::{repository, require, wait};
 
 const LIMIT: Duration = Duration::from_secs(10);
 /// A user of every Debian, whom boringtun and gotatun take for the one who logged in.
@@ -207,7 +207,7 @@ fn the_table_in_security_is_what_the_kernel_shows() {
         }
     }
     println!("{}", rows.join("\n"));
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../SECURITY.md");
+    let path = repository().join("SECURITY.md");
     let security = fs::read_to_string(path).unwrap();
     for row in rows {
         assert!(security.lines().any(|line| line.starts_with(&row)), "not in SECURITY.md: {row}");

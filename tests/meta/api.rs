@@ -9,12 +9,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use syn::{Attribute, Fields, ImplItem, Item, Type, UseTree, Visibility};
+use wgsep_tests::repository;
 
 /// Set to write the listing anew.
 const ACCEPT: &str = "WGSEP_ACCEPT_API";
 
 fn library() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../dataplane/proto")
+    repository().join("dataplane/proto")
 }
 
 const fn is_public(visibility: &Visibility) -> bool {

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use wgsep_tests::process::run;
+use wgsep_tests::repository;
 
 /// Runs cargo on this workspace without touching its lock file.
 fn cargo(arguments: &[&str]) -> String {
@@ -127,10 +128,6 @@ fn dependencies_run_one_way() {
 const PROMISE: (&str, usize) = ("privileged/monitor/src", 1000);
 /// Most lines of all the code that a hijacked dataplane's bytes reach.
 const MOST_REACHED: usize = 1200;
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
-}
 
 /// A row of SECURITY.md's table of the helper's parts.
 struct Part {

@@ -6,13 +6,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use syn::punctuated::Punctuated;
 use syn::visit::Visit;
 use syn::{Attribute, Expr, Lit, Macro, Token};
 use wgsep_tests::process::run;
+use wgsep_tests::repository;
 
 /// Whose errors an operator reads.
 const CRATES: [&str; 9] = [
@@ -83,10 +83,6 @@ const PARTS: [(&str, &str); 33] = [
     ("{}: {error}", AUDIT),
     ("{}: {}", AUDIT),
 ];
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
 
 /// What a text becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

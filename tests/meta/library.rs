@@ -2,13 +2,14 @@
 //! operating system.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use wgsep_tests::process::{output, run};
+use wgsep_tests::repository;
 
 fn library() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../dataplane/proto")
+    repository().join("dataplane/proto")
 }
 
 fn cargo(arguments: &[&str]) -> Command {

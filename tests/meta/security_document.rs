@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
-}
+use wgsep_tests::repository;
 
 /// Every Rust file below a directory, but for what a build made.
 fn sources(directory: &Path) -> Vec<PathBuf> {

@@ -1,10 +1,10 @@
 //! What TAB offers, in the shells themselves.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
 use wgsep_tests::process::run;
+use wgsep_tests::repository;
 use wgsep_tests::require_root;
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::skip::skip;
@@ -29,7 +29,7 @@ const LINES: [(&str, &[&str], &[&str]); 6] = [
 ];
 
 fn completions() -> PathBuf {
-    fs::canonicalize(concat!(env!("CARGO_MANIFEST_DIR"), "/../bin/dist/completions")).unwrap()
+    repository().join("bin/dist/completions")
 }
 
 /// Runs a program of a shell on each line and looks at what it prints.

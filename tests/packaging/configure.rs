@@ -10,9 +10,9 @@ use wgsep_tests::daemon::Daemon;
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::output;
-use wgsep_tests::require;
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::wg::KeyPair;
+use wgsep_tests::{repository, require};
 
 /// A host with a daemon that is ready, as it is when the unit runs the step.
 struct Host {
@@ -90,7 +90,7 @@ impl Host {
 }
 
 fn script() -> PathBuf {
-    fs::canonicalize(concat!(env!("CARGO_MANIFEST_DIR"), "/../bin/dist/configure")).unwrap()
+    repository().join("bin/dist/configure")
 }
 
 /// A file with these lines of the interface, and a peer for each of these lists of AllowedIPs.

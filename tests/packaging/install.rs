@@ -10,13 +10,13 @@ use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::run;
 use wgsep_tests::scratch::Scratch;
-use wgsep_tests::{manual, require};
+use wgsep_tests::{manual, repository, require};
 
 /// Installs the programs as they are under a prefix, without building them.
 fn install(umask: &str, prefix: &Path) {
     let built = wgsep_program("wgsep");
     let mut make = Command::new("sh");
-    make.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).arg("-c").arg(format!(
+    make.current_dir(repository()).arg("-c").arg(format!(
         "umask {umask} && exec make --no-print-directory --old-file=build install PREFIX={}",
         prefix.display()
     ));
@@ -57,7 +57,7 @@ fn the_modes_of_what_is_installed_do_not_depend_on_the_umask() {
 #[test]
 fn wherever_a_command_has_the_variable_of_wg_quick_it_stands_behind_sudo() {
     require!(Wgsep);
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let repository = repository();
     let documents = ["README.md", "SECURITY.md", "bin/dist/wgsep.8"];
     let read = |name: &str| fs::read_to_string(repository.join(name)).unwrap();
     let mut texts: Vec<_> = documents.iter().map(|name| read(name)).collect();

@@ -1,7 +1,7 @@
 //! What `make install` and `make deb` lay out, and a server that runs from it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,14 +18,10 @@ use wgsep_tests::skip::skip;
 use wgsep_tests::traffic::until_ping;
 use wgsep_tests::tunnel::{End, PORT};
 use wgsep_tests::wg::KeyPair;
-use wgsep_tests::{readme, require, require_root, uapi, wait};
+use wgsep_tests::{readme, repository, require, require_root, uapi, wait};
 
 /// How long a service may take to start, to stop, or to be started again.
 const SERVICE_LIMIT: Duration = Duration::from_secs(20);
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
 
 /// Runs make on the programs as they are built; `--old-file` keeps it from building them.
 fn make(arguments: &[&str]) {

@@ -1,7 +1,6 @@
 //! Commands of README and wgsep(8), run as they are printed: without root, and against leaks.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use wgsep_tests::scratch::Scratch;
 use wgsep_tests::skip::skip;
 use wgsep_tests::traffic::until_ping;
 use wgsep_tests::tunnel::{Plan, Tunnel};
-use wgsep_tests::{manual, readme, require, tun_device, wait};
+use wgsep_tests::{manual, readme, repository, require, tun_device, wait};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -27,7 +26,7 @@ const NORMAL_USER: u32 = 65_500;
 #[test]
 fn the_recipes_for_kubernetes_grant_no_more_than_is_needed() {
     for recipe in ["sidecar.yaml", "gateway.yaml"] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin/dist/container").join(recipe);
+        let path = repository().join("bin/dist/container").join(recipe);
         let text = fs::read_to_string(path).unwrap();
         let count = |line: &str| text.lines().filter(|other| other.trim() == line).count();
         let containers = text.lines().filter(|line| line.trim().starts_with("image: ")).count();
@@ -43,7 +42,7 @@ fn the_recipes_for_kubernetes_grant_no_more_than_is_needed() {
             assert!(!text.contains(word), "{recipe}: {word}");
         }
     }
-    let dockerfile = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin/dist/container/Dockerfile");
+    let dockerfile = repository().join("bin/dist/container/Dockerfile");
     let dockerfile = fs::read_to_string(dockerfile).unwrap();
     assert!(dockerfile.contains("install -m 0111 target/*-linux-musl/release/wgsep-dataplane "));
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use wgsep_tests::daemon::Daemon;
@@ -11,9 +11,9 @@ use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::built_for;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::run;
-use wgsep_tests::require;
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::skip::skip;
+use wgsep_tests::{repository, require};
 
 const AARCH64: &str = "aarch64-unknown-linux-gnu";
 const MUSL: &str = "x86_64-unknown-linux-musl";
@@ -68,7 +68,7 @@ fn control_of_package(target: &str) -> Result<String, String> {
     let built = built_for(target, "wgsep")?;
     let scratch = Scratch::new();
     run(Command::new("make")
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .current_dir(repository())
         .args(["--no-print-directory", "--old-file=build", "deb"])
         .arg(format!("TARGET={target}"))
         .arg(format!("DEBDIR={}", scratch.display()))
@@ -109,7 +109,7 @@ fn with_musl_the_demo_works() {
         Ok(program) => program.parent().unwrap().to_owned(),
         Err(reason) => return skip(&reason),
     };
-    let demo: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo.sh");
+    let demo = repository().join("tests/demo.sh");
     let shown = run(Command::new(demo).env("WGSEP_BIN_DIR", programs));
     assert!(shown.ends_with("demo: all of it worked\n"), "{shown}");
 }

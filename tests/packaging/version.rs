@@ -12,14 +12,10 @@ use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{Process, output, run};
 use wgsep_tests::scratch::Scratch;
-use wgsep_tests::{readme, require};
+use wgsep_tests::{readme, repository, require};
 
 /// How long a start that fails may take.
 const LIMIT: Duration = Duration::from_secs(20);
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
 
 /// A source tree with nothing but what `bin/dist/version` reads.
 struct Tree(Scratch);

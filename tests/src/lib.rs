@@ -8,6 +8,8 @@
 //! Functions here panic when the machine does not do what they were told: they are the assertions
 //! of the tests that call them, and name the caller's line.
 
+use std::path::{Path, PathBuf};
+
 pub mod cache;
 pub mod cgroup;
 pub mod daemon;
@@ -38,3 +40,17 @@ pub mod uapi;
 pub mod uevent;
 pub mod wait;
 pub mod wg;
+
+/// The directory of the repository, without symbolic links.
+///
+/// # Panics
+///
+/// When it is no longer where the tests were built.
+#[track_caller]
+#[must_use]
+pub fn repository() -> PathBuf {
+    match Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize() {
+        Ok(repository) => repository,
+        Err(error) => panic!("there is no repository: {error}"),
+    }
+}

@@ -47,7 +47,7 @@ pub fn package(directory: &Path) -> PathBuf {
         panic!("{} is in no target", built.display());
     };
     let mut make = Command::new("make");
-    make.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    make.current_dir(crate::repository());
     make.args(["--no-print-directory", "--old-file=build", "deb"]);
     make.arg(format!("DEBDIR={}", directory.display()));
     process::run(make.env("CARGO_TARGET_DIR", target).env_remove("MAKEFLAGS"));

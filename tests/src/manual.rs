@@ -1,7 +1,6 @@
 //! Blocks of commands in wgsep(8), for tests that run them as they are printed.
 
 use std::fs;
-use std::path::Path;
 
 /// The lines of the manual page's first literal block after a text, without the prompt.
 ///
@@ -11,7 +10,7 @@ use std::path::Path;
 #[track_caller]
 #[must_use]
 pub fn block(after: &str) -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin/dist/wgsep.8");
+    let path = crate::repository().join("bin/dist/wgsep.8");
     let page = fs::read_to_string(&path).unwrap_or_default();
     let rest = page.split_once(after).map(|(_, rest)| rest);
     let rest = rest.and_then(|rest| rest.split_once(".Bd -literal")?.1.split_once('\n'));

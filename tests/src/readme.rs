@@ -1,7 +1,6 @@
 //! README's blocks of commands, for tests that type them as they stand.
 
 use std::fs;
-use std::path::Path;
 
 /// The lines of README's first block after a text.
 ///
@@ -11,7 +10,7 @@ use std::path::Path;
 #[track_caller]
 #[must_use]
 pub fn block(after: &str) -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let path = crate::repository().join("README.md");
     let readme = fs::read_to_string(&path).unwrap_or_default();
     let rest = readme.split_once(after).map(|(_, rest)| rest);
     let Some(block) = rest.and_then(|rest| rest.split("```").nth(1)) else {

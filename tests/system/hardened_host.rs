@@ -17,7 +17,7 @@ use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{self, Process};
 use wgsep_tests::skip::skip;
-use wgsep_tests::{procfs, require, wait};
+use wgsep_tests::{procfs, repository, require, wait};
 
 /// How long a start, or a refusal, may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -301,7 +301,7 @@ fn a_pinned_low_port_is_bound_and_a_refused_one_names_the_settings() {
 
 /// The capabilities that the shipped unit leaves, as setpriv(1) names them.
 fn bounding_set_of_the_unit() -> String {
-    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../bin/dist/wgsep@.service.in");
+    let unit = repository().join("bin/dist/wgsep@.service.in");
     let unit = fs::read_to_string(unit).unwrap();
     let set = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
     let names = set.split(' ').map(|name| format!(",+{}", name[4..].to_lowercase()));
@@ -497,8 +497,7 @@ fn what_a_host_lacks_is_named_and_not_to_be_reported() {
 #[test]
 fn an_endpoint_that_cannot_be_resolved_is_logged_at_once_and_fails_in_bounded_time() {
     require!(Wgsep);
-    let configure =
-        fs::canonicalize(concat!(env!("CARGO_MANIFEST_DIR"), "/../bin/dist/configure")).unwrap();
+    let configure = repository().join("bin/dist/configure");
     let script = format!(
         "mkdir -p /etc/wireguard; mount -t tmpfs none /etc/wireguard
         printf '[Interface]\\nPrivateKey = %s\\n[Peer]\\nPublicKey = %s\\nEndpoint = %s:51820\\n[Peer]\\nPublicKey = %s\\nEndpoint = [fd00::1]:51820\\n' \

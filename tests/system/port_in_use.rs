@@ -4,7 +4,6 @@
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +16,7 @@ use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{output, run};
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::wg::KeyPair;
-use wgsep_tests::{require, wait};
+use wgsep_tests::{repository, require, wait};
 
 const LIMIT: Duration = Duration::from_secs(10);
 const PORT: u16 = 20_830;
@@ -44,7 +43,7 @@ fn udp(daemon: &Daemon) -> Value {
 }
 
 fn script(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin/dist").join(name).display().to_string()
+    repository().join("bin/dist").join(name).display().to_string()
 }
 
 #[track_caller]
