@@ -20,7 +20,7 @@ fn at_the_inotify_limit_a_start_is_refused_with_the_setting_and_a_running_daemon
         let (first, second) = (unique_interface(), unique_interface());
         let script = format!(
             "mkdir -p /run/wireguard; mount -t tmpfs -o mode=755 none /run/wireguard
-            echo 1 >/proc/sys/user/{limit}
+            echo 1 >/proc/sys/user/{limit}; : >/run/wireguard/log
             \"$1\" -f {first} 2>/run/wireguard/log & daemon=$!
             until grep -q started: /run/wireguard/log; do kill -0 $daemon; sleep 0.02; done
             timeout 10 \"$1\" -f {second} && exit 9

@@ -127,6 +127,8 @@ fn an_onion_works_and_one_that_contains_itself_sends_each_packet_once() {
         daemon.netns.run(format!("ip addr add {address}/24 dev {}", daemon.interface));
     }
     third.netns.run(format!("ip link set {} up", third.interface));
+    // Its port is open when it answers.
+    third.wg("show", "listen-port");
     assert!(answers_at_once(&near.netns, THIRD.into()), "through two layers");
 
     third.netns.run(format!("ip link del {}", third.interface));
