@@ -124,7 +124,8 @@ fn the_readme_of_the_tests_has_each_file_of_tests() {
     assert_eq!(listed, files);
 
     let simulation = "dataplane/proto/tests/simulation";
-    let cells = last_cells(&document, &format!("| simulated behaviour | module of `{simulation}` |"));
+    let cells =
+        last_cells(&document, &format!("| simulated behaviour | module of `{simulation}` |"));
     let listed: BTreeSet<_> =
         cells.iter().flat_map(|cell| code_spans(cell)).map(str::to_owned).collect();
     let mut files = names_in(&repository().join(simulation));
