@@ -20,6 +20,7 @@ mod new_ports;
 mod proof;
 mod report;
 pub mod seccomp;
+mod status;
 mod sys;
 pub mod user;
 
@@ -31,6 +32,7 @@ pub use new_ports::NewPorts;
 pub use proof::{Tracer, untraceable, verify};
 pub use report::{Report, State};
 pub use seccomp::Named;
+pub use status::ThreadStatus;
 pub use sys::{Heap, exit};
 
 use nix::unistd::{Gid, Pid, Uid};

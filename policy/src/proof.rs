@@ -1,6 +1,6 @@
 //! What the kernel says of the dataplane, against what the dataplane says of itself.
 
-use crate::{Capability, Layer, Report, State, capabilities};
+use crate::{Capability, Layer, Report, State, ThreadStatus, capabilities};
 use nix::unistd::{Gid, Pid, Uid, getpid};
 use std::path::Path;
 use std::{fs, io};
@@ -54,8 +54,8 @@ impl core::fmt::Display for Tracer {
 }
 
 /// The first tracer among the threads'. One that the kernel does not show is one that may be there.
-fn tracer(statuses: &[String]) -> Option<Tracer> {
-    let mut tracers = statuses.iter().map(|status| value(status, "TracerPid").unwrap_or("unknown"));
+fn tracer(statuses: &[ThreadStatus]) -> Option<Tracer> {
+    let mut tracers = statuses.iter().map(|status| status.field("TracerPid").unwrap_or("unknown"));
     tracers.find(|tracer| *tracer != "0").map(|tracer| Tracer(tracer.to_owned()))
 }
 
@@ -110,12 +110,16 @@ fn is_hidden(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound)
 }
 
-fn read_statuses(pid: Pid) -> io::Result<Vec<String>> {
+fn read_statuses(pid: Pid) -> io::Result<Vec<ThreadStatus>> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
-    tasks.map(|task| fs::read_to_string(task?.path().join("status"))).collect()
+    tasks.map(|task| ThreadStatus::read(&task?.path())).collect()
 }
 
-fn check_thread(status: &str, (uid, gid): (Uid, Gid), report: &Report) -> Result<(), String> {
+fn check_thread(
+    status: &ThreadStatus,
+    (uid, gid): (Uid, Gid),
+    report: &Report,
+) -> Result<(), String> {
     // Real, effective, saved, and that of the file system.
     let uids = format!("{uid}\t{uid}\t{uid}\t{uid}");
     let gids = format!("{gid}\t{gid}\t{gid}\t{gid}");
@@ -135,7 +139,7 @@ fn check_thread(status: &str, (uid, gid): (Uid, Gid), report: &Report) -> Result
         ("Seccomp", Some("2")),
     ];
     for (field, expected) in expected {
-        let (Some(expected), found) = (expected, value(status, field)) else { continue };
+        let (Some(expected), found) = (expected, status.field(field)) else { continue };
         if found != Some(expected) {
             let found = found.unwrap_or("missing");
             return Err(format!(
@@ -144,10 +148,6 @@ fn check_thread(status: &str, (uid, gid): (Uid, Gid), report: &Report) -> Result
         }
     }
     Ok(())
-}
-
-fn value<'s>(status: &'s str, field: &str) -> Option<&'s str> {
-    status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(":\t")).map(str::trim_end)
 }
 
 #[cfg(test)]
@@ -162,7 +162,8 @@ mod tests {
         let mut report = Report::default();
         report.note(Layer::BoundingSet, State::Applied);
         report.note(Layer::User, State::Applied);
-        check_thread(status, (Uid::from_raw(9), Gid::from_raw(8)), &report)
+        let status = ThreadStatus::from(status.to_owned());
+        check_thread(&status, (Uid::from_raw(9), Gid::from_raw(8)), &report)
     }
 
     #[test]
@@ -189,11 +190,14 @@ mod tests {
 
     #[test]
     fn a_tracer_of_any_thread_is_found() {
-        let traced_by = |pid: &str| format!("{SEALED}TracerPid:\t{pid}\n");
-        let first = |statuses: &[String]| tracer(statuses).map(|tracer| tracer.to_string());
+        let traced_by = |pid: &str| ThreadStatus::from(format!("{SEALED}TracerPid:\t{pid}\n"));
+        let first = |statuses: &[ThreadStatus]| tracer(statuses).map(|tracer| tracer.to_string());
         assert_eq!(first(&[traced_by("0"), traced_by("0")]), None);
         assert_eq!(first(&[traced_by("0"), traced_by("12")]).as_deref(), Some("12"));
-        assert_eq!(first(&[traced_by("0"), SEALED.to_owned()]).as_deref(), Some("unknown"));
+        assert_eq!(
+            first(&[traced_by("0"), ThreadStatus::from(SEALED.to_owned())]).as_deref(),
+            Some("unknown")
+        );
         let anyone = Tracer("12".to_owned());
         assert_ne!(untraceable(getpid(), Some(&anyone)), State::Applied);
     }

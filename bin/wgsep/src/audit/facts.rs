@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use wgsep_policy::ThreadStatus;
 use wgsep_policy::descriptors::socket_protocol;
 
 /// A fact, or the reason why it could not be read.
@@ -87,12 +88,9 @@ fn entries(path: &Path) -> Fact<Vec<PathBuf>> {
 
 /// A thread that ends while it is looked at is left out: it is no longer there to be confined.
 fn threads(proc: &Path) -> Fact<Vec<BTreeMap<String, String>>> {
-    let status = |task: PathBuf| {
-        let path = task.join("status");
-        match fs::read_to_string(&path) {
-            Err(error) if has_ended(&error) => None,
-            read => Some(because(&path, read).map(|text| fields(&text))),
-        }
+    let status = |task: PathBuf| match ThreadStatus::read(&task) {
+        Err(error) if has_ended(&error) => None,
+        read => Some(because(&task.join("status"), read).map(|status| fields(&status))),
     };
     entries(&proc.join("task"))?.into_iter().filter_map(status).collect()
 }
@@ -101,9 +99,8 @@ fn has_ended(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32)
 }
 
-fn fields(status: &str) -> BTreeMap<String, String> {
-    let pairs = status.lines().filter_map(|line| line.split_once(':'));
-    pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
+fn fields(status: &ThreadStatus) -> BTreeMap<String, String> {
+    status.fields().map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
 }
 
 fn shared_namespaces(proc: &Path, helpers: &Path) -> Fact<Vec<&'static str>> {

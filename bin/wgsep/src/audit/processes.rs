@@ -13,7 +13,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
+use wgsep_policy::ThreadStatus;
 
 /// How long the daemon may take to have room for one more client, and its dataplane to have the listener.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -127,9 +129,8 @@ fn children(pid: i32) -> io::Result<Vec<i32>> {
 }
 
 fn effective_uid(pid: i32) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    uids.split_whitespace().nth(1)?.parse().ok()
+    let status = ThreadStatus::read(Path::new(&format!("/proc/{pid}"))).ok()?;
+    status.field("Uid")?.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Whether the dataplane holds a listening socket that is bound to this file, or to one whose name is gone because it
