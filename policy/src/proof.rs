@@ -24,7 +24,7 @@ pub fn verify(
     ids: (Uid, Gid),
     threads: usize,
     report: &Report,
-) -> Result<Option<Tracer>, String> {
+) -> Result<Option<String>, String> {
     check_proc(&fs::read_link("/proc/self"))?;
     let statuses = capabilities::with_reserve(READING, || read_statuses(pid))
         .map_err(|error| unreadable(pid, &error))?;
@@ -43,20 +43,11 @@ pub fn verify(
     ))
 }
 
-/// A process that traces a thread of the dataplane with ptrace(2), by the number that /proc has for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tracer(String);
-
-impl core::fmt::Display for Tracer {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// The first tracer among the threads'. One that the kernel does not show is one that may be there.
-fn tracer(statuses: &[ThreadStatus]) -> Option<Tracer> {
+/// The first process that traces a thread with ptrace(2), by the number that /proc has for it. One that the kernel does
+/// not show is one that may be there.
+fn tracer(statuses: &[ThreadStatus]) -> Option<String> {
     let mut tracers = statuses.iter().map(|status| status.field("TracerPid").unwrap_or("unknown"));
-    tracers.find(|tracer| *tracer != "0").map(|tracer| Tracer(tracer.to_owned()))
+    tracers.find(|tracer| *tracer != "0").map(str::to_owned)
 }
 
 /// Whether the kernel keeps the dataplane's memory from other processes of its user, of which this is
@@ -68,7 +59,7 @@ fn tracer(statuses: &[ThreadStatus]) -> Option<Tracer> {
 /// But if that user cannot read the program's file, the process is not dumpable from the moment it is
 /// executed, and the kernel requires the capability in the namespace around.
 #[must_use]
-pub fn untraceable(dataplane: Pid, tracer: Option<&Tracer>) -> State {
+pub fn untraceable(dataplane: Pid, tracer: Option<&str>) -> State {
     // The debugging mode in which such a process is dumpable until it says otherwise.
     let is_debugging = fs::read_to_string(SUID_DUMPABLE).is_ok_and(|mode| mode.trim() == "1");
     // The link can be read by those who may trace; the files beside it are root's in any case.
@@ -115,11 +106,8 @@ fn read_statuses(pid: Pid) -> io::Result<Vec<ThreadStatus>> {
     tasks.map(|task| ThreadStatus::read(&task?.path())).collect()
 }
 
-fn check_thread(
-    status: &ThreadStatus,
-    (uid, gid): (Uid, Gid),
-    report: &Report,
-) -> Result<(), String> {
+fn check_thread(status: &ThreadStatus, ids: (Uid, Gid), report: &Report) -> Result<(), String> {
+    let (uid, gid) = ids;
     // Real, effective, saved, and that of the file system.
     let uids = format!("{uid}\t{uid}\t{uid}\t{uid}");
     let gids = format!("{gid}\t{gid}\t{gid}\t{gid}");
@@ -162,7 +150,7 @@ mod tests {
         let mut report = Report::default();
         report.note(Layer::BoundingSet, State::Applied);
         report.note(Layer::User, State::Applied);
-        let status = ThreadStatus::from(status.to_owned());
+        let status = ThreadStatus(status.to_owned());
         check_thread(&status, (Uid::from_raw(9), Gid::from_raw(8)), &report)
     }
 
@@ -190,16 +178,15 @@ mod tests {
 
     #[test]
     fn a_tracer_of_any_thread_is_found() {
-        let traced_by = |pid: &str| ThreadStatus::from(format!("{SEALED}TracerPid:\t{pid}\n"));
-        let first = |statuses: &[ThreadStatus]| tracer(statuses).map(|tracer| tracer.to_string());
+        let traced_by = |pid: &str| ThreadStatus(format!("{SEALED}TracerPid:\t{pid}\n"));
+        let first = |statuses: &[ThreadStatus]| tracer(statuses);
         assert_eq!(first(&[traced_by("0"), traced_by("0")]), None);
         assert_eq!(first(&[traced_by("0"), traced_by("12")]).as_deref(), Some("12"));
         assert_eq!(
-            first(&[traced_by("0"), ThreadStatus::from(SEALED.to_owned())]).as_deref(),
+            first(&[traced_by("0"), ThreadStatus(SEALED.to_owned())]).as_deref(),
             Some("unknown")
         );
-        let anyone = Tracer("12".to_owned());
-        assert_ne!(untraceable(getpid(), Some(&anyone)), State::Applied);
+        assert_ne!(untraceable(getpid(), Some("12")), State::Applied);
     }
 
     #[test]

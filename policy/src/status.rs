@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 /// The text of `status`.
-pub struct ThreadStatus(String);
+pub struct ThreadStatus(pub String);
 
 impl ThreadStatus {
     /// Reads it from a directory of /proc: /proc/PID of the first thread, or one of /proc/PID/task.
@@ -18,20 +18,13 @@ impl ThreadStatus {
 
     /// Every field with its value.
     pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
-        let pairs = self.0.lines().filter_map(|line| line.split_once(':'));
-        pairs.map(|(name, value)| (name, value.strip_prefix('\t').unwrap_or(value).trim_end()))
+        self.0.lines().filter_map(|line| line.split_once(":\t"))
     }
 
     /// The value of a field.
     #[must_use]
     pub fn field(&self, name: &str) -> Option<&str> {
-        self.fields().find_map(|(field, value)| (field == name).then_some(value))
-    }
-}
-
-impl From<String> for ThreadStatus {
-    fn from(text: String) -> Self {
-        Self(text)
+        self.fields().find_map(|(field, value)| (field == name).then_some(value.trim_end()))
     }
 }
 
@@ -41,7 +34,7 @@ mod tests {
 
     #[test]
     fn a_field_is_found_by_its_whole_name_and_may_be_empty() {
-        let status = ThreadStatus::from("Uid:\t9\t9\nGroups:\t \nCapEff:\t00\n".to_owned());
+        let status = ThreadStatus("Uid:\t9\t9\nGroups:\t \nCapEff:\t00\n".to_owned());
         assert_eq!(status.field("Uid"), Some("9\t9"));
         assert_eq!(status.field("Groups"), Some(""));
         assert_eq!(status.field("Cap"), None);

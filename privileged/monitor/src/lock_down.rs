@@ -111,7 +111,7 @@ impl Unconfined {
         wgsep_policy::drop_reserve(grants.needs_low_ports())?;
         // Never as the dataplane itself reports it.
         let untraceable = match untraceable {
-            State::Absent => wgsep_policy::untraceable(pid, tracer.as_ref()),
+            State::Absent => wgsep_policy::untraceable(pid, tracer.as_deref()),
             known => known,
         };
         report.note(Layer::Untraceable, untraceable);
