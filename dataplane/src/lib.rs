@@ -10,8 +10,8 @@
 //!          +---------v----------+   handshakes, dirty peers (eventfd)   +--------------------+
 //!          |   control thread   |<--------------------------------------|  workers           |
 //!          | owns ControlPlane: |                                       |  one leads, waits: |
-//!          | peers, handshakes, |   DataPath: allowed IPs, indices,     |  TUN queues,       |
-//!          | timers, cookies    |   MTU, keypairs (published, read)     |  UDP sockets       |
+//!          | peers, handshakes, |   DataPath: allowed IPs (published),  |  TUN queues,       |
+//!          | timers, cookies    |   indices, peers (shared, locked)     |  UDP sockets       |
 //!          |                    |-------------------------------------->|  the others follow |
 //!          +--------------------+   flushes, crypto jobs, wipes         +--------------------+
 //!                                   (an eventfd for each worker)
@@ -36,7 +36,7 @@
 //! | batches (`workers::sequencer`) | worker, the worker that writes | two for each worker and source | a worker waits for one |
 //! | handshake messages (`workers::shared`) | workers, control thread | 4096 | dropped, `handshake_queue_full` |
 //! | dirty peers (`DataPath`) | workers, control thread | one entry a peer | - |
-//! | flushes: peers whose staged packets can be sent | control thread, the leader | one entry a peer and request | - |
+//! | flushes: peers whose staged packets can be sent | control thread, whichever worker reads the TUN device next | one entry a peer and request | - |
 //! | staged packets, of a peer without a keypair | workers, workers | 128 | the oldest is dropped, `staged_overflow` |
 //! | crypto jobs (`workers::crypto_pool`) | control thread, followers | 16 handshakes | - |
 //!
@@ -50,6 +50,9 @@
 //! - A worker wakes the control thread: it queued a handshake message, or marked a peer as dirty (a handshake is
 //!   needed, a keypair was confirmed, a timer expires earlier than the timerfd is set to). Under load the control thread
 //!   polls the queue instead, every 2 ms.
+//!   It also wakes it when it has taken over new sockets, and when the device or the sockets are gone.
+//! - A worker that frees a batch wakes one that waits for it, and a worker that took some staged packets wakes itself for
+//!   the rest.
 //! - The control thread wakes worker 0: staged packets can be sent. It wakes followers: crypto jobs wait. It wakes all:
 //!   sockets were replaced, or stacks must be wiped.
 //!
@@ -61,7 +64,8 @@
 //!   parks its batch and continues with another; nobody spins, and nobody waits for a batch while holding the source lock.
 //! - A *peer's lock* protects its endpoint, keypair slots and staged packets, for the time of a few assignments. A replay
 //!   window has a lock of its own. A worker holds one of them at a time.
-//! - *Published* values (allowed IPs, sockets) are replaced whole. A worker takes over the newest between batches.
+//! - *Published* values (allowed IPs, sockets) are replaced whole. A worker takes over the newest when it wakes; only new
+//!   sockets wake it.
 //!
 //! The stages of a packet, with the locks that each takes, are in `packets`.
 //!

@@ -1,6 +1,6 @@
-//! The system calls that no safe crate offers as the packet path needs them: `recvmsg` and `sendmsg`
-//! with control messages on the stack. All the unsafe code of this crate is here and
-//! in `secret`.
+//! The system calls that no safe crate offers as the dataplane needs them: `recvmsg` and `sendmsg` with control messages
+//! on the stack, netlink, random numbers, priorities, the page of the VM clock. All the unsafe code of this crate is here
+//! and in `secret`.
 
 use core::mem::{MaybeUninit, size_of, zeroed};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};

@@ -71,6 +71,20 @@ fn send_to(daemon: &Daemon, address: IpAddr, count: usize) {
     });
 }
 
+/// `stats` prints the causes of which there are any.
+#[test]
+fn each_cause_has_its_explanation() {
+    let source = include_str!("../../bin/wgsep/src/stats.rs");
+    let (_, causes) = source.split_once("const CAUSES:").unwrap();
+    let (causes, _) = causes.split_once("\n];").unwrap();
+    let protocol = DropCause::ALL.into_iter().map(DropCause::name);
+    for cause in protocol.chain(LOCAL_CAUSES) {
+        assert_eq!(causes.matches(&format!("\"{cause}\",")).count(), 1, "{cause}");
+    }
+    let rows = causes.matches("\"in: ").count() + causes.matches("\"out: ").count();
+    assert_eq!(rows, CAUSES);
+}
+
 #[test]
 fn each_cause_is_counted_explained_and_kept_from_wg_show() {
     require!(Wgsep);

@@ -19,7 +19,7 @@ const MAX_ANSWER: usize = 64 * 1024;
 
 /// What each cause means, and what to look at. The names are those of `DropCause` in wgsep-proto and of `LocalCause`
 /// in the dataplane, of which this program must not have a line.
-const CAUSES: [(&str, &str); 33] = [
+const CAUSES: &[(&str, &str)] = &[
     ("out_malformed", "out: not an IP packet; see what writes to the interface"),
     (
         "solicitation_or_redirect",

@@ -385,7 +385,8 @@ impl Control {
         let sockets = self.shared.sockets.reader();
         while let Some(transmit) = self.device.poll_transmit() {
             let HandshakeTransmit { endpoint, traffic_class, datagram, .. } = &transmit;
-            match sockets.value().send_from_any(endpoint, *traffic_class, datagram, None) {
+            match sockets.value().send_from_cached_source(endpoint, *traffic_class, datagram, None)
+            {
                 Ok(SourceOutcome::Kept) => {}
                 Ok(SourceOutcome::Refused) => self.device.source_failed(&transmit),
                 Err(error) => {

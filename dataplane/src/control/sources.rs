@@ -15,7 +15,7 @@
 //! of a processor, however many routes change and however many peers there are.
 //!
 //! The kernel reports some changes before they take effect: a route before it is removed, a link that goes down
-//! before its routes and addresses do. So each change is checked twice more, shortly after and a second later.
+//! before its routes and addresses do. So each change is checked twice more, a tenth of a second and two seconds later.
 
 use crate::link::routes::{Flow, Matcher, Query, RouteChanges};
 use crate::link::{Answer, LinkMonitor};
@@ -39,14 +39,14 @@ const MAX_OWED: Duration = Duration::from_millis(500);
 const AGAIN_AFTER: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 
 /// Changes that are checked again.
-struct Again {
+struct Recheck {
     after: Duration,
     recent: RouteChanges,
     earlier: RouteChanges,
     due: Option<Instant>,
 }
 
-impl Again {
+impl Recheck {
     fn new(after: Duration) -> Self {
         Self { after, recent: RouteChanges::default(), earlier: RouteChanges::default(), due: None }
     }
@@ -102,7 +102,7 @@ struct PendingQuery {
 /// The state of the checks.
 pub(super) struct SourceCheck {
     changes: RouteChanges,
-    again: [Again; 2],
+    again: [Recheck; 2],
     pass: Option<Pass>,
     asked: VecDeque<PendingQuery>,
     /// The time until which the work so far is accounted for.
@@ -113,7 +113,7 @@ impl Default for SourceCheck {
     fn default() -> Self {
         Self {
             changes: RouteChanges::default(),
-            again: AGAIN_AFTER.map(Again::new),
+            again: AGAIN_AFTER.map(Recheck::new),
             pass: None,
             asked: VecDeque::new(),
             paid_at: Instant::default(),
@@ -159,8 +159,8 @@ impl SourceCheck {
             self.pass = Some(Pass { concerned, removed, last: None });
             self.paid_at = self.paid_at.max(earlier(now, MAX_OWED)).after(INTERVAL_PER_PASS);
         }
-        let (queries, looked_at) = self.next_queries(device, link.has_uid_rules());
-        let cost = INTERVAL_PER_PEER * looked_at + INTERVAL_PER_QUERY * queries.len() as u32;
+        let (queries, checked) = self.next_queries(device, link.has_uid_rules());
+        let cost = INTERVAL_PER_PEER * checked + INTERVAL_PER_QUERY * queries.len() as u32;
         self.paid_at = self.paid_at.after(cost);
         if !queries.is_empty() {
             match link.ask(queries) {
@@ -178,16 +178,16 @@ impl SourceCheck {
     /// With `uid_rules` it clears the IPv4 sources of those concerned instead.
     fn next_queries(&mut self, device: &ControlPlane, uid_rules: bool) -> (Vec<Query>, u32) {
         let Some(pass) = &mut self.pass else { return (Vec::new(), 0) };
-        let (mut queries, mut looked_at) = (Vec::new(), 0);
+        let (mut queries, mut checked) = (Vec::new(), 0);
         let mut peers = device.endpoints(pass.last).take(PEERS_PER_ROUND);
         loop {
             let Some((peer, endpoint)) = peers.next() else {
-                if looked_at < PEERS_PER_ROUND {
+                if checked < PEERS_PER_ROUND {
                     self.pass = None;
                 }
                 break;
             };
-            looked_at += 1;
+            checked += 1;
             pass.last = Some(peer);
             let Some(endpoint) = endpoint else { continue };
             let Some(query) = pass.query(&endpoint, device) else { continue };
@@ -202,7 +202,7 @@ impl SourceCheck {
                 break;
             }
         }
-        (queries, looked_at as u32)
+        (queries, checked as u32)
     }
 
     /// Clears the source that an answer is about, unless the route still leads to the interface by which the
@@ -467,15 +467,15 @@ mod tests {
     #[test]
     fn each_change_is_looked_at_again_and_then_no_more() {
         let mut bed = Bed::new(1);
-        let (start, mut looked_at) = (bed.now, Vec::new());
+        let (start, mut checked) = (bed.now, Vec::new());
         bed.change([10, 0, 0, 0], 16);
         while let Some(next) = bed.check.next_timeout() {
             bed.now = bed.now.max(next);
             if bed.run(Some(Answer::Interface(INTERFACE))) > 0 {
-                looked_at.push(bed.now.since(start).as_millis());
+                checked.push(bed.now.since(start).as_millis());
             }
         }
-        assert_eq!(looked_at, [0, 100, 2000]);
+        assert_eq!(checked, [0, 100, 2000]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::drops::Drops;
 use crate::packets::memory;
 use crate::packets::offload::{Coalescer, VNET_HDR_LEN};
-use crate::packets::tun::{Lost, Tun};
+use crate::packets::tun::{Tun, WriteError};
 use crate::packets::udp::MAX_SEGMENTS;
 use crate::sys::{self, Datagram};
 use std::io;
@@ -23,7 +23,7 @@ const MAX_RECEIVE_LEN: usize = 65_536;
 const RECEIVED_LEN: usize = 2 * MAX_RECEIVE_LEN + 4096;
 
 /// Received datagrams, in memory that is allocated once.
-pub(crate) struct InboundBatch {
+pub(crate) struct UdpBatch {
     messages: inbound::InboundBatch,
     /// What each read of the socket gave, end to end in `memory`.
     receives: Vec<Receive>,
@@ -47,7 +47,7 @@ struct Receive {
 #[derive(Debug)]
 pub(crate) struct SocketDestroyed;
 
-impl InboundBatch {
+impl UdpBatch {
     /// An empty batch.
     pub(crate) fn new() -> Self {
         Self {
@@ -161,7 +161,7 @@ impl InboundBatch {
     ) {
         let Self { messages, memory, .. } = self;
         let write = |frame: &mut [u8], packets: u16| {
-            if let Err(Lost { cause, packets }) = tun.write_packets(frame, packets, now) {
+            if let Err(WriteError { cause, packets }) = tun.write_packets(frame, packets, now) {
                 drops.add(cause, packets);
             }
         };
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn small_datagrams_between_do_not_keep_out_the_second_of_the_longest() {
-        let mut batch = InboundBatch::new();
+        let mut batch = UdpBatch::new();
         let endpoint = Endpoint::new(([192, 0, 2, 1], 7).into());
         let mut keep = |len| {
             let fits = batch.spare_capacity().is_some();
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn datagrams_that_are_not_kept_fill_a_batch_as_well() {
-        let mut batch = InboundBatch::new();
+        let mut batch = UdpBatch::new();
         let mut reads = 0;
         while batch.spare_capacity().is_some() && reads < 10_000 {
             batch.discard();

@@ -43,7 +43,7 @@ impl Segmentation for Segments {
 }
 
 /// Packets from the TUN device, and the datagrams that they become, in memory that is allocated once.
-pub(crate) struct OutboundBatch {
+pub(crate) struct TunBatch {
     packets: outbound::OutboundBatch<Segments>,
     /// Frames of the TUN device, end to end.
     frames: Box<[u8]>,
@@ -64,7 +64,7 @@ pub(crate) struct Routing<'a> {
 #[derive(Debug)]
 pub(crate) struct DeviceGone;
 
-impl OutboundBatch {
+impl TunBatch {
     /// An empty batch.
     pub(crate) fn new() -> Self {
         Self {

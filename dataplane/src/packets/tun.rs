@@ -84,7 +84,7 @@ pub(crate) enum Read {
 
 /// Packets that the device refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Lost {
+pub(crate) struct WriteError {
     pub(crate) cause: LocalCause,
     pub(crate) packets: usize,
 }
@@ -179,7 +179,7 @@ impl Tun {
         frame: &[u8],
         packets: u16,
         now: Instant,
-    ) -> Result<(), Lost> {
+    ) -> Result<(), WriteError> {
         self.write_packets_with(frame, packets, now, |frame| self.write(frame))
     }
 
@@ -189,7 +189,7 @@ impl Tun {
         packets: u16,
         now: Instant,
         write: impl Fn(&[u8]) -> io::Result<()>,
-    ) -> Result<(), Lost> {
+    ) -> Result<(), WriteError> {
         let Err(error) = write(frame) else {
             if packets > 1
                 && let Some((kind, ..)) = super_packet(frame)
@@ -198,7 +198,7 @@ impl Tun {
             }
             return Ok(());
         };
-        let lost = Lost { cause: cause_of(&error), packets: usize::from(packets) };
+        let lost = WriteError { cause: cause_of(&error), packets: usize::from(packets) };
         if packets > 1 && error.raw_os_error() == Some(libc::EINVAL) {
             self.write_one_by_one(frame, now, write).unwrap_or(Err(lost))
         } else {
@@ -213,7 +213,7 @@ impl Tun {
         frame: &[u8],
         now: Instant,
         write: impl Fn(&[u8]) -> io::Result<()>,
-    ) -> Option<Result<(), Lost>> {
+    ) -> Option<Result<(), WriteError>> {
         let (kind, header, packet) = super_packet(frame)?;
         let segments = Segments::new(&header, packet)?;
         let mut single = vec![0; VNET_HDR_LEN + segments.len_of(0)];
@@ -224,7 +224,7 @@ impl Tun {
             segments.write(packet, number, single.get_mut(VNET_HDR_LEN..end)?)?;
             if let Err(error) = write(single.get(..end)?) {
                 packets += 1;
-                lost = Err(Lost { cause: cause_of(&error), packets });
+                lost = Err(WriteError { cause: cause_of(&error), packets });
             }
         }
         if packets < segments.count() {
@@ -317,7 +317,7 @@ mod tests {
             tun.write_packets_with(&two_packets(), 2, now, write)
         };
         let nothing = write_if(|_| false, start);
-        assert_eq!(nothing, Err(Lost { cause: LocalCause::WriteFailed, packets: 2 }));
+        assert_eq!(nothing, Err(WriteError { cause: LocalCause::WriteFailed, packets: 2 }));
         assert_eq!(tun.coalesce(start), all, "the refusal does not concern super-packets");
         written.borrow_mut().clear();
 

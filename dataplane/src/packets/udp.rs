@@ -113,7 +113,7 @@ impl UdpSockets {
         if payload.len() > segment_len && self.gso.is_worth_trying(peer, endpoint, segment_len, now)
         {
             let segment = u16::try_from(segment_len).ok();
-            match self.send_from_any(endpoint, traffic_class, payload, segment) {
+            match self.send_from_cached_source(endpoint, traffic_class, payload, segment) {
                 Ok(source) => {
                     source.apply(peer);
                     self.gso.accepted(peer, endpoint, segment_len, now);
@@ -128,7 +128,7 @@ impl UdpSockets {
         }
         let mut sent = 0;
         for datagram in payload.chunks(segment_len.max(1)) {
-            match self.send_from_any(endpoint, traffic_class, datagram, None) {
+            match self.send_from_cached_source(endpoint, traffic_class, datagram, None) {
                 Ok(source) => {
                     source.apply(peer);
                     sent += datagram.len();
@@ -144,7 +144,7 @@ impl UdpSockets {
     }
 
     /// Sends from the cached source; if that address is no longer ours, lets the route choose one.
-    pub(crate) fn send_from_any(
+    pub(crate) fn send_from_cached_source(
         &self,
         endpoint: &Endpoint,
         traffic_class: u8,
@@ -277,8 +277,9 @@ pub(crate) mod tests {
                 UdpSockets::new(Some(sender.into()), None, gso())
             };
             let mut endpoint = Endpoint::new(receiver.local_addr().unwrap());
-            let send =
-                |endpoint: &Endpoint| sockets.send_from_any(endpoint, 0, b"x", None).unwrap();
+            let send = |endpoint: &Endpoint| {
+                sockets.send_from_cached_source(endpoint, 0, b"x", None).unwrap()
+            };
             assert_eq!(send(&endpoint), SourceOutcome::Kept);
             endpoint.source = Some(Source { address: not_ours.parse().unwrap(), interface });
             assert_eq!(send(&endpoint), SourceOutcome::Refused);

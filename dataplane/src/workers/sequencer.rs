@@ -22,7 +22,7 @@ pub(crate) struct SequencedSource {
 }
 
 impl SequencedSource {
-    /// Assigns the next sequence number, with which [`Sequencer::complete`] must be called.
+    /// Assigns the next sequence number, with which [`Sequencer::submit`] must be called.
     pub(crate) fn assign(&mut self) -> SequenceNumber {
         let number = SequenceNumber(self.next);
         self.next += 1;
@@ -94,7 +94,7 @@ impl<B> Sequencer<B> {
 
     /// Writes a batch, and the parked ones that follow it, if all before it are written; otherwise parks
     /// it.
-    pub(crate) fn complete(
+    pub(crate) fn submit(
         &self,
         SequenceNumber(number): SequenceNumber,
         mut batch: B,
@@ -153,7 +153,7 @@ mod tests {
                             if (batch + worker as u64).is_multiple_of(97) {
                                 std::thread::sleep(Duration::from_micros(50));
                             }
-                            sequencer.complete(number, batch, |batch| lock(&written).push(*batch));
+                            sequencer.submit(number, batch, |batch| lock(&written).push(*batch));
                         }
                     })
                 })

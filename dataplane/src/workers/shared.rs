@@ -2,8 +2,8 @@
 
 use crate::drops::{Drops, LocalCause, LocalDrops};
 use crate::packets::flow_queues::ReadyQueues;
-use crate::packets::inbound::InboundBatch;
-use crate::packets::outbound::OutboundBatch;
+use crate::packets::inbound::UdpBatch;
+use crate::packets::outbound::TunBatch;
 use crate::packets::tun::Tun;
 use crate::packets::udp::UdpSockets;
 use crate::workers::crypto_pool::CryptoPool;
@@ -61,11 +61,11 @@ pub(crate) struct Shared {
     /// The TUN device, once the helper has handed it over.
     pub(crate) tun: OnceLock<Tun>,
     /// The order of the batches read from it.
-    pub(crate) outbound: Sequencer<OutboundBatch>,
+    pub(crate) outbound_sequencer: Sequencer<TunBatch>,
     /// The current UDP sockets.
     pub(crate) sockets: Published<Arc<UdpSockets>>,
     /// The order of the batches read from the IPv4 and from the IPv6 socket.
-    pub(crate) inbound: [Sequencer<InboundBatch>; 2],
+    pub(crate) inbound_sequencers: [Sequencer<UdpBatch>; 2],
     handshakes: Mutex<HandshakeQueue>,
     flushes: Mutex<VecDeque<Arc<Peer>>>,
     /// Crypto jobs of the control thread, which followers can run.
@@ -87,15 +87,15 @@ impl Shared {
     /// If the kernel refuses an eventfd or an epoll instance.
     pub(crate) fn new(data_path: Arc<DataPath>, workers: usize) -> nix::Result<Self> {
         let batches = workers * BATCHES_PER_WORKER;
-        let outbound = (0..batches).map(|_| OutboundBatch::new()).collect();
-        let inbound = || Sequencer::new((0..batches).map(|_| InboundBatch::new()).collect());
+        let outbound = (0..batches).map(|_| TunBatch::new()).collect();
+        let inbound = || Sequencer::new((0..batches).map(|_| UdpBatch::new()).collect());
         Ok(Self {
             data_path,
             local_drops: LocalDrops::default(),
             tun: OnceLock::new(),
-            outbound: Sequencer::new(outbound),
+            outbound_sequencer: Sequencer::new(outbound),
             sockets: Published::default(),
-            inbound: [inbound(), inbound()],
+            inbound_sequencers: [inbound(), inbound()],
             handshakes: Mutex::new(HandshakeQueue {
                 messages: VecDeque::with_capacity(MAX_QUEUED_HANDSHAKES),
                 taken: 0,

@@ -6,9 +6,9 @@
 
 use crate::clock;
 use crate::packets::flow_queues::ReadyQueues;
-use crate::packets::inbound::InboundBatch;
+use crate::packets::inbound::UdpBatch;
 use crate::packets::offload::{Coalesce, Coalescer};
-use crate::packets::outbound::{OutboundBatch, Routing};
+use crate::packets::outbound::{Routing, TunBatch};
 use crate::packets::udp::UdpSockets;
 use crate::secret;
 use crate::workers::leader::{FIRST_QUEUE, MAX_EVENTS, UDP, WAKE};
@@ -155,11 +155,12 @@ impl Worker {
     fn outbound(&mut self, ready: ReadyQueues) {
         let shared = Arc::clone(&self.shared);
         let Some(tun) = shared.tun.get() else { return };
-        let (Shared { data_path, outbound, .. }, drops) = (&*shared, shared.drops());
-        let mut batch = outbound.take_batch();
+        let (Shared { data_path, outbound_sequencer: sequencer, .. }, drops) =
+            (&*shared, shared.drops());
+        let mut batch = sequencer.take_batch();
         let now;
         let number = {
-            let mut source = outbound.lock_source();
+            let mut source = sequencer.lock_source();
             now = clock::instant();
             self.reserve_staged(&mut batch, now);
             let allowed_ips = self.allowed_ips.value();
@@ -176,7 +177,7 @@ impl Worker {
         if let Some(number) = number {
             batch.seal(data_path);
             let sockets = self.sockets.value();
-            outbound.complete(number, batch, |batch| {
+            sequencer.submit(number, batch, |batch| {
                 batch.send(sockets, drops, now);
                 // Only a batch of packets of a few bytes each needs more than one round.
                 while batch.seal(data_path) {
@@ -186,7 +187,7 @@ impl Worker {
             });
         } else {
             batch.clear();
-            outbound.return_batch(batch);
+            sequencer.return_batch(batch);
         }
         if data_path.take_wake() {
             shared.wake_control();
@@ -195,7 +196,7 @@ impl Worker {
 
     /// Takes staged packets that can be sent now. If one batch cannot hold them all, it wakes this worker
     /// for the rest.
-    fn reserve_staged(&self, batch: &mut OutboundBatch, now: Instant) {
+    fn reserve_staged(&self, batch: &mut TunBatch, now: Instant) {
         let mut work = 0;
         while work < MAX_STAGED {
             let Some(peer) = self.shared.take_flush() else { return };
@@ -208,11 +209,14 @@ impl Worker {
     /// Carries in the datagrams that the socket of one family has.
     fn inbound(&mut self, family: usize) {
         let shared = Arc::clone(&self.shared);
-        let (Shared { data_path, inbound, .. }, drops) = (&*shared, shared.drops());
-        let Some(inbound) = present(inbound.get(family), "there are two families") else { return };
-        let mut batch = inbound.take_batch();
+        let (Shared { data_path, inbound_sequencers, .. }, drops) = (&*shared, shared.drops());
+        let Some(sequencer) = present(inbound_sequencers.get(family), "there are two families")
+        else {
+            return;
+        };
+        let mut batch = sequencer.take_batch();
         let number = {
-            let mut source = inbound.lock_source();
+            let mut source = sequencer.lock_source();
             let socket = self.sockets.value().families().get(family).copied().flatten();
             if socket.is_some_and(|socket| batch.read(socket, data_path).is_err()) {
                 shared.set_sockets_destroyed();
@@ -221,7 +225,7 @@ impl Worker {
         };
         let Some(number) = number else {
             batch.clear();
-            inbound.return_batch(batch);
+            sequencer.return_batch(batch);
             return;
         };
         if batch.is_full() {
@@ -237,12 +241,12 @@ impl Worker {
         if let Some(tun) = shared.tun.get() {
             let Self { coalescer, allowed_ips, .. } = self;
             coalescer.set(tun.coalesce(now));
-            inbound.complete(number, batch, |batch| {
+            sequencer.submit(number, batch, |batch| {
                 batch.deliver(data_path, drops, allowed_ips.value(), coalescer, tun, now);
                 batch.clear();
             });
         } else {
-            inbound.complete(number, batch, InboundBatch::clear);
+            sequencer.submit(number, batch, UdpBatch::clear);
         }
         if wake | data_path.take_wake() {
             shared.wake_control();
@@ -273,7 +277,7 @@ mod tests {
         let shared = Arc::new(Shared::new(Arc::clone(control.data_path()), 1).unwrap());
         shared.request_flushes(control.shared_peers().map(Arc::clone));
         let worker = Worker::new(0, Arc::clone(&shared));
-        let mut batch = OutboundBatch::new();
+        let mut batch = TunBatch::new();
         let mut parts = 0;
         while shared.has_flushes() {
             // Woken by the request, and after each part for the rest.

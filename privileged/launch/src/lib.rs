@@ -1,6 +1,6 @@
 //! The helper before there is a dataplane: it opens what the dataplane is going to need, and starts it,
 //! confined. Its only input is the operator's; once the dataplane runs, everything is up
-//! to the crate `privileged`, and nothing here is called again.
+//! to the crate `monitor`, and nothing here is called again.
 //!
 //! Read it in the order in which it runs: [`run`], `startup`, `background`, `netns`, `tun`,
 //! `autoconf`, `uapi_socket`, `netlink`, `spawn`, `send_buffer`, `generation`; `sys` has all the unsafe code.

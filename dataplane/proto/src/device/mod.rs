@@ -203,7 +203,7 @@ impl Device {
     /// Handles what other threads that use the data path asked for. The other methods do so themselves.
     pub fn flush(&mut self, now: Now) {
         loop {
-            if self.control.data_path().is_in_a_copy() {
+            if self.control.data_path().vm_generation_changed() {
                 // Sealed with keys that are about to be dropped.
                 self.transmits.clear();
             }

@@ -1,14 +1,14 @@
 //! The state that the packet path needs: allowed IPs, indices, drop counters and dirty peers.
 //!
-//! The control thread publishes allowed IPs and indices here. Workers seal and open without it, and mark
-//! the few peers that it must examine as dirty.
+//! The control thread publishes the allowed IPs here, and adds handshakes and keypairs to the indices. Workers seal and
+//! open without that thread, and mark the few peers that it must examine as dirty.
 
 use crate::noise::handshake::InitiationError;
 use crate::path::allowed_ips::AllowedIps;
 use crate::session::index_table::IndexTable;
 use crate::session::keypair::OpenError;
 use crate::session::peer::{Peer, PeerId, event};
-use crate::session::timers::Examination;
+use crate::session::timers::NeedsReschedule;
 use crate::wire::icmp::ErrorLimiter;
 use core::net::IpAddr;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, compiler_fence};
@@ -290,7 +290,7 @@ impl DataPath {
     /// Whether this virtual machine is a copy of the one in which the keypairs were made; then
     /// [`ControlPlane::vm_notification`](crate::device::control_plane::ControlPlane::vm_notification) is due.
     #[must_use]
-    pub fn is_in_a_copy(&self) -> bool {
+    pub fn vm_generation_changed(&self) -> bool {
         self.generation.get().is_some_and(|generation| {
             // Orders the read after what the caller did, as a snapshot falls between two instructions.
             compiler_fence(Ordering::SeqCst);
@@ -320,7 +320,7 @@ impl DataPath {
     }
 
     /// Marks a peer if its timers must be examined earlier than scheduled.
-    pub(crate) fn mark_timer(&self, peer: &Peer, examination: Examination) {
+    pub(crate) fn mark_timer(&self, peer: &Peer, examination: NeedsReschedule) {
         if examination.0 {
             self.mark(peer, event::TIMER);
         }

@@ -1,14 +1,15 @@
 //! The path of a datagram from the network to the TUN device.
 //!
-//! 1. [`InboundBatch::parse`]: which of the four messages; handshake messages go to the control thread. The receiver
+//! Stages 1, *read*, and 5, *write*, are the caller's.
+//!
+//! 2. [`InboundBatch::parse`]: which of the four messages; handshake messages go to the control thread. The receiver
 //!    index of a transport message names its keypair and peer. (parallel; a read lock on a shard of the indices,
 //!    once for each session of the batch)
-//! 2. [`InboundBatch::open`]: decrypt all transport messages of the batch in place. (parallel; no lock)
-//! 3. [`InboundBatch::accept`]: drop replays; move endpoint, keypair slots and timers; trim to the inner length. The
+//! 3. [`InboundBatch::open`]: decrypt all transport messages of the batch in place. (parallel; no lock)
+//! 4. [`InboundBatch::accept`]: drop replays; move endpoint, keypair slots and timers; trim to the inner length. The
 //!    inner source must be an allowed IP of this peer. Router advertisements, which would change the kernel's
-//!    configuration, are dropped. (in the order of arrival; the locks of the replay window and of the peer, each
-//!    for itself)
-//! 4. The caller writes the packet to the TUN device. (in order)
+//!    configuration, are dropped. (in the order of arrival; the locks of the replay window and of the peer, one
+//!    after the other, and where a keypair is confirmed those of the indices and of the dirty peers)
 #![deny(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
@@ -107,7 +108,7 @@ impl InboundBatch {
         self.reads.push(Origin { endpoint, ecn });
     }
 
-    /// Stage 1: finds out what the datagram at `bytes` of `memory` is, and keeps a transport message with its
+    /// Stage 2: finds out what the datagram at `bytes` of `memory` is, and keeps a transport message with its
     /// session. Datagrams come in ascending order.
     pub fn parse(&mut self, data_path: &DataPath, memory: &[u8], bytes: Range<usize>) -> Parsed {
         let header = match memory.get(bytes.clone()).and_then(Message::parse) {
@@ -146,7 +147,7 @@ impl InboundBatch {
         self.sessions.len().checked_sub(1)
     }
 
-    /// Stage 2: opens every message. Those that do not open are counted.
+    /// Stage 3: opens every message. Those that do not open are counted.
     pub fn open(&mut self, data_path: &DataPath, memory: &mut [u8], now: Instant) {
         let Self { messages, sessions, .. } = self;
         let mut parts = Parts::new(memory);
@@ -161,7 +162,7 @@ impl InboundBatch {
         }
     }
 
-    /// Stage 3: accepts the message with this number, in ascending order: updates its peer's state and returns
+    /// Stage 4: accepts the message with this number, in ascending order: updates its peer's state and returns
     /// where in `memory` the packet inside lies. `None` for a message that did not open, for a keepalive and for
     /// anything that must not reach the TUN device; but for keepalives, each is counted.
     pub fn accept(
@@ -178,7 +179,7 @@ impl InboundBatch {
         let received = Received { peer, keypair, counter: message.counter, endpoint, ecn };
         let Range { start, end } = message.sealed;
         let plaintext = memory.get_mut(start..end.checked_sub(TAG_LEN)?)?;
-        let packet = data_path.accept(&received, allowed_ips, plaintext, now)?;
+        let packet = data_path.accept_message(&received, allowed_ips, plaintext, now)?;
         Some(start..start.checked_add(packet.len())?)
     }
 
@@ -202,7 +203,7 @@ struct Received<'a> {
 impl DataPath {
     /// Accepts an authenticated message: updates its peer's state and returns the packet inside, trimmed,
     /// or `None` for a keepalive and for anything that must not reach the TUN device (which is counted).
-    fn accept<'p>(
+    fn accept_message<'p>(
         &self,
         received: &Received<'_>,
         allowed_ips: &AllowedIpTable,
@@ -214,7 +215,7 @@ impl DataPath {
             self.drops.add(DropCause::Replayed, 1);
             return None;
         }
-        if !self.move_peer(received, now) {
+        if !self.update_peer_state(received, now) {
             self.drops.add(DropCause::UnknownIndex, 1);
             return None;
         }
@@ -237,14 +238,14 @@ impl DataPath {
 
     /// Updates the peer's endpoint and keypair slots from this message. False if the peer was removed
     /// after the lookup.
-    fn move_peer(&self, received: &Received<'_>, now: Instant) -> bool {
+    fn update_peer_state(&self, received: &Received<'_>, now: Instant) -> bool {
         let Received { peer, keypair, .. } = received;
         let (confirmed, current_is_old) = {
             let mut state = peer.state();
             if !peer.is_alive() {
                 return false;
             }
-            peer.move_to(&mut state, received.endpoint);
+            peer.store_endpoint(&mut state, received.endpoint);
             let confirmed = state.keypairs.received_with_keypair(keypair);
             // The current keypair, which need not be the one of this message.
             let current = state.keypairs.current.as_ref();
@@ -261,7 +262,7 @@ impl DataPath {
             self.mark(peer, event::CONFIRMED);
         }
         if current_is_old && peer.timers.take_lastminute_handshake() {
-            self.want_handshake(peer, now);
+            self.initiate_rekey(peer, now);
         }
         true
     }

@@ -1,16 +1,19 @@
 //! The path of a packet from the TUN device to the network.
 //!
-//! 1. [`OutboundBatch::route`]: the longest allowed IP that contains the destination selects the peer. Without one,
+//! Stage 1, *read*, is the caller's.
+//!
+//! 2. [`OutboundBatch::route`]: the longest allowed IP that contains the destination selects the peer. Without one,
 //!    or if the peer has no endpoint, [`DataPath::unreachable`] writes an ICMP error for the sender. A datagram that
-//!    is itself one of ours to this peer is dropped. (sequential; takes no lock, but for the peer's if the packet
-//!    contains a WireGuard message)
-//! 2. [`OutboundBatch::reserve_nonces`]: under the peer's lock, either take the keypair and one nonce for each
+//!    is itself one of ours to this peer is dropped. (sequential; no lock but for what is rare: a packet that
+//!    contains a WireGuard message takes the peer's or one of the indices, and routes with an MTU of their own have one)
+//! 3. [`OutboundBatch::reserve_nonces`]: under the peer's lock, either take the keypair and one nonce for each
 //!    packet of a run, together with the packets that were staged before, or stage the run and ask the control
 //!    thread for a handshake. A copy of the virtual machine in which the keypair was made always stages.
 //!    (sequential: this fixes the order of packets; the peer's lock, once for each run)
-//! 3. [`OutboundBatch::seal`]: write each packet into its datagram, which splits super-packets, then pad, encrypt and
-//!    tag a few datagrams at once while they are in the cache. (parallel; no lock)
-//! 4. [`OutboundBatch::send`]: the caller sends the datagrams of each run to the endpoint of its reservation, in the
+//! 4. [`OutboundBatch::seal`]: write each packet into its datagram, which splits super-packets, then pad, encrypt and
+//!    tag a few datagrams at once while they are in the cache. (parallel; no lock, but for that of routes with an MTU, for
+//!    staged packets)
+//! 5. [`OutboundBatch::send`]: the caller sends the datagrams of each run to the endpoint of its reservation, in the
 //!    order of the reservations, and says how many bytes the socket took. (in order; no lock here)
 
 use crate::invariant::{part, present};
@@ -31,7 +34,7 @@ use core::ops::Range;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Datagrams that are written before they are sealed, all of which fit into the first-level cache.
+/// Datagrams that are written before they are sealed, all of which fit into the L1 cache.
 const SEALED_AT_ONCE: usize = 16;
 
 /// How a packet of the caller is written into its datagrams: a super-packet is split while it is copied.
@@ -202,7 +205,7 @@ impl<S: Segmentation> OutboundBatch<S> {
         self.runs.is_empty()
     }
 
-    /// Stage 1: finds the peer of the packet that lies at `bytes` of `memory`, and keeps it. `segments` parses
+    /// Stage 2: finds the peer of the packet that lies at `bytes` of `memory`, and keeps it. `segments` parses
     /// how it is split; `None` means that it contradicts itself. Returns where the packet ends, which may be
     /// before `bytes` do.
     ///
@@ -241,7 +244,7 @@ impl<S: Segmentation> OutboundBatch<S> {
         Ok(end)
     }
 
-    /// Stage 2 for a peer that has staged packets and, now, a keypair. Returns how many packets are added.
+    /// Stage 3 for a peer that has staged packets and, now, a keypair. Returns how many packets are added.
     pub fn reserve_staged(&mut self, data_path: &DataPath, peer: Arc<Peer>, now: Instant) -> usize {
         let Some(reservation) = data_path.reserve_nonces(&peer, 0, now, |_| 0) else { return 0 };
         let (at, staged) = (self.packets.len(), reservation.staged.len());
@@ -250,7 +253,7 @@ impl<S: Segmentation> OutboundBatch<S> {
         staged
     }
 
-    /// Stage 2: reserves nonces for each run, or stages its packets, which it copies by way of `scratch`.
+    /// Stage 3: reserves nonces for each run, or stages its packets, which it copies by way of `scratch`.
     pub fn reserve_nonces(
         &mut self,
         data_path: &DataPath,
@@ -270,7 +273,7 @@ impl<S: Segmentation> OutboundBatch<S> {
         runs.retain(|run| run.reservation.is_some());
     }
 
-    /// Stage 3: makes datagrams of the packets that are left, as far as `datagrams` has room. False if
+    /// Stage 4: makes datagrams of the packets that are left, as far as `datagrams` has room. False if
     /// none is left.
     pub fn seal(&mut self, data_path: &DataPath, memory: &[u8], datagrams: &mut [u8]) -> bool {
         self.datagrams.clear();
@@ -337,7 +340,7 @@ impl<S: Segmentation> OutboundBatch<S> {
         }
     }
 
-    /// Stage 4: calls `send` with the datagrams of each run, in order; it returns the bytes that the socket
+    /// Stage 5: calls `send` with the datagrams of each run, in order; it returns the bytes that the socket
     /// took.
     pub fn send(&mut self, mut send: impl FnMut(&Peer, &Endpoint, &[SealedDatagram]) -> usize) {
         let mut rest = self.datagrams.as_slice();
@@ -542,9 +545,9 @@ impl DataPath {
         }
         let reservation = try_reserve(&mut state, count, now);
         // Read after the nonces are taken: a copy that is made later uses each for the same packet.
-        let is_in_a_copy = reservation.is_some() && self.is_in_a_copy();
+        let vm_generation_changed = reservation.is_some() && self.vm_generation_changed();
         match reservation {
-            Some(reservation) if is_in_a_copy => {
+            Some(reservation) if vm_generation_changed => {
                 state.staged.put_back(reservation.staged);
                 let dropped = stage(&mut state.staged);
                 drop(state);
@@ -565,7 +568,7 @@ impl DataPath {
                 drop(state);
                 self.drops.add(DropCause::StagedOverflow, dropped);
                 if wanted {
-                    self.need_handshake(peer, now);
+                    self.initiate_for_staged(peer, now);
                 }
                 None
             }
@@ -582,7 +585,7 @@ impl DataPath {
         }
         self.mark_timer(peer, examination);
         if keypair.wants_rekey_after_send(now) {
-            self.want_handshake(peer, now);
+            self.initiate_rekey(peer, now);
         }
     }
 
@@ -592,7 +595,7 @@ impl DataPath {
     /// While a retransmission is scheduled, its timer sends the initiation. The kernel also sends it for
     /// the first packet after REKEY_TIMEOUT, without jitter. If both ends have steady traffic and their
     /// initiations cross, they would cross again after each REKEY_TIMEOUT.
-    fn need_handshake(&self, peer: &Peer, now: Instant) {
+    fn initiate_for_staged(&self, peer: &Peer, now: Instant) {
         if !self.has_identity() {
             return;
         }
@@ -604,7 +607,7 @@ impl DataPath {
     }
 
     /// Asks the control thread for an initiation, unless one was sent within `REKEY_TIMEOUT`.
-    pub(crate) fn want_handshake(&self, peer: &Peer, now: Instant) {
+    pub(crate) fn initiate_rekey(&self, peer: &Peer, now: Instant) {
         peer.timers.reset_handshake_attempts();
         if peer.timers.may_send_initiation(now) {
             self.mark(peer, event::HANDSHAKE);

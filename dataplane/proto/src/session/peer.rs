@@ -1,6 +1,6 @@
 //! The state of a peer that the threads share: keypairs, endpoint, staged packets, timers and counters.
 //!
-//! The rest of a peer belongs to the control thread (see `control`): its handshake, its cookie, the list
+//! The rest of a peer belongs to the control thread (see `device::control_plane`): its handshake, its cookie, the list
 //! of its allowed IPs.
 
 use crate::keys::PublicKey;
@@ -178,10 +178,10 @@ impl Peer {
 
     /// Sets where the peer is.
     pub fn set_endpoint(&self, endpoint: Endpoint) {
-        self.move_to(&mut self.state(), endpoint);
+        self.store_endpoint(&mut self.state(), endpoint);
     }
 
-    pub(crate) fn move_to(&self, state: &mut PeerState, endpoint: Endpoint) {
+    pub(crate) fn store_endpoint(&self, state: &mut PeerState, endpoint: Endpoint) {
         if state.endpoint.replace(endpoint).is_none() {
             self.has_endpoint.store(true, Ordering::Release);
         }

@@ -8,7 +8,7 @@ const WORDS: u64 = 128;
 /// How far behind the newest a counter may be: one word of the 8192 bits may be half cleared.
 pub const REPLAY_WINDOW: u64 = (WORDS - 1) * WORD_BITS;
 
-/// The set of seen counters among the newest 8128. Only authenticated counters may be passed to it.
+/// The set of seen counters among the newest and the 8128 before it. Only authenticated counters may be passed to it.
 pub struct ReplayWindow {
     /// One past the newest counter seen; 0 before any.
     next: u64,

@@ -90,16 +90,16 @@ impl Default for Timers {
 /// Whether the control thread must examine the peer's timers earlier than scheduled.
 #[must_use = "the timer would expire too late"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Examination(pub bool);
+pub struct NeedsReschedule(pub bool);
 
-impl core::ops::BitOr for Examination {
+impl core::ops::BitOr for NeedsReschedule {
     type Output = Self;
     fn bitor(self, other: Self) -> Self {
         Self(self.0 || other.0)
     }
 }
 
-impl Examination {
+impl NeedsReschedule {
     /// The scheduled examination is early enough.
     pub const NONE: Self = Self(false);
 }
@@ -118,13 +118,13 @@ impl Timers {
         self.deadline(timer).load(Ordering::SeqCst) != IDLE
     }
 
-    fn arm(&self, timer: Timer, deadline: Instant) -> Examination {
+    fn arm(&self, timer: Timer, deadline: Instant) -> NeedsReschedule {
         let deadline = deadline.as_nanos();
         self.deadline(timer).store(deadline, Ordering::SeqCst);
-        Examination(deadline < self.examined_at.load(Ordering::SeqCst))
+        NeedsReschedule(deadline < self.examined_at.load(Ordering::SeqCst))
     }
 
-    fn arm_unless_pending(&self, timer: Timer, deadline: Instant) -> Examination {
+    fn arm_unless_pending(&self, timer: Timer, deadline: Instant) -> NeedsReschedule {
         let deadline = deadline.as_nanos();
         let armed = self.deadline(timer).compare_exchange(
             IDLE,
@@ -132,7 +132,7 @@ impl Timers {
             Ordering::SeqCst,
             Ordering::SeqCst,
         );
-        Examination(armed.is_ok() && deadline < self.examined_at.load(Ordering::SeqCst))
+        NeedsReschedule(armed.is_ok() && deadline < self.examined_at.load(Ordering::SeqCst))
     }
 
     /// Cancels a timer. It reads first, because on the packet path the timer is mostly not pending and a
@@ -265,16 +265,16 @@ impl Timers {
     }
 
     /// Arms the keepalive timer again if data was received since it was armed.
-    pub fn keepalive_expired(&self, now: Instant) -> Examination {
+    pub fn keepalive_expired(&self, now: Instant) -> NeedsReschedule {
         if self.need_another_keepalive.swap(false, Ordering::Relaxed) {
             self.arm(Timer::SendKeepalive, now.after(KEEPALIVE_TIMEOUT))
         } else {
-            Examination::NONE
+            NeedsReschedule::NONE
         }
     }
 
     /// Arms the timer that erases the keys, after all initiations went unanswered.
-    pub fn handshake_given_up(&self, now: Instant) -> Examination {
+    pub fn handshake_given_up(&self, now: Instant) -> NeedsReschedule {
         self.cancel(Timer::SendKeepalive);
         self.arm_unless_pending(Timer::ZeroKeyMaterial, now.after(ZERO_KEY_MATERIAL_TIME))
     }
@@ -282,21 +282,21 @@ impl Timers {
     // ------------------------------------------------------------ events, as the kernel names them
 
     /// A packet that is not a keepalive was sent.
-    pub fn data_sent(&self, now: Instant) -> Examination {
+    pub fn data_sent(&self, now: Instant) -> NeedsReschedule {
         if self.is_pending(Timer::NewHandshake) {
-            return Examination::NONE;
+            return NeedsReschedule::NONE;
         }
         let deadline = now.after(KEEPALIVE_TIMEOUT).after(REKEY_TIMEOUT).after(self.jitter());
         self.arm_unless_pending(Timer::NewHandshake, deadline)
     }
 
     /// A packet that is not a keepalive was received.
-    pub fn data_received(&self, now: Instant) -> Examination {
+    pub fn data_received(&self, now: Instant) -> NeedsReschedule {
         if self.is_pending(Timer::SendKeepalive) {
             if !self.need_another_keepalive.load(Ordering::Relaxed) {
                 self.need_another_keepalive.store(true, Ordering::Relaxed);
             }
-            return Examination::NONE;
+            return NeedsReschedule::NONE;
         }
         self.arm_unless_pending(Timer::SendKeepalive, now.after(KEEPALIVE_TIMEOUT))
     }
@@ -312,9 +312,9 @@ impl Timers {
     }
 
     /// Anything authenticated was sent or received.
-    pub fn any_authenticated_packet_traversal(&self, now: Instant) -> Examination {
+    pub fn any_authenticated_packet_traversal(&self, now: Instant) -> NeedsReschedule {
         match self.persistent_keepalive_interval() {
-            0 => Examination::NONE,
+            0 => NeedsReschedule::NONE,
             seconds => self.arm(
                 Timer::PersistentKeepalive,
                 now.after(Duration::from_secs(u64::from(seconds))),
@@ -323,7 +323,7 @@ impl Timers {
     }
 
     /// An initiation was sent.
-    pub fn handshake_initiated(&self, now: Instant) -> Examination {
+    pub fn handshake_initiated(&self, now: Instant) -> NeedsReschedule {
         self.arm(Timer::RetransmitHandshake, now.after(REKEY_TIMEOUT).after(self.jitter()))
     }
 
@@ -335,14 +335,14 @@ impl Timers {
     }
 
     /// An initiation was wanted sooner after the last handshake message than [`REKEY_TIMEOUT`].
-    pub fn handshake_postponed(&self) -> Examination {
+    pub fn handshake_postponed(&self) -> NeedsReschedule {
         let last = Instant::from_nanos(self.last_sent_handshake.load(Ordering::Relaxed));
         let deadline = last.after(REKEY_TIMEOUT).after(self.jitter());
         self.arm_unless_pending(Timer::RetransmitHandshake, deadline)
     }
 
     /// A keypair was derived.
-    pub fn session_derived(&self, now: Instant) -> Examination {
+    pub fn session_derived(&self, now: Instant) -> NeedsReschedule {
         self.arm(Timer::ZeroKeyMaterial, now.after(ZERO_KEY_MATERIAL_TIME))
     }
 }
@@ -368,9 +368,9 @@ mod tests {
     #[test]
     fn data_sent_arms_once_and_any_receive_clears_it() {
         let timers = Timers::default();
-        assert_eq!(timers.data_sent(seconds(1)), Examination(true));
+        assert_eq!(timers.data_sent(seconds(1)), NeedsReschedule(true));
         assert_eq!(timers.schedule(), Some(seconds(16)));
-        assert_eq!(timers.data_sent(seconds(9)), Examination::NONE);
+        assert_eq!(timers.data_sent(seconds(9)), NeedsReschedule::NONE);
         assert_eq!(timers.schedule(), Some(seconds(16)));
         timers.any_authenticated_packet_received();
         assert_eq!(timers.schedule(), None);
@@ -379,9 +379,9 @@ mod tests {
     #[test]
     fn received_data_owes_one_keepalive_and_more_data_another() {
         let timers = Timers::default();
-        assert_eq!(timers.data_received(seconds(1)), Examination(true));
+        assert_eq!(timers.data_received(seconds(1)), NeedsReschedule(true));
         assert_eq!(timers.schedule(), Some(seconds(11)));
-        assert_eq!(timers.data_received(seconds(5)), Examination::NONE);
+        assert_eq!(timers.data_received(seconds(5)), NeedsReschedule::NONE);
         assert!(!timers.take_expired(Timer::SendKeepalive, seconds(10)));
         assert!(timers.take_expired(Timer::SendKeepalive, seconds(11)));
         assert!(!timers.take_expired(Timer::SendKeepalive, seconds(11)));
@@ -398,11 +398,11 @@ mod tests {
         let _armed = timers.data_received(seconds(1));
         assert_eq!(timers.schedule(), Some(seconds(11)));
         timers.any_authenticated_packet_sent();
-        assert_eq!(timers.data_received(seconds(2)), Examination::NONE);
+        assert_eq!(timers.data_received(seconds(2)), NeedsReschedule::NONE);
         timers.set_persistent_keepalive_interval(3);
-        assert_eq!(timers.any_authenticated_packet_traversal(seconds(2)), Examination(true));
+        assert_eq!(timers.any_authenticated_packet_traversal(seconds(2)), NeedsReschedule(true));
         assert_eq!(timers.schedule(), Some(seconds(5)));
-        assert_eq!(timers.any_authenticated_packet_traversal(seconds(3)), Examination::NONE);
+        assert_eq!(timers.any_authenticated_packet_traversal(seconds(3)), NeedsReschedule::NONE);
     }
 
     #[test]

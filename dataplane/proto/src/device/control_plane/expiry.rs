@@ -26,7 +26,7 @@ impl ControlPlane {
     /// Handles the events of the peers that workers marked as dirty. In a copy of the virtual machine in
     /// which the keys were made, it first drops all keys.
     pub fn handle_dirty_peers(&mut self, now: Now) {
-        if self.data_path.is_in_a_copy() {
+        if self.data_path.vm_generation_changed() {
             self.vm_notification(now);
         }
         for id in self.data_path.take_dirty_peers() {
