@@ -8,6 +8,7 @@ use std::io::Write;
 use std::net::{IpAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -387,4 +388,30 @@ fn the_script_for_the_node_exporter_replaces_its_file_at_once() {
     // node_exporter is not root.
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
     assert_eq!(fs::read_dir(&*collector).unwrap().count(), 1, "something is left");
+}
+
+/// A directory, a FIFO, and a link such as /dev/stdout, which a file would replace.
+#[test]
+fn the_script_for_the_node_exporter_refuses_what_is_no_regular_file() {
+    require!(Wgsep);
+    let (netns, scratch, collector) = (Netns::new(), Scratch::new(), Scratch::new());
+    let script = scratch.install_script("prometheus");
+    let [directory, fifo, link] = ["directory", "fifo", "link"].map(|name| collector.join(name));
+    fs::create_dir(&directory).unwrap();
+    run(Command::new("mkfifo").arg(&fifo));
+    std::os::unix::fs::symlink(scratch.join("wgsep.prom"), &link).unwrap();
+    let slash = directory.join("");
+    for refused in [&directory, &slash, &fifo, &link, &PathBuf::new()] {
+        let mut command = netns.command(&script);
+        command.arg("--output").arg(refused).arg(unique_interface()).env("PATH", PATH_OF_CRON);
+        let done = output(&mut command);
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{done:?}");
+        assert!(done.stdout.is_empty() && said.lines().count() == 1, "{done:?}");
+        let expected = format!("prometheus: cannot write to '{}': ", refused.display());
+        assert!(said.starts_with(&expected) && said.contains("; name one, such as"), "{said}");
+        assert_eq!(fs::read_dir(&*collector).unwrap().count(), 3, "something is left");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 0, "something is left");
+    }
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
 }
