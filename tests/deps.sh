@@ -11,7 +11,7 @@
 set -eu
 
 packages="gcc libc6-dev make binutils git ca-certificates iproute2 iputils-ping iperf3 ethtool nftables
-	procps util-linux libcap2-bin wireguard-tools wireguard-go jq"
+	procps util-linux libcap2-bin locales wireguard-tools wireguard-go jq"
 
 # Outside the tree, so that neither `make clean` nor a fresh clone costs the build again.
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/wgsep"

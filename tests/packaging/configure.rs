@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use wgsep_tests::daemon::Daemon;
+use wgsep_tests::daemon::{Daemon, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::output;
 use wgsep_tests::scratch::Scratch;
+use wgsep_tests::skip::skip;
 use wgsep_tests::wg::KeyPair;
 use wgsep_tests::{repository, require};
 
@@ -46,11 +47,21 @@ impl Host {
 
     fn command(&self, action: &str, file: &str) -> Command {
         let line = "mkdir -p /etc/wireguard && mount -t tmpfs none /etc/wireguard && umask 077 && \
-                    printf %s \"$1\" >/etc/wireguard/$3.conf && exec timeout 60 \"$4\" \"$2\" \"$3\"";
+                    printf %s \"$1\" >/etc/wireguard/$3.conf && \
+                    exec timeout 60 \"$4\" \"$2\" \"$3\" $5";
         let mut command = self.netns.command("unshare");
         command.args(["--mount", "sh", "-c", line, "sh", file, action, &self.daemon.interface]);
         command.arg(script());
+        if action == "serve" {
+            command.arg("echo");
+        }
         command
+    }
+
+    /// What `serve` adds to a command that prints it.
+    #[track_caller]
+    fn serve(&self, file: &str) -> String {
+        wgsep_tests::process::run(&mut self.command("serve", file))
     }
 
     #[track_caller]
@@ -91,6 +102,11 @@ impl Host {
 
 fn script() -> PathBuf {
     repository().join("bin/dist/configure")
+}
+
+/// A PATH that finds the programs of a directory first.
+fn before_path(directory: &Scratch) -> String {
+    format!("{}:{}", directory.display(), std::env::var("PATH").unwrap())
 }
 
 /// A file with these lines of the interface, and a peer for each of these lists of AllowedIPs.
@@ -462,9 +478,8 @@ fn a_thousand_peers_take_as_many_processes_as_three() {
         let prefixes: Vec<_> = prefixes.collect();
         let prefixes: Vec<_> = prefixes.iter().map(String::as_str).collect();
         let file = file("Address = 10.66.0.1/16, fd66::1/128", &prefixes);
-        let path = format!("{}:{}", scratch.display(), std::env::var("PATH").unwrap());
         for action in ["up", "reload"] {
-            let done = output(host.command(action, &file).env("PATH", &path));
+            let done = output(host.command(action, &file).env("PATH", before_path(&scratch)));
             assert!(done.status.success(), "{action}: {}", String::from_utf8_lossy(&done.stderr));
             let peers = usize::try_from(peers).unwrap();
             assert_eq!(host.routes("-4").len(), 1 + peers, "{action}");
@@ -529,4 +544,305 @@ fn a_file_that_cannot_be_read_is_named_with_its_owner_and_the_command_that_mends
     let said = configure("mv $file $file.old", "mv $file.old $file");
     assert!(said.contains("there is no /etc/wireguard/"), "{said}");
     host.must("up", &file("", &[]));
+}
+
+/// Where I is not the capital letter of i: keys are compared without regard to case, but as ASCII.
+#[test]
+fn the_locale_does_not_change_how_a_file_is_read() {
+    require!(Wgsep);
+    let locales = Scratch::new();
+    let mut localedef = Command::new("localedef");
+    localedef.args(["-i", "tr_TR", "-f", "UTF-8"]).arg(locales.join("tr_TR.UTF-8"));
+    if !localedef.output().is_ok_and(|done| done.status.success()) {
+        return skip("localedef or its tr_TR is missing: run `make deps`");
+    }
+    let host = Host::new();
+    for (file, expected) in [
+        (file("", &["0.0.0.0/0"]), "has AllowedIPs = 0.0.0.0/0, a default route"),
+        (
+            file("MTU = 1200\nAddress = 10.66.0.2/24", &["fd66::/64"]),
+            "cannot configure fd66::/64 with MTU = 1200: an MTU below 1280 takes no IPv6",
+        ),
+        (file("LISTENPORT = 70000", &[]), "line 3: ListenPort = 70000 is not a port"),
+        (file("SAVECONFIG = TRUE", &[]), "has SaveConfig = true"),
+        (file("POSTUP = true", &[]), "has PostUp"),
+    ] {
+        let mut command = host.command("up", &file);
+        command.env("LOCPATH", &*locales).env("LC_ALL", "tr_TR.UTF-8");
+        let refused = output(&mut command);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{file}: {said}");
+        assert!(said.contains(expected), "no {expected:?}: {said}");
+    }
+    assert!(host.routes("-4").is_empty());
+}
+
+/// wg(8) removes the blanks of a line, also those within a key or a value.
+#[test]
+fn blanks_within_a_line_count_for_the_keys_of_wg_as_little_as_for_wg() {
+    require!(Wgsep);
+    let host = Host::new();
+    for (allowed, shown) in [
+        ("AllowedIPs = 0.0.0.0/ 0", "0.0.0.0/0"),
+        ("AllowedIPs = 10.0.0.0/8, ::\t/\t0", "::/0"),
+        ("Allowed IPs = 0.0.0.0/0", "0.0.0.0/0"),
+        ("A llowed\tIP s = 0 . 0 . 0 . 0 / 0 0", "0.0.0.0/00"),
+    ] {
+        let peer = format!("[Peer]\nPublicKey = {}\n{allowed}", KeyPair::generate().public);
+        for action in ["up", "reload"] {
+            let said = host.refused(action, &file(&peer, &[]));
+            let expected = format!("has AllowedIPs = {shown}, a default route");
+            assert!(said.contains(&expected), "{allowed}: {said}");
+        }
+    }
+    let said = host.refused("up", &file("Listen Port = 7 0000", &[]));
+    assert!(said.contains("line 3: ListenPort = 70000 is not a port"), "{said}");
+    // What is wg-quick(8)'s alone has no blank within the key.
+    for line in ["Ta ble = off", "Post Up = true"] {
+        let said = host.refused("up", &file(line, &[]));
+        assert!(said.contains("line 3: wg setconf refuses it: Line unrecognized"), "{said}");
+    }
+
+    for (lines, granted) in [
+        ("Listen Port = 5001", "--listen-port 5001 --fwmark 0"),
+        ("ListenPort = 50 01\nFw Mark = 7", "--listen-port 5001 --fwmark 7"),
+        ("FwMark = 0x 7", "--fwmark 0x7"),
+        ("Listen\tPort\t=\t5001", "--listen-port 5001 --fwmark 0"),
+    ] {
+        let served = host.serve(&file(lines, &[]));
+        assert_eq!(served.trim_end(), format!("{granted} {}", host.daemon.interface), "{lines}");
+    }
+}
+
+/// Whatever the file was taken for: with what wg(8) reports, before a route is set.
+#[test]
+fn a_default_route_that_only_wg_sees_in_the_file_is_not_set() {
+    require!(Wgsep);
+    let (host, stubs) = (Host::new(), Scratch::new());
+    for prefix in ["0.0.0.0/0", "::/0"] {
+        let wg = format!(
+            "#!/bin/sh\ncase \"$*\" in\n*allowed-ips) printf 'key\\t10.67.0.0/24 {prefix}\\n' ;;\n\
+             *) PATH=${{PATH#*:}}; exec wg \"$@\" ;;\nesac\n"
+        );
+        stubs.write_script("wg", &wg);
+        let mut command = host.command("up", &file("", &["10.67.0.0/24"]));
+        let refused = output(command.env("PATH", before_path(&stubs)));
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert!(said.contains(&format!("has AllowedIPs = {prefix}, a default route")), "{said}");
+        assert!(host.routes("-4").is_empty() && host.routes("-6").is_empty());
+    }
+}
+
+/// It is in another namespace after `ip link set wg0 netns NAME`; and then another one may have its name.
+#[test]
+fn an_interface_that_was_moved_away_is_noticed_before_anything_is_set() {
+    require!(Wgsep);
+    let (mut host, elsewhere) = (Host::new(), Netns::new());
+    let here = Arc::clone(&host.netns);
+    host.must("up", &file("Address = 10.66.0.2/24", &["10.66.0.0/24"]));
+    let interface = host.daemon.interface.clone();
+    let peers = || here.run(format!("wg show {interface} allowed-ips"));
+    let before = peers();
+    host.daemon.move_interface(&elsewhere);
+    let changed = file("Address = 10.77.0.2/24", &["10.77.0.0/24"]);
+    for action in ["reload", "up"] {
+        let said = host.refused(action, &changed);
+        assert!(said.contains("is not in this network namespace"), "{said}");
+        assert!(said.contains(&format!("link set {interface} netns 1; or set")), "{said}");
+        assert_eq!(peers(), before);
+    }
+    here.run(format!("ip link add {interface} type veth peer name lan1"));
+    let said = host.refused("reload", &changed);
+    assert!(said.contains("is not in this network namespace"), "{said}");
+    assert_eq!(peers(), before);
+    assert!(!here.run(format!("ip address show {interface}")).contains("10.77.0.2"));
+
+    // The line's way of keys and peers alone.
+    let alone = "mkdir -p /etc/wireguard && mount -t tmpfs none /etc/wireguard && umask 077 && \
+                 printf %s \"$0\" >/etc/wireguard/$1.conf && wg syncconf $1 <(wg-quick strip $1)";
+    let mut command = here.command("unshare");
+    command.args(["--mount", "bash", "-c", alone, &changed, &interface]);
+    wgsep_tests::process::run(&mut command);
+    assert!(peers().contains("10.77.0.0/24"), "{}", peers());
+}
+
+/// The MTU of the file is refused with IPv6 where it is too low; so are the one of the path, which the start takes
+/// without one, and the one that the interface has, which a reload leaves.
+#[test]
+fn an_mtu_that_the_path_gives_is_refused_where_it_takes_no_ipv6() {
+    require!(Wgsep);
+    let host = Host::new().with_lan(&["192.0.2.1/24"]);
+    host.netns.run("ip link set lan0 mtu 1350");
+    let with = |lines: &str, allowed_ips: &str| {
+        format!("{}Endpoint = 192.0.2.2:51820\n", file(lines, &[allowed_ips]))
+    };
+    for (lines, allowed_ips, named) in [
+        ("Address = 10.66.0.2/24, fd66::2/64", "10.66.0.0/24", "fd66::2/64"),
+        ("Address = 10.66.0.2/24", "10.66.0.0/24, fd67::/64", "fd67::/64"),
+    ] {
+        let said = host.refused("up", &with(lines, allowed_ips));
+        let path = format!("cannot configure {named} with MTU 1270, which is derived from");
+        assert!(said.contains(&path) && said.contains("write MTU = 1280 into the file"), "{said}");
+        assert!(said.contains("or take out what is IPv6"), "{said}");
+        assert!(!host.netns.run("ip address show").contains("10.66.0.2"));
+    }
+    host.must("up", &with("Address = 10.66.0.2/24", "10.66.0.0/24"));
+    assert!(host.link().contains("mtu 1270"), "{}", host.link());
+    let said = host.refused("reload", &with("Address = 10.66.9.2/24, fd66::2/64", "10.69.0.0/24"));
+    let interface = &host.daemon.interface;
+    assert!(said.contains(&format!("fd66::2/64 with MTU 1270, which {interface} has: ")), "{said}");
+    assert!(said.contains("write MTU = 1280 or more into the file"), "{said}");
+    let peers = host.netns.run(format!("wg show {interface} allowed-ips"));
+    assert!(!peers.contains("10.69.0.0/24"), "{peers}");
+    // The remedy.
+    let raised = with("Address = 10.66.0.2/24, fd66::2/64\nMTU = 1280", "fd67::/64");
+    host.must("reload", &raised);
+    assert_eq!(host.routes("-6"), ["fd66::/64", "fd67::/64"]);
+}
+
+/// As an instance of the unit may have it; printf(1), sed(1), awk(1) and ip(8) would read more into some of them.
+#[test]
+fn a_name_is_refused_that_another_program_would_change() {
+    require!(Wgsep);
+    let netns = Netns::new();
+    let configure = |name: &str, action: &str| {
+        let line = "mkdir -p /etc/wireguard && mount -t tmpfs none /etc/wireguard && umask 077 && \
+                    printf '[Interface]\\nAddress = 10.66.0.2/24\\n' >\"/etc/wireguard/$1.conf\" && \
+                    shift && exec \"$@\"";
+        let mut command = netns.command("unshare");
+        command.args(["--mount", "sh", "-c", line, "sh", name]).arg(script()).args([action, name]);
+        if action == "serve" {
+            command.arg("echo");
+        }
+        output(&mut command)
+    };
+    for name in [
+        "wg\\x2dlan",
+        "wg\\x231",
+        "wg#1",
+        "wg%d",
+        "wg*",
+        "wg 1",
+        "wg\u{e9}",
+        "-wg",
+        "interfaces",
+        "wg45678901234567",
+    ] {
+        for action in ["serve", "up", "reload"] {
+            let refused = configure(name, action);
+            let said = String::from_utf8_lossy(&refused.stderr);
+            assert_eq!(refused.status.code(), Some(1), "{name}: {said}");
+            assert!(said.starts_with("configure: cannot use the interface name "), "{said}");
+            assert!(said.contains("wgsep@wg-lan") && said.lines().count() == 1, "{said}");
+        }
+    }
+    for name in ["wg0", "wg-lan", "wg_1=a+b.c", ".wg", "wg4567890123456"] {
+        let served = configure(name, "serve");
+        let said = String::from_utf8_lossy(&served.stdout);
+        assert_eq!(said.trim_end(), format!("--fwmark 0 {name}"), "{served:?}");
+    }
+}
+
+/// A dot of a name stands for itself.
+#[test]
+fn an_endpoint_is_looked_for_in_the_tunnel_of_that_very_name() {
+    require!(Wgsep);
+    let netns = Netns::new();
+    let name = format!("{}.", unique_interface());
+    let daemon = Daemon::start_on(&name, Wgsep, &netns, |_command| {});
+    let host = Host { netns, daemon };
+    let other = format!("{}x", name.trim_end_matches('.'));
+    host.netns.run(format!("ip link add {other} type veth peer name lan1"));
+    host.netns.run(format!("ip link set {other} up"));
+    host.netns.run("ip link set lan1 up");
+    host.netns.run(format!("ip address add 192.0.2.1/24 dev {other}"));
+    let peer = file("Address = 10.66.0.2/24", &["10.66.0.0/24"]);
+    let done = host.configure("up", &format!("{peer}Endpoint = 192.0.2.2:51820\n"));
+    assert!(done.status.success() && done.stderr.is_empty(), "{done:?}");
+    assert!(host.netns.run(format!("ip address show dev {name}")).contains("10.66.0.2/24"));
+}
+
+/// awk(1) would interpret them.
+#[test]
+fn a_line_with_backslashes_is_found() {
+    require!(Wgsep);
+    let host = Host::new();
+    for (line, expected) in [
+        ("MTU = 14\\t20", "line 3: MTU = 14\\t20 is not a number of bytes"),
+        ("Foo = a\\tb", "line 3: wg setconf refuses it: Line unrecognized: `Foo=a\\tb'"),
+    ] {
+        let said = host.refused("up", &file(line, &[]));
+        assert!(said.contains(expected), "no {expected:?}: {said}");
+    }
+}
+
+/// As with ipv6.disable=1, where ip(8) fails when it is asked for an IPv6 route.
+#[test]
+fn a_kernel_without_ipv6_starts_what_has_none_and_says_what_it_refuses() {
+    require!(Wgsep);
+    let (host, stubs) = (Host::new(), Scratch::new());
+    let ip = "#!/bin/sh\ncase \" $* \" in\n\
+              *\" -6 \"*) echo 'RTNETLINK answers: Operation not supported' >&2; exit 2 ;;\nesac\n\
+              PATH=${PATH#*:}; exec ip \"$@\"\n";
+    stubs.write_script("ip", ip);
+    let configure = |action: &str, file: &str| {
+        output(host.command(action, file).env("PATH", before_path(&stubs)))
+    };
+    for action in ["up", "reload"] {
+        let done = configure(action, &file("Address = 10.66.0.2/24", &["10.67.0.0/24"]));
+        assert!(done.status.success() && done.stderr.is_empty(), "{action}: {done:?}");
+        let refused = configure(action, &file("Address = 10.66.0.2/24", &["fd67::/64"]));
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{action}: {said}");
+        assert!(said.contains("cannot add the route"), "{action}: {said}");
+        assert!(said.contains("not supported; take it out") && said.lines().count() == 1, "{said}");
+    }
+}
+
+/// As where a program is killed, or the limit on processes is reached.
+#[test]
+fn no_program_that_fails_silently_ends_the_script_without_a_line() {
+    require!(Wgsep);
+    let host = Host::new();
+    let file = file("Address = 10.66.0.2/24", &["10.67.0.0/24"]);
+    for (program, failing) in [
+        ("tail", "*"),
+        ("tr", "*"),
+        ("sed", "*/default*"),
+        ("awk", "*device=*"),
+        ("ip", "*link?show"),
+        ("wg", "*fwmark"),
+    ] {
+        let stubs = Scratch::new();
+        let text = format!(
+            "#!/bin/sh\ncase \"$*\" in {failing}) exit 3 ;; esac\n\
+             PATH=${{PATH#*:}}; exec {program} \"$@\"\n"
+        );
+        stubs.write_script(program, &text);
+        let done = output(host.command("up", &file).env("PATH", before_path(&stubs)));
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(3), "{program}: {said}");
+        assert!(said.starts_with("configure: cannot finish: line "), "{program}: {said}");
+        assert!(said.contains("ended with status 3; ") && said.contains("bash -x /"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{program}: {said}");
+    }
+}
+
+/// The first of them is named, and the others do not matter.
+#[test]
+fn a_thousand_endpoints_in_the_tunnel_are_one_line() {
+    require!(Wgsep);
+    let host = Host::new();
+    let mut file = file("Address = 10.66.0.2/24", &["0.0.0.0/1, 128.0.0.0/1"]);
+    for number in 0..1400 {
+        // Digits are a key, too.
+        let (high, low) = (number / 250, number % 250 + 1);
+        file += &format!("[Peer]\nPublicKey={number:042}A=\n");
+        file += &format!("Endpoint=198.18.{high}.{low}:1\n");
+    }
+    let done = host.configure("up", &file);
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}");
+    assert!(said.contains("leads into") && said.lines().count() == 1, "{said}");
 }
