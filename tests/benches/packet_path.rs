@@ -42,6 +42,7 @@ fn crypto(criterion: &mut Criterion) {
                     keypair: &reservation.keypair,
                     counter: reservation.first_counter,
                     datagram: &mut datagram,
+                    is_sealed: &mut false,
                 }]);
             });
         });

@@ -104,6 +104,8 @@ pub struct SealedDatagram {
     pub ecn: Ecn,
     run: usize,
     counter: u64,
+    /// Until then its bytes are plaintext.
+    is_sealed: bool,
 }
 
 /// The segment that is sealed next.
@@ -281,18 +283,25 @@ impl<S: Segmentation> OutboundBatch<S> {
         loop {
             let before = self.datagrams.len();
             self.write_datagrams(data_path, memory, datagrams, &mut used);
-            let written = part(&self.datagrams, before..self.datagrams.len());
+            let Self { runs, datagrams: written, .. } = self;
+            let (_, written) = written.split_at_mut_checked(before).unwrap_or_default();
             if written.is_empty() {
                 return before > 0;
             }
-            let runs = &self.runs;
             let mut parts = Parts::new(datagrams);
-            seal_batch(written.iter().filter_map(|datagram| {
+            seal_batch(written.iter_mut().filter_map(|datagram| {
                 let reservation = runs.get(datagram.run)?.reservation.as_ref()?;
-                let keypair = &*reservation.keypair;
-                let (counter, datagram) = (datagram.counter, parts.take(datagram.bytes.clone())?);
-                Some(SealJob { keypair, counter, datagram })
+                let SealedDatagram { bytes, counter, is_sealed, .. } = datagram;
+                let (keypair, datagram) = (&*reservation.keypair, parts.take(bytes.clone())?);
+                Some(SealJob { keypair, counter: *counter, datagram, is_sealed })
             }));
+            // What is not sealed is plaintext, and must not be sent.
+            let unsealed = written.iter().position(|datagram| !datagram.is_sealed);
+            debug_assert_eq!(unsealed, None, "lengths are checked, and ranges ascend");
+            if let Some(unsealed) = unsealed {
+                self.datagrams.truncate(before + unsealed);
+                return before + unsealed > 0;
+            }
         }
     }
 
@@ -305,11 +314,13 @@ impl<S: Segmentation> OutboundBatch<S> {
         used: &mut usize,
     ) {
         let Self { packets, runs, datagrams: sealed, next, max_datagrams } = self;
-        let most = max_datagrams.min(&mut (sealed.len() + SEALED_AT_ONCE)).to_owned();
+        let most = (*max_datagrams).min(sealed.len() + SEALED_AT_ONCE);
         while let Some(run) = runs.get(next.run)
             && sealed.len() < most
         {
-            let Some(packet) = run.packet(packets, next.packet) else {
+            let (Some(reservation), Some(packet)) =
+                (&run.reservation, run.packet(packets, next.packet))
+            else {
                 *next = Position { run: next.run + 1, ..Position::default() };
                 continue;
             };
@@ -320,15 +331,15 @@ impl<S: Segmentation> OutboundBatch<S> {
             let room = datagrams.get_mut(*used..).unwrap_or_default();
             match write_datagram(&packet, next.segment, data_path, memory, room) {
                 Ok(len) => {
-                    let first = run.reservation.as_ref().map_or(0, |taken| taken.first_counter);
                     let bytes = *used..*used + len;
                     *used = bytes.end;
-                    let counter = first + next.counter;
+                    let counter = reservation.first_counter + next.counter;
                     sealed.push(SealedDatagram {
                         bytes,
                         ecn: packet.ecn(),
                         run: next.run,
                         counter,
+                        is_sealed: false,
                     });
                 }
                 Err(NotWritten::NoRoom) if *used > 0 => return,
