@@ -61,7 +61,7 @@
 //! - The *source lock* of a TUN device or socket orders reads. What depends on the order of packets is done while it is
 //!   held: nonces are reserved, packets are staged, and the batch takes its *sequence number*.
 //! - The *sequencer* orders writes: a batch is written when all with lower numbers are. A worker that finishes early
-//!   parks its batch and continues with another; nobody spins, and nobody waits for a batch while holding the source lock.
+//!   parks its batch and continues with another; no worker spins, and none waits for a batch while it holds the source lock.
 //! - A *peer's lock* protects its endpoint, keypair slots and staged packets, for the time of a few assignments. A replay
 //!   window has a lock of its own. A worker holds one of them at a time.
 //! - *Published* values (allowed IPs, sockets) are replaced whole. A worker takes over the newest when it wakes; only new

@@ -98,7 +98,7 @@ layers! {
     NonDumpable = "non-dumpable", BOTH, true, HELPER, RESTART;
     /// Its memory cannot be read by other processes of the user it runs as.
     Untraceable = "untraceable", DATAPLANE, false, DATAPLANE,
-        "take reading from its user: chmod 711 wgsep-dataplane; or start wgsep as root, with CAP_SETUID";
+        "take reading from its user: chmod a-r wgsep-dataplane; or start wgsep as root, with CAP_SETUID";
     /// No file can be opened, whatever the path.
     Landlock = "landlock", BOTH, false, BOTH,
         "boot a kernel with Landlock: landlock in the list of lsm=";

@@ -127,6 +127,14 @@ impl Launched {
         procfs::children(self.process.pid())[0]
     }
 
+    /// The layers of both processes that the log reports as degraded.
+    fn degraded(&self) -> Vec<String> {
+        let reports = self.reports().concat();
+        let words = reports.split([' ', ',', ';', '\n']);
+        let degraded = words.filter_map(|word| Some(word.split_once("=degraded")?.0.to_owned()));
+        degraded.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
     /// The two reports of the log: the dataplane's and the helper's.
     fn reports(&self) -> [String; 2] {
         let log = self.process.log();
@@ -228,6 +236,8 @@ fn with_a_file_capability_a_user_serves_wg_and_hears_which_layers_are_not_its_ow
     assert_said(&dataplane, &["untraceable=applied", "user-namespace=applied"]);
     assert_said(&dataplane, &["no-fd-out=degraded(EPERM)"]);
     assert_said(&helper, &["bounding-set=degraded(EPERM)", "landlock=applied", "seccomp=applied"]);
+    // As wgsep(8) has them, "Without root".
+    assert_eq!(launched.degraded(), ["bounding-set", "no-fd-out", "securebits", "user"]);
     let (helper, dataplane) = (launched.process.pid(), launched.dataplane());
     for kind in ["user", "net", "mnt", "ipc", "uts"] {
         assert_ne!(namespace(helper, kind), namespace(dataplane, kind), "{kind}");
@@ -254,7 +264,7 @@ fn attack_06_a_program_that_can_be_read_lets_the_user_trace_it_which_is_told() {
     let said = launched.audit();
     let line = said.lines().find(|line| line.contains("untraceable")).unwrap_or_default();
     assert!(line.contains("degraded"), "{said}");
-    assert!(said.contains("chmod 711 wgsep-dataplane"), "{said}");
+    assert!(said.contains("chmod a-r wgsep-dataplane"), "{said}");
 }
 
 /// The dataplane is in a user namespace that the user made and has every capability over, but its
@@ -605,6 +615,18 @@ fn a_container_with_net_admin_only_serves_wg() {
     let [dataplane, helper] = launched.reports();
     assert_said(&dataplane, &["user=degraded(EPERM)", "empty-root=applied", "seccomp=applied"]);
     assert_said(&helper, &["bounding-set=degraded(EPERM)", "landlock=applied", "seccomp=applied"]);
+    // As SECURITY.md has them, "In a container"; the last is because the program's owner may read it.
+    let stated = ["bounding-set", "no-fd-out", "securebits", "untraceable", "user"];
+    assert_eq!(launched.degraded(), stated);
+    let document = fs::read_to_string(repository().join("SECURITY.md")).unwrap();
+    let row = document.lines().find(|line| line.starts_with("| CAP_NET_ADMIN |")).unwrap();
+    assert!(stated.iter().all(|layer| row.contains(&format!("`{layer}`"))), "{row}");
+
+    let programs = Programs::new();
+    let unreadable = fs::Permissions::from_mode(0o111);
+    fs::set_permissions(programs.0.join("wgsep-dataplane"), unreadable).unwrap();
+    let launched = Launch::new(programs, &CONTAINER, &[], "").start();
+    assert_eq!(launched.degraded(), ["bounding-set", "no-fd-out", "securebits", "user"]);
 }
 
 /// The capabilities that the recipes for Kubernetes grant, as setpriv(1) names them.

@@ -210,6 +210,30 @@ fn an_mtu_that_takes_no_ipv6_is_refused_by_start_and_reload_alike() {
     assert_eq!(host.routes("-6"), ["fd66::/64", "fd66:1::/64"]);
 }
 
+/// Peers and keys are in force by then, and packets for a prefix without its route would leave by the default route.
+#[test]
+fn a_reload_that_cannot_set_all_sets_the_rest() {
+    require!(Wgsep);
+    let host = Host::new().with_lan(&["10.33.0.1/24", "192.0.2.1/24"]);
+    host.netns.run("ip route add default via 192.0.2.9");
+    let lines = "Address = 10.8.0.1/24";
+    host.must("up", &file(lines, &["10.8.0.2/32, 10.71.0.0/16"]));
+    let more = "10.8.0.2/32, 10.33.0.0/24, 10.71.0.0/16, 10.72.0.0/16";
+    let said = host.refused("reload", &file(lines, &[more]));
+    assert!(said.contains("10.33.0.0/24, of AllowedIPs"), "{said}");
+    assert!(said.contains("all else of the file is in force"), "{said}");
+    assert!(host.is_routed("10.71.0.1") && host.is_routed("10.72.0.1"));
+
+    let host = Host::new().with_lan(&["192.0.2.1/24"]);
+    host.netns.run("ip route add default via 192.0.2.9");
+    host.must("up", &file(lines, &["10.71.0.0/16"]));
+    host.netns.run(format!("sysctl -q net.ipv6.conf.{}.disable_ipv6=1", host.daemon.interface));
+    let lines = "Address = 10.8.0.1/24, fd08::1/64";
+    let said = host.refused("reload", &file(lines, &["10.71.0.0/16, 10.72.0.0/16"]));
+    assert!(said.contains("Address = fd08::1/64"), "{said}");
+    assert!(host.is_routed("10.72.0.1"));
+}
+
 /// As with wg-quick(8): with 1420 on a narrower link each full packet would leave in two fragments.
 #[test]
 fn without_an_mtu_the_interface_has_that_of_the_narrowest_path_to_an_endpoint() {

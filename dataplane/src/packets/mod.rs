@@ -14,8 +14,8 @@
 //! Into the TUN device, `inbound`:
 //!
 //! 1. *Read* datagrams from a socket. (sequential: the source lock of the socket)
-//! 2. *Parse* each; handshake messages go to the control thread, a transport message names its session. (parallel: a
-//!    read lock on a shard of the indices, once a session)
+//! 2. *Parse* each; handshake messages go to the control thread, a transport message names its keypair. (parallel: a
+//!    read lock on a shard of the indices, once a keypair)
 //! 3. *Open* the transport messages. (parallel: no lock)
 //! 4. *Accept* each: replay window, endpoint, keypair slots, timers, source address. (in order, as 5; the locks of the
 //!    replay window and of the peer; with the allowed IPs that the worker which writes has)

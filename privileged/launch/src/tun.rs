@@ -279,7 +279,7 @@ const TAKEN: [Errno; 3] = [Errno::EBUSY, Errno::EINVAL, Errno::EEXIST];
 
 fn name_taken(name: &str) -> String {
     format!(
-        "interface {name} already exists; delete it (ip link delete {name}) or choose another name"
+        "interface {name} already exists, or is another name of one (ip link show {name}); choose another name, or delete it if it is not in use"
     )
 }
 

@@ -4,7 +4,7 @@
 //!
 //! 2. [`InboundBatch::parse`]: which of the four messages; handshake messages go to the control thread. The receiver
 //!    index of a transport message names its keypair and peer. (parallel; a read lock on a shard of the indices,
-//!    once for each session of the batch)
+//!    once for each keypair of the batch)
 //! 3. [`InboundBatch::open`]: decrypt all transport messages of the batch in place. (parallel; no lock)
 //! 4. [`InboundBatch::accept`]: drop replays; move endpoint, keypair slots and timers; trim to the inner length. The
 //!    inner source must be an allowed IP of this peer. Router advertisements, which would change the kernel's
@@ -31,14 +31,14 @@ use crate::wire::ndisc;
 use core::ops::Range;
 use std::sync::Arc;
 
-/// The latest sessions of a batch that are searched for a receiver index: consecutive messages mostly belong to one.
+/// The latest keypairs of a batch that are searched for a receiver index: consecutive messages mostly belong to one.
 const LOOK_BACK: usize = 8;
 
 /// Transport messages on their way in.
 pub struct InboundBatch {
     reads: Vec<Origin>,
     messages: Vec<TransportMessage>,
-    sessions: Vec<Session>,
+    keypairs: Vec<ReceivingKeypair>,
 }
 
 /// From where the datagrams of one read came.
@@ -51,7 +51,7 @@ struct Origin {
 }
 
 /// A receiver index with what it names.
-struct Session {
+struct ReceivingKeypair {
     receiver_index: ReceiverIndex,
     peer: Arc<Peer>,
     keypair: Arc<Keypair>,
@@ -64,8 +64,8 @@ struct TransportMessage {
     counter: u64,
     /// Index of its read.
     read: usize,
-    /// Index of its session.
-    session: usize,
+    /// Index of its keypair.
+    keypair: usize,
     opened: Result<(), OpenError>,
 }
 
@@ -87,7 +87,7 @@ impl InboundBatch {
         Self {
             reads: Vec::with_capacity(reads),
             messages: Vec::with_capacity(datagrams),
-            sessions: Vec::with_capacity(reads),
+            keypairs: Vec::with_capacity(reads),
         }
     }
 
@@ -109,7 +109,7 @@ impl InboundBatch {
     }
 
     /// Stage 2: finds out what the datagram at `bytes` of `memory` is, and keeps a transport message with its
-    /// session. Datagrams come in ascending order.
+    /// keypair. Datagrams come in ascending order.
     pub fn parse(&mut self, data_path: &DataPath, memory: &[u8], bytes: Range<usize>) -> Parsed {
         let header = match memory.get(bytes.clone()).and_then(Message::parse) {
             Some(Message::Transport(header)) => header,
@@ -119,8 +119,8 @@ impl InboundBatch {
                 return Parsed::Dropped;
             }
         };
-        let (Some(session), Some(read)) =
-            (self.find_session(data_path, header.receiver_index), self.reads.len().checked_sub(1))
+        let (Some(keypair), Some(read)) =
+            (self.find_keypair(data_path, header.receiver_index), self.reads.len().checked_sub(1))
         else {
             data_path.drops.add(DropCause::UnknownIndex, 1);
             return Parsed::Dropped;
@@ -129,30 +129,30 @@ impl InboundBatch {
             sealed: bytes.start.saturating_add(TRANSPORT_HEADER_LEN)..bytes.end,
             counter: header.counter,
             read,
-            session,
+            keypair,
             opened: Err(OpenError::Unauthentic),
         });
         Parsed::Transport
     }
 
-    /// The index of the session that a receiver index names, among the sessions of this batch, to which it is
+    /// The index of the keypair that a receiver index names, among the keypairs of this batch, to which it is
     /// added if necessary.
-    fn find_session(&mut self, data_path: &DataPath, index: ReceiverIndex) -> Option<usize> {
-        let mut latest = self.sessions.iter().enumerate().rev().take(LOOK_BACK);
-        if let Some((known, _)) = latest.find(|(_, session)| session.receiver_index == index) {
+    fn find_keypair(&mut self, data_path: &DataPath, index: ReceiverIndex) -> Option<usize> {
+        let mut latest = self.keypairs.iter().enumerate().rev().take(LOOK_BACK);
+        if let Some((known, _)) = latest.find(|(_, keypair)| keypair.receiver_index == index) {
             return Some(known);
         }
         let (peer, keypair) = data_path.index_table.lookup_keypair(index)?;
-        self.sessions.push(Session { receiver_index: index, peer, keypair });
-        self.sessions.len().checked_sub(1)
+        self.keypairs.push(ReceivingKeypair { receiver_index: index, peer, keypair });
+        self.keypairs.len().checked_sub(1)
     }
 
     /// Stage 3: opens every message. Those that do not open are counted.
     pub fn open(&mut self, data_path: &DataPath, memory: &mut [u8], now: Instant) {
-        let Self { messages, sessions, .. } = self;
+        let Self { messages, keypairs, .. } = self;
         let mut parts = Parts::new(memory);
         let jobs = messages.iter_mut().filter_map(|message| {
-            let keypair = &*sessions.get(message.session)?.keypair;
+            let keypair = &*keypairs.get(message.keypair)?.keypair;
             let sealed = parts.take(message.sealed.clone())?;
             Some(OpenJob { keypair, counter: message.counter, sealed, result: &mut message.opened })
         });
@@ -175,7 +175,7 @@ impl InboundBatch {
     ) -> Option<Range<usize>> {
         let message = self.messages.get(number).filter(|message| message.opened.is_ok())?;
         let Origin { endpoint, ecn } = *self.reads.get(message.read)?;
-        let Session { peer, keypair, .. } = self.sessions.get(message.session)?;
+        let ReceivingKeypair { peer, keypair, .. } = self.keypairs.get(message.keypair)?;
         let received = Received { peer, keypair, counter: message.counter, endpoint, ecn };
         let Range { start, end } = message.sealed;
         let plaintext = memory.get_mut(start..end.checked_sub(TAG_LEN)?)?;
@@ -187,7 +187,7 @@ impl InboundBatch {
     pub fn clear(&mut self) {
         self.reads.clear();
         self.messages.clear();
-        self.sessions.clear();
+        self.keypairs.clear();
     }
 }
 
