@@ -253,6 +253,10 @@ fn a_filter_that_drops_long_packets_costs_the_peer_that_it_matches_segmentation_
     hub.assert_a_is_back();
 }
 
+fn is_lossless(printed: &str) -> bool {
+    printed.contains(" 0% packet loss")
+}
+
 /// What waits for the slow link is as much as its queue holds, and fits into the socket's send buffer
 /// beside what goes to others.
 #[test]
@@ -280,11 +284,17 @@ fn a_congested_link_keeps_no_datagrams_to_other_peers_out() {
             let shown = netns.run(format!("tc -s qdisc show dev {TO_A}"));
             !shown.contains("dropped 0,")
         });
-        let pings = netns.output(format!("ping -q -i 0.05 -c 20 -W 2 {}", hub.b.inner));
+        // On a busy machine the flood may overrun the queue of the TUN device for a moment, which it shares with some
+        // pings. A send buffer without room for the others loses most of them each time.
+        let mut pings = Vec::new();
+        while pings.len() < 3 && !pings.last().is_some_and(|last: &String| is_lossless(last)) {
+            let printed = netns.output(format!("ping -q -i 0.05 -c 20 -W 2 {}", hub.b.inner));
+            pings.push(String::from_utf8_lossy(&printed.stdout).into_owned());
+        }
         is_full.store(true, Ordering::Relaxed);
-        String::from_utf8_lossy(&pings.stdout).into_owned()
+        pings
     });
-    assert!(pings.contains(" 0% packet loss"), "{pings}");
+    assert!(pings.last().is_some_and(|last| is_lossless(last)), "{pings:?}");
 }
 
 #[test]
