@@ -378,6 +378,13 @@ fn attack_09_a_stopped_helper_does_not_stop_the_traffic() {
     left.daemon.process.signal(Signal::SIGCONT);
     left.daemon.wg_set("fwmark 7");
     pinging.until_more(5);
+
+    // What needs it waits for it.
+    stop(left.daemon.process.pid());
+    left.daemon.netns.run(format!("ip link set {} down", left.daemon.interface));
+    left.daemon.netns.run(format!("ip link set {} up", left.daemon.interface));
+    left.daemon.process.signal(Signal::SIGCONT);
+    pinging.until_more(5);
 }
 
 #[test]
