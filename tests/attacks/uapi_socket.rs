@@ -1,5 +1,5 @@
-//! Attack 10: clients of the UAPI socket that forget, dawdle and never end, a thousand of them. That
-//! nobody else may connect is in `system/uapi`. Attack 11: what is put in the place of its file while it is served.
+//! Attack 10: a thousand clients of the UAPI socket that are idle, slow or endless. `system/uapi` tests that no other user
+//! may connect. Attack 11: what is put in the place of the socket's file while it is served.
 
 use std::collections::BTreeMap;
 use std::fs;

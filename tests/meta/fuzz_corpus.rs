@@ -6,9 +6,10 @@ use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use wgsep_tests::fuzz::{TARGETS, Target};
+use wgsep_tests::repository;
 
 fn fuzz() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
+    repository().join("tests/fuzz")
 }
 
 fn names(directory: &Path) -> BTreeSet<String> {

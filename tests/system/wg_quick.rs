@@ -177,18 +177,18 @@ fn the_dns_line_reaches_resolvconf_and_is_taken_back() {
     let site = Site::new(Wgsep);
     let interface = site.interface_section("DNS = 10.9.0.53, fd00:9::53, corp.example\n");
     let quick = Quick::new(&interface, &site.peer(Family::V4, EVERYTHING));
-    let told = site.stub_resolvconf();
+    let recorded = site.stub_resolvconf();
     quick.must(&site, "up");
-    let text = fs::read_to_string(&told).unwrap();
+    let text = fs::read_to_string(&recorded).unwrap();
     let first = text.lines().next().unwrap();
     assert!(first.starts_with("-a ") && first.contains(&quick.interface), "{text}");
     for line in ["nameserver 10.9.0.53", "nameserver fd00:9::53", "search corp.example"] {
-        assert!(text.lines().any(|told| told == line), "no {line:?} in\n{text}");
+        assert!(text.lines().any(|recorded| recorded == line), "no {line:?} in\n{text}");
     }
     until_ping(&site.client, Side::Right.inner(Family::V4));
     quick.must(&site, "down");
     quick.assert_gone();
-    let text = fs::read_to_string(&told).unwrap();
+    let text = fs::read_to_string(&recorded).unwrap();
     let last = text.lines().last().unwrap();
     assert!(last.starts_with("-d ") && last.contains(&quick.interface), "{text}");
 }
@@ -255,14 +255,14 @@ impl Site {
     /// Puts a resolvconf(8) on the client's path that writes down its arguments and input, in the
     /// file returned.
     fn stub_resolvconf(&self) -> PathBuf {
-        let told = self.scratch.join("told");
+        let recorded = self.scratch.join("recorded");
         fs::create_dir(self.bin()).unwrap();
         let script = format!(
-            "#!/bin/sh\necho \"$*\" >> {told}\nif [ \"$1\" = -a ]; then cat >> {told}; fi\n",
-            told = told.display()
+            "#!/bin/sh\necho \"$*\" >> {recorded}\nif [ \"$1\" = -a ]; then cat >> {recorded}; fi\n",
+            recorded = recorded.display()
         );
         self.scratch.write_script("bin/resolvconf", &script);
-        told
+        recorded
     }
 
     /// What the client's path begins with.
