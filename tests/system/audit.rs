@@ -332,6 +332,23 @@ fn a_daemon_whose_socket_was_renamed_is_audited() {
 }
 
 #[test]
+fn a_daemon_is_audited_while_another_has_the_name_that_it_had() {
+    require!(Wgsep);
+    let mut first = Daemon::start(Wgsep, &Netns::new());
+    let (name, other) = (first.interface.clone(), unique_interface());
+    first.netns.run(format!("ip link set {name} name {other}"));
+    fs::rename(socket_path(&name), socket_path(&other)).unwrap();
+    first.interface = other;
+    let second = Daemon::start_on(&name, Wgsep, &Netns::new(), |_| {});
+    for daemon in [&first, &second] {
+        let said = audit(&daemon.netns, &daemon.interface, &["--json"]);
+        let json: Value =
+            serde_json::from_slice(&said.stdout).unwrap_or_else(|_| panic!("no JSON: {said:?}"));
+        assert_eq!(json["dataplane"], daemon.dataplane().as_raw());
+    }
+}
+
+#[test]
 fn a_daemon_that_accepts_no_clients_is_named_as_the_trouble() {
     require!(Wgsep);
     let (netns, impostor) = (Netns::new(), Impostor::new());

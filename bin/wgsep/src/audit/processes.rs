@@ -133,8 +133,7 @@ fn effective_uid(pid: i32) -> Option<u32> {
     status.field("Uid")?.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Whether the dataplane holds a listening socket that is bound to this file, or to one whose name is gone because it
-/// was renamed; `None` if its descriptors cannot be read.
+/// Whether the dataplane holds a listening socket that is bound to this file; `None` if its descriptors cannot be read.
 fn holds_listener(dataplane: i32, helper: i32, socket: &Metadata) -> Option<bool> {
     let entries = fs::read_dir(format!("/proc/{dataplane}/fd")).ok()?;
     let mut held = Vec::new();
@@ -150,11 +149,23 @@ fn holds_listener(dataplane: i32, helper: i32, socket: &Metadata) -> Option<bool
     let tables = [format!("/proc/{helper}/net/unix"), "/proc/net/unix".to_owned()];
     let tables: Vec<_> = tables.iter().filter_map(|path| fs::read_to_string(path).ok()).collect();
     let mut bound = tables.iter().flat_map(|table| table.lines()).filter_map(listening);
-    let is_it = |path: &str| {
-        fs::metadata(path)
-            .map_or(true, |file| (file.dev(), file.ino()) == (socket.dev(), socket.ino()))
-    };
-    Some(bound.any(|(inode, path)| held.contains(&inode) && is_it(path)))
+    Some(bound.any(|(inode, path)| held.contains(&inode) && may_be_bound_to(path, helper, socket)))
+}
+
+/// Whether a socket that `helper` made and bound to `path` may be bound to this file. The kernel keeps that path when
+/// the file is renamed: it says nothing once it names no file, or the file of a socket that another process made or that was closed.
+fn may_be_bound_to(path: &str, helper: i32, socket: &Metadata) -> bool {
+    let Ok(file) = fs::metadata(path) else { return true };
+    if (file.dev(), file.ino()) == (socket.dev(), socket.ino()) {
+        return true;
+    }
+    match uapi::connect_until(path, Instant::now()) {
+        Ok(client) => {
+            let maker = getsockopt(&client, sockopt::PeerCredentials);
+            maker.is_ok_and(|maker| maker.pid() != helper)
+        }
+        Err(errno) => errno == Errno::ECONNREFUSED,
+    }
 }
 
 /// The inode in a descriptor's link, `socket:[INODE]`.
