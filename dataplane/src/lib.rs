@@ -67,7 +67,11 @@
 //! - *Published* values (allowed IPs, sockets) are replaced whole. A worker takes over the newest when it wakes; only new
 //!   sockets wake it.
 //!
-//! The stages of a packet, with the locks that each takes, are in `packets`.
+//! # The walk of a packet
+//!
+//! `Worker::outbound` and `Worker::inbound` (`workers::worker`) list the stages of a packet and call each in turn. The
+//! documentation of `packets` has the files in the order in which a packet passes them, with what is sequential, what is
+//! parallel, and the locks that each stage takes.
 //!
 //! [`ControlPlane`]: wgsep_proto::device::control_plane::ControlPlane
 

@@ -4,8 +4,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use wgsep_dataplane::offload::{Coalesce, Coalescer, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
-use wgsep_proto::path::inbound::{InboundBatch, Parsed};
-use wgsep_proto::path::outbound::{OutboundBatch, Whole};
+use wgsep_proto::path::inbound::{InboundBatch, Receive};
+use wgsep_proto::path::outbound::{OutboundBatch, Segmentation as _, Whole};
 use wgsep_proto::{Ecn, Endpoint};
 use wgsep_simulation::packet;
 use wgsep_simulation::simulation::Simulation;
@@ -77,27 +77,27 @@ fn routing_sealing_opening_and_accepting_allocate_nothing() {
     let mut arrived = 0;
     let counted = allocations(|| {
         for _ in 0..100 {
-            for number in 0..PACKETS {
-                let bytes = number * plain.len()..(number + 1) * plain.len();
-                let whole = |packet: &[u8]| Some(Whole(packet.len()));
-                outbound.route(outward, allowed_ips.value(), &packets, bytes, whole).unwrap();
-            }
+            let len = plain.len();
+            let read = (0..PACKETS).map(|number| (number * len..(number + 1) * len, Whole::new));
+            let answer = |_: &[u8]| panic!("each packet has a peer");
+            outbound.route(outward, allowed_ips.value(), &packets, read, now, answer);
             outbound.reserve_nonces(outward, &packets, &mut datagrams, now);
             assert!(outbound.seal(outward, &packets, &mut datagrams));
-            inbound.begin_read(Endpoint::new(from.address), Ecn::NOT_CAPABLE);
-            outbound.send(|_, _, sealed| {
-                for datagram in sealed {
-                    let parsed = inbound.parse(inward, &datagrams, datagram.bytes.clone());
-                    assert_eq!(parsed, Parsed::Transport);
-                }
-                datagrams.len()
-            });
+            for run in outbound.sealed_runs() {
+                let [first, .., last] = run.datagrams else { panic!("several datagrams") };
+                let receive = Receive {
+                    bytes: first.bytes.start..last.bytes.end,
+                    segment_len: first.bytes.len(),
+                    endpoint: Endpoint::new(from.address),
+                    ecn: Ecn::NOT_CAPABLE,
+                };
+                inbound.parse(inward, &datagrams, &[receive], |_, _| panic!("no handshake"));
+            }
             outbound.clear();
             inbound.open(inward, &mut datagrams, now);
-            for number in 0..inbound.len() {
-                let packet = inbound.accept(number, inward, back.value(), &mut datagrams, now);
-                arrived += usize::from(packet.is_some_and(|packet| datagrams[packet] == plain));
-            }
+            inbound.accept(inward, back.value(), &mut datagrams, now);
+            arrived +=
+                inbound.accepted().filter(|packet| datagrams[packet.clone()] == plain).count();
             inbound.clear();
         }
     });

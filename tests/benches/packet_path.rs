@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use wgsep_dataplane::offload::{Coalesce, Coalescer, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
 use wgsep_proto::AllowedIp;
 use wgsep_proto::path::allowed_ips::AllowedIps;
+use wgsep_proto::path::outbound::Segmentation as _;
 use wgsep_proto::session::keypair::{SealJob, seal_batch};
 use wgsep_proto::session::replay::ReplayWindow;
 use wgsep_proto::wire::messages::TRANSPORT_HEADER_LEN;

@@ -1,29 +1,37 @@
 //! The path of packets between the TUN device and the UDP sockets. A worker carries a whole batch from the read
 //! to the write, while it is in the cache.
 //!
-//! Out of the TUN device, `outbound`:
+//! `Worker::outbound` and `Worker::inbound` in `workers/worker.rs` list the stages of a direction and call each in turn.
+//! Read one of them beside the files below, from top to bottom: no file of a walk is entered twice, and none calls back
+//! into one before it. `path/` is `dataplane/proto/src/path/`, and the other directories of its rows are beside that.
 //!
-//! 1. *Read* a quantum from each ready queue of the device. (sequential: the source lock of the device)
-//! 2. *Route* each packet; answer one that has no peer with an ICMP error. (sequential, as 1; a packet that contains a
-//!    WireGuard message takes the peer's lock or one of the indices)
-//! 3. *Reserve nonces* for each run of packets to one peer, or stage the run until a handshake has completed. (sequential,
-//!    as 1; the peer's lock, once a run)
-//! 4. *Seal*: split super-packets into datagrams, encrypt those. (parallel: no lock)
-//! 5. *Send* the datagrams, in the order of sequence numbers. (in order: one worker at a time, see `sequencer`)
+//! Out of the TUN device:
 //!
-//! Into the TUN device, `inbound`:
+//! | stage | what it does | file | order, locks |
+//! |---|---|---|---|
+//! | 1. *read* | a quantum of frames from each ready queue of the device, and the header of each | `packets/outbound.rs`, `packets/flow_queues.rs`, `packets/tun.rs` | sequential: the source lock of the device |
+//! | 2. *route* | finds the peer of each packet and how it is split; one without a peer is answered with an ICMP error | `path/outbound/route.rs`, `packets/offload/segments.rs` | sequential, as 1; a packet that contains a WireGuard message takes the peer's lock or one of the indices |
+//! | 3. *reserve nonces* | for each run of packets to one peer, or stages the run until a handshake has completed | `path/outbound/reserve.rs` | sequential, as 1; the peer's lock, once a run |
+//! | 4. *seal* | splits super-packets into datagrams, encrypts those | `path/outbound/seal.rs`, `packets/offload/split.rs`, `session/aead.rs` | parallel: no lock |
+//! | 5. *send* | the datagrams, as segments of few system calls | `packets/udp.rs` | in the order of sequence numbers: one worker at a time, see `workers::sequencer` |
 //!
-//! 1. *Read* datagrams from a socket. (sequential: the source lock of the socket)
-//! 2. *Parse* each; handshake messages go to the control thread, a transport message names its keypair. (parallel: a
-//!    read lock on a shard of the indices, once a keypair)
-//! 3. *Open* the transport messages. (parallel: no lock)
-//! 4. *Accept* each: replay window, endpoint, keypair slots, timers, source address. (in order, as 5; the locks of the
-//!    replay window and of the peer; with the allowed IPs that the worker which writes has)
-//! 5. *Write* to the device, coalesced into super-packets. (in order: one worker at a time)
+//! Into the TUN device:
 //!
-//! Of the first, 2 to 4, and of the second, 2 to 4, are in `wgsep_proto::path`, by the same numbers. The files here, in
-//! the order in which a packet meets them: `outbound` calls `flow_queues`, `tun`, `offload::segment` and `udp` (with
-//! `gso`); `inbound` calls `sys::receive`, `offload::coalesce` and `tun`.
+//! | stage | what it does | file | order, locks |
+//! |---|---|---|---|
+//! | 1. *read* | datagrams from a socket, which the kernel may have coalesced | `packets/inbound.rs` | sequential: the source lock of the socket |
+//! | 2. *parse* | each; handshake messages go to the control thread, a transport message names its keypair | `path/inbound/parse.rs` | parallel: a read lock on a shard of the indices, once a keypair |
+//! | 3. *open* | the transport messages, in place | `path/inbound/open.rs`, `session/aead.rs` | parallel: no lock |
+//! | 4. *accept* | each: replay window, endpoint, keypair slots, timers, source address | `path/inbound/accept.rs` | in the order of sequence numbers: one worker at a time; the locks of the replay window and of the peer; with the allowed IPs that the worker which writes has |
+//! | 5. *write* | the packets to the device, coalesced into super-packets | `packets/offload/coalesce.rs`, `packets/tun.rs` | as 4 |
+//!
+//! Beside these files, the stages use three kinds of others. The formats of packets and messages are in `wire/`. State
+//! that the stages look up and update has a file for each kind: `path/allowed_ips.rs`, `session/peer.rs`,
+//! `session/keypair.rs`, `session/timers.rs`, `session/replay.rs`, `session/index_table.rs`, and `packets/gso.rs`, which
+//! caches where the kernel refused segmentation. The system calls that `nix` does not have are in `sys.rs`.
+//!
+//! The work of a batch is bounded by its memory and by the number of frames or datagrams that it holds, whether or not
+//! they have a peer. Nothing is allocated for a packet that is not staged.
 
 pub(crate) mod flow_queues;
 pub(crate) mod gso;

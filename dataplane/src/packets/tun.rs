@@ -3,7 +3,7 @@
 //! If the kernel supports it, the device has several queues, over which the kernel spreads the flows. A
 //! flow that fills its queue, as TCP does until a packet is lost, does not delay those of other queues.
 
-use crate::drops::LocalCause;
+use crate::drops::{Drops, LocalCause};
 use crate::line_limit::LineLimit;
 use crate::packets::offload::{Coalesce, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
 use crate::refusal::{HOLDS, Refusal};
@@ -13,6 +13,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use wgsep_ipc::TunOffload;
 use wgsep_proto::Instant;
+use wgsep_proto::invariant::{part, present};
+use wgsep_proto::path::outbound::Segmentation as _;
+use wgsep_proto::wire::icmp::MAX_ERROR_LEN;
 
 /// Longest frame that a read returns: header, and the longest IP packet.
 pub(crate) const MAX_FRAME_LEN: usize = VNET_HDR_LEN + 40 + 65_535;
@@ -84,13 +87,13 @@ pub(crate) enum Read {
 
 /// Packets that the device refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct WriteError {
-    pub(crate) cause: LocalCause,
-    pub(crate) packets: usize,
+struct WriteError {
+    cause: LocalCause,
+    packets: usize,
 }
 
 /// The drop cause of a failed write. EIO means that the interface is down (kernel tun.c).
-pub(crate) fn cause_of(error: &io::Error) -> LocalCause {
+fn cause_of(error: &io::Error) -> LocalCause {
     match error.raw_os_error() {
         Some(libc::EIO) => LocalCause::InterfaceDown,
         _ => LocalCause::WriteFailed,
@@ -164,25 +167,36 @@ impl Tun {
     ///
     /// # Errors
     /// As write(2); EIO while the interface is down.
-    pub(crate) fn write(&self, frame: &[u8]) -> io::Result<()> {
+    fn write(&self, frame: &[u8]) -> io::Result<()> {
         let frame = frame.get(self.without_header()..).ok_or(io::ErrorKind::InvalidInput)?;
         nix::unistd::write(&self.writer, frame)?;
         Ok(())
     }
 
-    /// Writes a frame of `packets` packets, one by one if the kernel refuses super-packets of this type.
-    ///
-    /// # Errors
-    /// The number of packets that were refused, and the cause.
-    pub(crate) fn write_packets(
-        &self,
-        frame: &[u8],
-        packets: u16,
-        now: Instant,
-    ) -> Result<(), WriteError> {
-        self.write_packets_with(frame, packets, now, |frame| self.write(frame))
+    /// Writes an ICMP error for the sender of a packet.
+    pub(crate) fn answer(&self, error: &[u8], drops: Drops<'_>) {
+        let mut frame = [0; VNET_HDR_LEN + MAX_ERROR_LEN];
+        let end = VNET_HDR_LEN + error.len();
+        let Some(packet) = present(frame.get_mut(VNET_HDR_LEN..end), "no error is longer") else {
+            return;
+        };
+        packet.copy_from_slice(error);
+        if let Err(error) = self.write(part(&frame, 0..end)) {
+            drops.add(cause_of(&error), 1);
+        }
     }
 
+    /// Stage 5 of the way in: writes a frame of `packets` packets, one by one if the kernel refuses super-packets of this
+    /// type. Counts those that were refused.
+    pub(crate) fn write_packets(&self, frame: &[u8], packets: u16, drops: Drops<'_>, now: Instant) {
+        let written = self.write_packets_with(frame, packets, now, |frame| self.write(frame));
+        if let Err(WriteError { cause, packets }) = written {
+            drops.add(cause, packets);
+        }
+    }
+
+    /// # Errors
+    /// The number of packets that were refused, and the cause.
     fn write_packets_with(
         &self,
         frame: &[u8],
@@ -242,12 +256,12 @@ fn super_packet(frame: &[u8]) -> Option<(GsoType, VnetHeader, &[u8])> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
     /// A pair of packet sockets behaves as a TUN queue does: whole packets, or EAGAIN.
-    fn pair(vnet_hdr: bool) -> (Tun, OwnedFd) {
+    pub(crate) fn pair(vnet_hdr: bool) -> (Tun, OwnedFd) {
         let (ours, kernels) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,

@@ -1,4 +1,4 @@
-//! The UDP sockets, as the helper opened them, and sending many datagrams at once.
+//! The UDP sockets, as the helper opened them, and stage 5 of the way out: datagrams are sent, many at once.
 
 use crate::drops::{Cause, Drops, LocalCause};
 use crate::packets::gso::{Gso, can_retry_unsegmented};
@@ -8,6 +8,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
+use wgsep_proto::invariant::part;
+use wgsep_proto::path::outbound::{SealedDatagram, SealedRun};
 use wgsep_proto::session::peer::Peer;
 use wgsep_proto::{DropCause, Endpoint, Instant};
 
@@ -17,12 +19,12 @@ pub(crate) const MAX_SEGMENTS: usize = 64;
 pub(crate) const MAX_SEND: usize = 65_507;
 
 /// Contiguous datagrams that are sent at once.
-pub(crate) struct Datagrams<'a> {
-    pub(crate) payload: &'a [u8],
+struct Datagrams<'a> {
+    payload: &'a [u8],
     /// Length of each datagram but the last, which may be shorter.
-    pub(crate) segment_len: usize,
+    segment_len: usize,
     /// Of the outer header.
-    pub(crate) traffic_class: u8,
+    traffic_class: u8,
 }
 
 /// The sockets of both families, either of which a machine may lack.
@@ -99,8 +101,35 @@ impl UdpSockets {
         if destination.is_ipv4() { v4 } else { v6 }
     }
 
+    /// Stage 5: sends the datagrams of a run, which lie in `memory`, those that can be segments of one send together.
+    /// Counts what was sent, and what was not.
+    pub(crate) fn send_run(
+        &self,
+        run: &SealedRun<'_>,
+        memory: &[u8],
+        drops: Drops<'_>,
+        now: Instant,
+    ) {
+        let &SealedRun { peer, endpoint, datagrams: mut rest } = run;
+        let mut sent = 0;
+        while let [first, ..] = rest {
+            let (group, others) = rest.split_at(segments(rest));
+            rest = others;
+            let end = group.last().map_or(first.bytes.end, |last| last.bytes.end);
+            let datagrams = Datagrams {
+                payload: part(memory, first.bytes.start..end),
+                segment_len: first.bytes.len(),
+                traffic_class: first.ecn.encapsulated().bits(),
+            };
+            sent += self.send(peer, endpoint, &datagrams, drops, now);
+        }
+        if sent > 0 {
+            peer.add_tx_bytes(sent as u64);
+        }
+    }
+
     /// Sends datagrams to a peer. Returns the bytes sent; counts the datagrams that were not.
-    pub(crate) fn send(
+    fn send(
         &self,
         peer: &Peer,
         endpoint: &Endpoint,
@@ -174,6 +203,27 @@ impl UdpSockets {
             .ok_or(io::Error::from_raw_os_error(libc::ENETUNREACH))?;
         sys::send(socket, endpoint, traffic_class, payload, segment)
     }
+}
+
+/// Number of datagrams at the front that can be segments of one send: equal in length and class, the last
+/// may be shorter.
+fn segments(datagrams: &[SealedDatagram]) -> usize {
+    let Some(first) = datagrams.first() else { return 0 };
+    let (mut count, mut total, mut previous) = (0, 0, first.bytes.len());
+    for datagram in datagrams.iter().take(MAX_SEGMENTS) {
+        let len = datagram.bytes.len();
+        let fits = previous == first.bytes.len()
+            && len <= previous
+            && datagram.ecn == first.ecn
+            && total + len <= MAX_SEND;
+        if !fits && count > 0 {
+            break;
+        }
+        count += 1;
+        total += len;
+        previous = len;
+    }
+    count
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
 //! A worker thread: waits for packets while it leads, and carries a batch of them.
 //!
 //! A worker that fills a batch promotes a follower (see `leader`) before the parallel steps. A follower
-//! that is woken and has no batch runs crypto jobs (see `crypto_pool`). The stages of a packet are in
-//! [`packets`](crate::packets).
+//! that is woken and has no batch runs crypto jobs (see `crypto_pool`). `outbound` and `inbound` are
+//! the stages of a packet, in order; [`packets`](crate::packets) lists their files.
 
 use crate::clock;
 use crate::packets::flow_queues::ReadyQueues;
-use crate::packets::inbound::UdpBatch;
-use crate::packets::offload::{Coalesce, Coalescer};
-use crate::packets::outbound::{Routing, TunBatch};
+use crate::packets::inbound::{Receives, UdpBatch};
+use crate::packets::offload::{Coalesce, Coalescer, Segments};
+use crate::packets::outbound::TunBatch;
 use crate::packets::udp::UdpSockets;
 use crate::secret;
 use crate::workers::leader::{FIRST_QUEUE, MAX_EVENTS, UDP, WAKE};
@@ -18,6 +18,7 @@ use std::sync::Arc;
 use wgsep_proto::Instant;
 use wgsep_proto::invariant::{part, present};
 use wgsep_proto::path::data_path::{AllowedIpTable, Reader};
+use wgsep_proto::path::outbound::OutboundBatch;
 
 /// Staged packets, and peers, after which no more are taken under one source lock.
 const MAX_STAGED: usize = 256;
@@ -151,37 +152,50 @@ impl Worker {
         }
     }
 
-    /// Carries a batch of packets out: the staged ones that can be sent now, and what the ready queues have.
+    /// Carries a batch of packets out: what the ready queues have, and the staged ones that can be sent now.
     fn outbound(&mut self, ready: ReadyQueues) {
         let shared = Arc::clone(&self.shared);
         let Some(tun) = shared.tun.get() else { return };
-        let (Shared { data_path, outbound_sequencer: sequencer, .. }, drops) =
-            (&*shared, shared.drops());
+        let (data_path, sequencer, drops) =
+            (&*shared.data_path, &shared.outbound_sequencer, shared.drops());
         let mut batch = sequencer.take_batch();
-        let now;
-        let number = {
-            let mut source = sequencer.lock_source();
-            now = clock::instant();
-            self.reserve_staged(&mut batch, now);
-            let allowed_ips = self.allowed_ips.value();
-            let routing = Routing { data_path, drops, allowed_ips, now };
-            if batch.read(tun, ready, &mut self.next_queue, &routing).is_err() {
-                shared.set_device_gone();
-            }
-            batch.reserve_nonces(data_path, now);
-            (!batch.is_empty()).then(|| source.assign())
-        };
-        if batch.is_full() {
-            self.promote_follower();
+        let TunBatch { frames, packets, datagrams } = &mut batch;
+
+        // In the order of packets, under the source lock.
+        let mut source = sequencer.lock_source();
+        let now = clock::instant();
+        // 1. Read.
+        if frames.read(tun, ready, &mut self.next_queue, drops).is_err() {
+            shared.set_device_gone();
         }
+        // 2. Route.
+        let (memory, allowed_ips) = (frames.memory(), self.allowed_ips.value());
+        let answer = |error: &[u8]| tun.answer(error, drops);
+        packets.route(data_path, allowed_ips, memory, frames.packets(), now, answer);
+        // 3. Reserve nonces.
+        packets.reserve_nonces(data_path, memory, datagrams, now);
+        self.reserve_staged(packets, now);
+        let number = (!packets.is_empty()).then(|| source.assign());
+        drop(source);
+
         if let Some(number) = number {
-            batch.seal(data_path);
+            if frames.is_full() {
+                self.promote_follower();
+            }
+            // 4. Seal, in parallel.
+            packets.seal(data_path, frames.memory(), datagrams);
+            // 5. Send, in the order of sequence numbers.
             let sockets = self.sockets.value();
             sequencer.submit(number, batch, |batch| {
-                batch.send(sockets, drops, now);
-                // Only a batch of packets of a few bytes each needs more than one round.
-                while batch.seal(data_path) {
-                    batch.send(sockets, drops, now);
+                let TunBatch { frames, packets, datagrams } = batch;
+                loop {
+                    for run in packets.sealed_runs() {
+                        sockets.send_run(&run, datagrams, drops, now);
+                    }
+                    // Only a batch of packets of a few bytes each needs more than one round.
+                    if !packets.seal(data_path, frames.memory(), datagrams) {
+                        break;
+                    }
                 }
                 batch.clear();
             });
@@ -196,12 +210,12 @@ impl Worker {
 
     /// Takes staged packets that can be sent now. If one batch cannot hold them all, it wakes this worker
     /// for the rest.
-    fn reserve_staged(&self, batch: &mut TunBatch, now: Instant) {
+    fn reserve_staged(&self, packets: &mut OutboundBatch<Segments>, now: Instant) {
         let mut work = 0;
         while work < MAX_STAGED {
             let Some(peer) = self.shared.take_flush() else { return };
             // A peer without staged packets counts too, because looking costs time.
-            work += 1 + batch.reserve_staged(&self.shared.data_path, peer, now);
+            work += 1 + packets.reserve_staged(&self.shared.data_path, peer, now);
         }
         self.shared.leader.wake(self.number);
     }
@@ -209,45 +223,53 @@ impl Worker {
     /// Carries in the datagrams that the socket of one family has.
     fn inbound(&mut self, family: usize) {
         let shared = Arc::clone(&self.shared);
-        let (Shared { data_path, inbound_sequencers, .. }, drops) = (&*shared, shared.drops());
-        let Some(sequencer) = present(inbound_sequencers.get(family), "there are two families")
-        else {
-            return;
-        };
+        let (data_path, drops) = (&*shared.data_path, shared.drops());
+        let sequencer = shared.inbound_sequencers.get(family);
+        let Some(sequencer) = present(sequencer, "there are two families") else { return };
         let mut batch = sequencer.take_batch();
-        let number = {
-            let mut source = sequencer.lock_source();
-            let socket = self.sockets.value().families().get(family).copied().flatten();
-            if socket.is_some_and(|socket| batch.read(socket, data_path).is_err()) {
-                shared.set_sockets_destroyed();
-            }
-            (!batch.is_empty()).then(|| source.assign())
-        };
+        let UdpBatch { receives, messages } = &mut batch;
+
+        // In the order of datagrams, under the source lock.
+        let mut source = sequencer.lock_source();
+        // 1. Read.
+        let socket = self.sockets.value().families().get(family).copied().flatten();
+        if socket.is_some_and(|socket| receives.read(socket, drops).is_err()) {
+            shared.set_sockets_destroyed();
+        }
+        let number = (!receives.is_empty()).then(|| source.assign());
+        drop(source);
+
         let Some(number) = number else {
             batch.clear();
             sequencer.return_batch(batch);
             return;
         };
-        if batch.is_full() {
+        if receives.is_full() {
             self.promote_follower();
         }
         let now = clock::instant();
+        // 2. Parse, in parallel.
         let mut wake = false;
-        batch.parse(data_path, |endpoint, message| {
+        let Receives { memory, receives, .. } = receives;
+        messages.parse(data_path, memory, receives, |endpoint, message| {
             let message = QueuedHandshake::new(endpoint, message);
             wake |= message.is_some_and(|message| shared.queue_handshake(message));
         });
-        batch.open(data_path, now);
-        if let Some(tun) = shared.tun.get() {
-            let Self { coalescer, allowed_ips, .. } = self;
-            coalescer.set(tun.coalesce(now));
-            sequencer.submit(number, batch, |batch| {
-                batch.deliver(data_path, drops, allowed_ips.value(), coalescer, tun, now);
-                batch.clear();
-            });
-        } else {
-            sequencer.submit(number, batch, UdpBatch::clear);
-        }
+        // 3. Open, in parallel.
+        messages.open(data_path, memory, now);
+        // 4. Accept, and 5. Write, in the order of sequence numbers.
+        let Self { coalescer, allowed_ips, .. } = self;
+        sequencer.submit(number, batch, |batch| {
+            let UdpBatch { receives: Receives { memory, .. }, messages } = batch;
+            if let Some(tun) = shared.tun.get() {
+                messages.accept(data_path, allowed_ips.value(), memory, now);
+                coalescer.set(tun.coalesce(now));
+                coalescer.push_all(memory, messages.accepted(), |frame, packets| {
+                    tun.write_packets(frame, packets, drops, now);
+                });
+            }
+            batch.clear();
+        });
         if wake | data_path.take_wake() {
             shared.wake_control();
         }
@@ -284,7 +306,7 @@ mod tests {
             let woken = shared.leader.wait(0, false, &mut [EpollEvent::empty()]);
             assert_eq!(woken, Ok(1));
             shared.leader.acknowledge(0);
-            worker.reserve_staged(&mut batch, now.instant);
+            worker.reserve_staged(&mut batch.packets, now.instant);
             parts += 1;
         }
         assert_eq!(parts, (PEERS as usize).div_ceil(MAX_STAGED));

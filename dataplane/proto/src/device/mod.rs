@@ -10,8 +10,8 @@ use crate::invariant::part;
 #[cfg(feature = "internals")]
 use crate::path::data_path::DataPath;
 use crate::path::data_path::{AllowedIpTable, DropCounters, Reader};
-use crate::path::inbound::{InboundBatch, Parsed};
-use crate::path::outbound::{OutboundBatch, Whole};
+use crate::path::inbound::{InboundBatch, Receive};
+use crate::path::outbound::{OutboundBatch, SealedRun, Whole};
 use crate::session::peer::{Endpoint, PeerId};
 use crate::time::{Instant, Now};
 use crate::wire::ip::Ecn;
@@ -150,11 +150,11 @@ impl Device {
         let Self { control, allowed_ips, outbound, datagrams, .. } = self;
         let data_path = control.data_path();
         allowed_ips.refresh(&data_path.allowed_ips);
-        let whole = |packet: &[u8]| Some(Whole(packet.len()));
-        let bytes = 0..packet.len();
-        if outbound.route(data_path, allowed_ips.value(), packet, bytes, whole).is_ok() {
-            outbound.reserve_nonces(data_path, packet, datagrams, now.instant);
-        }
+        let packets = [(0..packet.len(), Whole::new)];
+        // No caller has a use for the ICMP errors.
+        let answer = |_: &[u8]| ();
+        outbound.route(data_path, allowed_ips.value(), packet, packets, now.instant, answer);
+        outbound.reserve_nonces(data_path, packet, datagrams, now.instant);
         self.send(packet);
         self.flush(now);
     }
@@ -171,18 +171,14 @@ impl Device {
         let data_path = Arc::clone(control.data_path());
         allowed_ips.refresh(&data_path.allowed_ips);
         inbound.clear();
-        inbound.begin_read(source, ecn);
-        let packet = match inbound.parse(&data_path, datagram, 0..datagram.len()) {
-            Parsed::Transport => {
-                inbound.open(&data_path, datagram, now.instant);
-                inbound.accept(0, &data_path, allowed_ips.value(), datagram, now.instant)
-            }
-            Parsed::Handshake => {
-                control.receive_handshake(source, datagram, *backlog, now);
-                None
-            }
-            Parsed::Dropped => None,
-        };
+        let (bytes, segment_len) = (0..datagram.len(), datagram.len());
+        let receive = Receive { bytes, segment_len, endpoint: source, ecn };
+        inbound.parse(&data_path, datagram, &[receive], |source, message| {
+            control.receive_handshake(source, message, *backlog, now);
+        });
+        inbound.open(&data_path, datagram, now.instant);
+        inbound.accept(&data_path, allowed_ips.value(), datagram, now.instant);
+        let packet = inbound.accepted().next();
         inbound.clear();
         self.flush(now);
         packet.and_then(|packet| datagram.get(packet))
@@ -222,16 +218,14 @@ impl Device {
     fn send(&mut self, memory: &[u8]) {
         let Self { control, outbound, datagrams, transmits, .. } = self;
         while outbound.seal(control.data_path(), memory, datagrams) {
-            outbound.send(|peer, endpoint, sealed| {
-                let mut sent = 0;
+            for SealedRun { peer, endpoint, datagrams: sealed } in outbound.sealed_runs() {
                 for datagram in sealed {
                     let traffic_class = datagram.ecn.encapsulated().bits();
                     let bytes = part(datagrams, datagram.bytes.clone());
                     transmits.push(*endpoint, traffic_class, Some(peer.id()), bytes);
-                    sent += bytes.len();
+                    peer.add_tx_bytes(bytes.len() as u64);
                 }
-                sent
-            });
+            }
         }
         outbound.clear();
     }

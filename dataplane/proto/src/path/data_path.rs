@@ -9,6 +9,7 @@ use crate::session::index_table::IndexTable;
 use crate::session::keypair::OpenError;
 use crate::session::peer::{Peer, PeerId, event};
 use crate::session::timers::NeedsReschedule;
+use crate::time::Instant;
 use crate::wire::icmp::ErrorLimiter;
 use core::net::IpAddr;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, compiler_fence};
@@ -323,6 +324,14 @@ impl DataPath {
     pub(crate) fn mark_timer(&self, peer: &Peer, examination: NeedsReschedule) {
         if examination.0 {
             self.mark(peer, event::TIMER);
+        }
+    }
+
+    /// Asks the control thread for an initiation, unless one was sent within `REKEY_TIMEOUT`.
+    pub(crate) fn initiate_rekey(&self, peer: &Peer, now: Instant) {
+        peer.timers.reset_handshake_attempts();
+        if peer.timers.may_send_initiation(now) {
+            self.mark(peer, event::HANDSHAKE);
         }
     }
 

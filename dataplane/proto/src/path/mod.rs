@@ -1,5 +1,11 @@
-//! The path of a packet: [`outbound`] from the TUN device to the network, [`inbound`] the other way. Each
-//! opens with its numbered stages, and its functions are in that order.
+//! The path of a packet: [`outbound`] from the TUN device to the network, [`inbound`] the other way. Each opens with its
+//! numbered stages, and has a file for each stage in which protocol is involved:
+//!
+//! - out: `outbound/route.rs`, `outbound/reserve.rs`, `outbound/seal.rs`;
+//! - in: `inbound/parse.rs`, `inbound/open.rs`, `inbound/accept.rs`.
+//!
+//! The caller reads a batch, calls the stages one after the other, each for the whole batch, and writes the result.
+//! `Device::encapsulate` and `Device::decapsulate` do so with one packet.
 //!
 //! The daemon's workers, [`Device`](crate::device::Device), [`Tunnel`](crate::tunnel::Tunnel), the simulator and
 //! the fuzzers all call these functions; a single packet is a batch of one. The packets lie in memory of the

@@ -443,18 +443,14 @@ fn padding_is_zeros_whatever_the_buffer_held() {
     let data_path = simulation.host(host).device.data_path();
     let allowed_ips = data_path.allowed_ips.reader();
     let mut batch = OutboundBatch::with_capacity(1, 1);
-    let whole = |packet: &[u8]| Some(Whole(packet.len()));
     let answer = packet::reply(&request).unwrap();
-    batch.route(data_path, allowed_ips.value(), &answer, 0..answer.len(), whole).unwrap();
+    let (packets, now) = ([(0..answer.len(), Whole::new)], simulation.now().instant);
+    batch.route(data_path, allowed_ips.value(), &answer, packets, now, |_| panic!("it has a peer"));
     let mut datagrams = vec![0xff; 2048];
-    batch.reserve_nonces(data_path, &answer, &mut datagrams, simulation.now().instant);
+    batch.reserve_nonces(data_path, &answer, &mut datagrams, now);
     assert!(batch.seal(data_path, &answer, &mut datagrams));
-    let mut datagram = Vec::new();
-    batch.send(|_, _, sealed| {
-        datagram = datagrams[sealed[0].bytes.clone()].to_vec();
-        datagram.len()
-    });
-    let (_, padded) = session.open(&datagram);
+    let sealed = batch.sealed_runs().next().unwrap().datagrams;
+    let (_, padded) = session.open(&datagrams[sealed[0].bytes.clone()]);
     assert_eq!((&padded[..84], &padded[84..]), (&answer[..], &[0; 12][..]));
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 use wgsep_proto::path::data_path::{AllowedIpTable, DataPath};
-use wgsep_proto::path::inbound::{InboundBatch, Parsed};
+use wgsep_proto::path::inbound::{InboundBatch, Receive};
 use wgsep_proto::path::outbound::{OutboundBatch, Whole};
 use wgsep_proto::wire::messages::Message;
 use wgsep_proto::{DropCause, Ecn, Endpoint, Instant};
@@ -60,22 +60,17 @@ impl Worker {
     ) {
         let packets = self.packet.repeat(PACKETS);
         let mut memory = vec![0; 0x10000];
-        for number in 0..PACKETS {
-            let bytes = number * self.packet.len()..(number + 1) * self.packet.len();
-            let whole = |packet: &[u8]| Some(Whole(packet.len()));
-            let _no_peer = batch.route(&self.data_path, allowed_ips, &packets, bytes, whole);
-        }
+        let len = self.packet.len();
+        let read = (0..PACKETS).map(|number| (number * len..(number + 1) * len, Whole::new));
+        batch.route(&self.data_path, allowed_ips, &packets, read, self.now, |_no_peer| ());
         batch.reserve_nonces(&self.data_path, &packets, &mut memory, self.now);
         while batch.seal(&self.data_path, &packets, &mut memory) {
-            batch.send(|_, _, datagrams| {
-                for datagram in datagrams {
-                    let bytes = memory[datagram.bytes.clone()].to_vec();
-                    let Some(Message::Transport(header)) = Message::parse(&bytes) else { panic!() };
-                    nonces.push((header.receiver_index, header.counter));
-                    self.outward.lock().unwrap().push(bytes);
-                }
-                0
-            });
+            for datagram in batch.sealed_runs().flat_map(|run| run.datagrams) {
+                let bytes = memory[datagram.bytes.clone()].to_vec();
+                let Some(Message::Transport(header)) = Message::parse(&bytes) else { panic!() };
+                nonces.push((header.receiver_index, header.counter));
+                self.outward.lock().unwrap().push(bytes);
+            }
         }
         batch.clear();
     }
@@ -83,18 +78,16 @@ impl Worker {
     fn receive(&self, allowed_ips: &AllowedIpTable, batch: &mut InboundBatch) {
         let arrived = std::mem::take(&mut *self.inward.lock().unwrap());
         let mut memory = arrived.concat();
-        batch.begin_read(self.from, Ecn::NOT_CAPABLE);
-        let mut start = 0;
-        for datagram in &arrived {
-            let end = start + datagram.len();
-            let parsed = batch.parse(&self.data_path, &memory, start..end);
-            assert_ne!(parsed, Parsed::Handshake);
-            start = end;
-        }
+        let mut end = 0;
+        let receives = arrived.iter().map(|datagram| {
+            let (start, segment_len) = (end, datagram.len());
+            end += segment_len;
+            Receive { bytes: start..end, segment_len, endpoint: self.from, ecn: Ecn::NOT_CAPABLE }
+        });
+        let receives: Vec<_> = receives.collect();
+        batch.parse(&self.data_path, &memory, &receives, |_, _| panic!("a handshake message"));
         batch.open(&self.data_path, &mut memory, self.now);
-        for number in 0..batch.len() {
-            batch.accept(number, &self.data_path, allowed_ips, &mut memory, self.now);
-        }
+        batch.accept(&self.data_path, allowed_ips, &mut memory, self.now);
         batch.clear();
     }
 }

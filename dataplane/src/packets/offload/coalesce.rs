@@ -301,6 +301,24 @@ impl Coalescer {
         self.coalesce = coalesce;
     }
 
+    /// Adds the packets that lie at these ranges of `memory`, and writes all that are held. The bytes before each,
+    /// [`VNET_HDR_LEN`] of them, are clobbered. `write` is called as by [`Self::push`].
+    pub fn push_all(
+        &mut self,
+        memory: &mut [u8],
+        packets: impl Iterator<Item = Range<usize>>,
+        mut write: impl FnMut(&mut [u8], u16),
+    ) {
+        for packet in packets {
+            let start = packet.start.checked_sub(VNET_HDR_LEN);
+            let frame = start.and_then(|start| memory.get_mut(start..packet.end));
+            if let Some(frame) = present(frame, "a transport header was before the packet") {
+                self.push(frame, &mut write);
+            }
+        }
+        self.flush(write);
+    }
+
     /// Adds the packet behind the first [`VNET_HDR_LEN`] bytes of `frame`, which are clobbered.
     /// Calls `write` for each frame that is ready for the TUN device, header first, with the number of
     /// packets in it.

@@ -8,11 +8,12 @@
 mod checksum;
 mod coalesce;
 mod header;
-mod segment;
+mod segments;
+mod split;
 #[cfg(test)]
 mod tests;
 mod vnet;
 
 pub use coalesce::{Coalesce, Coalescer};
-pub use segment::Segments;
+pub use segments::Segments;
 pub use vnet::{GsoType, VNET_HDR_LEN, VnetHeader};

@@ -3,6 +3,7 @@
 use super::checksum::{fold, sum};
 use super::{Coalesce, Coalescer, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
 use std::collections::BTreeMap;
+use wgsep_proto::path::outbound::Segmentation as _;
 
 const BOTH: Coalesce = Coalesce { tcp_v4: true, tcp_v6: true, udp: true };
 const ACK: u8 = 0x10;

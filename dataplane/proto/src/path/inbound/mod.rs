@@ -1,0 +1,97 @@
+//! The path of a datagram from the network to the TUN device.
+//!
+//! Stage 1, *read*, is the caller's. The next three have a file each, and none calls back into another:
+//!
+//! 2. `parse`, [`InboundBatch::parse`]: which of the four messages; handshake messages go to the control thread. The
+//!    receiver index of a transport message names its keypair and peer. (parallel; a read lock on a shard of the
+//!    indices, once for each keypair of the batch)
+//! 3. `open`, [`InboundBatch::open`]: decrypt all transport messages of the batch in place. (parallel; no lock)
+//! 4. `accept`, [`InboundBatch::accept`]: drop replays; move endpoint, keypair slots and timers; trim to the inner
+//!    length. The inner source must be an allowed IP of this peer. Router advertisements, which would change the
+//!    kernel's configuration, are dropped. (in the order of arrival; the locks of the replay window and of the peer, one
+//!    after the other, and where a keypair is confirmed those of the indices and of the dirty peers)
+//!
+//! Stage 5, *write*, is the caller's: it takes the packets of [`InboundBatch::accepted`] in that order.
+#![deny(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
+
+mod accept;
+mod open;
+mod parse;
+
+use crate::session::keypair::{Keypair, OpenError};
+use crate::session::peer::{Endpoint, Peer};
+use crate::wire::ip::Ecn;
+use crate::wire::messages::ReceiverIndex;
+use core::ops::Range;
+use std::sync::Arc;
+
+/// What one read of a socket returned: one datagram, or several that the kernel coalesced.
+pub struct Receive {
+    /// Where they lie in the caller's memory, end to end.
+    pub bytes: Range<usize>,
+    /// Length of each datagram but the last, which may be shorter.
+    pub segment_len: usize,
+    /// From where they came, and to which address of ours.
+    pub endpoint: Endpoint,
+    /// The outer header's ECN bits.
+    pub ecn: Ecn,
+}
+
+/// Transport messages on their way in.
+pub struct InboundBatch {
+    origins: Vec<Origin>,
+    messages: Vec<TransportMessage>,
+    keypairs: Vec<ReceivingKeypair>,
+}
+
+/// From where the datagrams of one read came.
+#[derive(Clone, Copy)]
+struct Origin {
+    endpoint: Endpoint,
+    ecn: Ecn,
+}
+
+/// A receiver index with what it names.
+struct ReceivingKeypair {
+    receiver_index: ReceiverIndex,
+    peer: Arc<Peer>,
+    keypair: Arc<Keypair>,
+}
+
+/// A transport message in the caller's memory.
+struct TransportMessage {
+    /// What follows its header.
+    sealed: Range<usize>,
+    counter: u64,
+    /// Index of its origin.
+    origin: usize,
+    /// Index of its keypair.
+    keypair: usize,
+    opened: Result<(), OpenError>,
+    /// The packet inside, once it was accepted.
+    packet: Option<Range<usize>>,
+}
+
+impl InboundBatch {
+    /// An empty batch, with room for this many reads of a socket and for their datagrams.
+    #[must_use]
+    pub fn with_capacity(reads: usize, datagrams: usize) -> Self {
+        Self {
+            origins: Vec::with_capacity(reads),
+            messages: Vec::with_capacity(datagrams),
+            keypairs: Vec::with_capacity(reads),
+        }
+    }
+
+    /// Empties the batch.
+    pub fn clear(&mut self) {
+        self.origins.clear();
+        self.messages.clear();
+        self.keypairs.clear();
+    }
+}
