@@ -75,7 +75,6 @@
 //!
 //! [`ControlPlane`]: wgsep_proto::device::control_plane::ControlPlane
 
-mod arguments;
 mod clock;
 mod control;
 mod drops;

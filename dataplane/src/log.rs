@@ -7,38 +7,26 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt;
+use wgsep_ipc::LogLevel;
 
-/// Which events are written: 0 none, 1 errors, up to 5 everything.
-static VERBOSITY: AtomicU8 = AtomicU8::new(3);
+/// The [`LogLevel`] whose events are written, by its number of syslog(3).
+static LEVEL: AtomicU8 = AtomicU8::new(LogLevel::Info as u8);
 
 /// Sets which events are written from now on.
-pub(crate) fn set_verbosity(verbosity: u8) {
-    VERBOSITY.store(verbosity, Ordering::Relaxed);
+pub(crate) fn set_level(level: LogLevel) {
+    LEVEL.store(level as u8, Ordering::Relaxed);
     // Call sites cache whether they are enabled.
     tracing::callsite::rebuild_interest_cache();
 }
 
-/// The verbosity of a level's name, as `--log-level` takes it.
-pub(crate) fn verbosity(level: &str) -> Option<u8> {
-    Some(match level {
-        "silent" => 0,
-        "error" => 1,
-        "info" => 3,
-        "debug" | "verbose" => 4,
-        "trace" => 5,
-        _ => return None,
-    })
-}
-
 fn is_wanted(level: Level) -> bool {
     let needed = match level {
-        Level::ERROR => 1,
-        Level::WARN => 2,
-        Level::INFO => 3,
-        Level::DEBUG => 4,
-        Level::TRACE => 5,
+        Level::ERROR => LogLevel::Error,
+        Level::WARN | Level::INFO => LogLevel::Info,
+        Level::DEBUG => LogLevel::Debug,
+        Level::TRACE => return false,
     };
-    needed <= VERBOSITY.load(Ordering::Relaxed)
+    needed as u8 <= LEVEL.load(Ordering::Relaxed)
 }
 
 /// Descriptor 2, where each event is one write, which is lost if the pipe is full.
@@ -74,8 +62,8 @@ impl FormatTime for NoTime {
 }
 
 /// Starts the log and installs the panic hook.
-pub(crate) fn start(level: u8) {
-    set_verbosity(level);
+pub(crate) fn start(level: LogLevel) {
+    set_level(level);
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_target(false)

@@ -1,6 +1,5 @@
 //! The start of the dataplane up to the lock-down; the order of the steps matters.
 
-use crate::arguments::{Arguments, check_build};
 use crate::control::{Control, End};
 use crate::helper::Helper;
 use crate::secret::{self, Allocates, Stacks};
@@ -9,7 +8,7 @@ use crate::workers::worker::Worker;
 use crate::{log, sys};
 use std::ops::Range;
 use std::sync::{Arc, Barrier};
-use wgsep_ipc::Channel;
+use wgsep_ipc::{Channel, LogLevel, Startup};
 use wgsep_policy::{Layer, Sandbox, described, remedy};
 
 /// What a worker uses of its stack at most, in bytes: its buffers are on the heap.
@@ -17,9 +16,6 @@ const WORKER_STACK: usize = 64 * 1024;
 
 /// What the control thread uses of its stack at most, in bytes.
 const CONTROL_STACK: usize = 256 * 1024;
-
-/// The verbosity at which only errors are logged.
-const ERRORS: u8 = 1;
 
 /// The error line of a step that the kernel refused, with its remedy.
 fn refused(step: &str, errno: nix::Error) -> String {
@@ -61,9 +57,9 @@ fn finish(outcome: Result<End, String>) -> ! {
 }
 
 /// The steps that need a single thread; the control thread continues.
-fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<(), String> {
+fn start(version: &str, arguments: impl Iterator<Item = String>) -> Result<(), String> {
     sys::share_one_heap();
-    log::start(3);
+    log::start(LogLevel::Info);
     let channel = sys::take_channel()
         .and_then(|socket| Channel::new(socket).ok())
         .ok_or("wgsep-dataplane is started by wgsep; run: wgsep INTERFACE --foreground")?;
@@ -71,12 +67,11 @@ fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<(
     let vm_clock = sys::take_vm_clock().and_then(|device| VmClock::map(&device));
     let helper = sys::peer_pid(&channel).map_err(|errno| refused("who is the helper", errno))?;
     let mut sandbox = Sandbox::enter(helper).map_err(|refused| refused.to_string())?;
-    check_build(version, &mut arguments)?;
-    let arguments = Arguments::parse(arguments)?;
+    let startup = Startup::parse(version, arguments)?;
     // Errors of the start are logged at every level, because the helper's own line includes them.
-    log::set_verbosity(arguments.verbosity.max(ERRORS));
+    log::set_level(startup.log_level.max(LogLevel::Error));
     let stacks_len =
-        Stacks::len_for(CONTROL_STACK) + arguments.workers * Stacks::len_for(WORKER_STACK);
+        Stacks::len_for(CONTROL_STACK) + startup.workers * Stacks::len_for(WORKER_STACK);
     let reserved =
         secret::reserve(stacks_len).map_err(|errno| refused("reserve secret memory", errno))?;
     sandbox.note(Layer::SecretMemory, reserved.state);
@@ -98,7 +93,7 @@ fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<(
         // The call that started this thread restores the first one's signals before it returns, which the
         // filter does not allow.
         is_started.wait();
-        finish(control(channel, sandbox, arguments, vm_clock, stacks, &mapped));
+        finish(control(channel, sandbox, startup, vm_clock, stacks, &mapped));
     };
     secret::spawn(c"control", stack, Allocates::Secrets, body)
         .map_err(|errno| no_thread(failed, errno))?;
@@ -110,19 +105,19 @@ fn start(version: &str, mut arguments: impl Iterator<Item = String>) -> Result<(
 fn control(
     channel: Channel,
     sandbox: Sandbox,
-    arguments: Arguments,
+    startup: Startup,
     vm_clock: Option<VmClock>,
     stacks: Stacks,
     mapped: &[Range<usize>],
 ) -> Result<End, String> {
-    let (workers, verbosity) = (arguments.workers, arguments.verbosity);
-    let control = Control::new(Helper::new(channel), arguments, vm_clock)
+    let (workers, log_level) = (startup.workers, startup.log_level);
+    let control = Control::new(Helper::new(channel), startup, vm_clock)
         .map_err(|errno| refused("set up the control thread", errno))?;
     secret::with_system_allocator(|| start_workers(&control, workers, stacks))?;
     sys::set_nice();
     // The pages below the stacks have their protection by now.
     let report = sandbox.lock_down(mapped).map_err(|refused| refused.to_string())?;
-    log::set_verbosity(verbosity);
+    log::set_level(log_level);
     Ok(control.run(report.to_bytes()))
 }
 

@@ -9,6 +9,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::Pid;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use wgsep_ipc::startup::{CHANNEL, VM_CLOCK};
 use wgsep_proto::session::peer::is_link_local;
 use wgsep_proto::{Endpoint, Source};
 
@@ -274,17 +275,14 @@ pub(crate) fn set_nice() {
     let _niceness = unsafe { libc::nice(INCREMENT) };
 }
 
-/// Takes the channel to the helper, which is descriptor 3; `None` if that is not open. It is called once.
+/// Takes the channel to the helper; `None` if its descriptor is not open. It is called once.
 pub(crate) fn take_channel() -> Option<OwnedFd> {
-    const CHANNEL: RawFd = 3;
     // SAFETY: nothing in this process owns it yet, as this runs first, and once.
     unsafe { take_if_open(CHANNEL) }
 }
 
-/// Takes the vmclock device, which the helper passes as descriptor 4 if there is one. It is called once,
-/// before anything is opened.
+/// Takes the vmclock device, which the helper passes if there is one. It is called once, before anything is opened.
 pub(crate) fn take_vm_clock() -> Option<OwnedFd> {
-    const VM_CLOCK: RawFd = 4;
     // SAFETY: nothing in this process owns it yet, as this runs before anything is opened, and once.
     unsafe { take_if_open(VM_CLOCK) }
 }

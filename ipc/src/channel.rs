@@ -177,10 +177,10 @@ fn take_descriptors(message: &libc::msghdr) -> Vec<OwnedFd> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
+    use crate::LogLevel;
     use crate::message::VERSION;
-    use crate::reply::LogLevel;
     use nix::sys::socket::{
         AddressFamily, ControlMessage, MsgFlags, SockFlag, UnixAddr, sendmsg, socketpair,
     };
@@ -189,7 +189,7 @@ pub(crate) mod tests {
     /// Held by every test that opens descriptors, because one of them counts.
     static DESCRIPTORS: Mutex<()> = Mutex::new(());
 
-    pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    fn alone() -> MutexGuard<'static, ()> {
         DESCRIPTORS.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

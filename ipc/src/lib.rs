@@ -3,16 +3,19 @@
 //! The dataplane asks, the helper answers, each request once; see [`Request`] and [`Reply`]. The
 //! helper takes every frame for hostile: there is no string or path in any, and whatever is not
 //! exactly a message is an [`Error`] that ends the dataplane.
+//!
+//! [`startup`] is what precedes the messages: descriptors and the command line of the dataplane.
 
 mod channel;
 mod dataplane;
 mod message;
 mod reply;
+pub mod startup;
 
 pub use channel::{Channel, MAX_DESCRIPTORS, Received};
-pub use dataplane::is_udp_socket;
 pub use message::{MAX_FRAME, REPORT_LAYERS, Request, SandboxReport, VERSION, decode};
-pub use reply::{FromHelper, LogLevel, Notice, Reply, TunOffload};
+pub use reply::{FromHelper, Notice, Reply, TunOffload};
+pub use startup::{Level, LogLevel, Offload, Startup};
 
 /// What can go wrong on the channel. All but a full socket buffer end the conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

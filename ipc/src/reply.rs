@@ -1,5 +1,6 @@
 //! What the helper sends. The dataplane trusts it, and only the dataplane decodes it.
 
+use crate::startup::LogLevel;
 use serde::{Deserialize, Serialize};
 
 /// What a TUN queue exchanges besides plain packets.
@@ -71,19 +72,6 @@ pub enum Notice {
     NewGeneration,
     /// Answer with [`crate::Request::Pong`], to show that the control thread runs.
     Ping,
-}
-
-/// How much is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LogLevel {
-    /// Nothing.
-    Silent,
-    /// What failed.
-    Error,
-    /// What an operator acts on.
-    Info,
-    /// What explains the rest.
-    Debug,
 }
 
 /// Everything the helper says.

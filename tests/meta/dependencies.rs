@@ -87,7 +87,7 @@ const DIRECTIONS: [(&str, &[&str]); 15] = [
     ("wgsep-proto", &[]),
     ("wgsep-simulation", &["wgsep-proto"]),
     ("wgsep-ipc", &[]),
-    ("wgsep-journal", &[]),
+    ("wgsep-journal", &["wgsep-ipc"]),
     ("wgsep-policy", &[]),
     ("wgsep-hostile", &["wgsep-ipc", "wgsep-policy"]),
     (

@@ -6,7 +6,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use wgsep_launch::{Format, Grants, Level, Offload, Options, check_name, print_error};
+use wgsep_launch::{Format, Grants, LogLevel, Offload, Options, check_name, print_error};
 
 /// What `make` calls this build (`bin/dist/version`); with cargo alone, the workspace's version.
 const VERSION: &str = match option_env!("WGSEP_VERSION") {
@@ -39,7 +39,7 @@ const ENVIRONMENT_INSTEAD: [(&str, &str); 2] = [("tun-fd", "WG_TUN_FD"), ("uapi-
 
 /// The levels, by the names they have here and elsewhere.
 fn levels() -> [PossibleValue; 4] {
-    let [silent, error, info, debug] = ["silent", "error", "info", "debug"].map(PossibleValue::new);
+    let [silent, error, info, debug] = LogLevel::ALL.map(LogLevel::name).map(PossibleValue::new);
     [silent.alias("off"), error, info, debug.aliases(["verbose", "trace"])]
 }
 
@@ -274,12 +274,10 @@ fn options(
         },
         socket_netns: text("socket-netns"),
         tun_netns: text("tun-netns"),
-        without: Offload::ALL
-            .into_iter()
-            .filter(|offload| {
-                let mut without = matches.get_many::<String>("without").unwrap_or_default();
-                without.any(|name| name == offload.name())
-            })
+        without: matches
+            .get_many::<String>("without")
+            .unwrap_or_default()
+            .filter_map(|name| name.parse().ok())
             .collect(),
         workers,
         log_level,
@@ -304,16 +302,15 @@ fn workers_from(value: Option<OsString>) -> Result<usize, String> {
 }
 
 /// A level as the other implementations spell it, from `source`.
-fn level_from(source: &str, value: Option<OsString>) -> Result<Option<Level>, String> {
+fn level_from(source: &str, value: Option<OsString>) -> Result<LogLevel, String> {
     let value = value.unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     match value.as_str() {
-        "" | "info" => Ok(Some(Level::Info)),
-        "silent" | "off" => Ok(None),
-        "error" => Ok(Some(Level::Error)),
-        "debug" | "verbose" | "trace" => Ok(Some(Level::Debug)),
-        _ => {
-            Err(format!("{source} is {value:?}; it must be silent, error, info, debug or verbose"))
-        }
+        "" => Ok(LogLevel::Info),
+        "off" => Ok(LogLevel::Silent),
+        "verbose" | "trace" => Ok(LogLevel::Debug),
+        name => name.parse().map_err(|()| {
+            format!("{source} is {value:?}; it must be silent, error, info, debug or verbose")
+        }),
     }
 }
 
@@ -384,7 +381,7 @@ mod tests {
         assert!(!parsed(&["wg0"], &[("WG_PROCESS_FOREGROUND", "0")]).unwrap().foreground);
         assert_eq!(
             parsed(&["wg0"], &[("LOG_LEVEL", "verbose")]).unwrap().log_level,
-            Some(Level::Debug)
+            LogLevel::Debug
         );
         assert!(parsed(&["wg0"], &[("LOG_LEVEL", "loud")]).is_err());
         let same = parsed(
@@ -392,10 +389,10 @@ mod tests {
             &[("WG_LOG_LEVEL", "trace"), ("WG_THREADS", "3"), ("WG_LOG_FILE", "/var/log/wg")],
         )
         .unwrap();
-        assert_eq!((same.log_level, same.workers), (Some(Level::Debug), 3));
+        assert_eq!((same.log_level, same.workers), (LogLevel::Debug, 3));
         assert_eq!(same.log_file, Some("/var/log/wg".into()));
         let both = [("LOG_LEVEL", "error"), ("WG_LOG_LEVEL", "trace")];
-        assert_eq!(parsed(&["wg0"], &both).unwrap().log_level, Some(Level::Error));
+        assert_eq!(parsed(&["wg0"], &both).unwrap().log_level, LogLevel::Error);
         for (name, value) in [("WG_THREADS", "0"), ("WG_THREADS", "many"), ("WG_LOG_LEVEL", "x")] {
             assert!(parsed(&["wg0"], &[(name, value)]).err().unwrap().contains(name));
         }
@@ -409,7 +406,7 @@ mod tests {
             &["--threads", "3", "--verbosity", "debug", "--log", "/var/log/wg", "wg0"],
         ] {
             let options = parsed(words, &[]).unwrap();
-            assert_eq!((options.log_level, options.workers), (Some(Level::Debug), 3));
+            assert_eq!((options.log_level, options.workers), (LogLevel::Debug, 3));
             assert_eq!(options.log_file, Some("/var/log/wg".into()));
         }
         for spelling in [

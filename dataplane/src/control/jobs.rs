@@ -5,7 +5,7 @@
 
 use super::{Awaiting, Control, End, Job, LINK, port};
 use crate::clock;
-use crate::helper::HelperMessage;
+use crate::helper::{self, HelperMessage};
 use crate::link::LinkMonitor;
 use crate::log;
 use crate::packets::tun::Tun;
@@ -15,7 +15,7 @@ use nix::libc;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use wgsep_ipc::{LogLevel, Notice, Reply, Request};
+use wgsep_ipc::{Notice, Reply, Request};
 use wgsep_policy::{described, remedy};
 use wgsep_proto::Configuration;
 
@@ -82,7 +82,7 @@ impl Control {
                     self.answered(&reply, descriptors);
                 }
                 Ok(Some(HelperMessage::Notice(Notice::LogLevel(level)))) => {
-                    log::set_verbosity(verbosity(level));
+                    log::set_level(level);
                 }
                 Ok(Some(HelperMessage::Notice(Notice::Shutdown))) => {
                     self.end = Some(End::Orderly);
@@ -262,7 +262,7 @@ impl Control {
         let v6 = v6.then(|| descriptors.next()).flatten();
         for (socket, is_v6) in [(&v4, false), (&v6, true)] {
             if let Some(socket) = socket
-                && !wgsep_ipc::is_udp_socket(socket.as_fd(), is_v6, port)
+                && !helper::is_udp_socket(socket.as_fd(), is_v6, port)
             {
                 tracing::error!(
                     "the helper broke the contract: that is no UDP socket on port {port}; this is a fault, please report it"
@@ -382,14 +382,5 @@ impl Control {
     fn reply_set(&mut self, client: ClientId, errno: i32) {
         let Self { uapi, epoll, .. } = self;
         uapi.reply_set(client, errno, epoll);
-    }
-}
-
-const fn verbosity(level: LogLevel) -> u8 {
-    match level {
-        LogLevel::Silent => 0,
-        LogLevel::Error => 1,
-        LogLevel::Info => 3,
-        LogLevel::Debug => 4,
     }
 }

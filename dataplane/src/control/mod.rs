@@ -15,7 +15,6 @@ use self::events::Reporter;
 use self::port::PortRetry;
 use self::probe::{LinkProbe, PROBE_INTERVAL};
 use self::sources::SourceCheck;
-use crate::arguments::Arguments;
 use crate::clock;
 use crate::helper::Helper;
 use crate::line_limit::LineLimit;
@@ -35,7 +34,7 @@ use std::io::ErrorKind;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use wgsep_ipc::Request;
+use wgsep_ipc::{Request, Startup};
 use wgsep_proto::device::control_plane::{
     ControlPlane, CryptoJob, HandshakeDatagram, HandshakeTransmit, JobRunner, MAX_QUEUED_HANDSHAKES,
 };
@@ -144,13 +143,13 @@ impl Control {
     /// If the kernel refuses an epoll instance, a timer or an eventfd.
     pub(crate) fn new(
         helper: Helper,
-        settings: Arguments,
+        startup: Startup,
         vm_clock: Option<VmClock>,
     ) -> nix::Result<Box<Self>> {
         let mut device = Box::new(ControlPlane::new(Box::new(KernelRandom)));
         let initial = Configuration {
-            listen_port: Some(settings.listen_port),
-            fwmark: Some(settings.fwmark),
+            listen_port: Some(startup.listen_port),
+            fwmark: Some(startup.fwmark),
             ..Configuration::default()
         };
         device.configure(initial, clock::now());
@@ -159,7 +158,7 @@ impl Control {
         }
         // Buffers for packets, which are not secrets of ours.
         let (shared, handshakes) = secret::with_system_allocator(|| {
-            let shared = Shared::new(Arc::clone(device.data_path()), settings.workers);
+            let shared = Shared::new(Arc::clone(device.data_path()), startup.workers);
             (shared.map(Arc::new), VecDeque::with_capacity(MAX_QUEUED_HANDSHAKES))
         });
         let shared = shared?;
@@ -181,10 +180,10 @@ impl Control {
             timer,
             armed: None,
             helper,
-            uapi: Server::new(FIRST_UAPI, wgsep_policy::limits::max_clients(settings.workers)),
-            interface: settings.interface,
-            ports: settings.ports,
-            gso: Arc::new(Gso::new(settings.udp_gso)),
+            uapi: Server::new(FIRST_UAPI, wgsep_policy::limits::max_clients(startup.workers)),
+            interface: startup.interface,
+            ports: startup.lowest_port..=startup.highest_port,
+            gso: Arc::new(Gso::new(startup.udp_gso)),
             link: None,
             link_state: LinkState::default(),
             port_retry: PortRetry::default(),

@@ -4,6 +4,7 @@ use super::UdpStatus;
 use super::secret_text::SecretText;
 use crate::drops::Drops;
 use std::fmt::Write;
+use wgsep_ipc::Offload;
 use wgsep_proto::{DeviceStatus, PeerStatus};
 
 /// Writes the whole reply, with `errno=0` and the blank line.
@@ -22,11 +23,11 @@ pub(super) fn format(
 }
 
 /// Writes the whole reply to `get=statistics`: every `drop_CAUSE`, the state of the UDP sockets, as 0 or 1
-/// every `offload_NAME`, and how many peers have a path that refuses `udp_gso`.
+/// every `offload_NAME`, with an underscore for each hyphen, and how many peers have a path that refuses `udp_gso`.
 pub(super) fn statistics(
     drops: Drops<'_>,
     udp: &UdpStatus,
-    offloads: &[(&str, bool)],
+    offloads: &[(Offload, bool)],
 ) -> SecretText {
     let mut text = SecretText::with_capacity(2048);
     // Writing to memory cannot fail.
@@ -38,7 +39,7 @@ fn write_statistics(
     text: &mut SecretText,
     drops: Drops<'_>,
     udp: &UdpStatus,
-    offloads: &[(&str, bool)],
+    offloads: &[(Offload, bool)],
 ) -> std::fmt::Result {
     for (name, count) in drops.counts() {
         writeln!(text, "drop_{name}={count}")?;
@@ -46,7 +47,8 @@ fn write_statistics(
     let UdpStatus { port, ipv4, ipv6, errno, peers_without_gso } = *udp;
     let (ipv4, ipv6) = (u8::from(ipv4), u8::from(ipv6));
     writeln!(text, "udp_port={port}\nudp_ipv4={ipv4}\nudp_ipv6={ipv6}\nudp_errno={errno}")?;
-    for (name, in_use) in offloads {
+    for (offload, in_use) in offloads {
+        let name = offload.name().replace('-', "_");
         writeln!(text, "offload_{name}={}", u8::from(*in_use))?;
     }
     writeln!(text, "peers_without_udp_gso={peers_without_gso}")?;
@@ -161,13 +163,16 @@ mod tests {
         drops.add(DropCause::Replayed, 3);
         let udp =
             UdpStatus { port: 51820, ipv4: true, ipv6: false, errno: 98, peers_without_gso: 2 };
-        let text = statistics(of_protocol(&drops), &udp, &[("tso", true), ("uso", false)]);
+        let offloads = [(Offload::UdpGso, true), (Offload::Uso, false)];
+        let text = statistics(of_protocol(&drops), &udp, &offloads);
         let text = std::str::from_utf8(text.as_bytes()).unwrap();
         let count = text.lines().filter(|line| line.starts_with("drop_")).count();
         assert_eq!(count, of_protocol(&drops).counts().count());
         assert!(text.contains("drop_replay=3\n") && text.contains("drop_no_peer=0\n"), "{text}");
         assert!(
-            text.ends_with("offload_tso=1\noffload_uso=0\npeers_without_udp_gso=2\nerrno=0\n\n"),
+            text.ends_with(
+                "offload_udp_gso=1\noffload_uso=0\npeers_without_udp_gso=2\nerrno=0\n\n"
+            ),
             "{text}"
         );
         assert!(text.contains("udp_port=51820\nudp_ipv4=1\nudp_ipv6=0\nudp_errno=98\n"), "{text}");

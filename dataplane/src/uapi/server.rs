@@ -16,6 +16,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{SockFlag, accept4};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
+use wgsep_ipc::Offload;
 use wgsep_proto::{DeviceStatus, PeerStatus};
 
 /// Most clients at a time. One more closes the client that has been idle longest, so that forgotten
@@ -178,7 +179,7 @@ impl Server {
         id: ClientId,
         drops: Drops<'_>,
         udp: &UdpStatus,
-        offloads: &[(&str, bool)],
+        offloads: &[(Offload, bool)],
         epoll: &Epoll,
     ) {
         self.answer(id, format::statistics(drops, udp, offloads), epoll);

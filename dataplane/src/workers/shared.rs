@@ -13,6 +13,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use wgsep_ipc::Offload;
 use wgsep_proto::device::control_plane::MAX_QUEUED_HANDSHAKES;
 use wgsep_proto::invariant::part;
 use wgsep_proto::path::data_path::{DataPath, Published};
@@ -219,16 +220,16 @@ impl Shared {
         self.flushes.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
-    /// Which offloads are in use, by their names in `--without` with underscores.
-    pub(crate) fn offloads(&self, udp_gso: bool, now: Instant) -> Vec<(&'static str, bool)> {
+    /// Which offloads are in use.
+    pub(crate) fn offloads(&self, udp_gso: bool, now: Instant) -> [(Offload, bool); 5] {
         let tun = self.tun.get();
         let coalesce = tun.map(|tun| tun.coalesce(now)).unwrap_or_default();
-        vec![
-            ("vnet_hdr", tun.is_some_and(Tun::has_header)),
-            ("tso", coalesce.tcp_v4 && coalesce.tcp_v6),
-            ("uso", coalesce.udp),
-            ("flow_queues", tun.is_some_and(|tun| tun.queues().len() > 1)),
-            ("udp_gso", udp_gso),
+        [
+            (Offload::VnetHdr, tun.is_some_and(Tun::has_header)),
+            (Offload::Tso, coalesce.tcp_v4 && coalesce.tcp_v6),
+            (Offload::Uso, coalesce.udp),
+            (Offload::FlowQueues, tun.is_some_and(|tun| tun.queues().len() > 1)),
+            (Offload::UdpGso, udp_gso),
         ]
     }
 

@@ -5,5 +5,6 @@
 mod log;
 mod service_manager;
 
-pub use log::{Format, Level, Log, SYSLOG, Sink};
+pub use log::{Format, Log, SYSLOG, Sink};
 pub use service_manager::ServiceManager;
+pub use wgsep_ipc::Level;

@@ -14,6 +14,7 @@ use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant, SystemTime};
+use wgsep_ipc::{Level, LogLevel};
 
 /// Longest line that is written whole, in bytes.
 const MAX_LINE: usize = 1024;
@@ -33,38 +34,6 @@ const HELPER: &str = "wgsep";
 const DATAPLANE: &str = "wgsep-dataplane";
 /// Facility of syslog(3) messages: daemon.
 const FACILITY: u8 = 3 << 3;
-
-/// Severity of a line, with the numbers of syslog(3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// Something failed.
-    Error = 3,
-    /// Something an operator should look at.
-    Warn = 4,
-    /// Something an operator acts on.
-    Info = 6,
-    /// What explains the rest.
-    Debug = 7,
-}
-
-impl Level {
-    /// As a line of the log has it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Error => "ERROR",
-            Self::Warn => "WARN",
-            Self::Info => "INFO",
-            Self::Debug => "DEBUG",
-        }
-    }
-
-    fn parse(word: &str) -> Option<Self> {
-        [Self::Error, Self::Warn, Self::Info, Self::Debug]
-            .into_iter()
-            .find(|level| level.name() == word)
-    }
-}
 
 /// How lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,9 +75,9 @@ impl Budget {
 pub struct Log {
     sink: Sink,
     format: Format,
-    most: Option<Level>,
+    most: LogLevel,
     /// What [`Log::switch_level`] changes to.
-    other: Option<Level>,
+    other: LogLevel,
     interface: String,
     partial: Vec<u8>,
     budget: Budget,
@@ -119,12 +88,11 @@ pub struct Log {
 }
 
 impl Log {
-    /// A log of lines up to a level into `sink`; none is silence.
+    /// A log of lines up to a level into `sink`.
     #[must_use]
-    pub fn new(sink: Sink, format: Format, most: Option<Level>) -> Self {
+    pub fn new(sink: Sink, format: Format, most: LogLevel) -> Self {
         let (interface, partial) = (String::new(), Vec::new());
-        let other = if most == Some(Level::Debug) { Level::Info } else { Level::Debug };
-        let other = Some(other);
+        let other = if most == LogLevel::Debug { LogLevel::Info } else { LogLevel::Debug };
         Self {
             sink,
             format,
@@ -139,10 +107,10 @@ impl Log {
     }
 
     /// Changes between the level it was started with and `debug`, or `info` if that was it already,
-    /// and says so. Returns the level from now on; none is silence.
-    pub fn switch_level(&mut self) -> Option<Level> {
+    /// and says so. Returns the level from now on.
+    pub fn switch_level(&mut self) -> LogLevel {
         let (before, now) = (self.most, self.other);
-        let name = |level: Option<Level>| level.map_or("SILENT", Level::name);
+        let name = |level: LogLevel| level.name().to_ascii_uppercase();
         // One of the two is at least `info`, so that the line is read.
         self.most = before.max(now);
         self.info(&format!("SIGHUP: log level was {} and is now {}", name(before), name(now)));
@@ -211,7 +179,7 @@ impl Log {
     }
 
     fn is_wanted(&self, level: Level) -> bool {
-        self.most.is_some_and(|most| level <= most)
+        level as u8 <= self.most as u8
     }
 
     /// What an operator acts on.
@@ -244,7 +212,7 @@ impl Log {
     fn parse_line(&mut self, line: &str) {
         let line = line.trim();
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
-        match Level::parse(word) {
+        match Level::ALL.into_iter().find(|level| level.name() == word) {
             Some(Level::Error) => self.dataplane_error(rest.trim_start()),
             Some(level) => self.dataplane_line(level, rest.trim_start()),
             None if line.is_empty() => {}
@@ -264,7 +232,7 @@ impl Log {
     /// at which there is a new one.
     fn dataplane_line(&mut self, level: Level, message: &str) {
         self.check_budget();
-        let most = if self.most == Some(Level::Debug) { DEBUG_BUDGET } else { BUDGET };
+        let most = if self.most == LogLevel::Debug { DEBUG_BUDGET } else { BUDGET };
         if self.budget.bytes >= most {
             self.budget.dropped += u64::from(self.is_wanted(level));
             return;
@@ -378,10 +346,10 @@ mod tests {
     #[test]
     fn the_level_goes_to_debug_and_back_and_says_so_at_every_level() {
         for (started, other) in [
-            (None, Some(Level::Debug)),
-            (Some(Level::Error), Some(Level::Debug)),
-            (Some(Level::Info), Some(Level::Debug)),
-            (Some(Level::Debug), Some(Level::Info)),
+            (LogLevel::Silent, LogLevel::Debug),
+            (LogLevel::Error, LogLevel::Debug),
+            (LogLevel::Info, LogLevel::Debug),
+            (LogLevel::Debug, LogLevel::Info),
         ] {
             let (reader, writer) = pipe2(OFlag::O_NONBLOCK).unwrap();
             let mut log = Log::new(Sink::Stream(writer.into()), Format::Text, started);
@@ -397,7 +365,7 @@ mod tests {
     /// A log into a pipe, and what reads the pipe.
     fn piped(sink: impl Fn(File) -> Sink, format: Format) -> (Log, impl Fn() -> String) {
         let (reader, writer) = pipe2(OFlag::O_NONBLOCK).unwrap();
-        let mut log = Log::new(sink(writer.into()), format, Some(Level::Info));
+        let mut log = Log::new(sink(writer.into()), format, LogLevel::Info);
         log.set_interface("wg0");
         let written = move || {
             let mut buffer = [0; 8192];
@@ -471,9 +439,9 @@ mod tests {
 
     #[test]
     fn an_hours_bytes_are_bounded_and_what_is_suppressed_is_announced_and_counted() {
-        for (level, budget) in [(Level::Info, BUDGET), (Level::Debug, DEBUG_BUDGET)] {
+        for (level, budget) in [(LogLevel::Info, BUDGET), (LogLevel::Debug, DEBUG_BUDGET)] {
             let (mut log, written) = piped(Sink::Stream, Format::Text);
-            log.most = Some(level);
+            log.most = level;
             let long = format!("INFO {}", "x".repeat(1000));
             let (mut bytes, mut last) = (0, String::new());
             for _ in 0..budget / 1000 + 7 {
@@ -518,7 +486,7 @@ mod tests {
     #[test]
     fn a_pipe_that_nobody_reads_does_not_stop_the_log() {
         let (_reader, writer) = pipe().unwrap();
-        let log = Log::new(Sink::Stream(writer.into()), Format::Json, Some(Level::Info));
+        let log = Log::new(Sink::Stream(writer.into()), Format::Json, LogLevel::Info);
         let longest = "\u{1b}\"".repeat(MAX_LINE);
         for _ in 0..100 {
             log.info(&longest);

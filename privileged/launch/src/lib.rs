@@ -22,9 +22,9 @@ mod tun;
 mod uapi_socket;
 
 pub use launcher::print_error;
-pub use offload::Offload;
 pub use tun::check_name;
-pub use wgsep_journal::{Format, Level};
+pub use wgsep_ipc::{LogLevel, Offload};
+pub use wgsep_journal::Format;
 pub use wgsep_policy::Grants;
 
 use launcher::Launcher;
@@ -33,7 +33,7 @@ use startup::Inherited;
 use std::path::PathBuf;
 use tun::TunDevice;
 use wgsep_ipc::Reply;
-use wgsep_journal::Log;
+use wgsep_journal::{Level, Log};
 use wgsep_monitor::{Interface, Result, Step, Unconfined};
 use wgsep_policy::Layer;
 
@@ -59,8 +59,8 @@ pub struct Options {
     pub without: Vec<Offload>,
     /// Worker threads.
     pub workers: usize,
-    /// Of both processes' lines; none is silence.
-    pub log_level: Option<Level>,
+    /// Of both processes' lines.
+    pub log_level: LogLevel,
     /// How lines look.
     pub log_format: Format,
     /// Instead of standard error or syslog.

@@ -1,7 +1,7 @@
 //! Finding, checking and starting the dataplane.
 
 use crate::startup::{handled_signals, null, open_path};
-use crate::{Grants, Level, Offload, Options, sys};
+use crate::{Grants, Offload, Options, sys};
 use core::convert::Infallible;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl};
@@ -19,7 +19,8 @@ use std::io::{IoSlice, PipeReader, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use wgsep_ipc::Channel;
+use wgsep_ipc::startup::{self, CHANNEL, VM_CLOCK};
+use wgsep_ipc::{Channel, Startup};
 use wgsep_monitor::{Dataplane, Error, Process, Result, Step};
 use wgsep_policy::{Layer, Report, State};
 
@@ -29,25 +30,24 @@ const LIBEXEC: &str = match option_env!("WGSEP_LIBEXECDIR") {
     Some(directory) => directory,
     None => "/usr/libexec/wgsep",
 };
-/// Where the dataplane finds the channel; the log is its standard error.
-const CHANNEL: i32 = 3;
-/// Where it finds the vmclock device, if there is one.
-const VM_CLOCK: i32 = 4;
 
 const NO_MORE_PROCESSES: &str = "no more processes for the dataplane (EAGAIN); raise the limit on them: ulimit -u, TasksMax= of a unit, --pids-limit of a container";
 
-/// The dataplane's command line. No name of an interface has a space, and no version.
+/// The dataplane's command line.
 fn words(options: &Options, grants: &Grants, interface: &str) -> Result<Vec<CString>> {
-    let Options { version, workers, log_level, .. } = options;
-    let (port, (lowest, highest)) = (grants.port.unwrap_or(0), grants.ports());
-    let mark = grants.mark.map_or(0, |(value, mask)| value & mask);
-    let udp_gso = if options.without.contains(&Offload::UdpGso) { "off" } else { "on" };
-    let log_level = log_level.map_or("silent", Level::name).to_ascii_lowercase();
-    let line = format!(
-        "{PROGRAM} --build {version} --interface {interface} --workers {workers} --udp-gso {udp_gso} --log-level {log_level} \
-         --listen-port {port} --ports {lowest}-{highest} --fwmark {mark}"
-    );
-    let words: core::result::Result<_, _> = line.split(' ').map(CString::new).collect();
+    let (lowest_port, highest_port) = grants.ports();
+    let startup = Startup {
+        interface: interface.to_owned(),
+        workers: options.workers,
+        udp_gso: !options.without.contains(&Offload::UdpGso),
+        log_level: options.log_level,
+        listen_port: grants.port.unwrap_or(0),
+        lowest_port,
+        highest_port,
+        fwmark: grants.mark.map_or(0, |(value, mask)| value & mask),
+    };
+    let words = core::iter::once(PROGRAM.to_owned()).chain(startup.encode(options.version));
+    let words: core::result::Result<_, _> = words.map(CString::new).collect();
     words.map_err(|_| Error::new("NUL in an argument; leave it out"))
 }
 
@@ -134,8 +134,7 @@ pub fn start(
         // Dumpable from the moment it is executed until it says otherwise, to all processes of this user.
         report.note(Layer::Untraceable, State::degraded(Errno::EPERM));
     }
-    // The workers, the control thread, and the first one, which waits for it.
-    let threads = options.workers + 2;
+    let threads = startup::threads(options.workers);
     let process = Process { pidfd, log, unread };
     Ok(Dataplane { process, channel, pid, ids, threads, report })
 }

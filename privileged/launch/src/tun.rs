@@ -236,14 +236,9 @@ impl TunDevice {
     /// What its queues should do and do not, for the log.
     pub fn missing(&self) -> Option<Offload> {
         let TunOffload { vnet_hdr, tso, uso } = self.offload;
-        let many = !self.flow_queues.is_empty();
-        let ranked = [
-            (Offload::VnetHdr, vnet_hdr),
-            (Offload::Tso, tso),
-            (Offload::Uso, uso),
-            (Offload::FlowQueues, many),
-        ];
-        ranked.into_iter().find(|(_, has)| !has).map(|(offload, _)| offload)
+        // In the order of the enum, whose first four are those of a queue: a later one needs the first.
+        let has = [vnet_hdr, tso, uso, !self.flow_queues.is_empty()];
+        Offload::ALL.into_iter().zip(has).find(|(_, has)| !has).map(|(offload, _)| offload)
     }
 }
 

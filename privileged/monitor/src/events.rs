@@ -4,8 +4,7 @@ use crate::monitor::{End, Monitor};
 use nix::sys::signal::Signal;
 use std::ops::ControlFlow::{self, Break, Continue};
 use wgsep_host::{Change, FAILURE};
-use wgsep_ipc::{LogLevel, Notice};
-use wgsep_journal::Level;
+use wgsep_ipc::Notice;
 
 impl Monitor {
     /// Deals with SIGTERM, SIGINT and SIGHUP.
@@ -21,12 +20,7 @@ impl Monitor {
 
     /// There is no configuration file to read again; what SIGHUP changes is how much both processes log.
     fn switch_log_level(&mut self) {
-        let level = match self.log.switch_level() {
-            None => LogLevel::Silent,
-            Some(Level::Error) => LogLevel::Error,
-            Some(Level::Warn | Level::Info) => LogLevel::Info,
-            Some(Level::Debug) => LogLevel::Debug,
-        };
+        let level = self.log.switch_level();
         if let Err(error) = self.requests.notice(&Notice::LogLevel(level)) {
             self.log.error(&format!(
                 "the dataplane logs as before ({error}); send SIGHUP twice to try again"

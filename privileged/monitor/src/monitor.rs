@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn last_lines_end_though_the_process_goes_on_writing() {
         let null = std::fs::File::open("/dev/null").unwrap();
-        let mut log = Log::new(Sink::Stream(null), Format::Text, None);
+        let mut log = Log::new(Sink::Stream(null), Format::Text, wgsep_ipc::LogLevel::Silent);
         let (reader, writer) = pipe().unwrap();
         fcntl(&writer, FcntlArg::F_SETPIPE_SZ(1 << 20)).unwrap();
         assert_eq!(write(&writer, &vec![b'\n'; 1 << 20]), Ok(1 << 20));

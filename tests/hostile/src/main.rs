@@ -13,13 +13,13 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Instant;
 use wgsep_hostile::{Attack, HOARDED_PORTS, HURRIED_REQUESTS};
+use wgsep_ipc::startup::{self, CHANNEL};
 use wgsep_ipc::{
     Channel, FromHelper, MAX_DESCRIPTORS, MAX_FRAME, REPORT_LAYERS, Received, Reply, Request,
+    Startup,
 };
 use wgsep_policy::Sandbox;
 
-/// Where the helper leaves the channel.
-const CHANNEL: i32 = 3;
 /// Of a frame: the version comes first, the tag after the sequence number.
 const VERSION_AT: usize = 0;
 const TAG_AT: usize = 5;
@@ -37,8 +37,9 @@ fn main() {
 }
 
 fn attack() -> Outcome<()> {
-    let mark = option("--fwmark").and_then(|text| text.parse().ok()).unwrap_or(0);
-    let workers = option("--workers").and_then(|text| text.parse().ok()).unwrap_or(1);
+    let version = std::env::args().nth(2).unwrap_or_default();
+    let startup = Startup::parse(&version, std::env::args().skip(1))?;
+    let (mark, workers) = (startup.fwmark, startup.workers);
     let attack = Attack::of_mark(mark).ok_or("start me with --fwmark and an attack's number")?;
     // SAFETY: the helper put the channel there, and nothing else in this process owns the number.
     let channel = unsafe { OwnedFd::from_raw_fd(CHANNEL) };
@@ -46,9 +47,9 @@ fn attack() -> Outcome<()> {
     let sandbox = Sandbox::enter(nix::unistd::getppid()).map_err(|error| error.to_string())?;
     let mut hostile = Hostile::new(channel, mark)?;
 
-    // The real one has a control thread beside its first one and the workers.
-    let threads = workers + 1 + usize::from(attack == Attack::OneThreadTooMany);
-    start_threads(threads);
+    // Beside this one, as many as the real one has.
+    let others = startup::threads(workers) - 1;
+    start_threads(others + usize::from(attack == Attack::OneThreadTooMany));
     let mut report = [[1, 0, 0]; REPORT_LAYERS];
     match attack {
         Attack::OpenUdpBeforeSealed => {
@@ -73,10 +74,6 @@ fn attack() -> Outcome<()> {
         return Err(format!("not granted: {reply:?}"));
     }
     hostile.run(attack, report, granted)
-}
-
-fn option(name: &str) -> Option<String> {
-    std::env::args().skip_while(|word| word != name).nth(1)
 }
 
 /// Starts threads that do nothing, and waits until all of them run.
