@@ -45,6 +45,8 @@ pub(super) struct Dataplane {
     /// Requests since one had none behind it.
     in_a_row: usize,
     is_granted: bool,
+    /// It has said Bye.
+    is_ending: bool,
     has_closed: bool,
     /// Whether the helper waits for a Pong.
     is_pinged: bool,
@@ -93,6 +95,7 @@ impl Dataplane {
             sent,
             in_a_row: 0,
             is_granted,
+            is_ending: false,
             has_closed,
             is_pinged,
             ports: BTreeSet::new(),
@@ -151,12 +154,12 @@ impl Dataplane {
     /// Has the helper ask for a Pong, which it does once until there is one.
     ///
     /// # Panics
-    /// If it asks before it has granted anything, or again.
+    /// If it asks before it has granted anything, again, or after the Bye.
     pub(super) fn ping(&mut self, requests: &mut Requests) {
         requests.ping();
         let Some(channel) = &self.channel else { return };
         let received = channel.receive_from_helper();
-        if self.is_granted && !self.is_pinged {
+        if self.is_granted && !self.is_ending && !self.is_pinged {
             let ping = FromHelper::Notice(Notice::Ping);
             assert!(matches!(&received, Ok(Received::Message(said, _)) if *said == ping));
             self.is_pinged = true;
@@ -197,10 +200,11 @@ impl Dataplane {
             }
             (Some(Sent::Request(_, request)), Served::Violation(_)) => {
                 let is_early = !self.is_granted;
+                let is_after_bye = self.is_ending && request != Request::Pong;
                 let is_late = matches!(request, Request::LockedDown(_)) && self.is_granted;
                 let is_unasked = request == Request::Pong && !self.is_pinged;
                 assert!(
-                    is_early || is_late || is_unasked || self.in_a_row > FLOOD,
+                    is_early || is_late || is_after_bye || is_unasked || self.in_a_row > FLOOD,
                     "{request:?}: {served:?}"
                 );
                 return false;
@@ -225,6 +229,7 @@ impl Dataplane {
                 }
                 let Some((sequence, reply)) = received else { panic!("{request:?}: no answer") };
                 assert_eq!(sequence, number);
+                self.is_ending |= request == Request::Bye;
                 self.check_reply(request, reply);
             }
             (_, served) => panic!("{served:?}"),
