@@ -22,7 +22,7 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use wgsep_proto::noise::cookie::CookieGenerator;
 use wgsep_proto::noise::handshake::{Handshake, StaticIdentity};
 use wgsep_proto::noise::tai64n::Tai64n;
-use wgsep_proto::session::keypair::{Keypair, KeypairParts};
+use wgsep_proto::session::keypair::{Keypair, KeypairParts, SealJob, seal_batch};
 use wgsep_proto::wire::messages::Message;
 use wgsep_proto::{Instant, PresharedKey, PrivateKey, PublicKey};
 use wgsep_tests::daemon::Daemon;
@@ -224,7 +224,10 @@ fn try_handshake(
 
 fn send_keepalive(socket: &UdpSocket, session: &Keypair, counter: u64) {
     let mut keepalive = [0; 32];
-    assert!(session.seal(counter, &mut keepalive));
+    let mut is_sealed = false;
+    let datagram = &mut keepalive;
+    seal_batch([SealJob { keypair: session, counter, datagram, is_sealed: &mut is_sealed }]);
+    assert!(is_sealed);
     // Refused where the daemon has ended.
     let _lost = socket.send(&keepalive);
 }

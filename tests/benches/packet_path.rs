@@ -14,7 +14,7 @@ use wgsep_dataplane::offload::{Coalesce, Coalescer, GsoType, Segments, VNET_HDR_
 use wgsep_proto::AllowedIp;
 use wgsep_proto::path::allowed_ips::AllowedIps;
 use wgsep_proto::path::outbound::Segmentation as _;
-use wgsep_proto::session::keypair::{SealJob, seal_batch};
+use wgsep_proto::session::keypair::{OpenJob, SealJob, open_batch, seal_batch};
 use wgsep_proto::session::replay::ReplayWindow;
 use wgsep_proto::wire::messages::TRANSPORT_HEADER_LEN;
 use wgsep_simulation::packet;
@@ -58,7 +58,12 @@ fn crypto(criterion: &mut Criterion) {
             bencher.iter(|| {
                 arrived.copy_from_slice(&datagram);
                 let sealed = &mut arrived[TRANSPORT_HEADER_LEN..];
-                keypair.open(reservation.first_counter, sealed, now).unwrap();
+                open_batch([OpenJob {
+                    keypair: &keypair,
+                    counter: reservation.first_counter,
+                    sealed,
+                    is_authentic: &mut false,
+                }]);
             });
         });
         group.finish();

@@ -55,6 +55,20 @@ fn the_protocol_links_only_cryptography() {
     assert_linked_is_allowed("wgsep-proto", "protocol.txt");
 }
 
+/// What SECURITY.md says of `make build DATAPLANE_FLAGS='--no-default-features --features ring'`.
+#[test]
+fn the_dataplane_can_be_built_without_vectors() {
+    let features_of_aead = |features: &[&str]| {
+        let tree = ["tree", "--locked", "--package", "wgsep-dataplane-bin", "--edges", "normal"];
+        let format = ["--prefix", "none", "--format", "{p} {f}"];
+        let tree = cargo(&[&tree[..], &format, features].concat());
+        let line = tree.lines().find(|line| line.starts_with("wgsep-aead ")).unwrap();
+        line.rsplit(' ').next().unwrap().to_owned()
+    };
+    assert_eq!(features_of_aead(&[]), "avx512,ring");
+    assert_eq!(features_of_aead(&["--no-default-features", "--features", "ring"]), "ring");
+}
+
 /// What SECURITY.md says of `make build DATAPLANE_FLAGS=--no-default-features`.
 #[test]
 fn the_dataplane_can_be_built_without_ring() {
@@ -75,7 +89,7 @@ fn the_confinement_links_only_bindings_to_the_system() {
 }
 
 /// Each crate of the workspace, and those of its siblings that it may use.
-const DIRECTIONS: [(&str, &[&str]); 15] = [
+const DIRECTIONS: [(&str, &[&str]); 16] = [
     // The audit names capabilities, and gives up its own.
     ("wgsep", &["wgsep-policy", "wgsep-launch"]),
     ("wgsep-dataplane-bin", &["wgsep-dataplane"]),
@@ -84,7 +98,8 @@ const DIRECTIONS: [(&str, &[&str]); 15] = [
     ("wgsep-monitor", &["wgsep-host", "wgsep-ipc", "wgsep-journal", "wgsep-policy"]),
     ("wgsep-host", &["wgsep-policy"]),
     ("wgsep-dataplane", &["wgsep-proto", "wgsep-ipc", "wgsep-policy"]),
-    ("wgsep-proto", &[]),
+    ("wgsep-proto", &["wgsep-aead"]),
+    ("wgsep-aead", &[]),
     ("wgsep-simulation", &["wgsep-proto"]),
     ("wgsep-ipc", &[]),
     ("wgsep-journal", &["wgsep-ipc"]),
@@ -93,6 +108,7 @@ const DIRECTIONS: [(&str, &[&str]); 15] = [
     (
         "wgsep-tests",
         &[
+            "wgsep-aead",
             "wgsep-proto",
             "wgsep-simulation",
             "wgsep-ipc",

@@ -1,8 +1,10 @@
 //! What the fuzzer calls with its bytes, and the replay of its corpora too. Each function asserts
 //! what must hold whatever the bytes are.
 
+mod aead;
 mod contract;
 
+pub use self::aead::aead;
 use self::contract::Dataplane;
 use std::time::Duration;
 use wgsep_dataplane::FuzzSession;
@@ -33,7 +35,7 @@ const MAX_DISTURBANCES: usize = 24;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("message_parse", message_parse),
     ("handshake_consume", handshake_consume),
     ("device", device),
@@ -41,6 +43,7 @@ pub const TARGETS: [Target; 7] = [
     ("ipc", ipc),
     ("uapi", uapi),
     ("requests", requests),
+    ("aead", aead),
 ];
 
 /// Takes one decision after the other off the input; zeros when it has ended.

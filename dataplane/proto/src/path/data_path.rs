@@ -6,7 +6,6 @@
 use crate::noise::handshake::InitiationError;
 use crate::path::allowed_ips::AllowedIps;
 use crate::session::index_table::IndexTable;
-use crate::session::keypair::OpenError;
 use crate::session::peer::{Peer, PeerId, event};
 use crate::session::timers::NeedsReschedule;
 use crate::time::Instant;
@@ -173,15 +172,6 @@ pub struct DropCounters {
 impl Default for DropCounters {
     fn default() -> Self {
         Self { counters: [const { AtomicU64::new(0) }; DropCause::ALL.len()] }
-    }
-}
-
-impl From<OpenError> for DropCause {
-    fn from(error: OpenError) -> Self {
-        match error {
-            OpenError::Expired => Self::KeypairExpired,
-            OpenError::Unauthentic => Self::Unauthentic,
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Transport keys: one keypair, and the three slots a peer has for them (whitepaper, section 6).
 
+use crate::invariant::present;
 use crate::noise::symmetric::Secret;
-use crate::session::aead::AeadKey;
 use crate::session::replay::ReplayWindow;
 use crate::time::Instant;
 use crate::wire::messages::{
@@ -22,8 +22,8 @@ pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 
 /// A pair of transport keys, shared between the threads that seal and open with it.
 pub struct Keypair {
-    sending: AeadKey,
-    receiving: AeadKey,
+    sending: wgsep_aead::Key,
+    receiving: wgsep_aead::Key,
     sending_counter: AtomicU64,
     sending_valid: AtomicBool,
     replay: Mutex<ReplayWindow>,
@@ -47,15 +47,6 @@ pub struct KeypairParts {
     pub initiator: bool,
 }
 
-/// Why a transport message was not opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpenError {
-    /// The keypair is too old, or the counter past its end.
-    Expired,
-    /// The tag is wrong.
-    Unauthentic,
-}
-
 /// A datagram that is sealed in place: 16 bytes for the header, the padded packet, and 16 bytes for the tag.
 pub struct SealJob<'b> {
     /// The keypair that seals it.
@@ -68,13 +59,26 @@ pub struct SealJob<'b> {
     pub is_sealed: &'b mut bool,
 }
 
-/// Seals datagrams, of any keypairs and lengths.
+/// Seals datagrams, of any keypairs and lengths, and writes their headers.
 pub fn seal_batch<'b>(jobs: impl IntoIterator<Item = SealJob<'b>>) {
-    for SealJob { keypair, counter, datagram, is_sealed } in jobs {
-        *is_sealed = keypair.seal(counter, datagram);
-        if !*is_sealed {
+    wgsep_aead::seal_batch(jobs.into_iter().filter_map(SealJob::packet));
+}
+
+impl<'b> SealJob<'b> {
+    /// What is sealed, behind the header, which it writes.
+    fn packet(self) -> Option<wgsep_aead::Packet<'b>> {
+        let Self { keypair, counter, datagram, is_sealed } = self;
+        *is_sealed = false;
+        let max = TRANSPORT_HEADER_LEN + MAX_INNER_LEN + TAG_LEN;
+        if !(TRANSPORT_HEADER_LEN + TAG_LEN..=max).contains(&datagram.len()) {
             datagram.fill(0);
+            return None;
         }
+        let parts = datagram.split_first_chunk_mut::<TRANSPORT_HEADER_LEN>();
+        let (header, sealed) = present(parts, "its length was checked")?;
+        let receiver_index = keypair.receiver_index;
+        *header = TransportHeader { receiver_index, counter }.to_bytes();
+        packet(&keypair.sending, counter, sealed, is_sealed)
     }
 }
 
@@ -84,17 +88,40 @@ pub struct OpenJob<'b> {
     pub keypair: &'b Keypair,
     /// The counter of its header.
     pub counter: u64,
-    /// What follows the header: the packet and 16 bytes of tag. If it does not open, its content is undefined.
+    /// What follows the header: the packet and 16 bytes of tag. If it does not open, the packet is zeroed.
     pub sealed: &'b mut [u8],
     /// Set to whether it opened.
-    pub result: &'b mut Result<(), OpenError>,
+    pub is_authentic: &'b mut bool,
 }
 
 /// Opens messages, of any keypairs and lengths.
-pub fn open_batch<'b>(jobs: impl IntoIterator<Item = OpenJob<'b>>, now: Instant) {
-    for OpenJob { keypair, counter, sealed, result } in jobs {
-        *result = keypair.open(counter, sealed, now);
+pub fn open_batch<'b>(jobs: impl IntoIterator<Item = OpenJob<'b>>) {
+    wgsep_aead::open_batch(jobs.into_iter().filter_map(OpenJob::packet));
+}
+
+impl<'b> OpenJob<'b> {
+    fn packet(self) -> Option<wgsep_aead::Packet<'b>> {
+        let Self { keypair, counter, sealed, is_authentic } = self;
+        packet(&keypair.receiving, counter, sealed, is_authentic)
     }
+}
+
+/// A packet and its tag behind it; `None` if there is not even the tag, for which `done` is set to false.
+fn packet<'b>(
+    key: &'b wgsep_aead::Key,
+    counter: u64,
+    sealed: &'b mut [u8],
+    done: &'b mut bool,
+) -> Option<wgsep_aead::Packet<'b>> {
+    *done = false;
+    let (text, tag) = sealed.split_last_chunk_mut::<TAG_LEN>()?;
+    Some(wgsep_aead::Packet { key, nonce: nonce(counter), text, tag, done })
+}
+
+/// Four zero bytes, then the counter, little-endian (whitepaper, section 5.4.6).
+fn nonce(counter: u64) -> [u8; wgsep_aead::NONCE_LEN] {
+    let [a, b, c, d, e, f, g, h] = counter.to_le_bytes();
+    [0, 0, 0, 0, a, b, c, d, e, f, g, h]
 }
 
 impl Keypair {
@@ -102,8 +129,8 @@ impl Keypair {
     #[must_use]
     pub fn new(parts: &KeypairParts, now: Instant) -> Self {
         Self {
-            sending: AeadKey::new(&parts.sending),
-            receiving: AeadKey::new(&parts.receiving),
+            sending: wgsep_aead::Key::new(&parts.sending),
+            receiving: wgsep_aead::Key::new(&parts.receiving),
             sending_counter: AtomicU64::new(0),
             sending_valid: AtomicBool::new(true),
             replay: Mutex::default(),
@@ -171,33 +198,10 @@ impl Keypair {
         self.initiator && self.sending_valid.load(Ordering::Acquire) && self.is_older_than(age, now)
     }
 
-    /// Seals in place a datagram that consists of 16 bytes for the header, the padded packet, and 16 bytes for
-    /// the tag. False if it is shorter than that or exceeds the cipher's limit.
+    /// True if a message with this counter may be opened: the keypair is not too old, nor the counter past its end.
     #[must_use]
-    pub fn seal(&self, counter: u64, datagram: &mut [u8]) -> bool {
-        let Some((header, rest)) = datagram.split_first_chunk_mut::<TRANSPORT_HEADER_LEN>() else {
-            return false;
-        };
-        let Some((packet, tag)) = rest.split_last_chunk_mut::<TAG_LEN>() else { return false };
-        if packet.len() > MAX_INNER_LEN {
-            return false;
-        }
-        let receiver_index = self.receiver_index;
-        *header = TransportHeader { receiver_index, counter }.to_bytes();
-        let Some(sealed) = self.sending.seal(counter, packet) else { return false };
-        *tag = sealed;
-        true
-    }
-
-    /// Opens in place what follows a transport header. The packet is all but the last 16 bytes.
-    ///
-    /// # Errors
-    /// [`OpenError`]; the buffer's content is then undefined.
-    pub fn open(&self, counter: u64, sealed: &mut [u8], now: Instant) -> Result<(), OpenError> {
-        if counter >= REJECT_AFTER_MESSAGES || self.is_older_than(REJECT_AFTER_TIME, now) {
-            return Err(OpenError::Expired);
-        }
-        if self.receiving.open(counter, sealed) { Ok(()) } else { Err(OpenError::Unauthentic) }
+    pub fn can_receive(&self, counter: u64, now: Instant) -> bool {
+        counter < REJECT_AFTER_MESSAGES && !self.is_older_than(REJECT_AFTER_TIME, now)
     }
 
     /// True, once, for each fresh authenticated counter.
@@ -338,24 +342,76 @@ pub(crate) mod tests {
         assert_eq!(keypair.assign_nonces(1, now), Some(REJECT_AFTER_MESSAGES - 1));
         assert_eq!(keypair.assign_nonces(1, now), None);
         assert!(!keypair.can_send(now));
-        assert_eq!(keypair.open(REJECT_AFTER_MESSAGES, &mut [0; 16], now), Err(OpenError::Expired));
-        assert_eq!(
-            keypair.open(REJECT_AFTER_MESSAGES - 1, &mut [0; 16], now),
-            Err(OpenError::Unauthentic)
-        );
+        assert!(!keypair.can_receive(REJECT_AFTER_MESSAGES, now));
+        assert!(keypair.can_receive(REJECT_AFTER_MESSAGES - 1, now));
     }
 
     #[test]
     fn a_keypair_dies_at_180_seconds_both_ways() {
         let keypair = keypair(1, true);
-        let mut datagram = [0u8; 48];
-        assert!(keypair.seal(0, &mut datagram));
         let just_before = Instant::from_nanos(REJECT_AFTER_TIME.as_nanos() as u64 - 1);
         let at = Instant::from_nanos(REJECT_AFTER_TIME.as_nanos() as u64);
         assert!(keypair.can_send(just_before) && !keypair.can_send(at));
-        let sealed = &mut datagram[16..];
-        assert_eq!(keypair.open(0, &mut sealed.to_vec(), at), Err(OpenError::Expired));
-        assert_eq!(keypair.open(0, sealed, just_before), Ok(()));
+        assert!(keypair.can_receive(0, just_before) && !keypair.can_receive(0, at));
+    }
+
+    #[test]
+    fn what_is_sealed_opens_with_its_key_and_counter_alone() {
+        let keypair = keypair(1, true);
+        for len in [0, 16, 1420, MAX_INNER_LEN] {
+            let mut datagram = vec![7; TRANSPORT_HEADER_LEN + len + TAG_LEN];
+            let mut is_sealed = false;
+            let job = SealJob {
+                keypair: &keypair,
+                counter: 5,
+                datagram: &mut datagram,
+                is_sealed: &mut is_sealed,
+            };
+            seal_batch([job]);
+            assert!(is_sealed);
+            let header = TransportHeader { receiver_index: 0, counter: 5 };
+            assert_eq!(datagram[..TRANSPORT_HEADER_LEN], header.to_bytes());
+            for counter in [4, 5] {
+                let mut sealed = datagram[TRANSPORT_HEADER_LEN..].to_vec();
+                let mut is_authentic = false;
+                let job = OpenJob {
+                    keypair: &keypair,
+                    counter,
+                    sealed: &mut sealed,
+                    is_authentic: &mut is_authentic,
+                };
+                open_batch([job]);
+                assert_eq!(is_authentic, counter == 5);
+                let expected = if is_authentic { 7 } else { 0 };
+                assert!(sealed[..len].iter().all(|byte| *byte == expected));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_too_short_or_too_long_is_neither_sealed_nor_opened() {
+        let keypair = keypair(1, true);
+        let longest = TRANSPORT_HEADER_LEN + MAX_INNER_LEN + TAG_LEN;
+        for len in [0, TRANSPORT_HEADER_LEN + TAG_LEN - 1, longest + 1] {
+            let (mut datagram, mut is_sealed) = (vec![7; len], true);
+            let job = SealJob {
+                keypair: &keypair,
+                counter: 5,
+                datagram: &mut datagram,
+                is_sealed: &mut is_sealed,
+            };
+            seal_batch([job]);
+            assert_eq!((is_sealed, datagram), (false, vec![0; len]), "no plaintext is left");
+        }
+        let mut is_authentic = true;
+        let sealed = &mut [0; TAG_LEN - 1];
+        open_batch([OpenJob {
+            keypair: &keypair,
+            counter: 5,
+            sealed,
+            is_authentic: &mut is_authentic,
+        }]);
+        assert!(!is_authentic);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! What a handshake leaves: keypairs, replay windows, the indices that name them, and the timers and state of a peer.
 
-pub mod aead;
 pub mod index_table;
 pub mod keypair;
 pub mod peer;

@@ -23,7 +23,7 @@ impl InboundBatch {
         now: Instant,
     ) {
         let Self { origins, messages, keypairs } = self;
-        for message in messages.iter_mut().filter(|message| message.opened.is_ok()) {
+        for message in messages.iter_mut().filter(|message| message.is_authentic) {
             message.packet = message.received(origins, keypairs).and_then(|received| {
                 let Range { start, end } = message.sealed;
                 let plaintext = memory.get_mut(start..end.checked_sub(TAG_LEN)?)?;

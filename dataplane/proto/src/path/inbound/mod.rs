@@ -23,7 +23,7 @@ mod accept;
 mod open;
 mod parse;
 
-use crate::session::keypair::{Keypair, OpenError};
+use crate::session::keypair::Keypair;
 use crate::session::peer::{Endpoint, Peer};
 use crate::wire::ip::Ecn;
 use crate::wire::messages::ReceiverIndex;
@@ -72,7 +72,9 @@ struct TransportMessage {
     origin: usize,
     /// Index of its keypair.
     keypair: usize,
-    opened: Result<(), OpenError>,
+    /// Its keypair or its counter had reached its end.
+    is_expired: bool,
+    is_authentic: bool,
     /// The packet inside, once it was accepted.
     packet: Option<Range<usize>>,
 }

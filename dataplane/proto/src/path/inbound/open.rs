@@ -1,8 +1,8 @@
 //! Stage 3 of the way in: all transport messages of a batch are opened in place.
 
-use super::InboundBatch;
+use super::{InboundBatch, TransportMessage};
 use crate::path::Parts;
-use crate::path::data_path::DataPath;
+use crate::path::data_path::{DataPath, DropCause};
 use crate::session::keypair::{OpenJob, open_batch};
 use crate::time::Instant;
 
@@ -12,13 +12,17 @@ impl InboundBatch {
         let Self { messages, keypairs, .. } = self;
         let mut parts = Parts::new(memory);
         let jobs = messages.iter_mut().filter_map(|message| {
+            let TransportMessage { sealed, counter, is_expired, is_authentic, .. } = message;
             let keypair = &*keypairs.get(message.keypair)?.keypair;
-            let sealed = parts.take(message.sealed.clone())?;
-            Some(OpenJob { keypair, counter: message.counter, sealed, result: &mut message.opened })
+            *is_expired = !keypair.can_receive(*counter, now);
+            let sealed = parts.take(sealed.clone()).filter(|_| !*is_expired)?;
+            Some(OpenJob { keypair, counter: *counter, sealed, is_authentic })
         });
-        open_batch(jobs, now);
-        for error in messages.iter().filter_map(|message| message.opened.err()) {
-            data_path.drops.add(error.into(), 1);
+        open_batch(jobs);
+        for message in messages.iter().filter(|message| !message.is_authentic) {
+            let cause =
+                if message.is_expired { DropCause::KeypairExpired } else { DropCause::Unauthentic };
+            data_path.drops.add(cause, 1);
         }
     }
 }

@@ -3,7 +3,6 @@
 use super::{InboundBatch, Origin, Receive, ReceivingKeypair, TransportMessage};
 use crate::invariant::part;
 use crate::path::data_path::{DataPath, DropCause};
-use crate::session::keypair::OpenError;
 use crate::session::peer::Endpoint;
 use crate::wire::messages::{Message, ReceiverIndex, TRANSPORT_HEADER_LEN, TransportHeader};
 use core::ops::Range;
@@ -55,7 +54,8 @@ impl InboundBatch {
             counter: header.counter,
             origin,
             keypair,
-            opened: Err(OpenError::Unauthentic),
+            is_expired: false,
+            is_authentic: false,
             packet: None,
         });
     }

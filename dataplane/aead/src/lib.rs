@@ -1,0 +1,187 @@
+//! ChaCha20-Poly1305 (RFC 8439, without associated data) for batches of packets.
+//!
+//! On x86-64 processors with AVX-512 (F, BW, IFMA and VBMI2), up to eight packets at once are sealed or opened, of any
+//! keys, nonces and lengths. Fewer than four packets, and all packets on other processors, go one by one through ring,
+//! or without the feature `ring` through chacha20poly1305.
+//!
+//! The vector code is constant in time by construction: no branch, index or shift depends on keys, plaintext or tags.
+//! The lengths of packets are public. [`Key`] is erased on drop. What a batch leaves on the stack, as expanded
+//! keys, is not: a program that cares wipes the stack once a key is no longer used.
+
+#[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+mod avx512;
+#[cfg(not(all(target_arch = "x86_64", feature = "avx512")))]
+#[path = "no_vectors.rs"]
+mod avx512;
+mod single;
+
+use arrayvec::ArrayVec;
+use avx512::{Lane, PACKETS, Vectors};
+use core::sync::atomic::{AtomicU8, Ordering};
+use zeroize::ZeroizeOnDrop;
+
+/// Length of a key, in bytes.
+pub const KEY_LEN: usize = 32;
+/// Length of a nonce, in bytes.
+pub const NONCE_LEN: usize = 12;
+/// Length of a tag, in bytes.
+pub const TAG_LEN: usize = 16;
+
+/// Packets that are collected before they are processed.
+const BATCH: usize = 32;
+/// Packets from which on vectors are faster than one packet after the other.
+const LEAST: usize = 4;
+/// Texts that are longer, in bytes, go one by one; their block counters might overflow a lane.
+const LONGEST: usize = 1 << 24;
+
+/// A key, erased on drop.
+#[derive(ZeroizeOnDrop)]
+pub struct Key([u32; KEY_LEN / 4]);
+
+impl Key {
+    /// The key of these bytes.
+    #[must_use]
+    pub fn new(bytes: &[u8; KEY_LEN]) -> Self {
+        Self(words(bytes))
+    }
+}
+
+/// A packet that is sealed or opened in place.
+pub struct Packet<'p> {
+    /// Its key.
+    pub key: &'p Key,
+    /// Its nonce, which must not be used twice to seal with the same key.
+    pub nonce: [u8; NONCE_LEN],
+    /// Plaintext, which becomes ciphertext, or the reverse.
+    pub text: &'p mut [u8],
+    /// Written when the packet is sealed, and compared when it is opened.
+    pub tag: &'p mut [u8; TAG_LEN],
+    /// Set to true when the packet was sealed, or was authentic; otherwise to false, and the text is zeroed.
+    pub done: &'p mut bool,
+}
+
+/// Encrypts the packets and writes their tags.
+pub fn seal_batch<'p>(packets: impl IntoIterator<Item = Packet<'p>>) {
+    let seal_group = |vectors: Vectors, group: &mut [Packet<'_>]| {
+        let tags = vectors.seal(&mut lanes(group));
+        for (packet, tag) in group.iter_mut().zip(tags) {
+            *packet.tag = tag;
+            *packet.done = true;
+        }
+    };
+    each_group(packets, seal_group, |packet| {
+        let sealed = single::seal(packet.key, packet.nonce, packet.text);
+        *packet.done = sealed.is_some();
+        match sealed {
+            Some(tag) => *packet.tag = tag,
+            None => packet.text.fill(0),
+        }
+    });
+}
+
+/// Decrypts the packets and verifies their tags. The text of a packet that is not authentic is zeroed.
+pub fn open_batch<'p>(packets: impl IntoIterator<Item = Packet<'p>>) {
+    let open_group = |vectors: Vectors, group: &mut [Packet<'_>]| {
+        let tags = vectors.open(&mut lanes(group));
+        for (packet, tag) in group.iter_mut().zip(tags) {
+            set_opened(packet, equal(*packet.tag, tag));
+        }
+    };
+    each_group(packets, open_group, |packet| {
+        let is_authentic = single::open(packet.key, packet.nonce, packet.text, packet.tag);
+        set_opened(packet, is_authentic);
+    });
+}
+
+fn set_opened(packet: &mut Packet<'_>, is_authentic: bool) {
+    *packet.done = is_authentic;
+    if !is_authentic {
+        packet.text.fill(0);
+    }
+}
+
+/// Compares two tags in constant time.
+fn equal(a: [u8; TAG_LEN], b: [u8; TAG_LEN]) -> bool {
+    let differences = u128::from_ne_bytes(a) ^ u128::from_ne_bytes(b);
+    core::hint::black_box(differences) == 0
+}
+
+/// Has packets of similar lengths processed in groups, and those that are too few for one singly.
+fn each_group<'p>(
+    packets: impl IntoIterator<Item = Packet<'p>>,
+    mut group: impl FnMut(Vectors, &mut [Packet<'p>]),
+    mut single: impl FnMut(&mut Packet<'p>),
+) {
+    let mut packets = packets.into_iter();
+    let Some(vectors) = vectors() else {
+        packets.for_each(|mut packet| single(&mut packet));
+        return;
+    };
+    let mut batch = ArrayVec::<_, BATCH>::new();
+    loop {
+        batch.extend(packets.by_ref().take(BATCH));
+        let Some(first) = batch.first() else { return };
+        let len = first.text.len();
+        if batch.iter().any(|packet| packet.text.len() != len) {
+            // A group takes as long as its longest packet.
+            batch.sort_unstable_by_key(|packet| packet.text.len());
+        }
+        for packets in batch.chunks_mut(PACKETS) {
+            let longest = packets.iter().map(|packet| packet.text.len()).max();
+            if packets.len() >= LEAST && longest.is_some_and(|longest| longest <= LONGEST) {
+                group(vectors, packets);
+            } else {
+                packets.iter_mut().for_each(&mut single);
+            }
+        }
+        batch.clear();
+    }
+}
+
+/// A lane for each packet of a group; the others are unused.
+fn lanes<'g>(group: &'g mut [Packet<'_>]) -> [Lane<'g>; PACKETS] {
+    let mut packets = group.iter_mut();
+    core::array::from_fn(|_| {
+        packets.next().map_or_else(Lane::unused, |packet| Lane {
+            key: &packet.key.0,
+            nonce: words(&packet.nonce),
+            text: packet.text,
+        })
+    })
+}
+
+/// Words of 32 bits, little-endian.
+fn words<const WORDS: usize>(bytes: &[u8]) -> [u32; WORDS] {
+    let (words, _) = bytes.as_chunks();
+    core::array::from_fn(|i| words.get(i).map_or(0, |word| u32::from_le_bytes(*word)))
+}
+
+/// Whether batches go through vectors: 0 until it is known, and then one of the two others.
+static USE: AtomicU8 = AtomicU8::new(0);
+const WITHOUT: u8 = 1;
+const WITH: u8 = 2;
+
+/// Has every packet of this process sealed and opened singly from now on, without vector code of this crate.
+pub fn disable_vectors() {
+    USE.store(WITHOUT, Ordering::Relaxed);
+}
+
+/// True if batches are sealed and opened with vectors.
+#[must_use]
+pub fn uses_vectors() -> bool {
+    vectors().is_some()
+}
+
+fn vectors() -> Option<Vectors> {
+    match USE.load(Ordering::Relaxed) {
+        WITHOUT => None,
+        WITH => Vectors::detect(),
+        _ => {
+            let detected = Vectors::detect();
+            let found = if detected.is_some() { WITH } else { WITHOUT };
+            // Unless it has been disabled meanwhile.
+            let _ = USE.compare_exchange(0, found, Ordering::Relaxed, Ordering::Relaxed);
+            detected
+        }
+    }
+}

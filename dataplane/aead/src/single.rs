@@ -1,0 +1,97 @@
+//! One packet: ring by default, the pure-Rust chacha20poly1305 without it.
+
+use crate::{Key, NONCE_LEN, TAG_LEN};
+
+pub(crate) use backend::{open, seal};
+
+impl Key {
+    fn bytes(&self) -> zeroize::Zeroizing<[u8; crate::KEY_LEN]> {
+        let mut bytes = zeroize::Zeroizing::new([0; crate::KEY_LEN]);
+        let (words, _) = bytes.as_chunks_mut();
+        for (bytes, word) in words.iter_mut().zip(self.0) {
+            *bytes = word.to_le_bytes();
+        }
+        bytes
+    }
+}
+
+#[cfg(feature = "ring")]
+mod backend {
+    use super::{Key, NONCE_LEN, TAG_LEN};
+    use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+
+    /// A key of ring, which does not erase its keys.
+    struct Expanded(LessSafeKey);
+
+    impl Expanded {
+        fn new(key: &Key) -> Option<Self> {
+            let key = UnboundKey::new(&CHACHA20_POLY1305, key.bytes().as_slice()).ok()?;
+            Some(Self(LessSafeKey::new(key)))
+        }
+    }
+
+    impl Drop for Expanded {
+        /// Overwrites the key with a zero key. `black_box` keeps the compiler from eliminating the write.
+        fn drop(&mut self) {
+            if let Ok(zero) = UnboundKey::new(&CHACHA20_POLY1305, &[0; crate::KEY_LEN]) {
+                self.0 = LessSafeKey::new(zero);
+            }
+            core::hint::black_box(&self.0);
+        }
+    }
+
+    /// Encrypts `text` and returns its tag; `None` if it is longer than the cipher's limit of 256 GiB.
+    pub(crate) fn seal(
+        key: &Key,
+        nonce: [u8; NONCE_LEN],
+        text: &mut [u8],
+    ) -> Option<[u8; TAG_LEN]> {
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let Expanded(key) = &Expanded::new(key)?;
+        let tag = key.seal_in_place_separate_tag(nonce, Aad::empty(), text).ok()?;
+        tag.as_ref().try_into().ok()
+    }
+
+    /// Decrypts `text`, and returns true if its tag is right.
+    pub(crate) fn open(
+        key: &Key,
+        nonce: [u8; NONCE_LEN],
+        text: &mut [u8],
+        tag: &[u8; TAG_LEN],
+    ) -> bool {
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let Some(Expanded(key)) = &Expanded::new(key) else { return false };
+        key.open_in_place_separate_tag(nonce, Aad::empty(), (*tag).into(), text, 0..).is_ok()
+    }
+}
+
+#[cfg(not(feature = "ring"))]
+mod backend {
+    use super::{Key, NONCE_LEN, TAG_LEN};
+    use chacha20poly1305::aead::AeadInOut;
+    use chacha20poly1305::aead::inout::InOutBuf;
+    use chacha20poly1305::{ChaCha20Poly1305, KeyInit, Tag};
+
+    /// Encrypts `text` and returns its tag; `None` if it is longer than the cipher's limit of 256 GiB.
+    pub(crate) fn seal(
+        key: &Key,
+        nonce: [u8; NONCE_LEN],
+        text: &mut [u8],
+    ) -> Option<[u8; TAG_LEN]> {
+        let cipher = ChaCha20Poly1305::new((&*key.bytes()).into());
+        let text = InOutBuf::from(text);
+        cipher.encrypt_inout_detached(&nonce.into(), &[], text).ok().map(Into::into)
+    }
+
+    /// Decrypts `text`, and returns true if its tag is right.
+    pub(crate) fn open(
+        key: &Key,
+        nonce: [u8; NONCE_LEN],
+        text: &mut [u8],
+        tag: &[u8; TAG_LEN],
+    ) -> bool {
+        let cipher = ChaCha20Poly1305::new((&*key.bytes()).into());
+        let (text, tag) = (InOutBuf::from(text), Tag::from(*tag));
+        cipher.decrypt_inout_detached(&nonce.into(), &[], text, &tag).is_ok()
+    }
+}

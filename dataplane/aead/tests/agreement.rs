@@ -1,0 +1,265 @@
+//! Batches agree with ring and with chacha20poly1305, and refuse what these refuse.
+#![allow(clippy::unwrap_used)]
+
+use chacha20poly1305::aead::AeadInOut;
+use chacha20poly1305::aead::inout::InOutBuf;
+use chacha20poly1305::{ChaCha20Poly1305, KeyInit};
+use nix::libc;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use std::num::NonZeroUsize;
+use wgsep_aead::{KEY_LEN, Key, NONCE_LEN, Packet, TAG_LEN, open_batch, seal_batch};
+
+/// A generator of numbers that are always the same.
+struct Dice(u64);
+
+impl Dice {
+    /// SplitMix64.
+    fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.roll() % bound as u64) as usize
+    }
+
+    fn bytes<const LEN: usize>(&mut self) -> [u8; LEN] {
+        core::array::from_fn(|_| self.roll() as u8)
+    }
+}
+
+/// A packet with its own memory.
+#[derive(Clone)]
+struct Sample {
+    key: [u8; KEY_LEN],
+    nonce: [u8; NONCE_LEN],
+    text: Vec<u8>,
+    tag: [u8; TAG_LEN],
+    done: bool,
+}
+
+impl Sample {
+    fn new(dice: &mut Dice, len: usize) -> Self {
+        let (key, nonce) = (dice.bytes(), dice.bytes());
+        let text = (0..len).map(|_| dice.roll() as u8).collect();
+        Self { key, nonce, text, tag: [0; TAG_LEN], done: false }
+    }
+
+    fn ring(&self) -> (LessSafeKey, Nonce) {
+        let key = LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &self.key).unwrap());
+        (key, Nonce::assume_unique_for_key(self.nonce))
+    }
+
+    /// Ciphertext and tag by ring, which chacha20poly1305 agrees with.
+    fn expected(&self) -> (Vec<u8>, [u8; TAG_LEN]) {
+        let (key, nonce) = self.ring();
+        let mut text = self.text.clone();
+        let tag = key.seal_in_place_separate_tag(nonce, Aad::empty(), &mut text).unwrap();
+        let tag = tag.as_ref().try_into().unwrap();
+        let mut other = self.text.clone();
+        let cipher = ChaCha20Poly1305::new(&self.key.into());
+        let other_tag = cipher
+            .encrypt_inout_detached(&self.nonce.into(), &[], InOutBuf::from(&mut *other))
+            .unwrap();
+        assert_eq!((&text, tag), (&other, other_tag.into()));
+        (text, tag)
+    }
+}
+
+fn run(samples: &mut [Sample], batch: fn(Vec<Packet<'_>>)) {
+    let keys: Vec<_> = samples.iter().map(|sample| Key::new(&sample.key)).collect();
+    let packets = samples.iter_mut().zip(&keys).map(|(sample, key)| Packet {
+        key,
+        nonce: sample.nonce,
+        text: &mut sample.text,
+        tag: &mut sample.tag,
+        done: &mut sample.done,
+    });
+    batch(packets.collect());
+}
+
+fn seal(samples: &mut [Sample]) {
+    run(samples, |packets| seal_batch(packets));
+}
+
+fn open(samples: &mut [Sample]) {
+    run(samples, |packets| open_batch(packets));
+}
+
+/// Seals and opens the samples, and compares.
+#[track_caller]
+fn assert_agreement(samples: &[Sample]) {
+    let mut ours = samples.to_vec();
+    seal(&mut ours);
+    for (ours, plain) in ours.iter().zip(samples) {
+        let (text, tag) = plain.expected();
+        assert!(ours.done && ours.text == text && ours.tag == tag, "length {}", text.len());
+    }
+    ours.iter_mut().for_each(|sample| sample.done = false);
+    open(&mut ours);
+    for (ours, plain) in ours.iter().zip(samples) {
+        assert!(ours.done && ours.text == plain.text, "length {}", plain.text.len());
+    }
+}
+
+#[test]
+fn every_length_agrees() {
+    let mut dice = Dice(1);
+    for len in 0..=2048 {
+        let samples: Vec<_> = (0..8).map(|_| Sample::new(&mut dice, len)).collect();
+        assert_agreement(&samples);
+    }
+}
+
+#[test]
+fn mixtures_of_lengths_keys_and_nonces_agree() {
+    let mut dice = Dice(2);
+    for _ in 0..2000 {
+        let longest = [1, 64, 130, 1500, 9000][dice.below(5)];
+        let count = dice.below(40);
+        let mut samples: Vec<_> = (0..count)
+            .map(|_| {
+                let len = dice.below(longest);
+                Sample::new(&mut dice, len)
+            })
+            .collect();
+        if dice.below(2) == 0 {
+            // One key for all, as the packets to one peer have.
+            let key = dice.bytes();
+            samples.iter_mut().for_each(|sample| sample.key = key);
+        }
+        assert_agreement(&samples);
+    }
+}
+
+#[test]
+fn every_number_of_packets_agrees() {
+    let mut dice = Dice(3);
+    for count in 0..=100 {
+        let samples: Vec<_> = (0..count).map(|_| Sample::new(&mut dice, 100)).collect();
+        assert_agreement(&samples);
+    }
+}
+
+/// A changed packet fails, is zeroed, and leaves its neighbours alone.
+#[test]
+fn a_change_fails_its_packet_alone() {
+    let mut dice = Dice(4);
+    for count in [1, 4, 8, 13] {
+        for len in [0, 1, 16, 63, 64, 100, 256] {
+            let plain: Vec<_> = (0..count).map(|_| Sample::new(&mut dice, len)).collect();
+            let mut sealed = plain.clone();
+            seal(&mut sealed);
+            for bit in 0..8 * (len + TAG_LEN + KEY_LEN + NONCE_LEN) {
+                let changed = bit % count;
+                let mut samples = sealed.clone();
+                let Sample { key, nonce, text, tag, .. } = &mut samples[changed];
+                let bytes = key.iter_mut().chain(nonce).chain(tag).chain(text);
+                *bytes.into_iter().nth(bit / 8).unwrap() ^= 1 << (bit % 8);
+                open(&mut samples);
+                for (i, (sample, plain)) in samples.iter().zip(&plain).enumerate() {
+                    assert_eq!(sample.done, i != changed, "packet {i} of {count}, bit {bit}");
+                    let zeroed = vec![0; len];
+                    let expected = if sample.done { &plain.text } else { &zeroed };
+                    assert_eq!(&sample.text, expected);
+                }
+            }
+        }
+    }
+}
+
+/// Vectors of Project Wycheproof without associated data, each among packets of other lengths.
+#[test]
+fn wycheproof() {
+    let mut dice = Dice(5);
+    let set = wycheproof::aead::TestSet::load(wycheproof::aead::TestName::ChaCha20Poly1305);
+    let mut run = 0;
+    for group in set.unwrap().test_groups {
+        if group.nonce_size != 8 * NONCE_LEN || group.tag_size != 8 * TAG_LEN {
+            continue;
+        }
+        for test in group.tests.iter().filter(|test| test.aad.is_empty()) {
+            let (Ok(key), Ok(nonce)) = (test.key[..].try_into(), test.nonce[..].try_into()) else {
+                panic!("test {}: a key or nonce of another length", test.tc_id);
+            };
+            let tag = test.tag[..].try_into().unwrap();
+            let vector = Sample { key, nonce, text: test.ct.to_vec(), tag, done: false };
+            for others in [0, 3, 11] {
+                let mut samples: Vec<_> =
+                    (0..others).map(|i| Sample::new(&mut dice, i * 40)).collect();
+                seal(&mut samples);
+                let at = dice.below(others + 1);
+                samples.insert(at, vector.clone());
+                open(&mut samples);
+                assert_eq!(samples[at].done, !test.result.must_fail(), "test {}", test.tc_id);
+                if samples[at].done {
+                    assert_eq!(samples[at].text, test.pt[..], "test {}", test.tc_id);
+                }
+                run += 1;
+            }
+        }
+    }
+    assert!(run > 100, "{run} only");
+}
+
+/// Texts that begin and end at pages beyond which nothing can be read or written.
+#[test]
+fn nothing_beyond_a_packet_is_accessed() {
+    // SAFETY: sysconf has no requirements.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap();
+    let len = NonZeroUsize::new(3 * page).unwrap();
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping.
+    let mapping = unsafe { mmap_anonymous(None, len, access, MapFlags::MAP_PRIVATE) }.unwrap();
+    for guard in [0, 2 * page] {
+        // SAFETY: within the mapping.
+        let guard = unsafe { mapping.byte_add(guard) };
+        // SAFETY: a page of the mapping that nothing refers to.
+        unsafe { mprotect(guard, page, ProtFlags::PROT_NONE) }.unwrap();
+    }
+    // SAFETY: the middle page.
+    let first = unsafe { mapping.byte_add(page) }.cast::<u8>();
+    // SAFETY: the middle page can be read and written, and nothing else refers to it.
+    let memory = unsafe { core::slice::from_raw_parts_mut(first.as_ptr(), page) };
+    let mut dice = Dice(6);
+    for len in (0..300).chain([1424, page]) {
+        for start in [0, page - len] {
+            let mut samples: Vec<_> = (0..8).map(|_| Sample::new(&mut dice, len)).collect();
+            let keys: Vec<_> = samples.iter().map(|sample| Key::new(&sample.key)).collect();
+            for (i, sample) in samples.iter().enumerate().take(if len == page { 1 } else { 8 }) {
+                let (expected, expected_tag) = sample.expected();
+                let text = &mut memory[start..start + len];
+                text.copy_from_slice(&sample.text);
+                let mut others: Vec<_> = (0..7).map(|_| Sample::new(&mut dice, len)).collect();
+                let (mut tag, mut done) = ([0; TAG_LEN], false);
+                let packet = Packet {
+                    key: &keys[i],
+                    nonce: sample.nonce,
+                    text,
+                    tag: &mut tag,
+                    done: &mut done,
+                };
+                let mut packets: Vec<_> = others
+                    .iter_mut()
+                    .map(|other| Packet {
+                        key: &keys[0],
+                        nonce: other.nonce,
+                        text: &mut other.text,
+                        tag: &mut other.tag,
+                        done: &mut other.done,
+                    })
+                    .collect();
+                packets.insert(i, packet);
+                seal_batch(packets);
+                assert!(done && tag == expected_tag && memory[start..start + len] == expected);
+            }
+            samples.clear();
+        }
+    }
+    // SAFETY: the mapping, which nothing refers to any more.
+    unsafe { munmap(mapping, 3 * page) }.unwrap();
+}
