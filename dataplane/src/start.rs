@@ -8,7 +8,7 @@ use crate::workers::worker::Worker;
 use crate::{log, sys};
 use std::ops::Range;
 use std::sync::{Arc, Barrier};
-use wgsep_ipc::{Channel, LogLevel, Startup};
+use wgsep_ipc::{Channel, LogLevel, Offload, Startup};
 use wgsep_policy::{Layer, Sandbox, described, remedy};
 
 /// What a worker uses of its stack at most, in bytes: its buffers are on the heap.
@@ -70,6 +70,13 @@ fn start(version: &str, arguments: impl Iterator<Item = String>) -> Result<(), S
     let startup = Startup::parse(version, arguments)?;
     // Errors of the start are logged at every level, because the helper's own line includes them.
     log::set_level(startup.log_level.max(LogLevel::Error));
+    if !startup.avx512 {
+        wgsep_aead::disable_vectors();
+        tracing::info!(
+            "going on without {}, more slowly, as --without says",
+            Offload::Avx512.name()
+        );
+    }
     let stacks_len =
         Stacks::len_for(CONTROL_STACK) + startup.workers * Stacks::len_for(WORKER_STACK);
     let reserved =

@@ -83,7 +83,7 @@ named! {
 }
 
 named! {
-    /// A way of handing over many packets in one system call, or many flows beside each other.
+    /// A way of handing over or encrypting many packets at once, or of having many flows beside each other.
     Offload {
         /// A header before each packet of the TUN device, without which it has only plain packets.
         VnetHdr as "vnet-hdr",
@@ -97,6 +97,8 @@ named! {
         UdpGso as "udp-gso",
         /// Many datagrams of one peer in one receive, since Linux 5.0.
         UdpGro as "udp-gro",
+        /// Batches of packets in vector registers of the processor.
+        Avx512 as "avx512",
     }
 }
 
@@ -153,6 +155,8 @@ command_line! {
     workers: usize = "--workers",
     /// Whether to send many datagrams at once.
     udp_gso: bool = "--udp-gso",
+    /// Whether to seal and open many packets at once where the processor can.
+    avx512: bool = "--avx512",
     /// How much to log.
     log_level: LogLevel = "--log-level",
     /// UDP port to start with, 0 for any.
@@ -182,6 +186,7 @@ mod tests {
             interface: "wg0".to_owned(),
             workers: 64,
             udp_gso: log_level == LogLevel::Info,
+            avx512: log_level != LogLevel::Info,
             log_level,
             listen_port: 7,
             lowest_port: 7,

@@ -97,7 +97,7 @@ const DIRECTIONS: [(&str, &[&str]); 16] = [
     ("wgsep-launch", &["wgsep-monitor", "wgsep-ipc", "wgsep-journal", "wgsep-policy"]),
     ("wgsep-monitor", &["wgsep-host", "wgsep-ipc", "wgsep-journal", "wgsep-policy"]),
     ("wgsep-host", &["wgsep-policy"]),
-    ("wgsep-dataplane", &["wgsep-proto", "wgsep-ipc", "wgsep-policy"]),
+    ("wgsep-dataplane", &["wgsep-proto", "wgsep-aead", "wgsep-ipc", "wgsep-policy"]),
     ("wgsep-proto", &["wgsep-aead"]),
     ("wgsep-aead", &[]),
     ("wgsep-simulation", &["wgsep-proto"]),

@@ -133,6 +133,12 @@ fn streams_arrive_whole_without_udp_offloads() {
 }
 
 #[test]
+fn streams_arrive_whole_without_vectors() {
+    require!(Wgsep);
+    works_without("avx512");
+}
+
+#[test]
 fn a_path_too_narrow_for_segmentation_offload_is_noticed_once() {
     require!(Wgsep);
     let tunnel = tunnel(&[], &[]);

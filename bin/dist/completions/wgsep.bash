@@ -31,7 +31,7 @@ _wgsep() {
 	--sandbox) words='strict report' ;;
 	--log-level) words='silent error info debug' ;;
 	--log-format) words='text json' ;;
-	--without) words='vnet-hdr tso uso flow-queues udp-gso udp-gro' ;;
+	--without) words='vnet-hdr tso uso flow-queues udp-gso udp-gro avx512' ;;
 	--socket-netns | --tun-netns) words=$(_wgsep_names /run/netns '') ;;
 	--log-file)
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")

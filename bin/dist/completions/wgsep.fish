@@ -33,7 +33,7 @@ complete -c wgsep -n 'not __wgsep_is_question' -l allow-low-ports -d 'Let wg(8) 
 complete -c wgsep -n 'not __wgsep_is_question' -l socket-netns -x -a '(path basename /run/netns/*)' -d 'Namespace of the UDP sockets'
 complete -c wgsep -n 'not __wgsep_is_question' -l tun-netns -x -a '(path basename /run/netns/*)' -d 'Namespace of the interface'
 complete -c wgsep -n 'not __wgsep_is_question' -l workers -x -d 'Worker threads'
-complete -c wgsep -n 'not __wgsep_is_question' -l without -x -a 'vnet-hdr tso uso flow-queues udp-gso udp-gro' -d 'Do without an offload'
+complete -c wgsep -n 'not __wgsep_is_question' -l without -x -a 'vnet-hdr tso uso flow-queues udp-gso udp-gro avx512' -d 'Do without an offload'
 complete -c wgsep -n 'not __wgsep_is_question' -l log-level -x -a 'silent error info debug' -d 'How much is logged'
 complete -c wgsep -n 'not __wgsep_is_question' -l log-format -x -a 'text json' -d 'How lines look'
 complete -c wgsep -n 'not __wgsep_is_question' -l log-file -r -F -d 'Append the log to a file'

@@ -82,7 +82,7 @@ pub fn command() -> Command {
         .arg(value("socket-netns", "NAME").help("Network namespace the UDP sockets live in"))
         .arg(value("tun-netns", "NAME").help("Network namespace the interface is created in"))
         .arg(value("workers", "N").alias("threads").short_alias('t').value_parser(value_parser!(u8).range(1..=64)).help("Worker threads [default: one per core]"))
-        .arg(value("without", "OFFLOAD").value_delimiter(',').value_parser(Offload::ALL.map(Offload::name)).action(ArgAction::Append).hide_possible_values(true).help("Do without an offload of the kernel: see wgsep(8)"))
+        .arg(value("without", "OFFLOAD").value_delimiter(',').value_parser(Offload::ALL.map(Offload::name)).action(ArgAction::Append).hide_possible_values(true).help("Do without an offload: see wgsep(8)"))
         .arg(value("log-level", "LEVEL").alias("verbosity").short_alias('v').value_parser(levels()).hide_possible_values(true).help("silent, error, info or debug [LOG_LEVEL, or info]"))
         .arg(value("log-format", "FORMAT").value_parser(["text", "json"]).default_value("text").hide_possible_values(true).hide_default_value(true).help("text, or json: an object a line"))
         .arg(value("log-file", "PATH").alias("log").short_alias('l').value_parser(value_parser!(PathBuf)).help("Log there, not to standard error or syslog"))

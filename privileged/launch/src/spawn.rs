@@ -40,6 +40,7 @@ fn words(options: &Options, grants: &Grants, interface: &str) -> Result<Vec<CStr
         interface: interface.to_owned(),
         workers: options.workers,
         udp_gso: !options.without.contains(&Offload::UdpGso),
+        avx512: !options.without.contains(&Offload::Avx512),
         log_level: options.log_level,
         listen_port: grants.port.unwrap_or(0),
         lowest_port,
