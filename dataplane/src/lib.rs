@@ -92,6 +92,11 @@ mod uapi;
 mod vm_clock;
 mod workers;
 
+/// As in the program, so that tests can check where key material is allocated.
+#[cfg(test)]
+#[global_allocator]
+static HEAP: Heap = Heap;
+
 pub use packets::offload;
 pub use secret::Heap;
 pub use start::run;

@@ -8,6 +8,7 @@ mod dependencies;
 mod deps_cache;
 mod errors;
 mod fuzz_corpus;
+mod key_material;
 mod library;
 mod programs;
 mod security_document;

@@ -18,7 +18,7 @@ mod single;
 use arrayvec::ArrayVec;
 use avx512::{Lane, PACKETS, Vectors};
 use core::sync::atomic::{AtomicU8, Ordering};
-use zeroize::ZeroizeOnDrop;
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Length of a key, in bytes.
 pub const KEY_LEN: usize = 32;
@@ -35,7 +35,7 @@ const LEAST: usize = 4;
 const LONGEST: usize = 1 << 24;
 
 /// A key, erased on drop.
-#[derive(ZeroizeOnDrop)]
+#[derive(Zeroize, ZeroizeOnDrop)]
 pub struct Key([u32; KEY_LEN / 4]);
 
 impl Key {

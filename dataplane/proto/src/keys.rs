@@ -2,9 +2,10 @@
 //!
 //! Secret kinds erase themselves when dropped and have no `Debug`, so that none can reach a log.
 
+use crate::noise::x25519;
+use crate::secret::Secret;
 use core::fmt;
 use subtle::ConstantTimeEq;
-use x25519_dalek::{PublicKey as Point, StaticSecret};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Length of every WireGuard key, in bytes.
@@ -70,8 +71,8 @@ fn base64(bytes: &[u8; KEY_LEN]) -> [u8; 44] {
 }
 
 /// A Curve25519 private key, clamped, erased on drop.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct PrivateKey([u8; KEY_LEN]);
+#[derive(Clone)]
+pub struct PrivateKey(Secret<[u8; KEY_LEN]>);
 
 impl PrivateKey {
     /// Clamps 32 bytes into a private key (RFC 7748, section 5); all zeros means "no key".
@@ -83,53 +84,69 @@ impl PrivateKey {
         bytes[0] &= 248;
         bytes[31] &= 127;
         bytes[31] |= 64;
-        let key = Self(bytes);
+        let key = Self(Secret::new(bytes));
         bytes.zeroize();
         Some(key)
     }
 
     /// The clamped key, for the UAPI's reply and the Noise handshake only.
     #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
+    pub fn as_bytes(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
 
     /// The public key that goes with this private key.
     #[must_use]
     pub fn public_key(&self) -> PublicKey {
-        PublicKey(Point::from(&StaticSecret::from(self.0)).to_bytes())
+        PublicKey(x25519::public_key(&self.0))
     }
 }
 
+impl Zeroize for PrivateKey {
+    fn zeroize(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for PrivateKey {}
+
 impl PartialEq for PrivateKey {
     fn eq(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
+        self.0.ct_eq(&*other.0).into()
     }
 }
 
 impl Eq for PrivateKey {}
 
 /// A symmetric key mixed into a handshake; all zeros where none is configured. Erased on drop.
-#[derive(Clone, Default, Zeroize, ZeroizeOnDrop)]
-pub struct PresharedKey([u8; KEY_LEN]);
+#[derive(Clone, Default)]
+pub struct PresharedKey(Secret<[u8; KEY_LEN]>);
 
 impl PresharedKey {
     /// Wraps 32 bytes; all zeros means "none".
     #[must_use]
     pub const fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {
-        Self(bytes)
+        Self(Secret::new(bytes))
     }
 
     /// The key's 32 bytes.
     #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
+    pub fn as_bytes(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
 }
 
+impl Zeroize for PresharedKey {
+    fn zeroize(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for PresharedKey {}
+
 impl PartialEq for PresharedKey {
     fn eq(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
+        self.0.ct_eq(&*other.0).into()
     }
 }
 

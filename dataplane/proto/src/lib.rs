@@ -56,6 +56,8 @@ pub mod noise;
 #[cfg(feature = "internals")]
 pub mod path;
 #[cfg(feature = "internals")]
+pub mod secret;
+#[cfg(feature = "internals")]
 pub mod session;
 #[cfg(feature = "internals")]
 pub mod wire;
@@ -68,6 +70,8 @@ mod invariant;
 mod noise;
 #[cfg(not(feature = "internals"))]
 mod path;
+#[cfg(not(feature = "internals"))]
+mod secret;
 #[cfg(not(feature = "internals"))]
 mod session;
 #[cfg(not(feature = "internals"))]

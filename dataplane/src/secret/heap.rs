@@ -11,6 +11,9 @@ pub(super) static ARENA: Pool = Pool::new();
 /// Memory for what the arena cannot hold: never swapped, but readable by root.
 pub(super) static OVERFLOW: Pool = Pool::new();
 static OVERFLOWED: AtomicBool = AtomicBool::new(false);
+/// True once a secret was allocated by the system, because both pools were full.
+#[cfg(debug_assertions)]
+static POOLS_WERE_FULL: AtomicBool = AtomicBool::new(false);
 static REPORTED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
@@ -36,6 +39,12 @@ pub(crate) fn overflowed() -> bool {
     OVERFLOWED.load(Ordering::Relaxed) && !REPORTED.swap(true, Ordering::Relaxed)
 }
 
+/// Whether any secret was allocated outside both pools, which were full.
+#[cfg(debug_assertions)]
+pub(super) fn pools_were_full() -> bool {
+    POOLS_WERE_FULL.load(Ordering::Relaxed)
+}
+
 /// Records that the operator has already been warned that root can read the secrets.
 pub(super) fn set_reported() {
     REPORTED.store(true, Ordering::Relaxed);
@@ -56,8 +65,12 @@ unsafe fn allocate_secret(layout: Layout) -> *mut u8 {
     OVERFLOWED.store(true, Ordering::Relaxed);
     match OVERFLOW.allocate(layout) {
         Some(block) => block,
-        // SAFETY: the same contract.
-        None => unsafe { System.alloc(layout) },
+        None => {
+            #[cfg(debug_assertions)]
+            POOLS_WERE_FULL.store(true, Ordering::Relaxed);
+            // SAFETY: the same contract.
+            unsafe { System.alloc(layout) }
+        }
     }
 }
 

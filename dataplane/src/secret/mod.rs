@@ -1,11 +1,27 @@
 //! Memory for secrets, which neither root nor a core file can read.
 //!
-//! The thread, not the type, decides what is secret. Every value that holds a key is allocated, moved and
-//! freed by the control thread. Its whole heap is therefore in the arena, and with it the keys of peers
-//! and keypairs, the text of the UAPI, incomplete handshakes and the copies that a growing `Vec` leaves
-//! behind. The stacks of all threads that use keys are in the arena too, including those of the workers,
-//! which run crypto jobs. No type depends on it, the protocol's crate contains none of it, and the packet
-//! path neither allocates nor takes a lock here.
+//! # The rule
+//!
+//! The thread that allocates, not the type of the value, decides which memory a value is in:
+//!
+//! - Everything that the control thread allocates is in the arena, except within [`with_system_allocator`]. So are the
+//!   keys of peers and keypairs, the text of the UAPI, incomplete handshakes, and the copies that a growing `Vec`
+//!   leaves behind.
+//! - What a worker allocates is in ordinary memory. A worker may use key material that the control thread allocated,
+//!   and may have key material on its stack, because the stacks of all threads that use keys are in the arena. It
+//!   must not allocate key material, nor let a container of it grow.
+//!
+//! The allocator cannot see whether a block will hold a key. The types can: key material is in a
+//! [`Secret`](wgsep_proto::secret::Secret) or next to a [`SecretPlace`](wgsep_proto::secret::SecretPlace), which a test of
+//! the source verifies. With debug assertions these check their address whenever they are used or dropped, and [`reserve`]
+//! sets the check: on a thread of the arena, key material at an address outside the arena is a panic. The tests
+//! below show that a worker that allocates any kind of key material fails. Copying a key out of its type is beyond the check; a
+//! search of the shipped program's memory, one of the tests of attacks, finds that. The program that ships
+//! contains none of the checks.
+//!
+//! The packet path neither allocates nor takes a lock here.
+//!
+//! # Stacks
 //!
 //! Ciphers leave copies of keys on the stacks. [`wipe_stack`] erases them after each batch of handshake
 //! messages, and on every thread after a keypair was released: by link down, the removal of a peer, a new
@@ -15,6 +31,8 @@
 //! text in the kernel's buffers.
 
 mod arena;
+#[cfg(debug_assertions)]
+mod check;
 mod heap;
 mod pool;
 mod thread;
@@ -67,6 +85,8 @@ pub(crate) fn reserve(stacks_len: usize) -> nix::Result<Reserved> {
         heap::OVERFLOW.take_over(&overflow);
         mapped.push(overflow.range());
     }
+    #[cfg(debug_assertions)]
+    check::set(&mapped);
     if shortfall.is_some() {
         heap::set_reported();
     }
@@ -110,4 +130,124 @@ fn page() -> usize {
         .flatten()
         .and_then(|page: libc::c_long| usize::try_from(page).ok())
         .unwrap_or(4096)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::uapi::SecretText;
+    use std::hint::black_box;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::{Arc, Mutex, OnceLock, mpsc};
+    use wgsep_proto::noise::cookie::{CookieChecker, CookieGenerator};
+    use wgsep_proto::noise::handshake::{Handshake, StaticIdentity};
+    use wgsep_proto::noise::symmetric::SymmetricState;
+    use wgsep_proto::secret::Secret;
+    use wgsep_proto::session::aead::AeadKey;
+    use wgsep_proto::session::keypair::{Keypair, KeypairParts};
+    use wgsep_proto::{
+        Configuration, Instant, PeerConfiguration, PresharedKey, PrivateKey, PublicKey,
+    };
+
+    /// What a thread of these tests uses of its stack, without optimisation.
+    const STACK: usize = 256 * 1024;
+    const THREADS: usize = 100;
+
+    /// Starts a thread on a stack of the arena, as the program does. What `body` returns, or the message of its
+    /// panic, is sent to the receiver.
+    pub(crate) fn start<T: Send + 'static>(
+        allocates: Allocates,
+        body: impl FnOnce() -> T + Send + 'static,
+    ) -> mpsc::Receiver<Result<T, String>> {
+        static STACKS: OnceLock<Mutex<Stacks>> = OnceLock::new();
+        let stacks = STACKS
+            .get_or_init(|| Mutex::new(reserve(THREADS * Stacks::len_for(STACK)).unwrap().stacks));
+        let stack = stacks.lock().unwrap().take(STACK).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let body = move || {
+            let outcome = catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
+                panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "panic".to_owned())
+            });
+            let _nobody_waits = sender.send(outcome);
+        };
+        spawn(c"test", stack, allocates, body).unwrap();
+        receiver
+    }
+
+    const NOW: Instant = Instant::from_nanos(1);
+
+    fn private_key() -> PrivateKey {
+        PrivateKey::from_bytes([7; 32]).unwrap()
+    }
+
+    fn parts() -> KeypairParts {
+        let [sending, receiving] = [1, 2].map(|byte| Secret::new([byte; 32]));
+        KeypairParts { sending, receiving, sender_index: 1, receiver_index: 2, initiator: true }
+    }
+
+    /// Allocates a value and drops it.
+    fn allocate<T>(value: T) {
+        drop(black_box(Box::new(value)));
+    }
+
+    /// Every kind of key material, with a function that allocates one and drops it.
+    const KINDS: [(&str, fn()); 13] = [
+        ("private key", || allocate(private_key())),
+        ("preshared key", || allocate(PresharedKey::from_bytes([7; 32]))),
+        ("secret", || allocate(Secret::new([7_u8; 32]))),
+        ("identity", || allocate(StaticIdentity::new(&private_key()))),
+        ("handshake", || allocate(Handshake::new(PublicKey::from_bytes([7; 32])))),
+        ("symmetric state", || allocate(SymmetricState::new(&[7; 32]))),
+        ("result of a handshake", || allocate(parts())),
+        ("cipher", || allocate(AeadKey::new(&Secret::new([7; 32])))),
+        ("keypair", || drop(black_box(Arc::new(Keypair::new(&parts(), NOW))))),
+        ("secret of cookies", || allocate(CookieChecker::new(&PublicKey::from_bytes([7; 32])))),
+        ("cookie", || allocate(CookieGenerator::new(&PublicKey::from_bytes([7; 32])))),
+        ("text of the UAPI", || drop(black_box(SecretText::with_capacity(100)))),
+        ("configuration", || {
+            let mut peer = PeerConfiguration::new(PublicKey::from_bytes([7; 32]));
+            peer.preshared_key = Some(PresharedKey::from_bytes([7; 32]));
+            drop(black_box(Configuration { peers: vec![peer], ..Configuration::default() }));
+        }),
+    ];
+
+    /// What each kind gives on a thread of its own.
+    fn allocated_by(thread: Allocates) -> impl Iterator<Item = (&'static str, Result<(), String>)> {
+        KINDS
+            .into_iter()
+            .map(move |(kind, allocate)| (kind, start(thread, allocate).recv().unwrap()))
+    }
+
+    #[test]
+    fn a_worker_that_allocates_any_kind_of_key_material_panics() {
+        for (kind, outcome) in allocated_by(Allocates::Packets) {
+            let message = outcome.expect_err(kind);
+            assert!(message.starts_with("key material outside secret memory"), "{kind}: {message}");
+        }
+    }
+
+    #[test]
+    fn the_control_thread_may_allocate_each() {
+        for (kind, outcome) in allocated_by(Allocates::Secrets) {
+            assert_eq!(outcome, Ok(()), "{kind}");
+        }
+    }
+
+    #[test]
+    fn the_control_thread_must_not_allocate_key_material_with_the_system_allocator() {
+        let body = || with_system_allocator(|| allocate(private_key()));
+        assert!(start(Allocates::Secrets, body).recv().unwrap().is_err());
+    }
+
+    #[test]
+    fn a_worker_may_have_key_material_on_its_stack_and_use_and_free_that_of_the_control_thread() {
+        let keypair = start(Allocates::Secrets, || Arc::new(Keypair::new(&parts(), NOW)));
+        let keypair = keypair.recv().unwrap().unwrap();
+        let body = move || {
+            let identity = black_box(StaticIdentity::new(&private_key()));
+            drop(identity);
+            keypair.seal(1, &mut [0; 48])
+        };
+        assert_eq!(start(Allocates::Packets, body).recv().unwrap(), Ok(true));
+    }
 }

@@ -59,6 +59,12 @@ thread_local! {
     static STACK_END: Cell<usize> = const { Cell::new(0) };
 }
 
+/// Whether this thread was started by [`spawn`], so that its stack is in the arena.
+#[cfg(debug_assertions)]
+pub(super) fn is_on_arena_stack() -> bool {
+    STACK_END.get() != 0
+}
+
 /// Depth in bytes that functions that use keys reach below those that wait, with a margin. A test of the
 /// shipped program verifies that no key is left below it.
 pub(crate) const USUAL_DEPTH: usize = 32 * 1024;

@@ -17,6 +17,8 @@ mod tests;
 
 #[cfg(feature = "fuzzing")]
 pub use fuzz_session::FuzzSession;
+#[cfg(test)]
+pub(crate) use secret_text::SecretText;
 pub(crate) use server::{ClientId, Server};
 
 use wgsep_proto::Configuration;

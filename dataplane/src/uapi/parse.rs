@@ -9,11 +9,11 @@
 use super::{Operation, Scopes};
 use nix::errno::Errno;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use wgsep_proto::secret::Secret;
 use wgsep_proto::{
     AllowedIp, AllowedIpChange, Configuration, KEY_LEN, PeerConfiguration, PresharedKey,
     PrivateKey, PublicKey,
 };
-use zeroize::Zeroizing;
 
 /// Why a transaction was refused. It never holds the value after `=`, which may be a key.
 #[derive(Debug, PartialEq, Eq)]
@@ -162,9 +162,9 @@ fn mark(value: &str) -> Option<u32> {
     }
 }
 
-fn hex_key(value: &str) -> Parsed<Zeroizing<[u8; KEY_LEN]>> {
+fn hex_key(value: &str) -> Parsed<Secret<[u8; KEY_LEN]>> {
     const BAD: &str = "a key is 64 hexadecimal digits";
-    let mut key = Zeroizing::new([0; KEY_LEN]);
+    let mut key = Secret::new([0; KEY_LEN]);
     if value.len() != KEY_LEN.saturating_mul(2) {
         return Err(BAD);
     }

@@ -1,16 +1,16 @@
 //! Text that holds keys, erased when it is dropped and when it is reallocated.
 
 use std::fmt;
-use zeroize::Zeroizing;
+use wgsep_proto::secret::{Secret, check};
 
 /// A byte buffer that leaves no copy behind.
 #[derive(Default)]
-pub(super) struct SecretText(Zeroizing<Vec<u8>>);
+pub(crate) struct SecretText(Secret<Vec<u8>>);
 
 impl SecretText {
     /// Creates an empty buffer of `capacity` bytes.
-    pub(super) fn with_capacity(capacity: usize) -> Self {
-        Self(Zeroizing::new(Vec::with_capacity(capacity)))
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
+        Self(Secret::new(Vec::with_capacity(capacity)))
     }
 
     /// Appends bytes. If the capacity is exceeded, it is doubled and the old memory erased, which `Vec` itself
@@ -18,12 +18,18 @@ impl SecretText {
     pub(super) fn push(&mut self, bytes: &[u8]) {
         let needed = self.0.len() + bytes.len();
         if needed > self.0.capacity() {
-            let mut larger =
-                Zeroizing::new(Vec::with_capacity(needed.next_power_of_two().max(512)));
+            let mut larger = Secret::new(Vec::with_capacity(needed.next_power_of_two().max(512)));
             larger.extend_from_slice(&self.0);
-            self.0 = larger;
+            *self = Self(larger);
         }
         self.0.extend_from_slice(bytes);
+    }
+
+    /// Checks that the bytes are in secret memory.
+    fn check_place(&self) {
+        if self.0.capacity() > 0 {
+            check(self.0.as_ptr());
+        }
     }
 
     /// Adds a key in hexadecimal.
@@ -44,11 +50,19 @@ impl SecretText {
 
     /// Erases everything and frees the memory.
     pub(super) fn clear(&mut self) {
-        self.0 = Zeroizing::default();
+        *self = Self::default();
     }
 
     pub(super) fn as_bytes(&self) -> &[u8] {
+        self.check_place();
         &self.0
+    }
+}
+
+#[cfg(debug_assertions)]
+impl Drop for SecretText {
+    fn drop(&mut self) {
+        self.check_place();
     }
 }
 

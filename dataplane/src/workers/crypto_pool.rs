@@ -8,6 +8,7 @@ use crate::workers::leader::Leader;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use wgsep_proto::device::control_plane::{CryptoJob, Inline, JobRunner as _};
+use wgsep_proto::secret::check;
 
 /// Jobs of one round for each thread: with fewer, waking one more thread costs more than it saves.
 const JOBS_PER_THREAD: usize = 2;
@@ -69,6 +70,7 @@ impl CryptoPool {
         job.run();
         let mut jobs = self.lock();
         jobs.done.push((index, job));
+        check(jobs.done.as_ptr());
         let may_be_last = jobs.pending.is_empty();
         drop(jobs);
         if may_be_last {
@@ -82,10 +84,12 @@ impl CryptoPool {
 mod tests {
     use super::*;
     use crate::random::KernelRandom;
+    use crate::secret::Allocates;
+    use crate::secret::tests::start;
     use core::time::Duration;
     use nix::sys::epoll::EpollEvent;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-    use std::thread;
     use wgsep_proto::device::control_plane::{self, ControlPlane, HandshakeDatagram};
     use wgsep_proto::noise::cookie::CookieGenerator;
     use wgsep_proto::noise::handshake::{Handshake, StaticIdentity};
@@ -130,38 +134,45 @@ mod tests {
 
     const NOW: Now = Now { instant: Instant::from_nanos(1), wall: Duration::from_secs(1) };
 
-    /// Checks that each client gets its own response, whichever thread wrote it; returns how many jobs the
-    /// followers ran.
+    /// Checks that each client gets its own response, whichever thread wrote it, and on all threads that key material
+    /// is in secret memory; returns how many jobs the followers ran.
     fn answers_all_with(followers: usize) -> usize {
-        let (pool, leader) = (CryptoPool::default(), Leader::new(1 + followers).unwrap());
-        let (run, ends) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let outcome = start(Allocates::Secrets, move || answer_all_with(followers));
+        // Where a follower panics, its job is never done.
+        outcome.recv_timeout(Duration::from_secs(60)).unwrap().unwrap()
+    }
+
+    fn answer_all_with(followers: usize) -> usize {
+        let pool = Arc::new(CryptoPool::default());
+        let leader = Arc::new(Leader::new(1 + followers).unwrap());
+        let (run, ends) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let (mut device, mut clients) = device_and_clients();
         // The leader, which carries packets.
         assert!(leader.try_lead(0));
-        thread::scope(|scope| {
-            for follower in 1..=followers {
-                let (pool, leader, run, ends) = (&pool, &leader, &run, &ends);
-                scope.spawn(move || {
-                    while !ends.load(Ordering::SeqCst) {
-                        assert!(!leader.try_lead(follower));
-                        leader.wait(follower, false, &mut [EpollEvent::empty()]).unwrap();
-                        leader.acknowledge(follower);
-                        while pool.run_one() {
-                            run.fetch_add(1, Ordering::SeqCst);
-                        }
+        let follow = |follower| {
+            let (pool, leader) = (Arc::clone(&pool), Arc::clone(&leader));
+            let (run, ends) = (Arc::clone(&run), Arc::clone(&ends));
+            start(Allocates::Packets, move || {
+                while !ends.load(Ordering::SeqCst) {
+                    assert!(!leader.try_lead(follower));
+                    leader.wait(follower, false, &mut [EpollEvent::empty()]).unwrap();
+                    leader.acknowledge(follower);
+                    while pool.run_one() {
+                        run.fetch_add(1, Ordering::SeqCst);
                     }
-                });
-            }
-            let source = Endpoint::new(([192, 0, 2, 1], 7).into());
-            let datagrams = clients.iter().map(|(.., datagram)| HandshakeDatagram {
-                source,
-                datagram,
-                waiting: 0,
-            });
-            device.receive_handshakes(datagrams, &Runner(&pool, &leader), NOW);
-            ends.store(true, Ordering::SeqCst);
-            leader.wake_all();
-        });
+                }
+            })
+        };
+        let threads: Vec<_> = (1..=followers).map(follow).collect();
+        let source = Endpoint::new(([192, 0, 2, 1], 7).into());
+        let datagrams =
+            clients.iter().map(|(.., datagram)| HandshakeDatagram { source, datagram, waiting: 0 });
+        device.receive_handshakes(datagrams, &Runner(&pool, &leader), NOW);
+        ends.store(true, Ordering::SeqCst);
+        leader.wake_all();
+        for thread in threads {
+            thread.recv().unwrap().unwrap();
+        }
         let mut answered = 0;
         while let Some(transmit) = device.poll_transmit() {
             let Some(Message::Response(response)) = Message::parse(&transmit.datagram) else {
@@ -175,8 +186,7 @@ mod tests {
         let jobs = pool.lock();
         let kept = jobs.pending.capacity() + jobs.done.capacity();
         assert_eq!(kept, 0, "no copy of a secret is kept");
-        drop(jobs);
-        run.into_inner()
+        run.load(Ordering::SeqCst)
     }
 
     #[test]

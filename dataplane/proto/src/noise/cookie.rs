@@ -2,6 +2,7 @@
 
 use crate::keys::PublicKey;
 use crate::noise::symmetric::{hash, mac};
+use crate::secret::Secret;
 use crate::time::Instant;
 use crate::wire::messages::{
     COOKIE_LEN, COOKIE_NONCE_LEN, CookieReply, MAC_LEN, ReceiverIndex, TAG_LEN,
@@ -12,7 +13,7 @@ use chacha20poly1305::{KeyInit, Tag, XChaCha20Poly1305};
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 use subtle::ConstantTimeEq;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::Zeroize;
 
 /// Age at which the secret behind our cookies changes, and past which none is accepted.
 pub const COOKIE_SECRET_MAX_AGE: Duration = Duration::from_secs(120);
@@ -53,12 +54,10 @@ pub enum MacState {
 }
 
 /// Checks macs and hands out cookies on behalf of one device.
-#[derive(Zeroize, ZeroizeOnDrop)]
 pub struct CookieChecker {
     mac1_key: [u8; 32],
     cookie_key: [u8; 32],
-    secret: [u8; 32],
-    #[zeroize(skip)]
+    secret: Secret,
     secret_born: Option<Instant>,
 }
 
@@ -69,7 +68,7 @@ impl CookieChecker {
         Self {
             mac1_key: hash(&[LABEL_MAC1, public_key.as_bytes()]),
             cookie_key: hash(&[LABEL_COOKIE, public_key.as_bytes()]),
-            secret: [0; 32],
+            secret: Secret::default(),
             secret_born: None,
         }
     }
@@ -111,7 +110,7 @@ impl CookieChecker {
         now: Instant,
     ) -> Option<CookieReply> {
         if !self.secret_is_live(now) {
-            random(&mut self.secret);
+            random(self.secret.as_mut_slice());
             self.secret_born = Some(now);
         }
         let mut nonce = [0; COOKIE_NONCE_LEN];
@@ -145,21 +144,18 @@ impl CookieChecker {
         }
         let port = source.port().to_be_bytes();
         Some(match source.ip() {
-            IpAddr::V4(v4) => mac(&self.secret, &[&v4.octets(), &port]),
-            IpAddr::V6(v6) => mac(&self.secret, &[&v6.octets(), &port]),
+            IpAddr::V4(v4) => mac(self.secret.as_slice(), &[&v4.octets(), &port]),
+            IpAddr::V6(v6) => mac(self.secret.as_slice(), &[&v6.octets(), &port]),
         })
     }
 }
 
 /// Adds macs to the handshake messages for one peer, and keeps the peer's cookie.
-#[derive(Zeroize, ZeroizeOnDrop)]
 pub struct CookieGenerator {
     mac1_key: [u8; 32],
     cookie_key: [u8; 32],
-    cookie: Cookie,
-    #[zeroize(skip)]
+    cookie: Secret<Cookie>,
     cookie_born: Option<Instant>,
-    #[zeroize(skip)]
     last_mac1: Option<Mac>,
 }
 
@@ -170,7 +166,7 @@ impl CookieGenerator {
         Self {
             mac1_key: hash(&[LABEL_MAC1, public_key.as_bytes()]),
             cookie_key: hash(&[LABEL_COOKIE, public_key.as_bytes()]),
-            cookie: [0; COOKIE_LEN],
+            cookie: Secret::default(),
             cookie_born: None,
             last_mac1: None,
         }
@@ -192,7 +188,7 @@ impl CookieGenerator {
         self.last_mac1 = Some(*mac1);
         let lifetime = COOKIE_SECRET_MAX_AGE.saturating_sub(COOKIE_SECRET_LATENCY);
         *mac2 = match self.cookie_born {
-            Some(born) if now.since(born) < lifetime => mac(&self.cookie, &[before_mac2]),
+            Some(born) if now.since(born) < lifetime => mac(self.cookie.as_slice(), &[before_mac2]),
             _ => [0; MAC_LEN],
         };
     }
@@ -214,7 +210,7 @@ impl CookieGenerator {
         if opened.is_err() {
             return false;
         }
-        self.cookie = cookie;
+        *self.cookie = cookie;
         self.cookie_born = Some(now);
         self.last_mac1 = None;
         true

@@ -9,13 +9,13 @@
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::noise::symmetric::{SymmetricState, Unauthentic};
 use crate::noise::tai64n::{TAI64N_LEN, Tai64n};
-use crate::noise::x25519::{RemotePoint, SharedSecret};
+use crate::noise::x25519::{RemotePoint, public_key};
+use crate::secret::Secret;
 use crate::session::keypair::KeypairParts;
 use crate::time::Instant;
 use crate::wire::messages::{Initiation, ReceiverIndex, Response, SenderIndex, TAG_LEN};
 use core::time::Duration;
 use std::sync::Arc;
-use x25519_dalek::{PublicKey as Point, StaticSecret};
 
 /// Initiations of one peer that are consumed a second.
 pub const INITIATIONS_PER_SECOND: u32 = 50;
@@ -23,7 +23,7 @@ const INITIATION_INTERVAL: Duration = Duration::from_millis(1000 / INITIATIONS_P
 
 /// Our static keys.
 pub struct StaticIdentity {
-    private: StaticSecret,
+    private: Secret,
     public: PublicKey,
 }
 
@@ -31,7 +31,7 @@ impl StaticIdentity {
     /// The identity of a private key.
     #[must_use]
     pub fn new(private: &PrivateKey) -> Self {
-        Self { private: StaticSecret::from(*private.as_bytes()), public: private.public_key() }
+        Self { private: Secret::new(*private.as_bytes()), public: private.public_key() }
     }
 
     /// Our public key.
@@ -60,7 +60,7 @@ pub enum HandshakeState {
 pub struct Handshake {
     state: HandshakeState,
     symmetric: SymmetricState,
-    ephemeral: Option<StaticSecret>,
+    ephemeral: Option<Secret>,
     remote_static: PublicKey,
     /// Computed when a handshake first needs it: with many peers, all at once would take seconds.
     prepared: Option<Arc<Prepared>>,
@@ -75,7 +75,7 @@ pub struct Handshake {
 struct Prepared {
     remote_static: RemotePoint,
     /// The Diffie-Hellman of both static keys.
-    static_static: SharedSecret,
+    static_static: Secret,
 }
 
 /// An initiation whose sender's static key is known, but not yet whether it is fresh.
@@ -156,8 +156,8 @@ impl ResponseDraft {
         sender_index: SenderIndex,
     ) -> Result<WrittenResponse, Unauthentic> {
         let mut symmetric = self.symmetric.clone();
-        let ephemeral = StaticSecret::from(*ephemeral);
-        let public = Point::from(&ephemeral).to_bytes();
+        let ephemeral = Secret::new(*ephemeral);
+        let public = public_key(&ephemeral);
         symmetric.mix_hash(&public);
         symmetric.mix_key(&public);
         let _no_payload = symmetric.mix_dh(&*self.remote_ephemeral.dh(&ephemeral)?);
@@ -253,8 +253,8 @@ impl Handshake {
         sender_index: SenderIndex,
     ) -> Result<Initiation, Unauthentic> {
         let prepared = self.prepared(identity)?;
-        let ephemeral = StaticSecret::from(*ephemeral);
-        let public = Point::from(&ephemeral).to_bytes();
+        let ephemeral = Secret::new(*ephemeral);
+        let public = public_key(&ephemeral);
         let mut symmetric = SymmetricState::new(self.remote_static.as_bytes());
         symmetric.mix_hash(&public);
         symmetric.mix_key(&public);
@@ -417,7 +417,7 @@ mod tests {
         a.1.consume_response(&a.0, &response).unwrap();
         let (ours, theirs) = (a.1.begin_session().unwrap(), b.1.begin_session().unwrap());
         assert_eq!((*ours.sending, *ours.receiving), (*theirs.receiving, *theirs.sending));
-        assert_ne!(ours.sending, ours.receiving);
+        assert_ne!(*ours.sending, *ours.receiving);
         assert_eq!((ours.sender_index, ours.receiver_index), (11, 22));
         assert_eq!((theirs.sender_index, theirs.receiver_index), (22, 11));
         assert!(ours.initiator && !theirs.initiator);

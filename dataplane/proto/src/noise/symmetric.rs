@@ -1,5 +1,6 @@
 //! The symmetric half of Noise as WireGuard uses it: BLAKE2s, HMAC, KDF and the handshake's AEAD.
 
+use crate::secret::Secret;
 use crate::wire::messages::{MAC_LEN, TAG_LEN};
 use blake2::digest::{Digest, KeyInit, Mac, consts::U16};
 use blake2::{Blake2s256, Blake2sMac};
@@ -7,7 +8,6 @@ use chacha20poly1305::aead::AeadInOut;
 use chacha20poly1305::aead::inout::InOutBuf;
 use chacha20poly1305::{ChaCha20Poly1305, Tag};
 use hmac::SimpleHmac;
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Output length of BLAKE2s, and of every key derived.
 pub const HASH_LEN: usize = 32;
@@ -18,9 +18,6 @@ const IDENTIFIER: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
 /// An authentication failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unauthentic;
-
-/// A derived secret, erased on drop.
-pub type Secret = Zeroizing<[u8; HASH_LEN]>;
 
 /// `HASH(parts[0] || parts[1] || …)`.
 pub fn hash(parts: &[&[u8]]) -> [u8; HASH_LEN] {
@@ -49,7 +46,7 @@ fn hmac(key: &[u8; HASH_LEN], parts: &[&[u8]]) -> Secret {
     for part in parts {
         Mac::update(&mut state, part);
     }
-    Zeroizing::new(state.finalize().into_bytes().into())
+    Secret::new(state.finalize().into_bytes().into())
 }
 
 /// `KDF1`: one output key.
@@ -97,10 +94,10 @@ fn open(
 }
 
 /// Chaining key and hash of a handshake in progress. Erased on drop.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+#[derive(Clone)]
 pub struct SymmetricState {
-    chaining_key: [u8; HASH_LEN],
-    hash: [u8; HASH_LEN],
+    chaining_key: Secret,
+    hash: Secret,
 }
 
 impl SymmetricState {
@@ -108,35 +105,36 @@ impl SymmetricState {
     pub fn new(responder_public: &[u8; 32]) -> Self {
         let chaining_key = hash(&[CONSTRUCTION]);
         let prologue = hash(&[&chaining_key, IDENTIFIER]);
-        Self { chaining_key, hash: hash(&[&prologue, responder_public]) }
+        let hash = Secret::new(hash(&[&prologue, responder_public]));
+        Self { chaining_key: Secret::new(chaining_key), hash }
     }
 
     /// An empty state, for when there is no handshake.
     pub const fn zeroed() -> Self {
-        Self { chaining_key: [0; HASH_LEN], hash: [0; HASH_LEN] }
+        Self { chaining_key: Secret::new([0; HASH_LEN]), hash: Secret::new([0; HASH_LEN]) }
     }
 
     /// `H := HASH(H || data)`.
     pub fn mix_hash(&mut self, data: &[u8]) {
-        self.hash = hash(&[&self.hash, data]);
+        *self.hash = hash(&[self.hash.as_slice(), data]);
     }
 
     /// `C := KDF1(C, input)`, for the ephemeral keys.
     pub fn mix_key(&mut self, input: &[u8]) {
-        self.chaining_key = *kdf1(&self.chaining_key, input);
+        self.chaining_key = kdf1(&self.chaining_key, input);
     }
 
     /// `(C, k) := KDF2(C, shared)`, after a Diffie-Hellman.
     pub fn mix_dh(&mut self, shared: &[u8; 32]) -> Secret {
         let (chaining_key, key) = kdf2(&self.chaining_key, shared);
-        self.chaining_key = *chaining_key;
+        self.chaining_key = chaining_key;
         key
     }
 
     /// `(C, t, k) := KDF3(C, psk)`, `H := HASH(H || t)`.
     pub fn mix_psk(&mut self, psk: &[u8; 32]) -> Secret {
         let (chaining_key, temporary, key) = kdf3(&self.chaining_key, psk);
-        self.chaining_key = *chaining_key;
+        self.chaining_key = chaining_key;
         self.mix_hash(temporary.as_slice());
         key
     }
@@ -151,7 +149,7 @@ impl SymmetricState {
         let mut sealed = [0; M];
         let (body, tag) = sealed.split_at_mut(N);
         body.copy_from_slice(plaintext);
-        tag.copy_from_slice(&seal(key, &self.hash, body));
+        tag.copy_from_slice(&seal(key, self.hash.as_slice(), body));
         self.mix_hash(&sealed);
         sealed
     }
@@ -166,7 +164,7 @@ impl SymmetricState {
         let (body, tag) = sealed.split_at(N);
         let mut plaintext: [u8; N] = body.try_into().map_err(|_| Unauthentic)?;
         let tag: [u8; TAG_LEN] = tag.try_into().map_err(|_| Unauthentic)?;
-        open(key, &self.hash, &mut plaintext, &tag)?;
+        open(key, self.hash.as_slice(), &mut plaintext, &tag)?;
         self.mix_hash(sealed);
         Ok(plaintext)
     }

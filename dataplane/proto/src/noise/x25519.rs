@@ -7,14 +7,11 @@
 //! no honest key. Both are constant-time in the scalar.
 
 use crate::noise::symmetric::Unauthentic;
+use crate::secret::Secret;
 use curve25519_dalek::edwards::EdwardsPoint;
 use curve25519_dalek::montgomery::MontgomeryPoint;
 use subtle::ConstantTimeEq;
 use x25519_dalek::{PublicKey as Point, StaticSecret};
-use zeroize::Zeroizing;
-
-/// A Diffie-Hellman result, erased on drop.
-pub(crate) type SharedSecret = Zeroizing<[u8; 32]>;
 
 /// Whether this processor is one that curve25519-dalek has vector code for. On others the ladder is
 /// the faster of the two.
@@ -27,6 +24,11 @@ fn has_vector_code() -> bool {
     {
         false
     }
+}
+
+/// The public key of a private one.
+pub(crate) fn public_key(private: &Secret) -> [u8; 32] {
+    Point::from(&StaticSecret::from(**private)).to_bytes()
 }
 
 /// A remote public key, precomputed for any number of Diffie-Hellman operations.
@@ -47,13 +49,16 @@ impl RemotePoint {
     ///
     /// # Errors
     /// If the result is all zeros, which only a point of low order gives.
-    pub(crate) fn dh(&self, private: &StaticSecret) -> Result<SharedSecret, Unauthentic> {
+    pub(crate) fn dh(&self, private: &Secret) -> Result<Secret, Unauthentic> {
         let shared = match self.edwards {
             Some(point) => {
-                let product = Zeroizing::new(point.mul_clamped(*private.as_bytes()));
-                Zeroizing::new(product.to_montgomery().to_bytes())
+                let product = Secret::new(point.mul_clamped(**private));
+                Secret::new(product.to_montgomery().to_bytes())
             }
-            None => Zeroizing::new(private.diffie_hellman(&Point::from(self.u)).to_bytes()),
+            None => {
+                let private = StaticSecret::from(**private);
+                Secret::new(private.diffie_hellman(&Point::from(self.u)).to_bytes())
+            }
         };
         if bool::from(shared.ct_eq(&[0; 32])) { Err(Unauthentic) } else { Ok(shared) }
     }
@@ -68,7 +73,7 @@ mod tests {
     }
 
     fn dh(private: [u8; 32], u: [u8; 32]) -> Option<[u8; 32]> {
-        RemotePoint::new(&u).dh(&StaticSecret::from(private)).ok().map(|shared| *shared)
+        RemotePoint::new(&u).dh(&Secret::new(private)).ok().map(|shared| *shared)
     }
 
     /// What x25519-dalek's ladder gives.

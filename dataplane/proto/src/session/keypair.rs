@@ -1,7 +1,7 @@
 //! Transport keys: one keypair, and the three slots a peer has for them (whitepaper, section 6).
 
 use crate::invariant::present;
-use crate::noise::symmetric::Secret;
+use crate::secret::Secret;
 use crate::session::replay::ReplayWindow;
 use crate::time::Instant;
 use crate::wire::messages::{
@@ -22,8 +22,8 @@ pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 
 /// A pair of transport keys, shared between the threads that seal and open with it.
 pub struct Keypair {
-    sending: wgsep_aead::Key,
-    receiving: wgsep_aead::Key,
+    sending: Secret<wgsep_aead::Key>,
+    receiving: Secret<wgsep_aead::Key>,
     sending_counter: AtomicU64,
     sending_valid: AtomicBool,
     replay: Mutex<ReplayWindow>,
@@ -129,8 +129,8 @@ impl Keypair {
     #[must_use]
     pub fn new(parts: &KeypairParts, now: Instant) -> Self {
         Self {
-            sending: wgsep_aead::Key::new(&parts.sending),
-            receiving: wgsep_aead::Key::new(&parts.receiving),
+            sending: Secret::new(wgsep_aead::Key::new(&parts.sending)),
+            receiving: Secret::new(wgsep_aead::Key::new(&parts.receiving)),
             sending_counter: AtomicU64::new(0),
             sending_valid: AtomicBool::new(true),
             replay: Mutex::default(),

@@ -10,13 +10,13 @@ use crate::noise::handshake::{InitiationError, ResponseDraft};
 use crate::noise::symmetric::Unauthentic;
 use crate::noise::tai64n::Tai64n;
 use crate::path::data_path::DropCause;
+use crate::secret::Secret;
 use crate::session::index_table::Entry;
 use crate::session::keypair::Keypair;
 use crate::session::peer::{Endpoint, Peer, PeerId};
 use crate::time::{Instant, Now};
 use crate::wire::messages::{CookieReply, Message, Response, SenderIndex};
 use std::sync::Arc;
-use zeroize::Zeroizing;
 
 /// Traffic class of initiations and responses: AF41, so that they get through before the data.
 pub const HANDSHAKE_TRAFFIC_CLASS: u8 = 0x88;
@@ -65,7 +65,7 @@ impl ControlPlane {
         peer.timers.record_handshake_sent(now.instant);
         self.clear_handshake(id);
         let index = self.allocate_index(id);
-        let ephemeral = Zeroizing::new(self.random_array());
+        let ephemeral = Secret::new(self.random_array());
         let jitter = u32::from_ne_bytes(self.random_array());
         let (Some(identity), Some(entry)) = (&self.identity, self.peers.get_mut(&id)) else {
             return;
@@ -108,7 +108,7 @@ impl ControlPlane {
 
     /// Creates the job that writes a response, with a new index of ours.
     fn write_response(&mut self, id: PeerId, draft: ResponseDraft) -> (SenderIndex, CryptoJob) {
-        let ephemeral = Zeroizing::new(self.random_array());
+        let ephemeral = Secret::new(self.random_array());
         let index = self.allocate_index(id);
         (index, CryptoJob::write(draft, ephemeral, index))
     }

@@ -4,9 +4,9 @@
 
 use crate::noise::handshake::{IncomingInitiation, ResponseDraft, StaticIdentity, WrittenResponse};
 use crate::noise::symmetric::Unauthentic;
+use crate::secret::{Secret, check};
 use crate::wire::messages::{Initiation, SenderIndex};
 use std::sync::Arc;
-use zeroize::Zeroizing;
 
 /// Runs crypto jobs, on one thread or several.
 pub trait JobRunner {
@@ -34,7 +34,7 @@ pub struct CryptoJob(Step);
 enum Step {
     Open(Arc<StaticIdentity>, Initiation),
     Opened(Result<IncomingInitiation, Unauthentic>),
-    Write(ResponseDraft, Zeroizing<[u8; 32]>, SenderIndex),
+    Write(ResponseDraft, Secret, SenderIndex),
     Written(Result<WrittenResponse, Unauthentic>),
     /// Only during [`CryptoJob::run`].
     Running,
@@ -47,16 +47,13 @@ impl CryptoJob {
     }
 
     /// A job that creates a response.
-    pub(super) fn write(
-        draft: ResponseDraft,
-        ephemeral: Zeroizing<[u8; 32]>,
-        index: SenderIndex,
-    ) -> Self {
+    pub(super) fn write(draft: ResponseDraft, ephemeral: Secret, index: SenderIndex) -> Self {
         Self(Step::Write(draft, ephemeral, index))
     }
 
     /// Runs the job, which takes some tens of microseconds. A second call does nothing.
     pub fn run(&mut self) {
+        check(self);
         self.0 = match core::mem::replace(&mut self.0, Step::Running) {
             Step::Open(identity, message) => {
                 Step::Opened(IncomingInitiation::open_static(&identity, &message))

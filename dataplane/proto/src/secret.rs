@@ -1,0 +1,104 @@
+//! Key material: erased on drop and, in tests, checked to be in the memory that the program keeps for secrets.
+//!
+//! This crate does not decide where a value is allocated: the program's allocator does. A program whose allocator puts
+//! secrets in special memory states with [`set_check`] which addresses that is. A build with debug assertions
+//! then panics if key material is used or dropped anywhere else. Without [`set_check`], or without debug
+//! assertions, nothing is checked and [`SecretPlace`] is empty code.
+//!
+//! Every type that holds key material therefore consists of [`Secret`]s or has a [`SecretPlace`]; a test of the
+//! source verifies it.
+
+use core::ops::{Deref, DerefMut};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// Key material, by default 32 bytes. It is erased on drop, and has no `Debug`.
+#[derive(Clone, Default)]
+pub struct Secret<T: Zeroize = [u8; 32]> {
+    value: T,
+    place: SecretPlace,
+}
+
+impl<T: Zeroize> Secret<T> {
+    /// Wraps key material.
+    #[must_use]
+    pub const fn new(value: T) -> Self {
+        Self { value, place: SecretPlace }
+    }
+}
+
+impl<T: Zeroize> Deref for Secret<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.place.check();
+        &self.value
+    }
+}
+
+impl<T: Zeroize> DerefMut for Secret<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.place.check();
+        &mut self.value
+    }
+}
+
+impl<T: Zeroize> Zeroize for Secret<T> {
+    fn zeroize(&mut self) {
+        self.value.zeroize();
+    }
+}
+
+impl<T: Zeroize> ZeroizeOnDrop for Secret<T> {}
+
+impl<T: Zeroize> Drop for Secret<T> {
+    fn drop(&mut self) {
+        self.value.zeroize();
+    }
+}
+
+/// A field of a type that holds key material other than in a [`Secret`]: it checks its address when it is dropped.
+#[derive(Clone, Default)]
+pub struct SecretPlace;
+
+impl SecretPlace {
+    /// Checks that this value is in secret memory.
+    #[track_caller]
+    pub fn check(&self) {
+        check(core::ptr::from_ref(self));
+    }
+}
+
+#[cfg(debug_assertions)]
+impl Drop for SecretPlace {
+    fn drop(&mut self) {
+        self.check();
+    }
+}
+
+/// Whether the calling thread may have key material at an address.
+pub type Check = fn(address: usize) -> bool;
+
+// The one global of this crate, and only where assertions are on: a value does not know its allocator.
+#[cfg(debug_assertions)]
+static CHECK: std::sync::OnceLock<Check> = std::sync::OnceLock::new();
+
+/// Sets the check of all key material of the process. Only the first call counts.
+#[cfg_attr(not(debug_assertions), allow(unused_variables))]
+pub fn set_check(check: Check) {
+    #[cfg(debug_assertions)]
+    CHECK.get_or_init(|| check);
+}
+
+/// Checks that `at` is in secret memory.
+///
+/// # Panics
+/// With debug assertions, if it is not.
+#[inline(always)]
+#[track_caller]
+#[cfg_attr(not(debug_assertions), allow(unused_variables))]
+pub fn check<T>(at: *const T) {
+    #[cfg(debug_assertions)]
+    if let Some(may_be_at) = CHECK.get() {
+        assert!(may_be_at(at.addr()), "key material outside secret memory, at {at:?}");
+    }
+}
