@@ -87,9 +87,9 @@ pub fn keep_only(wanted: &[Capability]) -> nix::Result<()> {
 /// [`with_reserve`].
 ///
 /// # Errors
-/// As capset(2).
+/// As capget(2) and capset(2).
 pub fn keep(wanted: &[Capability], in_reserve: &[Capability]) -> nix::Result<()> {
-    let held = caps::read(None, CapSet::Permitted).unwrap_or_default();
+    let held = caps::read(None, CapSet::Permitted).map_err(|_| nix::Error::last())?;
     let bits = |wanted: &[Capability]| {
         let kept = wanted.iter().filter(|one| held.contains(one));
         let set = kept.fold(0, |set, one| set | one.bitmask());

@@ -16,6 +16,7 @@ pub fn socket_protocol(link: &Path) -> nix::Result<String> {
     let link = CString::new(link.as_os_str().as_bytes()).map_err(|_| Error::EINVAL)?;
     let mut name = [0; NAME_LEN];
     let len = sys::getxattr(&link, c"system.sockprotoname", &mut name)?;
+    debug_assert!(len <= NAME_LEN, "getxattr(2) fills no more than the buffer");
     let name = name.get(..len).unwrap_or_default();
     Ok(String::from_utf8_lossy(name.strip_suffix(&[0]).unwrap_or(name)).into_owned())
 }

@@ -171,7 +171,10 @@ fn ask(mut daemon: UnixStream, deadline: Instant) -> std::io::Result<String> {
         daemon.set_read_timeout(Some(remaining(deadline)?))?;
         match daemon.read(&mut buffer) {
             Ok(0) => break,
-            Ok(len) => answer.extend_from_slice(buffer.get(..len).unwrap_or_default()),
+            Ok(len) => {
+                debug_assert!(len <= buffer.len(), "read(2) fills no more than the buffer");
+                answer.extend_from_slice(buffer.get(..len).unwrap_or_default());
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

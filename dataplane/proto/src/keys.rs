@@ -2,6 +2,7 @@
 //!
 //! Secret kinds erase themselves when dropped and have no `Debug`, so that none can reach a log.
 
+use crate::invariant::{part, present};
 use crate::noise::x25519;
 use crate::secret::Secret;
 use core::fmt;
@@ -39,14 +40,11 @@ impl fmt::Display for PublicKey {
     /// The short form operators know from logs: `peer(abcd…wxyz)`, from the base64 of the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = base64(&self.0);
-        let (head, rest) = text.split_at(4);
-        let tail = rest.get(35..39).unwrap_or_default();
-        write!(
-            f,
-            "peer({}…{})",
-            core::str::from_utf8(head).unwrap_or_default(),
-            core::str::from_utf8(tail).unwrap_or_default()
-        )
+        let [head, tail] = [0..4, 39..43].map(|range| {
+            let ends = core::str::from_utf8(part(&text, range)).ok();
+            present(ends, "base64 is ASCII").unwrap_or_default()
+        });
+        write!(f, "peer({head}…{tail})")
     }
 }
 

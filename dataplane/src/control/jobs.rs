@@ -18,6 +18,7 @@ use std::sync::Arc;
 use wgsep_ipc::{Notice, Reply, Request};
 use wgsep_policy::{described, remedy};
 use wgsep_proto::Configuration;
+use wgsep_proto::invariant::present;
 
 /// Messages of the helper that are received before other events are handled.
 const MESSAGES_PER_ROUND: usize = 16;
@@ -31,7 +32,7 @@ impl Control {
     pub(super) fn run_jobs(&mut self, steps: &mut usize) -> bool {
         let mut ran = false;
         while *steps > 0 && self.can_run_jobs() {
-            let Some(job) = self.jobs.pop_front() else { break };
+            let Some(job) = present(self.jobs.pop_front(), "a job can be run") else { break };
             *steps -= 1;
             ran = true;
             match job {

@@ -38,7 +38,7 @@ use wgsep_ipc::{Request, Startup};
 use wgsep_proto::device::control_plane::{
     ControlPlane, CryptoJob, HandshakeDatagram, HandshakeTransmit, JobRunner, MAX_QUEUED_HANDSHAKES,
 };
-use wgsep_proto::invariant::part;
+use wgsep_proto::invariant::{part, present};
 use wgsep_proto::wire::messages::TRANSPORT_OVERHEAD;
 use wgsep_proto::{Configuration, Instant};
 
@@ -426,7 +426,8 @@ impl Control {
     // ------------------------------------------------------------ the interface
 
     fn read_link(&mut self) {
-        let Some(link) = &mut self.link else { return };
+        let link = present(self.link.as_mut(), "the event is of its socket");
+        let Some(link) = link else { return };
         let now = clock::instant();
         let changes = link.read(now);
         if changes.overrun {

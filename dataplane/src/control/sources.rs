@@ -23,6 +23,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 use wgsep_proto::device::control_plane::ControlPlane;
+use wgsep_proto::invariant::present;
 use wgsep_proto::{AllowedIp, Endpoint, Instant, PeerId, Source};
 
 /// Peers checked and queries sent in a round: each about 0.3 ms of work.
@@ -177,7 +178,8 @@ impl SourceCheck {
     /// Checks the next peers. Returns the queries about those concerned, and how many peers were checked.
     /// With `uid_rules` it clears the IPv4 sources of those concerned instead.
     fn next_queries(&mut self, device: &ControlPlane, uid_rules: bool) -> (Vec<Query>, u32) {
-        let Some(pass) = &mut self.pass else { return (Vec::new(), 0) };
+        let pass = present(self.pass.as_mut(), "the caller has started it");
+        let Some(pass) = pass else { return (Vec::new(), 0) };
         let (mut queries, mut checked) = (Vec::new(), 0);
         let mut peers = device.endpoints(pass.last).take(PEERS_PER_ROUND);
         loop {
@@ -212,7 +214,8 @@ impl SourceCheck {
         let Some(index) = self.asked.iter().position(|asked| asked.sequence == sequence) else {
             return;
         };
-        let Some(PendingQuery { peer, endpoint, .. }) = self.asked.remove(index) else { return };
+        let query = present(self.asked.remove(index), "it was found at this position");
+        let Some(PendingQuery { peer, endpoint, .. }) = query else { return };
         let spoken_by = endpoint.source.map(|source| source.interface);
         let holds = match answer {
             Answer::Interface(interface) => spoken_by == Some(interface),

@@ -15,6 +15,7 @@ use routes::{PrefixSet, Query, RouteChanges, RouteMtus};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wgsep_proto::Instant;
+use wgsep_proto::invariant::part;
 
 /// Length of struct ifinfomsg.
 const IFINFO_LEN: usize = 16;
@@ -196,7 +197,7 @@ impl LinkMonitor {
             match crate::sys::receive_netlink(self.socket.as_fd(), &mut buffer) {
                 Ok((len, namespace)) => {
                     read += len;
-                    self.parse(buffer.get(..len).unwrap_or_default(), namespace, now, &mut changes);
+                    self.parse(part(&buffer, 0..len), namespace, now, &mut changes);
                 }
                 Err(nix::Error::ENOBUFS) => self.lost_messages(&mut changes),
                 Err(nix::Error::EINTR) => {}

@@ -8,6 +8,7 @@ use core::alloc::Layout;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use wgsep_proto::invariant::present;
 
 /// Size of the smallest block, which holds the link of a free list, and the alignment of every block.
 const UNIT: usize = 16;
@@ -110,7 +111,9 @@ impl Pool {
     /// # Safety
     /// `block` was allocated here with this `layout`, and is used no more.
     pub(super) unsafe fn free(&self, block: *mut u8, layout: Layout) {
-        let Some((number, _)) = class(layout) else { return };
+        let Some((number, _)) = present(class(layout), "a block was allocated for it") else {
+            return;
+        };
         // SAFETY: the block is the caller's to give, and as long as its layout says.
         unsafe { erase(block, layout.size()) };
         let mut blocks = self.blocks();

@@ -7,6 +7,7 @@ use super::{Operation, Scopes};
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use wgsep_proto::invariant::present;
 use zeroize::Zeroize;
 
 /// Most bytes that are read at a time, so that a long `set` does not delay the other clients.
@@ -104,7 +105,9 @@ impl Client {
                 Ok(Input::End)
             }
             Ok(len) => {
-                let filled = buffer.get_mut(..len).unwrap_or_default();
+                let filled =
+                    present(buffer.get_mut(..len), "read(2) fills no more than the buffer")
+                        .unwrap_or_default();
                 self.inbox.push(filled);
                 filled.zeroize();
                 Ok(Input::Some)

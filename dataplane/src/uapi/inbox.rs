@@ -86,7 +86,8 @@ impl Inbox {
     /// The end of the first transaction, past its blank line.
     fn find_end(&mut self, limit: usize) -> Option<usize> {
         loop {
-            let rest = self.text.as_bytes().get(self.searched..).unwrap_or_default();
+            let text = self.text.as_bytes();
+            let rest = part(text, self.searched..text.len());
             if rest.is_empty() {
                 return None;
             }

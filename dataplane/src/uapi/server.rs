@@ -17,6 +17,7 @@ use nix::sys::socket::{SockFlag, accept4};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
 use wgsep_ipc::Offload;
+use wgsep_proto::invariant::present;
 use wgsep_proto::{DeviceStatus, PeerStatus};
 
 /// Most clients at a time. One more closes the client that has been idle longest, so that forgotten
@@ -223,7 +224,8 @@ impl Server {
             self.pause(true, epoll);
             return;
         }
-        let Some(listener) = &self.listener else { return };
+        let listener = present(self.listener.as_ref(), "the event is of the listener");
+        let Some(listener) = listener else { return };
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         match accept4(listener.as_raw_fd(), flags) {
             Ok(raw) => {
@@ -259,7 +261,9 @@ impl Server {
         let mut candidates: Vec<_> = self.clients.iter().filter_map(idle).collect();
         candidates.sort_unstable();
         for (_, id) in candidates {
-            let Some(client) = self.clients.get_mut(&id) else { continue };
+            let client =
+                present(self.clients.get_mut(&id), "no client is removed before the idlest");
+            let Some(client) = client else { continue };
             // A client whose request has arrived but was not read yet is not idle.
             if client.read() == Ok(Input::Some) {
                 self.runnable.push_back(id);
@@ -278,7 +282,8 @@ impl Server {
 
     /// Watches a client's socket for the events that its state waits for.
     fn watch(&mut self, id: ClientId, epoll: &Epoll) {
-        let Some(client) = self.clients.get(&id) else { return };
+        let client = present(self.clients.get(&id), "the caller has just used it");
+        let Some(client) = client else { return };
         let interest = client.interest();
         let mut event = EpollEvent::new(interest, self.token(id));
         let _cannot_fail = epoll.modify(client, &mut event);

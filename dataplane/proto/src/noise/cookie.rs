@@ -1,5 +1,6 @@
 //! Denial-of-service protection: mac1, mac2 and cookies (whitepaper, sections 5.3 and 5.4.7).
 
+use crate::invariant::present;
 use crate::keys::PublicKey;
 use crate::noise::symmetric::{hash, mac};
 use crate::secret::Secret;
@@ -22,6 +23,9 @@ pub const COOKIE_SECRET_LATENCY: Duration = Duration::from_secs(5);
 
 const LABEL_MAC1: &[u8] = b"mac1----";
 const LABEL_COOKIE: &[u8] = b"cookie--";
+
+/// Why a handshake message has macs.
+const HAS_MACS: &str = "a handshake message is longer than its macs";
 
 type Cookie = [u8; COOKIE_LEN];
 type Mac = [u8; MAC_LEN];
@@ -82,7 +86,7 @@ impl CookieChecker {
         check_cookie: bool,
         now: Instant,
     ) -> MacState {
-        let Some(macs) = Macs::of(datagram) else { return MacState::Invalid };
+        let Some(macs) = present(Macs::of(datagram), HAS_MACS) else { return MacState::Invalid };
         if !bool::from(mac(&self.mac1_key, &[macs.before_mac1]).ct_eq(&macs.mac1)) {
             return MacState::Invalid;
         }
@@ -115,15 +119,17 @@ impl CookieChecker {
         }
         let mut nonce = [0; COOKIE_NONCE_LEN];
         random(&mut nonce);
-        let cookie = self.cookie(source, now)?;
-        let macs = Macs::of(datagram)?;
+        let cookie = present(self.cookie(source, now), "the secret is live by now")?;
+        let macs = present(Macs::of(datagram), HAS_MACS)?;
         let mut sealed_cookie = [0; COOKIE_LEN + TAG_LEN];
         let (body, tag) = sealed_cookie.split_at_mut(COOKIE_LEN);
         body.copy_from_slice(&cookie);
-        let sealed = XChaCha20Poly1305::new((&self.cookie_key).into())
-            .encrypt_inout_detached(&nonce.into(), &macs.mac1, InOutBuf::from(&mut *body))
-            .ok()?;
-        tag.copy_from_slice(&sealed);
+        let sealed = XChaCha20Poly1305::new((&self.cookie_key).into()).encrypt_inout_detached(
+            &nonce.into(),
+            &macs.mac1,
+            InOutBuf::from(&mut *body),
+        );
+        tag.copy_from_slice(&present(sealed.ok(), "16 bytes are below the cipher's limit")?);
         Some(CookieReply { receiver_index: sender_index, nonce, sealed_cookie })
     }
 
@@ -180,10 +186,10 @@ impl CookieGenerator {
 
     /// Fills in the last 32 bytes of a handshake message: mac1, and mac2 if we have a cookie.
     pub fn add_macs(&mut self, datagram: &mut [u8], now: Instant) {
-        let Some((before_mac2, mac2)) = datagram.split_last_chunk_mut::<MAC_LEN>() else { return };
-        let Some((before_mac1, mac1)) = before_mac2.split_last_chunk_mut::<MAC_LEN>() else {
-            return;
-        };
+        let split = datagram.split_last_chunk_mut::<MAC_LEN>();
+        let Some((before_mac2, mac2)) = present(split, HAS_MACS) else { return };
+        let split = before_mac2.split_last_chunk_mut::<MAC_LEN>();
+        let Some((before_mac1, mac1)) = present(split, HAS_MACS) else { return };
         *mac1 = mac(&self.mac1_key, &[before_mac1]);
         self.last_mac1 = Some(*mac1);
         let lifetime = COOKIE_SECRET_MAX_AGE.saturating_sub(COOKIE_SECRET_LATENCY);
@@ -196,16 +202,15 @@ impl CookieGenerator {
     /// Stores the cookie of a reply to the last message that we sent; true if it was authentic.
     pub fn consume_reply(&mut self, reply: &CookieReply, now: Instant) -> bool {
         let Some(last_mac1) = self.last_mac1 else { return false };
-        let (body, tag) = reply.sealed_cookie.split_at(COOKIE_LEN);
-        let (Ok(mut cookie), Ok(tag)) = (Cookie::try_from(body), <[u8; TAG_LEN]>::try_from(tag))
-        else {
-            return false;
-        };
+        let sealed = &reply.sealed_cookie;
+        let parts = sealed.first_chunk::<COOKIE_LEN>().zip(sealed.last_chunk::<TAG_LEN>());
+        let Some((cookie, tag)) = present(parts, "it is a cookie and a tag") else { return false };
+        let mut cookie: Cookie = *cookie;
         let opened = XChaCha20Poly1305::new((&self.cookie_key).into()).decrypt_inout_detached(
             &reply.nonce.into(),
             &last_mac1,
             InOutBuf::from(cookie.as_mut_slice()),
-            &Tag::from(tag),
+            &Tag::from(*tag),
         );
         if opened.is_err() {
             return false;

@@ -6,6 +6,7 @@
     clippy::unwrap_used
 )]
 
+use crate::invariant::present;
 use crate::wire::messages::Message;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -217,7 +218,8 @@ fn update_checksum(packet: &mut [u8], before: u16, after: u16) {
     if before == after {
         return;
     }
-    let Some([high, low]) = packet.get_mut(10..12) else { return };
+    let checksum = present(packet.get_mut(10..12), "the header was parsed");
+    let Some([high, low]) = checksum else { return };
     let checksum = u16::from_be_bytes([*high, *low]);
     let sum = u32::from(!checksum).wrapping_add(u32::from(!before)).wrapping_add(u32::from(after));
     let folded = (sum & 0xffff).wrapping_add(sum >> 16);

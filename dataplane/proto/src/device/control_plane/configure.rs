@@ -128,7 +128,7 @@ impl ControlPlane {
         }
         for id in self.ids() {
             self.clear_handshake(id);
-            let Some(entry) = self.peers.get_mut(&id) else { continue };
+            let Some(entry) = present(self.peers.get_mut(&id), PEER_EXISTS) else { continue };
             entry.handshake.forget_prepared();
             entry.peer.timers.reset_last_sent_handshake();
             let state = entry.peer.state();

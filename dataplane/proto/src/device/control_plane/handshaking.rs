@@ -21,6 +21,9 @@ use std::sync::Arc;
 /// Traffic class of initiations and responses: AF41, so that they get through before the data.
 pub const HANDSHAKE_TRAFFIC_CLASS: u8 = 0x88;
 
+/// Why there is a private key when a message is processed further.
+const ADMITTED: &str = "without a private key no message is admitted";
+
 /// A received handshake message or cookie reply.
 #[derive(Clone, Copy, Debug)]
 pub struct HandshakeDatagram<'a> {
@@ -44,20 +47,19 @@ impl ControlPlane {
 
     /// Sends an initiation for a new reason, which resets the count of repetitions.
     pub(super) fn request_initiation(&mut self, id: PeerId, now: Now) {
-        if let Some(entry) = self.entry(id) {
-            entry.peer.timers.reset_handshake_attempts();
-        }
+        let Some(entry) = present(self.entry(id), PEER_EXISTS) else { return };
+        entry.peer.timers.reset_handshake_attempts();
         self.send_initiation(id, now);
     }
 
     /// Sends an initiation, at most one every `REKEY_TIMEOUT`.
     pub(super) fn send_initiation(&mut self, id: PeerId, now: Now) {
-        let Some(entry) = self.entry(id).filter(|_| self.up) else { return };
-        let peer = Arc::clone(&entry.peer);
-        let Some(endpoint) = peer.endpoint() else { return };
-        if self.identity.is_none() {
+        if !self.up || self.identity.is_none() {
             return;
         }
+        let Some(entry) = present(self.entry(id), PEER_EXISTS) else { return };
+        let peer = Arc::clone(&entry.peer);
+        let Some(endpoint) = peer.endpoint() else { return };
         if !peer.timers.may_send_initiation(now.instant) {
             self.postpone_initiation(id, now);
             return;
@@ -67,9 +69,8 @@ impl ControlPlane {
         let index = self.allocate_index(id);
         let ephemeral = Secret::new(self.random_array());
         let jitter = u32::from_ne_bytes(self.random_array());
-        let (Some(identity), Some(entry)) = (&self.identity, self.peers.get_mut(&id)) else {
-            return;
-        };
+        let both = self.identity.as_ref().zip(self.peers.get_mut(&id));
+        let Some((identity, entry)) = present(both, "both were there above") else { return };
         let timestamp = Tai64n::from_wall(now.wall);
         match entry.handshake.create_initiation(&identity.keys, &ephemeral, timestamp, index) {
             Ok(initiation) => {
@@ -119,8 +120,9 @@ impl ControlPlane {
         written: Option<CryptoJob>,
         now: Instant,
     ) -> Result<(), Unauthentic> {
-        let written = written.ok_or(Unauthentic)?.written()?;
-        let entry = self.entry_mut(id).ok_or(Unauthentic)?;
+        let written =
+            present(written, "the runner returns all jobs").ok_or(Unauthentic)?.written()?;
+        let entry = present(self.entry_mut(id), PEER_EXISTS).ok_or(Unauthentic)?;
         let peer = Arc::clone(&entry.peer);
         let response = entry.handshake.commit_response(written)?;
         entry.unconfirmed = entry.unconfirmed.saturating_add(1);
@@ -170,7 +172,8 @@ impl ControlPlane {
     /// Turns the finished handshake of a peer into a keypair.
     fn begin_session(&mut self, id: PeerId, now: Instant) -> bool {
         let Some(entry) = present(self.entry_mut(id), PEER_EXISTS) else { return false };
-        let Some(parts) = entry.handshake.begin_session() else { return false };
+        let parts = present(entry.handshake.begin_session(), "it was just finished");
+        let Some(parts) = parts else { return false };
         let peer = Arc::clone(&entry.peer);
         let keypair = Arc::new(Keypair::new(&parts, now));
         let displaced = peer.state().keypairs.add(Arc::clone(&keypair));
@@ -334,7 +337,7 @@ impl ControlPlane {
         now: Instant,
     ) {
         let Self { identity, random, .. } = self;
-        let Some(identity) = identity else { return };
+        let Some(identity) = present(identity.as_mut(), ADMITTED) else { return };
         let (from, mut random) = (source.destination, |bytes: &mut [u8]| random.fill(bytes));
         if let Some(reply) =
             identity.cookie_checker.create_reply(datagram, sender_index, from, &mut random, now)
@@ -366,9 +369,8 @@ impl ControlPlane {
             self.log(Event::UnknownPeer(origin.source.destination, public_key));
             return None;
         };
-        let (Some(identity), Some(entry)) = (&self.identity, self.peers.get_mut(&id)) else {
-            return None;
-        };
+        let (identity, entry) = present(self.identity.as_ref(), ADMITTED)
+            .zip(present(self.peers.get_mut(&id), PEER_EXISTS))?;
         let peer = Arc::clone(&entry.peer);
         match entry.handshake.consume_initiation(&identity.keys, incoming, now.instant) {
             Ok((draft, replaced)) => {
@@ -394,9 +396,9 @@ impl ControlPlane {
             self.data_path.drops.add(DropCause::UnknownIndex, 1);
             return;
         };
-        let (Some(identity), Some(entry)) = (&self.identity, self.peers.get_mut(&id)) else {
-            return;
-        };
+        let both = present(self.identity.as_ref(), ADMITTED)
+            .zip(present(self.peers.get_mut(&id), PEER_EXISTS));
+        let Some((identity, entry)) = both else { return };
         let peer = Arc::clone(&entry.peer);
         if entry.handshake.consume_response(&identity.keys, message).is_err() {
             self.refuse(DropCause::InvalidResponse, now.instant);
@@ -419,7 +421,7 @@ impl ControlPlane {
             self.log(Event::EndpointMoved(*peer.public_key(), source.destination));
         }
         peer.set_endpoint(source);
-        if let Some(entry) = self.entry_mut(peer.id()) {
+        if let Some(entry) = present(self.entry_mut(peer.id()), PEER_EXISTS) {
             entry.unanswered = 0;
         }
         peer.add_rx_bytes(u64::try_from(len).unwrap_or(0));

@@ -262,7 +262,7 @@ impl ControlPlane {
         self.transmits.clear();
         self.flushes.clear();
         for id in self.ids() {
-            let Some(entry) = self.entry_mut(id) else { continue };
+            let Some(entry) = present(self.entry_mut(id), PEER_EXISTS) else { continue };
             entry.cookie.forget_cookie();
             let peer = Arc::clone(&entry.peer);
             peer.timers.reset_last_sent_handshake();
@@ -315,7 +315,8 @@ impl ControlPlane {
     }
 
     fn clear_handshake(&mut self, id: PeerId) {
-        let index = self.entry_mut(id).and_then(|entry| entry.handshake.clear());
+        let entry = present(self.entry_mut(id), PEER_EXISTS);
+        let index = entry.and_then(|entry| entry.handshake.clear());
         if let Some(index) = index {
             self.data_path.index_table.release(index);
         }
@@ -331,7 +332,10 @@ impl ControlPlane {
 
     /// Flushes the staged packets of a peer, or requests the handshake that they need.
     fn send_staged_packets(&mut self, id: PeerId, now: Now) {
-        let Some(entry) = self.entry(id).filter(|_| self.up) else { return };
+        if !self.up {
+            return;
+        }
+        let Some(entry) = present(self.entry(id), PEER_EXISTS) else { return };
         let peer = Arc::clone(&entry.peer);
         let (waiting, can_send) = {
             let state = peer.state();
@@ -347,7 +351,11 @@ impl ControlPlane {
 
     /// Sends the staged packets, or an empty one if there are none.
     fn send_keepalive(&mut self, id: PeerId, now: Now) {
-        if let Some(entry) = self.entry(id).filter(|_| self.up) {
+        if !self.up {
+            return;
+        }
+        let Some(entry) = present(self.entry(id), PEER_EXISTS) else { return };
+        {
             let staged: &mut StagedPackets = &mut entry.peer.state().staged;
             if staged.is_empty() {
                 staged.stage_packet(&[]);
@@ -357,8 +365,8 @@ impl ControlPlane {
     }
 
     fn send_persistent_keepalive(&mut self, id: PeerId, now: Now) {
-        if self.entry(id).is_some_and(|entry| entry.peer.timers.persistent_keepalive_interval() > 0)
-        {
+        let Some(entry) = present(self.entry(id), PEER_EXISTS) else { return };
+        if entry.peer.timers.persistent_keepalive_interval() > 0 {
             self.send_keepalive(id, now);
         }
     }
