@@ -10,10 +10,10 @@
 //!          +---------v----------+   handshakes, dirty peers (eventfd)   +--------------------+
 //!          |   control thread   |<--------------------------------------|  workers           |
 //!          | owns ControlPlane: |                                       |  one leads, waits: |
-//!          | peers, handshakes, |   DataPath: allowed IPs (published),  |  TUN queues,       |
+//!          | peers, handshakes, |   DataPath: allowed IPs (versioned),  |  TUN queues,       |
 //!          | timers, cookies    |   indices, peers (shared, locked)     |  UDP sockets       |
 //!          |                    |-------------------------------------->|  the others follow |
-//!          +--------------------+   flushes, crypto jobs, wipes         +--------------------+
+//!          +--------------------+   staged, crypto jobs, wipes          +--------------------+
 //!                                   (an eventfd for each worker)
 //! ```
 //!
@@ -36,7 +36,7 @@
 //! | batches (`workers::sequencer`) | worker, the worker that writes | two for each worker and source | a worker waits for one |
 //! | handshake messages (`workers::shared`) | workers, control thread | 4096 | dropped, `handshake_queue_full` |
 //! | dirty peers (`DataPath`) | workers, control thread | one entry a peer | - |
-//! | flushes: peers whose staged packets can be sent | control thread, whichever worker reads the TUN device next | one entry a peer and request | - |
+//! | peers whose staged packets can be sent | control thread, whichever worker reads the TUN device next | one entry a peer and request | - |
 //! | staged packets, of a peer without a keypair | workers, workers | 128 | the oldest is dropped, `staged_overflow` |
 //! | crypto jobs (`workers::crypto_pool`) | control thread, followers | 16 handshakes | - |
 //!
@@ -64,7 +64,7 @@
 //!   parks its batch and continues with another; no worker spins, and none waits for a batch while it holds the source lock.
 //! - A *peer's lock* protects its endpoint, keypair slots and staged packets, for the time of a few assignments. A replay
 //!   window has a lock of its own. A worker holds one of them at a time.
-//! - *Published* values (allowed IPs, sockets) are replaced whole. A worker takes over the newest when it wakes; only new
+//! - *Versioned* values (allowed IPs, sockets) are replaced whole. A worker takes over the newest when it wakes; only new
 //!   sockets wake it.
 //!
 //! # The walk of a packet

@@ -1,9 +1,9 @@
 //! The protocol's events as log lines.
 //!
-//! A handshake that fails does so every five seconds, and an unknown source can cause some events at will. So
+//! A handshake that fails does so every five seconds, and an unknown sender can cause some events at will. So
 //! each failure is logged once for each peer or address it concerns, and again only after an hour or
 //! once a handshake completed; and each kind has a limit, beyond which lines are left out. Peers and
-//! unknown sources have tables and limits of their own, so that no flood from unknown sources hides a peer's failure.
+//! unknown senders have tables and limits of their own, so that no flood from unknown senders hides a peer's failure.
 //! With `debug` the repetitions are logged, too.
 
 use crate::drops::{Cause, LocalCause};
@@ -18,7 +18,7 @@ use wgsep_proto::{DropCause, Event, Instant, PublicKey};
 
 /// A failure that goes on is logged again after this long.
 const AGAIN_AFTER: Duration = Duration::from_secs(3600);
-/// Failures of unknown sources remembered at once; the oldest is evicted.
+/// Failures of unknown senders remembered at once; the oldest is evicted.
 const MAX_UNKNOWN_SOURCES: usize = 1024;
 
 /// What kind of line.
@@ -90,7 +90,7 @@ impl PeerFailures {
     }
 }
 
-/// When which failures of unknown sources were logged, in the order of logging.
+/// When which failures of unknown senders were logged, in the order of logging.
 #[derive(Default)]
 struct UnknownSourceFailures {
     limits: Limits,
@@ -141,7 +141,7 @@ pub(super) struct Reporter {
     /// For events that are not failures.
     limits: Limits,
     peers: PeerFailures,
-    unknown_sources: UnknownSourceFailures,
+    unknown_senders: UnknownSourceFailures,
 }
 
 impl Reporter {
@@ -191,7 +191,7 @@ impl Reporter {
         let write = || tracing::info!("{line}");
         let outcome = match subject {
             Subject::Peer(peer) => self.peers.failure(kind, peer, now, write),
-            Subject::UnknownSource(from) => self.unknown_sources.failure(kind, from, now, write),
+            Subject::UnknownSource(from) => self.unknown_senders.failure(kind, from, now, write),
         };
         if outcome == Outcome::Repeated {
             tracing::debug!("{line}");
@@ -387,9 +387,9 @@ mod tests {
         assert_eq!(reporter.try_log(KIND, peer(2), now), Outcome::Repeated);
     }
 
-    /// More addresses than the table of unknown sources holds, each with a wrong mac1.
+    /// More addresses than the table of unknown senders holds, each with a wrong mac1.
     #[test]
-    fn a_flood_of_unknown_sources_hides_no_failure_of_a_peer() {
+    fn a_flood_of_unknown_senders_hides_no_failure_of_a_peer() {
         let mut reporter = Reporter::default();
         let now = Instant::from_nanos(1);
         for number in 0..5000 {
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_unknown_sources_hides_another_of_them_for_a_minute_at_most() {
+    fn a_flood_of_unknown_senders_hides_another_of_them_for_a_minute_at_most() {
         let mut reporter = Reporter::default();
         let now = Instant::from_nanos(1);
         for number in 0..5000 {
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_sources_are_bounded_and_the_oldest_is_evicted() {
+    fn unknown_senders_are_bounded_and_the_oldest_is_evicted() {
         let mut reporter = Reporter::default();
         let mut now = Instant::from_nanos(1);
         let most = u32::try_from(MAX_UNKNOWN_SOURCES).unwrap();
@@ -447,7 +447,7 @@ mod tests {
             assert_eq!(reporter.try_log(kind, unknown_source(number), now), Outcome::Logged);
             now = now.after(Duration::from_secs(3));
         }
-        let sources = &reporter.unknown_sources;
+        let sources = &reporter.unknown_senders;
         assert_eq!(
             (sources.logged.len(), sources.order.len()),
             (MAX_UNKNOWN_SOURCES, MAX_UNKNOWN_SOURCES)
@@ -456,8 +456,8 @@ mod tests {
         assert_eq!(reporter.try_log(kinds[0], unknown_source(8), now), Outcome::Logged);
         let later = now.after(AGAIN_AFTER);
         assert_eq!(reporter.try_log(kinds[0], unknown_source(1), later), Outcome::Logged);
-        assert_eq!(reporter.unknown_sources.logged.len(), 1);
-        assert_eq!(reporter.unknown_sources.order.len(), 1);
+        assert_eq!(reporter.unknown_senders.logged.len(), 1);
+        assert_eq!(reporter.unknown_senders.order.len(), 1);
     }
 
     #[test]

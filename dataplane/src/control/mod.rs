@@ -2,11 +2,11 @@
 //!
 //! It alone owns the [`ControlPlane`]. It waits for UAPI clients, the helper, the interface's state, the
 //! earliest timer and the peers that workers mark as dirty, and after each round sends what that caused.
-//! An operation that needs the helper is a job; jobs run one after the other, and nothing else waits for
+//! What may need the helper is an action; actions run one after the other, and nothing else waits for
 //! them.
 
+mod actions;
 mod events;
-mod jobs;
 mod port;
 mod probe;
 mod sources;
@@ -53,7 +53,7 @@ const FIRST_UAPI: u64 = 16;
 const HANDSHAKES_AT_ONCE: usize = 16;
 /// Batches of handshake messages consumed before other events are handled: about 10 ms of work.
 const BATCHES_PER_ROUND: usize = 4;
-/// UAPI transactions and jobs executed before other events are handled.
+/// UAPI transactions and actions executed before other events are handled.
 const STEPS_PER_ROUND: usize = 16;
 /// Milliseconds between two polls of the handshake queue under load, so that a flood does not wake the
 /// control thread for each message and preempt a worker each time.
@@ -77,9 +77,9 @@ pub(crate) enum End {
     Failed,
 }
 
-/// An operation that may need the helper. A configuration is boxed, because memory is erased when it is
+/// An action of the control thread, which may need the helper. A configuration is boxed, because memory is erased when it is
 /// freed, but not when a value is moved out of a queue.
-enum Job {
+enum Action {
     Configure(ClientId, Box<Configuration>),
     /// A `set` that opened a port has taken effect, and the old port is free.
     Configured(ClientId),
@@ -93,7 +93,7 @@ enum Job {
     Get(ClientId),
 }
 
-/// The operation that continues with the helper's reply.
+/// The action that continues with the helper's reply.
 enum Awaiting {
     LockedDown,
     /// A `set` that opened a port or moved the mark; it takes effect only now.
@@ -122,8 +122,8 @@ pub(crate) struct Control {
     link_state: LinkState,
     port_retry: PortRetry,
     probe: LinkProbe,
-    sources: SourceCheck,
-    jobs: VecDeque<Job>,
+    source_check: SourceCheck,
+    actions: VecDeque<Action>,
     /// Sockets that were replaced, until they are closed: a worker may still hold them.
     retiring: Weak<()>,
     awaiting: Option<Awaiting>,
@@ -188,8 +188,8 @@ impl Control {
             link_state: LinkState::default(),
             port_retry: PortRetry::default(),
             probe: LinkProbe::new()?,
-            sources: SourceCheck::default(),
-            jobs: VecDeque::new(),
+            source_check: SourceCheck::default(),
+            actions: VecDeque::new(),
             retiring: Weak::new(),
             awaiting: None,
             end: None,
@@ -241,7 +241,7 @@ impl Control {
         self.follow_routes();
         let under_load = self.device.is_under_load(clock::instant());
         more |= self.shared.poll_handshakes(under_load);
-        more |= self.uapi.is_runnable() || self.can_run_jobs();
+        more |= self.uapi.is_runnable() || self.can_run_actions();
         (more, under_load)
     }
 
@@ -254,11 +254,11 @@ impl Control {
         }
         self.probe_link();
         if self.port_retry.take_due(clock::instant()) {
-            self.jobs.push_back(Job::OpenPort);
+            self.actions.push_back(Action::OpenPort);
         }
         let mut steps = STEPS_PER_ROUND;
         self.take_operations(&mut steps);
-        while self.run_jobs(&mut steps) {
+        while self.run_actions(&mut steps) {
             self.take_operations(&mut steps);
         }
         self.flush();
@@ -292,7 +292,8 @@ impl Control {
             (false, false) => None,
         };
         let link = self.link.as_ref().and_then(LinkMonitor::next_timeout);
-        let due = [link, self.sources.next_timeout(), self.wipe_due].into_iter().flatten().min();
+        let due =
+            [link, self.source_check.next_timeout(), self.wipe_due].into_iter().flatten().min();
         let until_due = due.map(|at| {
             // Rounded up: a wait that ends too early would be repeated many times.
             let wait = at.since(clock::instant()).as_micros().div_ceil(1000);
@@ -310,7 +311,7 @@ impl Control {
                     self.bye();
                 }
                 if self.shared.take_sockets_destroyed() {
-                    self.jobs.push_back(Job::ReopenPort);
+                    self.actions.push_back(Action::ReopenPort);
                 }
             }
             TIMER => {
@@ -350,8 +351,8 @@ impl Control {
         let (left, at_once) = (handshakes.len(), HANDSHAKES_AT_ONCE.min(handshakes.len()));
         let datagrams = handshakes.range(..at_once).enumerate().map(|(index, message)| {
             let waiting = queued + left - 1 - index;
-            let (source, datagram) = (message.endpoint, message.datagram());
-            HandshakeDatagram { source, datagram, waiting }
+            let (endpoint, datagram) = (message.endpoint, message.datagram());
+            HandshakeDatagram { endpoint, datagram, waiting }
         });
         device.receive_handshakes(datagrams, &**shared, clock::now());
         handshakes.drain(..at_once);
@@ -366,7 +367,7 @@ impl Control {
         self.device.handle_timeout(now);
         self.transmit();
         let device = &mut self.device;
-        self.shared.request_flushes(std::iter::from_fn(|| device.poll_flush()));
+        self.shared.request_send_staged(std::iter::from_fn(|| device.poll_staged()));
         while let Some(event) = self.device.poll_event() {
             self.reporter.report(event, now.instant);
         }
@@ -434,12 +435,12 @@ impl Control {
             self.report_overrun(now);
         }
         for (sequence, answer) in changes.answers {
-            self.sources.answered(&self.device, sequence, answer);
+            self.source_check.answered(&self.device, sequence, answer);
         }
         if changes.drained {
-            self.sources.start_over();
+            self.source_check.start_over();
         }
-        self.sources.routes_changed(changes.routes, now);
+        self.source_check.routes_changed(changes.routes, now);
         if changes.route_mtus
             && let Some(link) = &self.link
         {
@@ -464,10 +465,10 @@ impl Control {
         }
         // Down and up again between two reads counts as both.
         if self.link_state.up && (changes.was_down || !state.up) {
-            push_link_job(&mut self.jobs, Job::LinkDown);
+            push_link_action(&mut self.actions, Action::LinkDown);
         }
         if state.up && (changes.was_down || !self.link_state.up) {
-            push_link_job(&mut self.jobs, Job::LinkUp);
+            push_link_action(&mut self.actions, Action::LinkUp);
         }
         self.link_state = state;
     }
@@ -497,17 +498,17 @@ impl Control {
         }
         let up = self.probe.is_up();
         if up != self.link_state.up {
-            push_link_job(&mut self.jobs, if up { Job::LinkUp } else { Job::LinkDown });
+            push_link_action(&mut self.actions, if up { Action::LinkUp } else { Action::LinkDown });
             self.link_state.up = up;
         }
     }
 
-    /// Requests dumps that failed before, and checks some of the cached sources that may be out of date.
+    /// Requests dumps that failed before, and checks some of the cached source addresses that may be out of date.
     fn follow_routes(&mut self) {
         let Some(link) = &mut self.link else { return };
         let now = clock::instant();
         link.request_dumps(now);
-        self.sources.check(&self.device, link, now);
+        self.source_check.check(&self.device, link, now);
     }
 
     // ------------------------------------------------------------ UAPI
@@ -523,12 +524,12 @@ impl Control {
             };
             match operation {
                 Operation::Get if self.link_is_changing() => {
-                    self.jobs.push_back(Job::Get(client));
+                    self.actions.push_back(Action::Get(client));
                 }
                 Operation::Get => self.get(client),
                 Operation::Statistics => self.get_statistics(client),
                 Operation::Set(configuration) => {
-                    self.jobs.push_back(Job::Configure(client, Box::new(configuration)));
+                    self.actions.push_back(Action::Configure(client, Box::new(configuration)));
                 }
             }
         }
@@ -537,7 +538,7 @@ impl Control {
     /// True while the link goes up or down; a `get` then waits, so that it shows the result.
     fn link_is_changing(&self) -> bool {
         matches!(self.awaiting, Some(Awaiting::LinkUp | Awaiting::LinkDown))
-            || self.jobs.iter().any(|job| matches!(job, Job::LinkUp | Job::LinkDown))
+            || self.actions.iter().any(|action| matches!(action, Action::LinkUp | Action::LinkDown))
     }
 
     pub(super) fn get(&mut self, client: ClientId) {
@@ -565,13 +566,13 @@ impl Control {
 
 /// Queues that the link went up or down. Down, up and down again before the first is executed is merged to
 /// down, so that a flapping link does not make the queue grow.
-fn push_link_job(jobs: &mut VecDeque<Job>, job: Job) {
-    let before_last = jobs.len().checked_sub(2).and_then(|index| jobs.get(index));
-    match (before_last, jobs.back(), &job) {
-        (Some(Job::LinkDown), Some(Job::LinkUp), Job::LinkDown) => {
-            jobs.pop_back();
+fn push_link_action(actions: &mut VecDeque<Action>, action: Action) {
+    let before_last = actions.len().checked_sub(2).and_then(|index| actions.get(index));
+    match (before_last, actions.back(), &action) {
+        (Some(Action::LinkDown), Some(Action::LinkUp), Action::LinkDown) => {
+            actions.pop_back();
         }
-        _ => jobs.push_back(job),
+        _ => actions.push_back(action),
     }
 }
 
@@ -596,13 +597,16 @@ mod tests {
 
     #[test]
     fn a_link_that_flaps_does_not_make_the_queue_grow() {
-        let mut jobs = VecDeque::new();
+        let mut actions = VecDeque::new();
         for _ in 0..1000 {
-            push_link_job(&mut jobs, Job::LinkUp);
-            push_link_job(&mut jobs, Job::LinkDown);
+            push_link_action(&mut actions, Action::LinkUp);
+            push_link_action(&mut actions, Action::LinkDown);
         }
-        assert!(matches!(jobs.make_contiguous(), [Job::LinkUp, Job::LinkDown]));
-        push_link_job(&mut jobs, Job::LinkUp);
-        assert!(matches!(jobs.make_contiguous(), [Job::LinkUp, Job::LinkDown, Job::LinkUp]));
+        assert!(matches!(actions.make_contiguous(), [Action::LinkUp, Action::LinkDown]));
+        push_link_action(&mut actions, Action::LinkUp);
+        assert!(matches!(
+            actions.make_contiguous(),
+            [Action::LinkUp, Action::LinkDown, Action::LinkUp]
+        ));
     }
 }

@@ -164,9 +164,12 @@ mod tests {
             })
         };
         let threads: Vec<_> = (1..=followers).map(follow).collect();
-        let source = Endpoint::new(([192, 0, 2, 1], 7).into());
-        let datagrams =
-            clients.iter().map(|(.., datagram)| HandshakeDatagram { source, datagram, waiting: 0 });
+        let endpoint = Endpoint::new(([192, 0, 2, 1], 7).into());
+        let datagrams = clients.iter().map(|(.., datagram)| HandshakeDatagram {
+            endpoint,
+            datagram,
+            waiting: 0,
+        });
         device.receive_handshakes(datagrams, &Runner(&pool, &leader), NOW);
         ends.store(true, Ordering::SeqCst);
         leader.wake_all();

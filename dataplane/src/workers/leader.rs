@@ -75,7 +75,7 @@ impl Leader {
         let _not_watched = self.packets.delete(descriptor);
     }
 
-    /// Wakes every worker, because the control thread has published something.
+    /// Wakes every worker, because the control thread has replaced a versioned value.
     pub(crate) fn wake_all(&self) {
         for worker in 0..self.workers.len() {
             self.wake(worker);

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use wgsep_ipc::Offload;
 use wgsep_proto::device::control_plane::MAX_QUEUED_HANDSHAKES;
 use wgsep_proto::invariant::part;
-use wgsep_proto::path::data_path::{DataPath, Published};
+use wgsep_proto::path::data_path::{DataPath, Versioned};
 use wgsep_proto::session::peer::Peer;
 use wgsep_proto::wire::messages::INITIATION_LEN;
 use wgsep_proto::{Endpoint, Instant};
@@ -64,11 +64,11 @@ pub(crate) struct Shared {
     /// The order of the batches read from it.
     pub(crate) outbound_sequencer: Sequencer<TunBatch>,
     /// The current UDP sockets.
-    pub(crate) sockets: Published<Arc<UdpSockets>>,
+    pub(crate) sockets: Versioned<Arc<UdpSockets>>,
     /// The order of the batches read from the IPv4 and from the IPv6 socket.
     pub(crate) inbound_sequencers: [Sequencer<UdpBatch>; 2],
     handshakes: Mutex<HandshakeQueue>,
-    flushes: Mutex<VecDeque<Arc<Peer>>>,
+    staged: Mutex<VecDeque<Arc<Peer>>>,
     /// Crypto jobs of the control thread, which followers can run.
     pub(crate) crypto: CryptoPool,
     /// Wakes the control thread.
@@ -95,14 +95,14 @@ impl Shared {
             local_drops: LocalDrops::default(),
             tun: OnceLock::new(),
             outbound_sequencer: Sequencer::new(outbound),
-            sockets: Published::default(),
+            sockets: Versioned::default(),
             inbound_sequencers: [inbound(), inbound()],
             handshakes: Mutex::new(HandshakeQueue {
                 messages: VecDeque::with_capacity(MAX_QUEUED_HANDSHAKES),
                 taken: 0,
                 polled: false,
             }),
-            flushes: Mutex::default(),
+            staged: Mutex::default(),
             crypto: CryptoPool::default(),
             control: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             leader: Leader::new(workers)?,
@@ -145,7 +145,7 @@ impl Shared {
             self.leader.unwatch(socket);
         }
         let sockets = Arc::new(sockets);
-        self.sockets.publish(Arc::clone(&sockets));
+        self.sockets.replace(Arc::clone(&sockets));
         self.leader.wake_all();
         for (socket, token) in sockets.families().into_iter().zip(UDP) {
             if let Some(socket) = socket {
@@ -202,22 +202,22 @@ impl Shared {
 
     /// Requests that the worker that reads the TUN device next sends the staged packets of peers, so
     /// that they stay ahead of the packets read after them.
-    pub(crate) fn request_flushes(&self, peers: impl Iterator<Item = Arc<Peer>>) {
+    pub(crate) fn request_send_staged(&self, peers: impl Iterator<Item = Arc<Peer>>) {
         let peers: Vec<_> = peers.collect();
         if !peers.is_empty() {
-            self.flushes.lock().unwrap_or_else(PoisonError::into_inner).extend(peers);
+            self.staged.lock().unwrap_or_else(PoisonError::into_inner).extend(peers);
             self.leader.wake(0);
         }
     }
 
     /// True if staged packets can be sent.
-    pub(crate) fn has_flushes(&self) -> bool {
-        !self.flushes.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    pub(crate) fn can_send_staged(&self) -> bool {
+        !self.staged.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// Takes the peer whose flush was requested first.
-    pub(crate) fn take_flush(&self) -> Option<Arc<Peer>> {
-        self.flushes.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    /// Takes the peer for which that was requested first.
+    pub(crate) fn take_staged(&self) -> Option<Arc<Peer>> {
+        self.staged.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
     /// Which offloads are in use.

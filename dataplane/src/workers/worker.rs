@@ -103,7 +103,7 @@ impl Worker {
                 queue => self.queue_event(queue, event.events(), &mut ready),
             }
         }
-        if !ready.is_empty() || woken && self.shared.has_flushes() {
+        if !ready.is_empty() || woken && self.shared.can_send_staged() {
             self.outbound(ready);
         }
         if !woken {
@@ -213,7 +213,7 @@ impl Worker {
     fn reserve_staged(&self, packets: &mut OutboundBatch<Segments>, now: Instant) {
         let mut work = 0;
         while work < MAX_STAGED {
-            let Some(peer) = self.shared.take_flush() else { return };
+            let Some(peer) = self.shared.take_staged() else { return };
             // A peer without staged packets counts too, because looking costs time.
             work += 1 + packets.reserve_staged(&self.shared.data_path, peer, now);
         }
@@ -297,11 +297,11 @@ mod tests {
         let peers = (0..PEERS).map(peer).collect();
         control.configure(Configuration { peers, ..Configuration::default() }, now);
         let shared = Arc::new(Shared::new(Arc::clone(control.data_path()), 1).unwrap());
-        shared.request_flushes(control.shared_peers().map(Arc::clone));
+        shared.request_send_staged(control.shared_peers().map(Arc::clone));
         let worker = Worker::new(0, Arc::clone(&shared));
         let mut batch = TunBatch::new();
         let mut parts = 0;
-        while shared.has_flushes() {
+        while shared.can_send_staged() {
             // Woken by the request, and after each part for the rest.
             let woken = shared.leader.wait(0, false, &mut [EpollEvent::empty()]);
             assert_eq!(woken, Ok(1));

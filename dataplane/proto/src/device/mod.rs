@@ -208,7 +208,7 @@ impl Device {
                 let HandshakeTransmit { endpoint, traffic_class, datagram, peer } = transmit;
                 self.transmits.push(endpoint, traffic_class, peer, &datagram);
             }
-            let Some(peer) = self.control.poll_flush() else { return };
+            let Some(peer) = self.control.poll_staged() else { return };
             self.outbound.reserve_staged(self.control.data_path(), peer, now.instant);
             self.send(&[]);
         }

@@ -2,7 +2,7 @@
 //!
 //! A path-compressed binary trie for each family. Nodes are shared between copies: cloning the whole
 //! structure is cheap, and a change copies only nodes that another copy still uses. The control thread
-//! edits its own copy and publishes a clone, and workers look up without a lock.
+//! edits its own copy and replaces the shared one by a clone, and workers look up without a lock.
 
 use crate::config::AllowedIp;
 use core::net::IpAddr;

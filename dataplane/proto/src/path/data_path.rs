@@ -6,7 +6,7 @@
 use crate::noise::handshake::InitiationError;
 use crate::path::allowed_ips::AllowedIps;
 use crate::session::index_table::IndexTable;
-use crate::session::peer::{Peer, PeerId, event};
+use crate::session::peer::{Peer, PeerId, dirty};
 use crate::session::timers::NeedsReschedule;
 use crate::time::Instant;
 use crate::wire::icmp::ErrorLimiter;
@@ -29,22 +29,22 @@ pub type AllowedIpTable = AllowedIps<AllowedIpOwner>;
 /// A value that one thread replaces and others read from their own copies, which they refresh under a
 /// lock only after it was replaced.
 #[derive(Default)]
-pub struct Published<T> {
-    generation: AtomicU64,
+pub struct Versioned<T> {
+    version: AtomicU64,
     value: Mutex<T>,
 }
 
-impl<T: Clone> Published<T> {
+impl<T: Clone> Versioned<T> {
     /// Creates it with an initial value.
     pub fn new(value: T) -> Self {
-        Self { generation: AtomicU64::new(0), value: Mutex::new(value) }
+        Self { version: AtomicU64::new(0), value: Mutex::new(value) }
     }
 
     /// Replaces the value.
-    pub fn publish(&self, value: T) {
+    pub fn replace(&self, value: T) {
         let replaced = {
             let mut current = self.value.lock().unwrap_or_else(PoisonError::into_inner);
-            self.generation.fetch_add(1, Ordering::Release);
+            self.version.fetch_add(1, Ordering::Release);
             core::mem::replace(&mut *current, value)
         };
         drop(replaced);
@@ -53,22 +53,22 @@ impl<T: Clone> Published<T> {
     /// A copy that [`Reader::refresh`] keeps up to date.
     pub fn reader(&self) -> Reader<T> {
         let value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
-        Reader { generation: self.generation.load(Ordering::Acquire), value: value.clone() }
+        Reader { version: self.version.load(Ordering::Acquire), value: value.clone() }
     }
 }
 
-/// One thread's copy of a [`Published`] value.
+/// One thread's copy of a [`Versioned`] value.
 pub struct Reader<T> {
-    generation: u64,
+    version: u64,
     value: T,
 }
 
 impl<T: Clone> Reader<T> {
-    /// The value as last published; true if it was replaced since the call before.
-    pub fn refresh(&mut self, published: &Published<T>) -> bool {
-        let stale = published.generation.load(Ordering::Acquire) != self.generation;
+    /// The value as last replaced; true if it was replaced since the call before.
+    pub fn refresh(&mut self, versioned: &Versioned<T>) -> bool {
+        let stale = versioned.version.load(Ordering::Acquire) != self.version;
         if stale {
-            *self = published.reader();
+            *self = versioned.reader();
         }
         stale
     }
@@ -209,7 +209,7 @@ pub trait GenerationCounter: Send + Sync {
 #[derive(Default)]
 pub struct DataPath {
     /// The allowed IPs and their owners.
-    pub allowed_ips: Published<AllowedIpTable>,
+    pub allowed_ips: Versioned<AllowedIpTable>,
     /// The receiver indices in use.
     pub index_table: IndexTable,
     /// Counters of dropped packets.
@@ -302,9 +302,9 @@ impl DataPath {
         self.wake.load(Ordering::Acquire) && self.wake.swap(false, Ordering::AcqRel)
     }
 
-    /// Marks a peer as dirty, with the event that the control thread must handle.
-    pub(crate) fn mark(&self, peer: &Peer, event: u8) {
-        if peer.mark(event) {
+    /// Marks a peer as dirty, with the reason for which the control thread must examine it.
+    pub(crate) fn mark(&self, peer: &Peer, reason: u8) {
+        if peer.mark(reason) {
             self.dirty_peers.lock().unwrap_or_else(PoisonError::into_inner).push(peer.id());
             self.wake.store(true, Ordering::Release);
         }
@@ -313,7 +313,7 @@ impl DataPath {
     /// Marks a peer if its timers must be examined earlier than scheduled.
     pub(crate) fn mark_timer(&self, peer: &Peer, examination: NeedsReschedule) {
         if examination.0 {
-            self.mark(peer, event::TIMER);
+            self.mark(peer, dirty::TIMER);
         }
     }
 
@@ -321,7 +321,7 @@ impl DataPath {
     pub(crate) fn initiate_rekey(&self, peer: &Peer, now: Instant) {
         peer.timers.reset_handshake_attempts();
         if peer.timers.may_send_initiation(now) {
-            self.mark(peer, event::HANDSHAKE);
+            self.mark(peer, dirty::HANDSHAKE);
         }
     }
 

@@ -114,8 +114,8 @@ impl PeerState {
     }
 }
 
-/// The events for which the control thread must examine a dirty peer.
-pub(crate) mod event {
+/// The reasons for which the control thread must examine a dirty peer.
+pub(crate) mod dirty {
     /// A timer expires before the next scheduled examination.
     pub(crate) const TIMER: u8 = 1;
     /// A handshake is needed.
@@ -130,7 +130,7 @@ pub struct Peer {
     public_key: PublicKey,
     pub(crate) timers: Timers,
     state: Mutex<PeerState>,
-    events: AtomicU8,
+    dirty: AtomicU8,
     alive: AtomicBool,
     has_endpoint: AtomicBool,
     rx_bytes: AtomicU64,
@@ -145,7 +145,7 @@ impl Peer {
             public_key,
             timers: Timers::default(),
             state: Mutex::default(),
-            events: AtomicU8::new(0),
+            dirty: AtomicU8::new(0),
             alive: AtomicBool::new(true),
             has_endpoint: AtomicBool::new(false),
             rx_bytes: AtomicU64::new(0),
@@ -217,15 +217,15 @@ impl Peer {
         self.alive.store(false, Ordering::Release);
     }
 
-    /// Marks an event; true if the peer had none, so that it must be queued as dirty.
-    pub(crate) fn mark(&self, event: u8) -> bool {
-        // Reads first, because under load the event is mostly marked already.
-        self.events.load(Ordering::SeqCst) & event == 0
-            && self.events.fetch_or(event, Ordering::SeqCst) == 0
+    /// Marks the peer as dirty for a reason; true if it was not dirty before, so that it must be queued.
+    pub(crate) fn mark(&self, reason: u8) -> bool {
+        // Reads first, because under load the peer is mostly marked already.
+        self.dirty.load(Ordering::SeqCst) & reason == 0
+            && self.dirty.fetch_or(reason, Ordering::SeqCst) == 0
     }
 
-    pub(crate) fn take_events(&self) -> u8 {
-        self.events.swap(0, Ordering::SeqCst)
+    pub(crate) fn take_dirty(&self) -> u8 {
+        self.dirty.swap(0, Ordering::SeqCst)
     }
 
     /// A value that the sending code caches for the path to the peer, in its own format; initially 0.
@@ -302,12 +302,12 @@ mod tests {
     }
 
     #[test]
-    fn an_event_queues_the_peer_once() {
+    fn a_peer_that_becomes_dirty_is_queued_once() {
         let peer = Peer::new(PeerId(1), PublicKey::from_bytes([1; 32]));
-        assert!(peer.mark(event::TIMER));
-        assert!(!peer.mark(event::TIMER));
-        assert!(!peer.mark(event::HANDSHAKE));
-        assert_eq!(peer.take_events(), event::TIMER | event::HANDSHAKE);
-        assert!(peer.mark(event::TIMER));
+        assert!(peer.mark(dirty::TIMER));
+        assert!(!peer.mark(dirty::TIMER));
+        assert!(!peer.mark(dirty::HANDSHAKE));
+        assert_eq!(peer.take_dirty(), dirty::TIMER | dirty::HANDSHAKE);
+        assert!(peer.mark(dirty::TIMER));
     }
 }

@@ -214,7 +214,7 @@ fn one_keepalive_answers_all_data_received_before_it() {
 }
 
 #[test]
-fn a_flush_with_nothing_to_flush_leaves_the_owed_keepalive_alone() {
+fn sending_staged_packets_of_which_there_are_none_leaves_the_owed_keepalive_alone() {
     let (mut simulation, a, b) = silent_pair(11);
     simulation.ping(a, b);
     simulation.run_for(SECOND);

@@ -38,7 +38,7 @@ impl ControlPlane {
         for peer in configuration.peers {
             self.configure_peer(peer, now);
         }
-        self.data_path.allowed_ips.publish(self.allowed_ips.clone());
+        self.data_path.allowed_ips.replace(self.allowed_ips.clone());
     }
 
     /// The port in use, as the caller bound it; cached sources went with the old socket.

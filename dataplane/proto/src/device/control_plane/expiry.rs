@@ -1,8 +1,8 @@
-//! Expiry of timers (kernel timers.c, the expired functions), and the events that workers mark.
+//! Expiry of timers (kernel timers.c, the expired functions), and the peers that workers marked as dirty.
 
 use super::{ControlPlane, Event, PEER_EXISTS};
 use crate::invariant::present;
-use crate::session::peer::{PeerId, event};
+use crate::session::peer::{PeerId, dirty};
 use crate::session::timers::Timer;
 use crate::time::Now;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ impl ControlPlane {
         }
     }
 
-    /// Handles the events of the peers that workers marked as dirty. In a copy of the virtual machine in
+    /// Handles what is due for the peers that workers marked as dirty. In a copy of the virtual machine in
     /// which the keys were made, it first drops all keys.
     pub fn handle_dirty_peers(&mut self, now: Now) {
         if self.data_path.vm_generation_changed() {
@@ -31,12 +31,12 @@ impl ControlPlane {
         }
         for id in self.data_path.take_dirty_peers() {
             let Some(entry) = self.entry(id) else { continue };
-            let events = entry.peer.take_events();
-            if events & event::CONFIRMED != 0 {
+            let reasons = entry.peer.take_dirty();
+            if reasons & dirty::CONFIRMED != 0 {
                 self.record_handshake(id, now);
                 self.send_staged_packets(id, now);
             }
-            if events & event::HANDSHAKE != 0 {
+            if reasons & dirty::HANDSHAKE != 0 {
                 self.request_initiation(id, now);
             }
             self.reschedule(id);

@@ -27,8 +27,8 @@ const ADMITTED: &str = "without a private key no message is admitted";
 /// A received handshake message or cookie reply.
 #[derive(Clone, Copy, Debug)]
 pub struct HandshakeDatagram<'a> {
-    /// From where, and to where.
-    pub source: Endpoint,
+    /// The sender, and the address of ours that it was sent to.
+    pub endpoint: Endpoint,
     /// UDP payload.
     pub datagram: &'a [u8],
     /// Number of messages that are queued behind it: from [`super::UNDER_LOAD_THRESHOLD`] on, or after
@@ -38,7 +38,7 @@ pub struct HandshakeDatagram<'a> {
 
 /// The origin and length of an initiation whose static key is being opened.
 struct InitiationOrigin {
-    source: Endpoint,
+    endpoint: Endpoint,
     len: usize,
 }
 
@@ -189,12 +189,12 @@ impl ControlPlane {
     /// Consumes a handshake message or cookie reply on the calling thread.
     pub fn receive_handshake(
         &mut self,
-        source: Endpoint,
+        endpoint: Endpoint,
         datagram: &[u8],
         waiting: usize,
         now: Now,
     ) {
-        self.receive_handshakes([HandshakeDatagram { source, datagram, waiting }], &Inline, now);
+        self.receive_handshakes([HandshakeDatagram { endpoint, datagram, waiting }], &Inline, now);
     }
 
     /// Consumes handshake messages and cookie replies in the order of arrival. `runner` runs the
@@ -213,7 +213,7 @@ impl ControlPlane {
         for datagram in datagrams {
             if let Some(job) = self.receive_message(&datagram, now) {
                 origins.push(InitiationOrigin {
-                    source: datagram.source,
+                    endpoint: datagram.endpoint,
                     len: datagram.datagram.len(),
                 });
                 opening.push(job);
@@ -243,16 +243,16 @@ impl ControlPlane {
     /// Consumes any message but an initiation. For an accepted initiation, returns the job that decrypts the
     /// static key.
     fn receive_message(&mut self, message: &HandshakeDatagram<'_>, now: Now) -> Option<CryptoJob> {
-        let &HandshakeDatagram { source, datagram, waiting } = message;
+        let &HandshakeDatagram { endpoint, datagram, waiting } = message;
         match Message::parse(datagram) {
             Some(Message::Initiation(message)) => {
-                if self.admit(source, datagram, message.sender_index, waiting, now) {
+                if self.admit(endpoint, datagram, message.sender_index, waiting, now) {
                     return Some(CryptoJob::open(&self.identity.as_ref()?.keys, message));
                 }
             }
             Some(Message::Response(message)) => {
-                if self.admit(source, datagram, message.sender_index, waiting, now) {
-                    self.receive_response(source, datagram.len(), &message, now);
+                if self.admit(endpoint, datagram, message.sender_index, waiting, now) {
+                    self.receive_response(endpoint, datagram.len(), &message, now);
                 }
             }
             Some(Message::CookieReply(message)) => self.receive_cookie_reply(&message, now),
@@ -266,7 +266,7 @@ impl ControlPlane {
     /// Validates the macs; under load also the cookie and the sender's rate.
     fn admit(
         &mut self,
-        source: Endpoint,
+        endpoint: Endpoint,
         datagram: &[u8],
         sender_index: SenderIndex,
         waiting: usize,
@@ -277,7 +277,7 @@ impl ControlPlane {
             self.data_path.drops.add(DropCause::NoPrivateKey, 1);
             return false;
         };
-        let from = source.destination;
+        let from = endpoint.destination;
         let macs = identity.cookie_checker.validate_macs(datagram, from, under_load, now.instant);
         match macs {
             MacState::Invalid => {
@@ -287,7 +287,7 @@ impl ControlPlane {
             }
             MacState::ValidMac1 if under_load => {
                 self.refuse(DropCause::UnderLoad, now.instant);
-                self.send_cookie_reply(source, datagram, sender_index, now.instant);
+                self.send_cookie_reply(endpoint, datagram, sender_index, now.instant);
                 false
             }
             MacState::ValidMac1 => true,
@@ -331,20 +331,20 @@ impl ControlPlane {
     /// Answers with a cookie reply to the sender's address, without a change to any peer.
     fn send_cookie_reply(
         &mut self,
-        source: Endpoint,
+        endpoint: Endpoint,
         datagram: &[u8],
         sender_index: SenderIndex,
         now: Instant,
     ) {
         let Self { identity, random, .. } = self;
         let Some(identity) = present(identity.as_mut(), ADMITTED) else { return };
-        let (from, mut random) = (source.destination, |bytes: &mut [u8]| random.fill(bytes));
+        let (from, mut random) = (endpoint.destination, |bytes: &mut [u8]| random.fill(bytes));
         if let Some(reply) =
             identity.cookie_checker.create_reply(datagram, sender_index, from, &mut random, now)
         {
             let datagram = reply.to_bytes().to_vec();
             self.transmits.push_back(HandshakeTransmit {
-                endpoint: source,
+                endpoint,
                 traffic_class: 0,
                 datagram,
                 peer: None,
@@ -366,7 +366,7 @@ impl ControlPlane {
         let public_key = incoming.remote_static;
         let Some(id) = self.by_key.get(&public_key).copied() else {
             self.refuse(DropCause::UnknownPeer, now.instant);
-            self.log(Event::UnknownPeer(origin.source.destination, public_key));
+            self.log(Event::UnknownPeer(origin.endpoint.destination, public_key));
             return None;
         };
         let (identity, entry) = present(self.identity.as_ref(), ADMITTED)
@@ -377,7 +377,7 @@ impl ControlPlane {
                 if let Some(index) = replaced {
                     self.data_path.index_table.release(index);
                 }
-                self.received_from(&peer, origin.source, origin.len, now.instant);
+                self.received_from(&peer, origin.endpoint, origin.len, now.instant);
                 Some((id, draft))
             }
             Err(error) => {
@@ -390,7 +390,7 @@ impl ControlPlane {
         }
     }
 
-    fn receive_response(&mut self, source: Endpoint, len: usize, message: &Response, now: Now) {
+    fn receive_response(&mut self, endpoint: Endpoint, len: usize, message: &Response, now: Now) {
         let Some(Entry::Handshake(id)) = self.data_path.index_table.lookup(message.receiver_index)
         else {
             self.data_path.drops.add(DropCause::UnknownIndex, 1);
@@ -405,7 +405,7 @@ impl ControlPlane {
             self.log(Event::ResponseRefused(*peer.public_key()));
             return;
         }
-        self.received_from(&peer, source, len, now.instant);
+        self.received_from(&peer, endpoint, len, now.instant);
         if self.begin_session(id, now.instant) {
             let _rescheduled = peer.timers.session_derived(now.instant);
             peer.timers.handshake_complete();
@@ -416,11 +416,11 @@ impl ControlPlane {
     }
 
     /// Updates the peer's endpoint from an authentic handshake message.
-    fn received_from(&mut self, peer: &Peer, source: Endpoint, len: usize, now: Instant) {
-        if peer.endpoint().is_some_and(|before| before.destination != source.destination) {
-            self.log(Event::EndpointMoved(*peer.public_key(), source.destination));
+    fn received_from(&mut self, peer: &Peer, endpoint: Endpoint, len: usize, now: Instant) {
+        if peer.endpoint().is_some_and(|before| before.destination != endpoint.destination) {
+            self.log(Event::EndpointMoved(*peer.public_key(), endpoint.destination));
         }
-        peer.set_endpoint(source);
+        peer.set_endpoint(endpoint);
         if let Some(entry) = present(self.entry_mut(peer.id()), PEER_EXISTS) {
             entry.unanswered = 0;
         }

@@ -2,7 +2,7 @@
 //! timers.
 //!
 //! Packets do not pass through it: the packet path ([`crate::path`]) works on the [`DataPath`] that it shares.
-//! [`ControlPlane::poll_transmit`], [`ControlPlane::poll_flush`] and [`ControlPlane::poll_event`] return what is to be done.
+//! [`ControlPlane::poll_transmit`], [`ControlPlane::poll_staged`] and [`ControlPlane::poll_event`] return what is to be done.
 
 mod configure;
 mod expiry;
@@ -132,7 +132,7 @@ pub struct ControlPlane {
     rate_limiter: RateLimiter,
     load: Load,
     transmits: VecDeque<HandshakeTransmit>,
-    flushes: VecDeque<Arc<Peer>>,
+    can_send_staged: VecDeque<Arc<Peer>>,
     events: VecDeque<Event>,
     random: Box<dyn Random>,
 }
@@ -156,7 +156,7 @@ impl ControlPlane {
             rate_limiter: RateLimiter::default(),
             load: Load::default(),
             transmits: VecDeque::new(),
-            flushes: VecDeque::new(),
+            can_send_staged: VecDeque::new(),
             events: VecDeque::new(),
             random,
         }
@@ -201,8 +201,8 @@ impl ControlPlane {
 
     /// A peer whose staged packets can be sent, if any: the caller sends them after
     /// [`reserve_staged`](crate::path::outbound::OutboundBatch::reserve_staged).
-    pub fn poll_flush(&mut self) -> Option<Arc<Peer>> {
-        self.flushes.pop_front()
+    pub fn poll_staged(&mut self) -> Option<Arc<Peer>> {
+        self.can_send_staged.pop_front()
     }
 
     /// The next event for the log, if any.
@@ -241,7 +241,7 @@ impl ControlPlane {
         }
         if !up {
             self.transmits.clear();
-            self.flushes.clear();
+            self.can_send_staged.clear();
         }
     }
 
@@ -260,7 +260,7 @@ impl ControlPlane {
         }
         // An initiation just before the new one would have the peer refuse that as part of a flood.
         self.transmits.clear();
-        self.flushes.clear();
+        self.can_send_staged.clear();
         for id in self.ids() {
             let Some(entry) = present(self.entry_mut(id), PEER_EXISTS) else { continue };
             entry.cookie.forget_cookie();
@@ -330,7 +330,7 @@ impl ControlPlane {
         }
     }
 
-    /// Flushes the staged packets of a peer, or requests the handshake that they need.
+    /// Queues a peer whose staged packets can be sent, or requests the handshake that they need.
     fn send_staged_packets(&mut self, id: PeerId, now: Now) {
         if !self.up {
             return;
@@ -344,7 +344,7 @@ impl ControlPlane {
         };
         match (waiting, can_send) {
             (false, _) => {}
-            (true, true) => self.flushes.push_back(peer),
+            (true, true) => self.can_send_staged.push_back(peer),
             (true, false) => self.request_initiation(id, now),
         }
     }

@@ -3,7 +3,7 @@
 use super::{InboundBatch, Origin, ReceivingKeypair, TransportMessage};
 use crate::path::data_path::{AllowedIpTable, DataPath, DropCause};
 use crate::session::keypair::Keypair;
-use crate::session::peer::{Endpoint, Peer, event};
+use crate::session::peer::{Endpoint, Peer, dirty};
 use crate::session::timers::RECEIVE_REKEY_AGE;
 use crate::time::Instant;
 use crate::wire::ip::{Ecn, InnerPacket, propagate_ecn};
@@ -119,7 +119,7 @@ impl DataPath {
                 self.index_table.release(keypair.sender_index());
             }
             peer.timers.handshake_complete();
-            self.mark(peer, event::CONFIRMED);
+            self.mark(peer, dirty::CONFIRMED);
         }
         if current_is_old && peer.timers.take_lastminute_handshake() {
             self.initiate_rekey(peer, now);

@@ -4,7 +4,7 @@ use super::{OutboundBatch, PeerRun, RoutedPacket, Segmentation};
 use crate::invariant::part;
 use crate::path::data_path::{DataPath, DropCause};
 use crate::session::keypair::Keypair;
-use crate::session::peer::{Endpoint, Peer, PeerState, StagedPackets, event};
+use crate::session::peer::{Endpoint, Peer, PeerState, StagedPackets, dirty};
 use crate::session::timers::Timer;
 use crate::time::Instant;
 use std::collections::VecDeque;
@@ -110,7 +110,7 @@ impl DataPath {
                 let dropped = stage(&mut state.staged);
                 drop(state);
                 self.drops.add(DropCause::StagedOverflow, dropped);
-                self.mark(peer, event::HANDSHAKE);
+                self.mark(peer, dirty::HANDSHAKE);
                 None
             }
             Some(reservation) => {
@@ -160,7 +160,7 @@ impl DataPath {
         peer.timers.reset_handshake_attempts();
         let is_scheduled = peer.timers.is_pending(Timer::RetransmitHandshake);
         if !is_scheduled || peer.timers.is_initiation_overdue(now) {
-            self.mark(peer, event::HANDSHAKE);
+            self.mark(peer, dirty::HANDSHAKE);
         }
     }
 }

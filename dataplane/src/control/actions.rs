@@ -1,9 +1,9 @@
-//! Jobs, which may need the helper and run one after the other, and the handling of its replies.
+//! Actions, which may need the helper and run one after the other, and the handling of its replies.
 //!
-//! A job sends at most one request and is finished when the reply arrives; packets, handshakes and each
+//! An action sends at most one request and is finished when the reply arrives; packets, handshakes and each
 //! `get` are processed meanwhile. A `get` waits only while the link goes up or down.
 
-use super::{Awaiting, Control, End, Job, LINK, port};
+use super::{Action, Awaiting, Control, End, LINK, port};
 use crate::clock;
 use crate::helper::{self, HelperMessage};
 use crate::link::LinkMonitor;
@@ -24,35 +24,37 @@ use wgsep_proto::invariant::present;
 const MESSAGES_PER_ROUND: usize = 16;
 
 impl Control {
-    // ------------------------------------------------------------ jobs, and the helper's answers
+    // ------------------------------------------------------------ actions, and the helper's answers
 
-    /// Starts jobs until one awaits the helper, or until a worker must first release the sockets that the
-    /// previous job replaced, which still occupy their port. Each job takes one of `steps`. True if any
+    /// Starts actions until one awaits the helper, or until a worker must first release the sockets that the
+    /// previous action replaced, which still occupy their port. Each action takes one of `steps`. True if any
     /// was started.
-    pub(super) fn run_jobs(&mut self, steps: &mut usize) -> bool {
+    pub(super) fn run_actions(&mut self, steps: &mut usize) -> bool {
         let mut ran = false;
-        while *steps > 0 && self.can_run_jobs() {
-            let Some(job) = present(self.jobs.pop_front(), "a job can be run") else { break };
+        while *steps > 0 && self.can_run_actions() {
+            let Some(action) = present(self.actions.pop_front(), "an action can be started") else {
+                break;
+            };
             *steps -= 1;
             ran = true;
-            match job {
-                Job::Configure(client, configuration) => {
+            match action {
+                Action::Configure(client, configuration) => {
                     self.start_configure(client, configuration);
                 }
-                Job::Configured(client) => self.reply_set(client, 0),
-                Job::LinkUp => self.start_link_up(),
-                Job::OpenPort => self.start_open_port(),
-                Job::ReopenPort => self.start_reopen_port(),
-                Job::LinkDown => self.start_link_down(),
-                Job::Get(client) => self.get(client),
+                Action::Configured(client) => self.reply_set(client, 0),
+                Action::LinkUp => self.start_link_up(),
+                Action::OpenPort => self.start_open_port(),
+                Action::ReopenPort => self.start_reopen_port(),
+                Action::LinkDown => self.start_link_down(),
+                Action::Get(client) => self.get(client),
             }
         }
         ran
     }
 
-    /// True if a job is queued and can be started.
-    pub(super) fn can_run_jobs(&self) -> bool {
-        !self.jobs.is_empty()
+    /// True if an action is queued and can be started.
+    pub(super) fn can_run_actions(&self) -> bool {
+        !self.actions.is_empty()
             && self.awaiting.is_none()
             && self.end.is_none()
             && self.retiring.strong_count() == 0
@@ -199,7 +201,7 @@ impl Control {
             "another program had the kernel destroy the UDP sockets (as `ss -K` does); opening them again"
         );
         self.replace_sockets(UdpSockets::default());
-        self.jobs.push_front(Job::OpenPort);
+        self.actions.push_front(Action::OpenPort);
         self.request(&Request::CloseUdp, Awaiting::LinkDown);
     }
 
@@ -331,7 +333,7 @@ impl Control {
                     configuration.listen_port = Some(port);
                     self.configure(*configuration);
                     self.device.set_up(true, clock::now());
-                    self.jobs.push_front(Job::Configured(client));
+                    self.actions.push_front(Action::Configured(client));
                     self.port_opened("");
                 }
                 Err(errno) => {
