@@ -24,7 +24,7 @@ CARGO ?= cargo
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TARGET_DIR
 
-# rustup's default place, for a shell that has not been told of it.
+# rustup's default place, for a shell whose PATH lacks it.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # What the programs are built for, where that is not this machine.
@@ -46,7 +46,7 @@ endif
 # Static, because it is executed by descriptor inside an empty root: no loader would be found. And at
 # another address each time.
 STATIC = -C target-feature=+crt-static -C relocation-model=pie
-# What rustc does not know of for this one, though Debian's C library has what it takes.
+# What rustc does not offer for this one, though Debian's C library has what it takes.
 ifeq ($(PROCESSOR)$(findstring musl,$(TARGET)),aarch64)
 STATIC += -C linker=$(CURDIR)/bin/dist/static-pie-cc
 export STATIC_PIE_CC := $(CROSS)gcc
@@ -77,7 +77,7 @@ DATED = $(addprefix SOURCE_DATE_EPOCH=,$(SOURCE_DATE_EPOCH))
 # The version of the programs in WGSEP_BIN_DIR, which the package has to be of.
 BUILT_VERSION = $(WGSEP_BIN_DIR)/wgsep.version
 
-# Where `make install` puts things; DESTDIR stands before each. The helper finds its dataplane in
+# Where `make install` puts things; DESTDIR is put before each. The helper finds its dataplane in
 # ../libexec/wgsep from where it is itself; any other place is compiled in.
 PREFIX ?= /usr/local
 SBINDIR = $(PREFIX)/sbin

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs every test of the workspace and tells what passed, failed and was skipped.
+# Runs every test of the workspace and prints what passed, failed and was skipped.
 # Called by `make test`, which builds the programs first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -52,7 +52,7 @@ echo
 awk -v skipped="$(wc -l <"$WGSEP_SKIP_FILE")" '/^test result:/ { passed += $4; failed += $6 }
 	END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped }' "$output"
 
-# In CI a skip must be one that is known and accepted; anywhere else it is only told.
+# In CI a skip must be one that is known and accepted; anywhere else it is only printed.
 while IFS= read -r skip; do
 	echo "skipped: $skip"
 	if [ "${CI:-}" = true ] && ! grep -qxF "${skip%%: *}" tests/skips.allow; then

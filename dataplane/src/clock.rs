@@ -4,7 +4,7 @@ use nix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 use wgsep_proto::{Instant, Now};
 
-/// The time: CLOCK_BOOTTIME for timers, because it goes on in suspend, and the time of day.
+/// The time: CLOCK_BOOTTIME for timers, because it keeps counting in suspend, and the time of day.
 pub(crate) fn now() -> Now {
     Now { instant: instant(), wall: read(ClockId::CLOCK_REALTIME) }
 }
@@ -29,13 +29,13 @@ mod tests {
 
     /// Without a suspend the two clocks agree, so one is moved.
     #[test]
-    fn timers_go_by_the_clock_that_goes_on_in_suspend() {
+    fn timers_use_the_clock_that_counts_in_suspend() {
         if std::env::var_os(INSIDE).is_some() {
             let ahead = instant().since(Instant::from_nanos(0)) - read(ClockId::CLOCK_MONOTONIC);
             assert!(ahead >= Duration::from_secs(86_000), "{ahead:?}");
             return;
         }
-        let name = "clock::tests::timers_go_by_the_clock_that_goes_on_in_suspend";
+        let name = "clock::tests::timers_use_the_clock_that_counts_in_suspend";
         let mut command = Command::new("unshare");
         command.args(["--time", "--boottime", "86400", "--fork"]);
         command.arg(std::env::current_exe().unwrap()).args(["--exact", name]).env(INSIDE, "1");

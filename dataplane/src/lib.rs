@@ -22,7 +22,7 @@
 //! that is set to the earliest timer, and its eventfd. Each round consumes a bounded number of handshakes and of
 //! UAPI steps, then sends what they caused.
 //!
-//! **Workers** (`workers::worker`), one for each processor unless `--workers` says otherwise, follow the
+//! **Workers** (`workers::worker`), one for each processor unless `--workers` sets another number, follow the
 //! *Leader/Followers* pattern (`workers::leader`). One worker, the leader, waits in epoll for the TUN queues and UDP
 //! sockets; the others sleep. A leader whose batch is full promotes a follower, which waits in its place, before it
 //! encrypts the batch. So light traffic is served by one thread with a warm cache, and heavy traffic by all.

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ten_lines_a_minute_and_the_last_says_so() {
+    fn ten_lines_a_minute_are_written_and_the_last_names_the_limit() {
         let mut limit = LineLimit::default();
         let start = Instant::from_nanos(1);
         for number in 1..=20 {

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 /// Most descriptors that the kernel passes with one message (SCM_MAX_FD).
 pub const MAX_DESCRIPTORS: usize = 253;
 
-/// Room for the control message of [`MAX_DESCRIPTORS`], aligned as the kernel wants it.
+/// Room for the control message of [`MAX_DESCRIPTORS`], aligned as the kernel requires.
 #[repr(C, align(8))]
 struct ControlBuffer([u8; 1040]);
 

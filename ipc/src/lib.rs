@@ -30,7 +30,7 @@ pub enum Error {
     Descriptors,
     /// A reply to no request.
     Unexpected,
-    /// The kernel says no.
+    /// The kernel refused.
     Io(nix::Error),
 }
 

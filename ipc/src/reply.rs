@@ -24,7 +24,7 @@ pub enum Reply {
         ifindex: u32,
         /// The network namespace it is in, as the netlink socket's own numbers it; `None` for that.
         netns: Option<i32>,
-        /// Whether the netlink socket tells of the interface wherever it is moved to.
+        /// Whether the netlink socket reports the interface wherever it is moved to.
         follows_moves: bool,
         /// How many TUN queues come with it. The first is written to; it is read only if it is alone.
         tun_queues: u8,
@@ -61,7 +61,7 @@ impl Reply {
     }
 }
 
-/// What the helper says unasked.
+/// What the helper sends unrequested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Notice {
     /// Log this much from now on.
@@ -74,7 +74,7 @@ pub enum Notice {
     Ping,
 }
 
-/// Everything the helper says.
+/// Everything the helper sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromHelper {
     /// An answer.

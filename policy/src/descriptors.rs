@@ -27,7 +27,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     #[test]
-    fn sockets_are_told_by_their_protocol() {
+    fn sockets_are_recognised_by_their_protocol() {
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let (unix, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         let protocol = |number: i32| socket_protocol(Path::new(&format!("/proc/self/fd/{number}")));

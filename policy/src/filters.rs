@@ -26,7 +26,7 @@ pub enum Test {
     IsLong(u64),
     /// The process itself, as an int.
     OwnProcess,
-    /// The descriptor that stands for the helper's child, as an int.
+    /// The descriptor that refers to the helper's child, as an int.
     Child,
     /// The helper's end of the channel to the dataplane, as an int.
     Channel,
@@ -113,7 +113,7 @@ pub const DATAPLANE: &[Allowed] = &[
     #[cfg(not(all(target_arch = "x86_64", not(target_env = "musl"))))]
     any!(SYS_epoll_pwait, "waiting"),
     only!(SYS_futex, FUTEX, "locks between the threads"),
-    any!(SYS_clock_gettime, "the time, where the vDSO cannot tell it"),
+    any!(SYS_clock_gettime, "the time, where the vDSO cannot read it"),
     // The control thread.
     any!(SYS_epoll_ctl, "watching what the helper hands over, and UAPI clients"),
     only!(SYS_timerfd_settime, &[&[is(1, libc::TFD_TIMER_ABSTIME)]], "the earliest protocol timer",),
@@ -205,9 +205,9 @@ pub const HELPER: &[Allowed] = &[
     only!(
         SYS_newfstatat,
         &[&[is(3, libc::AT_SYMLINK_NOFOLLOW)]],
-        "whether a name in that directory still stands for what was made under it",
+        "whether a name in that directory still refers to what was made under it",
     ),
-    any!(SYS_clock_gettime, "the time, where the vDSO cannot tell it"),
+    any!(SYS_clock_gettime, "the time, where the vDSO cannot read it"),
     // Memory. What grows is copied (`Heap`), so no mremap.
     any!(SYS_brk, "the heap grows and shrinks"),
     only!(SYS_mmap, MEMORY, "a large allocation"),

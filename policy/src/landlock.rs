@@ -44,7 +44,7 @@ fn restrict(removable: Option<impl AsFd>, scoped: bool) -> Result<RulesetStatus,
     Ok(created.restrict_self()?.ruleset)
 }
 
-/// An older kernel's partial enforcement still closes what it knows, so it counts.
+/// An older kernel's partial enforcement still denies what it supports, so it counts.
 fn state(result: &Result<RulesetStatus, RulesetError>) -> State {
     match result {
         Ok(RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced) => State::Applied,

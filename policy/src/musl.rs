@@ -15,7 +15,7 @@ pub(crate) fn protect_relocated() -> nix::Result<()> {
 }
 
 /// Takes the place of musl's abort(3), which sends the signal by tkill(2): that call names a thread of
-/// any process of the same uid, which no filter can tell from our own. tgkill(2) names the process too,
+/// any process of the same uid, which no filter can distinguish from our own. tgkill(2) names the process too,
 /// as in glibc's, and the filters allow it for this process alone. musl is always linked statically, so
 /// that its own callers and std's come here as well. That the signal has its default action and is not
 /// blocked is seen to at the start (`sys::take_signal_handlers`).

@@ -32,7 +32,7 @@ pub fn verify(
     let count = statuses.len();
     if count != threads {
         return Err(format!(
-            "the dataplane has {count} threads where {threads} were expected; this is a fault, please report it"
+            "the dataplane has {count} threads where {threads} were expected; this is a bug, please report it"
         ));
     }
     let is_missing = |layer: &Layer| layer.is_mandatory() && report.state(*layer) != State::Applied;
@@ -131,7 +131,7 @@ fn check_thread(status: &ThreadStatus, ids: (Uid, Gid), report: &Report) -> Resu
         if found != Some(expected) {
             let found = found.unwrap_or("missing");
             return Err(format!(
-                "the dataplane is not sealed as it says: {field} is {found}, not {expected}; this is a fault, please report it"
+                "the dataplane is not sealed as it says: {field} is {found}, not {expected}; this is a bug, please report it"
             ));
         }
     }
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proc_of_elsewhere_and_one_that_hides_are_told_apart() {
+    fn a_proc_of_elsewhere_and_one_that_hides_are_distinguished() {
         assert_eq!(check_proc(&fs::read_link("/proc/self")), Ok(()));
         let elsewhere = check_proc(&Ok("1000000000".into())).unwrap_err();
         assert!(elsewhere.contains("another PID namespace's"), "{elsewhere}");

@@ -50,7 +50,7 @@ impl Report {
         self.states[layer as usize]
     }
 
-    /// Takes over what `later` knows and this does not.
+    /// Takes over the states that `later` has and this does not.
     pub fn merge(&mut self, later: &Self) {
         for (state, later) in self.states.iter_mut().zip(later.states) {
             if *state == State::Absent {

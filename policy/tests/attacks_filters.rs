@@ -20,7 +20,7 @@ const CHANNEL: u32 = 0x5a5a_5a5a;
 const SYSTEM_LOG: u32 = 0x6969_6969;
 const NUMBERS_OF_OWN: Own =
     Own { process: OWN, child: CHILD, channel: CHANNEL, system_log: SYSTEM_LOG };
-/// What stands where a line asks for nothing: no descriptor, no pointer, no length, no process.
+/// The argument where a line asks for nothing: no descriptor, no pointer, no length, no process.
 const FREE: u64 = u64::MAX;
 /// Past every number that the kernel has given out, x32's own included.
 #[cfg(target_arch = "x86_64")]
@@ -147,7 +147,7 @@ mod kernel {
             instruction.k = own;
         }
         let mut arguments = *arguments;
-        // Our own id, or one bit away from it, instead of the one that stood for it.
+        // Our own id, or one bit away from it, instead of the placeholder.
         for argument in &mut arguments {
             if (*argument ^ u64::from(OWN)).count_ones() <= 1 {
                 *argument ^= u64::from(OWN ^ own);

@@ -345,7 +345,7 @@ fn attack_13_whichever_call_is_refused_it_serves_or_names_the_failed_step_in_one
                         && (log.contains(errno.desc()) || log.contains("a filter of system calls"))
                         && log.contains("; ");
                     assert!(names_it, "{what}: {log}");
-                    for wrong in ["is a fault", "under attack", "memory", "mount /proc", "setcap"] {
+                    for wrong in ["is a bug", "under attack", "memory", "mount /proc", "setcap"] {
                         assert!(!log.contains(wrong), "{what}: {log}");
                     }
                 }

@@ -26,7 +26,7 @@ const SETS: [&str; 5] = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
 const CAP_KILL: u64 = 1 << 5;
 const CAP_NET_ADMIN: u64 = 1 << 12;
 
-/// The uid the kernel shows for ids it cannot map, and NFS for nobody in particular.
+/// The uid the kernel shows for ids it cannot map, and NFS for anonymous users.
 const NOBODY: u32 = 65_534;
 
 /// A tunnel end that has carried traffic: all threads started, all descriptors passed.
@@ -129,7 +129,7 @@ fn no_process_dumps_core() {
     });
 }
 
-/// A non-dumpable process's /proc entries belong to root, whoever runs it: its own uid may not
+/// A non-dumpable process's /proc entries belong to root, under any uid: its own uid may not
 /// read its memory, descriptors or environment.
 #[test]
 fn the_dataplane_is_not_dumpable() {

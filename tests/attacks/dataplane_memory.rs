@@ -141,7 +141,7 @@ impl Served {
 }
 
 /// Traffic both ways, for as long as this lives: keepalives from the peer, and echo requests to it that
-/// nobody answers.
+/// remain unanswered.
 struct Traffic {
     ended: Arc<AtomicBool>,
     keepalives: Option<JoinHandle<()>>,
@@ -151,10 +151,10 @@ struct Traffic {
 impl Traffic {
     fn through(served: &Served) -> Self {
         let ended = Arc::new(AtomicBool::new(false));
-        let (told, session) = (Arc::clone(&ended), Arc::clone(&served.session));
+        let (reported, session) = (Arc::clone(&ended), Arc::clone(&served.session));
         let socket = served.socket.try_clone().unwrap();
         let keepalives = thread::spawn(move || {
-            let counters = (3..).take_while(|_| !told.load(Ordering::Relaxed));
+            let counters = (3..).take_while(|_| !reported.load(Ordering::Relaxed));
             counters.for_each(|counter| send_keepalive(&socket, &session, counter));
         });
         let pings = served.netns.spawn("ping -f -q 10.9.0.2");

@@ -1,4 +1,4 @@
-//! Attack 9: faults of the dataplane's own. It ends by a signal that tells which, in one line, and
+//! Attack 9: faults of the dataplane's own. It ends by a signal that shows which, in one line, and
 //! takes the interface along. Deaths by SIGKILL and a stopped helper are in `system/lifecycle`.
 
 use std::time::Duration;
@@ -13,7 +13,7 @@ use wgsep_tests::{procfs, require, skip, wait};
 /// How long the end of it all may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The helper has told why, and nothing is left.
+/// The helper has logged why, and nothing is left.
 #[track_caller]
 fn assert_ended(daemon: &mut Daemon, why: &str) -> String {
     let status = daemon.process.exit_within(LIMIT);
@@ -95,9 +95,9 @@ mod panics {
         assert_eq!(names.len(), 3, "{names:?}");
     }
 
-    /// Its own filter lets it say what happened, too; nobody is left to remove the socket.
+    /// Its own filter lets it say what happened, too; no process is left to remove the socket.
     #[test]
-    fn attack_09_a_panic_of_the_helper_is_told_and_ends_all_of_it() {
+    fn attack_09_a_panic_of_the_helper_is_logged_and_ends_all_of_it() {
         require!(Wgsep);
         let code = failing_unwrap("wgsep");
         let mut daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {

@@ -1,4 +1,4 @@
-//! Attacks on the helper, by a dataplane that was taken over and by whoever may start or configure
+//! Attacks on the helper, by a dataplane that was taken over and by any user who may start or configure
 //! it. The numbers are those of the list in SECURITY.md.
 
 use std::fs;
@@ -175,13 +175,13 @@ fn attack_17_new_ports_come_slowly_and_given_up_sockets_neither_send_nor_receive
     let milliseconds: u64 = after.split(' ').next().unwrap().parse().unwrap();
     // Four at once, and the fifth when ten seconds have gone by since the first.
     assert!((9_500..20_000).contains(&milliseconds), "{log}");
-    for told in [
+    for reported in [
         "first sends: Err(EPIPE)",
         "last sends: Ok(2)",
         "first receives: Err(EAGAIN)",
         "last receives: Ok(2)",
     ] {
-        assert!(log.contains(told), "{told:?} is not in {log}");
+        assert!(log.contains(reported), "{reported:?} is not in {log}");
     }
     let program = wgsep_program("wgsep");
     let audit =
@@ -199,19 +199,19 @@ fn attack_08_the_helper_itself_refuses_what_the_policy_forbids() {
     require!(Wgsep);
     let log = Attacked::start(Attack::Policy).assert_ends(0);
     let mark = Attack::Policy.mark();
-    for told in [
+    for reported in [
         format!("OpenUdp {{ port: 0, mark: {} }}: errno 1, 0 descriptors", mark + 1),
         format!("OpenUdp {{ port: 1023, mark: {mark} }}: errno 13, 0 descriptors"),
         format!("OpenUdp {{ port: 0, mark: {mark} }}: granted, 2 descriptors"),
         format!("SetMark {{ mark: {} }}: errno 1, 0 descriptors", mark + 1),
         format!("SetMark {{ mark: {mark} }}: granted, 0 descriptors"),
     ] {
-        assert!(log.contains(&told), "{told:?} is not in {log}");
+        assert!(log.contains(&reported), "{reported:?} is not in {log}");
     }
 }
 
 #[test]
-fn attack_08_wg_is_told_the_errno_and_the_old_mark_and_port_stay() {
+fn attack_08_wg_receives_the_errno_and_the_old_mark_and_port_stay() {
     require!(Wgsep);
     let daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {
         command.args(["--fwmark", "0x100/0xff00", "--listen-port", "4321"]);

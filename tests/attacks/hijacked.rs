@@ -50,9 +50,9 @@ fn mappings(daemon: &Daemon) -> Vec<(u64, String, String)> {
     maps.lines().map(mapping).collect()
 }
 
-/// The other tests show something only if a hijacked thread does what it is told.
+/// The other tests show something only if a hijacked thread does what it is ordered to.
 #[test]
-fn what_the_filter_leaves_a_hijacked_thread_can_do_and_the_daemon_goes_on() {
+fn what_the_filter_leaves_a_hijacked_thread_can_do_and_the_daemon_continues() {
     require!(Wgsep);
     let daemon = serving();
     let mut worker = hijack(&daemon);
@@ -176,7 +176,7 @@ fn attack_02_a_violation_on_any_thread_ends_the_whole_process_and_the_interface(
         assert_eq!(threads.len(), 2 + WORKERS);
         let name = fs::read_to_string(format!("/proc/{}/comm", threads[number])).unwrap();
         let mut thread = Hijacked::seize(dataplane, threads[number]);
-        // The first thread's end is the process's, which its tracer is told of before the helper.
+        // The first thread's end is the process's, of which its tracer is notified before the helper.
         stop(daemon.process.pid());
         let outcome = thread.call(libc::SYS_socket, &[libc::AF_INET as u64, 2, 0]);
         daemon.process.signal(Signal::SIGCONT);

@@ -193,7 +193,7 @@ impl Launched {
         }
         for thread in threads(self.dataplane()) {
             for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-                // The bounding set is the launcher's where nobody may drop it.
+                // The bounding set is the launcher's where no process may drop it.
                 let may_stay =
                     set == "CapBnd" && self.reports()[0].contains("bounding-set=degraded");
                 assert!(may_stay || thread.capabilities(set) == 0, "{set}");
@@ -225,7 +225,7 @@ fn launch_as_user_with(programs: Programs) -> Launch {
 }
 
 #[test]
-fn with_a_file_capability_a_user_serves_wg_and_hears_which_layers_are_not_its_own() {
+fn with_a_file_capability_a_user_serves_wg_and_the_log_names_the_layers_that_are_not_its_own() {
     require!(Wgsep);
     let launched = launch_as_user().start();
     launched.assert_serves_wg_with_fwmark();
@@ -247,7 +247,7 @@ fn with_a_file_capability_a_user_serves_wg_and_hears_which_layers_are_not_its_ow
 
 /// Its program is as a package unpacked by hand may leave it.
 #[test]
-fn attack_06_a_program_that_can_be_read_lets_the_user_trace_it_which_is_told() {
+fn attack_06_a_program_that_can_be_read_lets_the_user_trace_it_which_is_logged() {
     require!(Wgsep);
     let programs = Programs::with_net_admin();
     let readable = fs::Permissions::from_mode(0o755);
@@ -586,7 +586,7 @@ fn attack_06_whatever_locked_memory_there_is_is_used_for_the_stacks_of_all_worke
 }
 
 #[test]
-fn attack_06_keys_that_secret_memory_has_no_room_for_are_served_and_told_of_once() {
+fn attack_06_keys_that_secret_memory_has_no_room_for_are_served_and_logged_once() {
     require!(Wgsep);
     let launched = launch_with_locked_memory(1 << 20, "2").start();
     for high in 0..4 {
@@ -662,7 +662,7 @@ fn a_container_of_the_recipes_has_every_layer() {
 #[test]
 fn attack_13_where_user_namespaces_are_blocked_the_report_says_so_and_it_serves() {
     require!(Wgsep);
-    // Its limit holds for the user namespace it is set in, so for nobody else.
+    // Its limit holds for the user namespace it is set in, so for no other.
     let unshared = ["--user", "--map-root-user", "--net"];
     let launched = Launch::new(Programs::new(), &CONTAINER, &unshared, NO_USER_NAMESPACES).start();
     launched.assert_serves_wg_with_fwmark();

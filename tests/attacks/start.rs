@@ -139,7 +139,7 @@ impl Drop for Traced {
 }
 
 /// The C library restores the caller's signals after it has made a thread, by a call that the filter does not
-/// allow. Here the first thread is held up before that, for as long as the new one goes on without it.
+/// allow. Here the first thread is held up before that, for as long as the new one runs without it.
 #[test]
 fn attack_11_a_start_is_not_sealed_before_the_first_thread_waits() {
     require!(Wgsep);

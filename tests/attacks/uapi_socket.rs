@@ -81,7 +81,7 @@ fn attack_10_long_transactions_of_many_clients_are_bounded_together() {
 }
 
 #[test]
-fn attack_10_a_thousand_idle_slow_and_endless_clients_are_bounded_and_traffic_goes_on() {
+fn attack_10_a_thousand_idle_slow_and_endless_clients_are_bounded_and_traffic_continues() {
     require!(Wgsep);
     let tunnel = Plan::new(Wgsep, Wgsep).build();
     let Tunnel { left, right } = &tunnel;
@@ -157,8 +157,8 @@ fn attack_11_a_renamed_socket_is_followed_only_where_no_other_user_could_have_do
             assert!(log.contains("the UAPI socket was renamed") && log.contains(remedy), "{log}");
             continue;
         }
-        let told = format!("the UAPI socket was renamed to \"{new}.sock\"");
-        wait::until("the renaming is logged", LIMIT, || daemon.log().contains(&told));
+        let reported = format!("the UAPI socket was renamed to \"{new}.sock\"");
+        wait::until("the renaming is logged", LIMIT, || daemon.log().contains(&reported));
         netns.run(format!("nsenter --mount --target {} wg show {new}", daemon.pid()));
         // Another daemon may take the old name, and its report's.
         let left: Vec<_> = fs::read_dir(&directory).unwrap().map(|one| one.unwrap()).collect();

@@ -114,14 +114,14 @@ impl Running {
 /// Has the kernel remember who logged in, which getlogin(3) asks it.
 fn log_in(command: &mut Command) {
     let uid = User::from_name(USER).unwrap().unwrap().uid.to_string();
-    // Opened by the child, as it stands for whoever opens it.
-    let told = move || {
+    // Opened by the child, as it refers to the process that opens it.
+    let reported = move || {
         fs::OpenOptions::new().write(true).open("/proc/self/loginuid")?.write_all(uid.as_bytes())
     };
     // SAFETY: between fork and exec, it makes three system calls; the path is short enough to need no
     // memory but the stack.
     unsafe {
-        command.pre_exec(told);
+        command.pre_exec(reported);
     }
 }
 

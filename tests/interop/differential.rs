@@ -22,7 +22,7 @@ use wgsep_tests::{require, wait};
 
 /// The variable that repeats a failed sequence.
 const SEED: &str = "WGSEP_DIFFERENTIAL_SEED";
-/// How long the random sequence goes on, and the most steps it takes.
+/// How long the random sequence lasts, and the most steps it takes.
 const TIME: Duration = Duration::from_secs(20);
 const STEPS: usize = 1000;
 /// Transactions before the interfaces are up.
@@ -154,7 +154,7 @@ const DIFFERENCES: [Difference; 16] = [
     },
     Difference {
         what: "two private keys, the first of which is a peer's",
-        why: "a set is one change: the key that is not kept removes nobody",
+        why: "a set is one change: the key that is not kept removes no peer",
         before: &[concat!("set=1\n", key!(own), "\n")],
         transaction: concat!(
             "set=1\nprivate_key=",
@@ -176,7 +176,7 @@ const DIFFERENCES: [Difference; 16] = [
     },
     Difference {
         what: "an endpoint with a scope by name",
-        why: "a link-local endpoint told without its scope cannot be set again",
+        why: "a link-local endpoint shown without its scope cannot be set again",
         before: &[],
         transaction: concat!("set=1\n", key!(a), "endpoint=[fe80::1%lo]:5\n\n"),
         errnos: [Some(0), Some(0)],
@@ -184,7 +184,7 @@ const DIFFERENCES: [Difference; 16] = [
     },
     Difference {
         what: "an endpoint with a scope by number",
-        why: "a link-local endpoint told without its scope cannot be set again",
+        why: "a link-local endpoint shown without its scope cannot be set again",
         before: &[],
         transaction: concat!("set=1\n", key!(a), "endpoint=[fe80::1%1]:5\n\n"),
         errnos: [Some(0), Some(0)],
@@ -200,7 +200,7 @@ const DIFFERENCES: [Difference; 16] = [
     },
     Difference {
         what: "a get of another version",
-        why: "a bad transaction is answered, and the connection goes on",
+        why: "a bad transaction is answered, and the connection continues",
         before: &[],
         transaction: "get=2\n\n",
         errnos: [Some(71), None],
@@ -208,7 +208,7 @@ const DIFFERENCES: [Difference; 16] = [
     },
     Difference {
         what: "a set of another version",
-        why: "a bad transaction is answered, and the connection goes on",
+        why: "a bad transaction is answered, and the connection continues",
         before: &[],
         transaction: "set=2\n\n",
         errnos: [Some(-71), None],
@@ -216,7 +216,7 @@ const DIFFERENCES: [Difference; 16] = [
     },
     Difference {
         what: "an empty transaction",
-        why: "a bad transaction is answered, and the connection goes on",
+        why: "a bad transaction is answered, and the connection continues",
         before: &[],
         transaction: "\n",
         errnos: [Some(-71), None],
@@ -238,7 +238,7 @@ fn what_is_known_to_differ_does_so_as_the_table_says() {
         assert_eq!(pair.both(transaction), *errnos, "{what} ({why})");
         for (daemon, (line, is_there)) in pair.daemons().into_iter().zip(says) {
             let state = transact(daemon, "get=1\n\n").unwrap();
-            let found = state.lines().any(|told| told.starts_with(line.trim_end()));
+            let found = state.lines().any(|reported| reported.starts_with(line.trim_end()));
             assert_eq!(found, *is_there, "{line} of {}: {what} ({why})\n{state}", daemon.interface);
         }
     }
@@ -319,7 +319,8 @@ impl Pair {
 
     /// The errnos of both to a transaction.
     fn both(&self, transaction: &str) -> [Option<i32>; 2] {
-        self.daemons().map(|daemon| transact(daemon, transaction).and_then(|told| errno(&told)))
+        self.daemons()
+            .map(|daemon| transact(daemon, transaction).and_then(|reported| errno(&reported)))
     }
 
     /// Gives both the configuration that sequences begin with.
@@ -469,7 +470,7 @@ impl Sequence {
     }
 
     /// A transaction of random lines. Refused, it changes nothing in wgsep and stays half applied in
-    /// wireguard-go; what that half is comes to the same when wgsep is told it.
+    /// wireguard-go; what that half is comes to the same when wgsep is given it.
     fn configure(&mut self) {
         let lines = Lines::random(&mut self.dice);
         self.history.push_str(&lines.whole());
@@ -481,8 +482,8 @@ impl Sequence {
             self.counts.refused += 1;
             // Counters may move by themselves, but no packet is on its way.
             assert_eq!(state(&self.pair.wgsep), before, "changed by:\n{}", self.history);
-            let told = transact(&self.pair.wgsep, &lines.half());
-            assert_eq!(told.as_deref().and_then(errno), Some(0), "{}", self.history);
+            let reported = transact(&self.pair.wgsep, &lines.half());
+            assert_eq!(reported.as_deref().and_then(errno), Some(0), "{}", self.history);
             // A peer that a refused set made is not started in wireguard-go before the next one.
             let start = format!("set=1\npublic_key={}\nupdate_only=true\n\n", speaker_key());
             assert_eq!(self.pair.both(&start), [Some(0), Some(0)], "{}", self.history);
@@ -622,7 +623,7 @@ const BAD_PEER: [&str; 28] = [
     "public_key",
 ];
 
-/// Where nobody is: no route leads there.
+/// Where no host is: no route leads there.
 const ENDPOINTS: [&str; 5] =
     ["192.0.2.1:5", "192.0.2.2:65535", "[2001:db8::1]:7", "[2001:DB8:0:0::2]:08", "192.0.2.1:0"];
 
@@ -686,7 +687,7 @@ fn device_private(number: u64) -> [u8; 32] {
     [u8::try_from(number + 1).unwrap(); 32]
 }
 
-/// A public key: of the speaker, of one of our own private keys, of nobody, or of low order.
+/// A public key: of the speaker, of one of our own private keys, of no peer, or of low order.
 fn public_key(dice: &mut Dice) -> String {
     match dice.below(9) {
         0..4 => speaker_key(),
@@ -761,7 +762,7 @@ enum Packet {
     Replay,
     /// With a bit changed.
     Corrupt,
-    /// To an index that nobody has.
+    /// To an unallocated index.
     WrongIndex,
     /// No IP packet within.
     NotIp,

@@ -230,7 +230,7 @@ fn the_public_interface_is_the_one_that_the_version_promises() {
     let new: Vec<_> = is.difference(&was).collect();
     assert!(
         listing == promised,
-        "wgsep-proto's public interface changed. What is gone or different breaks whoever uses it, and \
+        "wgsep-proto's public interface changed. What is gone or different breaks its users, and \
          takes a new major version (before 1.0, a new minor one); see to CHANGELOG.md and the version, then: \
          {ACCEPT}=1 cargo test -p wgsep-tests --test meta api::\ngone: {gone:#?}\nnew: {new:#?}"
     );

@@ -23,7 +23,7 @@ fn example(name: &str, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn two_peers_hear_each_other() {
+fn two_peers_receive_from_each_other() {
     assert!(example("two_peers", &[]).ends_with("alice received the answer\n"));
 }
 
@@ -32,9 +32,9 @@ fn a_whole_tunnel_over_udp_takes_less_than_100_lines() {
     let source = fs::read_to_string(library().join("examples/udp_tunnel.rs")).unwrap();
     assert!(source.lines().count() < 100, "{} lines", source.lines().count());
     let printed = example("udp_tunnel", &[]);
-    let heard: Vec<_> =
+    let received: Vec<_> =
         printed.lines().filter_map(|line| line.strip_prefix("through the tunnel: ")).collect();
-    assert_eq!(heard, ["one", "two", "three"]);
+    assert_eq!(received, ["one", "two", "three"]);
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn documentation_builds_without_a_warning() {
 const SYSTEM: [&str; 7] = ["libc", "nix", "rustix", "mio", "socket2", "windows-sys", "getrandom"];
 
 #[test]
-fn without_ring_no_crate_of_its_tree_knows_of_a_system() {
+fn without_ring_no_crate_of_its_tree_depends_on_a_system() {
     let tree = |features: &[&str]| {
         let edges =
             ["tree", "--locked", "--edges", "normal", "--prefix", "none", "--format", "{p}"];
@@ -79,7 +79,7 @@ const NOT_PURE: [&str; 8] = [
 ];
 
 #[test]
-fn its_source_asks_nothing_of_a_system() {
+fn its_source_uses_nothing_of_a_system() {
     let sources = run(Command::new("find").arg(library().join("src")).args(["-name", "*.rs"]));
     assert!(sources.lines().count() > 20, "{sources}");
     for source in sources.lines() {

@@ -44,7 +44,7 @@ fn the_helper_has_no_cryptography_no_protocol_and_no_uapi_parser() {
     }
 }
 
-/// What ships is attacked, and attacks nobody.
+/// What ships is attacked, and contains no attack.
 #[test]
 fn no_attacker_is_in_a_program_that_ships() {
     let names = ["wgsep_hostile", "hostile-dataplane"];

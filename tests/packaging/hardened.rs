@@ -61,7 +61,7 @@ fn the_unit_serves_where_proc_hides_processes_and_fails_with_a_reason() {
     assert!(started.starts_with("wgsep[wg0]: started: "), "a time, or a priority: {started}");
     let known = started.replace("sealed-memory=degraded(EPERM)", "");
     assert!(!known.contains("degraded"), "{started}");
-    // /proc/sys is read-only in the unit, which nobody has to act on.
+    // /proc/sys is read-only in the unit, which needs no action.
     assert!(!log.contains("settings stay"), "{log}");
     // Of the machine's devices it sees the interface's, and those that every program may use.
     let dev = "/proc/$(systemctl show --value --property MainPID wgsep@wg0)/root/dev";

@@ -55,7 +55,7 @@ fn the_modes_of_what_is_installed_do_not_depend_on_the_umask() {
 
 /// sudo(8) drops the variable from the environment, so that a line for a shell has it behind `sudo`.
 #[test]
-fn wherever_a_command_has_the_variable_of_wg_quick_it_stands_behind_sudo() {
+fn wherever_a_command_has_the_variable_of_wg_quick_it_follows_sudo() {
     require!(Wgsep);
     let repository = repository();
     let documents = ["README.md", "SECURITY.md", "bin/dist/wgsep.8"];

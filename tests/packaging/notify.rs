@@ -53,7 +53,7 @@ fn the_manager_is_notified_of_readiness_life_and_the_end() {
 
 /// The helper is as well as ever, so what it says must not be taken for the daemon's life.
 #[test]
-fn a_stopped_dataplane_ends_the_signs_of_life_until_it_goes_on_and_is_not_killed() {
+fn a_stopped_dataplane_ends_the_signs_of_life_until_it_continues_and_is_not_killed() {
     require!(Wgsep);
     /// Five times the interval of the signs.
     const SILENCE: Duration = Duration::from_millis(500);
@@ -106,9 +106,9 @@ fn a_manager_that_cannot_be_reached_is_a_warning_and_the_daemon_serves() {
     drop(UnixDatagram::bind(&closed).unwrap());
     let unsupported = "not a Unix socket; other forms, such as vsock:, are not supported";
     for (socket, reason) in [
-        ("/run/nobody/listens/here", "No such file or directory (ENOENT)"),
+        ("/run/without/a/listener", "No such file or directory (ENOENT)"),
         (closed.to_str().unwrap(), "Connection refused (ECONNREFUSED)"),
-        ("@nobody-listens-here", "Connection refused (ECONNREFUSED)"),
+        ("@without-a-listener", "Connection refused (ECONNREFUSED)"),
         ("vsock:2:1234", unsupported),
         ("vsock-stream:2:1234", unsupported),
         ("relative/path", unsupported),

@@ -185,9 +185,9 @@ fn the_unit_is_clean_and_as_little_exposed_as_security_says() {
     let exposure =
         judged.lines().last().unwrap().split_whitespace().find_map(|word| word.parse::<f32>().ok());
     let security = fs::read_to_string(repository().join("SECURITY.md")).unwrap();
-    let told = security.lines().find(|line| line.starts_with("| `wgsep@.service` |"));
-    let told = told.unwrap().split('|').find_map(|cell| cell.trim().parse::<f32>().ok());
-    assert_eq!(exposure, told, "{judged}");
+    let reported = security.lines().find(|line| line.starts_with("| `wgsep@.service` |"));
+    let reported = reported.unwrap().split('|').find_map(|cell| cell.trim().parse::<f32>().ok());
+    assert_eq!(exposure, reported, "{judged}");
 
     // Each point that remains has its reason in SECURITY.md, and nothing else has one.
     let crosses = judged.lines().filter_map(|line| line.strip_prefix("✗ "));

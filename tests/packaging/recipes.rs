@@ -138,10 +138,10 @@ fn a_normal_user_of_the_group_runs_it_with_setcap() {
     shell.args(["--mount", "sh", "-ec", &script]);
     // The user may write neither to /var/log nor, on a machine without syslog, to that.
     let done = output(shell.env("WG_LOG_FILE", "/run/wireguard/log"));
-    let (told, complaints) =
+    let (reported, complaints) =
         (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert!(done.status.success(), "{script}\n{complaints}");
-    assert!(told.contains("51820") && told.contains("0x7"), "{told}\n{complaints}");
+    assert!(reported.contains("51820") && reported.contains("0x7"), "{reported}\n{complaints}");
 }
 
 /// As a script of theirs would start it; each unneeded option gets a line, and none is an error.

@@ -91,7 +91,7 @@ fn make_deb_for_aarch64_makes_an_arm64_package() {
 }
 
 #[test]
-fn make_deb_with_musl_makes_a_package_that_wants_no_c_library() {
+fn make_deb_with_musl_makes_a_package_that_needs_no_c_library() {
     match control_of_package(MUSL) {
         Ok(control) => {
             assert!(control.contains("\nArchitecture: amd64\n"), "{control}");

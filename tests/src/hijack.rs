@@ -1,6 +1,6 @@
-//! A thread taken over, as by who found a fault in its code: what it runs from then on is the test's
+//! A thread taken over, as by an attacker who found a vulnerability in its code: what it runs from then on is the test's
 //! choice, with all that the process holds and no more than it may. The program is the one that
-//! ships, for it needs no part in this; root's ptrace(2) is the fault.
+//! ships, for it needs no part in this; root's ptrace(2) is the vulnerability.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a test ends there")]
 
@@ -51,7 +51,7 @@ pub enum Outcome {
     Died(Signal),
 }
 
-/// A thread that runs nothing but what it is told; set free when dropped.
+/// A thread that runs nothing but what it is ordered to; released when dropped.
 #[derive(Debug)]
 pub struct Hijacked {
     process: Pid,

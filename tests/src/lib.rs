@@ -5,7 +5,7 @@
 //! looks at what came of it. Everything is removed when its value is dropped, and what a killed
 //! run left is removed by the next.
 //!
-//! Functions here panic when the machine does not do what they were told: they are the assertions
+//! Functions here panic when the machine does not do what it should: they are the assertions
 //! of the tests that call them, and name the caller's line.
 
 use std::path::{Path, PathBuf};

@@ -36,7 +36,7 @@ impl Scratch {
     /// Puts a program of this repository here under a name, executable by everybody.
     ///
     /// By install(1): were it written by this process, a child that another test starts meanwhile
-    /// would have it open for writing, until it executes its own program, and nobody could execute
+    /// would have it open for writing, until it executes its own program, and no process could execute
     /// this one (ETXTBSY).
     #[track_caller]
     pub fn install(&self, program: &str, name: &str) {

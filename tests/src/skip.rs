@@ -1,4 +1,4 @@
-//! Saying that a test did not run, so that nobody takes silence for a pass.
+//! Saying that a test did not run, so that silence is not taken for a pass.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};

@@ -27,7 +27,7 @@ pub struct Plan {
     pub knows_endpoint: Knows,
 }
 
-/// Which ends are told the other's endpoint.
+/// Which ends are configured with the other's endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Knows {
     /// Both.

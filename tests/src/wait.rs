@@ -32,5 +32,5 @@ pub fn poll<T>(limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<
 #[track_caller]
 pub fn until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     let met = poll(limit, || condition().then_some(()));
-    assert!(met.is_some(), "waited {limit:?} in vain until {what}");
+    assert!(met.is_some(), "waited {limit:?} without success until {what}");
 }

@@ -104,7 +104,7 @@ fn started_by_root_every_layer_is_in_force() {
     assert_eq!(text.lines().count(), findings + 5, "{text}");
 }
 
-/// Without CAP_SETPCAP nobody empties a bounding set.
+/// Without CAP_SETPCAP no process empties a bounding set.
 #[test]
 fn a_degraded_layer_is_named_with_its_errno_and_a_remedy() {
     require!(Wgsep);
@@ -155,7 +155,7 @@ fn without_its_report_the_audit_is_incomplete() {
 fn there_is_one_line_for_what_cannot_be_audited() {
     require!(Wgsep, WireguardGo);
     let netns = Netns::new();
-    let nobody = unique_interface();
+    let unserved = unique_interface();
     let other = Daemon::start(WireguardGo, &netns);
     let ours = Daemon::start(Wgsep, &netns);
     let program = wgsep_program("wgsep");
@@ -167,7 +167,7 @@ fn there_is_one_line_for_what_cannot_be_audited() {
         output(&mut command)
     };
     for (said, reason) in [
-        (audit(&netns, &nobody, &[]), "no daemon serves"),
+        (audit(&netns, &unserved, &[]), "no daemon serves"),
         (audit(&netns, &other.interface, &[]), "not wgsep"),
         (audit(&netns, "a/b", &[]), "bad interface name"),
         (stranger(&ours.interface), "ermission denied"),

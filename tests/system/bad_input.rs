@@ -113,7 +113,7 @@ fn without_privilege_it_names_the_capability() {
 }
 
 #[test]
-fn root_without_the_capability_is_told_its_name() {
+fn root_without_the_capability_gets_an_error_with_its_name() {
     require!(Wgsep);
     let (netns, name) = (Netns::new(), unique_interface());
     let mut command = netns.command("setpriv");
@@ -149,7 +149,7 @@ fn a_missing_socket_directory_is_made() {
 /// root's privileges by then may not remove it; nor where boringtun or gotatun, started later, have given
 /// the directory to the user who logged in.
 #[test]
-fn a_socket_that_cannot_be_removed_is_told_of_at_the_start_or_at_the_end() {
+fn a_socket_that_cannot_be_removed_is_logged_at_the_start_or_at_the_end() {
     require!(Wgsep);
     let program = wgsep_program("wgsep");
     for (mode, owner, at_start, at_end) in [
@@ -173,13 +173,13 @@ fn a_socket_that_cannot_be_removed_is_told_of_at_the_start_or_at_the_end() {
         // What was asked for has come, though something stays behind.
         assert_eq!(daemon.exit_within(Duration::from_secs(10)).code(), Some(0));
         let log = daemon.log();
-        let told = |start: &str, text: &str| {
+        let reported = |start: &str, text: &str| {
             log.lines().any(|line| {
                 line.contains(start) && line.contains(text) && line.contains("chown root")
             })
         };
-        assert_eq!(told(" WARN ", "the UAPI socket stays"), at_start, "{log}");
-        assert_eq!(told(" ERROR ", &format!("{name}.sock stays")), at_end, "{log}");
+        assert_eq!(reported(" WARN ", "the UAPI socket stays"), at_start, "{log}");
+        assert_eq!(reported(" ERROR ", &format!("{name}.sock stays")), at_end, "{log}");
     }
 }
 
@@ -202,7 +202,7 @@ fn a_socket_directory_that_cannot_be_written_is_named() {
 }
 
 #[test]
-fn attack_11_a_live_socket_is_refused_and_goes_on() {
+fn attack_11_a_live_socket_is_refused_and_continues_to_serve() {
     require!(Wgsep);
     let first = Daemon::start(Wgsep, &Netns::new());
     let elsewhere = Netns::new();
@@ -264,7 +264,7 @@ fn attack_11_it_starts_again_after_both_processes_were_killed() {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     }
     // A process's main thread may be gone while another still holds its descriptors.
-    wait::until("nobody listens", Duration::from_secs(1), || {
+    wait::until("no process listens", Duration::from_secs(1), || {
         Uapi::connect(&name).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
     });
     wait::until("the interface is gone", Duration::from_secs(1), || !first.has_interface());

@@ -1,5 +1,5 @@
-//! Cryptokey routing: an address belongs to the peer with the longest prefix for it, and whoever else
-//! uses it as a source is not heard.
+//! Cryptokey routing: an address belongs to the peer with the longest prefix for it, and what
+//! another peer sends from it is dropped.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -44,7 +44,7 @@ fn more_specific_shuts_out(implementation: Implementation) {
     right.daemon.wg_set(format!("listen-port {}", moved.port()));
     let received = peer_of(&tunnel).received;
     send(&client);
-    // It came, it was authentic, and it says where the peer is now; yet nobody is given it.
+    // It came, it was authentic, and it says where the peer is now; yet it is not delivered.
     let endpoint = || endpoint_of(&tunnel);
     wait::until("the endpoint follows", LIMIT, || endpoint() == moved.to_string());
     assert!(!has_word(&server, Duration::from_millis(200)), "the word came through");

@@ -1,4 +1,4 @@
-//! Whatever arrives at the UDP port, the process lives, the tunnel goes on, nothing is delivered
+//! Whatever arrives at the UDP port, the process lives, the tunnel keeps working, nothing is delivered
 //! that no peer sent, and the log does not grow with it.
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! Packets that nobody can be given: the sender is told, as a router would.
+//! Packets that cannot be delivered to any peer: the sender is notified, as by a router.
 
 use std::net::IpAddr;
 use wgsep_tests::daemon::Daemon;
@@ -28,32 +28,32 @@ fn alone(netns: &std::sync::Arc<Netns>) -> End {
 }
 
 #[test]
-fn the_sender_hears_that_no_peer_has_the_destination() {
+fn the_sender_is_notified_that_no_peer_has_the_destination() {
     require!(Wgsep);
     let netns = Netns::new();
     let _end = alone(&netns);
     for (family, said) in BOTH {
-        let heard = unanswered_ping(&netns, Side::Right.inner(family));
-        assert!(heard.contains(said), "{heard}");
+        let received = unanswered_ping(&netns, Side::Right.inner(family));
+        assert!(received.contains(said), "{received}");
     }
 }
 
 #[test]
-fn the_sender_hears_that_the_peer_has_no_endpoint() {
+fn the_sender_is_notified_that_the_peer_has_no_endpoint() {
     require!(Wgsep);
     let netns = Netns::new();
     let end = alone(&netns);
     let peer = KeyPair::generate().public;
     end.daemon.wg_set(format!("peer {peer} allowed-ips 0.0.0.0/0,::/0"));
     for (family, said) in BOTH {
-        let heard = unanswered_ping(&netns, Side::Right.inner(family));
-        assert!(heard.contains(said), "{heard}");
+        let received = unanswered_ping(&netns, Side::Right.inner(family));
+        assert!(received.contains(said), "{received}");
     }
-    // Once there is an endpoint, silence is all that can be heard of a peer that does not answer.
+    // Once there is an endpoint, silence is all that comes from a peer that does not answer.
     end.daemon.wg_set(format!("peer {peer} endpoint 127.0.0.1:9"));
     for (family, said) in BOTH {
-        let heard = unanswered_ping(&netns, Side::Right.inner(family));
-        assert!(!heard.contains(said), "{heard}");
+        let received = unanswered_ping(&netns, Side::Right.inner(family));
+        assert!(!received.contains(said), "{received}");
     }
 }
 
@@ -63,12 +63,12 @@ fn the_error_passes_a_strict_reverse_path_filter() {
     let netns = Netns::new();
     netns.run("sysctl -qw net.ipv4.conf.all.rp_filter=1");
     let _end = alone(&netns);
-    let heard = unanswered_ping(&netns, Side::Right.inner(Family::V4));
-    assert!(heard.contains("Destination Host Unreachable"), "{heard}");
+    let received = unanswered_ping(&netns, Side::Right.inner(Family::V4));
+    assert!(received.contains("Destination Host Unreachable"), "{received}");
 }
 
 #[test]
-fn a_forwarded_sender_hears_it_with_and_without_nat() {
+fn a_forwarded_sender_is_notified_with_and_without_nat() {
     require!(Wgsep);
     let (router, client) = link::joined();
     let end = alone(&router);
@@ -76,15 +76,15 @@ fn a_forwarded_sender_hears_it_with_and_without_nat() {
     for (family, said) in BOTH {
         let (gateway, inner) = (Side::Left.outer(family), Side::Right.inner(family));
         client.run(format!("ip route add {inner} via {gateway}"));
-        let heard = unanswered_ping(&client, inner);
-        assert!(heard.contains(said), "without NAT: {heard}");
+        let received = unanswered_ping(&client, inner);
+        assert!(received.contains(said), "without NAT: {received}");
     }
     router.run("nft add table inet nat");
     router.run("nft add chain inet nat post { type nat hook postrouting priority 100 ; }");
     router.run(format!("nft add rule inet nat post oifname {} masquerade", end.daemon.interface));
     for (family, said) in BOTH {
-        let heard = unanswered_ping(&client, Side::Right.inner(family));
-        assert!(heard.contains(said), "through NAT: {heard}");
+        let received = unanswered_ping(&client, Side::Right.inner(family));
+        assert!(received.contains(said), "through NAT: {received}");
     }
 }
 
@@ -94,6 +94,6 @@ fn control_wireguard_go_says_nothing() {
     let netns = Netns::new();
     let end = End::new(Side::Left, Daemon::start(WireguardGo, &netns));
     end.take_up();
-    let heard = unanswered_ping(&netns, Side::Right.inner(Family::V4));
-    assert!(!heard.contains("Unreachable"), "{heard}");
+    let received = unanswered_ping(&netns, Side::Right.inner(Family::V4));
+    assert!(!received.contains("Unreachable"), "{received}");
 }

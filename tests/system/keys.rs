@@ -51,7 +51,7 @@ fn both_keys_are_set_shown_and_cleared() {
 }
 
 #[test]
-fn the_own_key_is_nobody_elses() {
+fn the_own_key_is_not_accepted_for_a_peer() {
     require!(Wgsep);
     let (daemon, own, other) = (daemon(Wgsep), KeyPair::generate(), KeyPair::generate());
     daemon.wg_set(format!("peer {}", own.public));
@@ -83,7 +83,7 @@ fn a_peer_of_low_order_may_be_configured_but_is_sent_nothing() {
     assert_eq!(first_datagram_for(&daemon, &LOW_ORDER, silence), None);
     assert_eq!(daemon.peers().len(), LOW_ORDER.len());
     assert!(daemon.peers().iter().all(|peer| peer.sent == 0), "{:?}", daemon.peers());
-    // And the socket does hear what is sent to a peer like any other.
+    // And the socket does receive what is sent to a peer like any other.
     let peer = KeyPair::generate().public;
     assert_eq!(first_datagram_for(&daemon, &[&peer], Duration::from_secs(5)), Some(148));
 }

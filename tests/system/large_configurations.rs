@@ -44,13 +44,13 @@ fn one_peer_has_130560_allowed_ips() {
         [format!("{high}.{low}.0.0/16"), format!("2{high:02x}:{low:x}::/32")]
     });
     daemon.wg_conf("setconf", &(interface() + &peer(both)));
-    let told = allowed_ips(&daemon);
-    assert_eq!(told.len(), 1);
-    assert_eq!(told[0].1.len(), 130_560);
-    let mut different = told[0].1.clone();
+    let reported = allowed_ips(&daemon);
+    assert_eq!(reported.len(), 1);
+    assert_eq!(reported[0].1.len(), 130_560);
+    let mut different = reported[0].1.clone();
     different.sort_unstable();
     different.dedup();
-    assert_eq!(different.len(), 130_560, "some are told twice");
+    assert_eq!(different.len(), 130_560, "some are reported twice");
 }
 
 #[test]
@@ -60,9 +60,9 @@ fn forty_peers_have_fifty_two_allowed_ips_each() {
     let of_peer = |high| peer((1..=52).map(move |low| format!("{high}.{low}.0.0/16")));
     let text = interface() + &(1..=40).map(of_peer).collect::<String>();
     daemon.wg_conf("setconf", &text);
-    let told = allowed_ips(&daemon);
-    assert_eq!(told.len(), 40);
-    let counts: Vec<_> = told.iter().map(|(_key, allowed)| allowed.len()).collect();
+    let reported = allowed_ips(&daemon);
+    assert_eq!(reported.len(), 40);
+    let counts: Vec<_> = reported.iter().map(|(_key, allowed)| allowed.len()).collect();
     assert!(counts.iter().all(|count| *count == 52), "{counts:?}");
 }
 
@@ -78,10 +78,10 @@ fn thirty_peers_of_which_only_the_last_has_allowed_ips_are_shown_as_they_were_se
         text.lines().filter(|line| line.starts_with("PublicKey")).map(str::to_owned).collect()
     };
     assert_eq!(keys(&shown), keys(&text), "in the order they were set");
-    let told = allowed_ips(&daemon);
-    let (_key, of_last) = &told[29];
+    let reported = allowed_ips(&daemon);
+    let (_key, of_last) = &reported[29];
     assert!(last.iter().all(|address| of_last.contains(address)), "{of_last:?}");
-    assert!(told[..29].iter().all(|(_key, allowed)| *allowed == ["(none)"]), "{told:?}");
+    assert!(reported[..29].iter().all(|(_key, allowed)| *allowed == ["(none)"]), "{reported:?}");
 }
 
 #[test]
@@ -92,10 +92,10 @@ fn one_command_line_sets_197_allowed_ips() {
     let all: Vec<_> = (1..=197).map(|number| format!("abcd::{number}")).collect();
     daemon.wg_set(format!("peer {first}"));
     daemon.wg_set(format!("peer {second} allowed-ips {}", all.join(",")));
-    let told = allowed_ips(&daemon);
-    assert_eq!(told[0], (first, vec!["(none)".to_owned()]));
-    assert_eq!(told[1].0, second);
-    assert_eq!(told[1].1.len(), 197);
+    let reported = allowed_ips(&daemon);
+    assert_eq!(reported[0], (first, vec!["(none)".to_owned()]));
+    assert_eq!(reported[1].0, second);
+    assert_eq!(reported[1].1.len(), 197);
 }
 
 #[test]
@@ -110,11 +110,11 @@ fn prefixes_within_prefixes_come_and_go() {
         "::/0",
     ] {
         daemon.wg_set(format!("peer {key} allowed-ips {set}"));
-        let mut told = allowed_ips(&daemon).remove(0).1;
+        let mut reported = allowed_ips(&daemon).remove(0).1;
         let mut expected: Vec<_> = set.split(',').map(str::to_owned).collect();
-        told.sort_unstable();
+        reported.sort_unstable();
         expected.sort_unstable();
-        assert_eq!(told, expected);
+        assert_eq!(reported, expected);
     }
 }
 
@@ -133,9 +133,9 @@ fn single_allowed_ips_are_taken_away() {
         let key = hex(key);
         let answer = uapi.transact(&format!("set=1\npublic_key={key}\n{lines}\n\n"));
         assert_eq!(answer.ok().as_deref().and_then(errno), Some(0), "{lines}");
-        let mut told = allowed_ips(&daemon).remove(0).1;
-        told.sort_unstable();
-        told.join(" ")
+        let mut reported = allowed_ips(&daemon).remove(0).1;
+        reported.sort_unstable();
+        reported.join(" ")
     };
     assert_eq!(set(&one, base), "192.168.0.0/24 192.168.0.1/32 fd00::/64");
     assert_eq!(set(&one, "allowed_ip=-192.168.0.1/32"), "192.168.0.0/24 fd00::/64");

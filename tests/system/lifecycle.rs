@@ -1,5 +1,5 @@
 //! Start and end: what is there when the daemon says it is ready, and what is left when it ends,
-//! whoever ends it and however.
+//! whichever process ends it, and however.
 #![allow(clippy::unwrap_used)]
 
 use std::net::Ipv4Addr;
@@ -118,7 +118,7 @@ fn removing_the_socket_ends_it_in_order() {
     assert_eq!(ending.complete().code(), Some(0));
 }
 
-/// wg(8) finds a daemon by its socket's name, so whoever renames the interface renames that, too.
+/// wg(8) finds a daemon by its socket's name, so an operator who renames the interface renames that, too.
 #[test]
 fn an_interface_and_its_socket_are_renamed_while_it_runs() {
     require!(Wgsep);
@@ -294,7 +294,7 @@ fn the_link_goes_down_and_up_again() {
     for _ in 0..3 {
         until_ping(netns, right.side.inner(Family::V4));
         netns.run(format!("ip link set {interface} down"));
-        // Down means no socket: a port that is held is a surprise to whoever wants it.
+        // Down means no socket: a port that is held is a surprise to a program that needs it.
         wait::until("the port is let go", END_LIMIT, || {
             !netns.run("ss -H -u -l -n").contains(":51820")
         });
@@ -306,7 +306,7 @@ fn the_link_goes_down_and_up_again() {
     assert_eq!(left.daemon.listen_port(), 51820);
 }
 
-/// Opening the sockets takes the helper; whoever asks meanwhile sees the link as it is going to be.
+/// Opening the sockets takes the helper; a client that asks meanwhile sees the link as it is going to be.
 #[test]
 fn what_link_up_and_down_cause_is_there_when_wg_asks_next() {
     require!(Wgsep);
@@ -364,7 +364,7 @@ fn an_interface_moved_to_another_namespace_works_there() {
     assert_eq!(pings.received, 5, "{pings:?}");
 }
 
-/// The helper serves requests only: without it the tunnel goes on.
+/// The helper serves requests only: without it the tunnel keeps working.
 #[test]
 fn attack_09_a_stopped_helper_does_not_stop_the_traffic() {
     require!(Wgsep);
@@ -397,7 +397,7 @@ fn ten_starts_and_ends_in_a_row_leave_nothing() {
     }
 }
 
-/// No timer runs and no packet comes, so nobody wakes up; a poll, four times a second say, would show.
+/// No timer runs and no packet comes, so no thread wakes up; a poll, four times a second say, would show.
 #[test]
 fn an_idle_daemon_sleeps() {
     require!(Wgsep);
@@ -412,7 +412,7 @@ fn an_idle_daemon_sleeps() {
         threads.map(count).sum()
     };
     // A second, which a ping takes: what the start caused is over some time, and the sockets of other
-    // tests, whose removal the helper hears of, are not removed all the time.
+    // tests, whose removal the helper is notified of, are not removed all the time.
     let quiet = || {
         let before = switches();
         let _clock = ping(&Netns::new(), Ipv4Addr::LOCALHOST.into(), 20);

@@ -56,7 +56,7 @@ fn survives_a_change(implementation: Implementation) {
 }
 
 #[test]
-fn a_port_in_use_is_refused_and_the_old_one_goes_on() {
+fn a_port_in_use_is_refused_and_the_old_one_stays_in_use() {
     require!(Wgsep);
     let tunnel = Plan::new(Wgsep, Wgsep).build();
     let Tunnel { left, right } = &tunnel;
@@ -190,7 +190,7 @@ fn a_second_daemon_cannot_have_the_port_of_the_first() {
 
 /// As a program does that ends connections; a destroyed socket receives nothing.
 #[test]
-fn sockets_that_the_kernel_destroys_are_opened_again_and_the_session_goes_on() {
+fn sockets_that_the_kernel_destroys_are_opened_again_and_the_session_continues() {
     require!(Wgsep);
     let tunnel = Plan::new(Wgsep, Wgsep).build();
     let Tunnel { left, right } = &tunnel;

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,8 +36,8 @@ fn until_logged(daemon: &Daemon, text: &str) {
 }
 
 /// Gives the interface an MTU, which only `debug` tells of, and takes it up, which `info` does too;
-/// true if the first was told.
-fn tells_the_mtu(daemon: &Daemon, mtu: u32) -> bool {
+/// true if the first was logged.
+fn logs_the_mtu(daemon: &Daemon, mtu: u32) -> bool {
     let (netns, interface) = (&daemon.netns, &daemon.interface);
     let ups = || daemon.process.log().matches("interface up").count();
     let before = ups();
@@ -52,19 +52,19 @@ fn tells_the_mtu(daemon: &Daemon, mtu: u32) -> bool {
 fn sighup_turns_debug_on_and_off_in_both_processes() {
     require!(Wgsep);
     let daemon = Daemon::start(Wgsep, &Netns::new());
-    assert!(!tells_the_mtu(&daemon, 1300));
+    assert!(!logs_the_mtu(&daemon, 1300));
     daemon.process.signal(Signal::SIGHUP);
     until_logged(&daemon, "log level was INFO and is now DEBUG");
     let mut mtu = 1300;
     wait::until("the dataplane tells more", LIMIT, || {
         mtu += 1;
-        tells_the_mtu(&daemon, mtu)
+        logs_the_mtu(&daemon, mtu)
     });
     daemon.process.signal(Signal::SIGHUP);
     until_logged(&daemon, "log level was DEBUG and is now INFO");
     wait::until("the dataplane tells less", LIMIT, || {
         mtu += 1;
-        !tells_the_mtu(&daemon, mtu)
+        !logs_the_mtu(&daemon, mtu)
     });
 }
 
@@ -116,26 +116,43 @@ fn in_background(script: &str) -> Background {
     Background { netns, interface, _process: process }
 }
 
-/// A /dev with what a start needs, and no /dev/log.
-fn dev_without_syslog(scratch: &Scratch) -> PathBuf {
-    let dev = scratch.join("dev");
+/// Directories to mount for a start in the background on a machine without a log daemon.
+struct WithoutSyslog {
+    /// A /dev with what a start needs, and no /dev/log.
+    dev: PathBuf,
+    /// An empty /var/log.
+    logs: PathBuf,
+    /// The script that mounts both, for [`in_background`].
+    mounts: String,
+    _scratch: Scratch,
+}
+
+fn without_syslog() -> WithoutSyslog {
+    let scratch = Scratch::new();
+    let (dev, logs) = (scratch.join("dev"), scratch.join("log"));
     fs::create_dir_all(dev.join("net")).unwrap();
     for (node, major, minor) in [("null", 1, 3), ("urandom", 1, 9), ("net/tun", 10, 200)] {
         let numbers = [major, minor].map(|number| number.to_string());
         process::run(Command::new("mknod").arg(dev.join(node)).arg("c").args(numbers));
     }
-    dev
+    fs::create_dir(&logs).unwrap();
+    let mounts = [(&dev, "/dev"), (&logs, "/var/log")]
+        .map(|(from, to)| format!("mount --bind {} {to}", from.display()));
+    WithoutSyslog { mounts: mounts.join("\n"), dev, logs, _scratch: scratch }
 }
 
-fn bind_dev(dev: &Path) -> String {
-    format!("mount --bind {} /dev", dev.display())
-}
+impl WithoutSyslog {
+    /// The socket of a log daemon that starts there.
+    fn start_syslog(&self) -> UnixDatagram {
+        let syslog = UnixDatagram::bind(self.dev.join("log")).unwrap();
+        syslog.set_read_timeout(Some(LIMIT)).unwrap();
+        syslog
+    }
 
-/// The socket of a log daemon in this directory.
-fn syslog(dev: &Path) -> UnixDatagram {
-    let syslog = UnixDatagram::bind(dev.join("log")).unwrap();
-    syslog.set_read_timeout(Some(LIMIT)).unwrap();
-    syslog
+    /// The log file of an interface.
+    fn log_of(&self, interface: &str) -> String {
+        fs::read_to_string(self.logs.join(format!("wgsep-{interface}.log"))).unwrap()
+    }
 }
 
 #[track_caller]
@@ -148,14 +165,10 @@ fn next_message(syslog: &UnixDatagram) -> String {
 #[test]
 fn in_the_background_without_syslog_there_is_a_file_in_var_log_and_none_in_tmp() {
     require!(Wgsep);
-    let scratch = Scratch::new();
-    let (dev, logs) = (dev_without_syslog(&scratch), scratch.join("log"));
-    fs::create_dir(&logs).unwrap();
-    let mounts = [(&dev, "/dev"), (&logs, "/var/log")]
-        .map(|(from, to)| format!("mount --bind {} {to}", from.display()));
-    let background = in_background(&mounts.join("\n"));
+    let machine = without_syslog();
+    let background = in_background(&machine.mounts);
     let interface = &background.interface;
-    let log = fs::read_to_string(logs.join(format!("wgsep-{interface}.log"))).unwrap();
+    let log = machine.log_of(interface);
     assert!(log.contains(" INFO ") && log.contains("started: version "), "{log}");
     let in_tmp = fs::read_dir("/tmp").unwrap().flatten().map(|entry| entry.file_name());
     let ours: Vec<_> =
@@ -166,10 +179,9 @@ fn in_the_background_without_syslog_there_is_a_file_in_var_log_and_none_in_tmp()
 #[test]
 fn in_the_background_syslog_receives_lines_with_facility_and_level() {
     require!(Wgsep);
-    let scratch = Scratch::new();
-    let dev = dev_without_syslog(&scratch);
-    let syslog = syslog(&dev);
-    let background = in_background(&bind_dev(&dev));
+    let machine = without_syslog();
+    let syslog = machine.start_syslog();
+    let background = in_background(&machine.mounts);
     let interface = &background.interface;
     let next = || next_message(&syslog);
     // Facility daemon (3 << 3), level info (6): RFC 3164.
@@ -178,24 +190,20 @@ fn in_the_background_syslog_receives_lines_with_facility_and_level() {
     let message = std::iter::repeat_with(next).find(|message| message.contains("interface up"));
     let tag = format!("<30>wgsep-dataplane[{interface}]: ");
     assert!(message.as_ref().is_some_and(|message| message.starts_with(&tag)), "{message:?}");
-    assert!(!Path::new(&format!("/var/log/wgsep-{interface}.log")).exists());
+    assert!(fs::read_dir(&machine.logs).unwrap().next().is_none(), "there is a file, too");
 }
 
 #[test]
 fn in_the_background_each_interface_that_the_kernel_numbers_has_a_file_of_its_own() {
     require!(Wgsep);
-    let scratch = Scratch::new();
-    let (dev, logs) = (dev_without_syslog(&scratch), scratch.join("log"));
-    fs::create_dir(&logs).unwrap();
-    let mounts = [(&dev, "/dev"), (&logs, "/var/log")]
-        .map(|(from, to)| format!("mount --bind {} {to}", from.display()));
+    let machine = without_syslog();
     let program = wgsep_program("wgsep").display().to_string();
     let _background = in_background(&format!(
         "{}\nmount -t tmpfs -o mode=755 none /run/wireguard\n{program} numbered%d\n{program} numbered%d",
-        mounts.join("\n")
+        machine.mounts
     ));
     for interface in ["numbered0", "numbered1"] {
-        let log = fs::read_to_string(logs.join(format!("wgsep-{interface}.log"))).unwrap();
+        let log = machine.log_of(interface);
         assert!(log.contains(&format!("wgsep[{interface}]: started: version ")), "{log}");
     }
 }
@@ -204,15 +212,14 @@ fn in_the_background_each_interface_that_the_kernel_numbers_has_a_file_of_its_ow
 #[test]
 fn in_the_background_a_restarted_syslog_gets_the_later_lines() {
     require!(Wgsep);
-    let scratch = Scratch::new();
-    let dev = dev_without_syslog(&scratch);
-    let before = syslog(&dev);
-    let background = in_background(&bind_dev(&dev));
+    let machine = without_syslog();
+    let before = machine.start_syslog();
+    let background = in_background(&machine.mounts);
     let Background { netns, interface, .. } = &background;
     wait::until("the interface is up", LIMIT, || next_message(&before).contains("interface up"));
     drop(before);
-    fs::remove_file(dev.join("log")).unwrap();
-    let after = syslog(&dev);
+    fs::remove_file(machine.dev.join("log")).unwrap();
+    let after = machine.start_syslog();
     netns.run(format!("ip link set {interface} down"));
     wait::until("the new socket receives a line", LIMIT, || {
         next_message(&after).contains("interface down, UDP port closed")
@@ -341,7 +348,7 @@ fn begin(left: &End, right: &End) {
 
 /// A line with these words, which names the peer as wg(8)'s users know it, if there is one.
 #[track_caller]
-fn until_told(daemon: &Daemon, peer: Option<&KeyPair>, words: &[&str]) {
+fn until_reported(daemon: &Daemon, peer: Option<&KeyPair>, words: &[&str]) {
     let name = peer.map(KeyPair::name).unwrap_or_default();
     wait::until(&format!("{words:?} and {name}"), LIMIT, || {
         let log = daemon.process.log();
@@ -350,7 +357,7 @@ fn until_told(daemon: &Daemon, peer: Option<&KeyPair>, words: &[&str]) {
 }
 
 #[test]
-fn a_wrong_public_key_for_this_end_is_told_with_the_sender() {
+fn a_wrong_public_key_for_this_end_is_logged_with_the_sender() {
     require!(Wgsep);
     let [left, right] = strangers();
     let wrong = KeyPair::generate();
@@ -358,18 +365,18 @@ fn a_wrong_public_key_for_this_end_is_told_with_the_sender() {
     left.configure(&wrong.public, Some(right.endpoint(Family::V4)), None);
     begin(&left, &right);
     let from = left.endpoint(Family::V4).to_string();
-    until_told(&right.daemon, None, &[&from, "another key than ours", "check the public key"]);
+    until_reported(&right.daemon, None, &[&from, "another key than ours", "check the public key"]);
 }
 
 #[test]
-fn a_key_that_is_no_peers_is_told_with_the_sender() {
+fn a_key_that_is_no_peers_is_logged_with_the_sender() {
     require!(Wgsep);
     let [left, right] = strangers();
     right.configure(&KeyPair::generate().public, None, None);
     left.configure(&right.key.public, Some(right.endpoint(Family::V4)), None);
     begin(&left, &right);
     let from = left.endpoint(Family::V4).to_string();
-    until_told(&right.daemon, Some(&left.key), &[&from, "no peer here has", "wg set"]);
+    until_reported(&right.daemon, Some(&left.key), &[&from, "no peer here has", "wg set"]);
 }
 
 #[test]
@@ -380,17 +387,17 @@ fn different_preshared_keys_are_suspected_by_the_initiator() {
     left.configure(&right.key.public, Some(right.endpoint(Family::V4)), Some(&preshared_key()));
     begin(&left, &right);
     let words = ["response does not open", "same preshared key"];
-    until_told(&left.daemon, Some(&right.key), &words);
+    until_reported(&left.daemon, Some(&right.key), &words);
 }
 
 #[test]
-fn a_missing_route_is_told_once_and_so_is_that_it_works_again() {
+fn a_missing_route_is_logged_once_and_so_is_that_it_works_again() {
     require!(Wgsep);
     let Tunnel { left, right } = &Plan::new(Wgsep, Wgsep).build();
     left.set_peer(right, "endpoint 198.51.100.1:51820 persistent-keepalive 1");
-    until_told(&left.daemon, Some(&right.key), &["no route to its endpoint", "ip route get"]);
+    until_reported(&left.daemon, Some(&right.key), &["no route to its endpoint", "ip route get"]);
     left.set_peer(right, format!("endpoint {}", right.endpoint(Family::V4)));
-    until_told(&left.daemon, Some(&right.key), &["first handshake complete"]);
+    until_reported(&left.daemon, Some(&right.key), &["first handshake complete"]);
     let log = left.daemon.process.log();
     assert_eq!(log.matches("no route to its endpoint").count(), 1, "{log}");
 }
@@ -409,13 +416,13 @@ fn a_prohibited_and_a_broadcast_endpoint_have_no_route_by_the_mark() {
         left.set_peer(right, format!("endpoint {to}:51820 persistent-keepalive 1"));
         let cause = format!("no route to its endpoint {to}:51820: Permission denied");
         let advice = format!("see: ip route get {to} mark 0x7");
-        until_told(&left.daemon, Some(&right.key), &[&cause, &advice]);
+        until_reported(&left.daemon, Some(&right.key), &[&cause, &advice]);
         if route == "prohibit" {
             netns.run(format!("ip route del prohibit {to}"));
         } else {
             left.set_peer(right, format!("endpoint {}", right.endpoint(Family::V4)));
         }
-        until_told(&left.daemon, Some(&right.key), &["first handshake complete"]);
+        until_reported(&left.daemon, Some(&right.key), &["first handshake complete"]);
         let log = left.daemon.process.log();
         assert!(!log.contains("firewall"), "{log}");
     }
@@ -435,36 +442,40 @@ fn an_endpoint_behind_a_blackhole_has_no_route() {
         left.set_peer(right, format!("endpoint {bracketed}:51820 persistent-keepalive 1"));
         let cause = format!("no route to its endpoint {bracketed}:51820: Invalid argument");
         let advice = format!("see: {ip} route show table all type blackhole, {ip} rule");
-        until_told(&left.daemon, Some(&right.key), &[&cause, &advice]);
+        until_reported(&left.daemon, Some(&right.key), &[&cause, &advice]);
         assert!(netns.run(format!("{ip} route show table all type blackhole")).contains(to));
         let interface = &left.daemon.interface;
         let stats = format!("{} stats {interface}", wgsep_program("wgsep").display());
         let counted = netns.run(stats);
         assert!(counted.contains("send_no_route") && !counted.contains("send_failed"), "{counted}");
         left.set_peer(right, format!("endpoint {}", right.endpoint(Family::V4)));
-        until_told(&left.daemon, Some(&right.key), &["first handshake complete"]);
+        until_reported(&left.daemon, Some(&right.key), &["first handshake complete"]);
     }
 }
 
 #[test]
-fn an_ipsec_policy_of_this_machine_is_told() {
+fn an_ipsec_policy_of_this_machine_is_logged() {
     require!(Wgsep);
     let Tunnel { left, right } = &Plan::new(Wgsep, Wgsep).build();
     let netns = &left.daemon.netns;
     netns.run("ip xfrm policy add dir out dst 0.0.0.0/0 proto udp dport 51820 action block");
     begin(left, right);
-    until_told(&left.daemon, Some(&right.key), &["or an IPsec policy", "ip xfrm policy"]);
+    until_reported(&left.daemon, Some(&right.key), &["or an IPsec policy", "ip xfrm policy"]);
 }
 
 #[test]
-fn a_firewall_of_this_machine_is_told() {
+fn a_firewall_of_this_machine_is_logged() {
     require!(Wgsep);
     let Tunnel { left, right } = &Plan::new(Wgsep, Wgsep).build();
     let nft = "add table inet t; add chain inet t c { type filter hook output priority 0; }; \
                add rule inet t c udp dport 51820 drop";
     process::run(left.daemon.netns.command("nft").arg(nft));
     begin(left, right);
-    until_told(&left.daemon, Some(&right.key), &["a firewall of this machine", "nft list ruleset"]);
+    until_reported(
+        &left.daemon,
+        Some(&right.key),
+        &["a firewall of this machine", "nft list ruleset"],
+    );
 }
 
 /// 1,100 datagrams whose senders do not exist, each with a wrong mac1; the route lets them have any
@@ -490,10 +501,10 @@ fn a_flood_of_spoofed_senders_hides_no_peer_s_failure() {
     right.configure(&left.key.public, Some(left.endpoint(Family::V4)), Some(&preshared_key()));
     left.configure(&right.key.public, Some(right.endpoint(Family::V4)), None);
     flood_with_spoofed_senders(&left, &right);
-    until_told(&right.daemon, None, &["10.99.", "another key than ours"]);
+    until_reported(&right.daemon, None, &["10.99.", "another key than ours"]);
     let log = right.daemon.process.log();
     assert!(log.matches("another key than ours").count() <= 10, "{log}");
     begin(&right, &left);
     let words = ["response does not open", "same preshared key"];
-    until_told(&right.daemon, Some(&left.key), &words);
+    until_reported(&right.daemon, Some(&left.key), &words);
 }

@@ -132,7 +132,7 @@ fn an_interface_that_is_moved_again_and_again_is_followed() {
 
 /// Without CAP_NET_BROADCAST the kernel does not tell what happens in other namespaces.
 #[test]
-fn without_the_capability_to_hear_of_it_a_moved_interface_is_looked_at() {
+fn without_the_capability_to_be_notified_a_moved_interface_is_looked_at() {
     require!(Wgsep);
     let apart = Apart::new(|sockets| {
         let interface = unique_interface();
@@ -164,7 +164,7 @@ fn the_mtu_is_followed_in_another_namespace() {
     });
     for mtu in [1300, 9000] {
         tun.run(format!("ip link set {} mtu {mtu}", apart.daemon.interface));
-        wait::until("the MTU is heard of", LIMIT, || {
+        wait::until("the MTU is reported", LIMIT, || {
             apart.daemon.process.log().contains(&format!("MTU is {mtu}"))
         });
     }
@@ -187,7 +187,7 @@ fn namespaces_may_go_in_any_order() {
         let Apart { sockets, mut daemon, peer } = apart;
         let ip_netns = |verb: &str| run(Command::new("ip").args(["netns", verb, sockets.name()]));
         if sockets_first {
-            // Only the name goes: whoever is inside stays, and goes on.
+            // Only the name is removed: the processes inside continue.
             ip_netns("del");
             assert!(uapi::is_answering(&interface));
             until_ping(&tun, peer.side.inner(Family::V4));

@@ -94,9 +94,9 @@ fn keepalives_keep_the_way_back_open(implementation: Implementation) {
     assert_answers(right, left, "after a silence");
 }
 
-/// A server that stops having its client tells whoever it translates for, through both translations.
+/// A server that stops having its client notifies the host that it translates for, through both translations.
 #[test]
-fn who_is_behind_the_servers_own_translation_hears_that_the_client_is_gone() {
+fn a_host_behind_the_servers_own_translation_is_notified_that_the_client_is_gone() {
     require!(Wgsep);
     let nat = Nat::new(Wgsep);
     let Tunnel { left, right } = &nat.tunnel;
@@ -114,6 +114,6 @@ fn who_is_behind_the_servers_own_translation_hears_that_the_client_is_gone() {
 
     right.daemon.wg_set(format!("peer {} remove", left.key.public));
     let output = nat.translator.output(format!("ping -n -c 1 -W 2 {client}"));
-    let heard = String::from_utf8_lossy(&output.stdout);
-    assert!(heard.contains("icmp_seq=1 Destination Host Unreachable"), "{heard}");
+    let received = String::from_utf8_lossy(&output.stdout);
+    assert!(received.contains("icmp_seq=1 Destination Host Unreachable"), "{received}");
 }

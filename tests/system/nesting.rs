@@ -86,7 +86,7 @@ fn a_tunnel_in_a_tunnel_carries_all_traffic() {
 }
 
 /// What the inner tunnel sends enters the outer one, and what that sends enters the inner one. No one
-/// daemon can see that, nor can the kernel's; but each still does what it is told.
+/// daemon can see that, nor can the kernel's; but each still does as configured.
 #[test]
 fn a_loop_through_two_namespaces_ends_when_its_cause_does() {
     require!(Wgsep);

@@ -57,7 +57,7 @@ fn lost(netns: &Netns) -> u64 {
 
 /// Has a daemon lose what the `lines` cause in its namespace: it runs again when this returns.
 #[track_caller]
-fn unheard<'a>(daemon: &Daemon, sockets: &Netns, lines: impl IntoIterator<Item = &'a str>) {
+fn unreported<'a>(daemon: &Daemon, sockets: &Netns, lines: impl IntoIterator<Item = &'a str>) {
     let before = lost(sockets);
     let stopped = Stopped::new(daemon);
     many_routes(sockets, "add");
@@ -93,7 +93,7 @@ fn until_padded_to(from: &End, to: &End, expected: u32) {
 }
 
 #[test]
-fn a_link_that_came_up_unheard_listens_and_has_its_mtu() {
+fn a_link_that_came_up_unreported_listens_and_has_its_mtu() {
     require!(Wgsep);
     let tunnel = tunnel();
     let Tunnel { left, right } = &tunnel;
@@ -102,7 +102,7 @@ fn a_link_that_came_up_unheard_listens_and_has_its_mtu() {
     wait::until("the port is closed", LIMIT, || !has_port(netns, PORT));
     let (mtu, up) =
         (format!("ip link set {interface} mtu 1300"), format!("ip link set {interface} up"));
-    unheard(&left.daemon, netns, [mtu.as_str(), up.as_str()]);
+    unreported(&left.daemon, netns, [mtu.as_str(), up.as_str()]);
     wait::until("the port is open", LIMIT, || has_port(netns, PORT));
     until_ping(netns, right.side.inner(Family::V4));
     until_padded_to(left, right, 1300);
@@ -111,21 +111,21 @@ fn a_link_that_came_up_unheard_listens_and_has_its_mtu() {
 }
 
 #[test]
-fn a_link_that_went_down_unheard_closes_its_port() {
+fn a_link_that_went_down_unreported_closes_its_port() {
     require!(Wgsep);
     let tunnel = tunnel();
     let daemon = &tunnel.left.daemon;
-    unheard(daemon, &daemon.netns, [format!("ip link set {} down", daemon.interface).as_str()]);
+    unreported(daemon, &daemon.netns, [format!("ip link set {} down", daemon.interface).as_str()]);
     wait::until("the port is closed", LIMIT, || !has_port(&daemon.netns, PORT));
 }
 
 #[test]
-fn a_link_that_went_down_and_up_unheard_works() {
+fn a_link_that_went_down_and_up_unreported_works() {
     require!(Wgsep);
     let tunnel = tunnel();
     let Tunnel { left, right } = &tunnel;
     let set = |state| format!("ip link set {} {state}", left.daemon.interface);
-    unheard(&left.daemon, &left.daemon.netns, [set("down").as_str(), set("up").as_str()]);
+    unreported(&left.daemon, &left.daemon.netns, [set("down").as_str(), set("up").as_str()]);
     until_ping(&left.daemon.netns, right.side.inner(Family::V4));
     assert!(has_port(&left.daemon.netns, PORT));
 }
@@ -137,14 +137,14 @@ fn a_loss_that_concerns_nothing_of_ours_keeps_the_session() {
     let tunnel = tunnel();
     let Tunnel { left, right } = &tunnel;
     let handshake = left.daemon.peer().latest_handshake;
-    unheard(&left.daemon, &left.daemon.netns, []);
+    unreported(&left.daemon, &left.daemon.netns, []);
     let pings = ping(&left.daemon.netns, right.side.inner(Family::V4), 3);
     assert_eq!(pings.received, 3, "{pings:?}");
     assert_eq!(left.daemon.peer().latest_handshake, handshake);
 }
 
 #[test]
-fn wg_set_opens_the_port_of_a_link_that_came_up_unheard() {
+fn wg_set_opens_the_port_of_a_link_that_came_up_unreported() {
     require!(Wgsep);
     let tunnel = tunnel();
     let daemon = &tunnel.left.daemon;
@@ -165,7 +165,7 @@ fn wg_set_opens_the_port_of_a_link_that_came_up_unheard() {
 }
 
 #[test]
-fn the_mtu_of_a_route_is_followed_although_nothing_was_heard_of_it() {
+fn the_mtu_of_a_route_is_followed_although_its_message_was_lost() {
     require!(Wgsep);
     let tunnel = tunnel();
     let Tunnel { left, right } = &tunnel;
@@ -173,10 +173,10 @@ fn the_mtu_of_a_route_is_followed_although_nothing_was_heard_of_it() {
     let route =
         |verb| format!("ip route {verb} {} dev {interface} mtu 1299", right.side.inner(Family::V4));
     until_padded_to(left, right, 1312);
-    unheard(&left.daemon, netns, [route("add").as_str()]);
+    unreported(&left.daemon, netns, [route("add").as_str()]);
     until_padded_to(left, right, 1299);
     let again = Counter::new(netns, "again", "output", &format!("udp dport {PORT} ip length 1372"));
-    unheard(&left.daemon, netns, [route("del").as_str()]);
+    unreported(&left.daemon, netns, [route("del").as_str()]);
     wait::until("the route's MTU is forgotten", LIMIT, || {
         let size = 1297 - PING_HEADERS;
         netns.output(format!("ping -n -c 1 -W 1 -s {size} {}", right.side.inner(Family::V4)));
@@ -185,13 +185,13 @@ fn the_mtu_of_a_route_is_followed_although_nothing_was_heard_of_it() {
 }
 
 #[test]
-fn an_interface_that_was_moved_unheard_works_where_it_is() {
+fn an_interface_that_was_moved_unreported_works_where_it_is() {
     require!(Wgsep);
     let mut tunnel = tunnel();
     let (elsewhere, sockets) = (Netns::new(), Arc::clone(&tunnel.left.daemon.netns));
     let interface = tunnel.left.daemon.interface.clone();
     let moves = format!("ip link set {interface} netns {}", elsewhere.name());
-    unheard(&tunnel.left.daemon, &sockets, [moves.as_str()]);
+    unreported(&tunnel.left.daemon, &sockets, [moves.as_str()]);
     wait::until("the port is closed", LIMIT, || !has_port(&sockets, PORT));
     tunnel.left.daemon.netns = Arc::clone(&elsewhere);
     elsewhere.run(format!("ip addr add {}/24 dev {interface}", Side::Left.inner(Family::V4)));
@@ -201,7 +201,7 @@ fn an_interface_that_was_moved_unheard_works_where_it_is() {
 }
 
 #[test]
-fn an_interface_elsewhere_that_came_up_and_went_down_unheard_is_looked_at() {
+fn an_interface_elsewhere_that_came_up_and_went_down_unreported_is_looked_at() {
     require!(Wgsep);
     let (sockets, right) = link::joined();
     let elsewhere = Netns::new();
@@ -216,20 +216,20 @@ fn an_interface_elsewhere_that_came_up_and_went_down_unheard_is_looked_at() {
     daemon.move_interface(&elsewhere);
     for (state, listens) in [("up", true), ("down", false)] {
         let line = format!("ip link set {} {state}", daemon.interface);
-        unheard(&daemon, &sockets, [line.as_str()]);
+        unreported(&daemon, &sockets, [line.as_str()]);
         wait::until(state, LIMIT, || has_port(&sockets, PORT) == listens);
     }
     drop(right);
 }
 
 #[test]
-fn a_scope_may_be_the_name_that_an_interface_was_given_unheard() {
+fn a_scope_may_be_the_name_that_an_interface_was_given_unreported() {
     require!(Wgsep);
     let tunnel = tunnel();
     let Tunnel { left, right } = &tunnel;
     let netns = &left.daemon.netns;
     netns.run("ip link add before type bridge");
-    unheard(&left.daemon, netns, ["ip link set before name after"]);
+    unreported(&left.daemon, netns, ["ip link set before name after"]);
     wait::until("the new name is known", LIMIT, || {
         let peer = &right.key.public;
         let set = left.daemon.try_wg_set(format!("peer {peer} endpoint [fe80::1%after]:7"));
@@ -237,9 +237,9 @@ fn a_scope_may_be_the_name_that_an_interface_was_given_unheard() {
     });
 }
 
-/// The source is cached for an interface that goes down, of which nothing is heard.
+/// The source is cached for an interface that goes down, without a message about it.
 #[test]
-fn a_source_is_checked_although_nothing_was_heard_of_its_link() {
+fn a_source_is_checked_although_the_message_about_its_link_was_lost() {
     require!(Wgsep);
     let tunnel = tunnel();
     let Tunnel { left, right } = &tunnel;
@@ -254,7 +254,7 @@ fn a_source_is_checked_although_nothing_was_heard_of_its_link() {
     near.run("ip route add 10.77.0.2/32 dev second src 10.77.0.30 metric 9");
     near.run(format!("ip route add 10.77.0.2/32 dev {DEVICE} metric 5"));
     assert!(answers_at_once(near, right.side.inner(Family::V4)));
-    unheard(&left.daemon, near, [format!("ip link set {DEVICE} down").as_str()]);
+    unreported(&left.daemon, near, [format!("ip link set {DEVICE} down").as_str()]);
     let expected = format!("10.77.0.30:{PORT}");
     wait::until("datagrams leave from the other address", LIMIT, || {
         near.output(format!("ping -n -c 1 -W 1 {}", right.side.inner(Family::V4)));

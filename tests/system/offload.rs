@@ -231,7 +231,7 @@ fn no_flow_is_reordered_by_any_number_of_workers() {
     }
 }
 
-/// Datagrams that wait in the TUN device while nobody reads it: fewer than one queue holds.
+/// Datagrams that wait in the TUN device while no worker reads it: fewer than one queue holds.
 const WAITING: u32 = 400;
 /// Flows of a single datagram behind them.
 const LATER_FLOWS: u16 = 40;

@@ -129,7 +129,7 @@ fn congestion_marks_pass_from_outside_to_inside() {
     let tunnel = tunnel();
     let Tunnel { left, right } = &tunnel;
     let (netns, interface) = (&right.daemon.netns, &right.daemon.interface);
-    // On the way, all that is capable of it is told of congestion; TOS 2 is ECT(0).
+    // On the way, all that is capable of it is marked for congestion; TOS 2 is ECT(0).
     left.daemon.netns.run("nft add table inet road");
     left.daemon.netns.run("nft add chain inet road out { type route hook output priority 100 ; }");
     let outside =
@@ -143,7 +143,7 @@ fn congestion_marks_pass_from_outside_to_inside() {
     );
     let to = right.side.inner(Family::V4);
     left.daemon.netns.run(format!("ping -n -c 1 -W 2 {to}"));
-    assert_eq!((outside.packets(), inside.packets()), (0, 0), "not capable, not told");
+    assert_eq!((outside.packets(), inside.packets()), (0, 0), "not capable, not marked");
     left.daemon.netns.run(format!("ping -n -c 1 -W 2 -Q 2 {to}"));
-    assert_eq!((outside.packets(), inside.packets()), (1, 1), "capable, and told");
+    assert_eq!((outside.packets(), inside.packets()), (1, 1), "capable, and marked");
 }

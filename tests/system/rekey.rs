@@ -72,7 +72,7 @@ impl Renewal {
 
 /// In a machine each, because one is a side of a link.
 #[test]
-fn sessions_with_the_kernel_are_renewed_whoever_began() {
+fn sessions_with_the_kernel_are_renewed_by_either_side() {
     require!(Wgsep);
     if !kernel::is_available_or_skips() {
         return;

@@ -31,7 +31,7 @@ fn the_server_follows_a_client_to_another_v6_address() {
     follows_address(Wgsep, Family::V6);
 }
 
-/// Over one loopback, where every address of 127.0.0.0/8 goes on being local: the client's address
+/// Over one loopback, where every address of 127.0.0.0/8 remains local: the client's address
 /// changes while the server's stays, and then the family of both; the first packet gets through.
 #[test]
 fn a_client_on_loopback_changes_address_port_and_family_and_loses_no_packet() {
@@ -62,7 +62,7 @@ fn control_wireguard_go_follows_a_client() {
     follows_address(WireguardGo, Family::V6);
 }
 
-/// The client, on the left, is always wgsep: it must send from where it is told, too.
+/// The client, on the left, is always wgsep: it must send from where it is sent to, too.
 fn roaming(server: Implementation, outer: Family) -> Tunnel {
     let plan = Plan { outer, knows_endpoint: Knows::Only(Side::Left), ..Plan::new(Wgsep, server) };
     let tunnel = plan.build();

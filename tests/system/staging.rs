@@ -19,7 +19,7 @@ const LEN: usize = 1300;
 /// Workers allocate them and the control thread frees them: memory goes back to the kernel by no call
 /// that the filter ends.
 #[test]
-fn packets_that_waited_in_vain_are_freed_at_once_and_the_daemon_goes_on() {
+fn packets_that_waited_without_success_are_freed_at_once_and_the_daemon_continues() {
     require!(Wgsep);
     let daemon = Daemon::start(Wgsep, &Netns::new());
     let (netns, interface) = (&daemon.netns, &daemon.interface);

@@ -1,4 +1,4 @@
-//! `wgsep stats`: what was dropped and why, counted by a daemon that runs, and told to people, to
+//! `wgsep stats`: what was dropped and why, counted by a daemon that runs, and shown to people, to
 //! programs and to Prometheus.
 #![allow(clippy::unwrap_used)]
 
@@ -61,7 +61,7 @@ fn until_dropped(daemon: &Daemon, cause: &str, count: u64) {
     wait::until(&what, LIMIT, || json(daemon)["drops"][cause].as_u64().unwrap() >= count);
 }
 
-/// Packets to an address behind the interface; nobody answers.
+/// Packets to an address behind the interface, which remain unanswered.
 fn send_to(daemon: &Daemon, address: IpAddr, count: usize) {
     daemon.netns.inside(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -108,7 +108,7 @@ fn each_cause_is_counted_explained_and_kept_from_wg_show() {
     tunnel.right.daemon.netns.inside(|| {
         let socket = UdpSocket::bind((Side::Right.outer(Family::V4), 0)).unwrap();
         socket.send_to(b"not WireGuard", to).unwrap();
-        // An initiation by its form, but for nobody's key.
+        // An initiation by its form, but for no peer's key.
         let mut initiation = [0; 148];
         initiation[0] = 1;
         socket.send_to(&initiation, to).unwrap();
@@ -165,7 +165,7 @@ fn a_packet_that_no_datagram_can_carry_is_counted_and_the_mtu_warned_of() {
 }
 
 #[test]
-fn a_firewall_and_a_missing_route_are_told_apart() {
+fn a_firewall_and_a_missing_route_are_distinguished() {
     require!(Wgsep);
     let tunnel = Plan::new(Wgsep, Wgsep).build();
     let End { daemon, .. } = &tunnel.left;
@@ -223,9 +223,9 @@ fn there_is_one_line_for_what_cannot_be_asked() {
     require!(Wgsep, WireguardGo);
     let netns = Netns::new();
     let other = Daemon::start(WireguardGo, &netns);
-    let nobody = unique_interface();
+    let unserved = unique_interface();
     for (interface, reason) in [
-        (&*nobody, "no daemon serves"),
+        (&*unserved, "no daemon serves"),
         (&*other.interface, "not served by this version of wgsep"),
         ("a/b", "bad interface name"),
     ] {
@@ -341,17 +341,17 @@ fn an_interface_that_does_not_answer_costs_the_others_no_sample() {
     require!(Wgsep);
     let (netns, scratch) = (Netns::new(), Scratch::new());
     let [served, hanging] = [(); 2].map(|()| Daemon::start(Wgsep, &netns));
-    let nobody = unique_interface();
+    let unserved = unique_interface();
     stop(hanging.dataplane());
     let mut command = netns.command(scratch.install_script("prometheus"));
-    command.args([&nobody, &hanging.interface, &served.interface]);
+    command.args([&unserved, &hanging.interface, &served.interface]);
     let printed = output(command.env_clear().env("PATH", PATH_OF_CRON));
     let (text, reasons) =
         (String::from_utf8_lossy(&printed.stdout), String::from_utf8_lossy(&printed.stderr));
     assert!(printed.status.success(), "{printed:?}");
     let samples = samples(&text);
     assert_eq!(samples.len(), CAUSES + 8 + 2, "{text}");
-    for (interface, up) in [(&served.interface, 1.0), (&hanging.interface, 0.0), (&nobody, 0.0)] {
+    for (interface, up) in [(&served.interface, 1.0), (&hanging.interface, 0.0), (&unserved, 0.0)] {
         let series = format!("wgsep_up{{interface=\"{interface}\"}}");
         assert_eq!(samples.get(&series), Some(&up), "{text}");
         let reason = reasons.lines().filter(|line| line.contains(interface)).count();

@@ -58,7 +58,7 @@ fn showconf_and_setconf_round_trip_byte_for_byte() {
 }
 
 #[test]
-fn show_tells_what_setconf_set() {
+fn show_prints_what_setconf_set() {
     require!(Wgsep);
     let daemon = daemon();
     let text = full_configuration();
@@ -179,7 +179,7 @@ fn an_allowed_ip_given_to_another_peer_moves() {
 }
 
 #[test]
-fn a_peer_loses_its_psk_and_keepalive_when_told() {
+fn a_peer_loses_its_psk_and_keepalive_on_request() {
     require!(Wgsep);
     let daemon = daemon();
     let key = KeyPair::generate().public;
@@ -233,7 +233,7 @@ fn a_malformed_set_is_refused_and_nothing_of_it_applied() {
         let answer = answer.unwrap_or_else(|error| panic!("after {wrong:?}: {error}"));
         let code = errno(&answer).unwrap_or_else(|| panic!("after {wrong:?}: {answer:?}"));
         assert!(code < 0, "{wrong:?} was answered with errno={code}");
-        // The connection goes on, and tells an unchanged configuration.
+        // The connection continues, and shows an unchanged configuration.
         assert_eq!(uapi.transact("get=1\n\n").unwrap(), before, "after {wrong:?}");
     }
 }
@@ -315,7 +315,7 @@ fn an_unfinished_set_changes_nothing() {
 }
 
 #[test]
-fn an_unknown_operation_is_refused_and_harms_nobody() {
+fn an_unknown_operation_is_refused_and_harms_no_other_client() {
     require!(Wgsep);
     let daemon = daemon();
     let before = configuration(&daemon);
@@ -347,7 +347,7 @@ fn a_line_without_end_is_refused() {
 
 /// An idle client and one that stopped half-way must not keep others waiting.
 #[test]
-fn a_slow_client_stalls_nobody() {
+fn a_slow_client_stalls_no_other() {
     require!(Wgsep);
     let daemon = daemon();
     let _idle = Uapi::connect(&daemon.interface).unwrap();
@@ -360,7 +360,7 @@ fn a_slow_client_stalls_nobody() {
 }
 
 #[test]
-fn a_large_peer_list_is_taken_and_told() {
+fn a_large_peer_list_is_set_and_shown() {
     require!(Wgsep);
     let daemon = daemon();
     let base = hex(&KeyPair::generate().public);
@@ -376,9 +376,9 @@ fn a_large_peer_list_is_taken_and_told() {
     request.push('\n');
     let mut uapi = Uapi::connect(&daemon.interface).unwrap();
     assert_eq!(errno(&uapi.transact(&request).unwrap()), Some(0));
-    let told = uapi.transact("get=1\n\n").unwrap();
-    assert_eq!(told.matches("public_key=").count(), 1000);
-    assert_eq!(told.matches("allowed_ip=").count(), 10_000);
+    let reported = uapi.transact("get=1\n\n").unwrap();
+    assert_eq!(reported.matches("public_key=").count(), 1000);
+    assert_eq!(reported.matches("allowed_ip=").count(), 10_000);
 }
 
 #[test]
@@ -397,7 +397,7 @@ fn attack_10_another_user_is_refused() {
 }
 
 #[test]
-fn wg_tells_both_ends_of_the_same_transfer() {
+fn wg_shows_both_ends_the_same_transfer() {
     require!(Wgsep);
     let tunnel = Plan::new(Wgsep, Wgsep).build();
     let Tunnel { left, right } = &tunnel;

@@ -155,7 +155,7 @@ fn the_first_packet_finds_that_the_host_has_counted_a_copy() {
     }
 }
 
-/// The whole way: a machine of its own is saved, and a copy of it goes on, as a host restores a
+/// The whole way: a machine of its own is saved, and a copy of it continues, as a host restores a
 /// snapshot.
 #[test]
 fn a_restored_virtual_machine_has_new_keys() {

@@ -18,7 +18,7 @@ const USES: &str = "\
 Three common uses:
   wgsep -f wg0          serve under your eyes; then: wg setconf wg0 wg0.conf
   sudo WG_QUICK_USERSPACE_IMPLEMENTATION=wgsep wg-quick up wg0   with routes
-  wgsep audit wg0       tell what confines the daemon of wg0; more in wgsep(8)";
+  wgsep audit wg0       show what confines the daemon of wg0; more in wgsep(8)";
 
 /// One screen of 80 columns and 24 lines: no headings, and the arguments only in the usage.
 const HELP: &str = "{about}\n{usage-heading} {usage}\n\n{options}{after-help}";
@@ -166,7 +166,7 @@ const RESERVED: [(&[&str], &str); 8] = [
 ];
 
 /// A slip of the keyboard or of the memory must not start a daemon: a word that is a command somewhere is
-/// no interface, unless it stands behind `--`, and neither is the first of two words.
+/// no interface, unless it follows `--`, and neither is the first of two words.
 fn check_words(matches: &ArgMatches, is_escaped: bool) -> Result<(), String> {
     let interface = matches.get_one::<String>("interface").map(String::as_str).unwrap_or_default();
     let extra = matches.get_one::<String>("extra");
@@ -218,8 +218,8 @@ fn asked(matches: &ArgMatches) -> Result<Question, String> {
 /// What is wrong and what to do about it, without the usage around it.
 fn one_line(error: &clap::Error) -> String {
     let rendered = error.render().to_string();
-    let told = rendered.split("\n\n").next().unwrap_or_default();
-    let words = told.split_whitespace().skip_while(|word| *word == "error:").collect::<Vec<_>>();
+    let text = rendered.split("\n\n").next().unwrap_or_default();
+    let words = text.split_whitespace().skip_while(|word| *word == "error:").collect::<Vec<_>>();
     format!("{}; `wgsep --help` lists the options", words.join(" "))
 }
 
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_told_in_one_line() {
+    fn a_mistake_gives_one_line() {
         for (words, line) in [
             (&["wg0", "--loud"][..], "unexpected argument '--loud' found"),
             (
@@ -453,10 +453,10 @@ mod tests {
             (&["wg0", "--log-level", "loud"], "[possible values: silent, error, info, debug]"),
         ] {
             let words = ["wgsep"].iter().chain(words);
-            let told = one_line(&command().try_get_matches_from(words).unwrap_err());
-            assert!(told.contains(line) && !told.contains('\n'), "{told}");
-            assert!(told.ends_with("; `wgsep --help` lists the options"), "{told}");
-            assert!(!told.contains("error:") && !told.contains("For more"), "{told}");
+            let text = one_line(&command().try_get_matches_from(words).unwrap_err());
+            assert!(text.contains(line) && !text.contains('\n'), "{text}");
+            assert!(text.ends_with("; `wgsep --help` lists the options"), "{text}");
+            assert!(!text.contains("error:") && !text.contains("For more"), "{text}");
         }
     }
 

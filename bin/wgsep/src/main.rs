@@ -1,4 +1,4 @@
-//! `wgsep`: the helper's command line, and what it tells of a running daemon.
+//! `wgsep`: the helper's command line, and its queries of a running daemon.
 
 mod audit;
 mod command_line;

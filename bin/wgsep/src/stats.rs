@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_refuses_an_offload_is_told_from_an_offload_that_is_not_in_use() {
+    fn a_path_that_refuses_an_offload_is_distinguished_from_an_offload_that_is_not_in_use() {
         let first_line = |offload: u8, peers: u8| {
             let answer = format!(
                 "drop_no_peer=0\noffload_udp_gso={offload}\npeers_without_udp_gso={peers}\nerrno=0\n\n"

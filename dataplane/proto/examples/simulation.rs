@@ -1,4 +1,4 @@
-//! A network that a string of bytes describes: each says what becomes of a datagram or of time. The
+//! A network that a string of bytes describes: each decides what happens to a datagram or to time. The
 //! same bytes give the same run, so this is what a fuzzer calls; here, a few thousand seeds.
 //!
 //! Run with `cargo run --release -p wgsep-proto --example simulation`. Days pass in each run.

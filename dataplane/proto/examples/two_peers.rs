@@ -35,7 +35,7 @@ fn fresh_key(random: &mut SystemRandom) -> PrivateKey {
     }
 }
 
-/// One end: the tunnel, and the channels that stand for the network.
+/// One end: the tunnel, and the channels that represent the network.
 struct End {
     tunnel: Tunnel,
     to_other: Sender<Vec<u8>>,

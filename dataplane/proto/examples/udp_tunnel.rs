@@ -19,7 +19,7 @@ impl Random for SystemRandom {
     }
 }
 
-/// Both clocks. A daemon reads CLOCK_BOOTTIME, which goes on in suspend; std's only stands in for it.
+/// Both clocks. A daemon reads CLOCK_BOOTTIME, which keeps counting in suspend; std's is only a substitute.
 fn now(started: std::time::Instant) -> Now {
     let nanoseconds = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-/// Nanoseconds on the boot clock (CLOCK_BOOTTIME), which goes on in suspend as the kernel's
+/// Nanoseconds on the boot clock (CLOCK_BOOTTIME), which keeps counting in suspend as the kernel's
 /// WireGuard expects; std's `Instant` stops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(u64);

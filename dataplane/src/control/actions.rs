@@ -268,7 +268,7 @@ impl Control {
                 && !helper::is_udp_socket(socket.as_fd(), is_v6, port)
             {
                 tracing::error!(
-                    "the helper broke the contract: that is no UDP socket on port {port}; this is a fault, please report it"
+                    "the helper broke the contract: that is no UDP socket on port {port}; this is a bug, please report it"
                 );
                 self.end = Some(End::HelperLost);
                 return Err(libc::EPROTO);

@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use wgsep_proto::{DropCause, Event, Instant, PublicKey};
 
-/// A failure that goes on is logged again after this long.
+/// A failure that persists is logged again after this long.
 const AGAIN_AFTER: Duration = Duration::from_secs(3600);
 /// Failures of unknown senders remembered at once; the oldest is evicted.
 const MAX_UNKNOWN_SOURCES: usize = 1024;
@@ -280,7 +280,7 @@ fn line(event: Event) -> String {
             "{peer}: handshake given up, no answer to 20 initiations in 90 s; the next packet to it tries again"
         ),
         Event::NeverConfirmed(peer) => format!(
-            "{peer}: 3 of our responses and no data since; check that both sides have the same preshared key, and that what we send reaches it (which of the two cannot be told from here)"
+            "{peer}: 3 of our responses and no data since; check that both sides have the same preshared key, and that what we send reaches it (this end cannot distinguish the two)"
         ),
         Event::InitiationReplayed(peer) => format!(
             "{peer}: its initiation is not newer than one before; check its clock (a replayed initiation looks the same, and for 27 s also a peer that was boringtun)"

@@ -260,7 +260,7 @@ pub(crate) fn question(sequence: u32, query: &Query) -> Vec<u8> {
     }
 }
 
-/// An interface of index 0 stands for any.
+/// An interface of index 0 means any.
 fn address_question(sequence: u32, address: &Ipv6Addr) -> Vec<u8> {
     let mut fixed = [0; IFADDRMSG_LEN];
     fixed[0] = libc::AF_INET6 as u8;

@@ -14,7 +14,7 @@ pub(crate) struct Stacks(pub(super) Mapping);
 /// Memory for the stack of one thread.
 pub(crate) struct Stack(Mapping);
 
-/// Bytes of a stack of which `used` are for the thread's own functions: the C library wants some below
+/// Bytes of a stack of which `used` are for the thread's own functions: the C library needs some below
 /// them, and refuses a stack that is smaller. glibc counts the thread's static variables and the
 /// kernel's signal frame, which depend on the processor: 16 KiB on x86-64, 128 KiB on aarch64.
 fn stack_len(used: usize) -> usize {
@@ -219,7 +219,7 @@ mod tests {
         let top = core::hint::black_box(&raw const here).addr() - 4096;
         let words = (end..top).step_by(size_of::<u64>());
         let read = |at: usize| {
-            // SAFETY: within this thread's stack, aligned; volatile, as the compiler knows of no value there.
+            // SAFETY: within this thread's stack, aligned; volatile, as the compiler has no value there.
             unsafe { (at as *const u64).read_volatile() }
         };
         words.filter(|at| read(*at) == PATTERN).count()
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_thread_uses_is_beyond_what_the_c_library_wants_of_a_stack() {
+    fn what_a_thread_uses_is_beyond_what_the_c_library_needs_of_a_stack() {
         for used in [1, 4096, 64 * 1024, 256 * 1024] {
             assert!(stack_len(used) >= libc::PTHREAD_STACK_MIN + used, "{used}");
         }

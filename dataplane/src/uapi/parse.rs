@@ -386,7 +386,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_not_the_protocol_is_told_apart_and_a_get_has_the_other_sign() {
+    fn what_is_not_the_protocol_has_another_errno_and_a_get_the_other_sign() {
         let refused = |text: &[u8]| {
             let refusal = parse(text, &Eth0).err().unwrap();
             (refusal.errno, refusal.line)

@@ -288,7 +288,7 @@ fn while_a_set_is_carried_out_its_client_waits_and_the_others_do_not() {
 }
 
 #[test]
-fn a_late_reply_reaches_nobody_else() {
+fn a_late_reply_reaches_no_other_client() {
     let mut house = House::new();
     house.delayed = Some(Vec::new());
     let mut leaver = house.connect();

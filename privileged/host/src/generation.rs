@@ -19,7 +19,7 @@ const AT_ONCE: usize = 16;
 /// As long as a record of the kernel's log can be; a uevent is shorter.
 const BUFFER_LEN: usize = 8192;
 
-/// Descriptors that tell of a new generation, where there are any.
+/// Descriptors that report a new generation, where there are any.
 #[derive(Default)]
 pub struct Generation {
     /// A netlink socket in the group of the kernel's uevents.
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_s_uevent_is_told_from_others() {
+    fn the_kernel_s_uevent_is_distinguished_from_others() {
         let uevent = |variables: &str| is_uevent(variables.replace('|', "\0").as_bytes());
         let path = "/devices/LNXSYSTM:00/LNXSYBUS:00/QEMUVGID:00";
         let before = format!("change@{path}|ACTION=change|DEVPATH={path}|SUBSYSTEM=acpi|");
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_s_line_is_told_from_others() {
+    fn the_kernel_s_line_is_distinguished_from_others() {
         let line = "random: crng reseeded due to virtual machine fork";
         for record in [
             format!("5,742,81234567,-;{line}\n"),

@@ -1,6 +1,6 @@
 //! The file of the UAPI socket: when it is removed, the daemon ends; when the daemon ends, it is removed.
 //!
-//! What a name in the directory stands for is compared with what this process made, by device and inode,
+//! What a name in the directory refers to is compared with what this process made, by device and inode,
 //! before anything is removed or a renaming is followed.
 
 use crate::error::{Error, Result, Step};
@@ -51,7 +51,7 @@ fn status(directory: BorrowedFd<'_>, name: &OsStr) -> nix::Result<FileStat> {
     fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
 }
 
-/// A file in the directory, by its name and by what the name stood for when it was made.
+/// A file in the directory, by its name and by what the name referred to when it was made.
 pub struct OwnFile {
     name: OsString,
     /// Open as long as it is compared with: no other file can have its inode meanwhile.
@@ -69,7 +69,7 @@ impl OwnFile {
         Ok(Self { name: name.into(), _held: file, device_and_inode: (status.dev(), status.ino()) })
     }
 
-    /// Whether its name still stands for it.
+    /// Whether its name still refers to it.
     #[must_use]
     pub fn is_there(&self, directory: BorrowedFd<'_>) -> bool {
         let found = status(directory, &self.name);
@@ -157,7 +157,7 @@ impl SocketFile {
     /// A line for the log: the helper, once it has no CAP_DAC_OVERRIDE, goes by the directory's mode.
     pub fn check_removable(&self) -> Result<()> {
         let modes = AccessFlags::W_OK | AccessFlags::X_OK;
-        // A filter around us may refuse the question; then the end tells.
+        // A filter around us may refuse the query; then removal shows it.
         if faccessat(&self.directory, ".", modes, AtFlags::AT_EACCESS) != Err(Errno::EACCES) {
             return Ok(());
         }

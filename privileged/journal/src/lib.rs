@@ -1,5 +1,5 @@
 //! What the helper reports while it runs: lines to a log, its own and the dataplane's, and its state to a
-//! service manager. Needs no privilege, knows nothing of tunnels, and never waits for a reader.
+//! service manager. Needs no privilege, has no knowledge of tunnels, and never waits for a reader.
 #![forbid(unsafe_code)]
 
 mod log;

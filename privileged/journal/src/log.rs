@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_nobody_reads_does_not_stop_the_log() {
+    fn a_pipe_that_is_not_read_does_not_stop_the_log() {
         let (_reader, writer) = pipe().unwrap();
         let log = Log::new(Sink::Stream(writer.into()), Format::Json, LogLevel::Info);
         let longest = "\u{1b}\"".repeat(MAX_LINE);

@@ -19,7 +19,7 @@ pub fn daemonize(launcher: &mut Launcher) -> Result<()> {
     if let ForkResult::Parent { child } = sys::fork().step("fork")? {
         drop(outcome_end);
         let _reaped = waitpid(child, None);
-        exit(if launcher.heard(outcome) { 0 } else { 1 })
+        exit(if launcher.wait(outcome) { 0 } else { 1 })
     }
     drop(outcome);
     launcher.report_to(outcome_end);

@@ -1,4 +1,4 @@
-//! Opening what tells of a new generation of this virtual machine.
+//! Opening what reports a new generation of this virtual machine.
 
 use nix::sys::socket::{
     AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket,

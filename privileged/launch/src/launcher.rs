@@ -35,30 +35,30 @@ impl Launcher {
         self.to_journal
     }
 
-    /// From now on, reports to the process that reads the other end with [`Launcher::heard`].
+    /// From now on, reports to the process that reads the other end with [`Launcher::wait`].
     pub fn report_to(&mut self, pipe: PipeWriter) {
         self.pipe = Some(pipe);
     }
 
     /// All is ready.
     pub fn ready(&mut self) {
-        self.tell(READY);
+        self.report(READY);
     }
 
     /// It failed: reports that to the launcher, or else on standard error.
     pub fn failed(&mut self, line: &str) {
-        if !self.tell(line) {
+        if !self.report(line) {
             write_error(line, self.to_journal);
         }
     }
 
-    fn tell(&mut self, line: &str) -> bool {
+    fn report(&mut self, line: &str) -> bool {
         self.pipe.take().is_some_and(|mut pipe| pipe.write_all(line.as_bytes()).is_ok())
     }
 
     /// Waits for the report; true if all is ready, else it has printed why not.
     #[must_use]
-    pub fn heard(&self, mut pipe: PipeReader) -> bool {
+    pub fn wait(&self, mut pipe: PipeReader) -> bool {
         let mut message = String::new();
         let _cut_short = pipe.read_to_string(&mut message);
         let line = match message.as_str() {

@@ -1,5 +1,5 @@
 //! The kernel's network configuration (rtnetlink(7)): one request and its answer, and the socket that
-//! tells of changes.
+//! reports changes.
 
 use nix::errno::Errno;
 use nix::libc;
@@ -21,7 +21,7 @@ const RTMGRP_LINK: u32 = 0x1;
 const RTMGRP_IPV4_ROUTE: u32 = 0x40;
 const RTMGRP_IPV4_RULE: u32 = 0x80;
 const RTMGRP_IPV6_ROUTE: u32 = 0x400;
-/// Of the socket that tells of changes, in bytes; the kernel doubles it. Some 10,000 messages, as a routing
+/// Of the socket that reports changes, in bytes; the kernel doubles it. Some 10,000 messages, as a routing
 /// daemon causes them when it loads its table.
 const RECEIVE_BUFFER: usize = 4 << 20;
 

@@ -75,7 +75,7 @@ impl Netns {
         )
     }
 
-    /// Runs `work` there, and comes back.
+    /// Runs `work` there, and returns to the namespace of before.
     ///
     /// # Errors
     /// As [`Self::enter`], and those of `work`.
@@ -87,7 +87,7 @@ impl Netns {
         done
     }
 
-    /// The number by which the namespace of this process knows this one in rtnetlink messages; `None`
+    /// The number that this one has in the namespace of this process, in rtnetlink messages; `None`
     /// if it is that itself.
     ///
     /// # Errors
@@ -117,7 +117,7 @@ impl Netns {
         let number = attribute.and_then(|a| a[4..].first_chunk()).map(|n| i32::from_ne_bytes(*n));
         let none = || {
             Error::new(format!(
-                "{STEP}: the kernel gave {} none; this is a fault, please report it",
+                "{STEP}: the kernel gave {} none; this is a bug, please report it",
                 self.name
             ))
         };

@@ -17,7 +17,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_log_tells_what_was_chosen_from_what_is_missing() {
+    fn the_log_distinguishes_what_was_chosen_from_what_is_missing() {
         for one in Offload::ALL {
             assert!(missing(one, &[one]).contains("--without"));
             assert!(!missing(one, &[]).contains("--without"));

@@ -99,7 +99,7 @@ pub fn start(
             wgsep_ipc::Error::Io(errno) => {
                 format!("channel: {error}; {}", wgsep_policy::remedy(errno))
             }
-            _ => format!("channel: {error}; this is a fault, please report it"),
+            _ => format!("channel: {error}; this is a bug, please report it"),
         })
     })?;
     let (unread, unread_end) =

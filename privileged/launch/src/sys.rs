@@ -152,7 +152,7 @@ pub(crate) fn set_action(signal: Signal, action: SigHandler) -> nix::Result<SigH
     unsafe { nix::sys::signal::signal(signal, action) }
 }
 
-/// A descriptor that stands for a child that was not yet waited for.
+/// A descriptor that refers to a child that was not yet waited for.
 pub(crate) fn pidfd_open(child: Pid) -> nix::Result<OwnedFd> {
     // SAFETY: plain integers.
     let opened = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, child.as_raw(), 0) })?;

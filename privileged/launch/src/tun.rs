@@ -49,7 +49,7 @@ pub struct TunDevice {
     pub ifindex: u32,
     /// What its queues do besides single packets.
     pub offload: TunOffload,
-    /// A line of the log about what the kernel goes on doing on it by itself.
+    /// A line of the log about what the kernel still does on it by itself.
     pub not_switched_off: Option<String>,
 }
 
@@ -279,7 +279,7 @@ fn name_taken(name: &str) -> String {
 }
 
 /// Whether a packet of this queue begins with `struct tun_pi`, i.e. it was opened without IFF_NO_PI.
-/// TUNGETIFF does not tell, because the kernel sets the same bit as IFF_NOFILTER (tun.c). So this writes
+/// TUNGETIFF does not show it, because the kernel sets the same bit as IFF_NOFILTER (tun.c). So this writes
 /// one byte of an IPv4 packet after the headers that the queue should have. With the longer headers it
 /// would be too short (EINVAL); otherwise the interface is down (EIO), or IP drops it as truncated.
 fn has_packet_information(queue: BorrowedFd<'_>, vnet_hdr: bool) -> bool {

@@ -32,7 +32,7 @@ impl Monitor {
     pub(crate) fn announce_generation(&self) {
         if let Err(error) = self.requests.notice(&Notice::NewGeneration) {
             self.log.error(&format!(
-                "this virtual machine was copied, and the dataplane goes on with the keys of before ({error}); start wgsep again"
+                "this virtual machine was copied, and the dataplane continues with the keys of before ({error}); start wgsep again"
             ));
         }
     }

@@ -48,13 +48,13 @@ pub struct Monitor {
     pub(crate) socket_file: SocketFile,
     /// SIGTERM, SIGINT and SIGHUP.
     pub(crate) signals: SignalFd,
-    /// What tells of a new generation of this virtual machine.
+    /// What reports a new generation of this virtual machine.
     pub(crate) generation: Generation,
     /// Where both processes' lines go.
     pub(crate) log: Log,
     /// Whoever supervises us.
     pub(crate) manager: ServiceManager,
-    /// What the log is yet to tell where UDP datagrams come one by one.
+    /// The line that is yet to be logged where UDP datagrams come one by one.
     pub(crate) missing_gro: Option<String>,
 }
 
@@ -118,7 +118,7 @@ impl Monitor {
             Ok(polled) => polled,
             Err(error) => return Break(End::Failed(FAILURE, error.to_string())),
         };
-        // First: until the dataplane knows, it goes on with keys that a copy of it has, too.
+        // First: until the dataplane is notified, it uses keys that a copy of it has, too.
         if (uevent || kernel_line) && self.generation.has_changed() {
             self.announce_generation();
         }
@@ -134,7 +134,7 @@ impl Monitor {
         if is_due || (asked && delay.is_none()) {
             match self.requests.serve() {
                 Served::Answered => {
-                    self.tell_missing_gro();
+                    self.log_missing_gro();
                     self.report_port();
                 }
                 Served::Alive => self.manager.alive(),
@@ -147,7 +147,7 @@ impl Monitor {
         if died { Break(self.died()) } else { Continue(None) }
     }
 
-    fn tell_missing_gro(&mut self) {
+    fn log_missing_gro(&mut self) {
         if let Some(line) = self.missing_gro.take_if(|_| self.requests.lack_gro()) {
             self.log.info(&line);
         }
@@ -270,7 +270,7 @@ mod tests {
     use wgsep_journal::{Format, Sink};
 
     #[test]
-    fn last_lines_end_though_the_process_goes_on_writing() {
+    fn last_lines_end_though_the_process_keeps_writing() {
         let null = std::fs::File::open("/dev/null").unwrap();
         let mut log = Log::new(Sink::Stream(null), Format::Text, wgsep_ipc::LogLevel::Silent);
         let (reader, writer) = pipe().unwrap();

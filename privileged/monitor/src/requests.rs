@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dataplane_that_goes_on_sending_does_not_keep_the_helper_from_its_end() {
+    fn a_dataplane_that_keeps_sending_does_not_keep_the_helper_from_its_end() {
         let (mut requests, dataplane) = pair();
         for _ in 0..2 * PIPELINED_REQUESTS {
             dataplane.send_request(1, &Request::CloseUdp).unwrap();

@@ -30,7 +30,7 @@ pub(crate) fn reject_packets(socket: BorrowedFd<'_>) -> nix::Result<()> {
     set_option(socket, level, libc::SO_LOCK_FILTER, 1)
 }
 
-/// Kills the process that a pidfd stands for.
+/// Kills the process that a pidfd refers to.
 pub(crate) fn kill(child: BorrowedFd<'_>) -> nix::Result<()> {
     let none: *const libc::siginfo_t = core::ptr::null();
     // SAFETY: plain integers, and a null pointer, which means no further information.

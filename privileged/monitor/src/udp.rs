@@ -88,7 +88,7 @@ impl UdpSockets {
     /// for what is in its receive buffer. The port stays bound.
     ///
     /// # Errors
-    /// [`NOT_SILENCED`] if one goes on receiving.
+    /// [`NOT_SILENCED`] if one continues to receive.
     pub fn give_up(self) -> nix::Result<()> {
         for socket in self.families().into_iter().flatten() {
             // It returns ENOTCONN, and sends fail from then on all the same,

@@ -8,7 +8,7 @@ pub enum Attack {
     OpenUdpBeforeSealed = 1,
     /// Reports its lock-down without it.
     UnconfinedLiar,
-    /// Has a thread more than it was told to.
+    /// Has a thread more than it should.
     OneThreadTooMany,
     /// Its report has layers in a state that there is none of.
     SenselessReport,
@@ -36,7 +36,7 @@ pub enum Attack {
     Flood,
     /// Many requests, each after the reply to the one before, then a farewell.
     Hurry,
-    /// Asks for what the operator's policy forbids, says what it was told, then a farewell.
+    /// Asks for what the operator's policy forbids, prints the reply, then a farewell.
     Policy,
     /// Breaks the contract when a client connects, and then hangs up on that client.
     OnConnect,

@@ -166,11 +166,11 @@ impl Hostile {
             Request::SetMark { mark },
         ] {
             let (reply, descriptors) = self.ask(&request)?;
-            let told = match reply {
+            let reported = match reply {
                 Reply::Refused { errno } => format!("errno {errno}"),
                 _ => "granted".to_owned(),
             };
-            eprintln!("INFO {request:?}: {told}, {} descriptors", descriptors.len());
+            eprintln!("INFO {request:?}: {reported}, {} descriptors", descriptors.len());
         }
         self.ask(&Request::Bye).map(drop)
     }

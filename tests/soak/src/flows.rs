@@ -1,7 +1,7 @@
 //! TCP and UDP through the tunnel, all the time: a stream and datagrams from each end to the other.
 //!
 //! A stream that makes no progress for [`USER_TIMEOUT`] is given up and connected anew, as an
-//! application would do; without that, the sender's own backoff would decide when it goes on, and not
+//! application would do; without that, the sender's own backoff would decide when it continues, and not
 //! the tunnel.
 
 use std::io::{self, Read, Write};

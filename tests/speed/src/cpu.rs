@@ -35,7 +35,7 @@ pub(crate) struct Meter<'a> {
 pub(crate) struct Usage {
     /// Of both ends' programs together.
     pub(crate) daemons: f64,
-    /// Of the machine, whoever used it.
+    /// Of the machine, used by any process.
     pub(crate) machine: f64,
     /// The share of the machine that went to programs that are no part of this, or to other
     /// machines on the same host: from 0 to 1.

@@ -1,6 +1,6 @@
-//! What a flood of initiations that nobody can have sent takes from a TCP stream.
+//! What a flood of initiations that no peer can have sent takes from a TCP stream.
 //!
-//! The flood never stops: half of the time it goes to a port where nobody looks at it, so that what
+//! The flood never stops: half of the time it goes to a port where it is not read, so that what
 //! is compared differs in nothing but the daemon's own work. Its mac1 is right, as anybody can make
 //! it who knows the public key. After each change some time is not counted, in which what came before
 //! is worked off; that a daemon is still under load in the calm half is.

@@ -267,7 +267,7 @@ fn of_each_contender(measure: Measure, context: &Context<'_>) -> (Vec<Measured>,
     (measured, Vec::new())
 }
 
-/// Progress, to whoever watches.
+/// Progress, for the terminal.
 pub(crate) fn say(line: &str) {
     let _nobody_watches = writeln!(io::stderr(), "{line}");
 }

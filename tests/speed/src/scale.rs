@@ -83,7 +83,7 @@ fn spread(bed: &Bed) {
     bed.right.netns.run("ip route add local 10.64.0.0/16 dev lo");
 }
 
-/// Adds all others, each with an address, none ever heard of. In many transactions: the text of one
+/// Adds all others, each with an address, none with a handshake. In many transactions: the text of one
 /// takes memory, too, and is no part of what a peer costs.
 #[track_caller]
 fn add_peers(place: &Place) {

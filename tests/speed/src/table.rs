@@ -81,7 +81,7 @@ fn of_each(
     aligned(&rows)
 }
 
-/// A table whose columns stand under each other also where nobody renders it.
+/// A table whose columns stand under each other also where it is not rendered.
 fn aligned<R: AsRef<[String]>>(rows: &[R]) -> String {
     let mut widths: Vec<usize> = Vec::new();
     for row in rows {

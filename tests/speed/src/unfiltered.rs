@@ -121,7 +121,7 @@ fn is_about_to_close_filter(thread: Pid) -> nix::Result<bool> {
 }
 
 /// Makes a thread hand over a filter that allows everything. Its own is in secret memory, where
-/// nobody can write; this one takes the place of the program's first instructions, which have run.
+/// cannot be written; this one takes the place of the program's first instructions, which have run.
 fn hand_over_open_filter(process: Pid, thread: Pid) -> nix::Result<()> {
     let place = entry_point(process)?;
     let write =

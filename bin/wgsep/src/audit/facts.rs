@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_are_told_by_kind() {
+    fn descriptors_are_recognised_by_kind() {
         for (target, expected) in [
             ("anon_inode:[eventpoll]", "eventpoll"),
             ("anon_inode:inotify", "inotify"),

@@ -4,7 +4,7 @@ use super::claims::Claims;
 use super::facts::{Fact, Facts, NAMESPACES};
 use wgsep_policy::{Capability, Layer, Process};
 
-/// How a layer stands.
+/// The state of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// In force.

@@ -9,7 +9,7 @@ use wgsep_proto::Random;
 pub struct Dice(u64);
 
 impl Dice {
-    /// Dice that fall as `seed` says.
+    /// Dice whose rolls `seed` determines.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
         Self(seed)
@@ -55,13 +55,13 @@ impl Random for Dice {
 pub struct SharedDice(Arc<Mutex<Dice>>);
 
 impl SharedDice {
-    /// Dice that fall as `seed` says.
+    /// Dice whose rolls `seed` determines.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(Arc::new(Mutex::new(Dice::new(seed))))
     }
 
-    /// From now on they fall as another seed says.
+    /// From now on another seed determines the rolls.
     pub fn reseed(&self, seed: u64) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Dice::new(seed);
     }

@@ -17,7 +17,7 @@ const START: Duration = Duration::from_secs(1000);
 /// Time of day when a simulation starts.
 const START_WALL: Duration = Duration::from_secs(1_800_000_000);
 
-/// Decides whether a datagram goes on its way.
+/// Decides whether a datagram is delivered.
 pub type Filter = Box<dyn FnMut(&Datagram) -> bool>;
 
 /// A network of hosts.
@@ -50,7 +50,7 @@ impl Simulation {
         }
     }
 
-    /// Two hosts, each the other's peer, that know where the other is.
+    /// Two hosts, each the other's peer with its endpoint.
     #[must_use]
     pub fn pair(seed: u64) -> (Self, HostId, HostId) {
         let mut simulation = Self::new(seed);
@@ -97,7 +97,7 @@ impl Simulation {
         &mut self.hosts[id.0]
     }
 
-    /// What `host` knows of `peer`.
+    /// The state of `peer` at `host`.
     #[must_use]
     pub fn peer(&self, host: HostId, peer: HostId) -> PeerStatus {
         self.host(host).peer(&self.host(peer).public_key)

@@ -196,7 +196,7 @@ impl Device {
         self.flush(now);
     }
 
-    /// Handles what other threads that use the data path asked for. The other methods do so themselves.
+    /// Handles what other threads that use the data path requested. The other methods do so themselves.
     pub fn flush(&mut self, now: Now) {
         loop {
             if self.control.data_path().vm_generation_changed() {

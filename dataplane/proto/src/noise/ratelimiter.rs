@@ -9,7 +9,7 @@ use std::collections::HashMap;
 pub const PACKETS_PER_SECOND: u64 = 20;
 /// Handshake messages that one source may send at once after a pause.
 pub const PACKETS_BURSTABLE: u64 = 5;
-/// An entry unused for this long says nothing that a new one would not: it is collected at the next
+/// An entry unused for this long equals a new one: it is collected at the next
 /// rotation.
 pub const COLLECT_AFTER: Duration = Duration::from_secs(1);
 /// Sources remembered at once; the older half is evicted. (The kernel refuses unknown sources when its
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_goes_on_sending_is_limited_through_every_rotation() {
+    fn a_source_that_keeps_sending_is_limited_through_every_rotation() {
         let mut limiter = RateLimiter::default();
         for _ in 0..PACKETS_BURSTABLE {
             assert!(limiter.allow(host(0), millis(0)));

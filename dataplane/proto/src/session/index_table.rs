@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn that_a_keypair_was_released_is_told_once_and_of_a_handshake_never() {
+    fn that_a_keypair_was_released_is_reported_once_and_of_a_handshake_never() {
         let table = IndexTable::default();
         let (id, keypair) = (PeerId::default(), crate::session::keypair::tests::keypair(5, true));
         let peer = Arc::new(Peer::new(id, crate::keys::PublicKey::from_bytes([1; 32])));

@@ -30,7 +30,7 @@ fn set_load(simulation: &mut Simulation, host: HostId, waiting: usize) {
 }
 
 #[test]
-fn a_responder_under_load_wants_a_cookie_and_then_answers() {
+fn a_responder_under_load_requires_a_cookie_and_then_answers() {
     let (mut simulation, a, b) = Simulation::pair(1);
     set_load(&mut simulation, b, UNDER_LOAD_THRESHOLD);
     let tag = simulation.ping(a, b);
@@ -50,7 +50,7 @@ fn a_responder_under_load_wants_a_cookie_and_then_answers() {
 }
 
 #[test]
-fn an_initiator_under_load_wants_a_cookie_with_the_response() {
+fn an_initiator_under_load_requires_a_cookie_with_the_response() {
     let (mut simulation, a, b) = Simulation::pair(2);
     set_load(&mut simulation, a, UNDER_LOAD_THRESHOLD);
     let tag = simulation.ping(a, b);
@@ -89,7 +89,7 @@ fn load_begins_at_an_eighth_of_the_queue_and_lasts_a_second() {
 
 /// A flood that the device can just keep up with never fills its queue.
 #[test]
-fn initiations_in_vain_are_load_too_and_a_peer_gets_through() {
+fn rejected_initiations_are_load_too_and_a_peer_gets_through() {
     let (mut simulation, a, b) = Simulation::pair(16);
     let mut dice = Dice::new(98);
     let key = *simulation.host(b).public_key.as_bytes();
@@ -106,7 +106,7 @@ fn initiations_in_vain_are_load_too_and_a_peer_gets_through() {
         assert_eq!(simulation.count(b, Kind::CookieReply), replies);
     }
     assert_eq!(simulation.host(b).drops(DropCause::UnknownPeer), refused, "no more was computed");
-    // A flood that goes on keeps up the load.
+    // A flood that continues keeps up the load.
     for _ in 0..5 {
         simulation.run_for(SECOND * 9 / 10);
         for _ in 0..UNDER_LOAD_REFUSALS {

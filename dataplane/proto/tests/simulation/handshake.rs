@@ -90,7 +90,7 @@ fn equal_preshared_keys_connect_and_different_ones_do_not() {
 
 /// The initiator sees at once that keys differ; the responder only that nothing ever follows.
 #[test]
-fn both_sides_tell_of_different_preshared_keys_once() {
+fn both_sides_report_different_preshared_keys_once() {
     let (mut simulation, a, b) = Simulation::pair(6);
     set_psk(&mut simulation, a, b, [7; 32]);
     simulation.ping(a, b);
@@ -121,7 +121,7 @@ fn sessions_renewed_for_an_hour_cause_no_complaint() {
 }
 
 #[test]
-fn a_message_for_another_key_is_told_with_where_it_came_from() {
+fn a_message_for_another_key_is_reported_with_its_sender() {
     let (mut simulation, a, b) = connected(7);
     let mut initiation = simulation.last(a, Kind::Initiation).payload;
     initiation[120] ^= 1;
@@ -310,7 +310,7 @@ fn a_response_may_take_almost_until_the_next_attempt() {
 }
 
 #[test]
-fn a_replayed_initiation_is_refused_and_told() {
+fn a_replayed_initiation_is_refused_and_reported() {
     let (mut simulation, a, b) = connected(15);
     let initiation = simulation.last(a, Kind::Initiation);
     let responses = simulation.count(b, Kind::Response);

@@ -110,7 +110,7 @@ fn the_loss_of_any_one_datagram_delays_but_does_not_stop() {
 fn one_side_that_restarts_is_reached_again() {
     let (mut simulation, a, b) = Simulation::pair(2);
     assert!(simulation.reaches(a, b));
-    // The other knows nothing of the session any more.
+    // The other has no keypair any more.
     simulation.set_up(b, false);
     simulation.set_up(b, true);
     // From b: a handshake at once. From a: once its data has gone unanswered for 15 s.
@@ -183,7 +183,7 @@ fn suspends_of_every_length_are_survived_by_either_side() {
 }
 
 #[test]
-fn a_wall_clock_that_stands_still_breaks_only_the_handshake_it_must() {
+fn a_wall_clock_that_has_stopped_breaks_only_the_handshake_it_must() {
     // Two initiations with the same timestamp: the second is a replay, whatever its source.
     let (mut simulation, a, b) = Simulation::pair(5);
     simulation.ping(a, b);

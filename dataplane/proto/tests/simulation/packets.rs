@@ -79,7 +79,7 @@ fn what_was_refused_is_not_counted_as_received() {
 }
 
 #[test]
-fn cookie_replies_count_for_nobody() {
+fn cookie_replies_count_for_no_peer() {
     let (mut simulation, a, b) = Simulation::pair(3);
     simulation.host_mut(b).waiting = wgsep_proto::device::control_plane::UNDER_LOAD_THRESHOLD;
     assert!(!simulation.reaches(a, b));
@@ -332,7 +332,7 @@ fn an_allowed_ip_that_moves_takes_both_directions_along() {
 }
 
 #[test]
-fn packets_for_nobody_and_for_peers_without_endpoint_are_counted_apart() {
+fn packets_for_no_peer_and_for_peers_without_endpoint_are_counted_apart() {
     let (mut simulation, a, b) = Simulation::pair(16);
     let mut lost = simulation.host(b).as_peer();
     lost.public_key = wgsep_proto::PublicKey::from_bytes([8; 32]);

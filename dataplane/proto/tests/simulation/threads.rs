@@ -21,7 +21,7 @@ const ROUNDS: usize = 300;
 /// Datagrams that the workers of one device send and those of the other take.
 type Wire = Mutex<Vec<Vec<u8>>>;
 
-/// A nonce of one device: the receiver index, which stands for the keypair, and the counter.
+/// A nonce of one device: the receiver index, which identifies the keypair, and the counter.
 type Nonce = (u32, u64);
 
 /// Packets that a worker sends at once.
@@ -122,7 +122,7 @@ fn disturb(simulation: &mut Simulation, [a, b]: [HostId; 2], round: usize) {
         3 => simulation.change_peer(b, a, |peer| peer.persistent_keepalive_interval = Some(9)),
         _ => simulation.change_peer(b, a, |peer| peer.persistent_keepalive_interval = Some(0)),
     }
-    // Datagrams of the control thread arrive, but the workers' clock stands still.
+    // Datagrams of the control thread arrive, but the workers' clock is stopped.
     simulation.run_for(Duration::from_millis(25));
 }
 

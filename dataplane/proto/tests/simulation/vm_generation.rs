@@ -28,7 +28,7 @@ fn is_data(datagram: &Datagram) -> bool {
     matches!(datagram.kind(), Kind::Data | Kind::Keepalive)
 }
 
-/// The index that data of a host carries: it stands for the keypair.
+/// The index that data of a host carries: it identifies the keypair.
 fn data_indices(simulation: &Simulation, host: HostId, from: usize) -> BTreeSet<u32> {
     let sent = simulation.sent_by(host).skip(from).filter(|datagram| is_data(datagram));
     sent.map(|datagram| datagram.word(4)).collect()

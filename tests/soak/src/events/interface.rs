@@ -78,7 +78,7 @@ pub(super) fn any_listen_port(world: &mut World, dice: &mut Dice) -> Outcome {
     Ok(format!("{side:?}, which got {}", node.port))
 }
 
-/// The port is refused with an error for wg(8), and the old one goes on.
+/// The port is refused with an error for wg(8), and the old one stays in use.
 pub(super) fn taken_listen_port(world: &mut World, dice: &mut Dice) -> Outcome {
     let side = side(dice);
     let taken = port(side, dice) + 200;
@@ -87,7 +87,7 @@ pub(super) fn taken_listen_port(world: &mut World, dice: &mut Dice) -> Outcome {
     assert!(socket.is_ok(), "port {taken}: {socket:?}");
     let refused = node.daemon().try_wg_set(format!("listen-port {taken}"));
     assert!(!refused.status.success(), "a port in use was accepted");
-    assert_eq!(node.daemon().listen_port(), node.port, "the old port goes on");
+    assert_eq!(node.daemon().listen_port(), node.port, "the old port stays in use");
     Ok(format!("{side:?}, port {taken}"))
 }
 

@@ -44,7 +44,7 @@ pub struct Recovery {
 }
 
 /// Added to each limit for a machine of two processors on which another test runs. Less than
-/// REKEY_TIMEOUT, so that a packet that needs no handshake is told from one that waited for a
+/// REKEY_TIMEOUT, so that a packet that needs no handshake is distinguished from one that waited for a
 /// repeated initiation.
 pub(crate) const MARGIN: Duration = Duration::from_secs(3);
 /// REKEY_TIMEOUT and the greatest jitter.

@@ -48,7 +48,7 @@ fn introduce(world: &World, side: Side) {
     }
 }
 
-/// The session goes on; the next handshake uses it. To see that, a link may go down and up.
+/// The session continues; the next handshake uses it. To see that, a link may go down and up.
 fn change_preshared_key(world: &mut World, dice: &mut Dice, key: Option<String>) -> Outcome {
     let (first, handshake) = (side(dice), dice.chance(500));
     world.preshared = key;
@@ -125,7 +125,7 @@ pub(super) fn churn_allowed_ips(world: &mut World, dice: &mut Dice) -> Outcome {
     Ok(format!("{side:?} {count}"))
 }
 
-/// The whole configuration with other absent_peers than before; the session goes on.
+/// The whole configuration with other absent_peers than before; the session continues.
 pub(super) fn syncconf(world: &mut World, dice: &mut Dice) -> Outcome {
     let side = side(dice);
     let keep = dice.below(200) as usize;

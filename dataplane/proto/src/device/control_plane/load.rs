@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn load_that_goes_on_begins_once_and_lasts_from_its_last_sign() {
+    fn load_that_persists_begins_once_and_lasts_from_its_last_sign() {
         let mut load = Load::default();
         assert_eq!(load.record(UNDER_LOAD_THRESHOLD - 1, at(0)), None);
         assert_eq!(load.record(UNDER_LOAD_THRESHOLD, at(0)), Some(Change::Begins));
