@@ -4,7 +4,7 @@
 //! was cut short, ends the conversation; descriptors that came with it are closed first.
 
 use crate::Error;
-use crate::message::{Frame, MAX_FRAME, Request, decode, filled};
+use crate::message::{Frame, MAX_FRAME, Request, decode};
 use crate::reply::{FromHelper, Notice, Reply};
 use core::mem::{size_of, zeroed};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
@@ -85,7 +85,7 @@ impl Channel {
         if len == 0 {
             return Ok(Received::Closed);
         }
-        Ok(Received::Message(decode(filled(&bytes, len))?, descriptors))
+        Ok(Received::Message(decode(bytes.get(..len).unwrap_or_default())?, descriptors))
     }
 
     pub(crate) fn send(

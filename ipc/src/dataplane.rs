@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::channel::{Channel, Received};
-use crate::message::{MAX_FRAME, Request, decode, filled};
+use crate::message::{MAX_FRAME, Request, decode};
 use crate::reply::FromHelper;
 
 impl Channel {
@@ -26,7 +26,7 @@ impl Channel {
         if len == 0 {
             return Ok(Received::Closed);
         }
-        let (_, message): (_, FromHelper) = decode(filled(&bytes, len))?;
+        let (_, message): (_, FromHelper) = decode(bytes.get(..len).unwrap_or_default())?;
         if descriptors.len() != message.descriptors() {
             return Err(Error::Descriptors);
         }

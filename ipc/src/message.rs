@@ -59,12 +59,6 @@ impl Request {
 /// How each layer of the dataplane's sandbox turned out, as the policy encodes it.
 pub type SandboxReport = [[u8; 3]; REPORT_LAYERS];
 
-/// The part of a buffer that holds a frame of `len` bytes.
-pub(crate) fn filled(buffer: &[u8], len: usize) -> &[u8] {
-    debug_assert!(len <= buffer.len(), "neither bincode nor recvmsg(2) fills more than the buffer");
-    buffer.get(..len).unwrap_or_default()
-}
-
 /// A frame's bytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Frame {
@@ -74,7 +68,7 @@ pub(crate) struct Frame {
 
 impl Frame {
     pub(crate) fn as_bytes(&self) -> &[u8] {
-        filled(&self.bytes, self.len)
+        self.bytes.get(..self.len).unwrap_or_default()
     }
 
     /// Encodes a body.

@@ -69,7 +69,7 @@ fn base64(bytes: &[u8; KEY_LEN]) -> [u8; 44] {
 }
 
 /// A Curve25519 private key, clamped, erased on drop.
-#[derive(Clone)]
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct PrivateKey(Secret<[u8; KEY_LEN]>);
 
 impl PrivateKey {
@@ -89,8 +89,8 @@ impl PrivateKey {
 
     /// The clamped key, for the UAPI's reply and the Noise handshake only.
     #[must_use]
-    pub fn as_bytes(&self) -> &[u8; KEY_LEN] {
-        &self.0
+    pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
+        self.0.value()
     }
 
     /// The public key that goes with this private key.
@@ -99,14 +99,6 @@ impl PrivateKey {
         PublicKey(x25519::public_key(&self.0))
     }
 }
-
-impl Zeroize for PrivateKey {
-    fn zeroize(&mut self) {
-        self.0.zeroize();
-    }
-}
-
-impl ZeroizeOnDrop for PrivateKey {}
 
 impl PartialEq for PrivateKey {
     fn eq(&self, other: &Self) -> bool {
@@ -117,7 +109,7 @@ impl PartialEq for PrivateKey {
 impl Eq for PrivateKey {}
 
 /// A symmetric key mixed into a handshake; all zeros where none is configured. Erased on drop.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, Zeroize, ZeroizeOnDrop)]
 pub struct PresharedKey(Secret<[u8; KEY_LEN]>);
 
 impl PresharedKey {
@@ -129,18 +121,10 @@ impl PresharedKey {
 
     /// The key's 32 bytes.
     #[must_use]
-    pub fn as_bytes(&self) -> &[u8; KEY_LEN] {
-        &self.0
+    pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
+        self.0.value()
     }
 }
-
-impl Zeroize for PresharedKey {
-    fn zeroize(&mut self) {
-        self.0.zeroize();
-    }
-}
-
-impl ZeroizeOnDrop for PresharedKey {}
 
 impl PartialEq for PresharedKey {
     fn eq(&self, other: &Self) -> bool {

@@ -24,6 +24,12 @@ impl<T: Zeroize> Secret<T> {
     pub const fn new(value: T) -> Self {
         Self { value, place: SecretPlace }
     }
+
+    /// The key material, as a constant function, which cannot check where it is.
+    #[must_use]
+    pub const fn value(&self) -> &T {
+        &self.value
+    }
 }
 
 impl<T: Zeroize> Deref for Secret<T> {
