@@ -68,6 +68,7 @@ pub struct SecretPlace;
 
 impl SecretPlace {
     /// Checks that this value is in secret memory.
+    #[inline(always)]
     #[track_caller]
     pub fn check(&self) {
         check(core::ptr::from_ref(self));
