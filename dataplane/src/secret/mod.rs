@@ -143,8 +143,7 @@ pub(crate) mod tests {
     use wgsep_proto::noise::handshake::{Handshake, StaticIdentity};
     use wgsep_proto::noise::symmetric::SymmetricState;
     use wgsep_proto::secret::Secret;
-    use wgsep_proto::session::aead::AeadKey;
-    use wgsep_proto::session::keypair::{Keypair, KeypairParts};
+    use wgsep_proto::session::keypair::{Keypair, KeypairParts, SealJob, seal_batch};
     use wgsep_proto::{
         Configuration, Instant, PeerConfiguration, PresharedKey, PrivateKey, PublicKey,
     };
@@ -199,7 +198,7 @@ pub(crate) mod tests {
         ("handshake", || allocate(Handshake::new(PublicKey::from_bytes([7; 32])))),
         ("symmetric state", || allocate(SymmetricState::new(&[7; 32]))),
         ("result of a handshake", || allocate(parts())),
-        ("cipher", || allocate(AeadKey::new(&Secret::new([7; 32])))),
+        ("cipher", || allocate(Secret::new(wgsep_aead::Key::new(&[7; 32])))),
         ("keypair", || drop(black_box(Arc::new(Keypair::new(&parts(), NOW))))),
         ("secret of cookies", || allocate(CookieChecker::new(&PublicKey::from_bytes([7; 32])))),
         ("cookie", || allocate(CookieGenerator::new(&PublicKey::from_bytes([7; 32])))),
@@ -246,7 +245,9 @@ pub(crate) mod tests {
         let body = move || {
             let identity = black_box(StaticIdentity::new(&private_key()));
             drop(identity);
-            keypair.seal(1, &mut [0; 48])
+            let (datagram, is_sealed) = (&mut [0; 48], &mut false);
+            seal_batch([SealJob { keypair: &keypair, counter: 1, datagram, is_sealed }]);
+            *is_sealed
         };
         assert_eq!(start(Allocates::Packets, body).recv().unwrap(), Ok(true));
     }
