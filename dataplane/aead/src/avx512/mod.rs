@@ -82,6 +82,9 @@ fn crypt<const SEAL: bool>(lanes: &mut [Lane<'_>; PACKETS]) -> Tags {
     let zero = _mm512_setzero_si512();
     let none = Ciphertext { blocks: [Block { low: zero, high: zero }; 4], whole: 0, parts: [0; 4] };
     let mut initial = initial(lanes);
+    for offset in [0, 2 * memory::LEN] {
+        prefetch(lanes, offset);
+    }
     let mut prepared = chacha20::three_columns(initial);
     let mut rows = chacha20::finish_first_double_round(prepared);
     for _ in 1..DOUBLE_ROUNDS {
@@ -98,10 +101,7 @@ fn crypt<const SEAL: bool>(lanes: &mut [Lane<'_>; PACKETS]) -> Tags {
     while offset < longest {
         initial[COUNTER] = counters(block);
         prepared[COUNTER] = initial[COUNTER];
-        for lane in lanes.iter() {
-            memory::prefetch(lane.text.get(offset + 128));
-            memory::prefetch(lane.text.get(offset + 192));
-        }
+        prefetch(lanes, offset + 2 * memory::LEN);
         let mut rows = chacha20::finish_first_double_round(prepared);
         for ciphertext in &ciphertexts {
             if ciphertext.whole == 0 {
@@ -197,6 +197,15 @@ fn counters(block: u32) -> __m512i {
     _mm512_mask_add_epi32(first, 0xff00, first, _mm512_set1_epi32(1))
 }
 
+/// Has the next two blocks of each packet loaded, while the step before computes.
+#[inline]
+fn prefetch(lanes: &[Lane<'_>; PACKETS], offset: usize) {
+    for lane in lanes {
+        memory::prefetch(lane.text.get(offset));
+        memory::prefetch(lane.text.get(offset + memory::LEN));
+    }
+}
+
 /// The blocks with even numbers, and those with odd ones, of each packet.
 #[inline]
 fn halves(blocks: &[__m512i; BLOCKS]) -> (&[__m512i; PACKETS], &[__m512i; PACKETS]) {
@@ -234,7 +243,10 @@ fn xor<const SEAL: bool>(
     let mut whole = 0;
     let mut parts = [0; 4];
     for (i, (lane, keystream)) in lanes.iter_mut().zip(keystream).enumerate() {
-        let text = lane.text.get_mut(offset..).unwrap_or_default();
+        // An access without a byte would take the processor some hundred cycles.
+        let Some(text) = lane.text.get_mut(offset..).filter(|text| !text.is_empty()) else {
+            continue;
+        };
         let input = memory::load(text);
         let output = _mm512_xor_si512(input, *keystream);
         memory::store(text, output);
