@@ -1,7 +1,8 @@
 //! The system calls that no safe crate offers as the dataplane needs them: `recvmsg` and `sendmsg` with control messages
-//! on the stack, netlink, random numbers, priorities, the page of the VM clock. All the unsafe code of this crate is here
-//! and in `secret`.
+//! on the stack, netlink, random numbers, priorities, the page of the VM clock. And a sum by instructions that not every
+//! processor has. All the unsafe code of this crate is here and in `secret`.
 
+use crate::packets::offload::sum_words;
 use core::mem::{MaybeUninit, size_of, zeroed};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use core::ptr::{self, NonNull};
@@ -411,6 +412,22 @@ pub(crate) fn fill_random(bytes: &mut [u8]) {
     if usize::try_from(filled) != Ok(bytes.len()) {
         std::process::abort();
     }
+}
+
+/// A part of the Internet checksum, by AVX2 where the processor has it; `None` elsewhere.
+pub(crate) fn sum_with_vectors(bytes: &[u8], initial: u64) -> Option<u64> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn sum(bytes: &[u8], initial: u64) -> u64 {
+            sum_words(bytes, initial)
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has AVX2.
+            return Some(unsafe { sum(bytes, initial) });
+        }
+    }
+    None
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! Sums are of native-endian words, which saves swapping bytes: one's complement sums do not depend on
 //! the byte order, as long as the result is stored in the order in which the words were loaded.
 
+use crate::sys;
+
 /// Words summed at once: enough for the compiler to use vector registers.
 const LANES: usize = 16;
 
@@ -12,6 +14,12 @@ const LANES: usize = 16;
 /// A packet has fewer than 2^14 words of 32 bits, so that nothing here comes near 64. It wraps all the same,
 /// because a check of each addition would keep the compiler from using vector registers.
 pub(super) fn sum(bytes: &[u8], initial: u64) -> u64 {
+    sys::sum_with_vectors(bytes, initial).unwrap_or_else(|| sum_words(bytes, initial))
+}
+
+/// The same, with the instructions of the function that it is inlined into.
+#[inline(always)]
+pub(crate) fn sum_words(bytes: &[u8], initial: u64) -> u64 {
     let mut lanes = [0u64; LANES];
     let (blocks, rest) = bytes.as_chunks::<{ LANES * 4 }>();
     for block in blocks {
@@ -20,12 +28,14 @@ pub(super) fn sum(bytes: &[u8], initial: u64) -> u64 {
             *lane = lane.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
         }
     }
-    let (pairs, last) = rest.as_chunks::<2>();
-    let pairs = pairs.iter().map(|pair| u64::from(u16::from_ne_bytes(*pair)));
-    let last = last.iter().map(|byte| u64::from(u16::from_ne_bytes([*byte, 0])));
-    let (pairs, last) = (pairs.fold(0, u64::wrapping_add), last.fold(0, u64::wrapping_add));
-    let lanes = lanes.into_iter().fold(initial, u64::wrapping_add);
-    lanes.wrapping_add(pairs).wrapping_add(last)
+    let (words, rest) = rest.as_chunks::<4>();
+    let words = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word)));
+    let mut last = [0; 4];
+    for (to, byte) in last.iter_mut().zip(rest) {
+        *to = *byte;
+    }
+    let sum = lanes.into_iter().chain(words).fold(initial, u64::wrapping_add);
+    sum.wrapping_add(u64::from(u32::from_ne_bytes(last)))
 }
 
 /// A sum as 16 bits, in the byte order in which it is stored.

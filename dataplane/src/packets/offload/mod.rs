@@ -14,6 +14,7 @@ mod split;
 mod tests;
 mod vnet;
 
+pub(crate) use checksum::sum_words;
 pub use coalesce::{Coalesce, Coalescer};
 pub use segments::Segments;
 pub use vnet::{GsoType, VNET_HDR_LEN, VnetHeader};
