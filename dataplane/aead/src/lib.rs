@@ -36,13 +36,13 @@ const LONGEST: usize = 1 << 24;
 
 /// A key, erased on drop.
 #[derive(Zeroize, ZeroizeOnDrop)]
-pub struct Key([u32; KEY_LEN / 4]);
+pub struct Key([u8; KEY_LEN]);
 
 impl Key {
     /// The key of these bytes.
     #[must_use]
-    pub fn new(bytes: &[u8; KEY_LEN]) -> Self {
-        Self(words(bytes))
+    pub const fn new(bytes: &[u8; KEY_LEN]) -> Self {
+        Self(*bytes)
     }
 }
 
@@ -117,6 +117,12 @@ fn each_group<'p>(
         packets.for_each(|mut packet| single(&mut packet));
         return;
     };
+    let Some(mut first) = packets.next() else { return };
+    let Some(second) = packets.next() else {
+        single(&mut first);
+        return;
+    };
+    let mut packets = [first, second].into_iter().chain(packets);
     let mut batch = ArrayVec::<_, BATCH>::new();
     loop {
         batch.extend(packets.by_ref().take(BATCH));
@@ -144,16 +150,10 @@ fn lanes<'g>(group: &'g mut [Packet<'_>]) -> [Lane<'g>; PACKETS] {
     core::array::from_fn(|_| {
         packets.next().map_or_else(Lane::unused, |packet| Lane {
             key: &packet.key.0,
-            nonce: words(&packet.nonce),
+            nonce: packet.nonce,
             text: packet.text,
         })
     })
-}
-
-/// Words of 32 bits, little-endian.
-fn words<const WORDS: usize>(bytes: &[u8]) -> [u32; WORDS] {
-    let (words, _) = bytes.as_chunks();
-    core::array::from_fn(|i| words.get(i).map_or(0, |word| u32::from_le_bytes(*word)))
 }
 
 /// Whether batches go through vectors: 0 until it is known, and then one of the two others.

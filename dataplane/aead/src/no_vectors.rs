@@ -1,6 +1,6 @@
 //! In place of `avx512` where that is not built.
 
-use crate::TAG_LEN;
+use crate::{KEY_LEN, NONCE_LEN, TAG_LEN};
 
 pub(crate) const PACKETS: usize = 8;
 
@@ -9,14 +9,14 @@ pub(crate) type Tags = [[u8; TAG_LEN]; PACKETS];
 /// As that of `avx512`.
 #[expect(dead_code, reason = "no value of Vectors reads it")]
 pub(crate) struct Lane<'p> {
-    pub(crate) key: &'p [u32; 8],
-    pub(crate) nonce: [u32; 3],
+    pub(crate) key: &'p [u8; KEY_LEN],
+    pub(crate) nonce: [u8; NONCE_LEN],
     pub(crate) text: &'p mut [u8],
 }
 
 impl Lane<'_> {
     pub(crate) fn unused() -> Self {
-        Self { key: &[0; 8], nonce: [0; 3], text: &mut [] }
+        Self { key: &[0; KEY_LEN], nonce: [0; NONCE_LEN], text: &mut [] }
     }
 }
 

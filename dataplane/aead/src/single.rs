@@ -4,17 +4,6 @@ use crate::{Key, NONCE_LEN, TAG_LEN};
 
 pub(crate) use backend::{open, seal};
 
-impl Key {
-    fn bytes(&self) -> zeroize::Zeroizing<[u8; crate::KEY_LEN]> {
-        let mut bytes = zeroize::Zeroizing::new([0; crate::KEY_LEN]);
-        let (words, _) = bytes.as_chunks_mut();
-        for (bytes, word) in words.iter_mut().zip(self.0) {
-            *bytes = word.to_le_bytes();
-        }
-        bytes
-    }
-}
-
 #[cfg(feature = "ring")]
 mod backend {
     use super::{Key, NONCE_LEN, TAG_LEN};
@@ -25,7 +14,7 @@ mod backend {
 
     impl Expanded {
         fn new(key: &Key) -> Option<Self> {
-            let key = UnboundKey::new(&CHACHA20_POLY1305, key.bytes().as_slice()).ok()?;
+            let key = UnboundKey::new(&CHACHA20_POLY1305, &key.0).ok()?;
             Some(Self(LessSafeKey::new(key)))
         }
     }
@@ -78,7 +67,7 @@ mod backend {
         nonce: [u8; NONCE_LEN],
         text: &mut [u8],
     ) -> Option<[u8; TAG_LEN]> {
-        let cipher = ChaCha20Poly1305::new((&*key.bytes()).into());
+        let cipher = ChaCha20Poly1305::new((&key.0).into());
         let text = InOutBuf::from(text);
         cipher.encrypt_inout_detached(&nonce.into(), &[], text).ok().map(Into::into)
     }
@@ -90,7 +79,7 @@ mod backend {
         text: &mut [u8],
         tag: &[u8; TAG_LEN],
     ) -> bool {
-        let cipher = ChaCha20Poly1305::new((&*key.bytes()).into());
+        let cipher = ChaCha20Poly1305::new((&key.0).into());
         let (text, tag) = (InOutBuf::from(text), Tag::from(*tag));
         cipher.decrypt_inout_detached(&nonce.into(), &[], text, &tag).is_ok()
     }

@@ -9,7 +9,7 @@ mod chacha20;
 mod memory;
 mod poly1305;
 
-use crate::TAG_LEN;
+use crate::{KEY_LEN, NONCE_LEN, TAG_LEN};
 use chacha20::{BLOCKS, COUNTER, DOUBLE_ROUNDS, Rows};
 use core::arch::x86_64::{
     __m512i, __mmask8, _mm512_castsi256_si512, _mm512_inserti64x4, _mm512_mask_add_epi32,
@@ -27,15 +27,15 @@ pub(crate) type Tags = [[u8; TAG_LEN]; PACKETS];
 
 /// A packet, which is encrypted or decrypted in place.
 pub(crate) struct Lane<'p> {
-    pub(crate) key: &'p [u32; 8],
-    pub(crate) nonce: [u32; 3],
+    pub(crate) key: &'p [u8; KEY_LEN],
+    pub(crate) nonce: [u8; NONCE_LEN],
     pub(crate) text: &'p mut [u8],
 }
 
 impl Lane<'_> {
     /// A lane without a packet.
     pub(crate) fn unused() -> Self {
-        Self { key: &[0; 8], nonce: [0; 3], text: &mut [] }
+        Self { key: &[0; KEY_LEN], nonce: [0; NONCE_LEN], text: &mut [] }
     }
 }
 
@@ -166,19 +166,25 @@ fn initial(lanes: &[Lane<'_>; PACKETS]) -> Rows {
     rows[..4].copy_from_slice(&chacha20::constants());
     let [first, others @ ..] = lanes;
     if others.iter().all(|lane| core::ptr::eq(lane.key, first.key)) {
-        for (row, word) in rows[4..12].iter_mut().zip(first.key) {
-            *row = _mm512_set1_epi32(word.cast_signed());
+        for (i, row) in rows[4..COUNTER].iter_mut().enumerate() {
+            *row = _mm512_set1_epi32(word(first.key, i).cast_signed());
         }
     } else {
         for (i, row) in rows[4..COUNTER].iter_mut().enumerate() {
-            *row = twice(&lanes.each_ref().map(|lane| lane.key[i]));
+            *row = twice(&lanes.each_ref().map(|lane| word(lane.key, i)));
         }
     }
     rows[COUNTER] = counters(0);
     for (i, row) in rows[COUNTER + 1..].iter_mut().enumerate() {
-        *row = twice(&lanes.each_ref().map(|lane| lane.nonce[i]));
+        *row = twice(&lanes.each_ref().map(|lane| word(&lane.nonce, i)));
     }
     rows
+}
+
+/// A word of 32 bits, little-endian.
+fn word(bytes: &[u8], i: usize) -> u32 {
+    let (words, _) = bytes.as_chunks();
+    words.get(i).map_or(0, |word| u32::from_le_bytes(*word))
 }
 
 /// A row of both blocks of each packet.
