@@ -122,10 +122,11 @@ fn each_group<'p>(
         single(&mut first);
         return;
     };
-    let mut packets = [first, second].into_iter().chain(packets);
     let mut batch = ArrayVec::<_, BATCH>::new();
+    batch.push(first);
+    batch.push(second);
     loop {
-        batch.extend(packets.by_ref().take(BATCH));
+        batch.extend(packets.by_ref().take(batch.remaining_capacity()));
         let Some(first) = batch.first() else { return };
         let len = first.text.len();
         if batch.iter().any(|packet| packet.text.len() != len) {
