@@ -55,7 +55,10 @@ const CAUSES: &[(&str, &str)] = &[
     ("send_failed", "out: the network refused it for another reason"),
     ("malformed", "in: not WireGuard; another program uses or probes the port"),
     ("unknown_index", "in: of a session that is over, as after a restart"),
-    ("no_private_key", "in: a handshake, but no private key is set; `wg set IF private-key FILE`"),
+    (
+        "no_private_key",
+        "in: a handshake, out: it waited for one, but no private key is set; `wg set IF private-key FILE`",
+    ),
     ("bad_mac1", "in: the sender has another public key for this end; see `wg show IF public-key`"),
     ("under_load", "in: a handshake answered with a cookie, too many came at once"),
     ("rate_limited", "in: more than 20 handshakes a second from one address"),

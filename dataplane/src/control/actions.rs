@@ -178,7 +178,7 @@ impl Control {
         match self.take_sockets(reply, descriptors) {
             Ok(port) => {
                 self.device.set_listen_port(port);
-                self.device.set_up(true, clock::now());
+                self.device.set_up(true);
                 self.port_opened("interface up, ");
             }
             Err(errno) => self.port_refused(errno),
@@ -241,7 +241,7 @@ impl Control {
     }
 
     fn start_link_down(&mut self) {
-        self.device.set_up(false, clock::now());
+        self.device.set_up(false);
         self.port_retry.clear();
         self.replace_sockets(UdpSockets::default());
         self.shared.clear_handshakes();
@@ -332,7 +332,7 @@ impl Control {
                 Ok(port) => {
                     configuration.listen_port = Some(port);
                     self.configure(*configuration);
-                    self.device.set_up(true, clock::now());
+                    self.device.set_up(true);
                     self.actions.push_front(Action::Configured(client));
                     self.port_opened("");
                 }
@@ -377,7 +377,7 @@ impl Control {
     }
 
     fn configure(&mut self, configuration: Configuration) {
-        self.device.configure(configuration, clock::now());
+        self.device.configure(configuration);
         let Self { reporter, device, .. } = self;
         reporter.retain_peers(|peer| device.has_peer(peer));
     }

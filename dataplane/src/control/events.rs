@@ -264,6 +264,7 @@ const fn subject(event: &Event) -> Option<Subject> {
         }
         Event::HandshakeComplete { .. }
         | Event::EndpointMoved(..)
+        | Event::NoPrivateKey
         | Event::UnderLoad
         | Event::NewGeneration => None,
     }
@@ -298,6 +299,7 @@ fn line(event: Event) -> String {
         Event::NewGeneration => {
             "this virtual machine was cloned or restored: keys and handshakes of before are dropped, and peers get new ones".to_owned()
         }
+        Event::NoPrivateKey => "no private key is set, so no handshake begins: packets to peers wait for up to 90 s and are dropped; wg set IF private-key FILE".to_owned(),
         Event::UnderLoad => "under load: handshakes need a cookie from now on".to_owned(),
     }
 }

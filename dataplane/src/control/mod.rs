@@ -36,7 +36,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use wgsep_ipc::{Request, Startup};
 use wgsep_proto::device::control_plane::{
-    ControlPlane, CryptoJob, HandshakeDatagram, HandshakeTransmit, JobRunner, MAX_QUEUED_HANDSHAKES,
+    ControlPlane, CryptoJob, HandshakeDatagram, HandshakeTransmit, JobRunner,
+    MAX_QUEUED_HANDSHAKES, PEERS_PER_ROUND,
 };
 use wgsep_proto::invariant::{part, present};
 use wgsep_proto::wire::messages::TRANSPORT_OVERHEAD;
@@ -152,7 +153,7 @@ impl Control {
             fwmark: Some(startup.fwmark),
             ..Configuration::default()
         };
-        device.configure(initial, clock::now());
+        device.configure(initial);
         if let Some(vm_clock) = vm_clock {
             device.data_path().watch_generation(Box::new(vm_clock));
         }
@@ -359,11 +360,13 @@ impl Control {
         self.transmit();
     }
 
-    /// Sends and logs what this round caused. It is never inlined, as [`Self::handle`].
+    /// Handles some of the peers that are due, and sends and logs what this round caused. More of them are due at
+    /// once. It is never inlined, as [`Self::handle`].
     #[inline(never)]
     fn flush(&mut self) {
         let now = clock::now();
-        self.device.handle_dirty_peers(now);
+        let mut most = PEERS_PER_ROUND;
+        self.device.handle_dirty_peers(&mut most, now);
         self.device.handle_timeout(now);
         self.transmit();
         let device = &mut self.device;

@@ -268,7 +268,7 @@ mod tests {
     use crate::random::KernelRandom;
     use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
     use std::os::fd::{AsRawFd, OwnedFd};
-    use wgsep_proto::{AllowedIpChange, Configuration, Now, PeerConfiguration, PublicKey};
+    use wgsep_proto::{AllowedIpChange, Configuration, PeerConfiguration, PublicKey};
 
     const START: Instant = Instant::from_nanos(3_600_000_000_000);
     const INTERFACE: u32 = 3;
@@ -291,7 +291,6 @@ mod tests {
     impl Bed {
         /// With this many peers, of which number N is at `10.0.N`, two bytes.
         fn new(peers: u16) -> Self {
-            let now = Now { instant: START, wall: Duration::ZERO };
             let mut device = ControlPlane::new(Box::new(KernelRandom));
             let peers = (0..peers).map(|number| {
                 let mut key = [1; 32];
@@ -306,7 +305,7 @@ mod tests {
             let listen_port = Some(51820);
             let configuration =
                 Configuration { peers: peers.collect(), listen_port, ..Configuration::default() };
-            device.configure(configuration, now);
+            device.configure(configuration);
             let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
             let (ours, kernel) =
                 socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();

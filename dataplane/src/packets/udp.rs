@@ -235,7 +235,7 @@ pub(crate) mod tests {
     use std::sync::atomic::Ordering;
     use wgsep_proto::device::control_plane::ControlPlane;
     use wgsep_proto::{
-        AllowedIp, AllowedIpChange, Configuration, Now, PeerConfiguration, PublicKey, Source,
+        AllowedIp, AllowedIpChange, Configuration, PeerConfiguration, PublicKey, Source,
     };
 
     #[test]
@@ -280,13 +280,12 @@ pub(crate) mod tests {
 
     /// A device with one peer, to which everything goes.
     pub(crate) fn device_and_peer() -> (ControlPlane, Arc<Peer>) {
-        let now = Now { instant: Instant::from_nanos(1), wall: core::time::Duration::ZERO };
         let mut peer = PeerConfiguration::new(PublicKey::from_bytes([9; 32]));
         let allowed_ip = AllowedIp::new([0, 0, 0, 0].into(), 0).unwrap();
         peer.endpoint = Some(([127, 0, 0, 1], 7).into());
         peer.allowed_ips.push(AllowedIpChange { allowed_ip, remove: false });
         let mut device = ControlPlane::new(Box::new(KernelRandom));
-        device.configure(Configuration { peers: vec![peer], ..Configuration::default() }, now);
+        device.configure(Configuration { peers: vec![peer], ..Configuration::default() });
         let data_path = Arc::clone(device.data_path());
         let mut allowed_ips = data_path.allowed_ips.reader();
         allowed_ips.refresh(&data_path.allowed_ips);

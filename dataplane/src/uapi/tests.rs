@@ -14,7 +14,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use wgsep_proto::device::control_plane::ControlPlane;
-use wgsep_proto::{Configuration, Instant, Now, Random};
+use wgsep_proto::{Configuration, Random};
 
 const TOKEN: u64 = 100;
 const OK: &str = "errno=0\n\n";
@@ -120,8 +120,7 @@ impl House {
             }
             (Operation::Set(configuration), Some(delayed)) => delayed.push((client, configuration)),
             (Operation::Set(configuration), None) => {
-                let now = Now { instant: Instant::from_nanos(1), wall: Duration::ZERO };
-                device.configure(configuration, now);
+                device.configure(configuration);
                 server.reply_set(client, 0, epoll);
             }
         }

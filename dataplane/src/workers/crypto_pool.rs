@@ -127,8 +127,8 @@ mod tests {
         }
         let mut device = ControlPlane::new(Box::new(KernelRandom));
         let private_key = Some(Some(private_key));
-        device.configure(Configuration { private_key, peers, ..Configuration::default() }, NOW);
-        device.set_up(true, NOW);
+        device.configure(Configuration { private_key, peers, ..Configuration::default() });
+        device.set_up(true);
         (device, clients)
     }
 

@@ -295,7 +295,7 @@ mod tests {
             PeerConfiguration::new(PublicKey::from_bytes(key))
         };
         let peers = (0..PEERS).map(peer).collect();
-        control.configure(Configuration { peers, ..Configuration::default() }, now);
+        control.configure(Configuration { peers, ..Configuration::default() });
         let shared = Arc::new(Shared::new(Arc::clone(control.data_path()), 1).unwrap());
         shared.request_send_staged(control.shared_peers().map(Arc::clone));
         let worker = Worker::new(0, Arc::clone(&shared));
@@ -319,9 +319,9 @@ mod tests {
         let mut control = ControlPlane::new(Box::new(KernelRandom));
         let peer = PeerConfiguration::new(PublicKey::from_bytes([9; 32]));
         let removal = PeerConfiguration { remove: true, ..peer.clone() };
-        control.configure(Configuration { peers: vec![peer], ..Configuration::default() }, now);
+        control.configure(Configuration { peers: vec![peer], ..Configuration::default() });
         let looked_up = Arc::clone(control.shared_peers().next().unwrap());
-        control.configure(Configuration { peers: vec![removal], ..Configuration::default() }, now);
+        control.configure(Configuration { peers: vec![removal], ..Configuration::default() });
         let data_path = control.data_path();
         assert!(data_path.reserve_nonces(&looked_up, 3, now.instant, |_| 0).is_none());
         assert_eq!(data_path.drops.count(DropCause::NoPeer), 3);

@@ -116,14 +116,14 @@ impl Device {
 
     /// Applies a configuration, all of it.
     pub fn configure(&mut self, configuration: Configuration, now: Now) {
-        self.control.configure(configuration, now);
+        self.control.configure(configuration);
         self.flush(now);
     }
 
     /// Sets whether the link is up. Link up sends staged packets and persistent keepalives; link down drops all
     /// keypairs, handshakes, staged packets and datagrams, and stops the timers.
     pub fn set_up(&mut self, up: bool, now: Now) {
-        self.control.set_up(up, now);
+        self.control.set_up(up);
         if !up {
             self.transmits.clear();
         }
@@ -184,13 +184,15 @@ impl Device {
         packet.and_then(|packet| datagram.get(packet))
     }
 
-    /// When [`Self::handle_timeout`] is due; `None` if no timer is pending.
+    /// When [`Self::handle_timeout`] is due; `None` if no timer is pending. It is in the past while more is due than
+    /// one call handles.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
         self.control.next_timeout()
     }
 
-    /// Expires the timers that are due, and sends what they cause.
+    /// Expires timers that are due, and sends what they cause. The work of one call is bounded, to
+    /// [`control_plane::PEERS_PER_ROUND`] peers: [`Self::next_timeout`] is in the past until nothing is left.
     pub fn handle_timeout(&mut self, now: Now) {
         self.control.handle_timeout(now);
         self.flush(now);
@@ -198,12 +200,13 @@ impl Device {
 
     /// Handles what other threads that use the data path requested. The other methods do so themselves.
     pub fn flush(&mut self, now: Now) {
+        let mut most = control_plane::PEERS_PER_ROUND;
         loop {
             if self.control.data_path().vm_generation_changed() {
                 // Sealed with keys that are about to be dropped.
                 self.transmits.clear();
             }
-            self.control.handle_dirty_peers(now);
+            self.control.handle_dirty_peers(&mut most, now);
             while let Some(transmit) = self.control.poll_transmit() {
                 let HandshakeTransmit { endpoint, traffic_class, datagram, peer } = transmit;
                 self.transmits.push(endpoint, traffic_class, peer, &datagram);

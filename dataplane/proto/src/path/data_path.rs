@@ -12,7 +12,8 @@ use crate::time::Instant;
 use crate::wire::icmp::ErrorLimiter;
 use core::net::IpAddr;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, compiler_fence};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// The owner of an allowed IP.
 #[derive(Clone)]
@@ -125,7 +126,7 @@ drop_causes! {
     InboundMalformed = "malformed",
     /// In: no handshake or keypair has its index.
     UnknownIndex = "unknown_index",
-    /// In: a handshake message, and we have no private key.
+    /// In: a handshake message, out: a packet that waited for a handshake, and we have no private key.
     NoPrivateKey = "no_private_key",
     /// In: mac1 is wrong: the sender has another public key for us.
     InvalidMac = "bad_mac1",
@@ -219,7 +220,7 @@ pub struct DataPath {
     has_route_mtus: AtomicBool,
     route_mtus: Mutex<AllowedIps<u32>>,
     has_identity: AtomicBool,
-    dirty_peers: Mutex<Vec<PeerId>>,
+    dirty_peers: Mutex<VecDeque<PeerId>>,
     wake: AtomicBool,
     generation: OnceLock<Box<dyn GenerationCounter>>,
     /// The generation in which the keypairs were made.
@@ -262,7 +263,7 @@ impl DataPath {
         self.mtu.store(mtu, Ordering::Relaxed);
     }
 
-    /// Records whether there is a private key; without one, no handshake is requested.
+    /// Records whether there is a private key.
     pub(crate) fn set_has_identity(&self, has_identity: bool) {
         self.has_identity.store(has_identity, Ordering::Release);
     }
@@ -305,7 +306,7 @@ impl DataPath {
     /// Marks a peer as dirty, with the reason for which the control thread must examine it.
     pub(crate) fn mark(&self, peer: &Peer, reason: u8) {
         if peer.mark(reason) {
-            self.dirty_peers.lock().unwrap_or_else(PoisonError::into_inner).push(peer.id());
+            self.dirty_peers().push_back(peer.id());
             self.wake.store(true, Ordering::Release);
         }
     }
@@ -325,8 +326,26 @@ impl DataPath {
         }
     }
 
-    pub(crate) fn take_dirty_peers(&self) -> Vec<PeerId> {
-        core::mem::take(&mut *self.dirty_peers.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Takes at most `most` dirty peers, in the order in which they were marked, and returns whether more
+    /// are left. Those that no longer exist are removed.
+    pub(crate) fn take_dirty_peers(
+        &self,
+        most: usize,
+        exists: impl Fn(PeerId) -> bool,
+    ) -> (Vec<PeerId>, bool) {
+        let (mut queue, mut taken) = (self.dirty_peers(), Vec::new());
+        while taken.len() < most
+            && let Some(id) = queue.pop_front()
+        {
+            if exists(id) {
+                taken.push(id);
+            }
+        }
+        (taken, !queue.is_empty())
+    }
+
+    fn dirty_peers(&self) -> MutexGuard<'_, VecDeque<PeerId>> {
+        self.dirty_peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,7 +1,10 @@
 //! Configuration of simulated devices: what a `get` shows, and what a `set` moves.
 
 use std::time::Duration;
-use wgsep_proto::{AllowedIp, Configuration, PeerConfiguration, PublicKey};
+use wgsep_proto::session::peer::{MAX_STAGED_PACKETS, StagedPackets};
+use wgsep_proto::{
+    AllowedIp, Configuration, Device, DropCause, Event, PeerConfiguration, PrivateKey, PublicKey,
+};
 use wgsep_simulation::host::{HostId, allow, inner_v4};
 use wgsep_simulation::link::Kind;
 use wgsep_simulation::packet::{PING_LEN, request};
@@ -163,21 +166,77 @@ fn what_waits_for_the_first_private_key_goes_when_it_is_set() {
 }
 
 #[test]
-fn without_a_private_key_packets_do_not_wake_the_control_thread() {
+fn without_a_private_key_only_the_first_packet_wakes_the_control_thread() {
     let (mut simulation, a, _) = Simulation::pair(12);
-    let configuration = Configuration { private_key: Some(None), ..Configuration::default() };
-    simulation.configure(a, configuration);
+    simulation.configure(a, private_key(None));
     let packet = request(inner_v4(0), inner_v4(1), PING_LEN, 0, 1);
-    let data_path = simulation.host(a).device.data_path();
-    let _before = data_path.take_wake();
-    let allowed_ips = data_path.allowed_ips.reader();
-    for _ in 0..3 {
+    let now = simulation.now();
+    let device = &mut simulation.host_mut(a).device;
+    let stage = |device: &Device| {
+        let data_path = device.data_path();
+        let allowed_ips = data_path.allowed_ips.reader();
         let (peer, _) = data_path.route(allowed_ips.value(), &packet).unwrap();
-        let now = simulation.now().instant;
-        let reservation =
-            data_path.reserve_nonces(peer, 1, now, |staged| staged.stage_packet(&packet));
-        assert!(reservation.is_none() && !data_path.take_wake());
+        let stage = |staged: &mut StagedPackets| staged.stage_packet(&packet);
+        assert!(data_path.reserve_nonces(peer, 1, now.instant, stage).is_none());
+        data_path.take_wake()
+    };
+    let _before = device.data_path().take_wake();
+    assert!(stage(device), "its time begins");
+    device.flush(now);
+    for _ in 0..3 {
+        assert!(!stage(device));
     }
+}
+
+#[test]
+fn without_a_private_key_packets_wait_90_seconds_and_are_counted() {
+    let (mut simulation, a, b) = Simulation::pair(14);
+    let key = simulation.host(a).device.status().private_key;
+    simulation.configure(a, private_key(None));
+    for round in 1..3 {
+        for _ in 0..90 {
+            simulation.ping(a, b);
+            simulation.run_for(SECOND);
+        }
+        let host = simulation.host(a);
+        let events = host.count_events(|event| *event == Event::NoPrivateKey);
+        assert_eq!((events, host.drops(DropCause::NoPrivateKey)), (1, 90 * (round - 1)));
+        simulation.run_for(20 * SECOND);
+        let host = simulation.host(a);
+        assert_eq!(host.drops(DropCause::NoPrivateKey), 90 * round);
+        assert_eq!(host.drops(DropCause::StagedExpired), 0);
+        assert_eq!(host.count_events(|event| matches!(event, Event::HandshakeGivenUp(_))), 0);
+    }
+    for _ in 0..MAX_STAGED_PACKETS + 5 {
+        simulation.ping(a, b);
+    }
+    let host = simulation.host(a);
+    assert_eq!(host.drops(DropCause::NoPrivateKey), 180 + 5, "more than can wait");
+    assert_eq!(host.drops(DropCause::StagedOverflow), 0);
+    simulation.configure(a, private_key(key));
+    simulation.run_for(SECOND);
+    assert_eq!(simulation.host(a).replies().len(), MAX_STAGED_PACKETS, "those that wait are sent");
+    simulation.configure(a, private_key(None));
+    simulation.ping(a, b);
+    let is_told = |event: &Event| *event == Event::NoPrivateKey;
+    assert_eq!(simulation.host(a).count_events(is_told), 2, "each time the key was removed");
+}
+
+#[test]
+fn a_persistent_keepalive_that_expired_without_a_private_key_is_sent_with_it() {
+    let (mut simulation, a, b) = Simulation::pair(15);
+    let key = simulation.host(a).device.status().private_key;
+    simulation.configure(a, private_key(None));
+    simulation.change_peer(a, b, |peer| peer.persistent_keepalive_interval = Some(25));
+    simulation.run_for(200 * SECOND);
+    assert_eq!(simulation.host(a).drops(DropCause::NoPrivateKey), 0, "no packet");
+    simulation.configure(a, private_key(key));
+    simulation.run_for(SECOND);
+    assert_eq!(simulation.count(a, Kind::Keepalive), 1);
+}
+
+fn private_key(key: Option<PrivateKey>) -> Configuration {
+    Configuration { private_key: Some(key), ..Configuration::default() }
 }
 
 #[test]

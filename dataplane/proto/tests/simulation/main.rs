@@ -1,6 +1,7 @@
 //! The protocol between simulated devices, on a virtual clock.
 #![allow(clippy::unwrap_used)]
 
+mod bursts;
 mod configuration;
 mod cookies;
 mod handshake;

@@ -1,5 +1,6 @@
 //! Configuration: applying a `set`, answering a `get`.
 
+use super::expiry::Pending;
 use super::{ControlPlane, Identity, PEER_EXISTS, PeerEntry};
 use crate::config::{
     AllowedIp, AllowedIpChange, Configuration, DeviceStatus, PeerConfiguration, PeerStatus,
@@ -10,7 +11,6 @@ use crate::noise::cookie::{CookieChecker, CookieGenerator};
 use crate::noise::handshake::{Handshake, StaticIdentity};
 use crate::path::data_path::AllowedIpOwner;
 use crate::session::peer::{Endpoint, Peer, PeerId};
-use crate::time::Now;
 use core::ops::Bound;
 use core::time::Duration;
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 impl ControlPlane {
     /// Applies a checked `set` in the kernel's order: mark, port, replace_peers, key, peers. It
     /// cannot fail, so it is never half-applied; the caller has opened the port beforehand.
-    pub fn configure(&mut self, configuration: Configuration, now: Now) {
+    pub fn configure(&mut self, configuration: Configuration) {
         if let Some(fwmark) = configuration.fwmark {
             self.fwmark = fwmark;
             self.clear_sources();
@@ -33,10 +33,10 @@ impl ControlPlane {
             }
         }
         if let Some(private_key) = configuration.private_key {
-            self.set_private_key(private_key, now);
+            self.set_private_key(private_key);
         }
         for peer in configuration.peers {
-            self.configure_peer(peer, now);
+            self.configure_peer(peer);
         }
         self.data_path.allowed_ips.replace(self.allowed_ips.clone());
     }
@@ -111,8 +111,8 @@ impl ControlPlane {
 
     /// Sets the private key (kernel netlink.c, wg_set_device). Keypairs are only used for receiving from
     /// now on; the next packet to each peer starts a handshake at once. A peer that has our public key is
-    /// removed. Packets that waited for the first key are sent.
-    fn set_private_key(&mut self, private_key: Option<PrivateKey>, now: Now) {
+    /// removed. Packets that waited for the first key are sent, and persistent keepalives.
+    fn set_private_key(&mut self, private_key: Option<PrivateKey>) {
         if self.identity.as_ref().map(|identity| &identity.private_key) == private_key.as_ref() {
             return;
         }
@@ -123,6 +123,7 @@ impl ControlPlane {
             Identity { private_key, keys, cookie_checker }
         });
         self.data_path.set_has_identity(self.identity.is_some());
+        self.no_private_key_logged = false;
         if let Some(ourselves) = self.our_peer_id() {
             self.remove_peer(ourselves);
         }
@@ -137,7 +138,7 @@ impl ControlPlane {
             }
             drop(state);
             if first {
-                self.send_staged_packets(id, now);
+                self.queue_pending(id, Pending::STAGED_AND_KEEPALIVE);
             }
         }
     }
@@ -147,7 +148,7 @@ impl ControlPlane {
         self.by_key.get(self.identity.as_ref()?.keys.public_key()).copied()
     }
 
-    fn configure_peer(&mut self, change: PeerConfiguration, now: Now) {
+    fn configure_peer(&mut self, change: PeerConfiguration) {
         let known = self.by_key.get(&change.public_key).copied();
         if change.remove {
             if let Some(id) = known {
@@ -186,10 +187,8 @@ impl ControlPlane {
             }
             None => false,
         };
-        if switched_on {
-            self.send_keepalive(id, now);
-        }
-        self.send_staged_packets(id, now);
+        let wanted = if switched_on { Pending::STAGED_AND_KEEPALIVE } else { Pending::STAGED };
+        self.queue_pending(id, wanted);
         self.reschedule(id);
     }
 
@@ -208,6 +207,7 @@ impl ControlPlane {
             last_handshake: Duration::ZERO,
             unanswered: 0,
             unconfirmed: 0,
+            pending: Pending::default(),
             queued_at: None,
         };
         self.peers.insert(id, Box::new(entry));

@@ -1,4 +1,9 @@
-//! Expiry of timers (kernel timers.c, the expired functions), and the peers that workers marked as dirty.
+//! Expiry of timers (kernel timers.c, the expired functions), the peers that workers marked as dirty, and those to which
+//! something is sent after a change that concerns many.
+//!
+//! All of that is done in rounds. A peer of each kind may need an initiation, and there may be many thousand peers, so
+//! each kind has a queue of its own, of which a round takes some: a caller does other things in between, and a peer
+//! that traffic has marked does not wait for all those that a change has.
 
 use super::{ControlPlane, Event, PEER_EXISTS};
 use crate::invariant::present;
@@ -7,13 +12,48 @@ use crate::session::timers::Timer;
 use crate::time::Now;
 use std::sync::Arc;
 
+/// Peers of each kind that are handled in a round, which then takes a few milliseconds.
+pub const PEERS_PER_ROUND: usize = 16;
+
+/// What is sent to a peer after a change that concerns many peers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pending {
+    /// The staged packets, if there are any.
+    staged: bool,
+    /// A keepalive, if it is configured.
+    persistent_keepalive: bool,
+    /// An initiation.
+    initiation: bool,
+}
+
+impl Pending {
+    pub(super) const STAGED: Self =
+        Self { staged: true, persistent_keepalive: false, initiation: false };
+    pub(super) const STAGED_AND_KEEPALIVE: Self =
+        Self { persistent_keepalive: true, ..Self::STAGED };
+    pub(super) const INITIATION: Self =
+        Self { staged: false, persistent_keepalive: false, initiation: true };
+
+    const fn is_any(self) -> bool {
+        self.staged || self.persistent_keepalive || self.initiation
+    }
+
+    const fn merge(self, other: Self) -> Self {
+        Self {
+            staged: self.staged || other.staged,
+            persistent_keepalive: self.persistent_keepalive || other.persistent_keepalive,
+            initiation: self.initiation || other.initiation,
+        }
+    }
+}
+
 impl ControlPlane {
-    /// Expires the timers that are due at `now`. Call it at [`Self::next_timeout`]; an earlier call is
-    /// harmless.
+    /// Expires timers that are due at `now`, the earliest first, of at most [`PEERS_PER_ROUND`] peers. Call it at
+    /// [`Self::next_timeout`], which is in the past if more are due; an earlier call is harmless.
     pub fn handle_timeout(&mut self, now: Now) {
-        while let Some((at, id)) =
-            self.timer_queue.first().copied().filter(|(at, _)| *at <= now.instant)
-        {
+        for _ in 0..PEERS_PER_ROUND {
+            let first = self.timer_queue.first().copied();
+            let Some((at, id)) = first.filter(|(at, _)| *at <= now.instant) else { return };
             self.timer_queue.remove(&(at, id));
             if let Some(entry) = self.entry_mut(id) {
                 entry.queued_at = None;
@@ -23,24 +63,45 @@ impl ControlPlane {
         }
     }
 
-    /// Handles what is due for the peers that workers marked as dirty. In a copy of the virtual machine in
-    /// which the keys were made, it first drops all keys.
-    pub fn handle_dirty_peers(&mut self, now: Now) {
+    /// Handles what is due for the peers that workers marked as dirty, and for those that a change of the
+    /// configuration, of the link or of the virtual machine concerns: at most `most` of each kind, in the order in which
+    /// they were queued. It subtracts how many that were; if more are left, [`Self::next_timeout`] is `now`. In a copy
+    /// of the virtual machine in which the keys were made, it first drops all keys.
+    pub fn handle_dirty_peers(&mut self, most: &mut usize, now: Now) {
         if self.data_path.vm_generation_changed() {
             self.vm_notification(now);
         }
-        for id in self.data_path.take_dirty_peers() {
-            let Some(entry) = self.entry(id) else { continue };
-            let reasons = entry.peer.take_dirty();
-            if reasons & dirty::CONFIRMED != 0 {
-                self.record_handshake(id, now);
-                self.send_staged_packets(id, now);
-            }
-            if reasons & dirty::HANDSHAKE != 0 {
-                self.request_initiation(id, now);
-            }
-            self.reschedule(id);
+        let quantum = *most;
+        let (dirty_peers, more) = self.data_path.take_dirty_peers(quantum, |id| self.has_id(id));
+        let (marked, mut sent) = (dirty_peers.len(), 0);
+        for id in dirty_peers {
+            self.handle_dirty_peer(id, now);
         }
+        while sent < quantum
+            && let Some(id) = self.pending.pop_front()
+        {
+            // Those that were removed since do not count, so that they do not accumulate.
+            sent += usize::from(self.send_pending(id, now));
+        }
+        *most -= marked.max(sent);
+        self.left_since = (more || !self.pending.is_empty()).then_some(now.instant);
+    }
+
+    fn has_id(&self, id: PeerId) -> bool {
+        self.peers.contains_key(&id)
+    }
+
+    fn handle_dirty_peer(&mut self, id: PeerId, now: Now) {
+        let Some(entry) = present(self.entry(id), PEER_EXISTS) else { return };
+        let reasons = entry.peer.take_dirty();
+        if reasons & dirty::CONFIRMED != 0 {
+            self.record_handshake(id, now);
+            self.send_staged_packets(id, now);
+        }
+        if reasons & dirty::HANDSHAKE != 0 {
+            self.request_initiation(id, now);
+        }
+        self.reschedule(id);
     }
 
     /// Puts a peer into the timer queue at its earliest deadline.
@@ -61,6 +122,51 @@ impl ControlPlane {
             timer_queue.insert((at, id));
         }
         entry.queued_at = at;
+    }
+
+    /// Queues what is to be sent to a peer while the link is up, unless it is nothing.
+    pub(super) fn queue_pending(&mut self, id: PeerId, wanted: Pending) {
+        let Self { peers, pending, up, .. } = self;
+        let Some(entry) = present(peers.get_mut(&id), PEER_EXISTS) else { return };
+        let wanted = Pending {
+            staged: wanted.staged && !entry.peer.state().staged.is_empty(),
+            persistent_keepalive: wanted.persistent_keepalive
+                && entry.peer.timers.persistent_keepalive_interval() > 0,
+            ..wanted
+        };
+        if !*up || !wanted.is_any() {
+            return;
+        }
+        if !entry.pending.is_any() {
+            pending.push_back(id);
+        }
+        entry.pending = entry.pending.merge(wanted);
+    }
+
+    /// Forgets what was to be sent.
+    pub(super) fn clear_pending(&mut self) {
+        for id in core::mem::take(&mut self.pending) {
+            if let Some(entry) = self.entry_mut(id) {
+                entry.pending = Pending::default();
+            }
+        }
+    }
+
+    /// Sends what is pending for a peer; false if it was removed.
+    fn send_pending(&mut self, id: PeerId, now: Now) -> bool {
+        let Some(entry) = self.entry_mut(id) else { return false };
+        let pending = core::mem::take(&mut entry.pending);
+        if pending.initiation {
+            self.request_initiation(id, now);
+        }
+        if pending.persistent_keepalive {
+            self.send_persistent_keepalive(id, now);
+        }
+        if pending.staged {
+            self.send_staged_packets(id, now);
+        }
+        self.reschedule(id);
+        true
     }
 
     fn expire_timers(&mut self, id: PeerId, now: Now) {
@@ -92,7 +198,9 @@ impl ControlPlane {
         let given_up = peer.state().take_staged();
         self.count_expired(&given_up);
         let _rescheduled = peer.timers.handshake_given_up(now.instant);
-        self.log(Event::HandshakeGivenUp(*peer.public_key()));
+        if self.identity.is_some() {
+            self.log(Event::HandshakeGivenUp(*peer.public_key()));
+        }
     }
 
     fn expired_send_keepalive(&mut self, id: PeerId, now: Now) {

@@ -54,12 +54,16 @@ impl ControlPlane {
 
     /// Sends an initiation, at most one every `REKEY_TIMEOUT`.
     pub(super) fn send_initiation(&mut self, id: PeerId, now: Now) {
-        if !self.up || self.identity.is_none() {
+        if !self.up {
             return;
         }
         let Some(entry) = present(self.entry(id), PEER_EXISTS) else { return };
         let peer = Arc::clone(&entry.peer);
         let Some(endpoint) = peer.endpoint() else { return };
+        if self.identity.is_none() {
+            self.wait_for_private_key(&peer, now);
+            return;
+        }
         if !peer.timers.may_send_initiation(now.instant) {
             self.postpone_initiation(id, now);
             return;
@@ -105,6 +109,19 @@ impl ControlPlane {
             let _rescheduled = entry.peer.timers.handshake_postponed();
             self.reschedule(id);
         }
+    }
+
+    /// Lets the timer of an initiation that cannot be created run as if it was sent, so that packets wait for a
+    /// private key as long as for a response. (In the kernel they wait without limit.)
+    fn wait_for_private_key(&mut self, peer: &Peer, now: Now) {
+        if peer.state().staged.is_empty() {
+            return;
+        }
+        if !core::mem::replace(&mut self.no_private_key_logged, true) {
+            self.log(Event::NoPrivateKey);
+        }
+        let _rescheduled = peer.timers.handshake_initiated(now.instant);
+        self.reschedule(peer.id());
     }
 
     /// Creates the job that writes a response, with a new index of ours.

@@ -10,6 +10,7 @@ mod handshaking;
 mod job;
 mod load;
 
+pub use expiry::PEERS_PER_ROUND;
 pub use handshaking::{HANDSHAKE_TRAFFIC_CLASS, HandshakeDatagram};
 pub use job::{CryptoJob, Inline, JobRunner};
 pub use load::{MAX_QUEUED_HANDSHAKES, UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME};
@@ -27,6 +28,7 @@ use crate::session::timers::Timer;
 use crate::time::{Instant, Now};
 use core::net::SocketAddr;
 use core::time::Duration;
+use expiry::Pending;
 use load::Load;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -87,6 +89,8 @@ pub enum Event {
     ResponseRefused(PublicKey),
     /// A peer's endpoint changed, as an authentic handshake message proved.
     EndpointMoved(PublicKey, SocketAddr),
+    /// A packet waits for a handshake, and there is no private key.
+    NoPrivateKey,
     /// Too many handshakes: from now on, senders have to prove their address.
     UnderLoad,
     /// This virtual machine is a copy: every keypair and handshake was dropped.
@@ -104,6 +108,8 @@ struct PeerEntry {
     unanswered: u32,
     /// Responses since a handshake last completed on both sides.
     unconfirmed: u32,
+    /// What is to be sent to it; if anything, it is in the queue of pending peers.
+    pending: Pending,
     /// The deadline at which the timer queue has this peer.
     queued_at: Option<Instant>,
 }
@@ -129,6 +135,12 @@ pub struct ControlPlane {
     allowed_ips: AllowedIpTable,
     next_order: u64,
     timer_queue: BTreeSet<(Instant, PeerId)>,
+    /// Peers to which something is sent after a change that concerns many.
+    pending: VecDeque<PeerId>,
+    /// When dirty or pending peers were left to another call.
+    left_since: Option<Instant>,
+    /// That there is no private key was logged, and none was set since.
+    no_private_key_logged: bool,
     rate_limiter: RateLimiter,
     load: Load,
     transmits: VecDeque<HandshakeTransmit>,
@@ -153,6 +165,9 @@ impl ControlPlane {
             allowed_ips: AllowedIpTable::default(),
             next_order: 0,
             timer_queue: BTreeSet::new(),
+            pending: VecDeque::new(),
+            left_since: None,
+            no_private_key_logged: false,
             rate_limiter: RateLimiter::default(),
             load: Load::default(),
             transmits: VecDeque::new(),
@@ -210,10 +225,12 @@ impl ControlPlane {
         self.events.pop_front()
     }
 
-    /// When [`Self::handle_timeout`] is due next; `None` if no timer is pending.
+    /// When [`Self::handle_timeout`] and [`Self::handle_dirty_peers`] are due next; `None` if no timer is pending and
+    /// no peer was left.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
-        self.timer_queue.first().map(|(at, _)| *at)
+        let first = self.timer_queue.first().map(|(at, _)| *at);
+        [self.left_since, first].into_iter().flatten().min()
     }
 
     /// True between link up and link down.
@@ -222,18 +239,17 @@ impl ControlPlane {
         self.up
     }
 
-    /// Sets whether the link is up. Link up sends staged packets and persistent keepalives; link down drops
-    /// all keypairs, handshakes and staged packets and stops the timers (kernel device.c, wg_open and
-    /// wg_stop).
-    pub fn set_up(&mut self, up: bool, now: Now) {
+    /// Sets whether the link is up. Link up queues the peers to which staged packets and persistent keepalives are
+    /// sent; link down drops all keypairs, handshakes and staged packets and stops the timers (kernel device.c,
+    /// wg_open and wg_stop).
+    pub fn set_up(&mut self, up: bool) {
         if self.up == up {
             return;
         }
         self.up = up;
         for id in self.ids() {
             if up {
-                self.send_staged_packets(id, now);
-                self.send_persistent_keepalive(id, now);
+                self.queue_pending(id, Pending::STAGED_AND_KEEPALIVE);
             } else {
                 self.quiesce(id);
             }
@@ -242,13 +258,13 @@ impl ControlPlane {
         if !up {
             self.transmits.clear();
             self.can_send_staged.clear();
+            self.clear_pending();
         }
     }
 
     /// Handles that this virtual machine was cloned or restored from a snapshot, so that another copy may
-    /// use the same keys with the same nonces. Drops every keypair, handshake and cookie, and initiates a
-    /// handshake with each peer that had a keypair or has packets waiting (kernel device.c,
-    /// wg_vm_notification).
+    /// use the same keys with the same nonces. Drops every keypair, handshake and cookie, and queues each peer that had
+    /// a keypair or has packets waiting, for an initiation (kernel device.c, wg_vm_notification).
     ///
     /// The kernel only stops sending with the keypairs. Here they do not receive either: the replay
     /// windows are those of the snapshot, so what came after it could be replayed.
@@ -275,7 +291,7 @@ impl ControlPlane {
             self.clear_handshake(id);
             self.clear_keypairs(id);
             if is_wanted {
-                self.request_initiation(id, now);
+                self.queue_pending(id, Pending::INITIATION);
             }
             self.reschedule(id);
         }
@@ -311,7 +327,11 @@ impl ControlPlane {
     /// Counts staged packets that are given up, without the empty one of a keepalive.
     fn count_expired(&self, staged: &VecDeque<Vec<u8>>) {
         let packets = staged.iter().filter(|packet| !packet.is_empty()).count();
-        self.data_path.drops.add(DropCause::StagedExpired, packets);
+        let cause = match self.identity {
+            Some(_) => DropCause::StagedExpired,
+            None => DropCause::NoPrivateKey,
+        };
+        self.data_path.drops.add(cause, packets);
     }
 
     fn clear_handshake(&mut self, id: PeerId) {

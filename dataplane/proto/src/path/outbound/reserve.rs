@@ -124,7 +124,7 @@ impl DataPath {
                 let dropped = stage(&mut state.staged);
                 let wanted = !state.staged.is_empty();
                 drop(state);
-                self.drops.add(DropCause::StagedOverflow, dropped);
+                self.drops.add(self.overflow_cause(), dropped);
                 if wanted {
                     self.initiate_for_staged(peer, now);
                 }
@@ -153,15 +153,22 @@ impl DataPath {
     /// While a retransmission is scheduled, its timer sends the initiation. The kernel also sends it for
     /// the first packet after REKEY_TIMEOUT, without jitter. If both ends have steady traffic and their
     /// initiations cross, they would cross again after each REKEY_TIMEOUT.
+    ///
+    /// Without a private key that timer only limits how long packets wait, and no further packet extends the time.
     fn initiate_for_staged(&self, peer: &Peer, now: Instant) {
-        if !self.has_identity() {
-            return;
+        let has_identity = self.has_identity();
+        if has_identity {
+            peer.timers.reset_handshake_attempts();
         }
-        peer.timers.reset_handshake_attempts();
         let is_scheduled = peer.timers.is_pending(Timer::RetransmitHandshake);
-        if !is_scheduled || peer.timers.is_initiation_overdue(now) {
+        if !is_scheduled || (has_identity && peer.timers.is_initiation_overdue(now)) {
             self.mark(peer, dirty::HANDSHAKE);
         }
+    }
+
+    /// Why packets are dropped of which too many waited.
+    fn overflow_cause(&self) -> DropCause {
+        if self.has_identity() { DropCause::StagedOverflow } else { DropCause::NoPrivateKey }
     }
 }
 
