@@ -1,9 +1,9 @@
-//! A control group that limits the memory of what runs in it.
+//! Control groups that limit the memory, or the processor time, of what runs in them.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -16,7 +16,68 @@ const CONTROLLERS: [[&str; 3]; 2] = [
     ["/sys/fs/cgroup", "memory.max", "memory.current"],
 ];
 
-/// A control group of a test's own, removed when dropped.
+/// Where the processor controller may be, with its file for the limit, in microseconds of each 100,000: version 1,
+/// version 2.
+const CPU_CONTROLLERS: [[&str; 2]; 2] =
+    [["/sys/fs/cgroup/cpu", "cpu.cfs_quota_us"], ["/sys/fs/cgroup", "cpu.max"]];
+
+/// A control group of a test's own that limits processor time, removed when dropped.
+#[derive(Debug)]
+pub struct CpuCgroup {
+    path: PathBuf,
+    limit: PathBuf,
+}
+
+impl CpuCgroup {
+    /// Makes a group without a limit.
+    ///
+    /// # Errors
+    ///
+    /// Where no processor controller may be written: why.
+    pub fn new() -> Result<Self, String> {
+        let name = format!("wgsep-tests-{}", unique_interface());
+        for [root, limit] in CPU_CONTROLLERS {
+            let path = PathBuf::from(root).join(&name);
+            if fs::create_dir(&path).is_err() {
+                continue;
+            }
+            let cgroup = Self { limit: path.join(limit), path };
+            if cgroup.limit.exists() {
+                return Ok(cgroup);
+            }
+        }
+        Err("no processor controller of control groups that may be written".to_owned())
+    }
+
+    /// Lets a command run in the group.
+    ///
+    /// # Panics
+    ///
+    /// When the group's list of processes cannot be opened.
+    #[track_caller]
+    pub fn enter(&self, command: &mut Command) {
+        enter(&self.path, command);
+    }
+
+    /// Lets the group use so many percent of one processor.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel does not set it.
+    #[track_caller]
+    pub fn limit_to_percent(&self, percent: u32) {
+        let set = fs::write(&self.limit, (percent * 1000).to_string());
+        assert!(set.is_ok(), "cannot write {}: {set:?}", self.limit.display());
+    }
+}
+
+impl Drop for CpuCgroup {
+    fn drop(&mut self) {
+        remove(&self.path);
+    }
+}
+
+/// A control group of a test's own that limits memory, removed when dropped.
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
@@ -52,16 +113,7 @@ impl Cgroup {
     /// When the group's list of processes cannot be opened.
     #[track_caller]
     pub fn enter(&self, command: &mut Command) {
-        let path = self.path.join("cgroup.procs");
-        let processes = match OpenOptions::new().write(true).open(&path) {
-            Ok(processes) => processes,
-            Err(error) => panic!("cannot open {}: {error}", path.display()),
-        };
-        // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are
-        // allowed: it writes to a descriptor that it owns.
-        unsafe {
-            command.pre_exec(move || (&processes).write_all(b"0"));
-        }
+        enter(&self.path, command);
     }
 
     /// Lets the group use so many bytes more than it does now. Who asks for more is killed.
@@ -80,7 +132,25 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Who was killed is in it until reaped.
-        wait::poll(Duration::from_secs(10), || fs::remove_dir(&self.path).ok());
+        remove(&self.path);
     }
+}
+
+#[track_caller]
+fn enter(cgroup: &Path, command: &mut Command) {
+    let path = cgroup.join("cgroup.procs");
+    let processes = match OpenOptions::new().write(true).open(&path) {
+        Ok(processes) => processes,
+        Err(error) => panic!("cannot open {}: {error}", path.display()),
+    };
+    // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are
+    // allowed: it writes to a descriptor that it owns.
+    unsafe {
+        command.pre_exec(move || (&processes).write_all(b"0"));
+    }
+}
+
+fn remove(cgroup: &Path) {
+    // Who was killed is in it until reaped.
+    wait::poll(Duration::from_secs(10), || fs::remove_dir(cgroup).ok());
 }

@@ -6,6 +6,7 @@
 
 mod audit;
 mod bad_input;
+mod bursts;
 mod counters;
 mod cryptokey_routing;
 mod flows;

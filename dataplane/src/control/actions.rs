@@ -46,7 +46,7 @@ impl Control {
                 Action::OpenPort => self.start_open_port(),
                 Action::ReopenPort => self.start_reopen_port(),
                 Action::LinkDown => self.start_link_down(),
-                Action::Get(client) => self.get(client),
+                Action::Get(client) => self.get(client, steps),
             }
         }
         ran

@@ -56,6 +56,8 @@ const HANDSHAKES_AT_ONCE: usize = 16;
 const BATCHES_PER_ROUND: usize = 4;
 /// UAPI transactions and actions executed before other events are handled.
 const STEPS_PER_ROUND: usize = 16;
+/// Peers of a `get` or a `set` that count as one of them: one to two milliseconds of work.
+const PEERS_PER_STEP: usize = 256;
 /// Milliseconds between two polls of the handshake queue under load, so that a flood does not wake the
 /// control thread for each message and preempt a worker each time.
 const LOAD_INTERVAL: u16 = 2;
@@ -516,7 +518,7 @@ impl Control {
 
     // ------------------------------------------------------------ UAPI
 
-    /// Takes complete transactions, each of which takes one of `steps`.
+    /// Takes complete transactions, each of which takes one of `steps` or, if it has many peers, more.
     fn take_operations(&mut self, steps: &mut usize) {
         loop {
             let Self { uapi, link, epoll, .. } = self;
@@ -529,9 +531,10 @@ impl Control {
                 Operation::Get if self.link_is_changing() => {
                     self.actions.push_back(Action::Get(client));
                 }
-                Operation::Get => self.get(client),
+                Operation::Get => self.get(client, steps),
                 Operation::Statistics => self.get_statistics(client),
                 Operation::Set(configuration) => {
+                    count_peers(steps, configuration.peers.len());
                     self.actions.push_back(Action::Configure(client, Box::new(configuration)));
                 }
             }
@@ -544,7 +547,8 @@ impl Control {
             || self.actions.iter().any(|action| matches!(action, Action::LinkUp | Action::LinkDown))
     }
 
-    pub(super) fn get(&mut self, client: ClientId) {
+    pub(super) fn get(&mut self, client: ClientId, steps: &mut usize) {
+        count_peers(steps, self.device.shared_peers().count());
         let Self { uapi, device, epoll, .. } = self;
         let drops = self.shared.drops();
         uapi.reply_get(client, &device.status(), drops, device.peers(), epoll);
@@ -565,6 +569,12 @@ impl Control {
         let Self { uapi, shared, epoll, .. } = self;
         uapi.reply_statistics(client, shared.drops(), &udp, &offloads, epoll);
     }
+}
+
+/// Subtracts the steps that the peers of a `get` or `set` take; as many as there are for one that is longer than a
+/// round.
+const fn count_peers(steps: &mut usize, peers: usize) {
+    *steps = steps.saturating_sub(peers / PEERS_PER_STEP);
 }
 
 /// Queues that the link went up or down. Down, up and down again before the first is executed is merged to
@@ -597,6 +607,15 @@ impl crate::uapi::Scopes for Scopes<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_transaction_of_many_peers_takes_the_rest_of_the_round() {
+        for (peers, left) in [(0, 16), (255, 16), (512, 14), (20_000, 0)] {
+            let mut steps = STEPS_PER_ROUND;
+            count_peers(&mut steps, peers);
+            assert_eq!(steps, left, "{peers} peers");
+        }
+    }
 
     #[test]
     fn a_link_that_flaps_does_not_make_the_queue_grow() {

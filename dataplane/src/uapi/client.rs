@@ -12,6 +12,8 @@ use zeroize::Zeroize;
 
 /// Most bytes that are read at a time, so that a long `set` does not delay the other clients.
 const READ_LEN: usize = 16 * 1024;
+/// Most bytes that are written at a time, so that neither does a long reply to a client that reads it fast.
+const WRITE_LEN: usize = 128 * 1024;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -140,10 +142,12 @@ impl Client {
         self.write()
     }
 
-    /// Writes as much of the reply as the socket accepts, and returns to reading once it is complete.
+    /// Writes a bounded amount of the reply, as far as the socket accepts it, and returns to reading once it is
+    /// complete.
     fn write(&mut self) -> nix::Result<()> {
+        let end = self.output.as_bytes().len().min(self.written.saturating_add(WRITE_LEN));
         while let Some(rest) =
-            self.output.as_bytes().get(self.written..).filter(|rest| !rest.is_empty())
+            self.output.as_bytes().get(self.written..end).filter(|rest| !rest.is_empty())
         {
             match nix::unistd::write(&self.socket, rest) {
                 Ok(len) => self.written += len,
@@ -152,8 +156,10 @@ impl Client {
                 Err(error) => return Err(error),
             }
         }
-        self.output.clear();
-        self.state = State::Reading;
+        if self.written == self.output.as_bytes().len() {
+            self.output.clear();
+            self.state = State::Reading;
+        }
         Ok(())
     }
 }
@@ -161,5 +167,26 @@ impl Client {
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    /// The socket's buffer holds all of the reply, as if the client read it as fast as it is written.
+    #[test]
+    fn a_long_reply_is_written_in_parts() {
+        let (socket, _reader) =
+            socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_NONBLOCK)
+                .unwrap();
+        let mut client = Client::new(socket, 0);
+        let mut reply = SecretText::default();
+        reply.push(&[b'x'; WRITE_LEN + 1]);
+        client.reply(reply).unwrap();
+        assert_eq!((client.interest(), client.written), (EpollFlags::EPOLLOUT, WRITE_LEN));
+        client.advance(false, 1).unwrap();
+        assert_eq!(client.interest(), EpollFlags::EPOLLIN);
     }
 }

@@ -4,7 +4,6 @@
 use super::inbox::Inbox;
 use super::{Operation, Scopes, UdpStatus, format};
 use crate::drops::{Drops, LocalDrops};
-use wgsep_proto::Now;
 use wgsep_proto::device::control_plane::ControlPlane;
 
 /// A UAPI session: a client's input so far, and the device it configures.
@@ -31,7 +30,7 @@ impl FuzzSession {
     }
 
     /// Takes the bytes of one read. Returns the answers to the transactions that they complete, in order.
-    pub fn receive(&mut self, bytes: &[u8], now: Now) -> Vec<Vec<u8>> {
+    pub fn receive(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
         self.inbox.push(bytes);
         let mut answers = Vec::new();
         while let Some(transaction) = self.inbox.next_transaction(&Numbers, usize::MAX) {
@@ -41,7 +40,7 @@ impl FuzzSession {
                     format::statistics(self.drops(), &UdpStatus::default(), &[]).as_bytes().to_vec()
                 }
                 Ok(Operation::Set(configuration)) => {
-                    self.device.configure(configuration, now);
+                    self.device.configure(configuration);
                     b"errno=0\n\n".to_vec()
                 }
                 Err(refusal) => format!("errno={}\n\n", refusal.errno).into_bytes(),

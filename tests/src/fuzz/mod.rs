@@ -12,9 +12,7 @@ use wgsep_ipc::{FromHelper, MAX_FRAME, Request, VERSION, decode};
 use wgsep_proto::device::control_plane::ControlPlane;
 use wgsep_proto::wire::ip::{InnerPacket, padding, propagate_ecn};
 use wgsep_proto::wire::messages::Message;
-use wgsep_proto::{
-    Configuration, Ecn, Endpoint, Instant, Now, PeerConfiguration, PresharedKey, PrivateKey,
-};
+use wgsep_proto::{Configuration, Ecn, Endpoint, PeerConfiguration, PresharedKey, PrivateKey};
 use wgsep_simulation::dice::Dice;
 use wgsep_simulation::host::{Host, HostId};
 use wgsep_simulation::link::Kind;
@@ -170,14 +168,13 @@ pub fn requests(data: &[u8]) {
 /// # Panics
 /// If not.
 pub fn uapi(data: &[u8]) {
-    let now = Now { instant: Instant::from_nanos(1), wall: Duration::ZERO };
     let session = || FuzzSession::new(ControlPlane::new(Box::new(Dice::new(17))));
     let mut client = session();
     let mut input = Input(data);
     let piece = usize::from(input.byte()).max(1);
     let mut before = client.state();
     for bytes in input.0.chunks(piece) {
-        let answers = client.receive(bytes, now);
+        let answers = client.receive(bytes);
         let after = client.state();
         for answer in &answers {
             assert!(answer.ends_with(b"\n\n"), "an answer without end");
@@ -191,7 +188,7 @@ pub fn uapi(data: &[u8]) {
         before = after;
     }
     let mut twin = session();
-    let answers = twin.receive(&as_set(&before), now);
+    let answers = twin.receive(&as_set(&before));
     assert_eq!(answers, [b"errno=0\n\n".to_vec()], "our own words refused");
     assert!(twin.state() == before, "a round trip changed the configuration");
 }

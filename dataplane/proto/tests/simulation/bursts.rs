@@ -47,6 +47,8 @@ fn sent(device: &mut Device) -> Vec<u32> {
     sent
 }
 
+type Change<'a> = &'a dyn Fn(&mut Device);
+
 fn is_due(device: &Device, now: Now) -> bool {
     device.next_timeout().is_some_and(|at| at <= now.instant)
 }
@@ -98,7 +100,7 @@ fn a_packet_does_not_wait_for_the_thousands_to_which_a_change_has_something_sent
     device.configure(all, now);
     let key = device.status().private_key;
     let private_key = |key| Configuration { private_key: Some(key), ..Configuration::default() };
-    let changes: [(&str, &dyn Fn(&mut Device)); 3] = [
+    let changes: [(&str, Change<'_>); 3] = [
         ("link up", &|device| device.set_up(true, now)),
         ("private key", &|device| {
             device.configure(private_key(None), now);
