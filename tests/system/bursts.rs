@@ -12,9 +12,9 @@ use wgsep_tests::uapi::{Uapi, errno};
 use wgsep_tests::{require, skip};
 
 const PEERS: u32 = 9000;
-/// Of a processor: all initiations take more than five seconds.
-const PERCENT: u32 = 20;
-/// A hundred times what a round takes without the limit.
+/// Of a processor: all initiations take more than four seconds.
+const PERCENT: u32 = 30;
+/// Several hundred times what a round takes without the limit.
 const LONGEST_ANSWER: Duration = Duration::from_secs(3);
 
 /// The link goes up, which sends a keepalive to every peer, and five seconds later each initiation is repeated.
@@ -38,6 +38,7 @@ fn answers_do_not_wait_for_the_timers_of_nine_thousand_peers() {
 
     let start = Instant::now();
     let (mut answers, mut longest) = (0, [Duration::ZERO; 3]);
+    // The answer to the last has two megabytes, and may take as long as the test's client waits for any.
     let requests = ["get=statistics\n\n", "set=1\nfwmark=0\n\n", "get=1\n\n"];
     while start.elapsed() < Duration::from_secs(12) {
         for (request, longest) in requests.iter().zip(&mut longest) {
@@ -47,8 +48,10 @@ fn answers_do_not_wait_for_the_timers_of_nine_thousand_peers() {
             answers += 1;
         }
     }
-    let sent = uapi.transact("get=1\n\n").unwrap().matches("tx_bytes=148\n").count();
-    assert!(longest.iter().all(|longest| *longest < LONGEST_ANSWER), "{longest:?}");
-    println!("{answers} answers, the longest after {longest:?}; {sent} peers have one initiation");
-    assert!(sent > 1000, "the timers go on as well: {sent}");
+    let state = uapi.transact("get=1\n\n").unwrap();
+    let sent = state.lines().filter_map(|line| line.strip_prefix("tx_bytes="));
+    let initiations = sent.map(|bytes| bytes.parse::<u64>().unwrap() / 148).sum::<u64>();
+    println!("{answers} answers, the longest after {longest:?}; {initiations} initiations");
+    assert!(longest[..2].iter().all(|longest| *longest < LONGEST_ANSWER), "{longest:?}");
+    assert!(initiations > u64::from(PEERS), "the timers expire as well: {initiations}");
 }

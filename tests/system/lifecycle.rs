@@ -3,12 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::Ipv4Addr;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::unistd::{Pid, getsid};
 use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
@@ -71,6 +71,52 @@ fn sigint_ends_it_in_order() {
     let ending = Ending::new();
     ending.daemon.process.signal(Signal::SIGINT);
     assert_eq!(ending.complete().code(), Some(0));
+}
+
+/// The signal is pending before the first instruction, and so at each step of the start.
+#[test]
+fn sigterm_and_sigint_during_the_start_end_it_in_order() {
+    require!(Wgsep);
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (netns, interface) = (Netns::new(), unique_interface());
+        let mut command = Wgsep.command(&netns, &interface);
+        // SAFETY: both calls are async-signal-safe, as required between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                SigSet::from(signal).thread_block()?;
+                raise(signal).map_err(Into::into)
+            });
+        }
+        let mut process = Process::spawn(command, format!("{signal} during the start"));
+        let status = process.exit_within(PATIENCE);
+        let log = process.log();
+        assert_eq!(status.code(), Some(0), "{log}");
+        let expected = format!("ended: {signal}, before the dataplane was ready");
+        assert!(log.contains(&expected) && !log.contains("again"), "{log}");
+        assert!(!socket_path(&interface).exists(), "{log}");
+        assert!(!netns.run("ip -o link").contains(&interface), "{log}");
+    }
+}
+
+/// Until the program has blocked the signals, which is its first step that matters, they end it by themselves.
+#[test]
+fn sigterm_at_any_moment_of_the_start_is_no_failure() {
+    require!(Wgsep);
+    let netns = Netns::new();
+    for delay in (0..60).map(|step| step * Duration::from_micros(500)) {
+        let interface = unique_interface();
+        let command = Wgsep.command(&netns, &interface);
+        let mut process = Process::spawn(command, format!("SIGTERM after {delay:?}"));
+        std::thread::sleep(delay);
+        process.signal(Signal::SIGTERM);
+        let status = process.exit_within(PATIENCE);
+        let is_orderly = status.success() || status.signal() == Some(Signal::SIGTERM as i32);
+        assert!(is_orderly, "{delay:?}: {status}, {}", process.log());
+        assert!(!socket_path(&interface).exists(), "{delay:?}");
+        wait::until("the interface is gone", PATIENCE, || {
+            !netns.run("ip -o link").contains(&interface)
+        });
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use zeroize::Zeroize;
 /// Most bytes that are read at a time, so that a long `set` does not delay the other clients.
 const READ_LEN: usize = 16 * 1024;
 /// Most bytes that are written at a time, so that neither does a long reply to a client that reads it fast.
-const WRITE_LEN: usize = 128 * 1024;
+const WRITE_LEN: usize = 256 * 1024;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -173,7 +173,8 @@ impl AsFd for Client {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use nix::sys::socket::sockopt::SndBuf;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair};
 
     /// The socket's buffer holds all of the reply, as if the client read it as fast as it is written.
     #[test]
@@ -181,6 +182,7 @@ mod tests {
         let (socket, _reader) =
             socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_NONBLOCK)
                 .unwrap();
+        setsockopt(&socket, SndBuf, &(2 * WRITE_LEN)).unwrap();
         let mut client = Client::new(socket, 0);
         let mut reply = SecretText::default();
         reply.push(&[b'x'; WRITE_LEN + 1]);

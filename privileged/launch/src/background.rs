@@ -1,7 +1,7 @@
 //! Going on in the background.
 
 use crate::launcher::Launcher;
-use crate::startup::null;
+use crate::startup::{handled_signals, null};
 use crate::sys;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, chdir, setsid};
@@ -18,6 +18,8 @@ pub fn daemonize(launcher: &mut Launcher) -> Result<()> {
     let (outcome, outcome_end) = std::io::pipe().step("pipe")?;
     if let ForkResult::Parent { child } = sys::fork().step("fork")? {
         drop(outcome_end);
+        // A signal ends this process, as any that waits for another; the daemon is in a session of its own.
+        handled_signals().thread_unblock().step("unblock signals")?;
         let _reaped = waitpid(child, None);
         exit(if launcher.wait(outcome) { 0 } else { 1 })
     }

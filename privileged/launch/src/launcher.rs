@@ -2,6 +2,7 @@
 
 use nix::sys::stat::fstat;
 use std::io::{PipeReader, PipeWriter, Read, Write, stderr};
+use wgsep_monitor::Error;
 
 /// What is written when all is well, which is no error's line.
 const READY: &str = "ready";
@@ -45,10 +46,10 @@ impl Launcher {
         self.report(READY);
     }
 
-    /// It failed: reports that to the launcher, or else on standard error.
-    pub fn failed(&mut self, line: &str) {
-        if !self.report(line) {
-            write_error(line, self.to_journal);
+    /// It failed: reports that to the launcher, or else on standard error. An orderly end is in the log.
+    pub fn failed(&mut self, error: &Error) {
+        if !self.report(&error.line) && error.status != 0 {
+            write_error(&error.line, self.to_journal);
         }
     }
 

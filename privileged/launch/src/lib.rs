@@ -76,7 +76,7 @@ pub fn run(options: &Options) -> u8 {
             monitor.serve()
         }
         Err(error) => {
-            launcher.failed(&error.to_string());
+            launcher.failed(&error);
             error.status
         }
     }
@@ -86,6 +86,9 @@ pub fn run(options: &Options) -> u8 {
 fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     wgsep_policy::become_non_dumpable()?;
     startup::survive_file_limit()?;
+    // Before everything that takes time: from now on SIGTERM and SIGINT end the start as they end the daemon.
+    let handled = startup::signals_to_handle(options.foreground)?;
+    handled.thread_block().step("block signals")?;
     check_name(&options.interface)?;
     startup::check_infallible_calls()?;
     startup::check_ids()?;
@@ -98,8 +101,6 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     if !options.foreground {
         background::daemonize(launcher)?;
     }
-    let handled = startup::signals_to_handle(options.foreground)?;
-    handled.thread_block().step("block signals")?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&handled, flags).step("signalfd")?;
 

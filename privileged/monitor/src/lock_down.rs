@@ -179,7 +179,7 @@ impl Monitor {
     /// report.
     ///
     /// # Errors
-    /// If it ends, breaks the contract or takes too long.
+    /// If it ends, breaks the contract or takes too long. The status is 0 after SIGTERM or SIGINT.
     fn wait_for_lock_down(&mut self) -> Result<LockedDown> {
         let deadline = Instant::now() + LOCK_DOWN_TIMEOUT;
         loop {
@@ -192,10 +192,10 @@ impl Monitor {
                 Continue(None) => {}
                 Continue(Some(sandbox)) => return Ok(sandbox),
                 Break(End::Failed(status, line)) => return Err(Error { line, status }),
-                Break(End::Orderly(_)) => {
-                    return Err(Error::new(
-                        "interrupted before the dataplane was ready; start it again",
-                    ));
+                Break(End::Orderly(why)) => {
+                    let line = format!("ended: {why}, before the dataplane was ready");
+                    self.log.info(&line);
+                    return Err(Error { line, status: 0 });
                 }
             }
         }
