@@ -446,6 +446,7 @@ fn a_wrong_value_of_any_key_is_named_with_its_line_and_what_to_write() {
             "PEER\nEndpoint = 192.0.2.1:70000",
             "line 6: Endpoint = 192.0.2.1:70000 does not end in a port",
         ),
+        ("PEER\nEndpoint = 192.0.2.1:00", "line 6: Endpoint = 192.0.2.1:00 does not end in a port"),
         (
             "PEER\nEndpoint = 192.0.2.1:udp?",
             "line 6: Endpoint = 192.0.2.1:udp? does not end in a port",
@@ -477,10 +478,36 @@ fn a_wrong_value_of_any_key_is_named_with_its_line_and_what_to_write() {
         "Address = 10.77/16, 10.78.0.1/255.255.255.0\nMTU = 1400\nFwMark = 0xFFFFFFFF",
         "Address = 10.79.0.1, fd79::10.0.0.1, FD7A::1/64, ::ffff:10.0.0.1/128\nFwMark = 4294967295",
         "PEER\nEndpoint = 192.0.2.1:domain\nAllowedIPs = ::/1",
+        "PEER\nEndpoint = 192.0.2.1:00051820",
     ] {
         let key = KeyPair::generate().private;
         let lines = lines.replace("PEER", &peer);
         host.must("up", &format!("[Interface]\nPrivateKey = {key}\n{lines}\n"));
+    }
+}
+
+/// It may be set later, by a line that is added to the unit; wg-quick(8) and wg(8) take such a file.
+#[test]
+fn a_file_without_a_private_key_is_warned_of_in_one_line() {
+    require!(Wgsep);
+    let host = Host::new();
+    let key = KeyPair::generate().private;
+    let peer = format!("[Peer]\nPublicKey = {}\n", KeyPair::generate().public);
+    for (action, line, is_warned_of) in [
+        ("up", "", true),
+        ("up", &*format!("PrivateKey = {key}"), false),
+        ("reload", "", true),
+        ("reload", "private key=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", true),
+    ] {
+        let done = host.configure(action, &format!("[Interface]\n{line}\n{peer}"));
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "{said}");
+        let interface = &host.daemon.interface;
+        let expected = format!(
+            "configure: /etc/wireguard/{interface}.conf: there is no PrivateKey, so no handshake begins; \
+             add it to [Interface], or set one: wg set {interface} private-key FILE\n"
+        );
+        assert_eq!(said, if is_warned_of { expected } else { String::new() }, "{action} {line}");
     }
 }
 

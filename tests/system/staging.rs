@@ -10,6 +10,35 @@ use wgsep_tests::netns::Netns;
 use wgsep_tests::uapi::{Uapi, errno};
 use wgsep_tests::{procfs, require, wait};
 
+/// One line, however many packets and peers there are.
+#[test]
+fn the_first_packet_without_a_private_key_is_logged() {
+    require!(Wgsep);
+    let daemon = Daemon::start(Wgsep, &Netns::new());
+    let (netns, interface) = (&daemon.netns, &daemon.interface);
+    netns.run(format!("ip addr add 10.1.1.1/16 dev {interface}"));
+    netns.run(format!("ip link set {interface} up"));
+    let mut uapi = Uapi::connect(interface).unwrap();
+    let peers = [1, 2].map(|number| {
+        let peer = format!("public_key={number:064x}\nendpoint=127.0.0.1:9\n");
+        format!("{peer}allowed_ip=10.1.0.{number}/32\n")
+    });
+    let request = format!("set=1\n{}\n", peers.concat());
+    assert_eq!(errno(&uapi.transact(&request).unwrap()), Some(0));
+    let sender = netns.inside(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    let line = "no private key is set, so no handshake begins: packets to peers wait for up to 90 s \
+                and are dropped; wg set IF private-key FILE\n";
+    wait::until("it is logged", Duration::from_secs(20), || {
+        for number in [1, 2, 1] {
+            sender.send_to(&[0; 10], format!("10.1.0.{number}:9")).unwrap();
+        }
+        daemon.process.log().contains(line)
+    });
+    // The answer comes after what the packets before it caused.
+    assert_eq!(errno(&uapi.transact("get=1\n\n").unwrap()), Some(0));
+    assert_eq!(daemon.process.log().matches("no private key").count(), 1);
+}
+
 /// Peers that are nowhere, and packets that wait for each of them at most.
 const PEERS: u8 = 100;
 const STAGED: u64 = 128;
