@@ -50,6 +50,9 @@ pub fn choose(name: Option<&str>) -> Result<Option<(Uid, Gid)>, String> {
                 .into(),
         ),
         (Some(user), _) => Ok(Some((user.uid, user.gid))),
+        (None, Some(uid)) if uid.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Err(format!("--user {uid}: write the name of an account; see getent passwd {uid}"))
+        }
         (None, Some(name)) => {
             Err(format!("no account {name:?}; create it: useradd --system {name}"))
         }

@@ -317,6 +317,37 @@ fn start_without(
     (ended, process.log(), interface)
 }
 
+/// None of these is a layer, and the line names the call that the filter has to allow.
+#[test]
+fn attack_13_calls_that_a_filter_refuses_are_named_where_the_errno_alone_misleads() {
+    require!(Wgsep);
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        let netns = Netns::new();
+        let blocked = |call| [Blocked(call, None)];
+        let directory = Scratch::new();
+        let log = directory.join("log");
+        let arguments = ["--log-file", log.to_str().unwrap()];
+        let said = refusal(&netns, &arguments, &blocked(libc::SYS_fstatfs), errno);
+        assert!(said.contains("fstatfs(2)") && said.contains("filter of the container"), "{said}");
+
+        for (call, named) in [
+            (libc::SYS_accept4, "cannot accept a UAPI client (accept4): "),
+            (libc::SYS_getsockname, "and getsockname(2) in the filter of the container"),
+        ] {
+            let interface = unique_interface();
+            let mut command = Wgsep.command(&netns, &interface);
+            block(&mut command, &blocked(call), errno);
+            let process = Process::spawn(command, named);
+            wait::until("it is started", LIMIT, || process.log().contains("started: "));
+            netns.run(format!("ip link set {interface} up"));
+            let _client = std::os::unix::net::UnixStream::connect(socket_path(&interface)).unwrap();
+            wait::until(named, LIMIT, || process.log().contains(named));
+            process.signal(nix::sys::signal::Signal::SIGTERM);
+            wait::until("it has ended", LIMIT, || process.log().contains("ended: SIGTERM"));
+        }
+    }
+}
+
 /// As containers and units that were written for another program do.
 #[cfg(target_arch = "x86_64")]
 #[test]

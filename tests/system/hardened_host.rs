@@ -172,10 +172,30 @@ fn a_file_system_or_a_device_that_is_missing_is_named() {
         (&*format!("mount -t tmpfs -o nodev none /dev; {DEV}"), "without nodev"),
         ("mount -t tmpfs none /dev; mknod /dev/null c 1 3", "/dev/net/tun is missing"),
         ("mount -t tmpfs none /dev; mkdir /dev/net; mknod /dev/net/tun c 10 200", "/dev/null"),
+        (
+            "mount -t tmpfs none /dev; mkdir -p /dev/net/tun; mknod /dev/null c 1 3",
+            "/dev/net/tun is another file or device; make it anew: rm -r /dev/net/tun; mknod",
+        ),
+        (
+            "mount -t tmpfs none /dev; mkdir /dev/net; ln -s tun /dev/net/tun; mknod /dev/null c 1 3",
+            "/dev/net/tun is another file or device; make it anew: rm -r /dev/net/tun; mknod",
+        ),
         (&noexec, "not mounted noexec"),
     ] {
         let said = Host::new(script, &[]).refused();
         assert!(said.contains(named), "{script}: {said}");
+    }
+}
+
+#[test]
+fn an_account_that_is_not_there_is_named_and_a_uid_is_none() {
+    require!(Wgsep);
+    for (user, named) in [
+        ("wgsep-none", "no account \"wgsep-none\"; create it: useradd --system wgsep-none"),
+        ("61001", "--user 61001: write the name of an account; see getent passwd 61001"),
+    ] {
+        let said = Host::with_arguments("true", &["env"], &["--user", user]).refused();
+        assert!(said.contains(named), "{said}");
     }
 }
 

@@ -205,11 +205,23 @@ fn has_scope(to: SocketAddr) -> bool {
     matches!(to, SocketAddr::V6(to) if to.scope_id() != 0)
 }
 
+/// Whether an address is one of many hosts, whatever the networks of this machine.
+fn is_of_many(to: IpAddr) -> bool {
+    to.is_multicast() || matches!(to, IpAddr::V4(to) if to.is_broadcast())
+}
+
 /// Why nothing is sent to a peer, and what to check.
 fn unsent_line(peer: PublicKey, to: SocketAddr, mark: u32, error: &io::Error) -> String {
     match udp::cause_of(error) {
         _ if to.port() == 0 => {
             format!("{peer}: cannot send to {to}: {error}; check the port of its endpoint")
+        }
+        // Linux sends to a group without a route of its own like to any address, and to a broadcast address only with
+        // an option that no socket here has.
+        _ if is_of_many(to.ip()) => {
+            format!(
+                "{peer}: cannot send to {to}: {error}; it is a multicast or broadcast address: set that of one host as its endpoint"
+            )
         }
         // `ip route get` repeats EINVAL and names no route.
         Cause::Local(LocalCause::SendNoRoute)
@@ -234,7 +246,15 @@ fn unsent_line(peer: PublicKey, to: SocketAddr, mark: u32, error: &io::Error) ->
             // Routes may depend on the mark.
             let mark = if mark == 0 { String::new() } else { format!(" mark {mark:#x}") };
             let ip = to.ip();
-            format!("{peer}: no route to its endpoint {to}: {error}; see: ip route get {ip}{mark}")
+            let broadcast = match error.raw_os_error() {
+                Some(nix::libc::EACCES) => {
+                    ", where broadcast means that the endpoint is no host's address"
+                }
+                _ => "",
+            };
+            format!(
+                "{peer}: no route to its endpoint {to}: {error}; see: ip route get {ip}{mark}{broadcast}"
+            )
         }
         Cause::Local(LocalCause::SendForbidden) => format!(
             "{peer}: a firewall of this machine, or an IPsec policy, refuses what goes to {to}; see: nft list ruleset, ip xfrm policy"
@@ -339,7 +359,15 @@ mod tests {
         let (v4, v6) = ("192.0.2.1:51820", "[2001:db8::1]:51820");
         for (errno, mark, to, advice) in [
             (nix::libc::ENETUNREACH, 0, v4, "ip route get 192.0.2.1"),
-            (nix::libc::EACCES, 7, v4, "ip route get 192.0.2.1 mark 0x7"),
+            (
+                nix::libc::EACCES,
+                7,
+                v4,
+                "ip route get 192.0.2.1 mark 0x7, where broadcast means that the endpoint is no host's address",
+            ),
+            (nix::libc::EACCES, 0, "255.255.255.255:1", "set that of one host as its endpoint"),
+            (nix::libc::ENETUNREACH, 0, "224.0.0.1:1", "set that of one host as its endpoint"),
+            (nix::libc::EINVAL, 0, "[ff02::1]:1", "set that of one host as its endpoint"),
             (nix::libc::EINVAL, 7, v4, "see: ip route show table all type blackhole, ip rule"),
             (
                 nix::libc::EINVAL,

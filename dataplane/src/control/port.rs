@@ -98,6 +98,9 @@ pub(super) fn refusal(
         libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => {
             "free descriptors or memory of this machine".to_owned()
         }
+        libc::ENOSYS => {
+            "allow socket(2), setsockopt(2), bind(2) and getsockname(2) in the filter of the container or unit that refuses one of them".to_owned()
+        }
         libc::EAFNOSUPPORT => "this machine has neither IPv4 nor IPv6".to_owned(),
         _ => another,
     };
@@ -171,6 +174,8 @@ mod tests {
         assert!(!of_port_53(53..=53).contains("--allow-low-ports"));
         let high = refusal(5001, libc::EACCES, "wg0", &(5001..=5001));
         assert!(names(&high, &capability) && high.contains("--allow-low-ports"), "{high}");
+        let filtered = refusal(5001, libc::ENOSYS, "wg0", &(1024..=u16::MAX));
+        assert!(names(&filtered, &["getsockname(2)", "in the filter"]), "{filtered}");
         let pinned = refusal(1, libc::EPERM, "wg0", &(7..=7));
         assert!(pinned.contains("--listen-port and --fwmark"));
     }

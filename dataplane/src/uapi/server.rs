@@ -17,6 +17,7 @@ use nix::sys::socket::{SockFlag, accept4};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
 use wgsep_ipc::Offload;
+use wgsep_policy::{described, remedy};
 use wgsep_proto::invariant::present;
 use wgsep_proto::{DeviceStatus, PeerStatus};
 
@@ -236,10 +237,7 @@ impl Server {
             // Out of descriptors or memory; the connection stays in the listener's queue.
             Err(error) => {
                 if !self.close_the_idlest() {
-                    tracing::warn!(
-                        "cannot accept a UAPI client: {}; close other programs that talk to it",
-                        error.desc()
-                    );
+                    tracing::warn!("{}", not_accepted(error));
                     self.pause(true, epoll);
                 }
             }
@@ -327,5 +325,33 @@ impl Server {
 
     const fn token(&self, id: ClientId) -> u64 {
         self.first_token + 1 + id.0
+    }
+}
+
+/// The line about a client that could not be accepted.
+fn not_accepted(error: Errno) -> String {
+    let advice = match error {
+        Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS => {
+            "close other programs that talk to it"
+        }
+        _ => remedy(error),
+    };
+    format!("cannot accept a UAPI client (accept4): {}; {advice}", described(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_a_filter_keeps_out_is_not_blamed_on_the_others() {
+        for (error, advice) in [
+            (Errno::EMFILE, "(EMFILE); close other programs"),
+            (Errno::EPERM, "(EPERM); run as root, or allow it in the container or unit"),
+            (Errno::ENOSYS, "(ENOSYS); take a newer kernel, or allow it in the filter"),
+        ] {
+            let line = not_accepted(error);
+            assert!(line.contains("(accept4): ") && line.contains(advice), "{line}");
+        }
     }
 }

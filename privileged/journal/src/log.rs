@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{MsgFlags, UnixAddr, sendmsg};
 use nix::sys::time::TimeSpec;
 use nix::unistd::read;
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -79,6 +80,8 @@ pub struct Log {
     /// What [`Log::switch_level`] changes to.
     other: LogLevel,
     interface: String,
+    /// The sink took only part of the last line, as a file system that became full.
+    is_cut: Cell<bool>,
     partial: Vec<u8>,
     budget: Budget,
     /// Whether the dataplane's first error is kept, for the one line with which a start fails.
@@ -99,6 +102,7 @@ impl Log {
             most,
             other,
             interface,
+            is_cut: Cell::new(false),
             partial,
             budget: Budget::new(),
             reason: None,
@@ -173,7 +177,7 @@ impl Log {
         };
         let _lost = match &self.sink {
             Sink::Syslog(socket) => send_to(socket, line.as_bytes(), SYSLOG),
-            Sink::Stream(stream) | Sink::Journal(stream) => write_now(stream, line.as_bytes()),
+            Sink::Stream(stream) | Sink::Journal(stream) => write_now(stream, &line, &self.is_cut),
         };
         line.len()
     }
@@ -269,15 +273,17 @@ impl Log {
 }
 
 /// Writes to a stream if that does not block: a pipe or terminal that no process reads must not stop the
-/// helper.
-fn write_now(mut stream: &File, line: &[u8]) -> io::Result<usize> {
+/// helper. A line after one that was cut begins on a line of its own.
+fn write_now(mut stream: &File, line: &str, is_cut: &Cell<bool>) -> io::Result<usize> {
     let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
     ppoll(&mut polled, Some(TimeSpec::new(0, 0)), None)?;
-    if polled[0].any() == Some(true) {
-        stream.write(line)
-    } else {
-        Err(io::ErrorKind::WouldBlock.into())
+    if polled[0].any() != Some(true) {
+        return Err(io::ErrorKind::WouldBlock.into());
     }
+    let line = if is_cut.get() { format!("\n{line}") } else { line.to_owned() };
+    let written = stream.write(line.as_bytes())?;
+    is_cut.set(written < line.len());
+    Ok(written)
 }
 
 /// Sends a datagram to whatever is at `path` now: a syslog daemon that was started again is another socket.
@@ -384,6 +390,22 @@ mod tests {
         let (log, written) = piped(Sink::Journal, Format::Json);
         log.info("all is well");
         assert!(written().starts_with("<6>{\"time\":\"2"));
+    }
+
+    #[test]
+    fn the_line_after_one_that_was_cut_begins_on_a_line_of_its_own() {
+        let (reader, writer) = pipe2(OFlag::O_NONBLOCK).unwrap();
+        let (writer, is_cut) = (File::from(writer), Cell::new(false));
+        let long = "x".repeat(100_000);
+        let taken = write_now(&writer, &long, &is_cut).unwrap();
+        assert!(taken < long.len(), "longer than a pipe");
+        assert_eq!(read(&reader, &mut vec![0; taken]), Ok(taken));
+        for line in ["next\n", "and another\n"] {
+            write_now(&writer, line, &is_cut).unwrap();
+        }
+        let mut written = [0; 100];
+        let len = read(&reader, &mut written).unwrap();
+        assert_eq!(&written[..len], b"\nnext\nand another\n");
     }
 
     #[test]

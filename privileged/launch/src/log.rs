@@ -55,9 +55,13 @@ fn open_file(path: &Path) -> Result<Sink> {
     let refused = format!(
         "cannot log to {path_name}: it must be a file with a single name and not the kernel's (/proc, /sys), a FIFO or a character device, of root or of this user, and no directory or symbolic link; choose another --log-file"
     );
-    let known: [(&[Errno], &str); 2] = [
+    let filtered = format!(
+        "cannot log to {path_name}: fstatfs(2), which tells the kernel's own files from others, is refused; allow it in the filter of the container or unit"
+    );
+    let known: [(&[Errno], &str); 3] = [
         (&[Errno::ENOENT, Errno::EROFS, Errno::EACCES, Errno::ENOTDIR], &advice),
         (&[Errno::EPERM, Errno::ELOOP, Errno::EISDIR], &refused),
+        (&[Errno::ENOSYS], &filtered),
     ];
     file(path).advise(&step, &known)
 }
@@ -88,7 +92,8 @@ fn reopen_terminal(terminal: &File) -> Option<File> {
 ///
 /// # Errors
 /// If it cannot be opened. ELOOP if it is a symbolic link; EPERM if it is another user's, has several
-/// names, is one of the kernel's interfaces, or is neither a regular file, a FIFO nor a character device.
+/// names, is one of the kernel's interfaces, or is neither a regular file, a FIFO nor a character device. ENOSYS if
+/// fstatfs(2) is refused.
 fn file(path: &Path) -> io::Result<Sink> {
     let mut open = OpenOptions::new();
     open.append(true)
@@ -113,7 +118,8 @@ fn syslog() -> io::Result<Sink> {
 /// Refuses a file that another user may have put in the place of the log, and one that is an interface of the kernel:
 /// a setting of /proc/sys, for one.
 fn check_is_log(file: &File) -> io::Result<()> {
-    let (status, magic) = (file.metadata()?, fstatfs(file)?.filesystem_type().0 as u32);
+    let file_system = fstatfs(file).map_err(|_| io::Error::from_raw_os_error(libc::ENOSYS))?;
+    let (status, magic) = (file.metadata()?, file_system.filesystem_type().0 as u32);
     let kind = status.file_type();
     let is_stored = status.nlink() <= 1 && !KERNEL_INTERFACES.contains(&magic);
     let is_log = kind.is_file() && is_stored || kind.is_fifo() || kind.is_char_device();

@@ -139,7 +139,7 @@ impl TunDevice {
             &format!("create interface {name}"),
             &[
                 (&TAKEN, &name_taken(name)),
-                (&[Errno::ENOTTY, Errno::EOPNOTSUPP], &format!("{DEVICE} is another file or device; make it anew: rm {DEVICE}; mknod {DEVICE} c 10 200")),
+                (&[Errno::ENOTTY, Errno::EOPNOTSUPP], &another_file()),
                 (&[Errno::EPERM], &format!("no permission to create interface {name}; {}", if capabilities::has(Capability::CAP_NET_ADMIN) {
                     "a filter of system calls refuses ioctl(2), or CAP_NET_ADMIN is not of this network namespace; allow it in the container or unit"
                 } else {
@@ -302,6 +302,13 @@ fn set_offload(queue: BorrowedFd<'_>, without: &[Offload]) -> Result<TunOffload>
     Ok(TunOffload { vnet_hdr: true, tso, uso })
 }
 
+/// What is said of something else in the place of the device.
+fn another_file() -> String {
+    format!(
+        "{DEVICE} is another file or device; make it anew: rm -r {DEVICE}; mknod {DEVICE} c 10 200"
+    )
+}
+
 fn open_device() -> Result<OwnedFd> {
     let mut open = OpenOptions::new();
     let opened = open.read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE);
@@ -313,6 +320,7 @@ fn open_device() -> Result<OwnedFd> {
                 &[Errno::ENOENT, Errno::ENXIO, Errno::ENODEV],
                 &format!("{DEVICE} is missing; load it: modprobe tun (in a container, pass the device in)"),
             ),
+            (&[Errno::EISDIR, Errno::ELOOP, Errno::ENOTDIR], &another_file()),
             (
                 &[Errno::EACCES, Errno::EPERM],
                 &format!(

@@ -69,7 +69,7 @@ impl UdpSockets {
     /// old, which go only once the new ones are there.
     ///
     /// # Errors
-    /// EADDRINUSE if the port is taken in either family.
+    /// EADDRINUSE if the port is taken in either family; ENOSYS if a filter refuses getsockname(2).
     pub fn ensure(
         held: &mut Option<Self>,
         port: u16,
@@ -193,7 +193,7 @@ fn open_socket(
 }
 
 fn bound_port(socket: &UdpSocket) -> nix::Result<u16> {
-    socket.local_addr().map(|address| address.port()).map_err(|_| Errno::EAFNOSUPPORT)
+    socket.local_addr().map(|address| address.port()).map_err(|_| Errno::ENOSYS)
 }
 
 #[cfg(test)]
