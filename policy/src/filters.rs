@@ -196,7 +196,7 @@ pub const HELPER: &[Allowed] = &[
     only!(SYS_shutdown, &[&[is(1, libc::SHUT_WR)]], "UDP sockets that are given up send no more"),
     any!(SYS_close, "UDP sockets"),
     only!(SYS_pidfd_send_signal, KILL, "ending the dataplane"),
-    any!(SYS_waitid, "how the dataplane ended"),
+    any!(SYS_waitid, "how the dataplane ended, and reaping orphans"),
     only!(
         SYS_unlinkat,
         &[&[is(2, 0)]],

@@ -448,6 +448,25 @@ fn nohup_keeps_sighup_from_changing_the_log_level_of_a_daemon_in_the_foreground(
     }
 }
 
+/// Process 1 of a container inherits what its commands leave in the background, and a process that ends stays a zombie
+/// until its parent reaps it. The dataplane's exit status counts as before.
+#[test]
+fn what_ends_below_process_1_is_reaped() {
+    require!(Wgsep);
+    // One child is of the launcher, which executes wgsep in its own place.
+    let mut host = Host::new("sleep 1 &", &["env"]).started();
+    let helper = host.helper();
+    let file = format!("/proc/{helper}/task/{helper}/children");
+    // Zombies are listed, too.
+    let children = || std::fs::read_to_string(&file).unwrap().split_whitespace().count();
+    let orphans = "exec >/dev/null 2>&1; sleep 3 & sleep 3 & sleep 3 &";
+    process::run(host.command("sh").args(["-c", orphans]));
+    assert!(children() >= 4, "those of the shell are process 1's now");
+    wait::until("only the dataplane is left", LIMIT, || children() == 1);
+    nix::sys::signal::kill(procfs::children(helper)[0], Signal::SIGSYS).unwrap();
+    assert_eq!(host.process.exit_within(LIMIT).code(), Some(76), "{}", host.process.log());
+}
+
 /// As where an entrypoint starts something in the background and then executes wgsep.
 #[test]
 fn an_audit_finds_the_dataplane_among_other_children_of_the_launcher() {

@@ -185,7 +185,7 @@ pub fn warn_of_a_grant_to_all() -> Option<&'static str> {
 
 /// Signals that the monitor reads from a descriptor.
 pub fn handled_signals() -> SigSet {
-    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD])
 }
 
 /// The same, without SIGHUP where the launcher ignores it for a daemon in the foreground: nohup(1) promises that a

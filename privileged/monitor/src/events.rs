@@ -2,20 +2,38 @@
 
 use crate::monitor::{End, Monitor};
 use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use std::ops::ControlFlow::{self, Break, Continue};
 use wgsep_host::{Change, FAILURE};
 use wgsep_ipc::Notice;
 
+/// Children that are reaped before other events are handled. If there are more, the next that ends is reaped with them.
+const ORPHANS_AT_ONCE: usize = 1000;
+
 impl Monitor {
-    /// Deals with SIGTERM, SIGINT and SIGHUP.
+    /// Deals with SIGTERM, SIGINT, SIGHUP and SIGCHLD.
     pub(crate) fn signal(&mut self) -> ControlFlow<End> {
         let Ok(Some(info)) = self.signals.read_signal() else { return Continue(()) };
         match Signal::try_from(info.ssi_signo.cast_signed()) {
             Ok(Signal::SIGTERM) => return Break(End::Orderly("SIGTERM")),
             Ok(Signal::SIGINT) => return Break(End::Orderly("SIGINT")),
+            Ok(Signal::SIGCHLD) => self.reap_orphans(),
             _hang_up => self.switch_log_level(),
         }
         Continue(())
+    }
+
+    /// Reaps children other than the dataplane, whose end has a descriptor of its own: those that the launcher started
+    /// before it executed this program, and as process 1 of a container every orphan.
+    fn reap_orphans(&self) {
+        let exited = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+        for _ in 0..ORPHANS_AT_ONCE {
+            let ended = waitid(Id::All, exited | WaitPidFlag::WNOWAIT).ok();
+            match ended.and_then(|status| status.pid()).filter(|pid| *pid != self.pid) {
+                Some(orphan) => _ = waitid(Id::Pid(orphan), exited),
+                None => return,
+            }
+        }
     }
 
     /// There is no configuration file to read again; what SIGHUP changes is how much both processes log.

@@ -63,7 +63,7 @@ pub struct Unconfined {
     pub strict: bool,
     /// The file that wg(8) looks for.
     pub socket_file: SocketFile,
-    /// SIGTERM, SIGINT and SIGHUP.
+    /// SIGTERM, SIGINT, SIGHUP and SIGCHLD.
     pub signals: SignalFd,
     /// The source of new generations of this virtual machine.
     pub generation: Generation,
@@ -87,6 +87,7 @@ impl Unconfined {
         let missing_gro = Some(missing_gro);
         let mut monitor = Monitor {
             process,
+            pid,
             requests,
             socket_file,
             signals,

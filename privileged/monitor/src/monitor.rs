@@ -5,6 +5,7 @@ use crate::sys;
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -42,11 +43,13 @@ pub struct Process {
 pub struct Monitor {
     /// The dataplane's process.
     pub(crate) process: Process,
+    /// Its number, which is no other process's until this one has reaped it.
+    pub(crate) pid: Pid,
     /// What it asks for.
     pub(crate) requests: Requests,
     /// The file that wg(8) looks for.
     pub(crate) socket_file: SocketFile,
-    /// SIGTERM, SIGINT and SIGHUP.
+    /// SIGTERM, SIGINT, SIGHUP and SIGCHLD.
     pub(crate) signals: SignalFd,
     /// What reports a new generation of this virtual machine.
     pub(crate) generation: Generation,
