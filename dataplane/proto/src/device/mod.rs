@@ -192,7 +192,7 @@ impl Device {
     }
 
     /// Expires timers that are due, and sends what they cause. The work of one call is bounded, to
-    /// [`control_plane::PEERS_PER_ROUND`] peers: [`Self::next_timeout`] is in the past until nothing is left.
+    /// 16 peers: [`Self::next_timeout`] is in the past until nothing is left.
     pub fn handle_timeout(&mut self, now: Now) {
         self.control.handle_timeout(now);
         self.flush(now);
