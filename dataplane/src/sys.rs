@@ -414,8 +414,8 @@ pub(crate) fn fill_random(bytes: &mut [u8]) {
     }
 }
 
-/// A part of the Internet checksum, by AVX2 where the processor has it; `None` elsewhere.
-pub(crate) fn sum_with_vectors(bytes: &[u8], initial: u64) -> Option<u64> {
+/// [`sum_words`], by AVX2 where the processor has it.
+pub(crate) fn sum_with_vectors(bytes: &[u8], initial: u64) -> u64 {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2")]
@@ -424,10 +424,10 @@ pub(crate) fn sum_with_vectors(bytes: &[u8], initial: u64) -> Option<u64> {
         }
         if std::arch::is_x86_feature_detected!("avx2") {
             // SAFETY: the processor has AVX2.
-            return Some(unsafe { sum(bytes, initial) });
+            return unsafe { sum(bytes, initial) };
         }
     }
-    None
+    sum_words(bytes, initial)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ const LANES: usize = 16;
 /// A packet has fewer than 2^14 words of 32 bits, so that nothing here comes near 64. It wraps all the same,
 /// because a check of each addition would keep the compiler from using vector registers.
 pub(super) fn sum(bytes: &[u8], initial: u64) -> u64 {
-    sys::sum_with_vectors(bytes, initial).unwrap_or_else(|| sum_words(bytes, initial))
+    sys::sum_with_vectors(bytes, initial)
 }
 
 /// The same, with the instructions of the function that it is inlined into.
