@@ -147,13 +147,11 @@ fn each_group<'p>(
 
 /// A lane for each packet of a group; the others are unused.
 fn lanes<'g>(group: &'g mut [Packet<'_>]) -> [Lane<'g>; PACKETS] {
+    let first = group.first().map_or(&[0; KEY_LEN], |packet| &packet.key.0);
     let mut packets = group.iter_mut();
-    core::array::from_fn(|_| {
-        packets.next().map_or_else(Lane::unused, |packet| Lane {
-            key: &packet.key.0,
-            nonce: packet.nonce,
-            text: packet.text,
-        })
+    core::array::from_fn(|_| match packets.next() {
+        Some(Packet { key, nonce, text, .. }) => Lane { key: &key.0, nonce: *nonce, text },
+        None => Lane::unused(first),
     })
 }
 

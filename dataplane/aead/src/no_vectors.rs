@@ -14,9 +14,9 @@ pub(crate) struct Lane<'p> {
     pub(crate) text: &'p mut [u8],
 }
 
-impl Lane<'_> {
-    pub(crate) fn unused() -> Self {
-        Self { key: &[0; KEY_LEN], nonce: [0; NONCE_LEN], text: &mut [] }
+impl<'p> Lane<'p> {
+    pub(crate) fn unused(key: &'p [u8; KEY_LEN]) -> Self {
+        Self { key, nonce: [0; NONCE_LEN], text: &mut [] }
     }
 }
 

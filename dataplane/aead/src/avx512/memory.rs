@@ -1,8 +1,8 @@
 //! Loads and stores of vectors: the only unsafe code, each within a slice or an array that the type bounds.
 
 use core::arch::x86_64::{
-    __m256i, __m512i, __mmask64, _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm512_loadu_si512,
-    _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi8, _mm512_storeu_si512,
+    __m256i, __m512i, __mmask64, _mm256_loadu_si256, _mm512_loadu_si512, _mm512_mask_storeu_epi8,
+    _mm512_maskz_loadu_epi8, _mm512_storeu_si512,
 };
 
 /// Bytes in a vector, and in a block of ChaCha20.
@@ -63,13 +63,4 @@ pub(super) fn to_u64(vector: __m512i) -> [u64; 8] {
     // SAFETY: the array is 64 bytes long; the store needs no alignment.
     unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), vector) };
     lanes
-}
-
-/// Has the processor load the line of the first byte of `bytes` into its cache, if there is one.
-#[inline]
-pub(super) fn prefetch(bytes: Option<&u8>) {
-    if let Some(byte) = bytes {
-        // SAFETY: the byte can be read; a prefetch has no effect but on the cache.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(core::ptr::from_ref(byte).cast()) };
-    }
 }

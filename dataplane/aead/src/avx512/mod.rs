@@ -32,10 +32,10 @@ pub(crate) struct Lane<'p> {
     pub(crate) text: &'p mut [u8],
 }
 
-impl Lane<'_> {
-    /// A lane without a packet.
-    pub(crate) fn unused() -> Self {
-        Self { key: &[0; KEY_LEN], nonce: [0; NONCE_LEN], text: &mut [] }
+impl<'p> Lane<'p> {
+    /// A lane without a packet; one key for all lanes is faster than several.
+    pub(crate) fn unused(key: &'p [u8; KEY_LEN]) -> Self {
+        Self { key, nonce: [0; NONCE_LEN], text: &mut [] }
     }
 }
 
@@ -82,9 +82,6 @@ fn crypt<const SEAL: bool>(lanes: &mut [Lane<'_>; PACKETS]) -> Tags {
     let zero = _mm512_setzero_si512();
     let none = Ciphertext { blocks: [Block { low: zero, high: zero }; 4], whole: 0, parts: [0; 4] };
     let mut initial = initial(lanes);
-    for offset in [0, 2 * memory::LEN] {
-        prefetch(lanes, offset);
-    }
     let mut prepared = chacha20::three_columns(initial);
     let mut rows = chacha20::finish_first_double_round(prepared);
     for _ in 1..DOUBLE_ROUNDS {
@@ -101,7 +98,6 @@ fn crypt<const SEAL: bool>(lanes: &mut [Lane<'_>; PACKETS]) -> Tags {
     while offset < longest {
         initial[COUNTER] = counters(block);
         prepared[COUNTER] = initial[COUNTER];
-        prefetch(lanes, offset + 2 * memory::LEN);
         let mut rows = chacha20::finish_first_double_round(prepared);
         for ciphertext in &ciphertexts {
             if ciphertext.whole == 0 {
@@ -203,15 +199,6 @@ fn counters(block: u32) -> __m512i {
     _mm512_mask_add_epi32(first, 0xff00, first, _mm512_set1_epi32(1))
 }
 
-/// Has the next two blocks of each packet loaded, while the step before computes.
-#[inline]
-fn prefetch(lanes: &[Lane<'_>; PACKETS], offset: usize) {
-    for lane in lanes {
-        memory::prefetch(lane.text.get(offset));
-        memory::prefetch(lane.text.get(offset + memory::LEN));
-    }
-}
-
 /// The blocks with even numbers, and those with odd ones, of each packet.
 #[inline]
 fn halves(blocks: &[__m512i; BLOCKS]) -> (&[__m512i; PACKETS], &[__m512i; PACKETS]) {
@@ -231,6 +218,7 @@ fn xor<const SEAL: bool>(
     keystream: &[__m512i; PACKETS],
 ) -> Ciphertext {
     if lanes.iter().all(|lane| lane.text.len() >= offset + memory::LEN) {
+        // As below, without masks.
         let mut ciphertexts = *keystream;
         for (ciphertext, lane) in ciphertexts.iter_mut().zip(lanes) {
             let text = lane.text.get_mut(offset..).unwrap_or_default();
@@ -256,11 +244,15 @@ fn xor<const SEAL: bool>(
         let input = memory::load(text);
         let output = _mm512_xor_si512(input, *keystream);
         memory::store(text, output);
+        ciphertexts[i] = if SEAL { output } else { input };
+        if text.len() >= memory::LEN {
+            whole |= 1 << i;
+            continue;
+        }
         // What is beyond the end counts as zero.
-        let mask = memory::mask(text.len());
-        ciphertexts[i] = if SEAL { _mm512_maskz_mov_epi8(mask, output) } else { input };
+        ciphertexts[i] = _mm512_maskz_mov_epi8(memory::mask(text.len()), ciphertexts[i]);
         let blocks = text.len().div_ceil(STEP);
-        if blocks >= 4 {
+        if blocks == 4 {
             whole |= 1 << i;
         } else {
             for part in parts.iter_mut().take(blocks) {
