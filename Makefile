@@ -5,7 +5,7 @@
 # make attacks only the attacks of SECURITY.md's list, on a daemon started in each of three ways (root)
 # make bench   how fast, beside peers and a forwarder without cryptography (root); also QUICK=1,
 #              BENCH="tcp ping udp memory handshakes flood scale sandbox", RUNS=3, VETH=default|wire|off,
-#              PEERS="forwarder wgsep wireguard-go gotatun boringtun"
+#              PEERS="forwarder wgsep wireguard-go wireguard-go-installed gotatun boringtun"
 # make bench-readme  the sections on speed of README.md and tests/speed/README.md, from its latest results
 # make bench-steps  what each step of a packet's path costs on one core
 # make soak    random events on a live tunnel, which must recover from each (root); also MINUTES=60,

@@ -1,13 +1,14 @@
 #!/bin/sh
 # Installs what building and testing need:
 #   deps.sh system      Debian packages; and says how to get Rust where it is missing
-#   deps.sh peers       the implementations the tests talk to, from crates.io
+#   deps.sh peers       the implementations the tests talk to, from crates.io and Debian's sid
 #   deps.sh kernel      qemu, and the kernel that it boots as a peer
 #   deps.sh arm64       qemu for aarch64, and what Debian's arm64 kernel boots there
 #   deps.sh target T    what building for T takes, which is a target of rustc's; also deps.sh emulator
 #   deps.sh debian      a Debian to install the package into; what checks manual pages
 #   deps.sh deny        cargo-deny
-#   deps.sh where NAME  the cache entry of that name: boringtun-cli, gotatun-cli, cargo-deny, kernel, arm64, debian
+#   deps.sh where NAME  the cache entry of that name: boringtun-cli, gotatun-cli, wireguard-go, cargo-deny, kernel,
+#                       arm64, debian
 set -eu
 
 packages="gcc libc6-dev make binutils git ca-certificates iproute2 iputils-ping iperf3 ethtool nftables
@@ -69,14 +70,14 @@ install_rust() {
 # INPUTS one of what the recipe says it depends on. The symbolic link NAME-RECIPE, which is what
 # `deps.sh where` prints, leads to the current one. So a change of a recipe, of a version in it or of an
 # input makes a new entry, and trees with different recipes share a cache without a clash.
-entries="boringtun-cli gotatun-cli cargo-deny kernel arm64 debian"
+entries="boringtun-cli gotatun-cli wireguard-go cargo-deny kernel arm64 debian"
 
 recipe_of() {
 	case "$1" in
 	boringtun-cli) echo crate boringtun-cli 0.7.1 ;;
 	gotatun-cli) echo crate gotatun-cli 0.10.2 ;;
 	cargo-deny) echo crate cargo-deny 0.20.2 ;;
-	kernel | arm64 | debian) echo "$1" ;;
+	wireguard-go | kernel | arm64 | debian) echo "$1" ;;
 	*) fail "unknown cache entry $1; known: $entries" ;;
 	esac
 }
@@ -175,6 +176,7 @@ peers)
 	# A peer that cannot be built is a skipped test, named there, and no reason to run none.
 	obtain boringtun-cli || say "boringtun-cli cannot be built here"
 	obtain gotatun-cli || say "gotatun-cli cannot be built here"
+	obtain wireguard-go || say "Debian's newest wireguard-go cannot be had here"
 	;;
 kernel)
 	# A kernel that cannot be had or booted is a skipped test too.

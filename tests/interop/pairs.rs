@@ -2,7 +2,9 @@
 //! IPv6, inside and outside. The pairs without wgsep are the control: a test that fails there too
 //! blames the test or the machine.
 
-use wgsep_tests::implementation::Implementation::{self, Boringtun, Gotatun, Wgsep, WireguardGo};
+use wgsep_tests::implementation::Implementation::{
+    self, Boringtun, Gotatun, NewestWireguardGo, Wgsep, WireguardGo,
+};
 use wgsep_tests::link::{Family, Side};
 use wgsep_tests::require;
 use wgsep_tests::traffic::{Load, Received, iperf, ping, until_ping};
@@ -55,11 +57,13 @@ macro_rules! pairs {
 pairs! {
     wgsep_with_wgsep: Wgsep, Wgsep;
     wgsep_with_wireguard_go: Wgsep, WireguardGo;
+    wgsep_with_the_newest_wireguard_go: Wgsep, NewestWireguardGo;
     wgsep_with_boringtun: Wgsep, Boringtun;
     wgsep_with_gotatun: Wgsep, Gotatun;
     control_wireguard_go_with_wireguard_go: WireguardGo, WireguardGo;
     control_wireguard_go_with_boringtun: WireguardGo, Boringtun;
     control_wireguard_go_with_gotatun: WireguardGo, Gotatun;
+    control_wireguard_go_with_the_newest: WireguardGo, NewestWireguardGo;
     control_boringtun_with_gotatun: Boringtun, Gotatun;
 }
 

@@ -16,8 +16,10 @@ const PROGRAMS: &str = "WGSEP_BIN_DIR";
 pub enum Implementation {
     /// The program this repository builds.
     Wgsep,
-    /// Debian's `wireguard-go` package.
+    /// The `wireguard-go` that is installed: the package of this release of Debian.
     WireguardGo,
+    /// The newest release of `wireguard-go`: the package of Debian's sid.
+    NewestWireguardGo,
     /// `boringtun-cli` from crates.io.
     Boringtun,
     /// `gotatun-cli` from crates.io, whose program is called `gotatun`.
@@ -38,6 +40,7 @@ impl Implementation {
         let path = match self {
             Self::Wgsep => return Ok(wgsep_program("wgsep")),
             Self::WireguardGo => in_path("wireguard-go"),
+            Self::NewestWireguardGo => cache::entry("wireguard-go")?.join("usr/bin/wireguard-go"),
             Self::Boringtun => cache::entry("boringtun-cli")?.join("bin/boringtun-cli"),
             Self::Gotatun => cache::entry("gotatun-cli")?.join("bin/gotatun"),
         };
@@ -56,7 +59,7 @@ impl Implementation {
     #[must_use]
     pub fn foreground(self, interface: &str) -> Vec<&str> {
         match self {
-            Self::Wgsep | Self::WireguardGo => vec!["-f", interface],
+            Self::Wgsep | Self::WireguardGo | Self::NewestWireguardGo => vec!["-f", interface],
             Self::Boringtun | Self::Gotatun => {
                 vec!["-f", "--disable-drop-privileges", "-v", "info", interface]
             }
@@ -85,7 +88,7 @@ impl Implementation {
             _ => netns.command(program),
         };
         command.args(self.foreground(interface));
-        if self == Self::WireguardGo {
+        if matches!(self, Self::WireguardGo | Self::NewestWireguardGo) {
             // Without it Debian's release refuses to run beside a kernel that has WireGuard.
             command.env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1");
         }

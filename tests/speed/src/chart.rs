@@ -8,7 +8,7 @@ use crate::results::Results;
 use crate::statistics::Spread;
 
 /// For the contenders, in the order of tables.
-const COLOURS: [&str; 5] = ["#9e9e9e", "#1565c0", "#2e7d32", "#ef6c00", "#8e24aa"];
+const COLOURS: [&str; 6] = ["#9e9e9e", "#1565c0", "#2e7d32", "#ef6c00", "#8e24aa", "#6d4c41"];
 const WIDTH: f64 = 760.0;
 const LEFT: f64 = 130.0;
 const BAR: f64 = 18.0;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use wgsep_tests::cache;
 use wgsep_tests::implementation::Implementation;
 
 /// A program that is both ends of a tunnel.
@@ -19,9 +20,10 @@ pub const WGSEP: Contender = Contender::Daemon(Implementation::Wgsep);
 
 impl Contender {
     /// All that can be asked for, in the order of tables.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Forwarder,
         WGSEP,
+        Self::Daemon(Implementation::NewestWireguardGo),
         Self::Daemon(Implementation::WireguardGo),
         Self::Daemon(Implementation::Gotatun),
         Self::Daemon(Implementation::Boringtun),
@@ -33,7 +35,8 @@ impl Contender {
         match self {
             Self::Forwarder => "forwarder",
             Self::Daemon(Implementation::Wgsep) => "wgsep",
-            Self::Daemon(Implementation::WireguardGo) => "wireguard-go",
+            Self::Daemon(Implementation::NewestWireguardGo) => "wireguard-go",
+            Self::Daemon(Implementation::WireguardGo) => "wireguard-go-installed",
             Self::Daemon(Implementation::Gotatun) => "gotatun",
             Self::Daemon(Implementation::Boringtun) => "boringtun",
         }
@@ -55,6 +58,13 @@ impl Contender {
             return Ok(env!("CARGO_PKG_VERSION").to_owned());
         };
         let program: PathBuf = implementation.program()?;
+        if implementation == Implementation::NewestWireguardGo {
+            // What it says itself may be another version than that of its package.
+            let file = cache::entry("wireguard-go")?.join("version");
+            let version = std::fs::read_to_string(&file);
+            let version = version.map_err(|error| format!("{}: {error}", file.display()))?;
+            return Ok(version.trim().to_owned());
+        }
         let output = Command::new(&program).arg("--version").output();
         let output = output.map_err(|error| format!("{}: {error}", program.display()))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
