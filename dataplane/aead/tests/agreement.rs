@@ -1,35 +1,20 @@
 //! Batches agree with ring and with chacha20poly1305, and refuse what these refuse.
 #![allow(clippy::unwrap_used)]
 
+mod dice;
+
 use chacha20poly1305::aead::AeadInOut;
 use chacha20poly1305::aead::inout::InOutBuf;
 use chacha20poly1305::{ChaCha20Poly1305, KeyInit};
+use dice::Dice;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use std::num::NonZeroUsize;
 use wgsep_aead::{KEY_LEN, Key, NONCE_LEN, Packet, TAG_LEN, open_batch, seal_batch};
 
-/// A generator of numbers that are always the same.
-struct Dice(u64);
-
-impl Dice {
-    /// SplitMix64.
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.roll() % bound as u64) as usize
-    }
-
-    fn bytes<const LEN: usize>(&mut self) -> [u8; LEN] {
-        core::array::from_fn(|_| self.roll() as u8)
-    }
+fn below(dice: &mut Dice, bound: usize) -> usize {
+    (dice.roll() % bound as u64) as usize
 }
 
 /// A packet with its own memory.
@@ -119,15 +104,15 @@ fn every_length_agrees() {
 fn mixtures_of_lengths_keys_and_nonces_agree() {
     let mut dice = Dice(2);
     for _ in 0..2000 {
-        let longest = [1, 64, 130, 1500, 9000][dice.below(5)];
-        let count = dice.below(40);
+        let longest = [1, 64, 130, 1500, 9000][below(&mut dice, 5)];
+        let count = below(&mut dice, 40);
         let mut samples: Vec<_> = (0..count)
             .map(|_| {
-                let len = dice.below(longest);
+                let len = below(&mut dice, longest);
                 Sample::new(&mut dice, len)
             })
             .collect();
-        if dice.below(2) == 0 {
+        if below(&mut dice, 2) == 0 {
             // One key for all, as the packets to one peer have.
             let key = dice.bytes();
             samples.iter_mut().for_each(|sample| sample.key = key);
@@ -192,7 +177,7 @@ fn wycheproof() {
                 let mut samples: Vec<_> =
                     (0..others).map(|i| Sample::new(&mut dice, i * 40)).collect();
                 seal(&mut samples);
-                let at = dice.below(others + 1);
+                let at = below(&mut dice, others + 1);
                 samples.insert(at, vector.clone());
                 open(&mut samples);
                 assert_eq!(samples[at].done, !test.result.must_fail(), "test {}", test.tc_id);

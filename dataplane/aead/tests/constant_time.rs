@@ -2,7 +2,10 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
+mod dice;
+
 use core::hint::black_box;
+use dice::Dice;
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, raise};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -70,23 +73,6 @@ impl Group {
             Packet { key, nonce: [7; 12], text: &mut text[..len], tag, done }
         };
         parts.map(packet).collect()
-    }
-}
-
-struct Dice(u64);
-
-impl Dice {
-    /// SplitMix64.
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn bytes<const LEN: usize>(&mut self) -> [u8; LEN] {
-        core::array::from_fn(|_| self.roll() as u8)
     }
 }
 

@@ -1,0 +1,18 @@
+//! Numbers that are the same in each run.
+
+/// A generator of numbers: SplitMix64.
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn bytes<const LEN: usize>(&mut self) -> [u8; LEN] {
+        core::array::from_fn(|_| self.roll() as u8)
+    }
+}
