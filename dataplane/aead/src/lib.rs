@@ -16,7 +16,7 @@ mod avx512;
 mod single;
 
 use arrayvec::ArrayVec;
-use avx512::{Lane, PACKETS, Vectors};
+use avx512::Vectors;
 use core::sync::atomic::{AtomicU8, Ordering};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -27,6 +27,8 @@ pub const NONCE_LEN: usize = 12;
 /// Length of a tag, in bytes.
 pub const TAG_LEN: usize = 16;
 
+/// Packets that vectors seal or open at once.
+const PACKETS: usize = 8;
 /// Packets that are collected before they are processed.
 const BATCH: usize = 32;
 /// Packets from which on vectors are faster than one packet after the other.
@@ -142,6 +144,24 @@ fn each_group<'p>(
             }
         }
         batch.clear();
+    }
+}
+
+/// The tags of the packets of a group.
+type Tags = [[u8; TAG_LEN]; PACKETS];
+
+/// A packet of a group, which is encrypted or decrypted in place.
+#[cfg_attr(not(all(target_arch = "x86_64", feature = "avx512")), expect(dead_code))]
+struct Lane<'p> {
+    key: &'p [u8; KEY_LEN],
+    nonce: [u8; NONCE_LEN],
+    text: &'p mut [u8],
+}
+
+impl<'p> Lane<'p> {
+    /// A lane without a packet; one key for all lanes is faster than several.
+    fn unused(key: &'p [u8; KEY_LEN]) -> Self {
+        Self { key, nonce: [0; NONCE_LEN], text: &mut [] }
     }
 }
 

@@ -44,16 +44,8 @@ macro_rules! quarter_round {
 /// A round of columns and a round of diagonals.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn double_round(mut rows: Rows) -> Rows {
-    quarter_round!(rows, 0, 4, 8, 12);
-    quarter_round!(rows, 1, 5, 9, 13);
-    quarter_round!(rows, 2, 6, 10, 14);
-    quarter_round!(rows, 3, 7, 11, 15);
-    quarter_round!(rows, 0, 5, 10, 15);
-    quarter_round!(rows, 1, 6, 11, 12);
-    quarter_round!(rows, 2, 7, 8, 13);
-    quarter_round!(rows, 3, 4, 9, 14);
-    rows
+pub(super) fn double_round(rows: Rows) -> Rows {
+    finish_first_double_round(three_columns(rows))
 }
 
 /// The first double round but for the one column that differs between the blocks of a packet, that with the counter.

@@ -9,35 +9,16 @@ mod chacha20;
 mod memory;
 mod poly1305;
 
-use crate::{KEY_LEN, NONCE_LEN, TAG_LEN};
+use crate::{Lane, PACKETS, Tags};
 use chacha20::{BLOCKS, COUNTER, DOUBLE_ROUNDS, Rows};
 use core::arch::x86_64::{
     __m512i, __mmask8, _mm512_castsi256_si512, _mm512_inserti64x4, _mm512_mask_add_epi32,
     _mm512_maskz_mov_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_xor_si512,
 };
-use poly1305::{Block, LANES, Poly1305, Products};
+use poly1305::{Block, Poly1305, Products};
 
-/// Packets that are sealed or opened at once.
-pub(crate) const PACKETS: usize = LANES;
 /// Bytes of a block of Poly1305.
 const STEP: usize = 16;
-
-/// The tags of the packets of a group.
-pub(crate) type Tags = [[u8; TAG_LEN]; PACKETS];
-
-/// A packet, which is encrypted or decrypted in place.
-pub(crate) struct Lane<'p> {
-    pub(crate) key: &'p [u8; KEY_LEN],
-    pub(crate) nonce: [u8; NONCE_LEN],
-    pub(crate) text: &'p mut [u8],
-}
-
-impl<'p> Lane<'p> {
-    /// A lane without a packet; one key for all lanes is faster than several.
-    pub(crate) fn unused(key: &'p [u8; KEY_LEN]) -> Self {
-        Self { key, nonce: [0; NONCE_LEN], text: &mut [] }
-    }
-}
 
 /// The vector instructions of this processor: there is a value only where it has them.
 #[derive(Clone, Copy)]
@@ -127,11 +108,7 @@ fn crypt<const SEAL: bool>(lanes: &mut [Lane<'_>; PACKETS]) -> Tags {
     }
     for ciphertext in &ciphertexts {
         if ciphertext.whole != 0 {
-            let mut products = Products::new();
-            for (i, block) in ciphertext.blocks.iter().enumerate() {
-                poly1305.multiply(&mut products, i, *block);
-            }
-            poly1305.set(products, ciphertext.whole);
+            poly1305.update_four(&ciphertext.blocks, ciphertext.whole);
         }
         update_parts(&mut poly1305, ciphertext);
     }

@@ -10,7 +10,7 @@ use core::arch::x86_64::{
 };
 
 /// Messages that are authenticated at once.
-pub(super) const LANES: usize = 8;
+pub(super) const LANES: usize = crate::PACKETS;
 
 /// Sixteen bytes of each message: the low and the high halves.
 #[derive(Clone, Copy)]
@@ -168,6 +168,17 @@ impl Poly1305 {
         }
     }
 
+    /// Adds four blocks to each message of `lanes`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
+    pub(super) fn update_four(&mut self, blocks: &[Block; 4], lanes: __mmask8) {
+        let mut products = Products::new();
+        for (i, block) in blocks.iter().enumerate() {
+            self.multiply(&mut products, i, *block);
+        }
+        self.set(products, lanes);
+    }
+
     /// Adds a block to each message of `lanes`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
@@ -303,11 +314,7 @@ mod tests {
         let longest = messages.iter().map(Vec::len).max().unwrap();
         for first in (0..longest).step_by(4) {
             let whole = lanes(&|len| len >= first + 4);
-            let mut products = Products::new();
-            for i in 0..4 {
-                poly1305.multiply(&mut products, i, block_of(first + i));
-            }
-            poly1305.set(products, whole);
+            poly1305.update_four(&core::array::from_fn(|i| block_of(first + i)), whole);
             for number in first..first + 4 {
                 poly1305.update(block_of(number), lanes(&|len| number < len && len < first + 4));
             }
