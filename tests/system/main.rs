@@ -9,6 +9,7 @@ mod bad_input;
 mod bursts;
 mod counters;
 mod cryptokey_routing;
+mod floods;
 mod flows;
 mod fwmark;
 mod hardened_host;

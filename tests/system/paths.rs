@@ -22,7 +22,7 @@ use wgsep_tests::link::Family;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::run;
 use wgsep_tests::skip::skip;
-use wgsep_tests::traffic::until_ping;
+use wgsep_tests::traffic::{Pings, ping, until_ping};
 use wgsep_tests::tunnel::PORT;
 use wgsep_tests::wg::KeyPair;
 use wgsep_tests::{require, wait};
@@ -253,10 +253,6 @@ fn a_filter_that_drops_long_packets_costs_the_peer_that_it_matches_segmentation_
     hub.assert_a_is_back();
 }
 
-fn is_lossless(printed: &str) -> bool {
-    printed.contains(" 0% packet loss")
-}
-
 /// What waits for the slow link is as much as its queue holds, and fits into the socket's send buffer
 /// beside what goes to others.
 #[test]
@@ -272,29 +268,33 @@ fn a_congested_link_keeps_no_datagrams_to_other_peers_out() {
         return skip("the kernel lacks sch_tbf");
     }
     let (sender, to) = (netns.inside(|| UdpSocket::bind("0.0.0.0:0")).unwrap(), hub.a.inner);
-    let is_full = AtomicBool::new(false);
-    let pings = thread::scope(|scope| {
+    let (is_full, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let dropped = || {
+        let shown = netns.run(format!("tc -s qdisc show dev {TO_A}"));
+        let (_, behind) = shown.split_once("dropped ").unwrap();
+        behind.split(',').next().unwrap().parse::<u64>().unwrap()
+    };
+    thread::scope(|scope| {
         scope.spawn(|| {
-            let end = Instant::now() + LIMIT;
-            while !is_full.load(Ordering::Relaxed) && Instant::now() < end {
+            let end = Instant::now() + 3 * LIMIT;
+            while !is_over.load(Ordering::Relaxed) && Instant::now() < end {
                 let _dropped_here = sender.send_to(&[0; LEN], (to, 9));
+                if is_full.load(Ordering::Relaxed) {
+                    // Three times the link's rate keep its queue full, and that of the TUN device empty.
+                    thread::sleep(Duration::from_millis(2));
+                }
             }
         });
-        wait::until("the queue has dropped packets", LIMIT, || {
-            let shown = netns.run(format!("tc -s qdisc show dev {TO_A}"));
-            !shown.contains("dropped 0,")
-        });
-        // On a busy machine the flood may overrun the queue of the TUN device for a moment, which it shares with some
-        // pings. A send buffer without room for the others loses most of them each time.
-        let mut pings = Vec::new();
-        while pings.len() < 3 && !pings.last().is_some_and(|last: &String| is_lossless(last)) {
-            let printed = netns.output(format!("ping -q -i 0.05 -c 20 -W 2 {}", hub.b.inner));
-            pings.push(String::from_utf8_lossy(&printed.stdout).into_owned());
-        }
+        wait::until("the queue has dropped packets", LIMIT, || dropped() > 0);
         is_full.store(true, Ordering::Relaxed);
-        pings
+        // What was sent faster may still be in the queue of the TUN device, which the pings share.
+        wait::until("20 pings of 20 are answered while the queue drops", LIMIT, || {
+            let before = dropped();
+            let Pings { sent, received } = ping(netns, hub.b.inner, 20);
+            received == sent && dropped() > before
+        });
+        is_over.store(true, Ordering::Relaxed);
     });
-    assert!(pings.last().is_some_and(|last| is_lossless(last)), "{pings:?}");
 }
 
 #[test]

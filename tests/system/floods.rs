@@ -1,11 +1,14 @@
 //! A flood that is dropped takes no longer a turn than one that is kept: whatever comes faster than the
 //! daemon can read it with the processor time that it gets, packets the other way go out at once.
 //!
-//! A program of its own: what is in time is compared with what was in time before, on a machine that is equally busy.
+//! The measure is the number of packets of the flood that the daemon reads meanwhile, not the time: on a busy machine
+//! a packet takes longer, but the daemon reads no more.
 #![allow(clippy::unwrap_used)]
 
+use std::fs::File;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,16 +25,20 @@ use wgsep_tests::netns::Netns;
 use wgsep_tests::require;
 use wgsep_tests::traffic::until_ping;
 use wgsep_tests::tunnel::{PORT, Plan, Tunnel};
+use wgsep_tests::wait;
 
 /// The dataplane runs for so long, and is then stopped for so long, as with a tenth of a processor.
 const RUNS: Duration = Duration::from_millis(2);
 const STOPS: Duration = Duration::from_millis(18);
-const PROBES: u32 = 40;
-const PROBE_INTERVAL: Duration = Duration::from_millis(30);
-/// A probe that takes longer was held up by more than the stops.
-const PROMPT: Duration = Duration::from_millis(200);
-/// How long the flood lasts before the first probe.
-const HEAD_START: Duration = Duration::from_millis(300);
+const PROBES: usize = 21;
+/// How long a probe is waited for.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+/// Packets of the flood that may be read while a probe is under way: some hundred usually are, and all that arrive
+/// in [`PROBE_LIMIT`] when a turn of the flood has no end.
+const MOST_READ: u64 = 10_000;
+/// What the daemon has read of a flood before the first probe.
+const HEAD_START: u64 = 2_000;
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// A UDP header, and what is behind it.
 fn datagram(source: u16, destination: u16, payload: &[u8]) -> Vec<u8> {
@@ -47,6 +54,42 @@ fn message(kind: u8, len: usize) -> Vec<u8> {
     let mut message = vec![0; len];
     message[0] = kind;
     message
+}
+
+/// A number in a table of a namespace, which is read without starting a program.
+struct Counter {
+    table: File,
+    row: String,
+    column: usize,
+}
+
+impl Counter {
+    /// Datagrams that programs have read from their UDP sockets.
+    fn datagrams_read(netns: &Netns) -> Self {
+        // The first row that begins so has the names of the columns.
+        Self::new(netns, "snmp", "Udp: ", 0)
+    }
+
+    /// Packets that programs have read from a TUN device.
+    fn packets_read(netns: &Netns, interface: &str) -> Self {
+        Self::new(netns, "dev", &format!("{interface}: "), 9)
+    }
+
+    fn new(netns: &Netns, table: &str, row: &str, column: usize) -> Self {
+        // The process's own is that of its first thread.
+        let path = format!("/proc/thread-self/net/{table}");
+        let table = netns.inside(|| File::open(path)).unwrap();
+        Self { table, row: row.to_owned(), column }
+    }
+
+    fn read(&self) -> u64 {
+        let mut text = [0; 16_384];
+        let len = self.table.read_at(&mut text, 0).unwrap();
+        let text = str::from_utf8(&text[..len]).unwrap();
+        let mut rows = text.lines().filter_map(|line| line.trim_start().strip_prefix(&self.row));
+        let row = rows.next_back().unwrap();
+        row.split_whitespace().nth(self.column).unwrap().parse().unwrap()
+    }
 }
 
 /// A socket that takes datagrams with their headers.
@@ -76,36 +119,36 @@ fn flood(from: &OwnedFd, to: IpAddr, datagram: &[u8], process: Pid, ends: &Atomi
     kill(process, Signal::SIGCONT).unwrap();
 }
 
-/// How many of [`PROBES`] datagrams get from one socket to another in time during a flood.
-fn prompt_probes(
+/// How many packets of a flood a daemon reads while a datagram goes from one socket to another: the median
+/// of [`PROBES`].
+fn read_meanwhile(
     sender: &UdpSocket,
     receiver: &UdpSocket,
     flood: impl FnOnce(&AtomicBool) + Send,
-) -> u32 {
-    let (began, ends) = (Instant::now(), AtomicBool::new(false));
+    read: &Counter,
+) -> u64 {
+    let ends = AtomicBool::new(false);
     let to = receiver.local_addr().unwrap();
-    receiver.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    receiver.set_read_timeout(Some(PROBE_LIMIT)).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| flood(&ends));
-        let received = scope.spawn(|| {
-            let (mut prompt, mut sent_at) = (0, [0; 8]);
-            while !ends.load(Ordering::Relaxed) {
-                if receiver.recv(&mut sent_at).is_ok() {
-                    let sent_at = Duration::from_nanos(u64::from_ne_bytes(sent_at));
-                    prompt += u32::from(began.elapsed().saturating_sub(sent_at) < PROMPT);
+        let before = read.read();
+        wait::until("the flood arrives", LIMIT, || read.read() > before + HEAD_START);
+        let mut counts: Vec<u64> = (0..PROBES as u64)
+            .map(|probe| {
+                let before = read.read();
+                sender.send_to(&probe.to_ne_bytes(), to).unwrap();
+                let mut received = [0; 8];
+                // Another that is here was too late.
+                while receiver.recv(&mut received).is_ok() && u64::from_ne_bytes(received) != probe
+                {
                 }
-            }
-            prompt
-        });
-        thread::sleep(HEAD_START);
-        for _ in 0..PROBES {
-            let now = began.elapsed().as_nanos() as u64;
-            let _lost = sender.send_to(&now.to_ne_bytes(), to);
-            thread::sleep(PROBE_INTERVAL);
-        }
-        thread::sleep(PROMPT);
+                read.read() - before
+            })
+            .collect();
         ends.store(true, Ordering::Relaxed);
-        received.join().unwrap()
+        counts.sort_unstable();
+        counts[PROBES / 2]
     })
 }
 
@@ -121,13 +164,7 @@ fn packets_leave_at_once_under_a_flood_of_whatever_is_dropped() {
     let receiver = right.daemon.netns.inside(|| UdpSocket::bind((theirs, 9000))).unwrap();
     let raw = raw_socket(&right.daemon.netns);
     let (to, process) = (left.side.outer(Family::V4), left.daemon.dataplane());
-    let under = |source: u16, payload: &[u8]| {
-        let datagram = datagram(source, PORT, payload);
-        prompt_probes(&sender, &receiver, |ends| flood(&raw, to, &datagram, process, ends))
-    };
-    // What is kept until it turns out to be nothing bounds itself: how busy the machine is.
-    let usual = under(40_000, b"x");
-    assert!(usual > PROBES / 2, "the machine is too busy: {usual} of {PROBES} in time");
+    let read = Counter::datagrams_read(&left.daemon.netns);
     for (what, source, payload) in [
         ("from port 0", 0, vec![b'x']),
         ("with nothing in them", 40_000, vec![]),
@@ -136,11 +173,10 @@ fn packets_leave_at_once_under_a_flood_of_whatever_is_dropped() {
         ("of an unknown index", 40_000, message(4, 64)),
         ("of a handshake for another key", 40_000, message(1, 148)),
     ] {
-        let prompt = under(source, &payload);
-        assert!(
-            prompt + PROBES / 4 >= usual,
-            "under datagrams {what}, {prompt} of {PROBES} packets are in time, otherwise {usual}"
-        );
+        let datagram = datagram(source, PORT, &payload);
+        let flood = |ends: &AtomicBool| flood(&raw, to, &datagram, process, ends);
+        let count = read_meanwhile(&sender, &receiver, flood, &read);
+        assert!(count < MOST_READ, "a packet waits for {count} datagrams {what}");
     }
 }
 
@@ -156,12 +192,9 @@ fn packets_arrive_at_once_under_a_flood_of_those_that_no_peer_has_the_address_of
     let stranger: IpAddr = [192, 168, 77, 200].into();
     let raw = raw_socket(&left.daemon.netns);
     let process = left.daemon.dataplane();
-    let under = |to: IpAddr| {
-        let datagram = datagram(7, 7, b"x");
-        prompt_probes(&sender, &receiver, |ends| flood(&raw, to, &datagram, process, ends))
-    };
-    let usual = under(theirs);
-    assert!(usual > PROBES / 2, "the machine is too busy: {usual} of {PROBES} in time");
-    let prompt = under(stranger);
-    assert!(prompt + PROBES / 4 >= usual, "{prompt} of {PROBES} are in time, otherwise {usual}");
+    let datagram = datagram(7, 7, b"x");
+    let flood = |ends: &AtomicBool| flood(&raw, stranger, &datagram, process, ends);
+    let read = Counter::packets_read(&left.daemon.netns, &left.daemon.interface);
+    let count = read_meanwhile(&sender, &receiver, flood, &read);
+    assert!(count < MOST_READ, "a datagram waits for {count} packets");
 }
