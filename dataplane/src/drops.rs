@@ -1,4 +1,7 @@
 //! Why packets were dropped: the causes of the protocol, and those of the sockets, the TUN device and the queues.
+//!
+//! What each means for an operator is in `CAUSES` in `bin/wgsep/src/stats.rs`; `.github/CONTRIBUTING.md` says how to
+//! add one.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use wgsep_proto::{DropCause, DropCounters};

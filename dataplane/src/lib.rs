@@ -50,7 +50,8 @@
 //! - A worker wakes the control thread: it queued a handshake message, or marked a peer as dirty (a handshake is
 //!   needed, a keypair was confirmed, a timer expires earlier than the timerfd is set to). Under load the control thread
 //!   polls the queue instead, every 2 ms.
-//!   It also wakes it when it has taken over new sockets, and when the device or the sockets are gone.
+//!   A worker also wakes the control thread after it has switched to new sockets, when it has done the last crypto job of a
+//!   batch, and when the device or the sockets are gone.
 //! - A worker that frees a batch wakes one that waits for it, and a worker that took some staged packets wakes itself for
 //!   the rest.
 //! - The control thread wakes worker 0: staged packets can be sent. It wakes followers: crypto jobs wait. It wakes all:

@@ -1,4 +1,16 @@
 //! The layers of the sandbox, one row each.
+//!
+//! How to add one:
+//!
+//! 1. A row in `layers!` below, in the order in which the layers close.
+//! 2. Its number: `REPORT_LAYERS` in `ipc/src/message.rs`. Without it the dataplane does not compile.
+//! 3. The code that applies it and notes how that turned out: in `policy/src/lib.rs`, `prepare_dataplane` before
+//!    the program is executed, `Sandbox` on its threads, or `lock_down_helper`.
+//! 4. If wgsep must not run without it: a comparison in `policy/src/proof.rs`.
+//! 5. How `wgsep audit` sees it in force: `bin/wgsep/src/audit/findings.rs`; or `claimed_by` here, if the kernel shows it
+//!    nowhere.
+//! 6. Its name in `SEEN` or `CLAIMED` of `tests/system/audit.rs`, a test of it in `tests/attacks`, and a paragraph in
+//!    `SECURITY.md` and wgsep-sandbox(7).
 
 /// One of the two processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

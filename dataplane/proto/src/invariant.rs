@@ -1,5 +1,5 @@
-//! What cannot be otherwise: checked in tests and fuzzing, and an early return in a program that ships, because
-//! packets never panic a process.
+//! Invariants: asserted in tests and fuzzing. In the program that ships, code that finds one violated returns early,
+//! because no packet may cause a panic.
 
 use core::ops::Range;
 

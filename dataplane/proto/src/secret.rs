@@ -3,10 +3,10 @@
 //! This crate does not decide where a value is allocated: the program's allocator does. A program whose allocator puts
 //! secrets in special memory states with [`set_check`] which addresses that is. A build with debug assertions
 //! then panics if key material is used or dropped anywhere else. Without [`set_check`], or without debug
-//! assertions, nothing is checked and [`SecretPlace`] is empty code.
+//! assertions, nothing is checked.
 //!
-//! Every type that holds key material therefore consists of [`Secret`]s or has a [`SecretPlace`]; a test of the
-//! source verifies it.
+//! Every type that holds key material therefore consists of [`Secret`]s, or calls [`check`] when it is used and when it
+//! is dropped; a test of the source verifies it.
 
 use core::ops::{Deref, DerefMut};
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -62,15 +62,14 @@ impl<T: Zeroize> Drop for Secret<T> {
     }
 }
 
-/// A field of a type that holds key material other than in a [`Secret`]: it checks its address when it is dropped.
+/// Checks its address when it is dropped.
 #[derive(Clone, Default)]
-pub struct SecretPlace;
+struct SecretPlace;
 
 impl SecretPlace {
-    /// Checks that this value is in secret memory.
     #[inline(always)]
     #[track_caller]
-    pub fn check(&self) {
+    fn check(&self) {
         check(core::ptr::from_ref(self));
     }
 }
@@ -89,7 +88,7 @@ pub type Check = fn(address: usize) -> bool;
 #[cfg(debug_assertions)]
 static CHECK: std::sync::OnceLock<Check> = std::sync::OnceLock::new();
 
-/// Sets the check of all key material of the process. Only the first call counts.
+/// Sets the check of all key material of the process. Only the first call has an effect.
 #[cfg_attr(not(debug_assertions), allow(unused_variables))]
 pub fn set_check(check: Check) {
     #[cfg(debug_assertions)]

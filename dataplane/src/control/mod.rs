@@ -4,6 +4,27 @@
 //! earliest timer and the peers that workers mark as dirty, and after each round sends what that caused.
 //! What may need the helper is an action; actions run one after the other, and nothing else waits for
 //! them.
+//!
+//! # The walk of `wg set wg0 listen-port 51821`
+//!
+//! 1. `uapi/server.rs` accepts the client and `uapi/inbox.rs` buffers its text, which `uapi/parse.rs` turns into one
+//!    operation for each line. `control/mod.rs` takes some of them each round.
+//! 2. `control/actions.rs`, `start_configure`: with the link down, the port is only stored. With the link up,
+//!    `helper.rs` sends `Request::OpenUdp` (`ipc/src/message.rs`).
+//! 3. The helper (`privileged/monitor/src/requests.rs`) checks the phase (`permit`), the rate of new ports and what
+//!    the operator allows (`policy/src/grants.rs`); then `privileged/monitor/src/udp.rs` opens the new sockets, makes the
+//!    old ones useless and replies with the descriptors (`ipc/src/reply.rs`).
+//! 4. `control/actions.rs`, `finish_configure`: `workers/shared.rs` publishes the new sockets and wakes the workers, each
+//!    of which switches to them (`Worker::refresh`). The protocol forgets the source addresses of the peers
+//!    (`ControlPlane::set_listen_port`).
+//! 5. The client is answered when the old sockets are closed, so that the old port is free.
+//!
+//! # The life of a source address
+//!
+//! The address and interface at which a peer's datagram arrived are read with it (`sys.rs`), stored as the source of
+//! the peer's endpoint (`path/inbound/accept.rs` of the protocol), and used for what is sent to that peer
+//! (`packets/udp.rs`). `control/sources.rs` clears a source after a change of routes, rules or links, and a send that the
+//! kernel refuses with it clears it too. Without a source the kernel chooses the address.
 
 mod actions;
 mod events;

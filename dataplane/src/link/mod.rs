@@ -1,4 +1,4 @@
-//! The network interface as rtnetlink reports it: up or down, its MTU, the names of its neighbours.
+//! The network interface as rtnetlink reports it: up or down, its MTU, and the names of the other interfaces.
 //!
 //! The helper opened the socket and subscribed it to link, route, rule and nexthop changes. This module
 //! reads it, and requests dumps at the start and whenever messages were lost. Sources:

@@ -44,7 +44,7 @@ struct PathRefusal {
 }
 
 impl PathRefusal {
-    /// `None` for 0, which no refusal is packed as, because its path is not 0.
+    /// `None` for 0. No refusal is packed as 0, because its `path` never is.
     fn unpack(bits: u64) -> Option<Self> {
         let field = |number: u32| (bits >> (16 * number)) as u16;
         let [longest, path, epoch, until] = [0, 1, 2, 3].map(field);

@@ -190,7 +190,7 @@ impl UdpSockets {
         }
     }
 
-    /// One send; no socket of the family is ENETUNREACH.
+    /// Sends once; ENETUNREACH if there is no socket of the endpoint's family.
     fn send_once(
         &self,
         endpoint: &Endpoint,

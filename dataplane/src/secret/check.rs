@@ -1,4 +1,4 @@
-//! The check of where key material is, of a build with debug assertions.
+//! In builds with debug assertions: checks that key material is in secret memory.
 
 use super::{heap, thread};
 use std::ops::Range;

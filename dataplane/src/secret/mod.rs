@@ -7,12 +7,14 @@
 //! - Everything that the control thread allocates is in the arena, except within [`with_system_allocator`]. So are the
 //!   keys of peers and keypairs, the text of the UAPI, incomplete handshakes, and the copies that a growing `Vec`
 //!   leaves behind.
+//! - When the arena is full, the control thread's blocks are in a second pool of locked memory, and when that is full in
+//!   ordinary memory; the log says when that happens.
 //! - What a worker allocates is in ordinary memory. A worker may use key material that the control thread allocated,
 //!   and may have key material on its stack, because the stacks of all threads that use keys are in the arena. It
 //!   must not allocate key material, nor let a container of it grow.
 //!
 //! The allocator cannot see whether a block will hold a key. The types can: key material is in a
-//! [`Secret`](wgsep_proto::secret::Secret) or next to a [`SecretPlace`](wgsep_proto::secret::SecretPlace), which a test of
+//! [`Secret`](wgsep_proto::secret::Secret), or in a type that calls [`check`](wgsep_proto::secret::check), which a test of
 //! the source verifies. With debug assertions these check their address whenever they are used or dropped, and [`reserve`]
 //! sets the check: on a thread of the arena, key material at an address outside the arena is a panic. The tests
 //! below show that a worker that allocates any kind of key material fails. Copying a key out of its type is beyond the check; a

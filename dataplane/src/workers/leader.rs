@@ -75,7 +75,7 @@ impl Leader {
         let _not_watched = self.packets.delete(descriptor);
     }
 
-    /// Wakes every worker, because the control thread has replaced a versioned value.
+    /// Wakes every worker: the sockets were replaced, or stacks must be wiped.
     pub(crate) fn wake_all(&self) {
         for worker in 0..self.workers.len() {
             self.wake(worker);

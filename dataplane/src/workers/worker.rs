@@ -20,8 +20,8 @@ use wgsep_proto::invariant::{part, present};
 use wgsep_proto::path::data_path::{AllowedIpTable, Reader};
 use wgsep_proto::path::outbound::OutboundBatch;
 
-/// Staged packets, and peers, after which no more are taken under one source lock.
-const MAX_STAGED: usize = 256;
+/// Most staged packets, plus peers that have some, taken under one source lock.
+const MAX_STAGED_PER_LOCK: usize = 256;
 
 /// A worker thread's own state.
 pub(crate) struct Worker {
@@ -212,7 +212,7 @@ impl Worker {
     /// for the rest.
     fn reserve_staged(&self, packets: &mut OutboundBatch<Segments>, now: Instant) {
         let mut work = 0;
-        while work < MAX_STAGED {
+        while work < MAX_STAGED_PER_LOCK {
             let Some(peer) = self.shared.take_staged() else { return };
             // A peer without staged packets counts too, because looking costs time.
             work += 1 + packets.reserve_staged(&self.shared.data_path, peer, now);
@@ -309,7 +309,7 @@ mod tests {
             worker.reserve_staged(&mut batch.packets, now.instant);
             parts += 1;
         }
-        assert_eq!(parts, (PEERS as usize).div_ceil(MAX_STAGED));
+        assert_eq!(parts, (PEERS as usize).div_ceil(MAX_STAGED_PER_LOCK));
     }
 
     /// The control thread may remove a peer between the lookup for a packet and its reservation.

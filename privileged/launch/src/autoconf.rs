@@ -1,9 +1,9 @@
 //! What the kernel would do by itself on the interface, switched off as its own WireGuard does
-//! (drivers/net/wireguard/device.c): generate addresses, solicit routers and take their word, report
+//! (drivers/net/wireguard/device.c): generate addresses, solicit routers and accept their advertisements, report
 //! multicast groups, send ICMP redirects.
 //!
 //! A move to another network namespace undoes all of it but the missing MULTICAST flag, and this process
-//! can follow to none. There the link type still keeps the kernel from generating an address
+//! cannot follow the interface there. There the link type still keeps the kernel from generating an address
 //! ([`LINK_TYPE`]), and the dataplane drops router advertisements, solicitations and redirects.
 
 use crate::netlink::{attribute, clear_flags, set_link};

@@ -211,9 +211,9 @@ impl TunDevice {
         Ok(Self { queue, flow_queues, name, ifindex, offload, not_switched_off })
     }
 
-    /// Adds queues to read, as many as the kernel gives, and has the first only take what is written:
-    /// once detached, it no longer draws the answers to what came through it into one queue (kernel
-    /// tun.c, tun_flow_update).
+    /// Adds queues to read, as many as the kernel gives, and keeps the first for writing only. Once it is detached,
+    /// writing to it no longer makes the kernel put the packets of the opposite direction into one queue (tun.c,
+    /// tun_flow_update).
     fn add_flow_queues(&mut self, flags: libc::c_int) -> Result<()> {
         for _ in 0..FLOW_QUEUES {
             let queue = open_device()?;

@@ -1,5 +1,5 @@
 //! The helper, once the dataplane is started: it gives up its privileges, verifies that the dataplane is
-//! confined, hands the interface over, and answers four requests.
+//! confined, hands the interface over, and answers its requests.
 //!
 //! Hostile bytes reach all of it but `lock_down` and `events`, through `ipc` and into `journal`. What comes
 //! before takes input from the operator only, and is the crate `launch`. It holds no key and sees no

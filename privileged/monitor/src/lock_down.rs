@@ -55,9 +55,9 @@ pub struct Unconfined {
     pub interface: Interface,
     /// What the dataplane may ask for.
     pub grants: Grants,
-    /// Whether UDP sockets are to receive datagrams many at a time,
+    /// Whether UDP sockets use UDP_GRO, by which one call receives several datagrams.
     pub gro: bool,
-    /// and a line of the log for where they do not.
+    /// The line of the log about sockets without UDP_GRO.
     pub missing_gro: String,
     /// Refuse to run with any layer of the sandbox degraded.
     pub strict: bool,
@@ -103,7 +103,9 @@ impl Unconfined {
 
         let (sequence, sandbox) = monitor.wait_for_lock_down()?;
         let sandbox = Report::from_bytes(&sandbox).ok_or_else(|| {
-            Error::new("the seal report makes no sense; install both programs from one build")
+            Error::new(
+                "the report of its sandbox makes no sense; install both programs from one build",
+            )
         })?;
         let untraceable = report.state(Layer::Untraceable);
         report.merge(&sandbox);
@@ -186,7 +188,7 @@ impl Monitor {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let late = "the dataplane did not seal itself within 10 s";
+                let late = "the dataplane did not lock itself down within 10 s";
                 return Err(Error::new(self.with_reason(late)));
             }
             match self.turn(left) {

@@ -1,7 +1,7 @@
 //! What the dataplane may ask for, and the answers.
 //!
 //! What may be asked depends on the phase; [`permit`] is the whole table. Anything else is a violation,
-//! of which the dataplane dies.
+//! for which the helper kills the dataplane.
 
 use crate::udp::{NOT_SILENCED, UdpOptions, UdpSockets};
 use nix::errno::Errno;
@@ -44,7 +44,7 @@ const fn permit(phase: Phase, request: &Request) -> bool {
     }
 }
 
-/// What came of looking for a request.
+/// The outcome of [`Requests::serve`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Served {
     /// It was answered, or there was none.
@@ -74,7 +74,7 @@ pub struct Requests {
     phase: Phase,
     sockets: Option<UdpSockets>,
     new_ports: NewPorts,
-    /// A request for a new port, and when it is looked at; those behind it are not received before.
+    /// A request for a new port that waits, and until when; no other request is received before it is answered.
     held: Option<(Instant, (u32, Request))>,
     /// The port that was refused last, if nothing was opened or closed since.
     refused: Option<(u16, Errno)>,

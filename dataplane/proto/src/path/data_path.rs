@@ -273,7 +273,7 @@ impl DataPath {
     }
 
     /// From now on nothing is sealed with the keypairs of another generation than the present one. Only
-    /// the first counter counts.
+    /// the first call has an effect.
     pub fn watch_generation(&self, counter: Box<dyn GenerationCounter>) {
         self.known_generation.store(counter.read(), Ordering::Relaxed);
         let _first = self.generation.set(counter);

@@ -135,6 +135,7 @@ pub struct Peer {
     has_endpoint: AtomicBool,
     rx_bytes: AtomicU64,
     tx_bytes: AtomicU64,
+    /// See [`Self::path_cache`].
     path_cache: AtomicU64,
 }
 
@@ -228,7 +229,8 @@ impl Peer {
         self.dirty.swap(0, Ordering::SeqCst)
     }
 
-    /// A value that the sending code caches for the path to the peer, in its own format; initially 0.
+    /// A value that the sending code caches for the path to the peer, in its own format (in wgsep's dataplane, the
+    /// `packets::gso` of where the kernel refused segmentation); initially 0.
     /// The protocol neither reads nor writes it.
     #[must_use]
     pub const fn path_cache(&self) -> &AtomicU64 {

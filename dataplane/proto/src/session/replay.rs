@@ -5,7 +5,7 @@ use crate::session::keypair::REJECT_AFTER_MESSAGES;
 
 const WORD_BITS: u64 = u64::BITS as u64;
 const WORDS: u64 = 128;
-/// How far behind the newest a counter may be: one word of the 8192 bits may be half cleared.
+/// How far behind the newest a counter may be: 8192 bits, less one word, which may be partly cleared.
 pub const REPLAY_WINDOW: u64 = (WORDS - 1) * WORD_BITS;
 
 /// The set of seen counters among the newest and the 8128 before it. Only authenticated counters may be passed to it.

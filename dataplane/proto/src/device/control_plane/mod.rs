@@ -40,8 +40,8 @@ const MAX_EVENTS: usize = 256;
 /// seconds to reach.
 pub const MANY_UNANSWERED: u32 = 3;
 
-/// Why a number of a peer finds its entry.
-const PEER_EXISTS: &str = "numbers are of peers of this interface, and forgotten with them";
+/// Why the entry of a `PeerId` always exists.
+const PEER_EXISTS: &str = "a PeerId is dropped with its peer";
 
 /// Where the device gets its random numbers.
 pub trait Random: Send {

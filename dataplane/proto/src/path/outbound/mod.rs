@@ -4,15 +4,15 @@
 //!
 //! 2. `route`, [`OutboundBatch::route`]: the longest allowed IP that contains the destination selects the peer. Without
 //!    one, or if the peer has no endpoint, the sender gets an ICMP error. A datagram that is itself one of ours to this
-//!    peer is dropped. (sequential; no lock but for what is rare: a packet that contains a WireGuard message takes the
-//!    peer's or one of the indices, and routes with an MTU of their own have one)
+//!    peer is dropped. (sequential; no lock, with two exceptions: a packet that contains a WireGuard message takes the peer's
+//!    lock or that of a shard of the indices, and routes with an MTU have a lock of their own)
 //! 3. `reserve`, [`OutboundBatch::reserve_nonces`]: under the peer's lock, either take the keypair and one nonce for
 //!    each packet of a run, together with the packets that were staged before, or stage the run and ask the control
-//!    thread for a handshake. A copy of the virtual machine in which the keypair was made always stages. Then
+//!    thread for a handshake. In a clone of the virtual machine in which the keypair was made, packets are always staged. Then
 //!    [`OutboundBatch::reserve_staged`] for the peers of which nothing was read and whose staged packets can be sent.
 //!    (sequential: this fixes the order of packets; the peer's lock, once for each run)
 //! 4. `seal`, [`OutboundBatch::seal`]: write each packet into its datagram, which splits super-packets, then pad,
-//!    encrypt and tag a few datagrams at once while they are in the cache. (parallel; no lock, but for that of routes with
+//!    encrypt and tag a few datagrams at once while they are in the cache. (parallel; no lock, except that of routes with
 //!    an MTU, for staged packets)
 //!
 //! Stage 5, *send*, is the caller's: it sends the datagrams of [`OutboundBatch::sealed_runs`] in that order.

@@ -166,7 +166,7 @@ impl DataPath {
         }
     }
 
-    /// Why packets are dropped of which too many waited.
+    /// The drop cause of a staged packet when too many wait.
     fn overflow_cause(&self) -> DropCause {
         if self.has_identity() { DropCause::StagedOverflow } else { DropCause::NoPrivateKey }
     }
