@@ -74,7 +74,7 @@ fn a_port_in_use_is_refused_and_the_old_one_stays_in_use() {
     drop(taken_v4);
     // A child that another test has just forked holds a copy of the socket until it executes.
     let bind_v6 = || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, OTHER)).ok();
-    let taken_v6 = left.daemon.netns.inside(|| wait::poll(Duration::from_secs(1), bind_v6));
+    let taken_v6 = left.daemon.netns.inside(|| wait::poll(Duration::from_secs(10), bind_v6));
     assert!(taken_v6.is_some(), "port {OTHER} is still held");
     assert!(!left.daemon.try_wg_set(format!("listen-port {OTHER}")).status.success());
 
@@ -85,7 +85,7 @@ fn a_port_in_use_is_refused_and_the_old_one_stays_in_use() {
     assert_eq!(right.daemon.peer().latest_handshake, handshake, "the session went on");
 
     drop(taken_v6);
-    wait::until("the freed port is taken", Duration::from_secs(1), || {
+    wait::until("the freed port is taken", Duration::from_secs(10), || {
         left.daemon.try_wg_set(format!("listen-port {OTHER}")).status.success()
     });
     until_ping(&left.daemon.netns, right.side.inner(Family::V4));
