@@ -12,7 +12,7 @@ const DESCRIPTORS_PER_WORKER: u64 = 2;
 const MIN_CLIENTS: u64 = 8;
 
 /// Bytes of secret memory that the dataplane reserves, or as many as its limit on locked memory allows.
-pub const SECRET_MEMORY: usize = 64 << 20;
+pub const SECRET_MEMORY: usize = 96 << 20;
 /// Bytes of memory for what does not fit into it, locked if the limit allows that too.
 pub const LOCKED_MEMORY: usize = 256 << 20;
 /// Both.

@@ -589,12 +589,12 @@ fn attack_06_whatever_locked_memory_there_is_is_used_for_the_stacks_of_all_worke
 fn attack_06_keys_that_secret_memory_has_no_room_for_are_served_and_logged_once() {
     require!(Wgsep);
     let launched = launch_with_locked_memory(1 << 20, "2").start();
-    for high in 0..4 {
+    for high in 0..12 {
         let peers: Vec<_> = (0..250).map(|low| format!("peer {}", public_key(high, low))).collect();
         launched.wg(&format!("set {} {}", launched.interface, peers.join(" ")));
     }
     let shown = launched.wg(&format!("show {} peers", launched.interface));
-    assert_eq!(shown.lines().count(), 1000);
+    assert_eq!(shown.lines().count(), 3000);
     let log = launched.process.log();
     assert_eq!(log.matches("secret memory is full").count(), 1, "{log}");
     assert!(log.contains("raise RLIMIT_MEMLOCK"), "{log}");

@@ -5,10 +5,14 @@
 //! then panics if key material is used or dropped anywhere else. Without [`set_check`], or without debug
 //! assertions, nothing is checked.
 //!
+//! Secret memory may be scarce, so what holds no key material and is large or numerous is allocated within
+//! [`in_ordinary_memory`].
+//!
 //! Every type that holds key material therefore consists of [`Secret`]s, or calls [`check`] when it is used and when it
 //! is dropped; a test of the source verifies it.
 
 use core::ops::{Deref, DerefMut};
+use std::sync::OnceLock;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Key material, by default 32 bytes. It is erased on drop, and has no `Debug`.
@@ -81,12 +85,30 @@ impl Drop for SecretPlace {
     }
 }
 
+/// Sets whether what the calling thread allocates is in secret memory; returns whether it was before.
+pub type Switch = fn(is_secret: bool) -> bool;
+
+static SWITCH: OnceLock<Switch> = OnceLock::new();
+
+/// Sets how allocations are switched between secret and ordinary memory. Only the first call has an effect.
+pub fn set_switch(switch: Switch) {
+    SWITCH.get_or_init(|| switch);
+}
+
+/// Allocates what holds no key material, in ordinary memory if the program has set a [`Switch`].
+pub(crate) fn in_ordinary_memory<T>(allocate: impl FnOnce() -> T) -> T {
+    let Some(switch) = SWITCH.get() else { return allocate() };
+    let before = switch(false);
+    let allocated = allocate();
+    switch(before);
+    allocated
+}
+
 /// Whether the calling thread may have key material at an address.
 pub type Check = fn(address: usize) -> bool;
 
-// The one global of this crate, and only where assertions are on: a value does not know its allocator.
 #[cfg(debug_assertions)]
-static CHECK: std::sync::OnceLock<Check> = std::sync::OnceLock::new();
+static CHECK: OnceLock<Check> = OnceLock::new();
 
 /// Sets the check of all key material of the process. Only the first call has an effect.
 #[cfg_attr(not(debug_assertions), allow(unused_variables))]

@@ -1,5 +1,7 @@
 //! The allocator of the program: the control thread's heap is in the arena, the others' is the system's.
 
+#[cfg(test)]
+use super::pool::block_size;
 use super::pool::{Pool, erase, same_class};
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
@@ -19,6 +21,9 @@ static REPORTED: AtomicBool = AtomicBool::new(false);
 thread_local! {
     /// True if what this thread allocates may be secret.
     static SECRET: Cell<bool> = const { Cell::new(false) };
+    /// Bytes of the blocks that this thread has allocated in a pool and not freed.
+    #[cfg(test)]
+    static SECRET_BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Makes all further allocations of this thread secret.
@@ -26,11 +31,16 @@ pub(super) fn allocate_secretly() {
     SECRET.set(true);
 }
 
+/// Sets whether what this thread allocates is secret; returns whether it was before.
+pub(super) fn switch(is_secret: bool) -> bool {
+    SECRET.replace(is_secret)
+}
+
 /// Runs `body` with the system's allocator, for large values that hold no key.
 pub(crate) fn with_system_allocator<T>(body: impl FnOnce() -> T) -> T {
-    let before = SECRET.replace(false);
+    let before = switch(false);
     let made = body();
-    SECRET.set(before);
+    switch(before);
     made
 }
 
@@ -50,6 +60,12 @@ pub(super) fn set_reported() {
     REPORTED.store(true, Ordering::Relaxed);
 }
 
+/// Bytes of secret memory that this thread has allocated, and not freed.
+#[cfg(test)]
+pub(super) fn secret_bytes() -> usize {
+    SECRET_BYTES.get()
+}
+
 /// The program's allocator, to be named in its `#[global_allocator]`.
 #[derive(Debug)]
 pub struct Heap;
@@ -59,6 +75,8 @@ pub struct Heap;
 /// # Safety
 /// As [`GlobalAlloc::alloc`].
 unsafe fn allocate_secret(layout: Layout) -> *mut u8 {
+    #[cfg(test)]
+    SECRET_BYTES.set(SECRET_BYTES.get().wrapping_add(block_size(layout)));
     if let Some(block) = ARENA.allocate(layout) {
         return block;
     }
@@ -108,6 +126,8 @@ unsafe impl GlobalAlloc for Heap {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         for pool in [&ARENA, &OVERFLOW] {
             if pool.holds(block) {
+                #[cfg(test)]
+                SECRET_BYTES.set(SECRET_BYTES.get().wrapping_sub(block_size(layout)));
                 // SAFETY: it came from there, and its contract is the same.
                 return unsafe { pool.free(block, layout) };
             }

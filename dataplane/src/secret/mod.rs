@@ -4,7 +4,8 @@
 //!
 //! The thread that allocates, not the type of the value, decides which memory a value is in:
 //!
-//! - Everything that the control thread allocates is in the arena, except within [`with_system_allocator`]. So are the
+//! - Everything that the control thread allocates is in the arena, except within [`with_system_allocator`] and
+//!   where the protocol allocates what holds no key: peers, allowed IPs, replay windows, indices. So are the
 //!   keys of peers and keypairs, the text of the UAPI, incomplete handshakes, and the copies that a growing `Vec`
 //!   leaves behind.
 //! - When the arena is full, the control thread's blocks are in a second pool of locked memory, and when that is full in
@@ -33,6 +34,8 @@
 //! text in the kernel's buffers.
 
 mod arena;
+#[cfg(test)]
+mod capacity;
 #[cfg(debug_assertions)]
 mod check;
 mod heap;
@@ -87,6 +90,7 @@ pub(crate) fn reserve(stacks_len: usize) -> nix::Result<Reserved> {
         heap::OVERFLOW.take_over(&overflow);
         mapped.push(overflow.range());
     }
+    wgsep_proto::secret::set_switch(heap::switch);
     #[cfg(debug_assertions)]
     check::set(&mapped);
     if shortfall.is_some() {

@@ -39,6 +39,12 @@ fn class(layout: Layout) -> Option<(usize, usize)> {
     (number < CLASSES).then_some((number, size))
 }
 
+/// Bytes of a block for `layout`.
+#[cfg(test)]
+pub(super) fn block_size(layout: Layout) -> usize {
+    class(layout).map_or(0, |(_, size)| size)
+}
+
 /// Whether a block for one layout is one for the other, too.
 pub(super) fn same_class(one: Layout, other: Layout) -> bool {
     class(one) == class(other)

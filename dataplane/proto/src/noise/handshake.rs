@@ -10,7 +10,7 @@ use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::noise::symmetric::{SymmetricState, Unauthentic};
 use crate::noise::tai64n::{TAI64N_LEN, Tai64n};
 use crate::noise::x25519::{RemotePoint, public_key};
-use crate::secret::Secret;
+use crate::secret::{Secret, in_ordinary_memory};
 use crate::session::keypair::KeypairParts;
 use crate::time::Instant;
 use crate::wire::messages::{Initiation, ReceiverIndex, Response, SenderIndex, TAG_LEN};
@@ -73,7 +73,8 @@ pub struct Handshake {
 
 /// Precomputed values of a peer's static key, which every handshake uses.
 struct Prepared {
-    remote_static: RemotePoint,
+    /// A public key, and the largest part.
+    remote_static: Box<RemotePoint>,
     /// The Diffie-Hellman of both static keys.
     static_static: Secret,
 }
@@ -207,7 +208,8 @@ impl Handshake {
         if let Some(prepared) = &self.prepared {
             return Ok(Arc::clone(prepared));
         }
-        let remote_static = RemotePoint::new(self.remote_static.as_bytes());
+        let remote_static =
+            in_ordinary_memory(|| Box::new(RemotePoint::new(self.remote_static.as_bytes())));
         let static_static = remote_static.dh(&identity.private)?;
         let prepared = Arc::new(Prepared { remote_static, static_static });
         self.prepared = Some(Arc::clone(&prepared));

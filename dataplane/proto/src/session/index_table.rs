@@ -2,6 +2,7 @@
 //!
 //! The table is split into shards, so that a worker's lookup rarely waits for a handshake.
 
+use crate::secret::in_ordinary_memory;
 use crate::session::keypair::Keypair;
 use crate::session::peer::{Peer, PeerId};
 use crate::wire::messages::{ReceiverIndex, SenderIndex};
@@ -56,8 +57,15 @@ impl IndexTable {
     pub fn allocate(&self, peer: PeerId, mut random: impl FnMut() -> u32) -> SenderIndex {
         loop {
             let index = random();
-            if let Slot::Vacant(slot) = self.write(index).entry(index) {
-                slot.insert(Entry::Handshake(peer));
+            let mut shard = self.write(index);
+            let is_vacant = in_ordinary_memory(|| match shard.entry(index) {
+                Slot::Vacant(slot) => {
+                    slot.insert(Entry::Handshake(peer));
+                    true
+                }
+                Slot::Occupied(_) => false,
+            });
+            if is_vacant {
                 return index;
             }
         }
@@ -66,7 +74,8 @@ impl IndexTable {
     /// Transfers the index of a finished handshake to its keypair.
     pub fn swap_handshake_for_keypair(&self, peer: Arc<Peer>, keypair: Arc<Keypair>) {
         let index = keypair.sender_index();
-        self.write(index).insert(index, Entry::Keypair(peer, keypair));
+        let mut shard = self.write(index);
+        in_ordinary_memory(|| shard.insert(index, Entry::Keypair(peer, keypair)));
     }
 
     /// Frees an index.

@@ -1,7 +1,7 @@
 //! Transport keys: one keypair, and the three slots a peer has for them (whitepaper, section 6).
 
 use crate::invariant::present;
-use crate::secret::Secret;
+use crate::secret::{Secret, in_ordinary_memory};
 use crate::session::replay::ReplayWindow;
 use crate::time::Instant;
 use crate::wire::messages::{
@@ -26,7 +26,8 @@ pub struct Keypair {
     receiving: Secret<wgsep_aead::Key>,
     sending_counter: AtomicU64,
     sending_valid: AtomicBool,
-    replay: Mutex<ReplayWindow>,
+    /// No key material, and the largest part.
+    replay: Box<Mutex<ReplayWindow>>,
     created: Instant,
     initiator: bool,
     sender_index: SenderIndex,
@@ -133,7 +134,7 @@ impl Keypair {
             receiving: Secret::new(wgsep_aead::Key::new(&parts.receiving)),
             sending_counter: AtomicU64::new(0),
             sending_valid: AtomicBool::new(true),
-            replay: Mutex::default(),
+            replay: in_ordinary_memory(Box::default),
             created: now,
             initiator: parts.initiator,
             sender_index: parts.sender_index,

@@ -10,6 +10,7 @@ use crate::keys::{PrivateKey, PublicKey};
 use crate::noise::cookie::{CookieChecker, CookieGenerator};
 use crate::noise::handshake::{Handshake, StaticIdentity};
 use crate::path::data_path::AllowedIpOwner;
+use crate::secret::in_ordinary_memory;
 use crate::session::peer::{Endpoint, Peer, PeerId};
 use core::ops::Bound;
 use core::time::Duration;
@@ -38,7 +39,7 @@ impl ControlPlane {
         for peer in configuration.peers {
             self.configure_peer(peer);
         }
-        self.data_path.allowed_ips.replace(self.allowed_ips.clone());
+        in_ordinary_memory(|| self.data_path.allowed_ips.replace(self.allowed_ips.clone()));
     }
 
     /// The port in use, as the caller bound it; cached sources went with the old socket.
@@ -172,13 +173,15 @@ impl ControlPlane {
         if change.replace_allowed_ips {
             self.remove_allowed_ips(id);
         }
-        for AllowedIpChange { allowed_ip, remove } in change.allowed_ips {
-            if remove {
-                self.remove_allowed_ip(id, allowed_ip);
-            } else {
-                self.insert_allowed_ip(id, allowed_ip);
+        in_ordinary_memory(|| {
+            for AllowedIpChange { allowed_ip, remove } in change.allowed_ips {
+                if remove {
+                    self.remove_allowed_ip(id, allowed_ip);
+                } else {
+                    self.insert_allowed_ip(id, allowed_ip);
+                }
             }
-        }
+        });
         let switched_on = match change.persistent_keepalive_interval {
             Some(seconds) => {
                 let before = peer.timers.persistent_keepalive_interval();
@@ -199,8 +202,8 @@ impl ControlPlane {
     fn create_peer(&mut self, public_key: PublicKey) -> PeerId {
         let id = self.next_id;
         self.next_id = PeerId(id.0 + 1);
-        let entry = PeerEntry {
-            peer: Arc::new(Peer::new(id, public_key)),
+        let entry = Box::new(PeerEntry {
+            peer: in_ordinary_memory(|| Arc::new(Peer::new(id, public_key))),
             handshake: Handshake::new(public_key),
             cookie: CookieGenerator::new(&public_key),
             allowed_ips: BTreeMap::new(),
@@ -209,9 +212,11 @@ impl ControlPlane {
             unconfirmed: 0,
             pending: Pending::default(),
             queued_at: None,
-        };
-        self.peers.insert(id, Box::new(entry));
-        self.by_key.insert(public_key, id);
+        });
+        in_ordinary_memory(|| {
+            self.peers.insert(id, entry);
+            self.by_key.insert(public_key, id);
+        });
         id
     }
 

@@ -7,6 +7,7 @@
 
 use super::{ControlPlane, Event, PEER_EXISTS};
 use crate::invariant::present;
+use crate::secret::in_ordinary_memory;
 use crate::session::peer::{PeerId, dirty};
 use crate::session::timers::Timer;
 use crate::time::Now;
@@ -119,7 +120,7 @@ impl ControlPlane {
             timer_queue.remove(&(before, id));
         }
         if let Some(at) = at {
-            timer_queue.insert((at, id));
+            in_ordinary_memory(|| timer_queue.insert((at, id)));
         }
         entry.queued_at = at;
     }
