@@ -7,6 +7,7 @@
 
 mod chacha20;
 mod memory;
+mod multiply;
 mod poly1305;
 
 use crate::{Lane, PACKETS, Tags};

@@ -1,12 +1,13 @@
 //! Poly1305 (RFC 8439, section 2.5): eight messages at once, one in each lane of 64 bits, in limbs of 44, 44 and 42
 //! bits, whose products `vpmadd52luq` and `vpmadd52huq` add up in halves of 52 bits.
 
+use crate::avx512::multiply::{madd52hi, madd52lo};
 use core::arch::x86_64::{
     __m512i, __mmask8, _mm512_add_epi64, _mm512_and_si512, _mm512_cmpge_epu64_mask,
-    _mm512_cmplt_epu64_mask, _mm512_madd52hi_epu64, _mm512_madd52lo_epu64, _mm512_mask_add_epi64,
-    _mm512_mask_mov_epi64, _mm512_mask_sub_epi64, _mm512_or_si512, _mm512_set1_epi64,
-    _mm512_setzero_si512, _mm512_shrdi_epi64, _mm512_shuffle_i64x2, _mm512_slli_epi64,
-    _mm512_srli_epi64, _mm512_unpackhi_epi64, _mm512_unpacklo_epi64,
+    _mm512_cmplt_epu64_mask, _mm512_mask_add_epi64, _mm512_mask_mov_epi64, _mm512_mask_sub_epi64,
+    _mm512_or_si512, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_shrdi_epi64,
+    _mm512_shuffle_i64x2, _mm512_slli_epi64, _mm512_srli_epi64, _mm512_unpackhi_epi64,
+    _mm512_unpacklo_epi64,
 };
 
 /// Messages that are authenticated at once.
@@ -94,8 +95,8 @@ impl Products {
         ];
         for ((low, high), factors) in self.low.iter_mut().zip(&mut self.high).zip(factors) {
             for (a, b) in factors {
-                *low = _mm512_madd52lo_epu64(*low, a, b);
-                *high = _mm512_madd52hi_epu64(*high, a, b);
+                *low = madd52lo(*low, a, b);
+                *high = madd52hi(*high, a, b);
             }
         }
     }
@@ -110,8 +111,7 @@ impl Products {
         let limb2 = _mm512_add_epi64(low2, carry::<44, 8>(limb1, high1));
         // Above 2^130: times 5. The carry is below 2^50.
         let above = carry::<42, 10>(limb2, high2);
-        let limb0 =
-            _mm512_madd52lo_epu64(_mm512_and_si512(low0, ones(44)), above, _mm512_set1_epi64(5));
+        let limb0 = madd52lo(_mm512_and_si512(low0, ones(44)), above, _mm512_set1_epi64(5));
         [
             _mm512_and_si512(limb0, ones(44)),
             _mm512_add_epi64(_mm512_and_si512(limb1, ones(44)), _mm512_srli_epi64::<44>(limb0)),
