@@ -39,7 +39,7 @@ const BREACH: &str = "helper's `the dataplane broke the contract and was killed:
 const AUDIT: &str = "the audit's table, where a finding has a remedy of its own";
 
 /// What stands in a line of another place, which has the remedy; and where that is.
-const PARTS: [(&str, &str); 33] = [
+const PARTS: [(&str, &str); 32] = [
     (", ", "between the members of a list"),
     ("{line}", "the line of an error, as it is"),
     (
@@ -57,7 +57,6 @@ const PARTS: [(&str, &str); 33] = [
     ("instances", "part of a name, in the line of `inotify_limit`"),
     ("watches", "part of a name, in the line of `inotify_limit`"),
     ("a flood of requests", BREACH),
-    ("it keeps its old sockets from being made useless", BREACH),
     ("Pong without a ping", BREACH),
     ("a second LockedDown", BREACH),
     ("it closed its channel or its log", BREACH),

@@ -245,6 +245,35 @@ fn a_limit_on_ancillary_data_that_is_too_low_is_named_with_its_setting() {
     assert!(said.contains("sysctl net.core.optmem_max=131072"), "{said}");
 }
 
+/// What stops a socket that is given up from receiving needs memory of that limit, or does without.
+#[test]
+fn a_limit_on_ancillary_data_that_is_lowered_later_stops_no_change_of_port_or_link() {
+    require!(Wgsep);
+    const SETTING: &str = "/proc/sys/net/core/optmem_max";
+    let host = Host::new("true", &["env"]).started();
+    let has_setting = host.command("test").args(["-e", SETTING]).status();
+    if !has_setting.unwrap().success() {
+        return skip("net.core.optmem_max is the whole machine's: take Linux 6.7 or later");
+    }
+    let name = &host.interface;
+    let link = |state: &str| process::run(host.command("ip").args(["link", "set", name, state]));
+    let port = || host.wg(&format!("show {name} listen-port")).trim().parse::<u16>().unwrap();
+    link("up");
+    wait::until("a port is open", LIMIT, || port() != 0);
+    process::run(host.command("sh").args(["-c", &format!("echo 0 >{SETTING}")]));
+    let other = port() ^ 1;
+    host.wg(&format!("set {name} listen-port {other}"));
+    assert_eq!(port(), other);
+    let log = || host.process.log();
+    link("down");
+    wait::until("the port is closed", LIMIT, || log().contains("interface down"));
+    link("up");
+    let is_open = || log().matches("interface up, UDP port").count() == 2;
+    wait::until("the port is open again", LIMIT, is_open);
+    assert_eq!(port(), other);
+    assert!(!log().contains("ended: "), "{}", log());
+}
+
 /// More clients than there are descriptors for neither lock an operator out nor keep the link down.
 #[test]
 fn few_descriptors_bound_the_clients_and_nothing_else() {

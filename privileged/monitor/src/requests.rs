@@ -18,6 +18,9 @@ const REQUESTS_PER_SECOND: u32 = 100;
 /// one under way, and another when it says goodbye.
 const PIPELINED_REQUESTS: u32 = 16;
 
+/// The dataplane is killed, because it could continue to receive.
+const NOT_SILENCED_LINE: &str = "cannot close UDP sockets: the kernel refused both to filter and to bind what a copy would receive; raise net.core.optmem_max where it is lower than this: sysctl net.core.optmem_max=131072; or take Linux 5.7 or later";
+
 /// How far the dataplane has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -55,7 +58,7 @@ pub enum Served {
     LockedDown(u32, SandboxReport),
     /// The dataplane has closed the channel.
     Closed,
-    /// The kernel refused to receive a request, and not the dataplane to keep the contract.
+    /// The kernel refused what the contract needs, and not the dataplane to keep it.
     Failed(String),
     /// It broke the contract.
     Violation(String),
@@ -63,6 +66,23 @@ pub enum Served {
 
 fn violation(what: impl Into<String>) -> Served {
     Served::Violation(what.into())
+}
+
+/// What the kernel refused, and no doing of the dataplane's.
+fn failed(step: &str, errno: Errno) -> Served {
+    Served::Failed(format!("{step}: {}; {}", described(errno), remedy(errno)))
+}
+
+/// What came of sending a reply.
+fn replied(sent: Result<(), Error>) -> Served {
+    match sent {
+        Ok(()) => Served::Answered,
+        // It did not wait for the answer, as after Bye.
+        Err(Error::Io(Errno::EPIPE | Errno::ECONNRESET)) => Served::Closed,
+        Err(Error::Io(Errno::EAGAIN)) => violation("it does not read its replies"),
+        Err(Error::Io(errno)) => failed("send a reply", errno),
+        Err(error) => violation(error.to_string()),
+    }
 }
 
 /// The helper's side of the contract.
@@ -166,11 +186,7 @@ impl Requests {
             Ok(Received::Closed) => return Served::Closed,
             Ok(Received::Message(message, _)) => message,
             Err(Error::Io(errno)) => {
-                return Served::Failed(format!(
-                    "receive a request: {}; {}",
-                    described(errno),
-                    remedy(errno)
-                ));
+                return failed("receive a request", errno);
             }
             Err(error) => return violation(error.to_string()),
         };
@@ -206,7 +222,7 @@ impl Requests {
             }
         };
         if done == Err(NOT_SILENCED) {
-            return violation("it keeps its old sockets from being made useless");
+            return Served::Failed(NOT_SILENCED_LINE.to_owned());
         }
         self.answer(sequence, done.unwrap_or_else(|errno| Reply::Refused { errno: errno as i32 }))
     }
@@ -238,13 +254,7 @@ impl Requests {
         let opened = self.sockets.as_ref().filter(|_| matches!(reply, Reply::UdpOpened { .. }));
         let families = opened.map(UdpSockets::families).unwrap_or_default();
         let descriptors: Vec<_> = families.into_iter().flatten().collect();
-        match self.channel.send_reply(sequence, &reply, &descriptors) {
-            Ok(()) => Served::Answered,
-            // It did not wait for the answer, as after Bye.
-            Err(Error::Io(Errno::EPIPE | Errno::ECONNRESET)) => Served::Closed,
-            Err(Error::Io(Errno::EAGAIN)) => violation("it does not read its replies"),
-            Err(error) => violation(error.to_string()),
-        }
+        replied(self.channel.send_reply(sequence, &reply, &descriptors))
     }
 
     /// True if the UDP sockets are open and receive datagrams one by one.
@@ -298,6 +308,16 @@ mod tests {
         for other in &others {
             assert!(!permit(Phase::Init, other) && permit(Phase::Running, other));
         }
+    }
+
+    #[test]
+    fn a_reply_that_the_host_lacks_memory_or_descriptors_for_is_no_breach() {
+        for errno in [Errno::ENOBUFS, Errno::ENOMEM, Errno::ETOOMANYREFS] {
+            let Served::Failed(line) = replied(Err(Error::Io(errno))) else { panic!("{errno}") };
+            assert!(line.contains(remedy(errno)), "{line}");
+        }
+        let unread = replied(Err(Error::Io(Errno::EAGAIN)));
+        assert_eq!(unread, violation("it does not read its replies"));
     }
 
     fn pair() -> (Requests, Channel) {
