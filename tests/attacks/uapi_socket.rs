@@ -17,6 +17,7 @@ use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{Process, run, stop};
 use wgsep_tests::traffic::{Pinging, until_ping};
 use wgsep_tests::tunnel::{Plan, Tunnel};
+use wgsep_tests::uapi::Uapi;
 use wgsep_tests::{procfs, require, wait};
 
 const CLIENTS: usize = 1000;
@@ -78,6 +79,71 @@ fn attack_10_long_transactions_of_many_clients_are_bounded_together() {
     // EBUSY is 16. The others fill what there is, or nearly.
     assert_eq!(count(0) + count(-16), LONG_CLIENTS, "{outcomes:?}");
     assert!((4..=8).contains(&count(0)), "{outcomes:?}");
+}
+
+/// Many, who leave room for one that reads. Each asks for the configuration of so many peers, more than 3 MB, and does not
+/// read the answer.
+const UNREADING: usize = 63;
+const PEERS: usize = 9_000;
+/// What they may take together, in kilobytes: 16 KiB of text each, and what the daemon has not used before.
+const MOST_UNREAD_MEMORY: u64 = UNREADING as u64 * 16 + 3 * 1024;
+/// The same once the configuration has changed: 16 MiB of text.
+const MOST_COMPLETED_MEMORY: u64 = MOST_UNREAD_MEMORY + 16 * 1024;
+
+#[test]
+fn attack_10_answers_that_many_clients_do_not_read_are_bounded_together_and_traffic_continues() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    let daemon = &left.daemon;
+    let dataplane = daemon.dataplane();
+    let peers: String = (0..PEERS)
+        .map(|number| format!("public_key={number:064x}\nallowed_ip=fdff::{number:x}/128\n"))
+        .collect();
+    let set = |lines: &str| {
+        let mut uapi = Uapi::connect(&daemon.interface).unwrap();
+        assert_eq!(uapi.transact(&format!("set=1\n{lines}\n")).unwrap(), "errno=0\n");
+    };
+    set(&peers);
+    assert_eq!(daemon.peers().len(), PEERS + 1);
+    until_ping(&daemon.netns, right.side.inner(Family::V4));
+    let pinging = Pinging::start(&daemon.netns, right.side.inner(Family::V4));
+    pinging.until_more(1);
+    let memory = || procfs::memory(dataplane, "VmRSS").unwrap();
+    let used = memory();
+    let assert_used = |most: u64, when: &str| {
+        let more = memory().saturating_sub(used);
+        assert!(more <= most, "{more} kB more {when}");
+    };
+    let ask = || {
+        let connect = |_| UnixStream::connect(socket_path(&daemon.interface)).unwrap();
+        let mut clients: Vec<_> = (0..UNREADING).map(connect).collect();
+        for client in &mut clients {
+            client.write_all(b"get=1\n\n").unwrap();
+        }
+        for client in &mut clients {
+            // The rest of the answer waits.
+            client.read_exact(&mut [0; 1]).unwrap();
+        }
+        // Whoever reads is answered meanwhile.
+        assert_eq!(daemon.peers().len(), PEERS + 1);
+        clients
+    };
+    for _round in 0..2 {
+        let clients = ask();
+        assert_used(MOST_UNREAD_MEMORY, "while they do not read");
+        pinging.until_more(3);
+        drop(clients);
+    }
+    let clients = ask();
+    set("fwmark=1\n");
+    assert_eq!(daemon.peers().len(), PEERS + 1);
+    assert_used(MOST_COMPLETED_MEMORY, "once the configuration has changed");
+    drop(clients);
+    assert_eq!(daemon.peers().len(), PEERS + 1);
+    assert_used(MOST_COMPLETED_MEMORY, "once they are gone");
+    let pings = pinging.stop();
+    assert!(pings.received + 2 >= pings.sent, "{pings:?}");
 }
 
 #[test]

@@ -46,7 +46,7 @@ impl Control {
                 Action::OpenPort => self.start_open_port(),
                 Action::ReopenPort => self.start_reopen_port(),
                 Action::LinkDown => self.start_link_down(),
-                Action::Get(client) => self.get(client, steps),
+                Action::Get(client) => self.get(client),
             }
         }
         ran
@@ -377,6 +377,7 @@ impl Control {
     }
 
     fn configure(&mut self, configuration: Configuration) {
+        self.uapi.complete_answers(&self.device);
         self.device.configure(configuration);
         let Self { reporter, device, .. } = self;
         reporter.retain_peers(|peer| device.has_peer(peer));

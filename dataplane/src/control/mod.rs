@@ -77,7 +77,7 @@ const HANDSHAKES_AT_ONCE: usize = 16;
 const BATCHES_PER_ROUND: usize = 4;
 /// UAPI transactions and actions executed before other events are handled.
 const STEPS_PER_ROUND: usize = 16;
-/// Peers of a `get` or a `set` that count as one of them: one to two milliseconds of work.
+/// Peers of a `set` that count as one of them: one to two milliseconds of work.
 const PEERS_PER_STEP: usize = 256;
 /// Milliseconds between two polls of the handshake queue under load, so that a flood does not wake the
 /// control thread for each message and preempt a worker each time.
@@ -344,7 +344,7 @@ impl Control {
             }
             HELPER => self.receive_from_helper(),
             LINK => self.read_link(),
-            _ => self.uapi.handle(event, &self.epoll),
+            _ => self.uapi.handle(event, &self.device, &self.epoll),
         }
     }
 
@@ -552,7 +552,7 @@ impl Control {
                 Operation::Get if self.link_is_changing() => {
                     self.actions.push_back(Action::Get(client));
                 }
-                Operation::Get => self.get(client, steps),
+                Operation::Get => self.get(client),
                 Operation::Statistics => self.get_statistics(client),
                 Operation::Set(configuration) => {
                     count_peers(steps, configuration.peers.len());
@@ -568,11 +568,9 @@ impl Control {
             || self.actions.iter().any(|action| matches!(action, Action::LinkUp | Action::LinkDown))
     }
 
-    pub(super) fn get(&mut self, client: ClientId, steps: &mut usize) {
-        count_peers(steps, self.device.shared_peers().count());
+    pub(super) fn get(&mut self, client: ClientId) {
         let Self { uapi, device, epoll, .. } = self;
-        let drops = self.shared.drops();
-        uapi.reply_get(client, &device.status(), drops, device.peers(), epoll);
+        uapi.reply_get(client, device, self.shared.drops(), epoll);
     }
 
     fn get_statistics(&mut self, client: ClientId) {
@@ -592,7 +590,7 @@ impl Control {
     }
 }
 
-/// Subtracts the steps that the peers of a `get` or `set` take; as many as there are for one that is longer than a
+/// Subtracts the steps that the peers of a `set` take; as many as there are for one that is longer than a
 /// round.
 const fn count_peers(steps: &mut usize, peers: usize) {
     *steps = steps.saturating_sub(peers / PEERS_PER_STEP);

@@ -1,19 +1,20 @@
 //! One UAPI client: its socket, its input, and the reply that is not written yet.
 
+use super::answer::Answer;
 use super::inbox::Inbox;
 use super::parse::Refusal;
-use super::secret_text::SecretText;
 use super::{Operation, Scopes};
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use wgsep_proto::invariant::present;
+use wgsep_proto::device::control_plane::ControlPlane;
+use wgsep_proto::invariant::{part, present};
 use zeroize::Zeroize;
 
 /// Most bytes that are read at a time, so that a long `set` does not delay the other clients.
 const READ_LEN: usize = 16 * 1024;
-/// Most bytes that are written at a time, so that neither does a long reply to a client that reads it fast.
-const WRITE_LEN: usize = 256 * 1024;
+/// Most bytes that are formatted and written at a time, so that neither does a long reply to a client that reads it fast.
+const WRITE_LEN: usize = 64 * 1024;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -41,8 +42,7 @@ pub(super) struct Client {
     socket: OwnedFd,
     state: State,
     inbox: Inbox,
-    output: SecretText,
-    written: usize,
+    answer: Answer,
     /// It will send no more.
     ended: bool,
     /// The server's number of the last event of this client.
@@ -55,8 +55,7 @@ impl Client {
             socket,
             state: State::Reading,
             inbox: Inbox::default(),
-            output: SecretText::default(),
-            written: 0,
+            answer: Answer::default(),
             ended: false,
             last_active: now,
         }
@@ -88,13 +87,18 @@ impl Client {
     }
 
     /// Reads or writes, according to its state, when its socket is ready. An error disconnects the client.
-    pub(super) fn advance(&mut self, hung_up: bool, now: u64) -> nix::Result<()> {
+    pub(super) fn advance(
+        &mut self,
+        hung_up: bool,
+        now: u64,
+        device: &ControlPlane,
+    ) -> nix::Result<()> {
         self.last_active = now;
         match self.state {
             State::Reading => self.read().map(|_| ()),
             State::Waiting if hung_up => Err(Errno::EPIPE),
             State::Waiting => Ok(()),
-            State::Writing => self.write(),
+            State::Writing => self.write(Some(device)),
         }
     }
 
@@ -135,32 +139,61 @@ impl Client {
     }
 
     /// Starts its reply. An error disconnects the client.
-    pub(super) fn reply(&mut self, text: SecretText) -> nix::Result<()> {
-        self.output = text;
-        self.written = 0;
+    pub(super) fn reply(&mut self, answer: Answer) -> nix::Result<()> {
+        self.answer = answer;
         self.state = State::Writing;
-        self.write()
+        self.write(None)
+    }
+
+    /// True while its reply is being written.
+    pub(super) fn is_writing(&self) -> bool {
+        self.state == State::Writing
+    }
+
+    /// The server's number of its last event.
+    pub(super) const fn last_active(&self) -> u64 {
+        self.last_active
+    }
+
+    /// Completes its reply as [`Answer::complete`].
+    pub(super) fn complete_answer(&mut self, device: &ControlPlane, most: usize) -> usize {
+        self.answer.complete(device, most)
     }
 
     /// Writes a bounded amount of the reply, as far as the socket accepts it, and returns to reading once it is
-    /// complete.
-    fn write(&mut self) -> nix::Result<()> {
-        let end = self.output.as_bytes().len().min(self.written.saturating_add(WRITE_LEN));
-        while let Some(rest) =
-            self.output.as_bytes().get(self.written..end).filter(|rest| !rest.is_empty())
-        {
-            match nix::unistd::write(&self.socket, rest) {
-                Ok(len) => self.written += len,
+    /// complete. Without a device it writes only what is formatted.
+    fn write(&mut self, device: Option<&ControlPlane>) -> nix::Result<()> {
+        let mut left = WRITE_LEN;
+        while left > 0 {
+            if let Some(device) = device {
+                self.answer.format_if_written(device);
+            }
+            let unwritten = self.answer.unwritten();
+            let next = part(unwritten, 0..unwritten.len().min(left));
+            if next.is_empty() {
+                break;
+            }
+            match nix::unistd::write(&self.socket, next) {
+                Ok(len) => {
+                    self.answer.advance(len);
+                    left -= len;
+                }
                 Err(Errno::EAGAIN) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error),
             }
         }
-        if self.written == self.output.as_bytes().len() {
-            self.output.clear();
+        if self.answer.is_complete() {
+            self.answer = Answer::default();
             self.state = State::Reading;
         }
         Ok(())
+    }
+
+    /// Parts of its reply that are formatted.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> usize {
+        self.answer.parts()
     }
 }
 
@@ -173,6 +206,8 @@ impl AsFd for Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::KernelRandom;
+    use crate::uapi::secret_text::SecretText;
     use nix::sys::socket::sockopt::SndBuf;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair};
 
@@ -186,9 +221,13 @@ mod tests {
         let mut client = Client::new(socket, 0);
         let mut reply = SecretText::default();
         reply.push(&[b'x'; WRITE_LEN + 1]);
-        client.reply(reply).unwrap();
-        assert_eq!((client.interest(), client.written), (EpollFlags::EPOLLOUT, WRITE_LEN));
-        client.advance(false, 1).unwrap();
+        client.reply(reply.into()).unwrap();
+        assert_eq!(
+            (client.interest(), client.answer.unwritten()),
+            (EpollFlags::EPOLLOUT, &b"x"[..])
+        );
+        let device = ControlPlane::new(Box::new(KernelRandom));
+        client.advance(false, 1, &device).unwrap();
         assert_eq!(client.interest(), EpollFlags::EPOLLIN);
     }
 }

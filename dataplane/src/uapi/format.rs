@@ -5,21 +5,38 @@ use super::secret_text::SecretText;
 use crate::drops::Drops;
 use std::fmt::Write;
 use wgsep_ipc::Offload;
-use wgsep_proto::{DeviceStatus, PeerStatus};
+use wgsep_proto::{AllowedIp, DeviceStatus, PeerStatus};
 
-/// Writes the whole reply, with `errno=0` and the blank line.
+/// Most bytes of a peer without its allowed IPs, of an allowed IP, or of the end.
+pub(super) const LONGEST_ITEM: usize = 512;
+
+/// Writes the beginning of the reply to a `get`, before the peers.
 ///
-/// Before the peers there are keys of our own, which wg(8) skips: `drop_CAUSE`, packets dropped so far.
-/// Like port and mark they are left out when 0.
-pub(super) fn format(
-    device: &DeviceStatus,
-    drops: Drops<'_>,
-    peers: impl Iterator<Item = PeerStatus>,
-) -> SecretText {
+/// It has keys of our own, which wg(8) skips: `drop_CAUSE`, packets dropped so far. Like port and mark they are left out
+/// when 0.
+pub(super) fn device(device: &DeviceStatus, drops: Drops<'_>) -> SecretText {
     let mut text = SecretText::with_capacity(4096);
     // Writing to memory cannot fail.
-    let _infallible = write_reply(&mut text, device, drops, peers);
+    let _infallible = write_device(&mut text, device, drops);
     text
+}
+
+/// Adds a peer without its allowed IPs, which follow.
+pub(super) fn peer(text: &mut SecretText, peer: &PeerStatus) {
+    // Writing to memory cannot fail.
+    let _infallible = write_peer(text, peer);
+}
+
+/// Adds an allowed IP of the last peer.
+pub(super) fn allowed_ip(text: &mut SecretText, allowed_ip: AllowedIp) {
+    // Writing to memory cannot fail.
+    let _infallible = writeln!(text, "allowed_ip={}/{}", allowed_ip.address(), allowed_ip.cidr());
+}
+
+/// Adds the end of a reply, with the blank line.
+pub(super) fn end(text: &mut SecretText, errno: i32) {
+    // Writing to memory cannot fail.
+    let _infallible = write!(text, "errno={errno}\n\n");
 }
 
 /// Writes the whole reply to `get=statistics`: every `drop_CAUSE`, the state of the UDP sockets, as 0 or 1
@@ -55,11 +72,10 @@ fn write_statistics(
     text.write_str("errno=0\n\n")
 }
 
-fn write_reply(
+fn write_device(
     text: &mut SecretText,
     device: &DeviceStatus,
     drops: Drops<'_>,
-    peers: impl Iterator<Item = PeerStatus>,
 ) -> std::fmt::Result {
     if let Some(private_key) = &device.private_key {
         write_key(text, "private_key", private_key.as_bytes());
@@ -73,10 +89,7 @@ fn write_reply(
     for (name, count) in drops.counts().filter(|(_, count)| *count > 0) {
         writeln!(text, "drop_{name}={count}")?;
     }
-    for peer in peers {
-        write_peer(text, &peer)?;
-    }
-    text.write_str("errno=0\n\n")
+    Ok(())
 }
 
 fn write_peer(text: &mut SecretText, peer: &PeerStatus) -> std::fmt::Result {
@@ -93,11 +106,7 @@ fn write_peer(text: &mut SecretText, peer: &PeerStatus) -> std::fmt::Result {
     writeln!(text, "last_handshake_time_nsec={}", peer.last_handshake.subsec_nanos())?;
     writeln!(text, "tx_bytes={}", peer.tx_bytes)?;
     writeln!(text, "rx_bytes={}", peer.rx_bytes)?;
-    writeln!(text, "persistent_keepalive_interval={}", peer.persistent_keepalive_interval)?;
-    for allowed_ip in &peer.allowed_ips {
-        writeln!(text, "allowed_ip={}/{}", allowed_ip.address(), allowed_ip.cidr())?;
-    }
-    Ok(())
+    writeln!(text, "persistent_keepalive_interval={}", peer.persistent_keepalive_interval)
 }
 
 fn write_key(text: &mut SecretText, name: &str, key: &[u8; 32]) {
@@ -113,11 +122,48 @@ mod tests {
     use super::super::parse::{parse, tests::Eth0};
     use super::*;
     use crate::drops::of_protocol;
+    use std::net::SocketAddrV6;
     use std::time::Duration;
-    use wgsep_proto::{AllowedIp, PresharedKey, PrivateKey, PublicKey};
     use wgsep_proto::{DropCause, DropCounters};
+    use wgsep_proto::{PresharedKey, PrivateKey, PublicKey};
 
-    fn peer() -> PeerStatus {
+    /// The whole reply to a `get`.
+    fn format(
+        status: &DeviceStatus,
+        drops: Drops<'_>,
+        peers: impl Iterator<Item = PeerStatus>,
+    ) -> SecretText {
+        let mut text = device(status, drops);
+        for status in peers {
+            peer(&mut text, &status);
+            status.allowed_ips.iter().for_each(|one| allowed_ip(&mut text, *one));
+        }
+        end(&mut text, 0);
+        text
+    }
+
+    /// The part of an answer in which an item begins has room for it.
+    #[test]
+    fn no_item_is_longer_than_the_longest() {
+        let ones = std::net::Ipv6Addr::from(u128::MAX);
+        let longest = PeerStatus {
+            endpoint: Some(SocketAddrV6::new(ones, u16::MAX, 0, u32::MAX).into()),
+            last_handshake: Duration::new(u64::MAX, 999_999_999),
+            rx_bytes: u64::MAX,
+            tx_bytes: u64::MAX,
+            persistent_keepalive_interval: u16::MAX,
+            ..example()
+        };
+        let mut text = SecretText::default();
+        peer(&mut text, &longest);
+        let len = text.as_bytes().len();
+        assert!((400..=LONGEST_ITEM).contains(&len), "{len} bytes");
+        allowed_ip(&mut text, AllowedIp::new(ones.into(), 128).unwrap());
+        let len = text.as_bytes().len() - len;
+        assert!(len < LONGEST_ITEM, "{len} bytes");
+    }
+
+    fn example() -> PeerStatus {
         PeerStatus {
             public_key: PublicKey::from_bytes([0xab; 32]),
             preshared_key: PresharedKey::default(),
@@ -139,7 +185,7 @@ mod tests {
         };
         let drops = DropCounters::default();
         drops.add(DropCause::NoPeer, 2);
-        let text = format(&device, of_protocol(&drops), std::iter::once(peer()));
+        let text = format(&device, of_protocol(&drops), std::iter::once(example()));
         let expected = format!(
             "private_key=f8{}7f\nlisten_port=51820\ndrop_no_peer=2\npublic_key={}\npreshared_key={}\n\
              protocol_version=1\nendpoint=[fe80::1%7]:51820\nlast_handshake_time_sec=1795000000\n\
@@ -188,7 +234,8 @@ mod tests {
             listen_port: 1,
             fwmark: u32::MAX,
         };
-        let text = format(&device, of_protocol(&DropCounters::default()), std::iter::once(peer()));
+        let text =
+            format(&device, of_protocol(&DropCounters::default()), std::iter::once(example()));
         let settable: String = std::str::from_utf8(text.as_bytes())
             .unwrap()
             .lines()
@@ -202,7 +249,7 @@ mod tests {
         assert!(set.private_key.flatten() == device.private_key);
         assert_eq!((set.listen_port, set.fwmark), (Some(1), Some(u32::MAX)));
         let [parsed] = &set.peers[..] else { panic!() };
-        assert_eq!(parsed.endpoint, peer().endpoint);
+        assert_eq!(parsed.endpoint, example().endpoint);
         assert_eq!(parsed.allowed_ips.len(), 1);
     }
 }

@@ -1,6 +1,7 @@
 //! A UAPI session without sockets, for the fuzzer: applies a client's bytes to a device and returns the
 //! answers.
 
+use super::answer::Answer;
 use super::inbox::Inbox;
 use super::{Operation, Scopes, UdpStatus, format};
 use crate::drops::{Drops, LocalDrops};
@@ -56,7 +57,13 @@ impl FuzzSession {
     /// The answer to a `get`.
     #[must_use]
     pub fn state(&self) -> Vec<u8> {
-        let text = format::format(&self.device.status(), self.drops(), self.device.peers());
-        text.as_bytes().to_vec()
+        let mut answer = Answer::get(&self.device, self.drops());
+        let mut text = Vec::new();
+        while !answer.is_complete() {
+            answer.format_if_written(&self.device);
+            text.extend_from_slice(answer.unwritten());
+            answer.advance(answer.unwritten().len());
+        }
+        text
     }
 }

@@ -1,9 +1,11 @@
 //! The cross-platform UAPI that wg(8) speaks: lines of `key=value`, a blank line at the end.
 //!
 //! `inbox` cuts what a client sent into transactions; `parse` turns one into a [`Configuration`], or
-//! refuses it as a whole; `format` writes the answer to a `get`; `client` and `server` carry them.
+//! refuses it as a whole; `format` writes the answer to a `get`, of which `answer` keeps the part that its client reads;
+//! `client` and `server` carry them.
 //! The mode of the socket file alone decides which users may connect: root and the socket's owner.
 
+mod answer;
 mod client;
 mod format;
 #[cfg(feature = "fuzzing")]

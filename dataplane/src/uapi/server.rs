@@ -3,6 +3,7 @@
 //! The caller owns the epoll instance and passes events to the server. Each client reads a transaction,
 //! waits for it to be executed and writes the reply, one transaction at a time.
 
+use super::answer::{Answer, PART_LEN};
 use super::client::{Client, Input};
 use super::inbox::MAX_TRANSACTION;
 use super::parse::Refusal;
@@ -14,12 +15,13 @@ use crate::line_limit::LineLimit;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{SockFlag, accept4};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
 use wgsep_ipc::Offload;
 use wgsep_policy::{described, remedy};
+use wgsep_proto::device::control_plane::ControlPlane;
 use wgsep_proto::invariant::present;
-use wgsep_proto::{DeviceStatus, PeerStatus};
 
 /// Most clients at a time. One more closes the client that has been idle longest, so that forgotten
 /// connections never lock an operator out; if none is idle, it waits in the listener's queue.
@@ -31,6 +33,10 @@ const MAX_TOGETHER: usize = MAX_TRANSACTION;
 const GUARANTEED: usize = 64 * 1024;
 /// Bytes that a transaction counts for at least while it is executed.
 const LEAST_IN_PROGRESS: usize = 1024;
+
+/// Most parts of all clients' answers that are formatted because the configuration changes, unless one answer alone has
+/// more: 16 MiB, the answers of 45,000 peers.
+const MAX_PARTS: usize = (16 << 20) / PART_LEN;
 
 /// Number of a client, which is never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +58,8 @@ pub(crate) struct Server {
     in_progress: BTreeMap<ClientId, usize>,
     /// [`MAX_TOGETHER`].
     max_together: usize,
+    /// [`MAX_PARTS`].
+    max_parts: usize,
     /// Clients that may have a complete transaction.
     runnable: VecDeque<ClientId>,
     refusals: LineLimit,
@@ -72,6 +80,7 @@ impl Server {
             clients: BTreeMap::new(),
             in_progress: BTreeMap::new(),
             max_together: MAX_TOGETHER,
+            max_parts: MAX_PARTS,
             runnable: VecDeque::new(),
             refusals: LineLimit::default(),
         }
@@ -87,8 +96,8 @@ impl Server {
         Ok(())
     }
 
-    /// Handles an event of one of this server's descriptors.
-    pub(crate) fn handle(&mut self, event: &EpollEvent, epoll: &Epoll) {
+    /// Handles an event of one of this server's descriptors. Answers go on with what `device` has.
+    pub(crate) fn handle(&mut self, event: &EpollEvent, device: &ControlPlane, epoll: &Epoll) {
         self.now += 1;
         let Some(number) = event.data().checked_sub(self.first_token + 1) else {
             self.accept(epoll);
@@ -96,7 +105,7 @@ impl Server {
         };
         let (id, now) = (ClientId(number), self.now);
         let hung_up = event.events().intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
-        self.progress(id, epoll, |client| client.advance(hung_up, now));
+        self.progress(id, epoll, |client| client.advance(hung_up, now, device));
     }
 
     /// True if [`Self::next_operation`] may return an operation.
@@ -163,15 +172,29 @@ impl Server {
     pub(crate) fn reply_get(
         &mut self,
         id: ClientId,
-        device: &DeviceStatus,
+        device: &ControlPlane,
         drops: Drops<'_>,
-        peers: impl Iterator<Item = PeerStatus>,
         epoll: &Epoll,
     ) {
         if self.clients.contains_key(&id) {
-            self.answer(id, format::format(device, drops, peers), epoll);
+            self.answer(id, Answer::get(device, drops), epoll);
         } else {
             self.in_progress.remove(&id);
+        }
+    }
+
+    /// Formats the rest of each answer to a `get`, so that none shows two configurations. It is called before the
+    /// configuration changes. Of too many answers, those whose clients have not read for longest end with EINTR; the
+    /// one that was read last never does.
+    pub(crate) fn complete_answers(&mut self, device: &ControlPlane) {
+        let mut clients: Vec<_> =
+            self.clients.values_mut().filter(|one| one.is_writing()).collect();
+        clients.sort_unstable_by_key(|client| Reverse(client.last_active()));
+        let mut left = self.max_parts;
+        let mut most = usize::MAX;
+        for client in clients {
+            left = left.saturating_sub(client.complete_answer(device, most));
+            most = left;
         }
     }
 
@@ -184,7 +207,7 @@ impl Server {
         offloads: &[(Offload, bool)],
         epoll: &Epoll,
     ) {
-        self.answer(id, format::statistics(drops, udp, offloads), epoll);
+        self.answer(id, format::statistics(drops, udp, offloads).into(), epoll);
     }
 
     /// Answers a `set`: 0, or a negative errno; nothing happens if the client is gone.
@@ -194,13 +217,13 @@ impl Server {
 
     fn reply_errno(&mut self, id: ClientId, errno: i32, epoll: &Epoll) {
         let mut text = SecretText::with_capacity(32);
-        text.push(format!("errno={errno}\n\n").as_bytes());
-        self.answer(id, text, epoll);
+        format::end(&mut text, errno);
+        self.answer(id, text.into(), epoll);
     }
 
-    fn answer(&mut self, id: ClientId, text: SecretText, epoll: &Epoll) {
+    fn answer(&mut self, id: ClientId, answer: Answer, epoll: &Epoll) {
         self.in_progress.remove(&id);
-        self.progress(id, epoll, |client| client.reply(text));
+        self.progress(id, epoll, |client| client.reply(answer));
     }
 
     /// Runs a step of a client, and removes it on an error.
@@ -312,6 +335,18 @@ impl Server {
     #[cfg(test)]
     pub(super) const fn limit_together(&mut self, bytes: usize) {
         self.max_together = bytes;
+    }
+
+    /// Lowers the limit for all answers together, for tests.
+    #[cfg(test)]
+    pub(super) const fn limit_parts(&mut self, parts: usize) {
+        self.max_parts = parts;
+    }
+
+    /// Parts of all answers together.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> usize {
+        self.clients.values().map(Client::parts).sum()
     }
 
     /// Bytes of all transactions together.

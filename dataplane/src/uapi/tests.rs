@@ -85,7 +85,7 @@ impl House {
         let mut events = [EpollEvent::empty(); 16];
         let ready = self.epoll.wait(&mut events, timeout).unwrap();
         for event in &events[..ready] {
-            self.server.handle(event, &self.epoll);
+            self.server.handle(event, &self.device, &self.epoll);
         }
         self.carry_out_some(&mut usize::MAX.clone());
         ready
@@ -107,7 +107,7 @@ impl House {
         match (operation, delayed) {
             (Operation::Get, _) => {
                 let drops = of_protocol(&device.data_path().drops);
-                server.reply_get(client, &device.status(), drops, device.peers(), epoll);
+                server.reply_get(client, device, drops, epoll);
             }
             (Operation::Statistics, _) => {
                 server.reply_statistics(
@@ -120,6 +120,7 @@ impl House {
             }
             (Operation::Set(configuration), Some(delayed)) => delayed.push((client, configuration)),
             (Operation::Set(configuration), None) => {
+                server.complete_answers(device);
                 device.configure(configuration);
                 server.reply_set(client, 0, epoll);
             }
@@ -332,6 +333,101 @@ fn who_reads_slowly_stalls_only_himself() {
         received += &slow.peek().unwrap();
     }
     assert_eq!(received, format!("{expected}{OK}fwmark=9\n{expected}"));
+}
+
+/// A `get` of many clients that do not read, as far as it fits into their sockets.
+fn ask_without_reading(house: &mut House, count: usize) -> Vec<Guest> {
+    let mut guests: Vec<_> = (0..count).map(|_| house.connect()).collect();
+    for guest in &mut guests {
+        guest.send("get=1\n\n");
+    }
+    house.run_until_idle();
+    guests
+}
+
+/// What is left of the answer of a guest, up to its blank line.
+fn receive_all(house: &mut House, mut guest: Guest) -> String {
+    let mut text = String::new();
+    while !text.ends_with("\n\n") {
+        house.run_until_idle();
+        text += &guest.peek().unwrap();
+    }
+    text
+}
+
+#[test]
+fn an_answer_that_is_not_read_is_not_kept_whole() {
+    let mut house = House::new();
+    house.set(&many_peers(2_000));
+    let expected = house.configuration();
+    let guests = ask_without_reading(&mut house, MAX_CLIENTS - 1);
+    assert!(house.server.parts() <= guests.len(), "{}", house.server.parts());
+    assert!(house.configuration() == expected);
+    for guest in guests {
+        assert!(receive_all(&mut house, guest) == expected);
+    }
+    assert_eq!(house.server.parts(), 0);
+}
+
+#[test]
+fn an_answer_shows_one_configuration_however_it_changes_meanwhile() {
+    let mut house = House::new();
+    let one_peer = (0..30_000u32).fold(format!("public_key={:064x}\n", 1), |mut text, number| {
+        writeln!(text, "allowed_ip={}/32", std::net::Ipv4Addr::from(number)).unwrap();
+        text
+    });
+    let changes = [
+        "replace_peers=true\n".to_owned(),
+        format!("replace_peers=true\n{}", many_peers(1_999)),
+        format!("public_key={:064x}\nallowed_ip=0.0.7.207/32\n", 9),
+        format!("public_key={:064x}\nremove=true\n", 1_999),
+    ];
+    for before in [many_peers(2_000), one_peer] {
+        for change in &changes {
+            house.set(&format!("replace_peers=true\n{before}"));
+            let expected = house.configuration();
+            let guests = ask_without_reading(&mut house, 3);
+            house.set(change);
+            for guest in guests {
+                assert!(receive_all(&mut house, guest) == expected, "{change:.50}");
+            }
+        }
+    }
+}
+
+/// A new configuration has each of them formatted to its end; that is bounded, too.
+#[test]
+fn answers_that_are_not_read_end_with_an_error_if_too_many_would_be_kept() {
+    const MOST: usize = 200;
+    let mut house = House::new();
+    house.server.limit_parts(MOST);
+    house.set(&many_peers(2_000));
+    let expected = house.configuration();
+    let guests = ask_without_reading(&mut house, MAX_CLIENTS - 1);
+    for change in ["fwmark=1\n", "fwmark=2\n"] {
+        house.set(change);
+        let most = MOST + 2 * guests.len();
+        assert!((MOST - 50..=most).contains(&house.server.parts()), "{}", house.server.parts());
+    }
+    // The one that asked last is the last to lose its answer,
+    let answers: Vec<_> = guests.into_iter().map(|guest| receive_all(&mut house, guest)).collect();
+    let whole = answers.iter().rev().take_while(|answer| **answer == expected).count();
+    assert!((3..=8).contains(&whole), "{whole}");
+    for answer in &answers[..answers.len() - whole] {
+        let (begun, errno) = answer.rsplit_once("errno=").unwrap();
+        assert!(expected.starts_with(begun) && errno == "4\n\n", "{errno}");
+    }
+    assert_eq!((house.server.parts(), house.configuration().len()), (0, expected.len() + 9));
+
+    // and does not, however long it is.
+    house.server.limit_parts(0);
+    let expected = house.configuration();
+    let mut guests = ask_without_reading(&mut house, 3);
+    house.set("fwmark=3\n");
+    assert!(receive_all(&mut house, guests.pop().unwrap()) == expected);
+    for guest in guests {
+        assert!(receive_all(&mut house, guest).ends_with("\nerrno=4\n\n"));
+    }
 }
 
 #[test]
@@ -603,7 +699,7 @@ fn what_a_client_sends_at_once_is_carried_out_in_bounded_steps() {
         for _ in 0..2 {
             let ready = house.epoll.wait(&mut events, EpollTimeout::from(1000u16)).unwrap();
             for event in &events[..ready] {
-                house.server.handle(event, &house.epoll);
+                house.server.handle(event, &house.device, &house.epoll);
             }
         }
         let mut done = 0;

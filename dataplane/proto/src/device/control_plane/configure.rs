@@ -17,6 +17,23 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// How far the peers' part of the answer to a `get` was read; by default, not at all.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StatusCursor {
+    peer: PeerId,
+    /// The order of the peer's next allowed IP, or `None` if the peer itself is next.
+    allowed_ip: Option<u64>,
+}
+
+/// An item of the peers' part of the answer to a `get`.
+#[derive(Clone)]
+pub enum StatusItem {
+    /// A peer, whose allowed IPs follow as items of their own.
+    Peer(PeerStatus),
+    /// An allowed IP of the last peer.
+    AllowedIp(AllowedIp),
+}
+
 impl ControlPlane {
     /// Applies a checked `set` in the kernel's order: mark, port, replace_peers, key, peers. It
     /// cannot fail, so it is never half-applied; the caller has opened the port beforehand.
@@ -99,15 +116,26 @@ impl ControlPlane {
     /// The peers' part of the answer to a `get`, in the order of creation.
     pub fn peers(&self) -> impl Iterator<Item = PeerStatus> {
         self.peers.values().map(|entry| PeerStatus {
-            public_key: *entry.peer.public_key(),
-            preshared_key: entry.handshake.preshared_key().clone(),
-            endpoint: entry.peer.endpoint().map(|endpoint| endpoint.destination),
-            last_handshake: entry.last_handshake,
-            rx_bytes: entry.peer.rx_bytes(),
-            tx_bytes: entry.peer.tx_bytes(),
-            persistent_keepalive_interval: entry.peer.timers.persistent_keepalive_interval(),
             allowed_ips: entry.allowed_ips.values().copied().collect(),
+            ..entry.status()
         })
+    }
+
+    /// The item at a cursor, which moves to the next one. If the configuration has changed since the first item, items
+    /// may be left out or repeated.
+    pub fn next_status(&self, cursor: &mut StatusCursor) -> Option<StatusItem> {
+        if let Some(order) = cursor.allowed_ip {
+            let entry = self.entry(cursor.peer);
+            let next = entry.and_then(|entry| entry.allowed_ips.range(order..).next());
+            if let Some((order, allowed_ip)) = next {
+                cursor.allowed_ip = Some(order + 1);
+                return Some(StatusItem::AllowedIp(*allowed_ip));
+            }
+            *cursor = StatusCursor { peer: PeerId(cursor.peer.0 + 1), allowed_ip: None };
+        }
+        let (id, entry) = self.peers.range(cursor.peer..).next()?;
+        *cursor = StatusCursor { peer: *id, allowed_ip: Some(0) };
+        Some(StatusItem::Peer(entry.status()))
     }
 
     /// Sets the private key (kernel netlink.c, wg_set_device). Keypairs are only used for receiving from
@@ -260,6 +288,22 @@ impl ControlPlane {
         let Some(entry) = present(self.entry_mut(id), PEER_EXISTS) else { return };
         for (_, allowed_ip) in core::mem::take(&mut entry.allowed_ips) {
             self.allowed_ips.remove(allowed_ip, |owner| owner.peer.id() == id);
+        }
+    }
+}
+
+impl PeerEntry {
+    /// Its part of the answer to a `get`, without its allowed IPs.
+    fn status(&self) -> PeerStatus {
+        PeerStatus {
+            public_key: *self.peer.public_key(),
+            preshared_key: self.handshake.preshared_key().clone(),
+            endpoint: self.peer.endpoint().map(|endpoint| endpoint.destination),
+            last_handshake: self.last_handshake,
+            rx_bytes: self.peer.rx_bytes(),
+            tx_bytes: self.peer.tx_bytes(),
+            persistent_keepalive_interval: self.peer.timers.persistent_keepalive_interval(),
+            allowed_ips: Vec::new(),
         }
     }
 }

@@ -10,6 +10,7 @@ mod handshaking;
 mod job;
 mod load;
 
+pub use configure::{StatusCursor, StatusItem};
 pub use expiry::PEERS_PER_ROUND;
 pub use handshaking::{HANDSHAKE_TRAFFIC_CLASS, HandshakeDatagram};
 pub use job::{CryptoJob, Inline, JobRunner};
