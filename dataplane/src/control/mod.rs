@@ -276,6 +276,7 @@ impl Control {
         for event in events {
             self.dispatch(event);
         }
+        self.uapi.handle_timeout(&self.epoll);
         self.probe_link();
         if self.port_retry.take_due(clock::instant()) {
             self.actions.push_back(Action::OpenPort);
@@ -316,8 +317,9 @@ impl Control {
             (false, false) => None,
         };
         let link = self.link.as_ref().and_then(LinkMonitor::next_timeout);
-        let due =
-            [link, self.source_check.next_timeout(), self.wipe_due].into_iter().flatten().min();
+        let timeouts =
+            [link, self.source_check.next_timeout(), self.uapi.next_timeout(), self.wipe_due];
+        let due = timeouts.into_iter().flatten().min();
         let until_due = due.map(|at| {
             // Rounded up: a wait that ends too early would be repeated many times.
             let wait = at.since(clock::instant()).as_micros().div_ceil(1000);

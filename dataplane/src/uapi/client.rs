@@ -4,9 +4,11 @@ use super::answer::Answer;
 use super::inbox::Inbox;
 use super::parse::Refusal;
 use super::{Operation, Scopes};
+use crate::clock;
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use wgsep_proto::Instant;
 use wgsep_proto::device::control_plane::ControlPlane;
 use wgsep_proto::invariant::{part, present};
 use zeroize::Zeroize;
@@ -47,6 +49,8 @@ pub(super) struct Client {
     ended: bool,
     /// The server's number of the last event of this client.
     last_active: u64,
+    /// When its socket last accepted part of a reply, or the reply began.
+    progressed: Instant,
 }
 
 impl Client {
@@ -58,6 +62,7 @@ impl Client {
             answer: Answer::default(),
             ended: false,
             last_active: now,
+            progressed: Instant::default(),
         }
     }
 
@@ -142,12 +147,18 @@ impl Client {
     pub(super) fn reply(&mut self, answer: Answer) -> nix::Result<()> {
         self.answer = answer;
         self.state = State::Writing;
+        self.progressed = clock::instant();
         self.write(None)
     }
 
     /// True while its reply is being written.
     pub(super) fn is_writing(&self) -> bool {
         self.state == State::Writing
+    }
+
+    /// Since when it has read nothing of its reply; `None` if it has none.
+    pub(super) fn stalled_since(&self) -> Option<Instant> {
+        self.is_writing().then_some(self.progressed)
     }
 
     /// The server's number of its last event.
@@ -176,6 +187,7 @@ impl Client {
             match nix::unistd::write(&self.socket, next) {
                 Ok(len) => {
                     self.answer.advance(len);
+                    self.progressed = clock::instant();
                     left -= len;
                 }
                 Err(Errno::EAGAIN) => return Ok(()),

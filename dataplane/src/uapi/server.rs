@@ -18,14 +18,20 @@ use nix::sys::socket::{SockFlag, accept4};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 use wgsep_ipc::Offload;
 use wgsep_policy::{described, remedy};
+use wgsep_proto::Instant;
 use wgsep_proto::device::control_plane::ControlPlane;
 use wgsep_proto::invariant::present;
 
 /// Most clients at a time. One more closes the client that has been idle longest, so that forgotten
-/// connections never lock an operator out; if none is idle, it waits in the listener's queue.
+/// connections never lock an operator out; if none is idle, it waits in the listener's queue until one is, or has read
+/// nothing of its answer for [`PATIENCE`].
 pub(super) const MAX_CLIENTS: usize = 64;
+
+/// How long a client may read nothing of its answer while another waits for its place.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Most bytes of all clients' transactions together, until they are answered: as many as one may have.
 const MAX_TOGETHER: usize = MAX_TRANSACTION;
@@ -60,6 +66,8 @@ pub(crate) struct Server {
     max_together: usize,
     /// [`MAX_PARTS`].
     max_parts: usize,
+    /// [`PATIENCE`].
+    patience: Duration,
     /// Clients that may have a complete transaction.
     runnable: VecDeque<ClientId>,
     refusals: LineLimit,
@@ -81,6 +89,7 @@ impl Server {
             in_progress: BTreeMap::new(),
             max_together: MAX_TOGETHER,
             max_parts: MAX_PARTS,
+            patience: PATIENCE,
             runnable: VecDeque::new(),
             refusals: LineLimit::default(),
         }
@@ -106,6 +115,19 @@ impl Server {
         let (id, now) = (ClientId(number), self.now);
         let hung_up = event.events().intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
         self.progress(id, epoll, |client| client.advance(hung_up, now, device));
+    }
+
+    /// When a client that does not read makes room for one that waits, if one does.
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
+        let stalled = self.clients.values().filter_map(Client::stalled_since).min()?;
+        self.paused.then(|| stalled.after(self.patience))
+    }
+
+    /// Closes a client that does not read for one that waits, if that is due.
+    pub(crate) fn handle_timeout(&mut self, epoll: &Epoll) {
+        if self.next_timeout().is_some_and(|due| due <= clock::instant()) {
+            self.accept(epoll);
+        }
     }
 
     /// True if [`Self::next_operation`] may return an operation.
@@ -256,10 +278,12 @@ impl Server {
                 self.admit(crate::sys::own_accepted(raw), epoll);
                 self.pause(false, epoll);
             }
-            Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => {}
+            Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => self.pause(false, epoll),
             // Out of descriptors or memory; the connection stays in the listener's queue.
             Err(error) => {
-                if !self.close_the_idlest() {
+                if self.close_the_idlest() {
+                    self.pause(false, epoll);
+                } else {
                     tracing::warn!(
                         "cannot accept a UAPI client (accept4): {}; {}",
                         described(error),
@@ -280,9 +304,14 @@ impl Server {
     }
 
     /// Closes the client that has been idle longest, preferably one without part of a transaction. False if
-    /// all of them are being served.
+    /// all of them are being served, and read their answers.
     fn close_the_idlest(&mut self) -> bool {
-        let idle = |(id, client): (&ClientId, &Client)| Some((client.idleness()?, *id));
+        let (now, patience) = (clock::instant(), self.patience);
+        let idle = |(id, client): (&ClientId, &Client)| {
+            let stalled = client.stalled_since().filter(|since| now.since(*since) >= patience);
+            let stalled = stalled.map(|_| (true, client.last_active()));
+            Some((client.idleness().or(stalled)?, *id))
+        };
         let mut candidates: Vec<_> = self.clients.iter().filter_map(idle).collect();
         candidates.sort_unstable();
         for (_, id) in candidates {
@@ -290,7 +319,7 @@ impl Server {
                 present(self.clients.get_mut(&id), "no client is removed before the idlest");
             let Some(client) = client else { continue };
             // A client whose request has arrived but was not read yet is not idle.
-            if client.read() == Ok(Input::Some) {
+            if !client.is_writing() && client.read() == Ok(Input::Some) {
                 self.runnable.push_back(id);
                 continue;
             }
@@ -341,6 +370,12 @@ impl Server {
     #[cfg(test)]
     pub(super) const fn limit_parts(&mut self, parts: usize) {
         self.max_parts = parts;
+    }
+
+    /// Has clients that do not read make room at once, for tests.
+    #[cfg(test)]
+    pub(super) const fn lose_patience(&mut self) {
+        self.patience = Duration::ZERO;
     }
 
     /// Parts of all answers together.

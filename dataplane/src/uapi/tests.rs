@@ -87,6 +87,7 @@ impl House {
         for event in &events[..ready] {
             self.server.handle(event, &self.device, &self.epoll);
         }
+        self.server.handle_timeout(&self.epoll);
         self.carry_out_some(&mut usize::MAX.clone());
         ready
     }
@@ -583,6 +584,38 @@ fn when_all_are_being_served_the_next_waits_and_nothing_spins() {
     house.run_until_idle();
     assert_eq!(next.peek().as_deref(), Some(OK));
     assert_eq!(served[5].peek().as_deref(), Some(OK));
+}
+
+#[test]
+fn clients_that_do_not_read_lock_no_other_out_for_good() {
+    let mut house = House::new();
+    house.set(&many_peers(2_000));
+    let mut unread = ask_without_reading(&mut house, MAX_CLIENTS);
+    let mut next = house.connect();
+    next.send("get=statistics\n\n");
+    house.run_until_idle();
+    assert_eq!(house.round(EpollTimeout::from(20u8)), 0);
+    assert_eq!(next.peek(), None);
+    assert!(house.server.next_timeout().is_some());
+    // One that goes on reading is not the one that is closed.
+    while unread[0].peek().is_some() {}
+    house.run_until_idle();
+
+    house.server.lose_patience();
+    house.round(EpollTimeout::ZERO);
+    house.run_until_idle();
+    assert!(next.peek().is_some_and(|text| text.ends_with(OK)));
+    assert_eq!(house.server.next_timeout(), None);
+    let is_cut = |mut guest: Guest| {
+        let mut text = Vec::new();
+        guest.0.set_nonblocking(true).unwrap();
+        let _blocks_unless_it_is_closed = guest.0.read_to_end(&mut text);
+        guest.0.set_nonblocking(false).unwrap();
+        !text.ends_with(b"\n\n") && guest.is_shut()
+    };
+    let cut: Vec<_> = unread.into_iter().map(is_cut).collect();
+    assert_eq!(cut.iter().filter(|cut| **cut).count(), 1);
+    assert!(cut[1], "the one that has read nothing for longest");
 }
 
 #[test]
