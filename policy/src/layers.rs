@@ -43,8 +43,6 @@ struct Row {
     /// The processes of which the kernel does not show whether it is in force, so that the audit has only the
     /// report.
     claimed_by: &'static [Process],
-    /// What an operator can do where it is degraded.
-    remedy: &'static str,
 }
 
 const NEITHER: &[Process] = &[];
@@ -52,14 +50,10 @@ const DATAPLANE: &[Process] = &[Process::Dataplane];
 const HELPER: &[Process] = &[Process::Helper];
 const BOTH: &[Process] = &[Process::Helper, Process::Dataplane];
 
-const RESTART: &str = "restart the daemon; if it stays, report it as SECURITY.md says";
-const NAMESPACES: &str = "start wgsep as root, or allow user namespaces; if their limit is 0: sysctl user.max_user_namespaces=100";
-const SETPCAP: &str = "start wgsep as root, or give its launcher CAP_SETPCAP";
-
 /// The enumeration of the layers, and the table of what belongs to each.
 macro_rules! layers {
     ($($(#[$doc:meta])* $layer:ident = $name:literal, $required_of:expr, $is_mandatory:expr,
-        $claimed_by:expr, $remedy:expr;)*) => {
+        $claimed_by:expr;)*) => {
         /// A layer of the confinement, in the order in which they close.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
@@ -73,60 +67,53 @@ macro_rules! layers {
             required_of: $required_of,
             is_mandatory: $is_mandatory,
             claimed_by: $claimed_by,
-            remedy: $remedy,
         },)*];
     };
 }
 
 layers! {
-    // Name, required of, mandatory, claimed by, remedy.
+    // Name, required of, mandatory, claimed by.
 
     /// No core file, few descriptors, no file growth.
-    Limits = "limits", BOTH, true, NEITHER, RESTART;
+    Limits = "limits", BOTH, true, NEITHER;
     /// A user namespace of its own, where the launcher's privileges do not suffice for the rest. It is only a
     /// means to others.
-    UserNamespace = "user-namespace", NEITHER, false, NEITHER, NAMESPACES;
-    /// Mount, network, IPC and UTS namespaces of its own, with nothing in them.
-    Namespaces = "namespaces", DATAPLANE, false, NEITHER, NAMESPACES;
+    UserNamespace = "user-namespace", NEITHER, false, NEITHER;
+    /// Mount, network, IPC, UTS and cgroup namespaces of its own, with nothing in them.
+    Namespaces = "namespaces", DATAPLANE, false, NEITHER;
     /// An empty, read-only root directory.
-    EmptyRoot = "empty-root", DATAPLANE, false, NEITHER, NAMESPACES;
+    EmptyRoot = "empty-root", DATAPLANE, false, NEITHER;
     /// No capability can come back: bounding and ambient sets empty.
-    BoundingSet = "bounding-set", BOTH, false, NEITHER, SETPCAP;
+    BoundingSet = "bounding-set", BOTH, false, NEITHER;
     /// Uid 0 gives no capability, for good.
-    SecureBits = "securebits", BOTH, false, BOTH, SETPCAP;
+    SecureBits = "securebits", BOTH, false, BOTH;
     /// A uid of its own, no groups.
-    User = "user", DATAPLANE, false, NEITHER,
-        "start wgsep as root; useradd --system wgsep gives the dataplane its account";
+    User = "user", DATAPLANE, false, NEITHER;
     /// No capability in any set.
-    Capabilities = "capabilities", BOTH, true, NEITHER, RESTART;
+    Capabilities = "capabilities", BOTH, true, NEITHER;
     /// No descriptor can be sent over a unix socket.
-    NoDescriptorsOut = "no-fd-out", DATAPLANE, false, DATAPLANE,
-        "start wgsep as root, so that the dataplane has a uid of its own";
+    NoDescriptorsOut = "no-fd-out", DATAPLANE, false, DATAPLANE;
     /// Executing a file gains nothing.
-    NoNewPrivs = "no-new-privs", BOTH, true, NEITHER, RESTART;
+    NoNewPrivs = "no-new-privs", BOTH, true, NEITHER;
     /// Dies with the helper.
-    DeathSignal = "death-signal", DATAPLANE, false, DATAPLANE, RESTART;
+    DeathSignal = "death-signal", DATAPLANE, false, DATAPLANE;
     /// Not traceable by its own uid, no core.
-    NonDumpable = "non-dumpable", BOTH, true, HELPER, RESTART;
+    NonDumpable = "non-dumpable", BOTH, true, HELPER;
     /// Its memory cannot be read by other processes of the user it runs as.
-    Untraceable = "untraceable", DATAPLANE, false, DATAPLANE,
-        "take reading from its user: chmod a-r wgsep-dataplane; or start wgsep as root, with CAP_SETUID";
+    Untraceable = "untraceable", DATAPLANE, false, DATAPLANE;
     /// No file can be opened, whatever the path.
-    Landlock = "landlock", BOTH, false, BOTH,
-        "boot a kernel with Landlock: landlock in the list of lsm=";
+    Landlock = "landlock", BOTH, false, BOTH;
     /// Keys in memory that neither root nor a core file can read.
-    SecretMemory = "secret-memory", DATAPLANE, false, DATAPLANE,
-        "boot with secretmem.enable=1, and raise the limit of locked memory";
+    SecretMemory = "secret-memory", DATAPLANE, false, DATAPLANE;
     /// Code, constants and relocated data stay mapped as they are, and secret memory where it is. The kernel
     /// shows it to a process that may read the code's mappings.
-    SealedMemory = "sealed-memory", BOTH, false, NEITHER,
-        "run Linux 6.10 or later, and allow mseal(2) in the filter of the container or unit";
+    SealedMemory = "sealed-memory", BOTH, false, NEITHER;
     /// No process or thread can be started.
-    NoProcesses = "no-processes", DATAPLANE, false, NEITHER, RESTART;
+    NoProcesses = "no-processes", DATAPLANE, false, NEITHER;
     /// Only the system calls of the filter, on every thread.
-    Seccomp = "seccomp", BOTH, true, NEITHER, RESTART;
+    Seccomp = "seccomp", BOTH, true, NEITHER;
     /// No descriptor can be received from a UAPI client. Most kernels in use are too old for it.
-    NoDescriptorsIn = "no-fd-in", NEITHER, false, DATAPLANE, RESTART;
+    NoDescriptorsIn = "no-fd-in", NEITHER, false, DATAPLANE;
 }
 
 impl Layer {
@@ -164,12 +151,6 @@ impl Layer {
     #[must_use]
     pub const fn name(self) -> &'static str {
         self.row().name
-    }
-
-    /// What an operator can do where it is degraded.
-    #[must_use]
-    pub const fn remedy(self) -> &'static str {
-        self.row().remedy
     }
 
     const fn row(self) -> &'static Row {

@@ -35,6 +35,7 @@ pub use seccomp::Named;
 pub use status::ThreadStatus;
 pub use sys::{Heap, exit};
 
+use nix::sched::CloneFlags;
 use nix::unistd::{Gid, Pid, Uid};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -130,27 +131,22 @@ pub fn prepare_dataplane(user: Option<(Uid, Gid)>, send: Send<'_>) -> Report {
     let mut report = Report::default();
     report.note(Layer::Limits, limits::limit_dataplane().into());
     let mut most_descriptors = limits::MAX_DESCRIPTORS;
-    let entered = namespaces::enter();
-    report.note(Layer::Namespaces, entered.into());
-    if entered.is_err() {
+    let (mut entered, mut refused) = namespaces::enter(CloneFlags::empty());
+    if entered == 0 {
         // While there may be CAP_SETPCAP, which another uid has not. A user namespace begins with all anew.
         drop_bounding_set(&mut report);
         // No other user can be chosen inside a user namespace without a map.
         most_descriptors = take_user(&mut report, user, send);
-        let entered = namespaces::enter_with_user_namespace();
-        report.note(Layer::Namespaces, entered.into());
-        report.note(Layer::UserNamespace, entered.into());
+        (entered, refused) = namespaces::enter(CloneFlags::CLONE_NEWUSER);
+        report.note(Layer::UserNamespace, if entered == 0 { refused } else { State::Applied });
     }
+    report.note(Layer::Namespaces, refused.but(entered));
     // In the mount namespace of everybody else it would empty everybody's root.
-    let empty_root = match report.state(Layer::Namespaces) {
-        State::Applied => {
-            let emptied = namespaces::empty_root().into();
-            drop_bounding_set(&mut report);
-            emptied
-        }
-        refused => refused,
-    };
-    report.note(Layer::EmptyRoot, empty_root);
+    let is_own = entered & namespaces::MOUNT != 0;
+    report.note(Layer::EmptyRoot, if is_own { namespaces::empty_root().into() } else { refused });
+    if entered != 0 {
+        drop_bounding_set(&mut report);
+    }
     if report.state(Layer::User) == State::Absent {
         most_descriptors = take_user(&mut report, user, send);
     }

@@ -1,38 +1,47 @@
 //! Namespaces with nothing in them, and a root directory with nothing in it.
 
+use crate::State;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, fchdir, pivot_root};
 
-fn all() -> CloneFlags {
-    CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWCGROUP
-}
+/// The kinds, the most important first: the name in /proc/PID/ns, and the flag of unshare(2).
+pub const KINDS: [(&str, CloneFlags); 5] = [
+    ("mnt", CloneFlags::CLONE_NEWNS),
+    ("net", CloneFlags::CLONE_NEWNET),
+    ("ipc", CloneFlags::CLONE_NEWIPC),
+    ("uts", CloneFlags::CLONE_NEWUTS),
+    ("cgroup", CloneFlags::CLONE_NEWCGROUP),
+];
 
-/// Enters new mount, network, IPC, UTS and cgroup namespaces.
-///
-/// # Errors
-/// EPERM without CAP_SYS_ADMIN.
-pub fn enter() -> nix::Result<()> {
-    unshare(all())
-}
+/// The bit of the mount namespace.
+pub const MOUNT: u8 = 1;
 
-/// Enters the same namespaces inside a new user namespace, for a launcher without CAP_SYS_ADMIN.
+/// Enters new namespaces of all [`KINDS`]; where the kernel refuses that, of each kind that it does not refuse.
+/// Returns those that were entered, a bit for each, and how the first of the others was refused.
 ///
-/// No uid or gid is mapped there. Writing the maps takes a process that owns its files in /proc, which
-/// is a dumpable one: the launching user, who owns the new namespace, could attach to it with ptrace(2)
+/// With CLONE_NEWUSER they are inside a new user namespace, for a launcher without CAP_SYS_ADMIN; it is not entered
+/// without any of them. No uid or gid is mapped there. Writing the maps takes a process that owns its files in
+/// /proc, which is a dumpable one: the launching user, who owns the new namespace, could attach to it with ptrace(2)
 /// at that moment, and stay attached. The kernel checks the ids of the namespace around, which do not
 /// change, so that nothing else depends on a map.
-///
-/// # Errors
-/// EPERM or ENOSPC where user namespaces are not allowed.
-pub fn enter_with_user_namespace() -> nix::Result<()> {
-    unshare(CloneFlags::CLONE_NEWUSER | all())
+#[must_use]
+pub fn enter(mut user: CloneFlags) -> (u8, State) {
+    if unshare(KINDS.iter().fold(user, |all, (_, kind)| all | *kind)).is_ok() {
+        return (u8::MAX, State::Applied);
+    }
+    let (mut entered, mut refused) = (0, Ok(()));
+    for (bit, (_, kind)) in KINDS.iter().enumerate() {
+        let result = unshare(user | *kind);
+        if result.is_ok() {
+            user = CloneFlags::empty();
+            entered |= 1 << bit;
+        }
+        refused = refused.and(result);
+    }
+    (entered, refused.into())
 }
 
 /// Makes the root directory an empty, read-only file system that nothing else refers to. Only inside

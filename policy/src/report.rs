@@ -1,6 +1,7 @@
 //! How each layer of a sandbox turned out.
 
 use crate::layers::{Layer, Process};
+use crate::namespaces::KINDS;
 use core::fmt;
 
 /// How a layer turned out.
@@ -11,8 +12,9 @@ pub enum State {
     Absent,
     /// In force.
     Applied,
-    /// Refused by the kernel with this errno.
-    Degraded(u16),
+    /// Refused by the kernel with this errno; of namespaces, all but these, a bit for each of
+    /// [`crate::namespaces::KINDS`].
+    Degraded(u8, u8),
     /// This kernel does not have it.
     Unsupported,
 }
@@ -21,7 +23,15 @@ impl State {
     /// Refused by the kernel.
     #[must_use]
     pub fn degraded(errno: nix::Error) -> Self {
-        Self::Degraded(u16::try_from(errno as i32).unwrap_or(u16::MAX))
+        Self::Degraded(u8::try_from(errno as i32).unwrap_or(u8::MAX), 0)
+    }
+
+    /// The same, but for these kinds of namespaces.
+    pub(crate) const fn but(self, entered: u8) -> Self {
+        match self {
+            Self::Degraded(errno, _) => Self::Degraded(errno, entered),
+            other => other,
+        }
     }
 }
 
@@ -66,18 +76,14 @@ impl Report {
         states.filter(|(_, state)| *state != State::Applied)
     }
 
-    /// Three bytes a layer: kind, then errno, little-endian.
+    /// Three bytes a layer: the state, then the two of [`State::Degraded`].
     #[must_use]
     pub fn to_bytes(&self) -> [[u8; 3]; Layer::COUNT] {
-        self.states.map(|state| {
-            let (kind, errno) = match state {
-                State::Absent => (0, 0),
-                State::Applied => (1, 0),
-                State::Degraded(errno) => (2, errno),
-                State::Unsupported => (3, 0),
-            };
-            let [low, high] = u16::to_le_bytes(errno);
-            [kind, low, high]
+        self.states.map(|state| match state {
+            State::Absent => [0, 0, 0],
+            State::Applied => [1, 0, 0],
+            State::Degraded(errno, entered) => [2, errno, entered],
+            State::Unsupported => [3, 0, 0],
         })
     }
 
@@ -89,7 +95,7 @@ impl Report {
             *state = match bytes {
                 [0, 0, 0] => State::Absent,
                 [1, 0, 0] => State::Applied,
-                [2, low, high] => State::Degraded(u16::from_le_bytes([*low, *high])),
+                [2, errno, entered] => State::Degraded(*errno, *entered),
                 [3, 0, 0] => State::Unsupported,
                 _ => return None,
             };
@@ -103,8 +109,14 @@ impl fmt::Display for State {
         match self {
             Self::Absent => f.write_str("absent"),
             Self::Applied => f.write_str("applied"),
-            Self::Degraded(errno) => {
-                write!(f, "degraded({:?})", nix::Error::from_raw(i32::from(*errno)))
+            Self::Degraded(errno, entered) => {
+                write!(f, "degraded({:?}", nix::Error::from_raw(i32::from(*errno)))?;
+                let missing = KINDS.iter().enumerate();
+                let missing = missing.filter(|(bit, _)| *entered != 0 && entered >> bit & 1 == 0);
+                for ((_, (name, _)), separator) in missing.zip(":++++".chars()) {
+                    write!(f, "{separator}{name}")?;
+                }
+                f.write_str(")")
             }
             Self::Unsupported => f.write_str("unsupported"),
         }
@@ -112,7 +124,7 @@ impl fmt::Display for State {
 }
 
 impl fmt::Display for Report {
-    /// `limits=applied namespaces=degraded(EPERM) …`, without what was not tried.
+    /// `limits=applied namespaces=degraded(EPERM:ipc+uts) …`, without what was not tried.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tried = Layer::all().zip(self.states);
         let mut separator = "";
@@ -143,6 +155,21 @@ mod tests {
     }
 
     #[test]
+    fn the_kinds_of_namespaces_that_are_missing_are_named() {
+        for (entered, expected) in [
+            (0, "degraded(EPERM)"),
+            (0b1_0111, "degraded(EPERM:uts)"),
+            (0b0_0010, "degraded(EPERM:mnt+ipc+uts+cgroup)"),
+        ] {
+            let state = State::degraded(nix::Error::EPERM).but(entered);
+            assert_eq!(state.to_string(), expected);
+            let mut report = Report::default();
+            report.note(Layer::Namespaces, state);
+            assert_eq!(Report::from_bytes(&report.to_bytes()), Some(report));
+        }
+    }
+
+    #[test]
     fn what_was_not_tried_is_degraded_where_it_should_be() {
         let mut report = Report::default();
         for layer in Layer::required_of(Process::Helper) {
@@ -158,11 +185,12 @@ mod tests {
     #[test]
     fn merging_keeps_what_was_known() {
         let (mut before, mut later) = (Report::default(), Report::default());
-        before.note(Layer::User, State::Degraded(1));
+        let degraded = State::degraded(nix::Error::EPERM);
+        before.note(Layer::User, degraded);
         later.note(Layer::User, State::Applied);
         later.note(Layer::Seccomp, State::Applied);
         before.merge(&later);
-        assert_eq!(before.state(Layer::User), State::Degraded(1));
+        assert_eq!(before.state(Layer::User), degraded);
         assert_eq!(before.state(Layer::Seccomp), State::Applied);
     }
 }

@@ -1,6 +1,7 @@
 //! Attack 13: machines, or launchers, that keep a layer of the confinement from wgsep. A filter on
 //! the launcher answers the layer's system calls with an errno, as containers' filters do.
 
+use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
@@ -42,10 +43,23 @@ fn block(command: &mut Command, calls: &[Blocked], errno: i32) {
         let rules = first.map(|first| SeccompRule::new(vec![condition(first)]).unwrap());
         (*call, rules.into_iter().collect())
     });
+    refuse(command, rules.collect(), errno);
+}
+
+/// Lets a command run where no namespace of a kind can be entered, as RestrictNamespaces= of a unit has it.
+fn block_namespace(command: &mut Command, flag: i32, errno: i32) {
+    let flag = u64::from(flag.cast_unsigned());
+    let asked =
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(flag), flag);
+    let rule = SeccompRule::new(vec![asked.unwrap()]).unwrap();
+    refuse(command, BTreeMap::from([(libc::SYS_unshare, vec![rule])]), errno);
+}
+
+/// Lets a command run under a filter that answers these calls with an errno.
+fn refuse(command: &mut Command, rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32) {
     let refuse = SeccompAction::Errno(errno.cast_unsigned());
     let architecture = std::env::consts::ARCH.try_into().unwrap();
-    let filter =
-        SeccompFilter::new(rules.collect(), SeccompAction::Allow, refuse, architecture).unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, architecture).unwrap();
     let program: BpfProgram = filter.try_into().unwrap();
     // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are allowed:
     // it makes one.
@@ -139,6 +153,79 @@ fn attack_13_without_namespaces_all_other_layers_are_applied() {
     for thread in procfs::threads(daemon.dataplane()) {
         assert_eq!(thread.capabilities("CapBnd"), 0);
     }
+}
+
+/// What `wgsep audit` says to do about a layer of the dataplane, and what it has seen.
+#[track_caller]
+fn advice(daemon: &Daemon, layer: &str) -> String {
+    let mut audit = daemon.netns.command(wgsep_program("wgsep"));
+    let said = process::output(audit.args(["audit", "--json", &daemon.interface]));
+    let json: serde_json::Value =
+        serde_json::from_slice(&said.stdout).unwrap_or_else(|_| panic!("no JSON: {said:?}"));
+    let findings = json["findings"].as_array().unwrap();
+    let is = |one: &&serde_json::Value| one["process"] == "dataplane" && one["layer"] == layer;
+    let finding = findings.iter().find(is).unwrap();
+    assert_eq!(finding["state"], "degraded", "{finding}");
+    finding["remedy"].as_str().unwrap().to_owned()
+}
+
+/// The unit's own settings, a limit of the system or a kernel that was built without it refuse one kind.
+#[test]
+fn attack_13_a_refused_kind_of_namespace_costs_no_other_and_the_audit_names_it_and_the_cause() {
+    require!(Wgsep);
+    let kinds = [
+        ("mnt", libc::CLONE_NEWNS, libc::EPERM, "allow mnt in RestrictNamespaces="),
+        ("net", libc::CLONE_NEWNET, libc::ENOSPC, "user.max_net_namespaces"),
+        ("ipc", libc::CLONE_NEWIPC, libc::EINVAL, "CONFIG_IPC_NS"),
+        ("uts", libc::CLONE_NEWUTS, libc::EPERM, "allow uts in RestrictNamespaces="),
+        ("cgroup", libc::CLONE_NEWCGROUP, libc::ENOSPC, "user.max_cgroup_namespaces"),
+    ];
+    for (refused, flag, errno, cause) in kinds {
+        let netns = Netns::new();
+        let daemon = Daemon::start_with(Wgsep, &netns, |command| {
+            block_namespace(command, flag, errno);
+        });
+        wait::until("the report is logged", LIMIT, || daemon.process.log().contains("started: "));
+        let log = daemon.process.log();
+        let [helper, dataplane] = [daemon.process.pid(), daemon.dataplane()];
+        for (kind, ..) in kinds {
+            let [helpers, its] = [helper, dataplane]
+                .map(|pid| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap());
+            assert_eq!(helpers == its, kind == refused, "{kind} where {refused} is refused");
+        }
+        // The rest does not suffer.
+        let errno = Errno::from_raw(errno);
+        let mut expected = vec![format!("namespaces=degraded({errno:?}:{refused})")];
+        if refused == "mnt" {
+            expected.push(format!("empty-root=degraded({errno:?})"));
+        }
+        let degraded: Vec<_> =
+            log.split([' ', ',', ';']).filter(|word| word.contains("=degraded")).collect();
+        assert_eq!(degraded, expected, "{log}");
+        let root = std::fs::read_dir(format!("/proc/{dataplane}/root")).unwrap();
+        assert_eq!(root.count() == 0, refused != "mnt", "the root where {refused} is refused");
+        for thread in procfs::threads(dataplane) {
+            assert_eq!(thread.capabilities("CapBnd"), 0);
+        }
+        let said = advice(&daemon, "namespaces");
+        assert!(said.contains(cause) && !said.contains("as root"), "{refused}: {said}");
+        if refused == "mnt" {
+            assert_eq!(advice(&daemon, "empty-root"), said);
+        }
+    }
+}
+
+#[test]
+fn attack_13_where_mounting_is_refused_the_audit_names_the_calls() {
+    require!(Wgsep);
+    let netns = Netns::new();
+    let without = [Blocked(libc::SYS_pivot_root, None)];
+    let daemon = Daemon::start_with(Wgsep, &netns, |command| block(command, &without, libc::EPERM));
+    wait::until("the report is logged", LIMIT, || daemon.process.log().contains("started: "));
+    let log = daemon.process.log();
+    assert!(log.contains("namespaces=applied") && log.contains("empty-root=degraded"), "{log}");
+    let said = advice(&daemon, "empty-root");
+    assert!(said.contains("pivot_root(2)") && !said.contains("as root"), "{said}");
 }
 
 /// There is no mode that does without these.

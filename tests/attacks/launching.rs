@@ -678,6 +678,24 @@ fn attack_13_where_user_namespaces_are_blocked_the_report_says_so_and_it_serves(
 }
 
 #[test]
+fn attack_13_where_one_kind_of_namespace_is_blocked_the_others_are_made_in_a_user_namespace() {
+    require!(Wgsep);
+    let unshared = ["--user", "--map-root-user", "--net"];
+    let none = "echo 0 >/proc/sys/user/max_uts_namespaces";
+    let launched = Launch::new(Programs::new(), &CONTAINER, &unshared, none).start();
+    launched.assert_serves_wg_with_fwmark();
+    launched.assert_mandatory_layers();
+    let [dataplane, _] = launched.reports();
+    assert_said(
+        &dataplane,
+        &["user-namespace=applied", "namespaces=degraded(ENOSPC:uts)", "empty-root=applied"],
+    );
+    let (helper, dataplane) = (launched.process.pid(), launched.dataplane());
+    assert_ne!(namespace(helper, "net"), namespace(dataplane, "net"), "the report is wrong");
+    assert_eq!(namespace(helper, "uts"), namespace(dataplane, "uts"), "the report is wrong");
+}
+
+#[test]
 fn attack_13_strict_mode_refuses_each_of_these_and_names_the_layers() {
     require!(Wgsep);
     let unshared = ["--user", "--map-root-user", "--net"];

@@ -219,7 +219,7 @@ fn refuse_degraded(process: Confined, report: &Report) -> Result<()> {
     let remedy = if report.degraded(process).all(is_quota) {
         wgsep_policy::TOO_MANY_IN_FLIGHT
     } else {
-        "run as root on Linux 6.10 or later with Landlock, or without the option"
+        "run as root on Linux 6.10 or later with Landlock, or without the option: wgsep audit says then what to do about each"
     };
     Err(Error::new(format!(
         "--sandbox strict, and of the {}'s sandbox: {}; {remedy}",

@@ -99,6 +99,18 @@ impl Claims {
         Ok(processes.get(process).and_then(|layers| layers.get(layer)).map(String::as_str))
     }
 
+    /// The errno by which a layer is claimed to be refused.
+    pub(super) fn errno_of(&self, process: &str, layer: &str) -> Option<&str> {
+        let state = self.of(process, layer).ok()??;
+        let errno = state.strip_prefix("degraded(")?.split([':', ')']).next()?;
+        errno.bytes().all(|byte| byte.is_ascii_alphanumeric()).then_some(errno)
+    }
+
+    #[cfg(test)]
+    pub(super) fn parsed(text: &str) -> Self {
+        Self(Ok(parse(text)))
+    }
+
     /// What to do if they cannot be read, with the reason.
     pub(super) fn remedy(&self) -> Option<String> {
         let Unread { reason, remedy } = self.0.as_ref().err()?;
@@ -112,9 +124,12 @@ mod tests {
 
     #[test]
     fn claims_are_found_by_process_and_layer() {
-        let claims = Claims(Ok(parse(
-            "helper: landlock=applied\ndataplane: landlock=degraded(EPERM) x=y\n",
-        )));
+        let claims = Claims::parsed(
+            "helper: landlock=applied\ndataplane: landlock=degraded(EPERM) x=y namespaces=degraded(ENOSPC:uts)\n",
+        );
+        assert_eq!(claims.errno_of("dataplane", "landlock"), Some("EPERM"));
+        assert_eq!(claims.errno_of("dataplane", "namespaces"), Some("ENOSPC"));
+        assert_eq!(claims.errno_of("helper", "landlock"), None);
         assert_eq!(claims.of("helper", "landlock"), Ok(Some("applied")));
         assert_eq!(claims.of("dataplane", "landlock"), Ok(Some("degraded(EPERM)")));
         assert_eq!(claims.of("helper", "x"), Ok(None));

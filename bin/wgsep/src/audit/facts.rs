@@ -9,12 +9,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use wgsep_policy::ThreadStatus;
 use wgsep_policy::descriptors::socket_protocol;
+use wgsep_policy::namespaces::KINDS;
 
 /// A fact, or the reason why it could not be read.
 pub(super) type Fact<T> = Result<T, String>;
 
 /// Namespaces a dataplane has to itself.
-pub(super) const NAMESPACES: [&str; 5] = ["mnt", "net", "ipc", "uts", "cgroup"];
+pub(super) const NAMESPACES: [&str; 5] = {
+    let [mnt, net, ipc, uts, cgroup] = KINDS;
+    [mnt.0, net.0, ipc.0, uts.0, cgroup.0]
+};
 
 /// What is read of one process.
 pub(super) struct Facts {
@@ -108,7 +112,11 @@ fn shared_namespaces(proc: &Path, helpers: &Path) -> Fact<Vec<&'static str>> {
     for name in NAMESPACES.into_iter().chain(["user"]) {
         let [its, helpers] = [proc, helpers].map(|proc| {
             let path = proc.join("ns").join(name);
-            because(&path, fs::read_link(&path))
+            match fs::read_link(&path) {
+                // Of a kind that the kernel was built without all have the same one.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && proc.exists() => Ok(None),
+                read => because(&path, read).map(Some),
+            }
         });
         if its? == helpers? {
             shared.push(name);

@@ -2,6 +2,7 @@
 
 use super::claims::Claims;
 use super::facts::{Fact, Facts, NAMESPACES};
+use super::remedies::{of_namespaces, remedy};
 use wgsep_policy::{Capability, Layer, Process};
 
 /// The state of a layer.
@@ -34,11 +35,12 @@ pub(super) struct Finding {
     pub(super) source: Source,
     /// What was read, or why nothing was.
     pub(super) seen: String,
+    /// What an operator can do where it is degraded.
+    pub(super) remedy: String,
 }
 
 const HELPER: &str = Process::Helper.name();
 const DATAPLANE: &str = Process::Dataplane.name();
-const RESTART: &str = Layer::Seccomp.remedy();
 const NONE: &str = "0000000000000000";
 /// User `nobody`, which others share.
 const NOBODY: u32 = 65534;
@@ -61,26 +63,12 @@ const DATAPLANE_KINDS: [&str; 9] = [
 ];
 const UDP: &str = "udp socket";
 
-impl Finding {
-    /// What an operator can do about a degraded layer.
-    pub(super) fn remedy(&self) -> &'static str {
-        match self.layer {
-            "no-fd-out" if self.seen.contains("ETOOMANYREFS") => wgsep_policy::TOO_MANY_IN_FLIGHT,
-            "tracer" => "end the process that traces it, and start wgsep again",
-            "descriptors" => {
-                "it holds UDP sockets of more than one port, or what it has no work for; ask again, and if it stays, restart the daemon with new keys and report it as SECURITY.md says"
-            }
-            layer => Layer::of_name(layer).map_or(RESTART, Layer::remedy),
-        }
-    }
-}
-
 /// Judges both processes.
 pub(super) fn judge(helper: &Facts, dataplane: &Facts, claims: &Claims) -> Vec<Finding> {
     let mut findings = judge_helper(helper);
     findings.extend(claimed(claims, HELPER, Layer::claimed_by(Process::Helper)));
     findings.extend(sealed_memory(HELPER, helper, claims));
-    findings.extend(judge_dataplane(dataplane, helper));
+    findings.extend(judge_dataplane(dataplane, helper, claims));
     findings.extend(sealed_memory(DATAPLANE, dataplane, claims));
     findings.extend(claimed(claims, DATAPLANE, Layer::claimed_by(Process::Dataplane)));
     findings
@@ -89,7 +77,8 @@ pub(super) fn judge(helper: &Facts, dataplane: &Facts, claims: &Claims) -> Vec<F
 /// A finding by a fact: what is seen, and whether that is as it has to be.
 fn finding(process: &'static str, layer: &'static str, judged: Fact<(String, State)>) -> Finding {
     let (seen, state) = judged.unwrap_or_else(|reason| (reason, State::Unread));
-    Finding { process, layer, state, source: Source::Kernel, seen }
+    let remedy = remedy(layer, &seen).to_owned();
+    Finding { process, layer, state, source: Source::Kernel, seen, remedy }
 }
 
 const fn applied_if(holds: bool) -> State {
@@ -113,7 +102,8 @@ fn claimed<'c>(
             Ok(None) => ("not reported".to_owned(), State::Unread),
             Err(reason) => (reason.to_owned(), State::Unread),
         };
-        Some(Finding { process, layer, state, source: Source::Claimed, seen })
+        let remedy = remedy(layer, &seen).to_owned();
+        Some(Finding { process, layer, state, source: Source::Claimed, seen, remedy })
     })
 }
 
@@ -157,7 +147,7 @@ fn judge_helper(helper: &Facts) -> Vec<Finding> {
     ]
 }
 
-fn judge_dataplane(dataplane: &Facts, helper: &Facts) -> Vec<Finding> {
+fn judge_dataplane(dataplane: &Facts, helper: &Facts, claims: &Claims) -> Vec<Finding> {
     let line = |layer, judged| finding(DATAPLANE, layer, judged);
     vec![
         line("threads", threads(dataplane).map(|count| (count.to_string(), State::Shown))),
@@ -167,26 +157,8 @@ fn judge_dataplane(dataplane: &Facts, helper: &Facts) -> Vec<Finding> {
         line("no-new-privs", equals(dataplane, "NoNewPrivs", "1")),
         line("seccomp", seccomp(dataplane)),
         line("tracer", tracer(dataplane)),
-        line(
-            "namespaces",
-            dataplane.shared_namespaces.clone().map(|shared| {
-                let shared: Vec<_> =
-                    NAMESPACES.into_iter().filter(|name| shared.contains(name)).collect();
-                let seen = if shared.is_empty() {
-                    format!("its own: {}", NAMESPACES.join(" "))
-                } else {
-                    format!("the helper's: {}", shared.join(" "))
-                };
-                (seen, applied_if(shared.is_empty()))
-            }),
-        ),
-        line(
-            "empty-root",
-            dataplane.root.clone().map(|(count, read_only)| {
-                let writable = if read_only { "read-only" } else { "writable" };
-                (format!("{count} entries, {writable}"), applied_if(count == 0 && read_only))
-            }),
-        ),
+        namespaces(dataplane, claims),
+        empty_root(dataplane, claims),
         line("limits", limits(dataplane, &["Max core file size", "Max file size"])),
         line("no-processes", limits(dataplane, &["Max processes"])),
         line("non-dumpable", non_dumpable(dataplane)),
@@ -204,6 +176,42 @@ fn judge_dataplane(dataplane: &Facts, helper: &Facts) -> Vec<Finding> {
                 .map(|bytes| (format!("{} KiB", bytes / 1024), State::Shown)),
         ),
     ]
+}
+
+/// The kinds that are the helper's, if that could be read.
+fn shared_kinds(dataplane: &Facts) -> Fact<Vec<&'static str>> {
+    let shared = dataplane.shared_namespaces.as_ref().map_err(Clone::clone)?;
+    Ok(NAMESPACES.into_iter().filter(|name| shared.contains(name)).collect())
+}
+
+fn namespaces(dataplane: &Facts, claims: &Claims) -> Finding {
+    let (layer, shared) = (Layer::Namespaces.name(), shared_kinds(dataplane));
+    let errno = claims.errno_of(DATAPLANE, layer);
+    let judged = shared.as_ref().map_err(Clone::clone).map(|shared| {
+        let seen = match errno {
+            _ if shared.is_empty() => format!("its own: {}", NAMESPACES.join(" ")),
+            Some(errno) => format!("the helper's: {} ({errno})", shared.join(" ")),
+            None => format!("the helper's: {}", shared.join(" ")),
+        };
+        (seen, applied_if(shared.is_empty()))
+    });
+    let remedy = of_namespaces(&shared.unwrap_or_default(), errno);
+    Finding { remedy, ..finding(DATAPLANE, layer, judged) }
+}
+
+/// Without a mount namespace of its own it has none, for the same reason.
+fn empty_root(dataplane: &Facts, claims: &Claims) -> Finding {
+    let judged = dataplane.root.clone().map(|(count, read_only)| {
+        let writable = if read_only { "read-only" } else { "writable" };
+        (format!("{count} entries, {writable}"), applied_if(count == 0 && read_only))
+    });
+    let finding = finding(DATAPLANE, Layer::EmptyRoot.name(), judged);
+    match shared_kinds(dataplane) {
+        Ok(shared) if shared.contains(&"mnt") => {
+            Finding { remedy: namespaces(dataplane, claims).remedy, ..finding }
+        }
+        _ => finding,
+    }
 }
 
 fn threads(facts: &Facts) -> Fact<usize> {
@@ -359,7 +367,7 @@ mod tests {
     }
 
     fn degraded(dataplane: &Facts) -> Vec<&'static str> {
-        let findings = judge_dataplane(dataplane, &helper());
+        let findings = judge_dataplane(dataplane, &helper(), &Claims::parsed(""));
         let degraded = findings.iter().filter(|finding| finding.state != State::Applied);
         degraded.filter(|finding| finding.state != State::Shown).map(|one| one.layer).collect()
     }
@@ -416,6 +424,25 @@ mod tests {
             change(&mut facts);
             assert!(degraded(&facts).contains(&layer), "{layer}");
         }
+    }
+
+    #[test]
+    fn the_remedy_for_a_root_that_is_not_empty_is_that_of_its_mount_namespace_or_of_mounting() {
+        let remedy = |shared: &[&'static str]| {
+            let mut facts = sealed();
+            (facts.shared_namespaces, facts.root) = (Ok(shared.to_vec()), Ok((26, false)));
+            let claims = Claims::parsed("dataplane: namespaces=degraded(ENOSPC:mnt)\n");
+            let findings = judge_dataplane(&facts, &helper(), &claims);
+            let [namespaces, root] = ["namespaces", "empty-root"]
+                .map(|layer| findings.iter().find(|finding| finding.layer == layer).unwrap());
+            (namespaces.seen.clone(), namespaces.remedy.clone(), root.remedy.clone())
+        };
+        let (seen, namespaces, root) = remedy(&["mnt", "user"]);
+        assert_eq!(seen, "the helper's: mnt (ENOSPC)");
+        assert!(namespaces.contains("user.max_mnt_namespaces"), "{namespaces}");
+        assert_eq!(root, namespaces);
+        assert!(remedy(&["user"]).2.contains("pivot_root(2)"));
+        assert!(remedy(&["uts", "user"]).2.contains("pivot_root(2)"));
     }
 
     #[test]

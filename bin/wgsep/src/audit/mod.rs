@@ -5,6 +5,7 @@
 //! 2. `facts`: what /proc says of each.
 //! 3. `claims`: what the helper wrote down when both were sealed, for what no file shows.
 //! 4. `findings`: the judgement, a line a layer.
+//!    `remedies` has what to do about it.
 //! 5. `render`: as a table, or as JSON.
 //!
 //! It changes nothing, and gives up every privilege but those of reading before it begins.
@@ -13,6 +14,7 @@ mod claims;
 mod facts;
 mod findings;
 mod processes;
+mod remedies;
 mod render;
 
 use facts::Facts;

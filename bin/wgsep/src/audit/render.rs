@@ -48,7 +48,7 @@ pub(super) fn table(
     text.push('\n');
     for finding in &degraded {
         let _infallible =
-            writeln!(text, "{} {}: {}", finding.process, finding.layer, finding.remedy());
+            writeln!(text, "{} {}: {}", finding.process, finding.layer, finding.remedy);
     }
     if let Some(line) = unread_report.filter(|_| of_the_report > 0) {
         let _infallible = writeln!(text, "{}", printable(&line));
@@ -90,7 +90,7 @@ pub(super) fn json(interface: &str, processes: &Processes, findings: &[Finding])
 
 fn object(finding: &Finding) -> String {
     let remedy = match finding.state {
-        State::Degraded => format!(",\"remedy\":{}", string(finding.remedy())),
+        State::Degraded => format!(",\"remedy\":{}", string(&finding.remedy)),
         _ => String::new(),
     };
     let state = match finding.state {
@@ -110,6 +110,7 @@ fn object(finding: &Finding) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::remedies::remedy;
 
     fn finding(state: State, seen: &str) -> Finding {
         Finding {
@@ -118,6 +119,7 @@ mod tests {
             state,
             source: Source::Claimed,
             seen: seen.to_owned(),
+            remedy: remedy("landlock", seen).to_owned(),
         }
     }
 
