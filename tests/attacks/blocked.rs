@@ -16,10 +16,13 @@ use seccompiler::{
 use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::link::{self, Family, Side};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{self, Process};
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::skip::skip;
+use wgsep_tests::traffic::until_ping;
+use wgsep_tests::tunnel::{End, Tunnel};
 use wgsep_tests::{procfs, require, wait};
 
 /// How long a refusal may take on a busy machine.
@@ -49,10 +52,21 @@ fn block(command: &mut Command, calls: &[Blocked], errno: i32) {
 /// Lets a command run where no namespace of a kind can be entered, as RestrictNamespaces= of a unit has it.
 fn block_namespace(command: &mut Command, flag: i32, errno: i32) {
     let flag = u64::from(flag.cast_unsigned());
-    let asked =
-        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(flag), flag);
-    let rule = SeccompRule::new(vec![asked.unwrap()]).unwrap();
-    refuse(command, BTreeMap::from([(libc::SYS_unshare, vec![rule])]), errno);
+    block_if(command, libc::SYS_unshare, [(0, SeccompCmpOp::MaskedEq(flag), flag)], errno);
+}
+
+/// Lets a command run where a call is refused if all these of its arguments compare so, by their low halves.
+fn block_if<const N: usize>(
+    command: &mut Command,
+    call: i64,
+    arguments: [(u8, SeccompCmpOp, u64); N],
+    errno: i32,
+) {
+    let conditions = arguments.map(|(number, operator, value)| {
+        SeccompCondition::new(number, SeccompCmpArgLen::Dword, operator, value).unwrap()
+    });
+    let rule = SeccompRule::new(conditions.to_vec()).unwrap();
+    refuse(command, BTreeMap::from([(call, vec![rule])]), errno);
 }
 
 /// Lets a command run under a filter that answers these calls with an errno.
@@ -226,6 +240,42 @@ fn attack_13_where_mounting_is_refused_the_audit_names_the_calls() {
     assert!(log.contains("namespaces=applied") && log.contains("empty-root=degraded"), "{log}");
     let said = advice(&daemon, "empty-root");
     assert!(said.contains("pivot_root(2)") && !said.contains("as root"), "{said}");
+}
+
+/// As an emulation of the kernel's system calls may.
+#[test]
+fn attack_13_without_a_request_of_the_tun_device_it_serves_and_says_which_offload_is_missing() {
+    require!(Wgsep);
+    for (request, missing) in [
+        (libc::TUNSETOFFLOAD, Some("tso")),
+        (libc::TUNSETQUEUE, Some("flow-queues")),
+        (libc::TUNSETVNETHDRSZ, None),
+        (libc::TUNSETLINK, None),
+    ] {
+        for errno in [libc::ENOTTY, libc::EINVAL, libc::EPERM] {
+            let (left, right) = link::joined();
+            let filtered = Daemon::start_with(Wgsep, &left, |command| {
+                let is = (1, SeccompCmpOp::Eq, u64::from(request as u32));
+                block_if(command, libc::SYS_ioctl, [is], errno);
+            });
+            let tunnel = Tunnel {
+                left: End::new(Side::Left, filtered),
+                right: End::new(Side::Right, Daemon::start(Wgsep, &right)),
+            };
+            for (end, other) in tunnel.directions() {
+                end.configure(&other.key.public, Some(other.endpoint(Family::V4)), None);
+            }
+            until_ping(&left, Side::Right.inner(Family::V4));
+            let log = tunnel.left.daemon.process.log();
+            let said: Vec<_> = log
+                .lines()
+                .filter_map(|line| line.split_once("going on without "))
+                .filter_map(|(_, offload)| offload.split_once(','))
+                .map(|(offload, _)| offload)
+                .collect();
+            assert_eq!(said, Vec::from_iter(missing), "{request:#x}, {errno}: {log}");
+        }
+    }
 }
 
 /// There is no mode that does without these.

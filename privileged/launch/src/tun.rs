@@ -32,7 +32,7 @@ const GSO_MAX_SIZE: u32 = 62_000;
 const IFLA_GSO_MAX_SIZE: u16 = 41;
 /// How long the kernel may take to remove the interface of a daemon that was killed.
 const REMOVAL: Duration = Duration::from_secs(1);
-/// Length of the struct virtio_net_hdr before each packet.
+/// Length of the struct virtio_net_hdr before each packet; the kernel's own choice for a new interface.
 const VNET_HDR_LEN: libc::c_int = 10;
 /// Temporary name of an interface until it is moved to the namespace where its own name is free.
 const TEMP_NAME: &str = "wgsep%d";
@@ -191,6 +191,12 @@ impl TunDevice {
         }
         fcntl(&queue, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).step("WG_TUN_FD")?;
         let vnet_hdr = flags & libc::IFF_VNET_HDR != 0;
+        if vnet_hdr {
+            // It may have been set up for longer headers, and for more than is wanted.
+            sys::set_vnet_header_len(queue.as_fd(), VNET_HDR_LEN)
+                .step("set the length of virtio_net_hdr of WG_TUN_FD")?;
+            sys::set_offload(queue.as_fd(), 0).step("take back the offloads of WG_TUN_FD")?;
+        }
         let device = Self::identified(queue, name, vnet_hdr, without)?;
         if has_packet_information(device.queue.as_fd(), vnet_hdr) {
             return Err(other_flags());
@@ -206,14 +212,14 @@ impl TunDevice {
     ) -> Result<Self> {
         let ifindex = index_of(&name)?;
         let offload =
-            if vnet_hdr { set_offload(queue.as_fd(), without)? } else { TunOffload::default() };
+            if vnet_hdr { set_offload(queue.as_fd(), without) } else { TunOffload::default() };
         let (flow_queues, not_switched_off) = (Vec::new(), None);
         Ok(Self { queue, flow_queues, name, ifindex, offload, not_switched_off })
     }
 
     /// Adds queues to read, as many as the kernel gives, and keeps the first for writing only. Once it is detached,
     /// writing to it no longer makes the kernel put the packets of the opposite direction into one queue (tun.c,
-    /// tun_flow_update).
+    /// tun_flow_update). Where the kernel refuses to detach it, it stays the only one.
     fn add_flow_queues(&mut self, flags: libc::c_int) -> Result<()> {
         for _ in 0..FLOW_QUEUES {
             let queue = open_device()?;
@@ -222,10 +228,10 @@ impl TunDevice {
             }
             self.flow_queues.push(queue);
         }
-        if self.flow_queues.is_empty() {
-            return Ok(());
+        if !self.flow_queues.is_empty() && sys::detach_tun(self.queue.as_fd()).is_err() {
+            self.flow_queues.clear();
         }
-        sys::detach_tun(self.queue.as_fd()).step("keep a queue for what is written")
+        Ok(())
     }
 
     /// All its queues, as the dataplane expects them.
@@ -290,16 +296,13 @@ fn has_packet_information(queue: BorrowedFd<'_>, vnet_hdr: bool) -> bool {
 }
 
 /// Has the kernel exchange super-packets where it can: UDP's since Linux 6.2.
-fn set_offload(queue: BorrowedFd<'_>, without: &[Offload]) -> Result<TunOffload> {
-    sys::set_vnet_header_len(queue, VNET_HDR_LEN).step("set the length of virtio_net_hdr")?;
+fn set_offload(queue: BorrowedFd<'_>, without: &[Offload]) -> TunOffload {
     let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
     let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
-    // A queue that was handed over may have been set up for more.
-    sys::set_offload(queue, 0).step("take back the offloads of WG_TUN_FD")?;
     let has = |offload, bits| !without.contains(&offload) && sys::set_offload(queue, bits).is_ok();
     let tso = has(Offload::Tso, tcp);
     let uso = tso && has(Offload::Uso, tcp | udp);
-    Ok(TunOffload { vnet_hdr: true, tso, uso })
+    TunOffload { vnet_hdr: true, tso, uso }
 }
 
 /// What is said of something else in the place of the device.
