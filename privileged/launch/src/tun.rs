@@ -179,7 +179,7 @@ impl TunDevice {
     /// Takes over an interface that another program created (WG_TUN_FD).
     ///
     /// # Errors
-    /// If the descriptor is no TUN queue.
+    /// If the descriptor is no TUN queue, or not open for reading and writing.
     fn adopt(queue: OwnedFd, without: &[Offload]) -> Result<Self> {
         let (name, flags) =
             sys::tun_identity(queue.as_fd()).step("WG_TUN_FD is not a TUN device")?;
@@ -188,6 +188,12 @@ impl TunDevice {
         };
         if flags & libc::IFF_TUN == 0 {
             return Err(other_flags());
+        }
+        let mode = fcntl(&queue, FcntlArg::F_GETFL).step("WG_TUN_FD")? & libc::O_ACCMODE;
+        if mode != libc::O_RDWR {
+            return Err(Error::new(
+                "WG_TUN_FD is open for reading or for writing alone; open it with O_RDWR",
+            ));
         }
         fcntl(&queue, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).step("WG_TUN_FD")?;
         let vnet_hdr = flags & libc::IFF_VNET_HDR != 0;
