@@ -4,7 +4,7 @@
 
 use std::net::Ipv4Addr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use wgsep_tests::link::Family;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{Process, stop};
 use wgsep_tests::procfs::{is_running, with_argument};
+use wgsep_tests::skip::skip;
 use wgsep_tests::traffic::{Load, Pinging, iperf, ping, until_ping};
 use wgsep_tests::tunnel::{PORT, Plan, Tunnel};
 use wgsep_tests::wg::KeyPair;
@@ -125,6 +126,44 @@ fn deleting_the_interface_ends_it_in_order() {
     let ending = Ending::new();
     ending.daemon.netns.run(format!("ip link del {}", ending.daemon.interface));
     assert_eq!(ending.complete().code(), Some(0));
+}
+
+/// By a program that deletes what it does not know. The start is held up at one call after the other.
+#[test]
+fn deleting_the_interface_at_any_moment_of_the_start_ends_it_in_order() {
+    require!(Wgsep);
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skip("strace is missing: install it to hold up the start of a daemon");
+    }
+    let (netns, elsewhere) = (Netns::new(), Netns::new());
+    let ioctls = (1..10).map(|number| ("ioctl", number, None));
+    let requests = (1..4).map(|number| ("sendto", number, None));
+    let moved = [1, 2, 3].map(|number| ("sendto", number, Some(&elsewhere)));
+    for (call, number, to) in ioctls.chain(requests).chain(moved) {
+        let interface = unique_interface();
+        let mut command = netns.command("strace");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e"]);
+        command.arg(format!("inject={call}:delay_enter=300000:when={number}"));
+        command.arg(wgsep_program("wgsep")).args(["-f", &interface]);
+        let mut names = vec![interface.clone()];
+        if let Some(to) = to {
+            command.args(["--tun-netns", to.name()]);
+            names.push("wgsep0".to_owned());
+        }
+        let what = format!("{call} {number} {to:?}");
+        let mut process = Process::spawn(command, what.clone());
+        wait::until(&what, PATIENCE, || {
+            let places = [Some(&netns), to].into_iter().flatten();
+            places
+                .flat_map(|place| names.iter().map(move |name| (place, name)))
+                .any(|(place, name)| place.output(format!("ip link del {name}")).status.success())
+        });
+        let status = process.exit_within(PATIENCE);
+        let log = process.log();
+        assert_eq!(status.code(), Some(0), "{what}: {log}");
+        assert!(log.contains("ended: the interface was deleted"), "{what}: {log}");
+        assert!(!socket_path(&interface).exists(), "{what}: {log}");
+    }
 }
 
 /// The old daemon is held up in its end, as it may be on a busy machine: a script that deletes an

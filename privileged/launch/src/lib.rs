@@ -104,14 +104,18 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&handled, flags).step("signalfd")?;
 
-    let (tun, netns) = TunDevice::open(options, tun)?;
+    let (name, opened) = match TunDevice::open(options, tun) {
+        Ok(opened) => (opened.0.name.clone(), Ok(opened)),
+        Err(deleted) if deleted.status == 0 => (options.interface.clone(), Err(deleted)),
+        Err(error) => return Err(error),
+    };
     // This process is where the UDP sockets live from now on.
     let first_unprivileged = netns::first_unprivileged_port();
     let grants = Grants { large_buffers, first_unprivileged, ..options.grants };
-    let name = tun.name.clone();
     let sink = sink.map_or_else(|| log::open_default(&name), Ok)?;
     let mut log = Log::new(sink, options.log_format, options.log_level);
     log.set_interface(&name);
+    let (tun, netns) = opened.inspect_err(|deleted| log.info(&deleted.line))?;
     if let Some(line) = &unnotified {
         log.line(Level::Warn, line);
     }

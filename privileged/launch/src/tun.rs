@@ -130,10 +130,9 @@ impl TunDevice {
     /// If there is no /dev/net/tun, no permission, or the name is taken.
     fn create(name: &str, without: &[Offload]) -> Result<Self> {
         let queue = open_device()?;
-        let vnet_hdr = !without.contains(&Offload::VnetHdr);
-        let header = if vnet_hdr { libc::IFF_VNET_HDR } else { 0 };
-        let many = !without.contains(&Offload::FlowQueues);
-        let queues = if many { libc::IFF_MULTI_QUEUE } else { 0 };
+        let unless = |offload, flag| if without.contains(&offload) { 0 } else { flag };
+        let header = unless(Offload::VnetHdr, libc::IFF_VNET_HDR);
+        let queues = unless(Offload::FlowQueues, libc::IFF_MULTI_QUEUE);
         let flags = libc::IFF_TUN | libc::IFF_NO_PI | header | queues;
         let name = attach_new(queue.as_fd(), name, flags).advise(
             &format!("create interface {name}"),
@@ -149,17 +148,35 @@ impl TunDevice {
         )?;
         // Without it, an address is generated only after a move.
         let _kernels_choice = sys::set_link_type(queue.as_fd(), autoconf::LINK_TYPE);
-        let mut device = Self::identified(queue, name, vnet_hdr, without)?;
-        if many {
-            device.add_flow_queues(flags)?;
+        let mut device = Self::of(queue, name);
+        let set_up = device.set_up(flags, without);
+        set_up.map_err(|error| device.deleted_or(error)).map(|()| device)
+    }
+
+    /// Sets up an interface that was just created with these flags.
+    fn set_up(&mut self, flags: libc::c_int, without: &[Offload]) -> Result<()> {
+        self.identify(flags, without)?;
+        if flags & libc::IFF_MULTI_QUEUE != 0 {
+            self.add_flow_queues(flags)?;
         }
         let set = |attribute, value: u32| {
-            netlink::set_link(device.ifindex, &[(attribute, &value.to_ne_bytes())])
+            netlink::set_link(self.ifindex, &[(attribute, &value.to_ne_bytes())])
         };
         set(libc::IFLA_MTU, DEFAULT_MTU).step("set the MTU")?;
         // Where the kernel refuses, such a packet takes two sends.
         let _slower = set(IFLA_GSO_MAX_SIZE, GSO_MAX_SIZE);
-        Ok(device)
+        Ok(())
+    }
+
+    /// The orderly end if the interface was deleted meanwhile, which is the cause of `error`; otherwise `error`.
+    fn deleted_or(&self, error: Error) -> Error {
+        match sys::tun_identity(self.queue.as_fd()) {
+            Err(Errno::EBADFD) => Error {
+                line: "ended: the interface was deleted, before the dataplane was ready".to_owned(),
+                status: 0,
+            },
+            _ => error,
+        }
     }
 
     /// Creates the interface in another network namespace. It is made here and moved there: the
@@ -168,12 +185,17 @@ impl TunDevice {
     /// # Errors
     /// As [`Self::create`].
     fn create_in(netns: &Netns, name: &str, without: &[Offload]) -> Result<Self> {
-        let made = Self::create(TEMP_NAME, without)?;
+        let mut made = Self::create(TEMP_NAME, without)?;
+        let moved = made.move_to(netns, name);
+        moved.map_err(|error| made.deleted_or(error)).map(|()| made)
+    }
+
+    fn move_to(&mut self, netns: &Netns, name: &str) -> Result<()> {
         let step = format!("move interface {name} to its namespace");
-        netns.take_in(made.ifindex, name).advise(&step, &[(&TAKEN, &name_taken(name))])?;
-        let (name, _) = sys::tun_identity(made.queue.as_fd()).step("name of the interface")?;
-        let ifindex = netns.inside(|| index_of(&name))?;
-        Ok(Self { name, ifindex, ..made })
+        netns.take_in(self.ifindex, name).advise(&step, &[(&TAKEN, &name_taken(name))])?;
+        (self.name, _) = sys::tun_identity(self.queue.as_fd()).step("name of the interface")?;
+        self.ifindex = netns.inside(|| index_of(&self.name))?;
+        Ok(())
     }
 
     /// Takes over an interface that another program created (WG_TUN_FD).
@@ -203,24 +225,26 @@ impl TunDevice {
                 .step("set the length of virtio_net_hdr of WG_TUN_FD")?;
             sys::set_offload(queue.as_fd(), 0).step("take back the offloads of WG_TUN_FD")?;
         }
-        let device = Self::identified(queue, name, vnet_hdr, without)?;
+        let mut device = Self::of(queue, name);
+        device.identify(flags, without)?;
         if has_packet_information(device.queue.as_fd(), vnet_hdr) {
             return Err(other_flags());
         }
         Ok(device)
     }
 
-    fn identified(
-        queue: OwnedFd,
-        name: String,
-        vnet_hdr: bool,
-        without: &[Offload],
-    ) -> Result<Self> {
-        let ifindex = index_of(&name)?;
-        let offload =
-            if vnet_hdr { set_offload(queue.as_fd(), without) } else { TunOffload::default() };
-        let (flow_queues, not_switched_off) = (Vec::new(), None);
-        Ok(Self { queue, flow_queues, name, ifindex, offload, not_switched_off })
+    /// A device of which no more than this is known.
+    fn of(queue: OwnedFd, name: String) -> Self {
+        let (flow_queues, offload) = (Vec::new(), TunOffload::default());
+        Self { queue, flow_queues, name, ifindex: 0, offload, not_switched_off: None }
+    }
+
+    fn identify(&mut self, flags: libc::c_int, without: &[Offload]) -> Result<()> {
+        self.ifindex = index_of(&self.name)?;
+        if flags & libc::IFF_VNET_HDR != 0 {
+            self.offload = set_offload(self.queue.as_fd(), without);
+        }
+        Ok(())
     }
 
     /// Adds queues to read, as many as the kernel gives, and keeps the first for writing only. Once it is detached,
