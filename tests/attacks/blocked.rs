@@ -563,6 +563,42 @@ fn every_call_of_a_start_is_in_the_table() {
     assert!(missing.is_empty(), "add these to CALLS: {missing:?}");
 }
 
+/// Neither is the port's fault.
+#[test]
+fn attack_13_a_socket_or_an_option_that_a_filter_refuses_is_not_blamed_on_the_port() {
+    require!(Wgsep);
+    let eq = |number, value: i32| (number, SeccompCmpOp::Eq, u64::from(value.cast_unsigned()));
+    let option = |level, name| (libc::SYS_setsockopt, [eq(1, level), eq(2, name)]);
+    let socket = |family| (libc::SYS_socket, [eq(0, family), eq(2, 0)]);
+    let refusals = [libc::EPERM, libc::EACCES, libc::ENOPROTOOPT];
+    for ((call, arguments), errnos) in [
+        (socket(libc::AF_INET), &refusals[..2]),
+        (socket(libc::AF_INET6), &refusals[..2]),
+        (option(libc::IPPROTO_IP, libc::IP_PKTINFO), &refusals),
+        (option(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY), &refusals),
+        // EPERM is also that of a mark that may not be set.
+        (option(libc::SOL_SOCKET, libc::SO_MARK), &refusals[1..]),
+        (option(libc::SOL_SOCKET, libc::SO_MARK), &refusals[..1]),
+    ] {
+        for errno in errnos {
+            let netns = Netns::new();
+            let daemon = Daemon::start_with(Wgsep, &netns, |command| {
+                block_if(command, call, arguments.clone(), *errno);
+            });
+            netns.run(format!("ip link set {} up", daemon.interface));
+            let log = || daemon.process.log();
+            wait::until("it is logged", LIMIT, || log().contains("cannot open UDP port"));
+            let log = log();
+            let line = log.lines().find(|line| line.contains("cannot open UDP port")).unwrap();
+            let is_mark = call == libc::SYS_setsockopt && line.contains("EPERM");
+            let named = if is_mark { "CAP_NET_ADMIN" } else { "setsockopt(2)" };
+            assert!(line.contains(named), "{call} {errno}: {line}");
+            assert!(!line.contains("listen-port"), "{call} {errno}: {line}");
+            assert!(!line.contains("ip_unprivileged_port_start"), "{call} {errno}: {line}");
+        }
+    }
+}
+
 /// Of an address family, as RestrictAddressFamilies= refuses it, or a kernel that was built without it.
 #[test]
 fn attack_13_without_an_address_family_it_serves_or_names_it() {

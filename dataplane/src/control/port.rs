@@ -10,6 +10,9 @@ use wgsep_proto::Instant;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 
+/// What to do where neither the port nor the mark is the cause.
+const FILTERED: &str = "allow socket(2), setsockopt(2), bind(2) and getsockname(2) in the filter of the container or unit that refuses one of them, or an option of theirs; or take a newer kernel";
+
 /// The refusals of the port of an interface that is up.
 #[derive(Default)]
 pub(super) struct PortRetry(Option<Refused>);
@@ -92,17 +95,18 @@ pub(super) fn refusal(
         libc::EACCES => format!(
             "start wgsep with --allow-low-ports, WGSEP_ALLOW_LOW_PORTS=1 or --listen-port {port}, or {another}"
         ),
+        libc::EPERM if port == 0 || granted.contains(&port) => format!(
+            "choose a mark that --fwmark of wgsep allows (wg set {interface} fwmark MARK), and allow the mark (CAP_NET_ADMIN where the sockets are) and bind(2) (SocketBindAllow= of a unit) in the container or unit"
+        ),
         libc::EPERM => format!(
             "choose a port and a mark that --listen-port and --fwmark of wgsep allow: wg set {interface} listen-port PORT fwmark MARK"
         ),
         libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => {
             "free descriptors or memory of this machine".to_owned()
         }
-        libc::ENOSYS => {
-            "allow socket(2), setsockopt(2), bind(2) and getsockname(2) in the filter of the container or unit that refuses one of them".to_owned()
-        }
+        libc::ENOSYS => FILTERED.to_owned(),
         libc::EAFNOSUPPORT => "this machine has neither IPv4 nor IPv6".to_owned(),
-        _ => another,
+        _ => wgsep_policy::remedy(nix::Error::from_raw(errno)).to_owned(),
     };
     format!("cannot open UDP port {port}: {why}; {remedy}")
 }
@@ -110,9 +114,11 @@ pub(super) fn refusal(
 /// As [`refusal`], of a mark.
 pub(super) fn mark_refusal(mark: u32, errno: i32) -> String {
     let why = described(nix::Error::from_raw(errno));
-    format!(
-        "cannot mark the UDP sockets with {mark:#x}: {why}; choose a mark that --fwmark of wgsep allows, and give it CAP_NET_ADMIN"
-    )
+    let remedy = match errno {
+        libc::ENOSYS => FILTERED,
+        _ => "choose a mark that --fwmark of wgsep allows, and give it CAP_NET_ADMIN",
+    };
+    format!("cannot mark the UDP sockets with {mark:#x}: {why}; {remedy}")
 }
 
 #[cfg(test)]
@@ -178,5 +184,16 @@ mod tests {
         assert!(names(&filtered, &["getsockname(2)", "in the filter"]), "{filtered}");
         let pinned = refusal(1, libc::EPERM, "wg0", &(7..=7));
         assert!(pinned.contains("--listen-port and --fwmark"));
+        for (port, granted) in [(7, 7..=7), (0, 7..=7), (51820, 1024..=u16::MAX)] {
+            let marked = refusal(port, libc::EPERM, "wg0", &granted);
+            assert!(names(&marked, &["--fwmark", "CAP_NET_ADMIN", "SocketBindAllow="]), "{marked}");
+            assert!(!marked.contains("listen-port"), "{marked}");
+        }
+        for errno in [libc::EIO, libc::EINVAL, libc::EPROTONOSUPPORT] {
+            let other = refusal(51820, errno, "wg0", &(1024..=u16::MAX));
+            assert!(!other.contains("listen-port"), "{other}");
+        }
+        assert!(mark_refusal(7, libc::ENOSYS).contains("setsockopt(2)"));
+        assert!(mark_refusal(7, libc::EPERM).contains("--fwmark"));
     }
 }

@@ -66,7 +66,8 @@ impl UdpSockets {
     /// old, which go only once the new ones are there.
     ///
     /// # Errors
-    /// EADDRINUSE if the port is taken in either family; ENOSYS if a filter refuses getsockname(2).
+    /// EADDRINUSE if the port is taken in either family; ENOSYS if a filter refuses another call than bind(2),
+    /// whichever errno it answers.
     pub fn ensure(
         held: &mut Option<Self>,
         port: u16,
@@ -144,7 +145,18 @@ impl UdpSockets {
 }
 
 fn set_mark(socket: BorrowedFd<'_>, mark: u32) -> nix::Result<()> {
-    sys::set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())
+    let set = sys::set_option(socket, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed());
+    // EPERM may also be for lack of CAP_NET_ADMIN where the sockets are.
+    set.map_err(|errno| if errno == Errno::EPERM { errno } else { filtered(errno) })
+}
+
+/// The errno for a call of which the port is not the cause: what kernels and filters refuse a whole call with, or
+/// an option, is also what they refuse a port with.
+const fn filtered(errno: Errno) -> Errno {
+    match errno {
+        Errno::EPERM | Errno::EACCES | Errno::EINVAL | Errno::ENOPROTOOPT => Errno::ENOSYS,
+        other => other,
+    }
 }
 
 /// Binds a socket to an interface that does not exist. Where a filter is not to be had this does the same: it takes no
@@ -174,7 +186,7 @@ fn open_socket(
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = match socket(family, SockType::Datagram, flags, None) {
         Err(Errno::EAFNOSUPPORT) => return Ok(None),
-        opened => opened?,
+        opened => opened.map_err(filtered)?,
     };
     set_mark(socket.as_fd(), mark)?;
     for (beyond_limits, within, len) in BUFFERS {
@@ -185,7 +197,7 @@ fn open_socket(
         }
     }
     for (level, name, value) in options {
-        sys::set_option(socket.as_fd(), *level, *name, *value)?;
+        sys::set_option(socket.as_fd(), *level, *name, *value).map_err(filtered)?;
     }
     match bind(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
         Err(Errno::EADDRNOTAVAIL) => Ok(None),
