@@ -488,9 +488,11 @@ fn what_ends_below_process_1_is_reaped() {
     let file = format!("/proc/{helper}/task/{helper}/children");
     // Zombies are listed, too.
     let children = || std::fs::read_to_string(&file).unwrap().split_whitespace().count();
-    let orphans = "exec >/dev/null 2>&1; sleep 3 & sleep 3 & sleep 3 &";
+    // One is killed by a real-time signal.
+    let orphans =
+        "exec >/dev/null 2>&1; sh -c 'sleep 2; kill -37 $$' & sleep 3 & sleep 3 & sleep 3 &";
     process::run(host.command("sh").args(["-c", orphans]));
-    assert!(children() >= 4, "those of the shell are process 1's now");
+    assert!(children() >= 5, "those of the shell are process 1's now");
     wait::until("only the dataplane is left", LIMIT, || children() == 1);
     nix::sys::signal::kill(procfs::children(helper)[0], Signal::SIGSYS).unwrap();
     assert_eq!(host.process.exit_within(LIMIT).code(), Some(76), "{}", host.process.log());

@@ -259,6 +259,20 @@ fn attack_09_the_dataplanes_death_ends_the_helper_with_an_error_that_names_the_s
 }
 
 /// As by a filter; a supervisor is to start nothing again for an attacker's next try.
+/// For which nix and libc have no name.
+#[test]
+fn attack_09_a_death_by_a_real_time_signal_names_its_number() {
+    require!(Wgsep);
+    let mut ending = Ending::new();
+    // SAFETY: plain integers.
+    let sent = unsafe { nix::libc::kill(ending.dataplane.as_raw(), 37) };
+    assert_eq!(sent, 0);
+    let status = ending.complete_within(END_LIMIT);
+    let log = ending.daemon.process.log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("the dataplane was killed by real-time signal 37"), "{log}");
+}
+
 #[test]
 fn attack_09_a_death_by_sigsys_has_an_exit_status_of_its_own() {
     require!(Wgsep);

@@ -4,7 +4,7 @@ use crate::monitor::{End, Monitor};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use std::ops::ControlFlow::{self, Break, Continue};
-use wgsep_host::{Change, FAILURE};
+use wgsep_host::{Change, FAILURE, ended_child};
 use wgsep_ipc::Notice;
 
 /// Children that are reaped before other events are handled. If there are more, the next that ends is reaped with them.
@@ -28,9 +28,9 @@ impl Monitor {
     fn reap_orphans(&self) {
         let exited = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
         for _ in 0..ORPHANS_AT_ONCE {
-            let ended = waitid(Id::All, exited | WaitPidFlag::WNOWAIT).ok();
-            match ended.and_then(|status| status.pid()).filter(|pid| *pid != self.pid) {
-                Some(orphan) => _ = waitid(Id::Pid(orphan), exited),
+            let ended = ended_child(None).ok().flatten();
+            match ended.filter(|ended| ended.pid != self.pid) {
+                Some(orphan) => _ = waitid(Id::Pid(orphan.pid), exited),
                 None => return,
             }
         }

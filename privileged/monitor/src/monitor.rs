@@ -2,14 +2,15 @@
 
 use crate::requests::{LockedDown, Requests, Served};
 use crate::sys;
+use nix::libc;
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
-use wgsep_host::{BREACH, FAILURE, Generation, SocketFile, poll};
+use wgsep_host::{BREACH, Ended, FAILURE, Generation, SocketFile, ended_child, poll};
 use wgsep_ipc::Notice;
 use wgsep_journal::{Level, Log, ServiceManager};
 
@@ -190,24 +191,25 @@ impl Monitor {
         if !has_ended {
             return violation("it closed its channel or its log");
         }
-        let what = match self.status() {
-            Some(WaitStatus::Exited(_, 0)) if said_bye => {
+        let what = match self.status().map(|ended| (ended.how, ended.status)) {
+            Some((libc::CLD_EXITED, 0)) if said_bye => {
                 return End::Orderly("the interface was deleted");
             }
-            Some(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => {
+            Some((libc::CLD_EXITED, status)) => {
+                format!("the dataplane exited with status {status}")
+            }
+            Some((_, libc::SIGKILL)) => {
                 "the dataplane was killed by SIGKILL (from outside, or for lack of memory: see dmesg)".to_owned()
             }
-            Some(WaitStatus::Signaled(_, Signal::SIGSYS, _)) => {
+            Some((_, libc::SIGSYS)) => {
                 let what = "the dataplane was killed by SIGSYS, for a system call that its filter forbids; it may be under attack, see SECURITY.md";
                 return End::Failed(BREACH, self.with_reason(what));
             }
-            Some(WaitStatus::Signaled(_, signal, _)) => {
-                format!("the dataplane was killed by {signal}")
-            }
-            Some(WaitStatus::Exited(_, status)) => {
-                format!("the dataplane exited with status {status}")
-            }
-            _ => "the dataplane is gone".to_owned(),
+            Some((_, number)) => Signal::try_from(number).map_or_else(
+                |_| format!("the dataplane was killed by real-time signal {number}"),
+                |signal| format!("the dataplane was killed by {signal}"),
+            ),
+            None => "the dataplane is gone".to_owned(),
         };
         End::Failed(FAILURE, self.with_reason(&what))
     }
@@ -226,16 +228,14 @@ impl Monitor {
     }
 
     /// How it ended. A tracer is notified first, and this process a moment later.
-    fn status(&self) -> Option<WaitStatus> {
-        let pidfd = self.process.pidfd.as_fd();
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+    fn status(&self) -> Option<Ended> {
         let began = Instant::now();
         loop {
-            match waitid(Id::PIDFd(pidfd), flags) {
-                Ok(WaitStatus::StillAlive) if began.elapsed() < GRACE => {
+            match ended_child(Some(self.process.pidfd.as_fd())) {
+                Ok(None) if began.elapsed() < GRACE => {
                     let _a_moment = poll([], Duration::from_millis(5));
                 }
-                status => return status.ok(),
+                ended => return ended.ok().flatten(),
             }
         }
     }
