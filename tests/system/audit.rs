@@ -21,7 +21,7 @@ use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{output, run};
 use wgsep_tests::uapi::Uapi;
-use wgsep_tests::{procfs, require, wait};
+use wgsep_tests::{procfs, repository, require, wait};
 
 /// How long a process may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -176,6 +176,21 @@ fn there_is_one_line_for_what_cannot_be_audited() {
         assert!(matches!(said.status.code(), Some(2 | 126)), "{said:?}");
         assert!(text.contains(reason) && text.lines().count() == 1, "{text}");
         assert!(said.stdout.is_empty(), "{said:?}");
+    }
+}
+
+/// What a script may rely on; the tests here and of `wgsep stats` have each of them.
+#[test]
+fn the_manual_has_every_exit_status_of_the_queries() {
+    let page = fs::read_to_string(repository().join("bin/dist/wgsep.8")).unwrap();
+    let section = page.split_once(".Sh EXIT STATUS\n").unwrap().1.split_once("\n.Sh ").unwrap().0;
+    for (query, statuses) in [("audit", &["0", "1", "2", "3"][..]), ("stats", &["0", "2"])] {
+        let stated = section.split_once(&format!(".Nm Cm {query} :\n")).unwrap().1;
+        let stated = stated.split("\nOf\n").next().unwrap();
+        for status in statuses {
+            let mut words = stated.split(|one: char| !one.is_alphanumeric());
+            assert!(words.any(|word| word == *status), "{query} {status}: {stated}");
+        }
     }
 }
 
