@@ -422,6 +422,7 @@ const CALLS: &[(&str, i64, Outcome)] = {
         SYS_socketpair => Refuses("socketpair"),
         SYS_statx => Serves,
         SYS_timerfd_create => Refuses("set up the control thread"),
+        SYS_timerfd_settime => Refuses("set up the control thread"),
         SYS_umask => Refuses("umask"),
         SYS_umount2 => Serves,
         SYS_unlink => Serves,
@@ -487,6 +488,23 @@ fn attack_13_calls_that_a_filter_refuses_are_named_where_the_errno_alone_mislead
             wait::until("it has ended", LIMIT, || process.log().contains("ended: SIGTERM"));
         }
     }
+}
+
+#[test]
+fn attack_13_a_socket_that_a_filter_keeps_from_being_removed_is_not_blamed_on_the_directory_alone()
+{
+    require!(Wgsep);
+    let netns = Netns::new();
+    let without = [Blocked(libc::SYS_unlinkat, None)];
+    let mut daemon =
+        Daemon::start_with(Wgsep, &netns, |command| block(command, &without, libc::EPERM));
+    wait::until("it has started", LIMIT, || daemon.process.log().contains("started: "));
+    daemon.process.signal(nix::sys::signal::Signal::SIGTERM);
+    let status = daemon.process.exit_within(LIMIT);
+    let log = daemon.process.log();
+    assert_eq!(status.code(), Some(0), "{log}");
+    let line = log.lines().find(|line| line.contains(".sock stays")).unwrap();
+    assert!(line.contains("unlinkat(2)") && line.contains("allow the call"), "{line}");
 }
 
 /// As containers and units that were written for another program do.

@@ -194,8 +194,9 @@ impl Control {
         epoll.add(&shared.control, EpollEvent::new(EpollFlags::EPOLLIN, WORKERS))?;
         epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))?;
         epoll.add(&helper, EpollEvent::new(EpollFlags::EPOLLIN, HELPER))?;
-        // A container's filter may refuse epoll_wait, on which every thread depends; fails early if so.
+        // A container's filter may refuse epoll_wait, on which every thread depends, or the timer; fails early if so.
         epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO)?;
+        timer.unset()?;
         Ok(Box::new(Self {
             shared,
             device,

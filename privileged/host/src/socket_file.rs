@@ -262,7 +262,7 @@ impl SocketFile {
                 &format!("remove {path}"),
                 &[(
                     &[Errno::EACCES, Errno::EPERM],
-                    &format!("{path} stays, because {DIRECTORY} is another user's or cannot be written; take it back: chown root {DIRECTORY}; rm -f {path}"),
+                    &format!("{path} stays, because {DIRECTORY} is another user's or cannot be written, or a filter refuses unlinkat(2); take it back (chown root {DIRECTORY}) or allow the call, and: rm -f {path}"),
                 )],
             ),
         }
