@@ -8,7 +8,7 @@
 //!    the program is executed, `Sandbox` on its threads, or `lock_down_helper`.
 //! 4. If wgsep must not run without it: a comparison in `policy/src/proof.rs`.
 //! 5. How `wgsep audit` sees it in force: `bin/wgsep/src/audit/findings.rs`; or `claimed_by` here, if the kernel shows it
-//!    nowhere.
+//!    nowhere. What an operator can do where it is missing: `bin/wgsep/src/audit/remedies.rs`.
 //! 6. Its name in `SEEN` or `CLAIMED` of `tests/system/audit.rs`, a test of it in `tests/attacks`, and a paragraph in
 //!    `SECURITY.md` and wgsep-sandbox(7).
 

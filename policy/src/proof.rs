@@ -131,7 +131,7 @@ fn check_thread(status: &ThreadStatus, ids: (Uid, Gid), report: &Report) -> Resu
         if found != Some(expected) {
             let found = found.unwrap_or("missing");
             return Err(format!(
-                "the dataplane is not sealed as it says: {field} is {found}, not {expected}; this is a bug, please report it"
+                "the dataplane is not locked down as it says: {field} is {found}, not {expected}; this is a bug, please report it"
             ));
         }
     }
@@ -142,7 +142,7 @@ fn check_thread(status: &ThreadStatus, ids: (Uid, Gid), report: &Report) -> Resu
 mod tests {
     use super::*;
 
-    const SEALED: &str = "Name:\twgsep-dataplane\nUid:\t9\t9\t9\t9\nGid:\t8\t8\t8\t8\nGroups:\t \nCapInh:\t0000000000000000\n\
+    const LOCKED_DOWN: &str = "Name:\twgsep-dataplane\nUid:\t9\t9\t9\t9\nGid:\t8\t8\t8\t8\nGroups:\t \nCapInh:\t0000000000000000\n\
         CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000000\n\
         CapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t1\n";
 
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn every_field_of_every_thread_counts() {
-        assert!(check(SEALED).is_ok());
+        assert!(check(LOCKED_DOWN).is_ok());
         for (right, wrong) in [
             ("Uid:\t9\t9", "Uid:\t9\t0"),
             ("Gid:\t8\t8", "Gid:\t8\t0"),
@@ -171,19 +171,19 @@ mod tests {
             ("Seccomp:\t2", "Seccomp:\t0"),
             ("Seccomp:\t2", "Seccompx:\t2"),
         ] {
-            assert!(check(&SEALED.replace(right, wrong)).is_err(), "{wrong}");
+            assert!(check(&LOCKED_DOWN.replace(right, wrong)).is_err(), "{wrong}");
         }
         assert!(check("").is_err());
     }
 
     #[test]
     fn a_tracer_of_any_thread_is_found() {
-        let traced_by = |pid: &str| ThreadStatus(format!("{SEALED}TracerPid:\t{pid}\n"));
+        let traced_by = |pid: &str| ThreadStatus(format!("{LOCKED_DOWN}TracerPid:\t{pid}\n"));
         let first = |statuses: &[ThreadStatus]| tracer(statuses);
         assert_eq!(first(&[traced_by("0"), traced_by("0")]), None);
         assert_eq!(first(&[traced_by("0"), traced_by("12")]).as_deref(), Some("12"));
         assert_eq!(
-            first(&[traced_by("0"), ThreadStatus(SEALED.to_owned())]).as_deref(),
+            first(&[traced_by("0"), ThreadStatus(LOCKED_DOWN.to_owned())]).as_deref(),
             Some("unknown")
         );
         assert_ne!(untraceable(getpid(), Some("12")), State::Applied);
@@ -209,15 +209,15 @@ mod tests {
     }
 
     #[test]
-    fn an_unsealed_process_is_refused() {
+    fn an_unconfined_process_is_refused() {
         // Not this process: other tests' threads end while it is looked at.
-        let mut unsealed = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let pid = nix::unistd::Pid::from_raw(unsealed.id().try_into().unwrap());
+        let mut unconfined = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = nix::unistd::Pid::from_raw(unconfined.id().try_into().unwrap());
         let ids = (nix::unistd::getuid(), nix::unistd::getgid());
         let error = verify(pid, ids, 1, &Report::default());
-        unsealed.kill().unwrap();
-        unsealed.wait().unwrap();
+        unconfined.kill().unwrap();
+        unconfined.wait().unwrap();
         let error = error.unwrap_err();
-        assert!(error.contains("not sealed"), "{error}");
+        assert!(error.contains("not locked down"), "{error}");
     }
 }

@@ -1,5 +1,5 @@
 //! Attack 18: what SECURITY.md says that a process of the two cannot do once it was taken over. A thread
-//! of the real one, sealed and serving, tries exactly that.
+//! of the real one, locked down and serving, tries exactly that.
 #![cfg(target_arch = "x86_64")]
 
 use std::fs;

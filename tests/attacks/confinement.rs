@@ -36,20 +36,20 @@ fn after_traffic(check: impl FnOnce(&Daemon)) {
     check(&tunnel.left.daemon);
 }
 
-fn assert_sealed(status: &Status) {
+fn assert_locked_down(status: &Status) {
     assert_eq!(status.text("NoNewPrivs"), "1", "no_new_privs");
     assert_eq!(status.text("Seccomp"), "2", "seccomp filter mode");
 }
 
 #[test]
-fn attack_03_every_thread_of_the_dataplane_is_without_capability_and_sealed() {
+fn attack_03_every_thread_of_the_dataplane_is_without_capability_and_locked_down() {
     require!(Wgsep);
     after_traffic(|daemon| {
         for thread in threads(daemon.dataplane()) {
             for set in SETS {
                 assert_eq!(thread.capabilities(set), 0, "{set} of {}", thread.text("Name"));
             }
-            assert_sealed(&thread);
+            assert_locked_down(&thread);
         }
     });
 }
@@ -149,7 +149,7 @@ fn the_dataplane_is_not_dumpable() {
 }
 
 #[test]
-fn the_helper_holds_two_capabilities_and_is_sealed() {
+fn the_helper_holds_two_capabilities_and_is_locked_down() {
     require!(Wgsep);
     after_traffic(|daemon| {
         let threads = threads(daemon.process.pid());
@@ -161,7 +161,7 @@ fn the_helper_holds_two_capabilities_and_is_sealed() {
             assert_eq!(helper.capabilities(set), expected, "{set}");
         }
         assert_eq!(helper.text("Groups"), "", "supplementary groups");
-        assert_sealed(helper);
+        assert_locked_down(helper);
     });
 }
 
@@ -263,7 +263,7 @@ fn attack_05_a_descriptor_leaked_by_the_launcher_reaches_neither_process() {
 /// A start takes a few milliseconds between exec and lock-down, so the child is stopped for each look,
 /// and runs on only between two looks.
 #[test]
-fn nothing_of_the_network_is_held_before_the_seal() {
+fn nothing_of_the_network_is_held_before_the_lockdown() {
     require!(Wgsep);
     let (mut starts, mut looks) = (0, 0);
     // On a busy machine most looks come too early or too late.
@@ -279,10 +279,10 @@ fn nothing_of_the_network_is_held_before_the_seal() {
                 break *child;
             }
         };
-        while !is_sealed(child) {
-            assert!(Instant::now() < deadline, "the dataplane is never sealed");
+        while !is_locked_down(child) {
+            assert!(Instant::now() < deadline, "the dataplane is never locked down");
             kill(child, Signal::SIGSTOP).unwrap();
-            looks += usize::from(holds_nothing_if_unsealed(process.pid(), child));
+            looks += usize::from(holds_nothing_if_not_locked_down(process.pid(), child));
             kill(child, Signal::SIGCONT).unwrap();
         }
         wait::until("it answers", Duration::from_secs(10), || uapi::is_answering(&name));
@@ -290,25 +290,25 @@ fn nothing_of_the_network_is_held_before_the_seal() {
     }
 }
 
-fn is_sealed(child: Pid) -> bool {
+fn is_locked_down(child: Pid) -> bool {
     let status = fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
     status.contains("\nSeccomp:\t2\n")
 }
 
-/// Whether the dataplane was seen before its seal.
+/// Whether the dataplane was seen before its lockdown.
 ///
-/// Descriptors are listed first and the seal is read after: where it is not there yet, it was not
+/// Descriptors are listed first and the lockdown is read after: where it is not there yet, it was not
 /// when they were listed.
-fn holds_nothing_if_unsealed(helper: Pid, child: Pid) -> bool {
+fn holds_nothing_if_not_locked_down(helper: Pid, child: Pid) -> bool {
     let held = descriptors::kinds(child, helper);
     // Until exec the child is a copy of the helper, with the helper's descriptors.
     let program = fs::read_link(format!("/proc/{child}/exe")).unwrap_or_default();
-    if is_sealed(child) || !program.ends_with("wgsep-dataplane") {
+    if is_locked_down(child) || !program.ends_with("wgsep-dataplane") {
         return false;
     }
     for kind in held.values() {
         let network = ["tun", "udp", "udp6", "UAPI socket", "netlink"].contains(&&**kind);
-        assert!(!network, "{kind} is held before the seal: {held:?}");
+        assert!(!network, "{kind} is held before the lockdown: {held:?}");
     }
     true
 }

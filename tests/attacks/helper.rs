@@ -89,11 +89,11 @@ fn is_alive(pid: Pid) -> bool {
 #[test]
 fn attack_07_every_breach_of_the_contract_ends_the_dataplane_and_names_itself() {
     require!(Wgsep);
-    // A seal that fails is no breach: nothing hostile can have been read yet.
+    // A lockdown that fails is no breach: nothing hostile can have been read yet.
     for (attack, named) in [
-        (Attack::UnconfinedLiar, "not sealed as it says: Seccomp is 0, not 2"),
+        (Attack::UnconfinedLiar, "not locked down as it says: Seccomp is 0, not 2"),
         (Attack::OneThreadTooMany, "the dataplane has 4 threads where 3 were expected"),
-        (Attack::SenselessReport, "the seal report makes no sense"),
+        (Attack::SenselessReport, "the report of its sandbox makes no sense"),
     ] {
         let log = Attacked::start(attack).assert_ends(1);
         assert!(log.contains(named), "{attack:?}: {log}");
@@ -103,7 +103,7 @@ fn attack_07_every_breach_of_the_contract_ends_the_dataplane_and_names_itself() 
     let is_named = log.contains("the dataplane exited with status 1");
     assert!(is_named && log.contains("hostile: the end"), "{log}");
     for (attack, named) in [
-        (Attack::OpenUdpBeforeSealed, "OpenUdp is not permitted now"),
+        (Attack::OpenUdpBeforeLockDown, "OpenUdp is not permitted now"),
         (Attack::SecondLockedDown, "LockedDown is not permitted now"),
         (Attack::UnknownTag, "malformed frame"),
         (Attack::Short, "malformed frame"),

@@ -1,5 +1,5 @@
 //! Attacks 2, 4 and 5: what a dataplane that was taken over could try on the kernel. Each is tried by a
-//! thread of the real one, sealed and serving, on the descriptors that it really holds.
+//! thread of the real one, locked down and serving, on the descriptors that it really holds.
 #![cfg(target_arch = "x86_64")]
 
 use std::collections::BTreeSet;

@@ -30,13 +30,13 @@ use wgsep_tests::{procfs, require, tun_device, uapi, wait};
 /// How often to start; more by the variable, which finds rarer races.
 const STARTS: usize = 20;
 const STARTS_VARIABLE: &str = "WGSEP_STARTS";
-/// Of the daemon, each of which is to be sealed by the one call, and of the load.
+/// Of the daemon, each of which one call is to lock down, and of the load.
 const WORKERS: &str = "16";
 const BUSY: usize = 4;
 
 /// A thread that is still starting when the filter closes over all of them would be killed by it.
 #[test]
-fn attack_11_many_starts_under_load_are_sealed_without_a_race() {
+fn attack_11_many_starts_under_load_are_locked_down_without_a_race() {
     require!(Wgsep);
     let starts = env::var(STARTS_VARIABLE).map_or(STARTS, |text| text.parse().unwrap());
     let (netns, ended) = (Netns::new(), AtomicBool::new(false));
@@ -141,7 +141,7 @@ impl Drop for Traced {
 /// The C library restores the caller's signals after it has made a thread, by a call that the filter does not
 /// allow. Here the first thread is held up before that, for as long as the new one runs without it.
 #[test]
-fn attack_11_a_start_is_not_sealed_before_the_first_thread_waits() {
+fn attack_11_a_start_is_not_locked_down_before_the_first_thread_waits() {
     require!(Wgsep);
     let (netns, interface) = (Netns::new(), unique_interface());
     let prefix = LaunchedAs::this_run().prefix();
@@ -165,11 +165,15 @@ fn attack_11_a_start_is_not_sealed_before_the_first_thread_waits() {
         since.elapsed() > Duration::from_millis(200)
     });
     let first_status = &procfs::threads(first)[0];
-    assert_eq!(first_status.text("Seccomp"), "0", "sealed while the first thread was in clone3(2)");
+    assert_eq!(
+        first_status.text("Seccomp"),
+        "0",
+        "locked down while the first thread was in clone3(2)"
+    );
     ptrace::cont(first, None).unwrap();
     traced.running.insert(first);
     // From then on no process or thread is made, and none stops.
-    wait::until("the helper is sealed", LIMIT, || {
+    wait::until("the helper is locked down", LIMIT, || {
         traced.go_on();
         procfs::threads(traced.helper)[0].text("Seccomp") == "2"
     });

@@ -180,6 +180,8 @@ impl Control {
                 self.device.set_listen_port(port);
                 self.device.set_up(true);
                 self.port_opened("interface up, ");
+                // A `get` that waited for this shows the first peers' handshakes.
+                self.flush();
             }
             Err(errno) => self.port_refused(errno),
         }

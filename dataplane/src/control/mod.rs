@@ -389,7 +389,7 @@ impl Control {
     /// Handles some of the peers that are due, and sends and logs what this round caused. More of them are due at
     /// once. It is never inlined, as [`Self::handle`].
     #[inline(never)]
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         let now = clock::now();
         let mut most = PEERS_PER_ROUND;
         self.device.handle_dirty_peers(&mut most, now);

@@ -295,7 +295,7 @@ mod tests {
     use wgsep_ipc::{FromHelper, REPORT_LAYERS};
 
     #[test]
-    fn only_sealed_is_permitted_before_and_everything_else_after() {
+    fn only_locked_down_is_permitted_before_and_everything_else_after() {
         let locked_down = Request::LockedDown([[0; 3]; REPORT_LAYERS]);
         let others = [
             Request::OpenUdp { port: 1, mark: 0 },

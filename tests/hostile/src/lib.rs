@@ -5,7 +5,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attack {
     /// Requests sockets before it is locked down.
-    OpenUdpBeforeSealed = 1,
+    OpenUdpBeforeLockDown = 1,
     /// Reports its lock-down without it.
     UnconfinedLiar,
     /// Has a thread more than it should.
@@ -55,7 +55,7 @@ pub const HOARDED_PORTS: usize = 5;
 impl Attack {
     /// All of them.
     pub const ALL: [Self; 21] = [
-        Self::OpenUdpBeforeSealed,
+        Self::OpenUdpBeforeLockDown,
         Self::UnconfinedLiar,
         Self::OneThreadTooMany,
         Self::SenselessReport,

@@ -52,7 +52,7 @@ fn attack() -> Outcome<()> {
     start_threads(others + usize::from(attack == Attack::OneThreadTooMany));
     let mut report = [[1, 0, 0]; REPORT_LAYERS];
     match attack {
-        Attack::OpenUdpBeforeSealed => {
+        Attack::OpenUdpBeforeLockDown => {
             hostile.send(&Request::OpenUdp { port: 0, mark })?;
             idle();
         }
@@ -147,7 +147,7 @@ impl Hostile {
             Attack::HoardPorts => self.hoard_ports()?,
             Attack::PongWithoutPing => self.send(&Request::Pong)?,
             Attack::OnConnect => self.violate_on_connect(granted)?,
-            Attack::OpenUdpBeforeSealed
+            Attack::OpenUdpBeforeLockDown
             | Attack::UnconfinedLiar
             | Attack::OneThreadTooMany
             | Attack::EndsOnceLockedDown

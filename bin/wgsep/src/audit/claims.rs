@@ -1,4 +1,4 @@
-//! What the helper wrote down when both processes were sealed: the only word there is on layers that
+//! What the helper wrote down when both processes were locked down: the only word there is on layers that
 //! the kernel does not show.
 
 use crate::uapi::DIRECTORY;

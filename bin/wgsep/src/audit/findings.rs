@@ -23,7 +23,7 @@ pub(super) enum State {
 pub(super) enum Source {
     /// The kernel's, read just now.
     Kernel,
-    /// The report's that was made when the processes were sealed.
+    /// The report's that was made when the processes were locked down.
     Claimed,
 }
 
@@ -325,7 +325,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    const SEALED: [(&str, &str); 10] = [
+    const LOCKED_DOWN: [(&str, &str); 10] = [
         ("Uid", "61000\t61000\t61000\t61000"),
         ("Groups", ""),
         ("CapInh", NONE),
@@ -338,9 +338,11 @@ mod tests {
         ("TracerPid", "0"),
     ];
 
-    fn sealed() -> Facts {
-        let mut fields: BTreeMap<_, _> =
-            SEALED.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    fn locked_down() -> Facts {
+        let mut fields: BTreeMap<_, _> = LOCKED_DOWN
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
         fields.insert("Seccomp_filters".to_owned(), "1".to_owned());
         let zero = ("0".to_owned(), "0".to_owned());
         let limits = ["Max core file size", "Max file size", "Max processes"];
@@ -357,7 +359,7 @@ mod tests {
     }
 
     fn helper() -> Facts {
-        let mut helper = sealed();
+        let mut helper = locked_down();
         let Ok(threads) = &mut helper.threads else { return helper };
         threads.truncate(1);
         for (field, value) in [("Uid", "0 0 0 0"), ("CapEff", "1020"), ("CapPrm", "1020")] {
@@ -373,8 +375,8 @@ mod tests {
     }
 
     #[test]
-    fn a_sealed_dataplane_has_nothing_degraded() {
-        assert_eq!(degraded(&sealed()), Vec::<&str>::new());
+    fn a_locked_down_dataplane_has_nothing_degraded() {
+        assert_eq!(degraded(&locked_down()), Vec::<&str>::new());
     }
 
     #[test]
@@ -394,7 +396,7 @@ mod tests {
             ("Seccomp", "1", "seccomp"),
             ("TracerPid", "12", "tracer"),
         ] {
-            let mut facts = sealed();
+            let mut facts = locked_down();
             let Ok(threads) = &mut facts.threads else { panic!("read") };
             // One thread is enough.
             threads[1].insert(field.to_owned(), value.to_owned());
@@ -420,7 +422,7 @@ mod tests {
             (|facts| facts.root = Err("EACCES".to_owned()), "empty-root"),
         ];
         for (change, layer) in changes {
-            let mut facts = sealed();
+            let mut facts = locked_down();
             change(&mut facts);
             assert!(degraded(&facts).contains(&layer), "{layer}");
         }
@@ -429,7 +431,7 @@ mod tests {
     #[test]
     fn the_remedy_for_a_root_that_is_not_empty_is_that_of_its_mount_namespace_or_of_mounting() {
         let remedy = |shared: &[&'static str]| {
-            let mut facts = sealed();
+            let mut facts = locked_down();
             (facts.shared_namespaces, facts.root) = (Ok(shared.to_vec()), Ok((26, false)));
             let claims = Claims::parsed("dataplane: namespaces=degraded(ENOSPC:mnt)\n");
             let findings = judge_dataplane(&facts, &helper(), &claims);

@@ -3,7 +3,7 @@
 //! 1. `processes`: the kernel names the process that made the interface's socket listen, which must be alive and
 //!    own the socket; its only child is the dataplane, which must hold it.
 //! 2. `facts`: what /proc says of each.
-//! 3. `claims`: what the helper wrote down when both were sealed, for what no file shows.
+//! 3. `claims`: what the helper wrote down when both were locked down, for what no file shows.
 //! 4. `findings`: the judgement, a line a layer.
 //!    `remedies` has what to do about it.
 //! 5. `render`: as a table, or as JSON.
