@@ -97,7 +97,7 @@ PLACED = sed -e 's|@SBINDIR@|$(SBINDIR)|g; s|@LIBEXECDIR@|$(LIBEXECDIR)|g' \
 # Where `make deb` leaves the package, in place of an older one.
 DEBDIR ?= $(TARGET_DIR)
 
-.PHONY: build bench bench-readme bench-steps install deb reproducible demo test attacks print-attacks-on-a-daemon soak hostile deps system-packages clean \
+.PHONY: build bench bench-readme bench-steps install deb reproducible demo test attacks print-attacks-on-a-daemon soak hostile deps system-packages clean miri \
 	target-compiler other-targets filters test-aarch64 unit-tests
 
 build: $(addsuffix -compiler,$(if $(TARGET),target))
@@ -179,6 +179,15 @@ soak: system-packages
 # A dataplane that attacks its helper. Only tests start it, and it is never installed.
 hostile:
 	$(REPRODUCIBLE) $(CARGO) rustc --release $(FOR_TARGET) --locked -p wgsep-hostile --bin hostile-dataplane -- $(STATIC)
+
+# Interprets the vector code, and looks for undefined behaviour: the loads and stores are the unsafe code of the AEAD.
+# It takes half an hour, and Rust's nightly toolchain.
+miri:
+	rustup toolchain install nightly --profile minimal --component miri
+	MIRIFLAGS=-Zmiri-disable-isolation \
+	RUSTFLAGS='-C target-feature=+avx512f,+avx512bw,+avx512ifma,+avx512vbmi2' \
+	$(CARGO) +nightly miri test --locked --target-dir target/miri -p wgsep-aead --no-default-features --features avx512 \
+		--lib --test agreement
 
 # What the tests run of other targets. Where one cannot be built for, they are skipped, and say so.
 other-targets:

@@ -5,8 +5,8 @@
 //! then panics if key material is used or dropped anywhere else. Without [`set_check`], or without debug
 //! assertions, nothing is checked.
 //!
-//! Secret memory may be scarce, so what holds no key material and is large or numerous is allocated within
-//! [`in_ordinary_memory`].
+//! Secret memory may be scarce, so what holds no key material and is large or numerous is allocated in
+//! ordinary memory, by way of a [`Switch`].
 //!
 //! Every type that holds key material therefore consists of [`Secret`]s, or calls [`check`] when it is used and when it
 //! is dropped; a test of the source verifies it.
