@@ -10,13 +10,16 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, UnboundKey};
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 use wgsep_dataplane::offload::{Coalesce, Coalescer, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
-use wgsep_proto::AllowedIp;
+use wgsep_proto::noise::handshake::{Handshake, IncomingInitiation, StaticIdentity};
+use wgsep_proto::noise::tai64n::Tai64n;
 use wgsep_proto::path::allowed_ips::AllowedIps;
 use wgsep_proto::path::outbound::Segmentation as _;
 use wgsep_proto::session::keypair::{OpenJob, SealJob, open_batch, seal_batch};
 use wgsep_proto::session::replay::ReplayWindow;
 use wgsep_proto::wire::messages::TRANSPORT_HEADER_LEN;
+use wgsep_proto::{AllowedIp, Instant, PrivateKey};
 use wgsep_simulation::packet;
 use wgsep_simulation::simulation::Simulation;
 
@@ -248,5 +251,27 @@ fn offload(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, crypto, ciphers, batches, replay, allowed_ips, offload);
+/// What answering an initiation takes, by its halves: what opens it, and what writes the response.
+fn handshakes(criterion: &mut Criterion) {
+    let private = |byte| PrivateKey::from_bytes([byte; 32]).unwrap();
+    let (responder, initiator) = (private(1), private(2));
+    let (identity, remote) = (StaticIdentity::new(&responder), StaticIdentity::new(&initiator));
+    let mut handshake = Handshake::new(*identity.public_key());
+    let stamp = Tai64n::from_wall(Duration::from_secs(1));
+    let initiation = handshake.create_initiation(&remote, &[3; 32], stamp, 1).unwrap();
+    let mut group = criterion.benchmark_group("handshake");
+    group.bench_function("open an initiation", |bencher| {
+        bencher.iter(|| IncomingInitiation::open_static(&identity, black_box(&initiation)).is_ok());
+    });
+    let mut peer = Handshake::new(*remote.public_key());
+    let incoming = IncomingInitiation::open_static(&identity, &initiation).unwrap();
+    let now = Instant::from_nanos(1_000_000_000);
+    let (draft, _) = peer.consume_initiation(&identity, incoming, now).unwrap();
+    group.bench_function("write a response", |bencher| {
+        bencher.iter(|| draft.write(black_box(&[4; 32]), 2).is_ok());
+    });
+    group.finish();
+}
+
+criterion_group!(benches, crypto, ciphers, batches, replay, allowed_ips, offload, handshakes);
 criterion_main!(benches);
