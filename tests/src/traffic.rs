@@ -22,14 +22,16 @@ pub struct Pings {
     pub sent: u32,
     /// Echo replies received.
     pub received: u32,
+    /// Of the requests without a reply, those that may still get one: ping(8) waits for the last ones no longer than
+    /// for twice the longest round trip, which a busy machine exceeds now and then.
+    pub pending: u32,
 }
 
 impl Pings {
-    /// Whether all were answered, but for perhaps the last: ping(8) waits for that no longer than for
-    /// twice the longest round trip, which a busy machine exceeds now and then.
+    /// Whether all were answered, except those that may still be.
     #[must_use]
     pub const fn were_answered(self) -> bool {
-        self.received > 0 && self.received + 1 >= self.sent
+        self.received > 0 && self.received + self.pending >= self.sent
     }
 }
 
@@ -37,7 +39,7 @@ impl Pings {
 #[track_caller]
 #[must_use]
 pub fn ping(from: &Netns, to: IpAddr, count: u32) -> Pings {
-    let output = from.output(format!("ping -n -q -c {count} -i 0.05 -W 2 {to}"));
+    let output = from.output(format!("ping -n -c {count} -i 0.05 -W 2 {to}"));
     pings(&String::from_utf8_lossy(&output.stdout))
 }
 
@@ -106,19 +108,38 @@ impl Pinging {
     }
 }
 
-/// Reads ping's summary: `3 packets transmitted, 3 received, …`.
+/// Most requests at the end whose replies ping(8) did not wait for.
+const MAX_PENDING: u32 = 3;
+
+/// Reads ping's summary, `3 packets transmitted, 3 received, …`, and the numbers of the requests that it says are answered.
 #[track_caller]
 fn pings(text: &str) -> Pings {
     let summary = text.lines().find(|line| line.contains(" packets transmitted, "));
-    let numbers: Vec<_> = summary
+    let numbers: Vec<u32> = summary
         .into_iter()
         .flat_map(|line| line.split(", "))
         .filter_map(|part| part.split(' ').next()?.parse().ok())
         .collect();
     match numbers[..] {
-        [sent, received, ..] => Pings { sent, received },
+        [sent, received, ..] => {
+            let replies = text.lines().filter(|line| line.contains(" bytes from "));
+            let pending = match replies.filter_map(number).max() {
+                Some(last) if last == received => sent.saturating_sub(last).min(MAX_PENDING),
+                // Another one was answered after one that was not.
+                Some(_) => 0,
+                // A flood, of which ping prints no numbers.
+                None => sent.saturating_sub(received).min(1),
+            };
+            Pings { sent, received, pending }
+        }
         _ => panic!("ping printed no summary: {text:?}"),
     }
+}
+
+/// The number of the request that a line of ping(8) is about.
+fn number(line: &str) -> Option<u32> {
+    let (_, behind) = line.split_once("icmp_seq=")?;
+    behind.split(' ').next()?.parse().ok()
 }
 
 /// What iperf3 is to send for one second.
@@ -204,5 +225,32 @@ fn received(mut client: Process, load: Load) -> Received {
     Received {
         bytes: sum["bytes"].as_u64().unwrap_or(0),
         lost_percent: sum["lost_percent"].as_f64().unwrap_or(0.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn printed(replies: &[u32], sent: u32) -> Pings {
+        let line =
+            |number: &u32| format!("64 bytes from 10.0.0.1: icmp_seq={number} ttl=64 time=1 ms\n");
+        let lines: String = replies.iter().map(line).collect();
+        let received = replies.len();
+        pings(&format!(
+            "{lines}\n{sent} packets transmitted, {received} received, 0% packet loss\n"
+        ))
+    }
+
+    #[test]
+    fn replies_may_be_missing_at_the_end_only() {
+        for replies in [&[1, 2, 3, 4, 5][..], &[1, 2, 3, 4], &[1, 2]] {
+            assert!(printed(replies, 5).were_answered(), "{replies:?}");
+        }
+        for replies in [&[][..], &[1], &[1, 2, 3, 5], &[2, 3, 4, 5]] {
+            assert!(!printed(replies, 5).were_answered(), "{replies:?}");
+        }
+        assert!(pings("9 packets transmitted, 8 received, 11% packet loss").were_answered());
+        assert!(!pings("9 packets transmitted, 7 received, 22% packet loss").were_answered());
     }
 }

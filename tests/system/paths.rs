@@ -290,7 +290,7 @@ fn a_congested_link_keeps_no_datagrams_to_other_peers_out() {
         // What was sent faster may still be in the queue of the TUN device, which the pings share.
         wait::until("20 pings of 20 are answered while the queue drops", LIMIT, || {
             let before = dropped();
-            let Pings { sent, received } = ping(netns, hub.b.inner, 20);
+            let Pings { sent, received, .. } = ping(netns, hub.b.inner, 20);
             received == sent && dropped() > before
         });
         is_over.store(true, Ordering::Relaxed);
