@@ -174,6 +174,8 @@ impl Guest {
     #[track_caller]
     pub fn continue_in_a_copy(&mut self) {
         let state = self.directory.join("state");
+        // Otherwise the machine runs on while it is saved, and on a busy host what it changes is never all written.
+        self.monitor("migrate_set_parameter downtime-limit 10000");
         // The command returns when all is written.
         self.monitor(&format!("migrate \"exec:cat >{}\"", state.display()));
         self.monitor("quit");
