@@ -328,6 +328,7 @@ macro_rules! calls {
 const CALLS: &[(&str, i64, Outcome)] = {
     use Outcome::{Ends, Refuses, Serves};
     calls![
+        SYS_accept4 => Refuses("set up the control thread"),
         SYS_access => Serves,
         SYS_arch_prctl => Ends,
         SYS_bind => Refuses("write /var/run/wireguard/"),
@@ -468,25 +469,17 @@ fn attack_13_calls_that_a_filter_refuses_are_named_where_the_errno_alone_mislead
         let said = refusal(&netns, &arguments, &blocked(libc::SYS_fstatfs), errno);
         assert!(said.contains("fstatfs(2)") && said.contains("filter of the container"), "{said}");
 
-        for (call, named) in [
-            (libc::SYS_accept4, "cannot accept a UAPI client (accept4): "),
-            (libc::SYS_getsockname, "and getsockname(2) in the filter of the container"),
-        ] {
-            if call == libc::SYS_accept4 && errno == libc::ENOSYS {
-                // musl then makes the call accept(2), which is not allowed; every kernel has accept4(2).
-                continue;
-            }
-            let interface = unique_interface();
-            let mut command = Wgsep.command(&netns, &interface);
-            block(&mut command, &blocked(call), errno);
-            let process = Process::spawn(command, named);
-            wait::until("it is started", LIMIT, || process.log().contains("started: "));
-            netns.run(format!("ip link set {interface} up"));
-            let _client = std::os::unix::net::UnixStream::connect(socket_path(&interface)).unwrap();
-            wait::until(named, LIMIT, || process.log().contains(named));
-            process.signal(nix::sys::signal::Signal::SIGTERM);
-            wait::until("it has ended", LIMIT, || process.log().contains("ended: SIGTERM"));
-        }
+        let named = "and getsockname(2) in the filter of the container";
+        let interface = unique_interface();
+        let mut command = Wgsep.command(&netns, &interface);
+        block(&mut command, &blocked(libc::SYS_getsockname), errno);
+        let process = Process::spawn(command, named);
+        wait::until("it is started", LIMIT, || process.log().contains("started: "));
+        netns.run(format!("ip link set {interface} up"));
+        let _client = std::os::unix::net::UnixStream::connect(socket_path(&interface)).unwrap();
+        wait::until(named, LIMIT, || process.log().contains(named));
+        process.signal(nix::sys::signal::Signal::SIGTERM);
+        wait::until("it has ended", LIMIT, || process.log().contains("ended: SIGTERM"));
     }
 }
 

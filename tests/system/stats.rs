@@ -226,7 +226,7 @@ fn there_is_one_line_for_what_cannot_be_asked() {
     let unserved = unique_interface();
     for (interface, reason) in [
         (&*unserved, "no daemon serves"),
-        (&*other.interface, "not served by this version of wgsep"),
+        (&*other.interface, "served by another program, or by another version of wgsep"),
         ("a/b", "bad interface name"),
     ] {
         let said = stats(&netns, interface, &[]);
@@ -234,6 +234,28 @@ fn there_is_one_line_for_what_cannot_be_asked() {
         assert_eq!(said.status.code(), Some(2), "{said:?}");
         assert!(text.contains(reason) && text.lines().count() == 1, "{text}");
         assert!(said.stdout.is_empty(), "{said:?}");
+    }
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_is_no_success() {
+    require!(Wgsep);
+    let daemon = Daemon::start(Wgsep, &Netns::new());
+    let interface = &*daemon.interface;
+    for arguments in [
+        &["stats", interface][..],
+        &["stats", "--json", interface],
+        &["audit", interface],
+        &["audit", "--json", interface],
+        &["--help"],
+        &["--version"],
+    ] {
+        let mut command = daemon.netns.command(wgsep_program("wgsep"));
+        command.args(arguments).stdout(fs::File::create("/dev/full").unwrap());
+        let said = output(&mut command);
+        let text = String::from_utf8_lossy(&said.stderr);
+        assert_eq!(said.status.code(), Some(2), "{arguments:?}: {said:?}");
+        assert!(text.contains("cannot write the answer: ") && text.lines().count() == 1, "{text}");
     }
 }
 

@@ -59,6 +59,8 @@ pub enum Invocation {
     Audit(Question),
     /// Tell what a running daemon dropped.
     Stats(Question),
+    /// Print the help, or the version.
+    Print(String),
 }
 
 /// What `wgsep` understands.
@@ -121,14 +123,15 @@ fn question(name: &'static str) -> Command {
 
 /// The command line and environment as options; or how to exit, after having said why.
 pub fn parse() -> Result<Invocation, ExitCode> {
-    let matches = command().try_get_matches().map_err(|error| {
-        if error.use_stderr() {
+    let matches = match command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) if error.use_stderr() => {
             print_error(&one_line(&error));
-            return ExitCode::from(2);
+            return Err(ExitCode::from(2));
         }
-        let _nobody_reads = error.print();
-        ExitCode::SUCCESS
-    })?;
+        // The help, or the version.
+        Err(error) => return Ok(Invocation::Print(error.render().to_string())),
+    };
     let invocation = match matches.subcommand() {
         Some((name, _)) if is_any_given(&matches) => {
             Err(format!("options belong behind `{name}`; type: wgsep {name} [--json] IF"))

@@ -8,7 +8,7 @@ mod uapi;
 
 use audit::Outcome;
 use command_line::{Invocation, Question};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 /// Makes no call that the helper's filter does not allow.
@@ -20,7 +20,23 @@ fn main() -> ExitCode {
         Ok(Invocation::Serve(options)) => wgsep_policy::exit(wgsep_launch::run(&options)),
         Ok(Invocation::Audit(question)) => audit(&question),
         Ok(Invocation::Stats(question)) => stats(&question),
+        Ok(Invocation::Print(text)) => answer(&text, ExitCode::SUCCESS),
         Err(exit) => exit,
+    }
+}
+
+/// Writes an answer; `status`, or 2 if it cannot be written to the end. A reader that wants no more is none of our
+/// business.
+fn answer(text: &str, status: ExitCode) -> ExitCode {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            wgsep_launch::print_error(&format!(
+                "cannot write the answer: {error}; free space where it goes, or send it elsewhere"
+            ));
+            ExitCode::from(2)
+        }
+        _ => status,
     }
 }
 
@@ -29,12 +45,12 @@ fn main() -> ExitCode {
 fn audit(Question { interface, json }: &Question) -> ExitCode {
     match audit::audit(interface, *json) {
         Ok((text, outcome)) => {
-            let _nobody_reads = std::io::stdout().write_all(text.as_bytes());
-            match outcome {
+            let status = match outcome {
                 Outcome::Sound => ExitCode::SUCCESS,
                 Outcome::Degraded => ExitCode::from(1),
                 Outcome::Incomplete => ExitCode::from(3),
-            }
+            };
+            answer(&text, status)
         }
         Err(line) => {
             wgsep_launch::print_error(&line);
@@ -46,10 +62,7 @@ fn audit(Question { interface, json }: &Question) -> ExitCode {
 /// 0, or 2 if there is no daemon to ask.
 fn stats(Question { interface, json }: &Question) -> ExitCode {
     match stats::stats(interface, *json) {
-        Ok(text) => {
-            let _nobody_reads = std::io::stdout().write_all(text.as_bytes());
-            ExitCode::SUCCESS
-        }
+        Ok(text) => answer(&text, ExitCode::SUCCESS),
         Err(line) => {
             wgsep_launch::print_error(&line);
             ExitCode::from(2)

@@ -158,7 +158,9 @@ pub fn stats(interface: &str, json: bool) -> Result<String, String> {
         _ => format!("the daemon of {interface} does not answer: {error}; see its log"),
     })?;
     let statistics = parse(&answer).ok_or_else(|| {
-        format!("{interface} is not served by this version of wgsep; restart it, or use `wg show`")
+        format!(
+            "{interface} is served by another program, or by another version of wgsep; use `wg show`, or restart wgsep"
+        )
     })?;
     Ok(if json { as_json(interface, &statistics) } else { as_table(interface, &statistics) })
 }

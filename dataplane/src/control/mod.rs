@@ -44,7 +44,7 @@ use crate::packets::gso::Gso;
 use crate::packets::udp::{self, SourceOutcome};
 use crate::random::KernelRandom;
 use crate::secret;
-use crate::uapi::{ClientId, Operation, Server, UdpStatus};
+use crate::uapi::{self, ClientId, Operation, Server, UdpStatus};
 use crate::vm_clock::VmClock;
 use crate::workers::shared::{QueuedHandshake, Shared};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -194,9 +194,11 @@ impl Control {
         epoll.add(&shared.control, EpollEvent::new(EpollFlags::EPOLLIN, WORKERS))?;
         epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))?;
         epoll.add(&helper, EpollEvent::new(EpollFlags::EPOLLIN, HELPER))?;
-        // A container's filter may refuse epoll_wait, on which every thread depends, or the timer; fails early if so.
+        // A container's filter may refuse epoll_wait, on which every thread depends, the timer, or to accept UAPI clients;
+        // fails early if so.
         epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO)?;
         timer.unset()?;
+        uapi::probe_accept()?;
         Ok(Box::new(Self {
             shared,
             device,

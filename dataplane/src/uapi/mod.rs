@@ -21,7 +21,7 @@ mod tests;
 pub use fuzz_session::FuzzSession;
 #[cfg(test)]
 pub(crate) use secret_text::SecretText;
-pub(crate) use server::{ClientId, Server};
+pub(crate) use server::{ClientId, Server, probe_accept};
 
 use wgsep_proto::Configuration;
 

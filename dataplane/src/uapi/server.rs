@@ -17,7 +17,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{SockFlag, accept4};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 use wgsep_ipc::Offload;
 use wgsep_policy::{described, remedy};
@@ -29,6 +29,11 @@ use wgsep_proto::invariant::present;
 /// connections never lock an operator out; if none is idle, it waits in the listener's queue until one is, or has read
 /// nothing of its answer for [`PATIENCE`].
 pub(super) const MAX_CLIENTS: usize = 64;
+
+/// Flags of a client's socket.
+const ACCEPTED: SockFlag = SockFlag::SOCK_NONBLOCK.union(SockFlag::SOCK_CLOEXEC);
+/// No descriptor.
+const NONE: RawFd = -1;
 
 /// How long a client may read nothing of its answer while another waits for its place.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -71,6 +76,17 @@ pub(crate) struct Server {
     /// Clients that may have a complete transaction.
     runnable: VecDeque<ClientId>,
     refusals: LineLimit,
+}
+
+/// Calls accept4(2) in vain.
+///
+/// # Errors
+/// If a filter refuses the call.
+pub(crate) fn probe_accept() -> nix::Result<()> {
+    match accept4(NONE, ACCEPTED) {
+        Err(Errno::EBADF) => Ok(()),
+        refused => refused.map(drop),
+    }
 }
 
 impl Server {
@@ -272,8 +288,7 @@ impl Server {
         }
         let listener = present(self.listener.as_ref(), "the event is of the listener");
         let Some(listener) = listener else { return };
-        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        match accept4(listener.as_raw_fd(), flags) {
+        match accept4(listener.as_raw_fd(), ACCEPTED) {
             Ok(raw) => {
                 self.admit(crate::sys::own_accepted(raw), epoll);
                 self.pause(false, epoll);

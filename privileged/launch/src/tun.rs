@@ -142,7 +142,7 @@ impl TunDevice {
                 (&[Errno::EPERM], &format!("no permission to create interface {name}; {}", if capabilities::has(Capability::CAP_NET_ADMIN) {
                     "a filter of system calls refuses ioctl(2), or CAP_NET_ADMIN is not of this network namespace; allow it in the container or unit"
                 } else {
-                    "CAP_NET_ADMIN is missing; run as root, or: setcap cap_net_admin+ep wgsep"
+                    NO_NET_ADMIN
                 })),
             ],
         )?;
@@ -305,6 +305,7 @@ fn index_of(name: &str) -> Result<u32> {
     )
 }
 
+const NO_NET_ADMIN: &str = "CAP_NET_ADMIN is missing; run as root, in a container or unit that has it (--cap-add NET_ADMIN); or, as another user: setcap cap_net_admin+ep wgsep";
 /// What the kernel says where a name is in use.
 const TAKEN: [Errno; 3] = [Errno::EBUSY, Errno::EINVAL, Errno::EEXIST];
 
@@ -361,7 +362,7 @@ fn open_device() -> Result<OwnedFd> {
                     if is_admin {
                         "allow this user to open the device: its mode, a mount without nodev, DeviceAllow= of a unit, --device of a container"
                     } else {
-                        "CAP_NET_ADMIN is missing too; run as root"
+                        NO_NET_ADMIN
                     }
                 ),
             ),
