@@ -9,8 +9,14 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+/// Most free batches that a worker waits for.
+const MOST_AWAITED: usize = 4;
+
 /// The source lock, and the batches that are read from the source.
 pub(crate) struct Sequencer<B> {
+    /// Free batches for which a worker that waits is woken while others are still being written. One that is woken for
+    /// each interrupts the worker that writes, if both are on one processor, and soon waits again.
+    enough: usize,
     source: Mutex<SequencedSource>,
     output: Mutex<Output<B>>,
     freed: Condvar,
@@ -56,6 +62,7 @@ impl<B> Sequencer<B> {
     pub(crate) fn new(batches: Vec<B>) -> Self {
         let parked = Vec::with_capacity(batches.len());
         Self {
+            enough: (batches.len() / 2).clamp(1, MOST_AWAITED),
             source: Mutex::new(SequencedSource { next: 0 }),
             output: Mutex::new(Output { next: 0, busy: false, parked, free: batches, waiting: 0 }),
             freed: Condvar::new(),
@@ -77,12 +84,12 @@ impl<B> Sequencer<B> {
 
     /// Returns an empty batch that has no sequence number.
     pub(crate) fn return_batch(&self, batch: B) {
-        self.free(&mut lock(&self.output), batch);
-    }
-
-    fn free(&self, output: &mut Output<B>, batch: B) {
+        let mut output = lock(&self.output);
         output.free.push(batch);
-        if output.waiting > 0 {
+        let is_awaited = output.waiting > 0;
+        // Before the wake-up, or the woken worker would wait for the lock at once.
+        drop(output);
+        if is_awaited {
             self.freed.notify_one();
         }
     }
@@ -113,12 +120,20 @@ impl<B> Sequencer<B> {
             let mut output = lock(&self.output);
             output.next += 1;
             let next = output.next;
-            self.free(&mut output, batch);
-            let Some(index) = output.parked.iter().position(|(parked, _)| *parked == next) else {
-                output.busy = false;
-                return;
-            };
-            batch = output.parked.swap_remove(index).1;
+            output.free.push(batch);
+            let parked = output.parked.iter().position(|(parked, _)| *parked == next);
+            output.busy = parked.is_some();
+            let are_enough = output.free.len() >= self.enough;
+            let is_awaited = output.waiting > 0 && (are_enough || parked.is_none());
+            let following = parked.map(|index| output.parked.swap_remove(index).1);
+            drop(output);
+            if is_awaited {
+                self.freed.notify_all();
+            }
+            match following {
+                Some(following) => batch = following,
+                None => return,
+            }
         }
     }
 }
@@ -164,5 +179,32 @@ mod tests {
             assert!(lock(&written).iter().copied().eq(0..TOTAL));
             assert_eq!(lock(&sequencer.output).free.len(), workers * 2);
         }
+    }
+
+    #[test]
+    fn a_worker_that_waits_for_a_batch_is_woken_when_half_of_them_are_free() {
+        let sequencer = Arc::new(Sequencer::new(vec![0; 4]));
+        let batches: Vec<_> =
+            (0..4).map(|_| (sequencer.lock_source().assign(), sequencer.take_batch())).collect();
+        let waiter = {
+            let sequencer = Arc::clone(&sequencer);
+            std::thread::spawn(move || sequencer.take_batch())
+        };
+        while lock(&sequencer.output).waiting == 0 {
+            std::thread::yield_now();
+        }
+        // The first is submitted last, and those that are parked are written after it.
+        let mut written = 0;
+        for (number, batch) in batches.into_iter().rev() {
+            sequencer.submit(number, batch, |_| {
+                if written == 1 {
+                    // Long enough for one that was woken after the first.
+                    std::thread::sleep(Duration::from_millis(50));
+                    assert!(!waiter.is_finished(), "woken for a single batch");
+                }
+                written += 1;
+            });
+        }
+        assert_eq!((written, waiter.join().unwrap()), (4, 0));
     }
 }
