@@ -46,7 +46,7 @@
 //! # Who wakes whom
 //!
 //! - The kernel wakes the leader: a packet or a datagram has arrived.
-//! - A leader wakes a follower: it promotes it, because its batch is full.
+//! - A leader wakes a follower: it promotes it, because its batch is full, unless recent promotions gained nothing.
 //! - A worker wakes the control thread: it queued a handshake message, or marked a peer as dirty (a handshake is
 //!   needed, a keypair was confirmed, a timer expires earlier than the timerfd is set to). Under load the control thread
 //!   polls the queue instead, every 2 ms.

@@ -114,6 +114,7 @@ pub const DATAPLANE: &[Allowed] = &[
     any!(SYS_epoll_pwait, "waiting"),
     only!(SYS_futex, FUTEX, "locks between the threads"),
     any!(SYS_clock_gettime, "the time, where the vDSO cannot read it"),
+    any!(SYS_getcpu, "the processor of a worker, where neither rseq nor the vDSO says it"),
     // The control thread.
     any!(SYS_epoll_ctl, "watching what the helper hands over, and UAPI clients"),
     only!(SYS_timerfd_settime, &[&[is(1, libc::TFD_TIMER_ABSTIME)]], "the earliest protocol timer",),

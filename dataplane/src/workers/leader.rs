@@ -4,12 +4,15 @@
 //! leader whose batch is full promotes a follower before it seals or opens the batch, because more
 //! packets may be waiting. Light traffic is thus served by one thread with a warm cache, and heavy
 //! traffic by every core.
+//!
+//! If all processors are busy, the kernel runs a follower that is woken on the processor of the worker that woke it: it
+//! interrupts that worker, and no time is gained. After such a promotion the next ones are skipped ([`Promotions`]).
 
 use crate::packets::flow_queues::ReadyQueues;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// Token of a wake-up.
 pub(crate) const WAKE: u64 = 0;
@@ -27,6 +30,7 @@ pub(crate) struct Leader {
     /// The followers that sleep, one bit for each worker.
     sleeping: AtomicU64,
     workers: Vec<Wakeup>,
+    promotions: Promotions,
 }
 
 /// The means to wake one worker.
@@ -58,7 +62,7 @@ impl Leader {
             packets.add(&worker.event, EpollEvent::new(flags, WAKE))?;
         }
         let (is_taken, sleeping) = (AtomicBool::new(false), AtomicU64::new(0));
-        Ok(Self { packets, is_taken, sleeping, workers })
+        Ok(Self { packets, is_taken, sleeping, workers, promotions: Promotions::default() })
     }
 
     /// Adds a descriptor to those whose readability wakes the leader.
@@ -138,9 +142,24 @@ impl Leader {
         !self.is_taken.load(Ordering::SeqCst)
     }
 
+    /// Called by a leader that was promoted, which it is if it was woken before.
+    pub(crate) fn was_promoted(&self) {
+        self.promotions.promoted(processor());
+    }
+
+    /// Promotes a follower as [`Self::promote_follower`], unless that would probably gain nothing. False if it was skipped.
+    pub(crate) fn promote_follower_if_useful(&self) -> bool {
+        let is_useful = self.promotions.is_useful();
+        if is_useful {
+            self.promotions.promoting(processor());
+            self.promote_follower();
+        }
+        is_useful
+    }
+
     /// Gives up the role and wakes a follower to take it. If none sleeps, the first worker to finish
     /// its batch takes it.
-    pub(crate) fn promote_follower(&self) {
+    fn promote_follower(&self) {
         self.is_taken.store(false, Ordering::SeqCst);
         self.wake_follower();
     }
@@ -161,6 +180,45 @@ impl Leader {
     }
 }
 
+/// Most promotions in a row that are skipped: some milliseconds under load.
+const MAX_SKIPPED: u32 = 63;
+
+/// The number of this thread's processor; `None` if the kernel does not say.
+fn processor() -> Option<usize> {
+    nix::sched::sched_getcpu().ok()
+}
+
+/// Which promotions are skipped: after each that ended on the processor where it began, twice as many and one more. Only
+/// the leader uses it.
+#[derive(Default)]
+struct Promotions {
+    /// The processor of the worker that last promoted another, plus 1; 0 if that is unknown.
+    begun_on: AtomicUsize,
+    skipped_at_once: AtomicU32,
+    skipped_now: AtomicU32,
+}
+
+impl Promotions {
+    fn is_useful(&self) -> bool {
+        let left = self.skipped_now.load(Ordering::Relaxed);
+        self.skipped_now.store(left.saturating_sub(1), Ordering::Relaxed);
+        left == 0
+    }
+
+    fn promoting(&self, processor: Option<usize>) {
+        self.begun_on.store(processor.map_or(0, |number| number + 1), Ordering::Relaxed);
+    }
+
+    fn promoted(&self, processor: Option<usize>) {
+        let begun_on = self.begun_on.load(Ordering::Relaxed);
+        let is_useless = processor.is_some_and(|number| number + 1 == begun_on);
+        let skipped = self.skipped_at_once.load(Ordering::Relaxed);
+        let skipped = if is_useless { (2 * skipped + 1).min(MAX_SKIPPED) } else { 0 };
+        self.skipped_at_once.store(skipped, Ordering::Relaxed);
+        self.skipped_now.store(skipped, Ordering::Relaxed);
+    }
+}
+
 const fn bit(worker: usize) -> u64 {
     if worker < u64::BITS as usize { 1 << worker } else { 0 }
 }
@@ -169,7 +227,6 @@ const fn bit(worker: usize) -> u64 {
 mod tests {
     use super::*;
     use std::os::fd::OwnedFd;
-    use std::sync::atomic::AtomicUsize;
 
     fn is_woken(leader: &Leader, worker: usize) -> bool {
         let mut events = [EpollEvent::empty()];
@@ -236,5 +293,20 @@ mod tests {
             });
             assert_eq!(taken.into_inner(), PACKETS);
         }
+    }
+
+    #[test]
+    fn promotions_that_end_where_they_begin_are_skipped_more_and_more() {
+        let promotions = Promotions::default();
+        let promote = |from, to| {
+            promotions.promoting(from);
+            promotions.promoted(to);
+            (0..100).take_while(|_| !promotions.is_useful()).count()
+        };
+        let same = [(); 8].map(|()| promote(Some(3), Some(3)));
+        assert_eq!(same, [1, 3, 7, 15, 31, 63, 63, 63]);
+        assert_eq!(promote(Some(3), Some(4)), 0);
+        assert_eq!(promote(Some(0), Some(0)), 1, "it begins anew");
+        assert_eq!(promote(None, None), 0, "unknown");
     }
 }

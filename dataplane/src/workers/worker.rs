@@ -58,14 +58,19 @@ impl Worker {
     pub(crate) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let mut events = [EpollEvent::empty(); MAX_EVENTS];
+        let mut is_woken = false;
         loop {
             if !self.is_leader && shared.leader.try_lead(self.number) {
                 self.is_leader = true;
+                if is_woken {
+                    shared.leader.was_promoted();
+                }
                 // What was published meanwhile woke the previous leader, not this worker.
                 self.refresh();
             }
             match shared.leader.wait(self.number, self.is_leader, &mut events) {
                 Ok(ready) => {
+                    is_woken = !self.is_leader;
                     let remains = self.work(part(&events, 0..ready));
                     if let Some(depth) = remains {
                         secret::wipe_stack(depth);
@@ -144,11 +149,10 @@ impl Worker {
         }
     }
 
-    /// Has another worker read on, as more packets may be waiting than this one has read.
+    /// Has another worker read on if there is a processor for it, as more packets may be waiting than this one has read.
     fn promote_follower(&mut self) {
         if self.is_leader {
-            self.is_leader = false;
-            self.shared.leader.promote_follower();
+            self.is_leader = !self.shared.leader.promote_follower_if_useful();
         }
     }
 
