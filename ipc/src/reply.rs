@@ -44,12 +44,16 @@ pub enum Reply {
     Done,
     /// Not done, nothing changed.
     Refused {
-        /// Positive errno for the UAPI client.
+        /// Positive errno for the UAPI client, but for that of [`Reply::TOO_EARLY`].
         errno: i32,
     },
 }
 
 impl Reply {
+    /// The answer to [`crate::Request::OpenUdp`] for a new port that may be opened only later. No other refusal has its
+    /// errno.
+    pub const TOO_EARLY: Self = Self::Refused { errno: nix::libc::EAGAIN };
+
     /// How many descriptors come with it.
     #[must_use]
     pub const fn descriptors(&self) -> usize {

@@ -3,7 +3,6 @@
 //! A dataplane that was taken over can keep every socket it ever got, and with it the port. An operator
 //! changes the port now and then, and a script goes back and forth between a few.
 
-use crate::Grants;
 use std::time::{Duration, Instant};
 
 /// New ports that are opened at once, one after the other.
@@ -20,13 +19,11 @@ pub struct NewPorts {
 }
 
 impl NewPorts {
-    /// When `port` may be opened, if that is later than now; 0, any port, is taken for a new one. What the
-    /// policy forbids is refused at once.
+    /// True if `port` may not be opened yet; 0, any port, is taken for a new one.
     #[must_use]
-    pub fn delay(&self, grants: &Grants, port: u16, now: Instant) -> Option<Instant> {
-        let port = grants.permit_port(port).ok()?;
-        let earliest = self.full?.checked_sub(INTERVAL * (BURST - 1))?;
-        (earliest > now && !self.known.contains(&port)).then_some(earliest)
+    pub fn is_too_early(&self, port: u16, now: Instant) -> bool {
+        !self.known.contains(&port)
+            && self.full.is_some_and(|full| full > now + INTERVAL * (BURST - 1))
     }
 
     /// Notes that `port` was opened.
@@ -44,29 +41,42 @@ mod tests {
 
     #[test]
     fn four_new_ports_at_once_then_one_in_ten_seconds_and_old_ones_always() {
-        let (mut ports, start) = (NewPorts::default(), Instant::now() + INTERVAL);
-        let delay = |ports: &NewPorts, port, now| ports.delay(&Grants::default(), port, now);
+        let (mut ports, start) = (NewPorts::default(), Instant::now());
         for port in 2001..=2004 {
-            assert_eq!(delay(&ports, port, start), None);
+            assert!(!ports.is_too_early(port, start));
             ports.opened(port, start);
             ports.opened(port, start);
         }
-        let later = start + INTERVAL;
+        let (later, almost) = (start + INTERVAL, INTERVAL - Duration::from_nanos(1));
         for new in [2005, 0] {
-            assert_eq!(delay(&ports, new, start), Some(later));
+            assert!(ports.is_too_early(new, start) && ports.is_too_early(new, start + almost));
         }
-        assert!((2001..=2004).all(|port| delay(&ports, port, start).is_none()));
-        assert_eq!(delay(&ports, 1, start), None, "it is refused at once");
-        let pinned = Grants { port: Some(2001), ..Grants::default() };
-        assert_eq!(ports.delay(&pinned, 0, start), None);
-        assert_eq!(delay(&ports, 2005, later), None);
+        assert!((2001..=2004).all(|port| !ports.is_too_early(port, start)));
+        assert!(!ports.is_too_early(2005, later));
         ports.opened(2005, later);
-        assert_eq!(delay(&ports, 2006, later), Some(later + INTERVAL));
+        assert!(ports.is_too_early(2006, later + almost));
         let much_later = later + 100 * INTERVAL;
         for port in 2006..=2009 {
-            assert_eq!(delay(&ports, port, much_later), None);
+            assert!(!ports.is_too_early(port, much_later));
             ports.opened(port, much_later);
         }
-        assert_eq!(delay(&ports, 2010, much_later), Some(much_later + INTERVAL));
+        assert!(ports.is_too_early(2010, much_later + almost));
+        assert!(!ports.is_too_early(2010, much_later + INTERVAL));
+    }
+
+    /// A dataplane that was taken over asks without a pause.
+    #[test]
+    fn asking_again_and_again_opens_no_port_earlier() {
+        let (mut ports, start) = (NewPorts::default(), Instant::now());
+        let (mut opened, mut port) = (Vec::new(), 2001);
+        for millisecond in 0..35_000 {
+            let now = start + Duration::from_millis(millisecond);
+            if !ports.is_too_early(port, now) {
+                ports.opened(port, now);
+                opened.push(millisecond);
+                port += 1;
+            }
+        }
+        assert_eq!(opened, [0, 1, 2, 3, 10_000, 20_000, 30_000]);
     }
 }

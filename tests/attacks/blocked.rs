@@ -581,10 +581,11 @@ fn attack_13_a_socket_or_an_option_that_a_filter_refuses_is_not_blamed_on_the_po
     let eq = |number, value: i32| (number, SeccompCmpOp::Eq, u64::from(value.cast_unsigned()));
     let option = |level, name| (libc::SYS_setsockopt, [eq(1, level), eq(2, name)]);
     let socket = |family| (libc::SYS_socket, [eq(0, family), eq(2, 0)]);
-    let refusals = [libc::EPERM, libc::EACCES, libc::ENOPROTOOPT];
+    // EAGAIN is also that of a new port that is opened only later.
+    let refusals = [libc::EPERM, libc::EACCES, libc::EAGAIN, libc::ENOPROTOOPT];
     for ((call, arguments), errnos) in [
-        (socket(libc::AF_INET), &refusals[..2]),
-        (socket(libc::AF_INET6), &refusals[..2]),
+        (socket(libc::AF_INET), &refusals[..3]),
+        (socket(libc::AF_INET6), &refusals[..3]),
         (option(libc::IPPROTO_IP, libc::IP_PKTINFO), &refusals),
         (option(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY), &refusals),
         // EPERM is also that of a mark that may not be set.

@@ -175,6 +175,10 @@ fn attack_17_new_ports_come_slowly_and_given_up_sockets_neither_send_nor_receive
     let milliseconds: u64 = after.split(' ').next().unwrap().parse().unwrap();
     // Four at once, and the fifth when ten seconds have gone by since the first.
     assert!((9_500..20_000).contains(&milliseconds), "{log}");
+    // It asks again all the time, as often as the helper answers: a hundred times a second.
+    let (_, times) = log.split_once("was put off ").unwrap();
+    let times: u32 = times.split(' ').next().unwrap().parse().unwrap();
+    assert!((100..=2_000).contains(&times), "{log}");
     for reported in [
         "first sends: Err(EPIPE)",
         "last sends: Ok(2)",

@@ -23,6 +23,8 @@ use wgsep_tests::{require, wait};
 /// A port the other tests of this file do not use, and neither does the kernel by itself: it is
 /// below the ephemeral range.
 const OTHER: u16 = 20_820;
+/// Bytes of a handshake initiation.
+const INITIATION: u64 = 148;
 
 #[test]
 fn a_session_survives_a_change_under_traffic() {
@@ -174,6 +176,121 @@ fn a_fifth_new_port_in_a_row_is_opened_within_ten_seconds_and_nothing_else_waits
     }
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
     until_ping(&left.daemon.netns, right.side.inner(Family::V4));
+}
+
+/// Only the port waits: nothing that an operator does meanwhile does.
+#[test]
+fn while_a_new_port_waits_peers_change_the_link_goes_down_and_wg_show_answers_at_once() {
+    require!(Wgsep);
+    /// Less than the port takes.
+    const AT_ONCE: Duration = Duration::from_secs(3);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    let (daemon, peer) = (&left.daemon, &right.key.public);
+    until_ping(&daemon.netns, right.side.inner(Family::V4));
+    // The first is the one that it has.
+    for port in OTHER..OTHER + 3 {
+        daemon.wg_set(format!("listen-port {port}"));
+    }
+    thread::scope(|scope| {
+        let set = scope.spawn(|| daemon.wg_set(format!("listen-port {}", OTHER + 3)));
+        // Until it has been asked for.
+        let pinging = Pinging::start(&daemon.netns, right.side.inner(Family::V6));
+        pinging.until_more(3);
+        drop(pinging);
+        let began = Instant::now();
+        daemon.wg_set(format!("peer {peer} remove"));
+        assert!(daemon.peers().is_empty() && !set.is_finished(), "{:?}", began.elapsed());
+        let ping = format!("ping -n -q -c 1 -W 1 {}", left.side.inner(Family::V4));
+        assert!(!right.daemon.netns.output(&ping).status.success(), "a removed peer is served");
+        let addresses =
+            [Family::V4, Family::V6].map(|family| right.side.inner(family).to_string()).join(",");
+        let endpoint = right.endpoint(Family::V4);
+        daemon.wg_set(format!("peer {peer} allowed-ips {addresses} endpoint {endpoint}"));
+        until_ping(&daemon.netns, right.side.inner(Family::V4));
+        assert_eq!(daemon.listen_port(), OTHER + 2);
+        assert!(!set.is_finished(), "it did not wait: {:?}", began.elapsed());
+
+        let began = Instant::now();
+        daemon.netns.run(format!("ip link set {} down", daemon.interface));
+        // Neither waits until the port may be opened: it need not be.
+        assert_eq!(daemon.listen_port(), OTHER + 3);
+        set.join().unwrap();
+        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    });
+    assert_eq!(daemon.netns.run("ss -H -u -l -n"), "", "a port of an interface that is down");
+    // The other end begins anew, and no handshake is answered.
+    for state in ["down", "up"] {
+        right.daemon.netns.run(format!("ip link set {} {state}", right.daemon.interface));
+    }
+    let before = right.daemon.peer();
+    let pinging = Pinging::start(&right.daemon.netns, left.side.inner(Family::V4));
+    wait::until("two initiations are sent", Duration::from_secs(15), || {
+        right.daemon.peer().sent >= before.sent + 2 * INITIATION
+    });
+    drop(pinging);
+    assert_eq!(right.daemon.peer().received, before.received, "it was answered");
+    daemon.netns.run(format!("ip link set {} up", daemon.interface));
+    until_ping(&daemon.netns, right.side.inner(Family::V4));
+    assert_eq!(daemon.listen_port(), OTHER + 3);
+}
+
+/// Each asks for a port of its own; the last of them counts, as if none had waited.
+#[test]
+fn ports_that_wait_are_opened_in_the_order_in_which_they_were_set() {
+    require!(Wgsep);
+    let daemon = Daemon::start(Wgsep, &wgsep_tests::netns::Netns::new());
+    daemon.netns.run(format!("ip link set {} up", daemon.interface));
+    for port in OTHER..OTHER + 3 {
+        daemon.wg_set(format!("listen-port {port}"));
+    }
+    let mut clients = [OTHER + 3, OTHER].map(|port| {
+        let mut client = Uapi::connect(&daemon.interface).unwrap();
+        client.send(format!("set=1\nlisten_port={port}\n\n").as_bytes()).unwrap();
+        // It is received before the next: so is what this sends.
+        assert_eq!(daemon.listen_port(), OTHER + 2);
+        client
+    });
+    for (client, port) in clients.iter_mut().zip([OTHER + 3, OTHER]) {
+        let answer = wait::poll(Duration::from_secs(15), || client.receive().ok());
+        assert_eq!(answer.as_deref(), Some("errno=0\n"), "port {port}");
+    }
+    assert_eq!(daemon.listen_port(), OTHER, "a port that it had waits behind a new one");
+    let log = daemon.process.log();
+    let at = |port| log.rfind(&format!("UDP port {port}\n")).unwrap_or_else(|| panic!("{log}"));
+    assert!(at(OTHER + 3) < at(OTHER), "{log}");
+}
+
+/// It is no port that cannot be opened: that would be an alarm.
+#[test]
+fn a_link_that_comes_up_with_a_new_port_too_early_opens_it_by_itself_without_an_error() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    let daemon = &left.daemon;
+    for port in OTHER..OTHER + 3 {
+        daemon.wg_set(format!("listen-port {port}"));
+    }
+    daemon.netns.run(format!("ip link set {} down", daemon.interface));
+    daemon.wg_set(format!("listen-port {}", OTHER + 3));
+    daemon.netns.run(format!("ip link set {} up", daemon.interface));
+    wait::until("the port waits", Duration::from_secs(5), || {
+        daemon.process.log().contains(&format!("UDP port {} is opened later", OTHER + 3))
+    });
+    let stats = |option: &str| {
+        let program = wgsep_tests::implementation::wgsep_program("wgsep");
+        daemon.netns.run(format!("{} stats {option} {}", program.display(), daemon.interface))
+    };
+    let (json, table) = (stats("--json"), stats(""));
+    assert!(json.contains("\"ipv6\":false,\"error\":null}"), "{json}");
+    assert!(table.contains(&format!("UDP port {} is opened later", OTHER + 3)), "{table}");
+    // A set neither waits nor hastens it.
+    daemon.wg_set("fwmark 5");
+    assert_eq!(daemon.netns.run("ss -H -u -l -n"), "");
+    until_ping(&daemon.netns, right.side.inner(Family::V4));
+    let log = daemon.process.log();
+    assert!(!log.contains(" ERROR ") && !log.contains("refused before"), "{log}");
+    assert_eq!(log.matches("is opened later").count(), 1, "{log}");
 }
 
 /// No SO_REUSEADDR: a second daemon must not steal datagrams from the first.

@@ -99,13 +99,17 @@ struct Udp {
     port: u16,
     ipv4: bool,
     ipv6: bool,
-    /// Why none is open though the interface is up, or 0.
+    /// Why none is open though the interface is up, or 0; EAGAIN for a new port that is opened only later.
     errno: i32,
 }
 
 impl Udp {
+    fn waits(&self) -> bool {
+        self.errno == nix::libc::EAGAIN
+    }
+
     fn refusal(&self) -> Option<&'static str> {
-        (self.errno != 0).then(|| nix::errno::Errno::from_raw(self.errno).desc())
+        (self.errno != 0 && !self.waits()).then(|| nix::errno::Errno::from_raw(self.errno).desc())
     }
 
     /// For programs.
@@ -122,6 +126,9 @@ impl Udp {
             return format!("port {port} cannot be opened: {why}, the log says what to do");
         }
         match (ipv4, ipv6) {
+            _ if self.waits() => {
+                format!("port {port} is opened later, as one new port is in ten seconds")
+            }
             (true, true) => format!("port {port}"),
             (true, false) => format!("port {port}, IPv4 only"),
             (false, true) => format!("port {port}, IPv6 only"),
@@ -301,6 +308,10 @@ mod tests {
         assert!(table.starts_with(line), "{table}");
         let json = as_json("wg0", &refused);
         assert!(json.contains("\"error\":\"Address already in use\"}"), "{json}");
+        let waits = parse(&ANSWER.replace("errno=0\noff", "errno=11\noff")).unwrap();
+        let line = "wg0: UDP port 51820 is opened later, as one new port is in ten seconds; ";
+        assert!(as_table("wg0", &waits).starts_with(line), "{}", as_table("wg0", &waits));
+        assert!(as_json("wg0", &waits).contains("\"error\":null}"), "it is not refused");
         let down = parse(&ANSWER.replace("ipv4=1", "ipv4=0")).unwrap();
         assert!(as_table("wg0", &down).starts_with("wg0: UDP closed, the interface is down; "));
     }

@@ -1,7 +1,8 @@
 //! Actions, which may need the helper and run one after the other, and the handling of its replies.
 //!
 //! An action sends at most one request and is finished when the reply arrives; packets, handshakes and each
-//! `get` are processed meanwhile. A `get` waits only while the link goes up or down.
+//! `get` are processed meanwhile. A `get` waits only while the link goes up or down. A `set` whose new port may be opened
+//! only later is put off, and its port is requested again each second; only sets that open a port wait for it.
 
 use super::{Action, Awaiting, Control, End, LINK, port};
 use crate::clock;
@@ -41,6 +42,7 @@ impl Control {
                 Action::Configure(client, configuration) => {
                     self.start_configure(client, configuration);
                 }
+                Action::ConfigureAgain => self.start_configure_again(),
                 Action::Configured(client) => self.reply_set(client, 0),
                 Action::LinkUp => self.start_link_up(),
                 Action::OpenPort => self.start_open_port(),
@@ -219,8 +221,16 @@ impl Control {
 
     /// Schedules another try to open the UDP port, and logs the refusal.
     fn port_refused(&mut self, errno: i32) {
-        let line = self.port_refusal(self.device.listen_port(), errno);
-        if self.port_retry.refused(errno, clock::instant()) {
+        let port = self.device.listen_port();
+        let line = self.port_refusal(port, errno);
+        let is_news = self.port_retry.refused(errno, clock::instant());
+        if errno == port::TOO_EARLY {
+            if is_news {
+                tracing::info!(
+                    "interface up; UDP port {port} is opened later: of new ports, four are opened at once and then one in ten seconds"
+                );
+            }
+        } else if is_news {
             tracing::error!("interface up, but {line}; trying again until it opens");
         } else {
             tracing::debug!("still {line}");
@@ -245,6 +255,10 @@ impl Control {
     fn start_link_down(&mut self) {
         self.device.set_up(false);
         self.port_retry.clear();
+        // Without sockets they need no port, and take effect at once.
+        while let Some((client, configuration)) = self.put_off.pop_last() {
+            self.actions.push_front(Action::Configure(client, configuration));
+        }
         self.replace_sockets(UdpSockets::default());
         self.shared.clear_handshakes();
         self.handshakes.clear();
@@ -292,13 +306,39 @@ impl Control {
         }
     }
 
-    /// Applies a `set`, after the helper has opened a new port or set a new mark if necessary.
+    /// Applies a `set`, or puts it off if it must open a port and others wait for theirs, so that the last one counts.
     fn start_configure(&mut self, client: ClientId, configuration: Box<Configuration>) {
+        if !self.put_off.is_empty() && self.must_open(&configuration) {
+            self.put_off.push((client, configuration));
+        } else {
+            self.apply_or_ask(client, configuration);
+        }
+    }
+
+    /// Tries the first `set` again that was put off.
+    fn start_configure_again(&mut self) {
+        if let Some((client, configuration)) = self.put_off.pop() {
+            self.apply_or_ask(client, configuration);
+            if self.awaiting.is_none() {
+                self.put_off.hasten(clock::instant());
+            }
+        }
+    }
+
+    /// True if a `set` takes effect only on a port that is not open.
+    fn must_open(&self, configuration: &Configuration) -> bool {
+        self.link_state.up
+            && configuration
+                .listen_port
+                .is_some_and(|port| port != self.device.listen_port() || self.lacks_port())
+    }
+
+    /// Applies a `set`, after the helper has opened a new port or set a new mark if necessary.
+    fn apply_or_ask(&mut self, client: ClientId, configuration: Box<Configuration>) {
         let (old_port, old_mark) = (self.device.listen_port(), self.device.fwmark());
         let mark = configuration.fwmark.unwrap_or(old_mark);
         let port = configuration.listen_port.unwrap_or(old_port);
-        let must_open = self.link_state.up
-            && (port != old_port || (configuration.listen_port.is_some() && self.lacks_port()));
+        let must_open = self.must_open(&configuration);
         let is_asked_for = configuration.listen_port.is_some() && port != 0;
         if is_asked_for && !must_open && !self.ports.contains(&port) {
             // Nothing is opened now, so the helper would refuse it only when the link comes up.
@@ -324,6 +364,11 @@ impl Control {
         reply: &Reply,
         descriptors: Vec<OwnedFd>,
     ) {
+        if *reply == Reply::TOO_EARLY {
+            self.put_off.too_early((client, configuration), clock::instant());
+            return;
+        }
+        self.put_off.hasten(clock::instant());
         match reply {
             Reply::Done => {
                 // Another mark may select other routes.

@@ -3,7 +3,7 @@
 //! It alone owns the [`ControlPlane`]. It waits for UAPI clients, the helper, the interface's state, the
 //! earliest timer and the peers that workers mark as dirty, and after each round sends what that caused.
 //! What may need the helper is an action; actions run one after the other, and nothing else waits for
-//! them.
+//! them. The helper answers each request at once.
 //!
 //! # The walk of `wg set wg0 listen-port 51821`
 //!
@@ -11,9 +11,11 @@
 //!    operation for each line. `control/mod.rs` takes some of them each round.
 //! 2. `control/actions.rs`, `start_configure`: with the link down, the port is only stored. With the link up,
 //!    `helper.rs` sends `Request::OpenUdp` (`ipc/src/message.rs`).
-//! 3. The helper (`privileged/monitor/src/requests.rs`) checks the phase (`permit`), the rate of new ports and what
-//!    the operator allows (`policy/src/grants.rs`); then `privileged/monitor/src/udp.rs` opens the new sockets, makes the
-//!    old ones useless and replies with the descriptors (`ipc/src/reply.rs`).
+//! 3. The helper (`privileged/monitor/src/requests.rs`) checks the phase (`permit`), what the operator allows
+//!    (`policy/src/grants.rs`) and the rate of new ports (`policy/src/new_ports.rs`). Then `privileged/monitor/src/udp.rs`
+//!    opens the new sockets, makes the old ones useless and replies with the descriptors (`ipc/src/reply.rs`). A new port
+//!    that may be opened only later is refused with EAGAIN; the `set` is put off (`control/put_off.rs`), and the port is
+//!    requested again each second.
 //! 4. `control/actions.rs`, `finish_configure`: `workers/shared.rs` publishes the new sockets and wakes the workers, each
 //!    of which switches to them (`Worker::refresh`). The protocol forgets the source addresses of the peers
 //!    (`ControlPlane::set_listen_port`).
@@ -30,11 +32,13 @@ mod actions;
 mod events;
 mod port;
 mod probe;
+mod put_off;
 mod sources;
 
 use self::events::Reporter;
 use self::port::PortRetry;
 use self::probe::{LinkProbe, PROBE_INTERVAL};
+use self::put_off::PutOff;
 use self::sources::SourceCheck;
 use crate::clock;
 use crate::helper::Helper;
@@ -105,6 +109,8 @@ pub(crate) enum End {
 /// freed, but not when a value is moved out of a queue.
 enum Action {
     Configure(ClientId, Box<Configuration>),
+    /// Try again to apply the first `set` that was put off.
+    ConfigureAgain,
     /// A `set` that opened a port has taken effect, and the old port is free.
     Configured(ClientId),
     LinkUp,
@@ -148,6 +154,8 @@ pub(crate) struct Control {
     probe: LinkProbe,
     source_check: SourceCheck,
     actions: VecDeque<Action>,
+    /// Each `set` that waits for a new port; boxed for the same reason as in [`Action`].
+    put_off: PutOff<(ClientId, Box<Configuration>)>,
     /// Sockets that were replaced, until they are closed: a worker may still hold them.
     retiring: Weak<()>,
     awaiting: Option<Awaiting>,
@@ -217,6 +225,7 @@ impl Control {
             probe: LinkProbe::new()?,
             source_check: SourceCheck::default(),
             actions: VecDeque::new(),
+            put_off: PutOff::new(),
             retiring: Weak::new(),
             awaiting: None,
             end: None,
@@ -283,6 +292,9 @@ impl Control {
         self.probe_link();
         if self.port_retry.take_due(clock::instant()) {
             self.actions.push_back(Action::OpenPort);
+        }
+        if self.put_off.take_due(clock::instant()) {
+            self.actions.push_back(Action::ConfigureAgain);
         }
         let mut steps = STEPS_PER_ROUND;
         self.take_operations(&mut steps);
@@ -438,7 +450,11 @@ impl Control {
     }
 
     fn arm_timer(&mut self) {
-        let timeouts = [self.device.next_timeout(), self.port_retry.next_timeout()];
+        let timeouts = [
+            self.device.next_timeout(),
+            self.port_retry.next_timeout(),
+            self.put_off.next_timeout(),
+        ];
         let due = timeouts.into_iter().flatten().min();
         if due == self.armed {
             return;

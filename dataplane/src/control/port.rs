@@ -3,12 +3,20 @@
 use nix::libc;
 use std::ops::RangeInclusive;
 use std::time::Duration;
+use wgsep_ipc::Reply;
 use wgsep_policy::described;
 use wgsep_proto::Instant;
 
-/// Time from the first refusal to the next try, which doubles with each, up to [`LAST_RETRY`].
+/// Time from the first refusal to the next try, which doubles with each, up to [`LAST_RETRY`]; and always that of a port
+/// that may be opened only later.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// The errno of a new port that may be opened only later.
+pub(super) const TOO_EARLY: i32 = match Reply::TOO_EARLY {
+    Reply::Refused { errno } => errno,
+    _ => unreachable!(),
+};
 
 /// What to do where neither the port nor the mark is the cause.
 const FILTERED: &str = "allow socket(2), setsockopt(2), bind(2) and getsockname(2) in the filter of the container or unit that refuses one of them, or an option of theirs; or take a newer kernel";
@@ -27,18 +35,21 @@ struct Refused {
 impl PortRetry {
     /// Records that the helper refused the port; true if it was not refused before, or for another reason.
     pub(super) fn refused(&mut self, errno: i32, now: Instant) -> bool {
-        let (is_news, interval) = match &self.0 {
-            Some(before) => (before.errno != errno, before.interval.saturating_mul(2)),
-            None => (true, FIRST_RETRY),
+        let is_news = self.0.as_ref().is_none_or(|before| before.errno != errno);
+        let interval = match &self.0 {
+            Some(before) if errno != TOO_EARLY && before.errno != TOO_EARLY => {
+                before.interval.saturating_mul(2).min(LAST_RETRY)
+            }
+            _ => FIRST_RETRY,
         };
-        let interval = interval.min(LAST_RETRY);
         self.0 = Some(Refused { errno, interval, due: Some(now.after(interval)) });
         is_news
     }
 
-    /// Records that the port is open or the interface is down; true if the port was refused before.
+    /// Records that the port is open or the interface is down; true if the port was refused before, for another reason
+    /// than that it was too early.
     pub(super) fn clear(&mut self) -> bool {
-        self.0.take().is_some()
+        self.0.take().is_some_and(|refused| refused.errno != TOO_EARLY)
     }
 
     /// When to try again.
@@ -52,14 +63,14 @@ impl PortRetry {
         due.is_some_and(|due| due.take_if(|due| *due <= now).is_some())
     }
 
-    /// Tries again at once.
+    /// Tries again at once, unless it was too early, which no change of the configuration changes.
     pub(super) fn hasten(&mut self, now: Instant) {
-        if let Some(refused) = &mut self.0 {
+        if let Some(refused) = self.0.as_mut().filter(|refused| refused.errno != TOO_EARLY) {
             refused.due = Some(now);
         }
     }
 
-    /// Why it is not open, 0 if nothing was refused.
+    /// Why it is not open, 0 if nothing was refused; EAGAIN if it was too early.
     pub(super) fn errno(&self) -> i32 {
         self.0.as_ref().map_or(0, |refused| refused.errno)
     }
@@ -148,6 +159,23 @@ mod tests {
         assert!(retry.clear());
         retry.hasten(now);
         assert!(!retry.take_due(now), "nothing to try");
+    }
+
+    #[test]
+    fn a_port_that_is_asked_for_too_early_is_tried_each_second() {
+        let (mut retry, mut now) = (PortRetry::default(), Instant::from_nanos(1));
+        for round in 0..12 {
+            assert_eq!(retry.refused(TOO_EARLY, now), round == 0, "news once");
+            retry.hasten(now);
+            assert!(!retry.take_due(now), "a set does not hasten it");
+            now = now.after(FIRST_RETRY);
+            assert!(retry.take_due(now));
+        }
+        assert_eq!(retry.errno(), libc::EAGAIN);
+        assert!(retry.refused(libc::EADDRINUSE, now));
+        assert_eq!(retry.next_timeout(), Some(now.after(FIRST_RETRY)), "its first refusal");
+        retry.refused(TOO_EARLY, now);
+        assert!(!retry.clear(), "it was not refused");
     }
 
     #[test]

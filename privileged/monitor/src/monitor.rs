@@ -96,14 +96,12 @@ impl Monitor {
     /// that the daemon ends, is up to the caller.
     pub(crate) fn turn(&mut self, wait: Duration) -> ControlFlow<End, Option<LockedDown>> {
         let (is_ping_due, until_ping) = self.manager.watchdog();
-        if is_ping_due && self.requests.ping() {
-            self.manager.alive();
+        if is_ping_due {
+            self.requests.ping();
         }
         let wait = wait.min(until_ping).min(self.log.check_budget());
         let delay = self.requests.back_pressure();
-        // A request that was held back is received already, so the channel need not become readable.
-        let is_due = delay.is_none() && self.requests.is_held();
-        let wait = if is_due { Duration::ZERO } else { wait.min(delay.unwrap_or(wait)) };
+        let wait = wait.min(delay.unwrap_or(wait));
         let pidfd = self.process.pidfd.as_fd();
         // Requests beyond the rate stay where they are.
         let channel = if delay.is_none() { self.requests.as_fd() } else { pidfd };
@@ -135,7 +133,7 @@ impl Monitor {
         if watch {
             self.watch_socket_file()?;
         }
-        if is_due || (asked && delay.is_none()) {
+        if asked && delay.is_none() {
             match self.requests.serve() {
                 Served::Answered => {
                     self.log_missing_gro();

@@ -73,6 +73,13 @@ fn failed(step: &str, errno: Errno) -> Served {
     Served::Failed(format!("{step}: {}; {}", described(errno), remedy(errno)))
 }
 
+/// The reply to a request that the kernel or the policy refused. EAGAIN, by a filter, would be taken for
+/// [`Reply::TOO_EARLY`].
+fn refused(errno: Errno) -> Reply {
+    let errno = if errno == Errno::EAGAIN { Errno::ENOSYS } else { errno };
+    Reply::Refused { errno: errno as i32 }
+}
+
 /// What came of sending a reply.
 fn replied(sent: Result<(), Error>) -> Served {
     match sent {
@@ -94,8 +101,6 @@ pub struct Requests {
     phase: Phase,
     sockets: Option<UdpSockets>,
     new_ports: NewPorts,
-    /// A request for a new port that waits, and until when; no other request is received before it is answered.
-    held: Option<(Instant, (u32, Request))>,
     /// The port that was refused last, if nothing was opened or closed since.
     refused: Option<(u16, Errno)>,
     second: Instant,
@@ -118,7 +123,6 @@ impl Requests {
             phase: Phase::Init,
             sockets: None,
             new_ports: NewPorts::default(),
-            held: None,
             refused: None,
             second: Instant::now(),
             requests: 0,
@@ -151,26 +155,15 @@ impl Requests {
     }
 
     /// Asks a dataplane that serves whether its control thread runs, unless it has not answered the last
-    /// time yet. True if its answer could not be received: then it waits for a port, and has asked lately.
-    pub fn ping(&mut self) -> bool {
+    /// time yet.
+    pub fn ping(&mut self) {
         if self.phase == Phase::Running && !self.has_pinged {
             self.has_pinged = self.channel.send_notice(&Notice::Ping).is_ok();
         }
-        self.is_held()
     }
 
-    /// Whether a request for a port is held back.
-    #[must_use]
-    pub const fn is_held(&self) -> bool {
-        self.held.is_some()
-    }
-
-    /// How long to leave requests unread: there were too many in this second, or one is held back.
+    /// How long to leave requests unread, if there were too many in this second.
     pub fn back_pressure(&mut self) -> Option<Duration> {
-        if let Some((until, _)) = self.held {
-            let left = until.saturating_duration_since(Instant::now());
-            return (!left.is_zero()).then_some(left);
-        }
         let elapsed = self.second.elapsed();
         if elapsed >= SECOND {
             (self.second, self.requests) = (Instant::now(), 0);
@@ -180,8 +173,7 @@ impl Requests {
 
     /// Answers one request, if there is one.
     pub fn serve(&mut self) -> Served {
-        let held = self.held.take().map(|(_, message)| Ok(Received::Message(message, Vec::new())));
-        let (sequence, request) = match held.unwrap_or_else(|| self.channel.receive_request()) {
+        let (sequence, request) = match self.channel.receive_request() {
             Ok(Received::Nothing) => return Served::Answered,
             Ok(Received::Closed) => return Served::Closed,
             Ok(Received::Message(message, _)) => message,
@@ -202,12 +194,10 @@ impl Requests {
             Request::Pong => return violation("Pong without a ping"),
             Request::LockedDown(report) => return Served::LockedDown(sequence, report),
             Request::OpenUdp { port, mark } => {
-                if let Some(until) = self.new_ports.delay(&self.grants, port, Instant::now()) {
-                    self.held = Some((until, (sequence, request)));
-                    return Served::Answered;
-                }
                 let opened = self.open_udp(port, mark);
-                self.refused = opened.as_ref().err().map(|errno| (port, *errno));
+                if opened != Ok(Reply::TOO_EARLY) {
+                    self.refused = opened.as_ref().err().map(|errno| (port, *errno));
+                }
                 opened
             }
             Request::SetMark { mark } => self.set_mark(mark),
@@ -224,7 +214,7 @@ impl Requests {
         if done == Err(NOT_SILENCED) {
             return Served::Failed(NOT_SILENCED_LINE.to_owned());
         }
-        self.answer(sequence, done.unwrap_or_else(|errno| Reply::Refused { errno: errno as i32 }))
+        self.answer(sequence, done.unwrap_or_else(refused))
     }
 
     /// Whether requests go on coming before those that precede them are answered.
@@ -237,6 +227,9 @@ impl Requests {
     fn open_udp(&mut self, port: u16, mark: u32) -> Result<Reply, Errno> {
         self.grants.permit_mark(mark)?;
         let port = self.grants.permit_port(port)?;
+        if self.new_ports.is_too_early(port, Instant::now()) {
+            return Ok(Reply::TOO_EARLY);
+        }
         let options = UdpOptions { gro: self.gro, large_buffers: self.grants.large_buffers };
         let sockets = UdpSockets::ensure(&mut self.sockets, port, mark, options)?;
         self.new_ports.opened(sockets.port, Instant::now());
@@ -329,59 +322,70 @@ mod tests {
     }
 
     #[test]
-    fn a_fifth_new_port_is_opened_later_and_until_then_nothing_else_is_received() {
+    fn a_fifth_new_port_is_put_off_and_everything_else_is_answered() {
         let (mut requests, dataplane) = pair();
         requests.phase = Phase::Running;
-        let any = Request::OpenUdp { port: 0, mark: 0 };
-        let answer = |requests: &mut Requests, sequence, request| {
+        let (any, mut sequence) = (Request::OpenUdp { port: 0, mark: 0 }, 0);
+        let mut answer = |requests: &mut Requests, request| {
+            sequence += 1;
             dataplane.send_request(sequence, &request).unwrap();
-            assert_eq!(requests.serve(), Served::Answered);
+            assert_eq!((requests.back_pressure(), requests.serve()), (None, Served::Answered));
             match dataplane.receive_from_helper().unwrap() {
-                Received::Message(FromHelper::Reply { sequence: to, reply }, _) => {
-                    assert_eq!(to, sequence);
-                    Some(reply)
+                Received::Message(FromHelper::Reply { sequence: to, reply }, sockets) => {
+                    assert_eq!((to, sockets.len()), (sequence, reply.descriptors()));
+                    reply
                 }
-                _ => None,
+                other => panic!("{other:?}"),
             }
         };
         let port = |reply| match reply {
-            Some(Reply::UdpOpened { port, .. }) => port,
+            Reply::UdpOpened { port, .. } => port,
             other => panic!("{other:?}"),
         };
-        let opened: Vec<_> =
-            (1..=4).map(|number| port(answer(&mut requests, number, any))).collect();
-        assert_eq!(requests.back_pressure(), None);
-        // One that it had, with another mark or not, and one that the policy forbids.
-        let again = Request::OpenUdp { port: opened[0], mark: 0 };
-        assert_eq!(port(answer(&mut requests, 5, again)), opened[0]);
-        let low = Request::OpenUdp { port: 1, mark: 0 };
-        let refused = Some(Reply::Refused { errno: Errno::EACCES as i32 });
-        assert_eq!(answer(&mut requests, 6, low), refused);
-
-        assert_eq!(answer(&mut requests, 7, any), None);
-        assert!(requests.back_pressure() > Some(Duration::from_secs(8)) && requests.is_held());
-        // That it runs is shown by its question.
-        assert!(requests.ping());
-        let ping = dataplane.receive_from_helper().unwrap();
-        assert!(matches!(ping, Received::Message(FromHelper::Notice(Notice::Ping), _)));
-        dataplane.send_request(0, &Request::Pong).unwrap();
-        dataplane.send_request(8, &Request::CloseUdp).unwrap();
-        requests.held.as_mut().unwrap().0 -= Duration::from_secs(10);
+        let opened: Vec<_> = (0..4).map(|_| port(answer(&mut requests, any))).collect();
+        let [low_port, another_mark] =
+            [Errno::EACCES, Errno::EPERM].map(|errno| Reply::Refused { errno: errno as i32 });
+        requests.grants.mark = Some((0, 2));
+        for _ in 0..3 {
+            assert_eq!(answer(&mut requests, any), Reply::TOO_EARLY);
+            assert_eq!(requests.lacking_port(), None, "it is not refused");
+            assert_eq!(answer(&mut requests, Request::SetMark { mark: 0 }), Reply::Done);
+            // One that it had, and what the policy forbids.
+            let again = Request::OpenUdp { port: opened[0], mark: 0 };
+            assert_eq!(port(answer(&mut requests, again)), opened[0]);
+            assert_eq!(answer(&mut requests, Request::OpenUdp { port: 1, mark: 0 }), low_port);
+            let marked = Request::OpenUdp { port: 0, mark: 2 };
+            assert_eq!(answer(&mut requests, marked), another_mark);
+            assert_eq!(answer(&mut requests, Request::CloseUdp), Reply::Done);
+        }
         requests.new_ports = NewPorts::default();
-        assert_eq!((requests.back_pressure(), requests.serve()), (None, Served::Answered));
-        let Received::Message(FromHelper::Reply { sequence: 7, reply }, sockets) =
-            dataplane.receive_from_helper().unwrap()
-        else {
-            panic!("no answer")
-        };
-        assert!(!opened.contains(&port(Some(reply))) && !sockets.is_empty());
-        assert_eq!((requests.serve(), requests.ping()), (Served::Alive, false));
-        assert_eq!(requests.serve(), Served::Answered);
-        let closed = FromHelper::Reply { sequence: 8, reply: Reply::Done };
-        let received = dataplane.receive_from_helper().unwrap();
-        assert!(matches!(received, Received::Message(FromHelper::Notice(Notice::Ping), _)));
-        let received = dataplane.receive_from_helper().unwrap();
-        assert!(matches!(received, Received::Message(said, _) if said == closed));
+        assert!(!opened.contains(&port(answer(&mut requests, any))));
+    }
+
+    #[test]
+    fn asking_for_a_port_that_is_put_off_again_and_again_is_slowed_down() {
+        let (mut requests, dataplane) = pair();
+        requests.phase = Phase::Running;
+        let until = Instant::now() + Duration::from_secs(60);
+        (2001..=2004).for_each(|port| requests.new_ports.opened(port, until));
+        for sequence in 0..REQUESTS_PER_SECOND {
+            assert_eq!(requests.back_pressure(), None, "{sequence}");
+            dataplane.send_request(sequence, &Request::OpenUdp { port: 0, mark: 0 }).unwrap();
+            assert_eq!(requests.serve(), Served::Answered);
+            let Received::Message(FromHelper::Reply { reply, .. }, _) =
+                dataplane.receive_from_helper().unwrap()
+            else {
+                panic!("no answer")
+            };
+            assert_eq!(reply, Reply::TOO_EARLY);
+        }
+        assert!(requests.back_pressure().is_some());
+    }
+
+    #[test]
+    fn no_refusal_of_the_kernel_looks_like_a_port_that_is_put_off() {
+        assert_ne!(refused(Errno::EAGAIN), Reply::TOO_EARLY);
+        assert_eq!(refused(Errno::EPERM), Reply::Refused { errno: Errno::EPERM as i32 });
     }
 
     #[test]

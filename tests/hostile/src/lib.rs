@@ -42,8 +42,8 @@ pub enum Attack {
     OnConnect,
     /// Answers a ping that never came.
     PongWithoutPing,
-    /// Asks for one new port after the other and keeps all of the sockets, says how long the last one took
-    /// and what can be done with the first, and waits.
+    /// Asks for one new port after the other without a pause and keeps all of the sockets, says how long the last one
+    /// took, how often it was put off and what can be done with the first, and waits.
     HoardPorts,
     /// Exits as soon as it has reported its lock-down.
     EndsOnceLockedDown,

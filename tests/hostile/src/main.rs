@@ -102,6 +102,8 @@ struct Hostile {
     readable: Epoll,
     sequence: u32,
     mark: u32,
+    /// How often it was too early for a port.
+    put_off: u32,
     /// A frame as it should be, to be spoilt; made while a second channel can still be had.
     good: Vec<u8>,
 }
@@ -111,7 +113,14 @@ impl Hostile {
         let readable = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(called("epoll"))?;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, 0);
         readable.add(&channel, event).map_err(called("watch the channel"))?;
-        Ok(Self { channel, readable, sequence: 0, mark, good: frame(&Request::CloseUdp)? })
+        Ok(Self {
+            channel,
+            readable,
+            sequence: 0,
+            mark,
+            put_off: 0,
+            good: frame(&Request::CloseUdp)?,
+        })
     }
 
     fn run(
@@ -175,11 +184,14 @@ impl Hostile {
         self.ask(&Request::Bye).map(drop)
     }
 
-    /// Opens a port; which it is, and its sockets.
+    /// Opens a port, and asks again without a pause while it is too early; which it is, and its sockets.
     fn open(&mut self, port: u16) -> Outcome<(u16, Vec<OwnedFd>)> {
-        match self.ask(&Request::OpenUdp { port, mark: self.mark })? {
-            (Reply::UdpOpened { port, .. }, sockets) => Ok((port, sockets)),
-            (other, _) => Err(format!("no port: {other:?}")),
+        loop {
+            match self.ask(&Request::OpenUdp { port, mark: self.mark })? {
+                (Reply::UdpOpened { port, .. }, sockets) => return Ok((port, sockets)),
+                (Reply::TOO_EARLY, _) => self.put_off += 1,
+                (other, _) => return Err(format!("no port: {other:?}")),
+            }
         }
     }
 
@@ -189,6 +201,7 @@ impl Hostile {
             held.push(self.open(0)?);
         }
         eprintln!("INFO opened all after {} ms", began.elapsed().as_millis());
+        eprintln!("INFO was put off {} times", self.put_off);
         let named = held.into_iter().map(|(port, sockets)| {
             let v4 = sockets.into_iter().next().map(UdpSocket::from);
             v4.map(|v4| (port, v4)).ok_or("no IPv4 socket came".to_owned())

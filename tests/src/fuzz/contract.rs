@@ -220,13 +220,6 @@ impl Dataplane {
             (Some(Sent::Request(number, request)), Served::Answered) => {
                 assert!(self.is_granted, "{request:?} before the lock-down was verified");
                 assert!(self.in_a_row <= FLOOD, "a flood was let through");
-                if requests.is_held() {
-                    // It is answered later than any input takes, and what is behind it, too.
-                    let Request::OpenUdp { port, .. } = request else { panic!("{request:?}") };
-                    assert!(self.ports.len() >= NEW_PORTS && !self.ports.contains(&port));
-                    assert!(received.is_none() && requests.back_pressure().is_some());
-                    return false;
-                }
                 let Some((sequence, reply)) = received else { panic!("{request:?}: no answer") };
                 assert_eq!(sequence, number);
                 self.is_ending |= request == Request::Bye;
@@ -280,6 +273,10 @@ impl Dataplane {
                 if self.grants.permit_mark(mark).is_err() =>
             {
                 assert_eq!(reply, refused(Errno::EPERM));
+            }
+            // No input takes as long as until the next.
+            (Request::OpenUdp { port, .. }, Reply::TOO_EARLY) => {
+                assert!(self.ports.len() >= NEW_PORTS && !self.ports.contains(&port));
             }
             (Request::OpenUdp { port, mark }, reply) => match self.grants.permit_port(port) {
                 Err(errno) => assert_eq!(reply, refused(errno)),
