@@ -1,12 +1,14 @@
 //! `wg set fwmark`, at run time, with the kernel's firewall as the witness: what the dataplane may
 //! not do itself, the helper does for it.
 
+use std::time::Duration;
+
 use wgsep_tests::implementation::Implementation::{self, Wgsep, WireguardGo};
 use wgsep_tests::link::Family;
 use wgsep_tests::nft::Counter;
-use wgsep_tests::require;
 use wgsep_tests::traffic::{Pinging, until_ping};
 use wgsep_tests::tunnel::{PORT, Plan, Tunnel};
+use wgsep_tests::{require, wait};
 
 #[test]
 fn attack_12_the_mark_follows_wg_set_while_traffic_flows_over_v4() {
@@ -67,7 +69,10 @@ fn the_mark_follows(implementation: Implementation, outer: Family) {
         let sum_of_others = || others.iter().map(|counter| counter.packets()).sum::<u64>();
         let (before, elsewhere) = (witness.packets(), sum_of_others());
         pinging.until_more(3);
-        assert!(witness.packets() >= before + 3, "mark {mark} is not on the packets");
+        // Of the replies, the first may be to requests from before the change.
+        wait::until(&format!("mark {mark} is on the packets"), Duration::from_secs(10), || {
+            witness.packets() >= before + 3
+        });
         // wg(8) has returned: from then on no packet carries what was set before.
         assert_eq!(sum_of_others(), elsewhere, "packets still carry another mark than {mark}");
     }
