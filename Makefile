@@ -59,8 +59,11 @@ RUST_LIBRARY = $(shell rustc --print sysroot 2>/dev/null)/lib/rustlib/src/rust
 # Each place by its name and, where that leads through a symbolic link, by its own.
 MAPPED = $(foreach place,$(CARGO_HOME)=/cargo $(CURDIR)=/wgsep $(CARGO_TARGET_DIR)=/target, \
 	$(sort $(place) $(addsuffix =$(lastword $(subst =, ,$(place))),$(realpath $(firstword $(subst =, ,$(place)))))))
+# What .cargo/config.toml has, which the variable below takes the place of.
+CONFIGURED = --cfg poly1305_backend="soft" \
+	$(if $(filter x86_64,$(PROCESSOR)),--cfg curve25519_dalek_backend="avx512")
 REPRODUCIBLE = CFLAGS='$(strip $(CFLAGS) $(addprefix -ffile-prefix-map=,$(MAPPED)))' \
-	RUSTFLAGS='$(strip $(RUSTFLAGS) $(addprefix --remap-path-prefix=,$(RUST_LIBRARY)=/rust $(MAPPED)))'
+	RUSTFLAGS='$(strip $(RUSTFLAGS) $(CONFIGURED) $(addprefix --remap-path-prefix=,$(RUST_LIBRARY)=/rust $(MAPPED)))'
 
 # What both programs and the package call this build. Only another commit changes it, so that cargo builds
 # nothing anew without need. bin/dist/check-tools says why it is empty where it is.

@@ -138,3 +138,22 @@ fn what_is_relocated_at_the_start_can_be_written_no_more() {
         assert!(mapped.contains(" r--p "), "{program}: {mapped}");
     }
 }
+
+/// RUSTFLAGS, which `make` sets, takes the place of cargo's configuration.
+#[test]
+fn the_programs_are_built_with_what_cargo_is_configured_for() {
+    let [configuration, makefile] = [".cargo/config.toml", "Makefile"]
+        .map(|file| std::fs::read_to_string(wgsep_tests::repository().join(file)).unwrap());
+    let lines = configuration.lines().filter(|line| line.starts_with("rustflags = "));
+    let configured: std::collections::BTreeSet<_> = lines
+        .flat_map(|line| line.split(['[', ',', ']']))
+        .filter(|word| word.contains('='))
+        .filter_map(|word| {
+            Some(word.trim().strip_prefix('"')?.strip_suffix('"')?.replace('\\', ""))
+        })
+        .collect();
+    assert_eq!(configured.len(), 2, "{configured:?}");
+    for flag in configured {
+        assert!(makefile.contains(&format!("--cfg {flag}")), "the Makefile lacks {flag}");
+    }
+}
