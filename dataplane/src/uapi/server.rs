@@ -78,7 +78,7 @@ pub(crate) struct Server {
     refusals: LineLimit,
 }
 
-/// Calls accept4(2) in vain.
+/// Calls accept4(2) without a listener.
 ///
 /// # Errors
 /// If a filter refuses the call.
