@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::{Arc, Barrier};
 use wgsep_ipc::{Channel, LogLevel, Offload, Startup};
 use wgsep_policy::{Layer, Sandbox, described, remedy};
+use wgsep_proto::secret::in_ordinary_memory;
 
 /// What a worker uses of its stack at most, in bytes: its buffers are on the heap.
 const WORKER_STACK: usize = 64 * 1024;
@@ -120,7 +121,7 @@ fn control(
     let (workers, log_level) = (startup.workers, startup.log_level);
     let control = Control::new(Helper::new(channel), startup, vm_clock)
         .map_err(|errno| refused("set up the control thread", errno))?;
-    secret::with_system_allocator(|| start_workers(&control, workers, stacks))?;
+    in_ordinary_memory(|| start_workers(&control, workers, stacks))?;
     sys::set_nice();
     // The pages below the stacks have their protection by now.
     let report = sandbox.lock_down(mapped).map_err(|refused| refused.to_string())?;

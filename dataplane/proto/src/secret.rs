@@ -96,7 +96,7 @@ pub fn set_switch(switch: Switch) {
 }
 
 /// Allocates what holds no key material, in ordinary memory if the program has set a [`Switch`].
-pub(crate) fn in_ordinary_memory<T>(allocate: impl FnOnce() -> T) -> T {
+pub fn in_ordinary_memory<T>(allocate: impl FnOnce() -> T) -> T {
     let Some(switch) = SWITCH.get() else { return allocate() };
     let before = switch(false);
     let allocated = allocate();

@@ -65,6 +65,7 @@ use wgsep_proto::device::control_plane::{
     MAX_QUEUED_HANDSHAKES, PEERS_PER_ROUND,
 };
 use wgsep_proto::invariant::{part, present};
+use wgsep_proto::secret::in_ordinary_memory;
 use wgsep_proto::wire::messages::TRANSPORT_OVERHEAD;
 use wgsep_proto::{Configuration, Instant};
 
@@ -189,7 +190,7 @@ impl Control {
             device.data_path().watch_generation(Box::new(vm_clock));
         }
         // Buffers for packets, which are not secrets of ours.
-        let (shared, handshakes) = secret::with_system_allocator(|| {
+        let (shared, handshakes) = in_ordinary_memory(|| {
             let shared = Shared::new(Arc::clone(device.data_path()), startup.workers);
             (shared.map(Arc::new), VecDeque::with_capacity(MAX_QUEUED_HANDSHAKES))
         });

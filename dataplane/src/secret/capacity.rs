@@ -2,10 +2,11 @@
 
 use super::heap::secret_bytes;
 use super::tests::start;
-use super::{Allocates, SECRET_MEMORY, with_system_allocator};
+use super::{Allocates, SECRET_MEMORY};
 use crate::random::KernelRandom;
 use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver, Sender};
+use wgsep_proto::secret::in_ordinary_memory;
 use wgsep_proto::{
     AllowedIp, AllowedIpChange, Configuration, Device, Ecn, Endpoint, Instant, Now,
     PeerConfiguration, PrivateKey, Tunnel,
@@ -59,7 +60,7 @@ fn hub(peers: u32, received: &Receiver<(Datagram, Now)>, replies: &Sender<Vec<Ve
     for ((source, mut datagram), now) in received {
         device.decapsulate(Endpoint::new(source), Ecn::NOT_CAPABLE, &mut datagram, now);
         // Another thread frees them, so they do not count.
-        with_system_allocator(|| {
+        in_ordinary_memory(|| {
             let mut sent = Vec::new();
             while let Some(transmit) = device.poll_transmit() {
                 sent.push(transmit.datagram.to_vec());

@@ -36,14 +36,6 @@ pub(super) fn switch(is_secret: bool) -> bool {
     SECRET.replace(is_secret)
 }
 
-/// Runs `body` with the system's allocator, for large values that hold no key.
-pub(crate) fn with_system_allocator<T>(body: impl FnOnce() -> T) -> T {
-    let before = switch(false);
-    let made = body();
-    switch(before);
-    made
-}
-
 /// True, once, after secrets were stored where root can read them.
 pub(crate) fn overflowed() -> bool {
     OVERFLOWED.load(Ordering::Relaxed) && !REPORTED.swap(true, Ordering::Relaxed)

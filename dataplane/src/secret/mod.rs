@@ -4,10 +4,10 @@
 //!
 //! The thread that allocates, not the type of the value, decides which memory a value is in:
 //!
-//! - Everything that the control thread allocates is in the arena, except within [`with_system_allocator`] and
-//!   where the protocol allocates what holds no key: peers, allowed IPs, replay windows, indices. So are the
-//!   keys of peers and keypairs, the text of the UAPI, incomplete handshakes, and the copies that a growing `Vec`
-//!   leaves behind.
+//! - Everything that the control thread allocates is in the arena, except within
+//!   [`in_ordinary_memory`](wgsep_proto::secret::in_ordinary_memory). There the protocol allocates what holds no key:
+//!   peers, allowed IPs, replay windows, indices. In the arena are the keys of peers and keypairs, the text of the UAPI,
+//!   incomplete handshakes, and the copies that a growing `Vec` leaves behind.
 //! - When the arena is full, the control thread's blocks are in a second pool of locked memory, and when that is full in
 //!   ordinary memory; the log says when that happens.
 //! - What a worker allocates is in ordinary memory. A worker may use key material that the control thread allocated,
@@ -43,7 +43,7 @@ mod pool;
 mod thread;
 
 pub use heap::Heap;
-pub(crate) use heap::{overflowed, with_system_allocator};
+pub(crate) use heap::overflowed;
 pub(crate) use thread::{Allocates, Stacks, USUAL_DEPTH, WHOLE_STACK, spawn, wipe_stack};
 
 use arena::Mapping;
@@ -148,7 +148,7 @@ pub(crate) mod tests {
     use wgsep_proto::noise::cookie::{CookieChecker, CookieGenerator};
     use wgsep_proto::noise::handshake::{Handshake, StaticIdentity};
     use wgsep_proto::noise::symmetric::SymmetricState;
-    use wgsep_proto::secret::Secret;
+    use wgsep_proto::secret::{Secret, in_ordinary_memory};
     use wgsep_proto::session::keypair::{Keypair, KeypairParts, SealJob, seal_batch};
     use wgsep_proto::{
         Configuration, Instant, PeerConfiguration, PresharedKey, PrivateKey, PublicKey,
@@ -240,7 +240,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_control_thread_must_not_allocate_key_material_with_the_system_allocator() {
-        let body = || with_system_allocator(|| allocate(private_key()));
+        let body = || in_ordinary_memory(|| allocate(private_key()));
         assert!(start(Allocates::Secrets, body).recv().unwrap().is_err());
     }
 
