@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::panic::{catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 
@@ -152,14 +154,15 @@ fn a_path_too_narrow_for_segmentation_offload_is_noticed_once() {
     }
 }
 
-/// Flows at once, and numbered datagrams of each.
+/// Flows at once.
 const FLOWS: u16 = 24;
-const DATAGRAMS: u32 = 3000;
-/// The datagram after which the receiver waits no more.
-const LAST: u32 = u32::MAX;
+/// Datagrams that have to arrive, of all flows and of each. What more is sent may be lost.
+const ENOUGH: usize = 6000;
+const ENOUGH_OF_EACH: usize = 20;
 
-/// Sends the flows' datagrams, each of its own length, from several threads at once.
-fn send_flows(from: &Netns, source: IpAddr, destination: SocketAddr) {
+/// Sends the flows' numbered datagrams, each flow of a length of its own, from several threads at once, until
+/// `enough` arrived.
+fn send_flows(from: &Netns, source: IpAddr, destination: SocketAddr, enough: &AtomicBool) {
     thread::scope(|scope| {
         for senders in 0..4 {
             let flows = (0..FLOWS).filter(move |flow| flow % 4 == senders);
@@ -167,7 +170,9 @@ fn send_flows(from: &Netns, source: IpAddr, destination: SocketAddr) {
                 flows.map(|flow| (flow, UdpSocket::bind((source, 8000 + flow)).unwrap())).collect()
             });
             scope.spawn(move || {
-                for number in 0..DATAGRAMS {
+                let mut numbers = 0_u32..;
+                while !enough.load(Ordering::Relaxed) {
+                    let number = numbers.next().unwrap();
                     for (flow, socket) in &sockets {
                         let mut datagram = vec![0; 4 + usize::from(*flow) * 50];
                         datagram[..4].copy_from_slice(&number.to_be_bytes());
@@ -180,20 +185,29 @@ fn send_flows(from: &Netns, source: IpAddr, destination: SocketAddr) {
     });
 }
 
-/// Receives until the end is announced; the numbers of each flow, as they came. Each is answered: what
-/// comes the other way must not move a flow.
+/// Receives until enough arrived; the numbers of each flow, as they came. Each is answered: what comes the
+/// other way must not move a flow.
 fn receive_flows(socket: &UdpSocket) -> BTreeMap<u16, Vec<u32>> {
+    let deadline = Instant::now() + LIMIT;
     let mut flows = BTreeMap::<_, Vec<_>>::new();
+    let mut arrived = 0;
     let mut datagram = [0; 2048];
-    loop {
+    while arrived < ENOUGH
+        || flows.len() < FLOWS.into()
+        || flows.values().any(|numbers| numbers.len() < ENOUGH_OF_EACH)
+    {
+        assert!(
+            Instant::now() < deadline,
+            "only {arrived} datagrams of {} flows arrived",
+            flows.len()
+        );
         let (_, sender) = socket.recv_from(&mut datagram).expect("a datagram within the limit");
         let number = u32::from_be_bytes(*datagram.first_chunk().unwrap());
-        if number == LAST {
-            return flows;
-        }
         let _sent = socket.send_to(&number.to_be_bytes(), sender);
         flows.entry(sender.port()).or_default().push(number);
+        arrived += 1;
     }
+    flows
 }
 
 fn keeps_order_with(workers: &str) {
@@ -204,19 +218,14 @@ fn keeps_order_with(workers: &str) {
     let destination = SocketAddr::new(right.side.inner(Family::V4), 9000);
     let receiver = right.daemon.netns.inside(|| UdpSocket::bind(destination)).unwrap();
     receiver.set_read_timeout(Some(LIMIT)).unwrap();
-    let last = left.daemon.netns.inside(|| UdpSocket::bind((source, 7999))).unwrap();
+    let enough = AtomicBool::new(false);
     let flows = thread::scope(|scope| {
-        let received = scope.spawn(|| receive_flows(&receiver));
-        send_flows(&left.daemon.netns, source, destination);
-        while !received.is_finished() {
-            last.send_to(&LAST.to_be_bytes(), destination).unwrap();
-            thread::sleep(Duration::from_millis(20));
-        }
-        received.join().unwrap()
+        scope.spawn(|| send_flows(&left.daemon.netns, source, destination, &enough));
+        // Also when it panics: the scope waits for the senders.
+        let received = catch_unwind(|| receive_flows(&receiver));
+        enough.store(true, Ordering::Relaxed);
+        received.unwrap_or_else(|panic| resume_unwind(panic))
     });
-    let arrived: usize = flows.values().map(Vec::len).sum();
-    assert!(arrived > DATAGRAMS as usize, "only {arrived} datagrams arrived");
-    assert!(flows.len() > usize::from(FLOWS / 2), "only {} flows arrived", flows.len());
     for (port, numbers) in flows {
         let swapped = numbers.windows(2).find(|pair| pair[0] >= pair[1]);
         assert_eq!(swapped, None, "port {port} with {workers} workers");
@@ -235,6 +244,8 @@ fn no_flow_is_reordered_by_any_number_of_workers() {
 const WAITING: u32 = 400;
 /// Flows of a single datagram behind them.
 const LATER_FLOWS: u16 = 40;
+/// What they hold: no number of the long one.
+const LATER: u32 = u32::MAX;
 
 /// How many of the later flows came before most of the long one.
 fn passed(left_options: &[&str]) -> usize {
@@ -253,7 +264,7 @@ fn passed(left_options: &[&str]) -> usize {
         long.send_to(&number.to_be_bytes(), destination).unwrap();
     }
     for later in 0..LATER_FLOWS {
-        bind(8001 + later).send_to(&LAST.to_be_bytes(), destination).unwrap();
+        bind(8001 + later).send_to(&LATER.to_be_bytes(), destination).unwrap();
     }
     kill(dataplane, Signal::SIGCONT).unwrap();
     let mut passed = 0;
@@ -261,7 +272,7 @@ fn passed(left_options: &[&str]) -> usize {
         let mut datagram = [0; 4];
         receiver.recv_from(&mut datagram).expect("a datagram within the limit");
         match u32::from_be_bytes(datagram) {
-            LAST => passed += 1,
+            LATER => passed += 1,
             number if number > WAITING / 2 => return passed,
             _ => {}
         }
