@@ -20,6 +20,7 @@ use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{self, Process};
 use wgsep_tests::procfs::{self, namespace, threads};
 use wgsep_tests::scratch::Scratch;
+use wgsep_tests::service_manager::{self, QUEUE, ServiceManager};
 use wgsep_tests::skip::skip;
 use wgsep_tests::{descriptors, repository, require, tun_device, wait};
 
@@ -402,6 +403,23 @@ fn attack_15_with_a_file_capability_descriptors_of_the_caller_are_refused() {
         assert_eq!(said.lines().count(), 1, "{said}");
         assert_eq!(netns.run("ip -o link").lines().count(), 1, "an interface was left behind");
     }
+    let mut launch = launch_as_user();
+    service_manager::listen(&mut launch.command, &launch.netns, &[listener.into()], &[QUEUE]);
+    let said = launch.refused();
+    assert!(said.contains("LISTEN_FDS is refused, because "), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+/// Whoever names the socket would have the interface.
+#[test]
+fn attack_15_with_a_file_capability_the_callers_socket_gets_no_descriptors() {
+    require!(Wgsep);
+    let manager = ServiceManager::default();
+    let mut launch = launch_as_user();
+    manager.supervise(&mut launch.command, 32);
+    let _launched = launch.start();
+    manager.until_message("READY=1");
+    assert!(manager.stored().is_empty(), "{:?}", manager.messages());
 }
 
 /// A service of systemd with AmbientCapabilities= has the word of root.

@@ -31,6 +31,7 @@ pub mod procfs;
 pub mod readme;
 pub mod relay;
 pub mod scratch;
+pub mod service_manager;
 pub mod skip;
 mod sweep;
 pub mod traffic;

@@ -155,6 +155,13 @@ impl End {
     /// Sets key, port and the one peer, gives the interface its addresses and takes it up.
     #[track_caller]
     pub fn configure(&self, peer: &str, endpoint: Option<SocketAddr>, psk: Option<&str>) {
+        self.set_keys(peer, endpoint, psk);
+        self.take_up();
+    }
+
+    /// Sets key, port and the one peer.
+    #[track_caller]
+    pub fn set_keys(&self, peer: &str, endpoint: Option<SocketAddr>, psk: Option<&str>) {
         let other = if self.side == Side::Left { Side::Right } else { Side::Left };
         let mut text = format!(
             "[Interface]\nPrivateKey = {}\nListenPort = {}\n\
@@ -171,7 +178,6 @@ impl End {
             text.push_str(&format!("Endpoint = {endpoint}\n"));
         }
         self.daemon.wg_conf("setconf", &text);
-        self.take_up();
     }
 
     /// Gives the interface its addresses, takes it up, and waits until it listens.

@@ -9,6 +9,7 @@ mod bad_input;
 mod bursts;
 mod counters;
 mod cryptokey_routing;
+mod descriptor_store;
 mod floods;
 mod flows;
 mod fwmark;

@@ -14,7 +14,7 @@ use wgsep_tests::process::output;
 use wgsep_tests::{descriptors, require};
 
 /// A queue of a new interface.
-fn open_queue(netns: &Netns, name: &str, mode: OFlag, flags: libc::c_int) -> OwnedFd {
+pub(crate) fn open_queue(netns: &Netns, name: &str, mode: OFlag, flags: libc::c_int) -> OwnedFd {
     netns.inside(|| {
         let queue = open("/dev/net/tun", mode | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
         // SAFETY: plain integers and bytes, for which zero is a value.

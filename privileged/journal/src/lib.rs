@@ -6,5 +6,5 @@ mod log;
 mod service_manager;
 
 pub use log::{Format, Log, SYSLOG, Sink};
-pub use service_manager::ServiceManager;
+pub use service_manager::{STORED_QUEUE, ServiceManager};
 pub use wgsep_ipc::Level;

@@ -2,11 +2,15 @@
 //!
 //! The socket is opened before the helper is locked down; from then on it is only written to.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 /// Shortest time between two watchdog messages: a shorter one would keep the processor busy.
 const SHORTEST_WATCHDOG: Duration = Duration::from_millis(100);
+
+/// Name of each TUN queue in the manager's descriptor store.
+pub const STORED_QUEUE: &str = "wgsep-tun";
 
 /// The service manager that receives notifications, if any.
 #[derive(Default)]
@@ -26,6 +30,17 @@ impl ServiceManager {
         let half = |whole: Duration| (whole / 2).max(SHORTEST_WATCHDOG);
         let watchdog = watchdog.map(|whole| (half(whole), Instant::now()));
         Self { socket: Some(socket), watchdog, ..Self::default() }
+    }
+
+    /// Where it receives, if there is one.
+    #[must_use]
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Has it close the TUN queues that it stores, so that the interface ends with the daemon.
+    pub fn remove_queues(&self) {
+        self.send(&format!("FDSTOREREMOVE=1\nFDNAME={STORED_QUEUE}"));
     }
 
     /// Notifies that the interface exists and is served.

@@ -93,7 +93,8 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     startup::check_infallible_calls()?;
     startup::check_ids()?;
     let user = wgsep_policy::user::choose(options.user.as_deref())?;
-    let Inherited { tun, uapi, manager, unnotified, is_file_capable } = startup::clean_process()?;
+    let Inherited { tun, uapi, store, manager, unnotified, is_file_capable } =
+        startup::clean_process()?;
     let large_buffers = options.grants.large_buffers && !is_file_capable;
     startup::set_limits(options.workers)?;
     let open_log = || log::open(options, launcher.is_journal());
@@ -104,7 +105,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&handled, flags).step("signalfd")?;
 
-    let (name, opened) = match TunDevice::open(options, tun) {
+    let (name, opened) = match TunDevice::open(options, tun, store, &manager) {
         Ok(opened) => (opened.0.name.clone(), Ok(opened)),
         Err(deleted) if deleted.status == 0 => (options.interface.clone(), Err(deleted)),
         Err(error) => return Err(error),
@@ -122,8 +123,8 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     if let Some(line) = is_file_capable.then(startup::warn_of_a_grant_to_all).flatten() {
         log.line(Level::Warn, line);
     }
-    if let Some(line) = &tun.not_switched_off {
-        log.line(Level::Debug, line);
+    for (level, line) in &tun.notes {
+        log.line(*level, line);
     }
     let (listener, socket_file) = match uapi {
         Some(listener) => uapi_socket::adopt(listener, &name)?,

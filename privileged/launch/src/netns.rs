@@ -5,6 +5,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use wgsep_monitor::{Error, Result, Step};
@@ -60,6 +61,15 @@ impl Netns {
         Ok(Self { file, name: "of the launcher".to_owned() })
     }
 
+    /// Whether this is the namespace that an open file refers to.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    pub fn is(&self, other: &File) -> io::Result<bool> {
+        let identity = |file: &File| file.metadata().map(|file| (file.dev(), file.ino()));
+        Ok(identity(&self.file)? == identity(other)?)
+    }
+
     /// Moves this process there: what it opens from now on belongs there.
     ///
     /// # Errors
@@ -94,8 +104,7 @@ impl Netns {
     /// If the kernel gives it none.
     pub fn number(&self) -> Result<Option<i32>> {
         const STEP: &str = "number a network namespace";
-        let identity = |netns: &Self| netns.file.metadata().map(|file| (file.dev(), file.ino()));
-        if identity(self).step(STEP)? == identity(&Self::current()?).step(STEP)? {
+        if self.is(&Self::current()?.file).step(STEP)? {
             return Ok(None);
         }
         let (this, any) = (self.file.as_raw_fd().to_ne_bytes(), (-1i32).to_ne_bytes());

@@ -1,18 +1,18 @@
 //! The first things the helper does, before it opens anything.
 
-use crate::notify_socket::manager_of_environment;
+use crate::notify_socket::{Store, capacity_of_environment, manager_of_environment};
 use crate::sys;
 use caps::CapSet;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{getresgid, getresuid};
+use nix::unistd::{getpid, getresgid, getresuid};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use wgsep_journal::ServiceManager;
+use wgsep_journal::{STORED_QUEUE, ServiceManager};
 use wgsep_monitor::{Error, Result, Step};
 use wgsep_policy::capabilities::are_of_the_file;
 use wgsep_policy::limits;
@@ -26,6 +26,8 @@ pub struct Inherited {
     pub tun: Option<OwnedFd>,
     /// WG_UAPI_FD.
     pub uapi: Option<OwnedFd>,
+    /// LISTEN_FDS and FDSTORE.
+    pub store: Store,
     /// NOTIFY_SOCKET.
     pub manager: ServiceManager,
     /// Why the service manager is not notified although NOTIFY_SOCKET is set.
@@ -91,20 +93,38 @@ pub fn check_ids() -> Result<()> {
 /// Closes what the launcher left open, forgets the environment, and sets mask, core limit and SIGCHLD.
 ///
 /// # Errors
-/// If WG_TUN_FD or WG_UAPI_FD is not the number of an open descriptor of its own, or comes from a user
-/// who has no capability but the program's.
+/// If WG_TUN_FD, WG_UAPI_FD or one of LISTEN_FDS is not the number of an open descriptor of its own, or comes
+/// from a user who has no capability but the program's.
 pub fn clean_process() -> Result<Inherited> {
     const VARIABLES: [&str; 2] = ["WG_TUN_FD", "WG_UAPI_FD"];
     let is_file_capable = are_of_the_file();
     let [tun, uapi] = VARIABLES.map(|name| descriptor_variable(name, is_file_capable));
-    let (tun, uapi) = (tun?, uapi?);
+    let (tun, uapi, stored) = (tun?, uapi?, stored_queues(is_file_capable)?);
     if tun.is_some() && tun == uapi {
         return Err(Error::new(
             "WG_TUN_FD and WG_UAPI_FD are the same descriptor; unset one of them",
         ));
     }
-    let kept: Vec<_> = [tun, uapi].into_iter().flatten().map(RawFd::cast_unsigned).collect();
+    let named: Vec<_> = [tun, uapi].into_iter().flatten().collect();
+    if named.iter().any(|number| stored.contains(number)) {
+        return Err(Error::new(format!(
+            "WG_TUN_FD or WG_UAPI_FD is a descriptor that is named {STORED_QUEUE} by LISTEN_FDNAMES; unset one of them"
+        )));
+    }
+    let kept: Vec<_> = named.iter().chain(&stored).map(|number| number.cast_unsigned()).collect();
     wgsep_policy::close_inherited_descriptors(&kept).step("close inherited descriptors")?;
+    // Before anything is opened, which would get a number that is not.
+    let take = |name: &str, number| {
+        sys::take_descriptor(number).step(&format!("{name} is not an open descriptor"))
+    };
+    let tun = tun.map(|number| take("WG_TUN_FD", number)).transpose()?;
+    let uapi = uapi.map(|number| take("WG_UAPI_FD", number)).transpose()?;
+    let stored = stored.into_iter().map(|number| take(&format!("{number} of LISTEN_FDS"), number));
+    let store = Store {
+        queues: stored.collect::<Result<_>>()?,
+        // The user who named the socket would get the interface.
+        capacity: if is_file_capable { 0 } else { capacity_of_environment() },
+    };
     // As with sd_notify(3), no socket keeps the daemon from serving.
     let (manager, unnotified) = match with_callers_rights(is_file_capable, manager_of_environment)?
     {
@@ -117,17 +137,7 @@ pub fn clean_process() -> Result<Inherited> {
     // Where the launcher ignores it, the kernel keeps no exit status, and a breach of the contract looks like any
     // other end.
     sys::set_action(Signal::SIGCHLD, SigHandler::SigDfl).step("reset SIGCHLD")?;
-    let take = |name: &str, number: Option<RawFd>| {
-        let step = format!("{name} is not an open descriptor");
-        number.map(|number| sys::take_descriptor(number).step(&step)).transpose()
-    };
-    Ok(Inherited {
-        tun: take("WG_TUN_FD", tun)?,
-        uapi: take("WG_UAPI_FD", uapi)?,
-        manager,
-        unnotified,
-        is_file_capable,
-    })
+    Ok(Inherited { tun, uapi, store, manager, unnotified, is_file_capable })
 }
 
 /// Runs `work`, which opens what the caller named, without the capabilities that are the program's.
@@ -162,9 +172,7 @@ fn descriptor_variable(name: &str, is_file_capable: bool) -> Result<Option<RawFd
         return Ok(None);
     };
     if is_file_capable {
-        return Err(Error::new(format!(
-            "{name} is refused, because wgsep has its capability from its program's file and not from who started it; unset it, or start wgsep as root"
-        )));
+        return Err(refused_of_a_user(name));
     }
     let number = value.to_str().and_then(|value| value.parse().ok()).filter(|number| *number > 2);
     number.map(Some).ok_or_else(|| {
@@ -172,6 +180,35 @@ fn descriptor_variable(name: &str, is_file_capable: bool) -> Result<Option<RawFd
             "{name} must be the number of an open descriptor above 2; unset it, or set it to one"
         ))
     })
+}
+
+/// The numbers of the TUN queues that the service manager has stored (sd_listen_fds(3)). Others are ignored, as are all
+/// that are another process's.
+fn stored_queues(is_file_capable: bool) -> Result<Vec<RawFd>> {
+    const FIRST: RawFd = 3;
+    let [pid, count, names] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"]
+        .map(|name| std::env::var(name).unwrap_or_default());
+    let names: Vec<_> = names.split(':').collect();
+    if pid != getpid().to_string() || !names.contains(&STORED_QUEUE) {
+        return Ok(Vec::new());
+    }
+    if is_file_capable {
+        return Err(refused_of_a_user("LISTEN_FDS"));
+    }
+    if count != names.len().to_string() {
+        return Err(Error::new(format!(
+            "LISTEN_FDS is {count:?}, and LISTEN_FDNAMES has {} names; have the service manager set both, or unset them",
+            names.len()
+        )));
+    }
+    let numbered = (FIRST..).zip(names).filter(|(_, name)| *name == STORED_QUEUE);
+    Ok(numbered.map(|(number, _)| number).collect())
+}
+
+fn refused_of_a_user(name: &str) -> Error {
+    Error::new(format!(
+        "{name} is refused, because wgsep has its capability from its program's file and not from who started it; unset it, or start wgsep as root"
+    ))
 }
 
 /// A warning where any user may execute this program with the capabilities of its file.

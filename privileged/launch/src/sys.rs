@@ -87,6 +87,16 @@ pub(crate) fn tun_identity(tun: BorrowedFd<'_>) -> nix::Result<(String, c_int)> 
     Ok((name_of(&request), c_int::from(flags.cast_unsigned())))
 }
 
+/// The network namespace that the interface of a TUN queue is in.
+pub(crate) fn tun_netns(tun: BorrowedFd<'_>) -> nix::Result<File> {
+    // linux/if_tun.h; Linux 5.7.
+    const TUNGETDEVNETNS: c_int = 0x54e3;
+    // SAFETY: the request takes no argument.
+    let opened = Errno::result(unsafe { libc::ioctl(tun.as_raw_fd(), TUNGETDEVNETNS as _) })?;
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    Ok(unsafe { File::from_raw_fd(opened) })
+}
+
 /// Sets the length of the virtio_net_hdr before each packet.
 pub(crate) fn set_vnet_header_len(tun: BorrowedFd<'_>, len: c_int) -> nix::Result<()> {
     // SAFETY: TUNSETVNETHDRSZ reads an int, which is live.

@@ -3,18 +3,20 @@
 use crate::autoconf;
 use crate::netlink;
 use crate::netns::Netns;
+use crate::notify_socket::{self, Store};
 use crate::{Offload, Options, sys};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::unistd::write;
 use std::fs::OpenOptions;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use wgsep_ipc::TunOffload;
+use wgsep_journal::{Level, ServiceManager};
 use wgsep_monitor::{Error, Result, Step};
 use wgsep_policy::{Capability, capabilities};
 
@@ -49,8 +51,8 @@ pub struct TunDevice {
     pub ifindex: u32,
     /// What its queues do besides single packets.
     pub offload: TunOffload,
-    /// A line of the log about what the kernel still does on it by itself.
-    pub not_switched_off: Option<String>,
+    /// Lines of the log: what the kernel still does on it by itself, and what became of stored queues.
+    pub notes: Vec<(Level, String)>,
 }
 
 /// Checks a name as an operator typed it.
@@ -82,15 +84,20 @@ pub fn check_name(name: &str) -> Result<()> {
 }
 
 impl TunDevice {
-    /// Has the interface that an operator asks for: `adopted` (WG_TUN_FD), or a new one where it is to
-    /// be. The number of its network namespace in that of the UDP sockets, in which this process is from
-    /// now on; `None` if they are the same.
+    /// Has the interface that an operator asks for: `adopted` (WG_TUN_FD); or that of a daemon that crashed, whose
+    /// queues the service manager has stored; or a new one where it is to be. The number of its network
+    /// namespace in that of the UDP sockets, in which this process is from now on; `None` if they are the same.
     ///
     /// # Errors
     /// If it cannot be had, or a namespace cannot be entered.
-    pub fn open(options: &Options, adopted: Option<OwnedFd>) -> Result<(Self, Option<i32>)> {
+    pub fn open(
+        options: &Options,
+        adopted: Option<OwnedFd>,
+        store: Store,
+        manager: &ServiceManager,
+    ) -> Result<(Self, Option<i32>)> {
         let Options { interface, without, tun_netns, socket_netns, .. } = options;
-        let adopted = adopted.map(|queue| Self::adopt(queue, without)).transpose()?;
+        let adopted = adopted.map(|queue| Self::adopt(queue, "WG_TUN_FD", without)).transpose()?;
         let netns = match tun_netns {
             Some(_) if adopted.is_some() => {
                 return Err(Error::new(
@@ -111,17 +118,84 @@ impl TunDevice {
             Netns::open(name)?.enter()?;
         }
         let number = netns.number()?;
-        let mut device = match (adopted, number) {
+        let (is_new, mut notes) = (adopted.is_none(), Vec::new());
+        if !store.queues.is_empty() {
+            let restore = || Self::restore(store.queues, &netns, options);
+            let restored = match number {
+                _ if !is_new => Err(Error::new("WG_TUN_FD is set")),
+                None => restore(),
+                Some(_) => netns.inside(restore),
+            };
+            match restored {
+                Ok(device) => return Ok((device, number)),
+                Err(error) => notes.push((
+                    Level::Warn,
+                    format!("the interface that the service manager stored is given up: {error}"),
+                )),
+            }
+            // With its last queue the interface goes, and leaves its name.
+            manager.remove_queues();
+        }
+        let device = match (adopted, number) {
             (Some(device), _) => device,
             (None, None) => Self::create(interface, without)?,
             (None, Some(_)) => Self::create_in(&netns, interface, without)?,
         };
         let switch_off = || Ok(autoconf::switch_off(&device.name, device.ifindex));
-        device.not_switched_off = match number {
+        let not_switched_off = match number {
             None => switch_off()?,
             Some(_) => netns.inside(switch_off)?,
         };
-        Ok((device, number))
+        notes.extend(not_switched_off.map(|line| (Level::Debug, line)));
+        if is_new {
+            let queues: Vec<_> = device.queues().map(AsRawFd::as_raw_fd).collect();
+            let not_stored = notify_socket::store(manager, store.capacity, &queues);
+            notes.extend(not_stored.map(|line| (Level::Warn, line)));
+        }
+        Ok((Self { notes, ..device }, number))
+    }
+
+    /// Takes over the interface of a daemon that crashed, as it is, by the queues that it had: a single one, or
+    /// those that are read and one that is detached. If some of the former were not stored, the kernel has
+    /// removed them.
+    ///
+    /// # Errors
+    /// If these are not such queues, or of another interface than is asked for.
+    fn restore(stored: Vec<OwnedFd>, netns: &Netns, options: &Options) -> Result<Self> {
+        const LABEL: &str = "a stored queue";
+        let (mut flow_queues, mut detached) = (Vec::new(), Vec::new());
+        for queue in stored {
+            let (name, flags) = identity(&queue, LABEL)?;
+            let is_here = netns.is(&sys::tun_netns(queue.as_fd()).step(LABEL)?).step(LABEL)?;
+            if !is_here || !(options.interface == name || options.interface.contains('%')) {
+                return Err(Error::new(format!(
+                    "{LABEL} is of {name}, which was renamed or moved to another network namespace"
+                )));
+            }
+            let is_read = flags & libc::IFF_DETACH_QUEUE == 0;
+            if is_read { &mut flow_queues } else { &mut detached }.push(queue);
+        }
+        let (written, read) = (detached.len(), flow_queues.len());
+        let queue = match (written, read) {
+            (0, 1) => flow_queues.pop(),
+            (1, 1..=FLOW_QUEUES) => detached.pop(),
+            _ => None,
+        };
+        let queue = queue.ok_or_else(|| {
+            Error::new(format!(
+                "{written} stored queues are detached and {read} are not; wgsep has one and up to {FLOW_QUEUES}"
+            ))
+        })?;
+        let mut device = Self::adopt(queue, LABEL, &options.without)?;
+        device.flow_queues = flow_queues;
+        device.notes.push((
+            Level::Info,
+            format!(
+                "took over the interface as it was, with {} queues that the service manager stored",
+                written + read
+            ),
+        ));
+        Ok(device)
     }
 
     /// Creates the interface, which goes when its queues are closed.
@@ -198,37 +272,24 @@ impl TunDevice {
         Ok(())
     }
 
-    /// Takes over an interface that another program created (WG_TUN_FD).
+    /// Takes over an interface by a queue that was opened before this process: WG_TUN_FD, or as `label` says.
     ///
     /// # Errors
     /// If the descriptor is no TUN queue, or not open for reading and writing.
-    fn adopt(queue: OwnedFd, without: &[Offload]) -> Result<Self> {
-        let (name, flags) =
-            sys::tun_identity(queue.as_fd()).step("WG_TUN_FD is not a TUN device")?;
-        let other_flags = || {
-            Error::new("WG_TUN_FD is opened with other flags; open it with IFF_TUN and IFF_NO_PI")
-        };
-        if flags & libc::IFF_TUN == 0 {
-            return Err(other_flags());
-        }
-        let mode = fcntl(&queue, FcntlArg::F_GETFL).step("WG_TUN_FD")? & libc::O_ACCMODE;
-        if mode != libc::O_RDWR {
-            return Err(Error::new(
-                "WG_TUN_FD is open for reading or for writing alone; open it with O_RDWR",
-            ));
-        }
-        fcntl(&queue, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).step("WG_TUN_FD")?;
+    fn adopt(queue: OwnedFd, label: &str, without: &[Offload]) -> Result<Self> {
+        let (name, flags) = identity(&queue, label)?;
         let vnet_hdr = flags & libc::IFF_VNET_HDR != 0;
         if vnet_hdr {
             // It may have been set up for longer headers, and for more than is wanted.
             sys::set_vnet_header_len(queue.as_fd(), VNET_HDR_LEN)
-                .step("set the length of virtio_net_hdr of WG_TUN_FD")?;
-            sys::set_offload(queue.as_fd(), 0).step("take back the offloads of WG_TUN_FD")?;
+                .step(&format!("set the length of virtio_net_hdr of {label}"))?;
+            let none = sys::set_offload(queue.as_fd(), 0);
+            none.step(&format!("take back the offloads of {label}"))?;
         }
         let mut device = Self::of(queue, name);
         device.identify(flags, without)?;
         if has_packet_information(device.queue.as_fd(), vnet_hdr) {
-            return Err(other_flags());
+            return Err(other_flags(label));
         }
         Ok(device)
     }
@@ -236,7 +297,7 @@ impl TunDevice {
     /// A device of which no more than this is known.
     fn of(queue: OwnedFd, name: String) -> Self {
         let (flow_queues, offload) = (Vec::new(), TunOffload::default());
-        Self { queue, flow_queues, name, ifindex: 0, offload, not_switched_off: None }
+        Self { queue, flow_queues, name, ifindex: 0, offload, notes: Vec::new() }
     }
 
     fn identify(&mut self, flags: libc::c_int, without: &[Offload]) -> Result<()> {
@@ -264,6 +325,10 @@ impl TunDevice {
         Ok(())
     }
 
+    fn queues(&self) -> impl Iterator<Item = &OwnedFd> {
+        [&self.queue].into_iter().chain(&self.flow_queues)
+    }
+
     /// All its queues, as the dataplane expects them.
     pub fn into_queues(self) -> Vec<OwnedFd> {
         [vec![self.queue], self.flow_queues].into_iter().flatten().collect()
@@ -288,6 +353,29 @@ fn attach_new(queue: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> nix::Res
             outcome => return outcome,
         }
     }
+}
+
+/// Name and flags of the interface of a TUN queue that was opened before this process, which no longer blocks.
+fn identity(queue: &OwnedFd, label: &str) -> Result<(String, libc::c_int)> {
+    let (name, flags) = sys::tun_identity(queue.as_fd()).advise(
+        &format!("{label} is not a TUN device"),
+        &[(&[Errno::EBADFD], &format!("the interface of {label} was deleted; start wgsep again"))],
+    )?;
+    if flags & libc::IFF_TUN == 0 {
+        return Err(other_flags(label));
+    }
+    let mode = fcntl(queue, FcntlArg::F_GETFL).step(label)? & libc::O_ACCMODE;
+    if mode != libc::O_RDWR {
+        return Err(Error::new(format!(
+            "{label} is open for reading or for writing alone; open it with O_RDWR"
+        )));
+    }
+    fcntl(queue, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).step(label)?;
+    Ok((name, flags))
+}
+
+fn other_flags(label: &str) -> Error {
+    Error::new(format!("{label} is opened with other flags; open it with IFF_TUN and IFF_NO_PI"))
 }
 
 /// By a socket of this process: if_nametoindex(3) hides why it has none.

@@ -173,9 +173,14 @@ impl Monitor {
             return error;
         }
         match self.died() {
-            End::Failed(status, line) => Error { line, status },
+            End::Failed(status, line) => self.failed(status, line),
             End::Orderly(_) => error,
         }
+    }
+
+    fn failed(&self, status: u8, line: String) -> Error {
+        self.keep_or_remove_queues(status);
+        Error { line, status }
     }
 
     /// Waits for the dataplane's report of its lock-down. Returns the sequence number to answer, and the
@@ -194,9 +199,10 @@ impl Monitor {
             match self.turn(left) {
                 Continue(None) => {}
                 Continue(Some(sandbox)) => return Ok(sandbox),
-                Break(End::Failed(status, line)) => return Err(Error { line, status }),
+                Break(End::Failed(status, line)) => return Err(self.failed(status, line)),
                 Break(End::Orderly(why)) => {
                     let line = format!("ended: {why}, before the dataplane was ready");
+                    self.keep_or_remove_queues(0);
                     self.log.info(&line);
                     return Err(Error { line, status: 0 });
                 }

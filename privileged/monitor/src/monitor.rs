@@ -78,6 +78,7 @@ impl Monitor {
         };
         let is_orderly = status == 0;
         self.manager.stopping(&why);
+        self.keep_or_remove_queues(status);
         if is_orderly {
             let _already_gone = self.requests.notice(&Notice::Shutdown);
             let _either_way = self.has_ended(GRACE);
@@ -163,6 +164,14 @@ impl Monitor {
     }
 
     // ------------------------------------------------------------ the end
+
+    /// Has the service manager keep the interface for the next start after a failure alone: an end that was asked for
+    /// removes it, and so does a breach, after which there is no next start.
+    pub(crate) fn keep_or_remove_queues(&self, status: u8) {
+        if status != FAILURE {
+            self.manager.remove_queues();
+        }
+    }
 
     /// Gives the dataplane some time to end by itself; true if it has.
     pub(crate) fn has_ended(&self, within: Duration) -> bool {
