@@ -1,5 +1,6 @@
 //! What is kept of a tunnel when one of its processes dies, with the unit and systemd.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use wgsep_tests::daemon::Daemon;
@@ -58,7 +59,11 @@ fn after_a_crash_systemd_and_the_unit_keep_the_interface_and_nothing_leaves_by_a
     let show =
         |what: &str| machine.run(&format!("systemctl show --value --property {what} wgsep@wg0"));
     let is_there = || left.output("ip link show wg0").status.success();
-    let helper = || show("MainPID").trim().to_owned();
+    let helper = || {
+        let pid = show("MainPID").trim().to_owned();
+        assert_ne!(pid, "0", "the unit does not run");
+        pid
+    };
     let dataplane = || machine.run(&format!("cat /proc/{}/task/*/children", helper()));
     assert_eq!(show("NFileDescriptorStore").trim(), "17");
 
@@ -86,7 +91,22 @@ fn after_a_crash_systemd_and_the_unit_keep_the_interface_and_nothing_leaves_by_a
     let log = machine.run("journalctl --quiet --no-pager --unit wgsep@wg0");
     let line = "took over the interface as it was, with 17 queues that the service manager stored";
     assert_eq!(log.matches(line).count(), 4, "{log}");
+
+    // What fails after the start is tried again, beside an interface that stays.
+    let configuration = fs::read_to_string(&file).unwrap();
+    write_configuration(&file, &format!("{configuration}\n[Interface]\nPostUp = true\n"));
+    let restarts = || show("NRestarts").trim().parse::<u32>().unwrap();
+    let pinging = Pinging::start(&left, theirs);
+    machine.run(&format!("kill -KILL {}", helper()));
+    wait::until("it has failed more than once", SERVICE_LIMIT, || restarts() > 8);
+    assert_eq!(state(&left), before);
+    write_configuration(&file, &configuration);
+    wait::until("the unit is active", SERVICE_LIMIT, || show("ActiveState").trim() == "active");
+    pinging.until_more(3);
+    assert_eq!(state(&left), before);
     assert_eq!(leaked.packets(), 0);
+    // From here on, only what goes through the tunnel is answered.
+    left.run("ip route del default");
 
     // A restart that was asked for makes the interface anew, from the file.
     machine.run("systemctl restart wgsep@wg0");

@@ -102,6 +102,19 @@ impl ServiceManager {
         });
     }
 
+    /// Waits until all that was sent before is received.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be sent to, or does not receive.
+    #[track_caller]
+    pub fn catch_up(&self) {
+        let mark = format!("MARK={}", self.messages().len());
+        let sent = UnixDatagram::unbound().and_then(|to| to.send_to(mark.as_bytes(), &self.path));
+        assert!(sent.is_ok(), "cannot send to {}: {sent:?}", self.path.display());
+        self.until_message(&mark);
+    }
+
     /// Duplicates of what is stored.
     ///
     /// # Panics

@@ -1,6 +1,6 @@
 //! What the operator and the host do while the dataplane is served. None of it comes from the dataplane.
 
-use crate::monitor::{End, Monitor};
+use crate::monitor::{End, Monitor, SIGTERM};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use std::ops::ControlFlow::{self, Break, Continue};
@@ -15,7 +15,7 @@ impl Monitor {
     pub(crate) fn signal(&mut self) -> ControlFlow<End> {
         let Ok(Some(info)) = self.signals.read_signal() else { return Continue(()) };
         match Signal::try_from(info.ssi_signo.cast_signed()) {
-            Ok(Signal::SIGTERM) => return Break(End::Orderly("SIGTERM")),
+            Ok(Signal::SIGTERM) => return Break(End::Orderly(SIGTERM)),
             Ok(Signal::SIGINT) => return Break(End::Orderly("SIGINT")),
             Ok(Signal::SIGCHLD) => self.reap_orphans(),
             _hang_up => self.switch_log_level(),

@@ -179,7 +179,7 @@ impl Monitor {
     }
 
     fn failed(&self, status: u8, line: String) -> Error {
-        self.keep_or_remove_queues(status);
+        self.keep_or_remove_queues(status, &line);
         Error { line, status }
     }
 
@@ -202,7 +202,7 @@ impl Monitor {
                 Break(End::Failed(status, line)) => return Err(self.failed(status, line)),
                 Break(End::Orderly(why)) => {
                     let line = format!("ended: {why}, before the dataplane was ready");
-                    self.keep_or_remove_queues(0);
+                    self.keep_or_remove_queues(0, why);
                     self.log.info(&line);
                     return Err(Error { line, status: 0 });
                 }

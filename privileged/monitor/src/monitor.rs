@@ -19,6 +19,9 @@ pub(crate) const GRACE: Duration = Duration::from_millis(500);
 /// The same of one that has said goodbye, on a busy machine.
 const LAST_GRACE: Duration = Duration::from_secs(5);
 
+/// Why the daemon ends after that signal.
+pub(crate) const SIGTERM: &str = "SIGTERM";
+
 /// Reads of the log's pipe at the end: each takes 4 KiB of the 64 that it holds, unless less was written.
 const LAST_READS: usize = 64;
 
@@ -78,7 +81,7 @@ impl Monitor {
         };
         let is_orderly = status == 0;
         self.manager.stopping(&why);
-        self.keep_or_remove_queues(status);
+        self.keep_or_remove_queues(status, &why);
         if is_orderly {
             let _already_gone = self.requests.notice(&Notice::Shutdown);
             let _either_way = self.has_ended(GRACE);
@@ -165,10 +168,10 @@ impl Monitor {
 
     // ------------------------------------------------------------ the end
 
-    /// Has the service manager keep the interface for the next start after a failure alone: an end that was asked for
-    /// removes it, and so does a breach, after which there is no next start.
-    pub(crate) fn keep_or_remove_queues(&self, status: u8) {
-        if status != FAILURE {
+    /// Has the service manager close the queues that it stores, unless it may start the daemon again: after a
+    /// failure, and after SIGTERM, by which it also ends a start that failed.
+    pub(crate) fn keep_or_remove_queues(&self, status: u8, why: &str) {
+        if status != FAILURE && why != SIGTERM {
             self.manager.remove_queues();
         }
     }
