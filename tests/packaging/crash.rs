@@ -132,11 +132,19 @@ fn after_a_crash_systemd_and_the_unit_keep_the_interface_and_nothing_leaves_by_a
 
     // The same while systemd waits to start it again.
     machine.run(
-        "mkdir -p /run/systemd/system/wgsep@.service.d && printf '[Service]\\nRestartSec=5\\n' \
+        "mkdir -p /run/systemd/system/wgsep@.service.d && printf '[Service]\\nRestartSec=5\\nWatchdogSec=1\\n' \
          >/run/systemd/system/wgsep@.service.d/late.conf && systemctl daemon-reload && \
          systemctl start wgsep@wg0",
     );
     until_ping(&left, theirs);
+    // A process that hangs is killed by the watchdog.
+    let before = state(&left);
+    machine.run(&format!("kill -STOP {}", dataplane()));
+    wait::until("the watchdog kills it", SERVICE_LIMIT, || {
+        show("SubState").trim() == "auto-restart"
+    });
+    until_ping(&left, theirs);
+    assert_eq!(state(&left), before);
     let waits = || show("SubState").trim() == "auto-restart";
     let crash = || {
         machine.run(&format!("kill -KILL {}", helper()));

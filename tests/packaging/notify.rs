@@ -47,6 +47,7 @@ fn the_manager_is_notified_of_readiness_life_and_the_end() {
         assert_eq!(next(&manager), "WATCHDOG=1");
     }
     daemon.process.signal(Signal::SIGTERM);
+    assert_eq!(next_news(&manager), "FDSTOREREMOVE=1\nFDNAME=wgsep-tun");
     assert_eq!(next_news(&manager), "STOPPING=1\nSTATUS=SIGTERM");
     assert_eq!(daemon.process.exit_within(LIMIT).code(), Some(0));
 }

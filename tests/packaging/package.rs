@@ -165,8 +165,11 @@ fn the_unit_is_clean_and_as_little_exposed_as_security_says() {
     let scratch = Scratch::new();
     make(&["install", &format!("DESTDIR={}", scratch.display()), "PREFIX=/usr"]);
     let unit = scratch.join("usr/lib/systemd/system/wgsep@.service");
-    // A command of the system, which the staged tree has none of.
-    run(Command::new("install").args(["-D", "/usr/bin/mkdir"]).arg(scratch.join("usr/bin/mkdir")));
+    // Commands of the system, of which the staged tree has none.
+    for command in ["/usr/bin/mkdir", "/bin/sh"] {
+        let staged = scratch.join(&command[1..]);
+        run(Command::new("install").arg("-D").args([Path::new(command), &staged]));
+    }
     let root = format!("--root={}", scratch.display());
     // The targets that it names are systemd's, of which the staged tree has none.
     let checked = output(Command::new("systemd-analyze").args([

@@ -401,28 +401,37 @@ fn descriptors_that_are_meant_for_others_are_closed_and_not_looked_at() {
     }
 }
 
-/// SIGTERM is how systemd ends a daemon whose configuration failed, and starts it again then.
+/// SIGTERM is how systemd ends a daemon whose configuration failed, and starts it again then: after a crash the
+/// interface stays until that succeeds.
 #[test]
-fn the_interface_is_removed_after_a_breach_and_sigint_and_stays_after_a_failure_and_sigterm() {
+fn the_interface_stays_after_a_failure_and_after_sigterm_until_a_crash_is_overcome() {
     require!(Wgsep);
-    for (signal, status, stays) in [
-        (Signal::SIGSYS, 76, false),
-        (Signal::SIGSEGV, 1, true),
-        (Signal::SIGTERM, 0, true),
-        (Signal::SIGINT, 0, false),
+    for (is_after_crash, signal, status, stays) in [
+        (false, Signal::SIGSYS, 76, false),
+        (false, Signal::SIGSEGV, 1, true),
+        (false, Signal::SIGTERM, 0, false),
+        (false, Signal::SIGINT, 0, false),
+        (true, Signal::SIGSYS, 76, false),
+        (true, Signal::SIGSEGV, 1, true),
+        (true, Signal::SIGTERM, 0, true),
+        (true, Signal::SIGINT, 0, false),
     ] {
-        let (manager, netns) = (ServiceManager::default(), Netns::new());
-        let mut daemon =
-            Daemon::start_with(Wgsep, &netns, |command| manager.supervise(command, CAPACITY));
+        let (manager, netns, interface) =
+            (ServiceManager::default(), Netns::new(), unique_interface());
+        if is_after_crash {
+            drop(crashed(&manager, &netns, &interface));
+        }
+        let mut daemon = start_again(&manager, &netns, &interface, |_| {});
         manager.until_message("READY=1");
         let victim = if status == 0 { daemon.process.pid() } else { daemon.dataplane() };
         kill(victim, signal).unwrap();
         assert_eq!(daemon.process.exit_within(LIMIT).code(), Some(status));
         manager.catch_up();
         let removed = "FDSTOREREMOVE=1\nFDNAME=wgsep-tun".to_owned();
-        assert_eq!(manager.messages().contains(&removed), !stays, "{signal}");
-        assert_eq!(manager.stored().len(), if stays { QUEUES } else { 0 });
-        assert_eq!(daemon.has_interface(), stays, "{signal}");
+        let what = format!("{signal}, after a crash: {is_after_crash}");
+        assert_eq!(manager.messages().contains(&removed), !stays, "{what}");
+        assert_eq!(manager.stored().len(), if stays { QUEUES } else { 0 }, "{what}");
+        assert_eq!(daemon.has_interface(), stays, "{what}");
         // As a unit that is stopped has it.
         manager.store(Vec::new());
         wait_for_removal(&netns, &daemon.interface);

@@ -139,6 +139,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     }
     let line = |offload| offload::missing(offload, &options.without);
     let (missing, missing_gro) = (tun.missing().map(line), line(Offload::UdpGro));
+    let is_restored = tun.is_restored;
     let (ifindex, offload, queues) = (tun.ifindex, tun.offload, tun.into_queues());
     let tun_queues = queues.len() as u8;
     let granted = Reply::Granted { ifindex, netns, follows_moves, tun_queues, offload };
@@ -156,5 +157,6 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
         generation: generation::watch(),
         log,
         manager,
+        is_restored,
     })
 }

@@ -186,14 +186,14 @@ fn descriptor_variable(name: &str, is_file_capable: bool) -> Result<Option<RawFd
 /// that are another process's.
 fn stored_queues(is_file_capable: bool) -> Result<Vec<RawFd>> {
     const FIRST: RawFd = 3;
-    let [pid, count, names] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"]
-        .map(|name| std::env::var(name).unwrap_or_default());
+    const VARIABLES: [&str; 3] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
+    let [count, pid, names] = VARIABLES.map(|name| std::env::var(name).unwrap_or_default());
     let names: Vec<_> = names.split(':').collect();
     if pid != getpid().to_string() || !names.contains(&STORED_QUEUE) {
         return Ok(Vec::new());
     }
     if is_file_capable {
-        return Err(refused_of_a_user("LISTEN_FDS"));
+        return Err(refused_of_a_user(VARIABLES[0]));
     }
     if count != names.len().to_string() {
         return Err(Error::new(format!(

@@ -51,6 +51,8 @@ pub struct TunDevice {
     pub ifindex: u32,
     /// What its queues do besides single packets.
     pub offload: TunOffload,
+    /// Whether it is that of a daemon that crashed.
+    pub is_restored: bool,
     /// Lines of the log: what the kernel still does on it by itself, and what became of stored queues.
     pub notes: Vec<(Level, String)>,
 }
@@ -122,7 +124,9 @@ impl TunDevice {
         if !store.queues.is_empty() {
             let restore = || Self::restore(store.queues, &netns, options);
             let restored = match number {
-                _ if !is_new => Err(Error::new("WG_TUN_FD is set")),
+                _ if !is_new => {
+                    Err(Error::new("WG_TUN_FD is set; unset it to keep that interface"))
+                }
                 None => restore(),
                 Some(_) => netns.inside(restore),
             };
@@ -169,7 +173,7 @@ impl TunDevice {
             let is_here = netns.is(&sys::tun_netns(queue.as_fd()).step(LABEL)?).step(LABEL)?;
             if !is_here || !(options.interface == name || options.interface.contains('%')) {
                 return Err(Error::new(format!(
-                    "{LABEL} is of {name}, which was renamed or moved to another network namespace"
+                    "{LABEL} is of {name}, which was renamed or moved to another network namespace; start wgsep with its name and --tun-netns to keep it"
                 )));
             }
             let is_read = flags & libc::IFF_DETACH_QUEUE == 0;
@@ -187,7 +191,7 @@ impl TunDevice {
             ))
         })?;
         let mut device = Self::adopt(queue, LABEL, &options.without)?;
-        device.flow_queues = flow_queues;
+        (device.flow_queues, device.is_restored) = (flow_queues, true);
         device.notes.push((
             Level::Info,
             format!(
@@ -297,7 +301,8 @@ impl TunDevice {
     /// A device of which no more than this is known.
     fn of(queue: OwnedFd, name: String) -> Self {
         let (flow_queues, offload) = (Vec::new(), TunOffload::default());
-        Self { queue, flow_queues, name, ifindex: 0, offload, notes: Vec::new() }
+        let (is_restored, notes) = (false, Vec::new());
+        Self { queue, flow_queues, name, ifindex: 0, offload, is_restored, notes }
     }
 
     fn identify(&mut self, flags: libc::c_int, without: &[Offload]) -> Result<()> {

@@ -1,6 +1,6 @@
 //! What the operator and the host do while the dataplane is served. None of it comes from the dataplane.
 
-use crate::monitor::{End, Monitor, SIGTERM};
+use crate::monitor::{End, Monitor};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use std::ops::ControlFlow::{self, Break, Continue};
@@ -15,12 +15,21 @@ impl Monitor {
     pub(crate) fn signal(&mut self) -> ControlFlow<End> {
         let Ok(Some(info)) = self.signals.read_signal() else { return Continue(()) };
         match Signal::try_from(info.ssi_signo.cast_signed()) {
-            Ok(Signal::SIGTERM) => return Break(End::Orderly(SIGTERM)),
-            Ok(Signal::SIGINT) => return Break(End::Orderly("SIGINT")),
+            // A service manager sends it also where the configuration failed that follows a start, and starts the
+            // daemon again. After a crash the interface stays until that succeeds.
+            Ok(Signal::SIGTERM) if self.is_restored => return Break(End::Orderly("SIGTERM")),
+            Ok(Signal::SIGTERM) => return self.end_with_interface("SIGTERM"),
+            Ok(Signal::SIGINT) => return self.end_with_interface("SIGINT"),
             Ok(Signal::SIGCHLD) => self.reap_orphans(),
             _hang_up => self.switch_log_level(),
         }
         Continue(())
+    }
+
+    /// An orderly end of which the service manager keeps nothing.
+    fn end_with_interface(&self, why: &'static str) -> ControlFlow<End> {
+        self.manager.remove_queues();
+        Break(End::Orderly(why))
     }
 
     /// Reaps children other than the dataplane, whose end has a descriptor of its own: those that the launcher started
@@ -63,7 +72,7 @@ impl Monitor {
                 self.log.info(&line);
                 Continue(())
             }
-            Change::Removed => Break(End::Orderly("the UAPI socket was removed")),
+            Change::Removed => self.end_with_interface("the UAPI socket was removed"),
             Change::Unsafe(line) => Break(End::Failed(FAILURE, line)),
         }
     }

@@ -9,7 +9,7 @@ use nix::unistd::{Gid, Pid, Uid};
 use std::ops::ControlFlow::{Break, Continue};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
-use wgsep_host::{Error, Generation, Result, SocketFile};
+use wgsep_host::{BREACH, Error, Generation, Result, SocketFile};
 use wgsep_ipc::{Channel, Reply};
 use wgsep_journal::{Level, Log, ServiceManager};
 use wgsep_policy::{Grants, Layer, Named, Process as Confined, Report, State};
@@ -71,6 +71,8 @@ pub struct Unconfined {
     pub log: Log,
     /// The service manager.
     pub manager: ServiceManager,
+    /// Whether the interface is that of a daemon that crashed.
+    pub is_restored: bool,
 }
 
 impl Unconfined {
@@ -81,7 +83,7 @@ impl Unconfined {
     /// be confined, or if a layer is degraded where none may be. The dataplane is killed then.
     pub fn lock_down(self) -> Result<Monitor> {
         let Self { version, dataplane, interface, grants, gro, missing_gro, strict, .. } = self;
-        let Self { socket_file, signals, generation, log, manager, .. } = self;
+        let Self { socket_file, signals, generation, log, manager, is_restored, .. } = self;
         let Dataplane { process, channel, pid, ids, threads, mut report } = dataplane;
         let requests = Requests::new(channel, grants, gro);
         let missing_gro = Some(missing_gro);
@@ -94,6 +96,7 @@ impl Unconfined {
             generation,
             log,
             manager,
+            is_restored,
             missing_gro,
         };
         let helper_report = wgsep_policy::drop_helper_privileges(grants.needs_low_ports())?;
@@ -179,7 +182,9 @@ impl Monitor {
     }
 
     fn failed(&self, status: u8, line: String) -> Error {
-        self.keep_or_remove_queues(status, &line);
+        if status == BREACH {
+            self.manager.remove_queues();
+        }
         Error { line, status }
     }
 
@@ -202,7 +207,6 @@ impl Monitor {
                 Break(End::Failed(status, line)) => return Err(self.failed(status, line)),
                 Break(End::Orderly(why)) => {
                     let line = format!("ended: {why}, before the dataplane was ready");
-                    self.keep_or_remove_queues(0, why);
                     self.log.info(&line);
                     return Err(Error { line, status: 0 });
                 }

@@ -19,9 +19,6 @@ pub(crate) const GRACE: Duration = Duration::from_millis(500);
 /// The same of one that has said goodbye, on a busy machine.
 const LAST_GRACE: Duration = Duration::from_secs(5);
 
-/// Why the daemon ends after that signal.
-pub(crate) const SIGTERM: &str = "SIGTERM";
-
 /// Reads of the log's pipe at the end: each takes 4 KiB of the 64 that it holds, unless less was written.
 const LAST_READS: usize = 64;
 
@@ -61,6 +58,8 @@ pub struct Monitor {
     pub(crate) log: Log,
     /// Whoever supervises us.
     pub(crate) manager: ServiceManager,
+    /// Whether the interface is that of a daemon that crashed.
+    pub(crate) is_restored: bool,
     /// The line that is yet to be logged where UDP datagrams come one by one.
     pub(crate) missing_gro: Option<String>,
 }
@@ -81,7 +80,9 @@ impl Monitor {
         };
         let is_orderly = status == 0;
         self.manager.stopping(&why);
-        self.keep_or_remove_queues(status, &why);
+        if status == BREACH {
+            self.manager.remove_queues();
+        }
         if is_orderly {
             let _already_gone = self.requests.notice(&Notice::Shutdown);
             let _either_way = self.has_ended(GRACE);
@@ -167,14 +168,6 @@ impl Monitor {
     }
 
     // ------------------------------------------------------------ the end
-
-    /// Has the service manager close the queues that it stores, unless it may start the daemon again: after a
-    /// failure, and after SIGTERM, by which it also ends a start that failed.
-    pub(crate) fn keep_or_remove_queues(&self, status: u8, why: &str) {
-        if status != FAILURE && why != SIGTERM {
-            self.manager.remove_queues();
-        }
-    }
 
     /// Gives the dataplane some time to end by itself; true if it has.
     pub(crate) fn has_ended(&self, within: Duration) -> bool {
