@@ -14,6 +14,8 @@ nix::ioctl_write_ptr_bad!(tunsetvnethdrsz, libc::TUNSETVNETHDRSZ, c_int);
 nix::ioctl_write_ptr_bad!(tunsetqueue, libc::TUNSETQUEUE, libc::ifreq);
 nix::ioctl_write_int_bad!(tunsetoffload, libc::TUNSETOFFLOAD);
 nix::ioctl_write_int_bad!(tunsetlink, libc::TUNSETLINK);
+// TUNGETDEVNETNS of linux/if_tun.h.
+nix::ioctl_none!(tungetdevnetns, b'T', 227);
 // TIOCGDEV of asm-generic/ioctls.h.
 nix::ioctl_read!(tiocgdev, b'T', 0x32, libc::c_uint);
 
@@ -87,12 +89,10 @@ pub(crate) fn tun_identity(tun: BorrowedFd<'_>) -> nix::Result<(String, c_int)> 
     Ok((name_of(&request), c_int::from(flags.cast_unsigned())))
 }
 
-/// The network namespace that the interface of a TUN queue is in.
+/// The network namespace that the interface of a TUN queue is in; since Linux 5.7.
 pub(crate) fn tun_netns(tun: BorrowedFd<'_>) -> nix::Result<File> {
-    // linux/if_tun.h; Linux 5.7.
-    const TUNGETDEVNETNS: c_int = 0x54e3;
     // SAFETY: the request takes no argument.
-    let opened = Errno::result(unsafe { libc::ioctl(tun.as_raw_fd(), TUNGETDEVNETNS as _) })?;
+    let opened = unsafe { tungetdevnetns(tun.as_raw_fd()) }?;
     // SAFETY: the kernel has just made this descriptor for us alone.
     Ok(unsafe { File::from_raw_fd(opened) })
 }

@@ -163,8 +163,8 @@ impl Unconfined {
             monitor.log.info(&missing);
         }
         monitor.manager.ready(&format!("serving {}", interface.name));
-        // Our own copies of the TUN queues close here, so that the interface goes with the dataplane, and
-        // that of the listener, which would go on accepting clients.
+        // Our own copies of the TUN queues close here, so that the interface goes with the dataplane unless a service
+        // manager stores them, and that of the listener, which would go on accepting clients.
         Ok(monitor)
     }
 }
