@@ -120,7 +120,7 @@ install: build
 	@# Not to be read: a user who starts the helper by a file capability owns the user namespace that
 	@# the dataplane is in, and could trace it if its program were readable (SECURITY.md).
 	install -m 711 $(WGSEP_BIN_DIR)/wgsep-dataplane $(DESTDIR)$(LIBEXECDIR)
-	install -m 755 bin/dist/configure $(DESTDIR)$(LIBEXECDIR)
+	install -m 755 bin/dist/wgsep-quick $(DESTDIR)$(SBINDIR)
 	$(PLACED) bin/dist/wgsep.8 >$(DESTDIR)$(MANDIR)/man8/wgsep.8
 	$(PLACED) bin/dist/wgsep-sandbox.7 >$(DESTDIR)$(MANDIR)/man7/wgsep-sandbox.7
 	for page in README.md SECURITY.md CHANGELOG.md; do $(PLACED) $$page >$(DESTDIR)$(DOCDIR)/$$page || exit; done

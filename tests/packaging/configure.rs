@@ -1,5 +1,5 @@
-//! The unit's step `configure`: what it makes of a file that wg-quick(8) would read, and what it says of one
-//! that cannot be applied.
+//! wgsep-quick(8) beside a daemon that runs, as in the unit: what it makes of a file, and what it says of one that
+//! cannot be applied.
 
 use std::fs;
 use std::path::PathBuf;
@@ -46,10 +46,12 @@ impl Host {
     }
 
     fn command(&self, action: &str, file: &str) -> Command {
-        let line = "mkdir -p /etc/wireguard && mount -t tmpfs none /etc/wireguard && umask 077 && \
-                    printf %s \"$1\" >/etc/wireguard/$3.conf && \
+        // Each `up` is the first one of its file: what an earlier one recorded is not seen.
+        let line = "mkdir -p /etc/wireguard /run/wgsep-quick && mount -t tmpfs none /etc/wireguard && umask 077 && \
+                    mount -t tmpfs none /run/wgsep-quick && printf %s \"$1\" >/etc/wireguard/$3.conf && \
                     exec timeout 60 \"$4\" \"$2\" \"$3\" $5";
         let mut command = self.netns.command("unshare");
+        let action = if action == "up" { "apply" } else { action };
         command.args(["--mount", "sh", "-c", line, "sh", file, action, &self.daemon.interface]);
         command.arg(script());
         if action == "serve" {
@@ -101,7 +103,7 @@ impl Host {
 }
 
 fn script() -> PathBuf {
-    repository().join("bin/dist/configure")
+    repository().join("bin/dist/wgsep-quick")
 }
 
 /// A PATH that finds the programs of a directory first.
@@ -308,10 +310,8 @@ fn repeated_keys_are_read_as_wg_quick_reads_them() {
     host.must("reload", &file("Table = 7\nTable = auto\nMTU = 1370\nMTU =", &peer));
     assert_eq!(host.routes("-4"), peer);
     assert!(host.link().contains("mtu 1380"), "{}", host.link());
-    let said = host.refused("reload", &file("Table = auto\nTable = 7", &peer));
-    assert!(said.contains("Table = 7, a routing table of its own"), "{said}");
-    let said = host.refused("reload", &file("SaveConfig = false\nSaveConfig = True", &peer));
-    assert!(said.contains("SaveConfig = true, which is wg-quick(8)'s"), "{said}");
+    host.must("reload", &file("Table = auto\nTable = 7\nSaveConfig = True", &peer));
+    assert!(host.netns.run("ip route show table 7").starts_with(peer[0]));
 }
 
 /// As a text editor or a web page leaves them, from which a file was copied.
@@ -351,7 +351,7 @@ fn bytes_that_are_invisible_are_shown_where_a_line_is_refused() {
     host.must("up", &fs::read_to_string(&path).unwrap());
 
     let line = "mkdir -p /etc/wireguard && mount -t tmpfs none /etc/wireguard && umask 077 && \
-                printf '[Interface]\\n' | iconv -t UTF-16 >/etc/wireguard/x.conf && exec \"$0\" up x";
+                printf '[Interface]\\n' | iconv -t UTF-16 >/etc/wireguard/x.conf && exec \"$0\" serve x true";
     let mut command = host.netns.command("unshare");
     let refused = output(command.args(["--mount", "sh", "-c", line]).arg(script()));
     let said = String::from_utf8_lossy(&refused.stderr);
@@ -377,15 +377,10 @@ fn each_step_that_fails_says_so_in_one_line() {
         ),
         (file("", &["10.66.1.0/24", "192.0.2.0/24", "10.66.2.0/24"]), taken, "set Table = off"),
         (file("", &["fd66:1::/64"]), "cannot add the route fd66:1::/64", "set Table = off"),
-        (
-            file("", &["1.2.3.4/00"]),
-            "has AllowedIPs = 1.2.3.4/00, a default route",
-            "use wg-quick@",
-        ),
     ] {
         for action in ["up", "reload"] {
             let said = host.refused(action, &file);
-            let named = format!("configure: /etc/wireguard/{}.conf", host.daemon.interface);
+            let named = format!("wgsep-quick: /etc/wireguard/{}.conf", host.daemon.interface);
             assert!(said.starts_with(&named), "{said}");
             assert!(
                 said.contains(step) && said.contains(remedy),
@@ -469,7 +464,7 @@ fn a_wrong_value_of_any_key_is_named_with_its_line_and_what_to_write() {
             let said = host.refused(action, &file);
             let expected = expected.replace("SET", set);
             let expected =
-                format!("configure: /etc/wireguard/{}.conf: {expected}", host.daemon.interface);
+                format!("wgsep-quick: /etc/wireguard/{}.conf: {expected}", host.daemon.interface);
             assert!(said.starts_with(&expected), "no {expected:?}: {said}");
         }
     }
@@ -504,7 +499,7 @@ fn a_file_without_a_private_key_is_warned_of_in_one_line() {
         assert!(done.status.success(), "{said}");
         let interface = &host.daemon.interface;
         let expected = format!(
-            "configure: /etc/wireguard/{interface}.conf: there is no PrivateKey, so no handshake begins; \
+            "wgsep-quick: /etc/wireguard/{interface}.conf: there is no PrivateKey, so no handshake begins; \
              add it to [Interface], or set one: wg set {interface} private-key FILE\n"
         );
         assert_eq!(said, if is_warned_of { expected } else { String::new() }, "{action} {line}");
@@ -517,7 +512,7 @@ fn a_thousand_peers_take_as_many_processes_as_three() {
     require!(Wgsep);
     let counted = |peers: u32| {
         let (host, scratch) = (Host::new(), Scratch::new());
-        for program in ["ip", "wg", "wg-quick", "sed", "awk", "tr", "cut", "timeout", "getent"] {
+        for program in ["ip", "wg", "sed", "awk", "tr", "cut", "timeout", "getent"] {
             let counting = "#!/bin/sh\necho >>${0%/*}/count\nprogram=$(PATH=${PATH#*:}; command -v ${0##*/})\nexec $program \"$@\"\n";
             scratch.write_script(program, counting);
         }
@@ -551,8 +546,8 @@ fn a_file_that_cannot_be_read_is_named_with_its_owner_and_the_command_that_mends
             chmod 755 /etc/wireguard && umask 077 && printf %s \"$1\" >/etc/wireguard/$2.conf
             file=/etc/wireguard/$2.conf; eval \"$4\"
             configure() { setpriv --bounding-set -dac_override,-dac_read_search \"$@\"; }
-            configure $3 up $2 && exit 9
-            eval \"$5\" && configure $3 up $2";
+            configure $3 apply $2 && exit 9
+            eval \"$5\" && configure $3 apply $2";
         let mut command = host.netns.command("unshare");
         let file = file("", &["10.66.0.0/24"]);
         let interface = &host.daemon.interface;
@@ -589,7 +584,7 @@ fn a_file_that_cannot_be_read_is_named_with_its_owner_and_the_command_that_mends
         let name = format!("/etc/wireguard/{}.conf", host.daemon.interface);
         let [expected, remedy] = [expected, remedy].map(|text| text.replace("FILE", &name));
         let said = configure(spoil, &remedy);
-        assert!(said.starts_with(&format!("configure: cannot read {expected}")), "{said}");
+        assert!(said.starts_with(&format!("wgsep-quick: cannot read {expected}")), "{said}");
         assert!(remedy.starts_with("mv ") || said.trim_end().ends_with(&remedy), "{said}");
     }
     let said = configure("mv $file $file.old", "mv $file.old $file");
@@ -609,14 +604,13 @@ fn the_locale_does_not_change_how_a_file_is_read() {
     }
     let host = Host::new();
     for (file, expected) in [
-        (file("", &["0.0.0.0/0"]), "has AllowedIPs = 0.0.0.0/0, a default route"),
         (
             file("MTU = 1200\nAddress = 10.66.0.2/24", &["fd66::/64"]),
             "cannot configure fd66::/64 with MTU = 1200: an MTU below 1280 takes no IPv6",
         ),
         (file("LISTENPORT = 70000", &[]), "line 3: ListenPort = 70000 is not a port"),
-        (file("SAVECONFIG = TRUE", &[]), "has SaveConfig = true"),
-        (file("POSTUP = true", &[]), "has PostUp"),
+        (file("SAVECONFIG = I", &[]), "line 3: SaveConfig = I is neither true nor false"),
+        (file("POSTUP = exit 1", &[]), "line 3: POSTUP = exit 1: the hook ended with status 1"),
     ] {
         let mut command = host.command("up", &file);
         command.env("LOCPATH", &*locales).env("LC_ALL", "tr_TR.UTF-8");
@@ -626,26 +620,35 @@ fn the_locale_does_not_change_how_a_file_is_read() {
         assert!(said.contains(expected), "no {expected:?}: {said}");
     }
     assert!(host.routes("-4").is_empty());
+    let mut serve = host.command("serve", &file("", &["0.0.0.0/0"]));
+    let served = output(serve.env("LOCPATH", &*locales).env("LC_ALL", "tr_TR.UTF-8"));
+    assert!(served.stdout.starts_with(b"--fwmark 0xca00/0xffffff00 "), "{served:?}");
 }
 
 /// wg(8) removes the blanks of a line, also those within a key or a value.
 #[test]
 fn blanks_within_a_line_count_for_the_keys_of_wg_as_little_as_for_wg() {
     require!(Wgsep);
-    let host = Host::new();
-    for (allowed, shown) in [
-        ("AllowedIPs = 0.0.0.0/ 0", "0.0.0.0/0"),
-        ("AllowedIPs = 10.0.0.0/8, ::\t/\t0", "::/0"),
-        ("Allowed IPs = 0.0.0.0/0", "0.0.0.0/0"),
-        ("A llowed\tIP s = 0 . 0 . 0 . 0 / 0 0", "0.0.0.0/00"),
+    for (allowed, address) in [
+        ("AllowedIPs = 0.0.0.0/ 0", "203.0.113.1"),
+        ("AllowedIPs = 10.0.0.0/8, ::\t/\t0", "2001:db8::1"),
+        ("Allowed IPs = 0.0.0.0/0", "203.0.113.1"),
+        ("A llowed\tIP s = 0 . 0 . 0 . 0 / 0 0", "203.0.113.1"),
+        ("AllowedIPs = 1.2.3.4/00", "203.0.113.1"),
     ] {
-        let peer = format!("[Peer]\nPublicKey = {}\n{allowed}", KeyPair::generate().public);
+        let host = Host::new();
+        let key = KeyPair::generate().public;
+        let peer = format!("[Peer]\nPublicKey = {key}\n{allowed}");
+        let file = file("Address = 10.66.0.2/32, fd66::2/128", &[]) + &peer;
+        assert!(host.serve(&file).starts_with("--fwmark 0xca00/0xffffff00 "), "{allowed}");
         for action in ["up", "reload"] {
-            let said = host.refused(action, &file(&peer, &[]));
-            let expected = format!("has AllowedIPs = {shown}, a default route");
-            assert!(said.contains(&expected), "{allowed}: {said}");
+            host.must(action, &file);
+            assert!(host.is_routed(address), "{allowed}");
+            let mark = host.netns.run(format!("wg show {} fwmark", host.daemon.interface));
+            assert_eq!(mark.trim(), "0xca6c", "{action}: {allowed}");
         }
     }
+    let host = Host::new();
     let said = host.refused("up", &file("Listen Port = 7 0000", &[]));
     assert!(said.contains("line 3: ListenPort = 70000 is not a port"), "{said}");
     // What is wg-quick(8)'s alone has no blank within the key.
@@ -680,7 +683,8 @@ fn a_default_route_that_only_wg_sees_in_the_file_is_not_set() {
         let refused = output(command.env("PATH", before_path(&stubs)));
         let said = String::from_utf8_lossy(&refused.stderr);
         assert_eq!(refused.status.code(), Some(1), "{said}");
-        assert!(said.contains(&format!("has AllowedIPs = {prefix}, a default route")), "{said}");
+        let expected = format!("AllowedIPs = {prefix}, a default route, is not what the file says");
+        assert!(said.contains(&expected), "{said}");
         assert!(host.routes("-4").is_empty() && host.routes("-6").is_empty());
     }
 }
@@ -780,11 +784,11 @@ fn a_name_is_refused_that_another_program_would_change() {
         "interfaces",
         "wg45678901234567",
     ] {
-        for action in ["serve", "up", "reload"] {
+        for action in ["serve", "apply", "reload"] {
             let refused = configure(name, action);
             let said = String::from_utf8_lossy(&refused.stderr);
             assert_eq!(refused.status.code(), Some(1), "{name}: {said}");
-            assert!(said.starts_with("configure: cannot use the interface name "), "{said}");
+            assert!(said.starts_with("wgsep-quick: cannot use the interface name "), "{said}");
             assert!(said.contains("wgsep@wg-lan") && said.lines().count() == 1, "{said}");
         }
     }
@@ -874,7 +878,7 @@ fn no_program_that_fails_silently_ends_the_script_without_a_line() {
         let done = output(host.command("up", &file).env("PATH", before_path(&stubs)));
         let said = String::from_utf8_lossy(&done.stderr);
         assert_eq!(done.status.code(), Some(3), "{program}: {said}");
-        assert!(said.starts_with("configure: cannot finish: line "), "{program}: {said}");
+        assert!(said.starts_with("wgsep-quick: cannot finish: line "), "{program}: {said}");
         assert!(said.contains("ended with status 3; ") && said.contains("bash -x /"), "{said}");
         assert_eq!(said.lines().count(), 1, "{program}: {said}");
     }

@@ -57,10 +57,10 @@ fn make_install_keeps_to_destdir_and_prefix_and_runs_from_there() {
     let mut expected = [
         ("lib/systemd/system/wgsep@.service", 0o644),
         ("lib/sysusers.d/wgsep.conf", 0o644),
-        ("libexec/wgsep/configure", 0o755),
         ("libexec/wgsep/prometheus", 0o755),
         ("libexec/wgsep/wgsep-dataplane", 0o711),
         ("sbin/wgsep", 0o755),
+        ("sbin/wgsep-quick", 0o755),
         ("share/bash-completion/completions/wgsep", 0o644),
         ("share/doc/wgsep/CHANGELOG.md", 0o644),
         ("share/doc/wgsep/LICENCES-OF-CRATES", 0o644),
@@ -79,10 +79,10 @@ fn make_install_keeps_to_destdir_and_prefix_and_runs_from_there() {
     let installed = destdir.join("opt/wg");
     let unit = fs::read_to_string(installed.join("lib/systemd/system/wgsep@.service")).unwrap();
     assert!(
-        unit.contains("ExecStart=/opt/wg/libexec/wgsep/configure serve %i /opt/wg/sbin/wgsep ")
+        unit.contains("ExecStart=/opt/wg/sbin/wgsep-quick serve %i /opt/wg/sbin/wgsep ")
             && !unit.contains('@'.to_string().repeat(2).as_str())
     );
-    assert!(unit.contains("ExecStartPost=/opt/wg/libexec/wgsep/configure up %i"), "{unit}");
+    assert!(unit.contains("ExecStartPost=+/opt/wg/sbin/wgsep-quick apply %i"), "{unit}");
 
     // No place of the package's is left in what is installed elsewhere.
     for (file, _) in &expected {
@@ -288,11 +288,11 @@ fn a_package_of_the_same_programs_has_the_same_bytes() {
     assert!(packages[0] == packages[1], "they differ; see: make reproducible");
 }
 
-/// `configure serve` starts what stands behind it, with what the file has to be the only choice.
+/// `wgsep-quick serve` starts what stands behind it, with what the file has to be the only choice.
 #[test]
 fn the_unit_pins_the_port_and_the_mark_of_its_file() {
     require_root!();
-    let script = repository().join("bin/dist/configure");
+    let script = repository().join("bin/dist/wgsep-quick");
     let line = "mount -t tmpfs none /etc/wireguard && printf %b \"$1\" >/etc/wireguard/wg0.conf && \
                 exec \"$2\" serve wg0 /usr/bin/env echo wgsep -f";
     for (interface, arguments) in [
@@ -304,6 +304,9 @@ fn the_unit_pins_the_port_and_the_mark_of_its_file() {
             "ListenPort = 1\\nFwMark = 0xca6c\\nListenPort = 2",
             "--listen-port 2 --fwmark 0xca6c wg0",
         ),
+        ("[Peer]\\nAllowedIPs = ::/0", "--fwmark 0xca00/0xffffff00 wg0"),
+        ("FwMark = 7\\n[Peer]\\nAllowedIPs = ::/0", "--fwmark 7 wg0"),
+        ("Table = 7\\n[Peer]\\nAllowedIPs = ::/0", "--fwmark 0 wg0"),
     ] {
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", line, "sh"]);

@@ -567,12 +567,12 @@ fn what_a_host_lacks_is_named_and_not_to_be_reported() {
 #[test]
 fn an_endpoint_that_cannot_be_resolved_is_logged_at_once_and_fails_in_bounded_time() {
     require!(Wgsep);
-    let configure = repository().join("bin/dist/configure");
+    let configure = repository().join("bin/dist/wgsep-quick");
     let script = format!(
         "mkdir -p /etc/wireguard; mount -t tmpfs none /etc/wireguard
         printf '[Interface]\\nPrivateKey = %s\\n[Peer]\\nPublicKey = %s\\nEndpoint = %s:51820\\n[Peer]\\nPublicKey = %s\\nEndpoint = [fd00::1]:51820\\n' \
             $(wg genkey) $(wg genkey | wg pubkey) vpn.example.invalid $(wg genkey | wg pubkey) >/etc/wireguard/{{}}.conf
-        exec env WGSEP_RESOLVE_SECONDS=2 {} up {{}}",
+        exec env WGSEP_RESOLVE_SECONDS=2 {} apply {{}}",
         configure.display()
     );
     let (netns, interface) = (Netns::new(), unique_interface());
