@@ -12,6 +12,7 @@ mod hardened;
 mod install;
 mod notify;
 mod package;
+mod quick;
 mod recipes;
 mod targets;
 mod update;

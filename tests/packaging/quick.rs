@@ -1,0 +1,817 @@
+//! wgsep-quick(8) with files as people have them: up, traffic, reload, a crash, and down with nothing left; by hand, and
+//! as the unit runs it.
+
+use std::fs::{self, Permissions};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
+use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::link::{self, DEVICE, Family, Side};
+use wgsep_tests::netns::Netns;
+use wgsep_tests::process::{Process, output};
+use wgsep_tests::scratch::Scratch;
+use wgsep_tests::traffic::{Pinging, until_ping};
+use wgsep_tests::tunnel::End;
+use wgsep_tests::wg::KeyPair;
+use wgsep_tests::{descriptors, procfs, repository, require, uapi, wait};
+
+const LIMIT: Duration = Duration::from_secs(10);
+const PORT: u16 = 51820;
+
+/// A host with a file, and the other end of its tunnel in another namespace.
+struct Host {
+    netns: Arc<Netns>,
+    other: End,
+    key: KeyPair,
+    interface: String,
+    /// What is seen as /etc/wireguard.
+    files: Scratch,
+    /// Programs that this host has in place of the machine's, and what they and hooks write down.
+    bin: Scratch,
+}
+
+/// Writes down rules, one a line, as iptables(8) has them, and removes them.
+const IPTABLES: &str = r#"#!/bin/sh
+rules=${0%/*}/rules
+rule="${0##*/} $(echo "$*" | sed 's/ -D / -A /; s/^-D /-A /')"
+case " $* " in
+*" -D "*) grep -qxF -e "$rule" $rules && grep -vxF -e "$rule" $rules >$rules.new; status=$?
+	[ -e $rules.new ] && mv $rules.new $rules; [ $status -le 1 ] && exit 0; exit 1 ;;
+*) echo "$rule" >>$rules ;;
+esac
+"#;
+
+/// A resolv.conf for each interface.
+const RESOLVCONF: &str = r#"#!/bin/sh
+case $1 in
+-a) cat >${0%/*}/resolv.$2 ;;
+-d) rm -f ${0%/*}/resolv.$2 ;;
+-l) cat ${0%/*}/resolv.$2 ;;
+esac
+"#;
+
+impl Host {
+    fn new() -> Self {
+        let (netns, right) = link::joined();
+        let other = End::new(Side::Right, Daemon::start(Wgsep, &right));
+        let key = KeyPair::generate();
+        let endpoint = format!("{}:{PORT}", Side::Left.outer(Family::V4)).parse().unwrap();
+        other.configure(&key.public, Some(endpoint), None);
+        let host = Self {
+            netns,
+            other,
+            key,
+            interface: unique_interface(),
+            files: Scratch::new(),
+            bin: Scratch::new(),
+        };
+        host.bin.write_script("iptables", IPTABLES);
+        host.bin.write_script("ip6tables", IPTABLES);
+        host.bin.write_script("resolvconf", RESOLVCONF);
+        fs::write(host.bin.join("rules"), "").unwrap();
+        host
+    }
+
+    fn write(&self, text: &str) {
+        let path = self.files.join(format!("{}.conf", self.interface));
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(self.files.join(format!("{}.conf", self.interface))).unwrap()
+    }
+
+    /// A server as most people begin.
+    fn plain_server(&self) -> String {
+        let (address, theirs) = (Side::Left.inner(Family::V4), Side::Right.inner(Family::V4));
+        format!(
+            "[Interface]\nPrivateKey = {}\nListenPort = {PORT}\nAddress = {address}/24\n\n[Peer]\n# A phone\n\
+             PublicKey = {}\nAllowedIPs = {theirs}/32\n",
+            self.key.private, self.other.key.public
+        )
+    }
+
+    /// A server of both families that masquerades.
+    fn masquerading_server(&self) -> String {
+        let [v4, v6] = [Family::V4, Family::V6].map(|family| Side::Left.inner(family));
+        let [their4, their6] = [Family::V4, Family::V6].map(|family| Side::Right.inner(family));
+        let nat = format!(
+            "iptables -A FORWARD -i %i -j ACCEPT; iptables -t nat -A POSTROUTING -o {DEVICE} -j MASQUERADE"
+        );
+        format!(
+            "[Interface]\nAddress = {v4}/24\nAddress = {v6}/64\nListenPort = {PORT}\nPrivateKey = {}\n\
+             MTU = 1380\nPreUp = echo preup >>{note}\nPostUp = sysctl -q -w net.ipv4.ip_forward=1\nPostUp = {nat}\n\
+             PostUp = ip6tables -t nat -A POSTROUTING -o {DEVICE} -j MASQUERADE # IPv6\nPostUp = echo postup >>{note}\n\
+             PreDown = echo predown >>{note}\nPostDown = {unnat}\n\
+             PostDown = ip6tables -t nat -D POSTROUTING -o {DEVICE} -j MASQUERADE\nPostDown = echo postdown >>{note}\n\
+             [Peer]\nPublicKey = {}\nAllowedIPs = {their4}/32, {their6}/128, 198.51.100.0/24\n",
+            self.key.private,
+            self.other.key.public,
+            unnat = nat.replace("-A ", "-D "),
+            note = self.bin.join("notes").display(),
+        )
+    }
+
+    /// A client all of whose traffic goes through the tunnel.
+    fn client(&self) -> String {
+        let [v4, v6] = [Family::V4, Family::V6].map(|family| Side::Left.inner(family));
+        format!(
+            "[Interface]\nPrivateKey = {}\nListenPort = {PORT}\nAddress = {v4}/24, {v6}/64\nDNS = 10.9.0.53, corp.example\n\
+             PostUp = echo postup >>{note}\nPreDown = echo predown >>{note}\n\n[Peer]\nPublicKey = {}\n\
+             Endpoint = {}\nAllowedIPs = 0.0.0.0/0, ::/0\nPersistentKeepalive = 25\n",
+            self.key.private,
+            self.other.key.public,
+            self.other.endpoint(Family::V4),
+            note = self.bin.join("notes").display(),
+        )
+    }
+
+    fn command(&self, verb: &str, more: &[&str]) -> Command {
+        self.command_with("", verb, more)
+    }
+
+    /// wgsep-quick, after a line of shell in private mounts.
+    fn command_with(&self, before: &str, verb: &str, more: &[&str]) -> Command {
+        let line = format!(
+            "mkdir -p /etc/wireguard && mount --bind {} /etc/wireguard && {{ {before} true; }} && exec \"$@\"",
+            self.files.display()
+        );
+        let mut command = self.netns.command("unshare");
+        command.args(["--mount", "sh", "-c", &line, "sh"]).arg(script());
+        command.args([verb, &self.interface]).args(more);
+        let programs = wgsep_program("wgsep").parent().unwrap().display().to_string();
+        let path = std::env::var("PATH").unwrap();
+        command.env("PATH", format!("{}:{programs}:{path}", self.bin.display()));
+        command
+    }
+
+    fn quick(&self, verb: &str) -> Output {
+        output(&mut self.command(verb, &[]))
+    }
+
+    #[track_caller]
+    fn must(&self, verb: &str) -> String {
+        let done = self.quick(verb);
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "{verb}: {said}");
+        said
+    }
+
+    /// The lines that the script itself says when it fails.
+    #[track_caller]
+    fn refused(&self, verb: &str) -> Vec<String> {
+        self.refusal(&mut self.command(verb, &[]))
+    }
+
+    #[track_caller]
+    fn refusal(&self, command: &mut Command) -> Vec<String> {
+        let refused = output(command);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success(), "{said}");
+        let of_ours = said.lines().filter_map(|line| line.strip_prefix("wgsep-quick: "));
+        of_ours.map(str::to_owned).collect()
+    }
+
+    /// The daemon of the unit, with the queue of an interface that remains, if there is one.
+    fn serve(&self, queue: Option<&OwnedFd>) -> Process {
+        let program = wgsep_program("wgsep").display().to_string();
+        let mut command = self.command("serve", &[&program, "--foreground"]);
+        if let Some(queue) = queue {
+            let number = descriptors::give(&mut command, queue);
+            command.env("WG_TUN_FD", number.to_string());
+        }
+        let mut daemon = Process::spawn(command, "serve");
+        wait::until("the daemon answers", LIMIT, || {
+            let ended = daemon.try_exit();
+            assert!(ended.is_none(), "it ended: {ended:?} {}", daemon.log());
+            uapi::is_answering(&self.interface)
+        });
+        daemon
+    }
+
+    /// Kills both processes of the daemon, and waits until nothing of them runs.
+    fn crash(&self) {
+        for pid in self.daemons() {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        wait::until("the daemon is dead", LIMIT, || self.daemons().is_empty());
+    }
+
+    /// Not the pings and the like that name it.
+    fn daemons(&self) -> Vec<nix::unistd::Pid> {
+        let named = procfs::with_argument(&self.interface);
+        let is_daemon = |pid: &nix::unistd::Pid| {
+            fs::read_to_string(format!("/proc/{pid}/comm"))
+                .is_ok_and(|name| name.starts_with("wgsep"))
+        };
+        named.into_iter().filter(is_daemon).collect()
+    }
+
+    fn has_interface(&self) -> bool {
+        self.netns.output(format!("ip link show {}", self.interface)).status.success()
+    }
+
+    fn index(&self) -> String {
+        let shown = self.netns.run(format!("ip -o link show {}", self.interface));
+        shown.split(':').next().unwrap().to_owned()
+    }
+
+    #[track_caller]
+    fn carries_traffic(&self) {
+        if !self.text().contains("Endpoint") {
+            // The other end begins, and with a handshake, as a client that has tried for 15 s does.
+            let other = &self.other.daemon;
+            other.wg_set(format!("peer {} remove", self.key.public));
+            let [v4, v6] = [Family::V4, Family::V6].map(|family| Side::Left.inner(family));
+            let endpoint = format!("endpoint {}:{PORT}", Side::Left.outer(Family::V4));
+            let allowed_ips = format!("allowed-ips {v4}/32,{v6}/128");
+            other.wg_set(format!("peer {} {allowed_ips} {endpoint}", self.key.public));
+            until_ping(&other.netns, Side::Left.inner(Family::V4));
+        }
+        until_ping(&self.netns, Side::Right.inner(Family::V4));
+    }
+
+    /// Hooks that were run, in their order.
+    fn notes(&self) -> Vec<String> {
+        let notes = fs::read_to_string(self.bin.join("notes")).unwrap_or_default();
+        notes.lines().map(str::to_owned).collect()
+    }
+
+    fn state_file(&self) -> String {
+        format!("/run/wgsep-quick/{}.conf", self.interface)
+    }
+
+    /// All that a file may change, but for the interface's own statistics.
+    fn state(&self) -> String {
+        let lines = [
+            "ip -o -br address",
+            "ip rule",
+            "ip -6 rule",
+            "ip route show table all",
+            "nft list ruleset",
+        ];
+        let mut state = lines.map(|line| self.netns.run(line)).join("\n");
+        state += &fs::read_to_string(self.bin.join("rules")).unwrap();
+        let resolved = fs::read_to_string(self.bin.join(format!("resolv.{}", self.interface)));
+        state += &resolved.unwrap_or_default();
+        // The kernel has the host's own IPv6 routes in an order of its own.
+        let mut sorted: Vec<_> = state.lines().map(str::trim_end).collect();
+        sorted.sort_unstable();
+        sorted.join("\n")
+    }
+
+    #[track_caller]
+    fn is_as(&self, before: &str) {
+        assert_eq!(self.state(), before);
+        for left in [&self.state_file(), &format!("{}.lock", self.state_file())] {
+            assert!(fs::symlink_metadata(left).is_err(), "{left} is left");
+        }
+        wait::until("the daemon has ended", LIMIT, || self.daemons().is_empty());
+        wait::until("its socket is gone", LIMIT, || !socket_path(&self.interface).exists());
+    }
+
+    /// A reload with another peer, under traffic.
+    #[track_caller]
+    fn reload_keeps_the_session(&self) {
+        let handshakes = || {
+            let shown = self.netns.run(format!("wg show {} latest-handshakes", self.interface));
+            shown.lines().find(|line| line.contains(&self.other.key.public)).map(str::to_owned)
+        };
+        let (before, mark) =
+            (handshakes(), self.netns.run(format!("wg show {} fwmark", self.interface)));
+        let pinging = Pinging::start(&self.netns, Side::Right.inner(Family::V4));
+        pinging.until_more(2);
+        let added = KeyPair::generate().public;
+        let text = self.text();
+        self.write(&format!("{text}[Peer]\nPublicKey = {added}\nAllowedIPs = 192.0.2.7/32\n"));
+        let said = self.must("reload");
+        assert_eq!(said, "");
+        pinging.until_more(3);
+        let pings = pinging.stop();
+        assert!(pings.received + 1 >= pings.sent, "{pings:?} across a reload");
+        assert_eq!(handshakes(), before, "the session went on");
+        assert_eq!(self.netns.run(format!("wg show {} fwmark", self.interface)), mark);
+        assert!(self.netns.run("ip route get 192.0.2.7").contains(&self.interface));
+        self.write(&text);
+        self.must("reload");
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // What a failed test has left.
+        let _ = fs::remove_file(socket_path(&self.interface));
+        for left in ["", ".lock"] {
+            let _ = fs::remove_file(format!("{}{left}", self.state_file()));
+        }
+    }
+}
+
+fn script() -> std::path::PathBuf {
+    repository().join("bin/dist/wgsep-quick")
+}
+
+/// A queue of a new interface, as a service manager holds it.
+fn open_queue(netns: &Netns, name: &str) -> OwnedFd {
+    netns.inside(|| {
+        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        let queue = open("/dev/net/tun", flags, Mode::empty()).unwrap();
+        // SAFETY: plain integers and bytes, for which zero is a value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
+            *to = from.cast_signed();
+        }
+        request.ifr_ifru.ifru_flags =
+            (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        // SAFETY: the request is live and as TUNSETIFF reads it.
+        let outcome =
+            unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETIFF, &raw const request) };
+        nix::Error::result(outcome).unwrap();
+        queue
+    })
+}
+
+/// The hooks of the file with some, in the order in which they are run.
+const UP: [&str; 2] = ["preup", "postup"];
+const DOWN: [&str; 2] = ["predown", "postdown"];
+
+/// Each of the files, and the hooks of it that are noted at up and at down.
+type File = (fn(&Host) -> String, &'static [&'static str], &'static [&'static str]);
+const FILES: [File; 3] = [
+    (Host::plain_server, &[], &[]),
+    (Host::masquerading_server, &UP, &DOWN),
+    (Host::client, &["postup"], &["predown"]),
+];
+
+#[test]
+fn each_file_goes_up_survives_a_crash_and_comes_down_by_hand_with_nothing_left() {
+    require!(Wgsep);
+    for (file, up, down) in FILES {
+        let host = Host::new();
+        host.write(&file(&host));
+        let before = host.state();
+        host.must("up");
+        host.carries_traffic();
+        assert_eq!(host.notes(), up);
+        let set_up = host.state();
+        assert_ne!(set_up, before);
+        let is_full = host.text().contains("0.0.0.0/0");
+        let routed = host.netns.output("ip route get 203.0.113.1");
+        let routed = String::from_utf8_lossy(&routed.stdout).contains(&host.interface);
+        assert_eq!(routed, is_full, "{}", host.text());
+        host.reload_keeps_the_session();
+
+        let said = host.refused("up");
+        assert!(said.len() == 1 && said[0].contains("is up already"), "{said:?}");
+        host.carries_traffic();
+        assert_eq!(host.notes(), up);
+
+        // The interface ends with the daemon; what is left of the run is taken down before the next one.
+        host.crash();
+        wait::until("the interface is gone", LIMIT, || !host.has_interface());
+        host.must("up");
+        host.carries_traffic();
+        assert_eq!(host.notes(), [up, down, up].concat());
+        host.must("down");
+        assert_eq!(host.notes(), [up, down, up, down].concat());
+        host.is_as(&before);
+        let said = host.refused("down");
+        assert!(said.len() == 1 && said[0].contains("is not up"), "{said:?}");
+
+        // Nor does a crash leave what cannot be taken down.
+        host.must("up");
+        host.crash();
+        host.must("down");
+        host.is_as(&before);
+    }
+}
+
+#[test]
+fn each_file_keeps_what_it_set_up_where_the_units_interface_survives_a_crash() {
+    require!(Wgsep);
+    for (file, up, down) in FILES {
+        let host = Host::new();
+        host.write(&file(&host));
+        let before = host.state();
+        let queue = open_queue(&host.netns, &host.interface);
+        let mut daemon = host.serve(Some(&queue));
+        assert_eq!(host.must("apply"), "");
+        host.carries_traffic();
+        host.reload_keeps_the_session();
+        let (set_up, index) = (host.state(), host.index());
+        for _ in 0..2 {
+            host.crash();
+            daemon.exit_within(LIMIT);
+            let ended =
+                host.command("ended", &[]).env("SERVICE_RESULT", "signal").output().unwrap();
+            assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+            assert_eq!(host.index(), index, "the test does not keep the interface");
+            daemon = host.serve(Some(&queue));
+            assert_eq!(host.must("apply"), "");
+            host.carries_traffic();
+            assert_eq!(host.notes(), up, "hooks were run again");
+            assert_eq!(host.state(), set_up);
+            assert_eq!(host.index(), index);
+        }
+        // Other hooks in the file are a reason for more.
+        host.crash();
+        daemon.exit_within(LIMIT);
+        let text = host.text();
+        host.write(&text.replace("[Peer]", "PostUp = true\n[Peer]"));
+        daemon = host.serve(Some(&queue));
+        host.must("apply");
+        host.carries_traffic();
+        assert_eq!(host.notes(), [up, down, up].concat());
+        // A reload had left the route of a peer that it took out.
+        let set_up: Vec<_> =
+            set_up.lines().filter(|line| !line.starts_with("192.0.2.7 ")).collect();
+        assert_eq!(host.state(), set_up.join("\n"));
+        host.must("stop");
+        assert_eq!(host.notes(), [up, down, up, down].concat());
+        drop(queue);
+        daemon.exit_within(LIMIT);
+        host.is_as(&before);
+        assert_eq!(host.must("ended"), "");
+    }
+}
+
+/// As without a descriptor store, or where it was lost.
+#[test]
+fn a_unit_with_a_new_interface_takes_down_what_a_crash_left_and_sets_all_up() {
+    require!(Wgsep);
+    for (file, up, down) in FILES {
+        let host = Host::new();
+        host.write(&file(&host));
+        let before = host.state();
+        let mut daemon = host.serve(None);
+        host.must("apply");
+        host.carries_traffic();
+        let set_up = host.state();
+        host.crash();
+        daemon.exit_within(LIMIT);
+        let mut ended = host.command("ended", &[]);
+        assert!(ended.env("SERVICE_RESULT", "signal").status().unwrap().success());
+        assert_eq!(host.notes(), up);
+        daemon = host.serve(None);
+        host.must("apply");
+        host.carries_traffic();
+        assert_eq!(host.notes(), [up, down, up].concat());
+        assert_eq!(host.state(), set_up);
+
+        // One that has ended in order by itself, as when the interface is deleted.
+        host.netns.run(format!("ip link delete {}", host.interface));
+        daemon.exit_within(LIMIT);
+        let mut ended = host.command("ended", &[]);
+        assert!(ended.env("SERVICE_RESULT", "success").status().unwrap().success());
+        assert_eq!(host.notes(), [up, down, up, down].concat());
+        host.is_as(&before);
+    }
+}
+
+/// A key that a hook sets is loaded again, too, and so is one whose hook does more.
+#[test]
+fn a_private_key_that_a_hook_sets_is_there_again_after_a_crash() {
+    require!(Wgsep);
+    for (more, hooks) in [("", 1), ("; true", 2)] {
+        let host = Host::new();
+        let key = host.bin.join("key");
+        fs::write(&key, &host.key.private).unwrap();
+        let note = host.bin.join("notes");
+        let hooks_of_file = format!(
+            "PostUp = wg set %i private-key {}{more}\nPostUp = echo postup >>{}\n",
+            key.display(),
+            note.display()
+        );
+        let file = host.plain_server();
+        host.write(&file.replace(&format!("PrivateKey = {}\n", host.key.private), &hooks_of_file));
+        let queue = open_queue(&host.netns, &host.interface);
+        let mut daemon = host.serve(Some(&queue));
+        host.must("apply");
+        host.carries_traffic();
+        host.crash();
+        daemon.exit_within(LIMIT);
+        let _daemon = host.serve(Some(&queue));
+        host.must("apply");
+        host.carries_traffic();
+        assert_eq!(host.notes().len(), hooks, "{more}");
+        host.must("stop");
+    }
+}
+
+/// Its `ip link add type wireguard` would succeed.
+#[test]
+fn the_kernel_module_is_not_used_where_there_is_one() {
+    require!(Wgsep);
+    let host = Host::new();
+    host.write(&host.client());
+    let ip = "#!/bin/sh\ncase \"$*\" in *type?wireguard*) echo \"$*\" >>${0%/*}/module; exit 0 ;; esac\n\
+              PATH=${PATH#*:} exec ip \"$@\"\n";
+    host.bin.write_script("ip", ip);
+    host.must("up");
+    host.carries_traffic();
+    assert!(!host.bin.join("module").exists(), "the module was asked");
+    let shown = host.netns.run(format!("ip -d link show {}", host.interface));
+    assert!(shown.contains(" tun "), "{shown}");
+    host.must("down");
+}
+
+/// What Debian's next release has: it names the device after `dev`, adds to the configuration, and runs PreUp
+/// when the interface is there.
+#[test]
+fn a_newer_wg_quick_is_answered_as_well() {
+    require!(Wgsep);
+    let host = Host::new();
+    let newer = fs::read_to_string("/usr/bin/wg-quick").unwrap();
+    let newer = newer
+        .replace("cmd ip link add \"$INTERFACE\" type", "cmd ip link add dev \"$INTERFACE\" type")
+        .replace("cmd wg setconf", "cmd wg addconf")
+        .replace(
+            "\texecute_hooks \"${PRE_UP[@]}\"\n\tadd_if\n",
+            "\tadd_if\n\texecute_hooks \"${PRE_UP[@]}\"\n",
+        );
+    assert!(newer.contains("add_if\n\texecute_hooks"), "another wg-quick: {newer}");
+    host.bin.write_script("wg-quick", &newer);
+    let file = host.client().replace(
+        "PostUp = ",
+        &format!(
+            "PreUp = ip link show %i >/dev/null && echo there >>{}\nPostUp = ",
+            host.bin.join("notes").display()
+        ),
+    );
+    host.write(&file);
+    let before = host.state();
+    host.must("up");
+    host.carries_traffic();
+    assert_eq!(host.notes(), ["there", "postup"]);
+    host.must("down");
+    host.is_as(&before);
+}
+
+#[test]
+fn saveconfig_writes_the_file_at_save_at_down_and_at_the_stop_of_the_unit() {
+    require!(Wgsep);
+    let host = Host::new();
+    host.write(&host.client().replace("DNS", "SaveConfig = true\nDNS"));
+    let added = ["192.0.2.11", "192.0.2.12", "192.0.2.13"];
+    let add = |address: &str| {
+        let key = KeyPair::generate().public;
+        host.netns.run(format!("wg set {} peer {key} allowed-ips {address}/32", host.interface));
+    };
+    host.must("up");
+    add(added[0]);
+    host.must("save");
+    assert!(host.text().contains(added[0]), "{}", host.text());
+    add(added[1]);
+    host.must("down");
+    assert!(host.text().contains(added[1]), "{}", host.text());
+    let mut daemon = host.serve(None);
+    host.must("apply");
+    host.carries_traffic();
+    assert!(host.netns.run(format!("ip route get {}", added[1])).contains(&host.interface));
+    add(added[2]);
+    host.must("stop");
+    daemon.exit_within(LIMIT);
+    let text = host.text();
+    for line in ["SaveConfig = true", "PostUp = echo", "DNS = 10.9.0.53"].iter().chain(&added) {
+        assert!(text.contains(line), "no {line}: {text}");
+    }
+    assert_eq!(
+        fs::metadata(host.files.join(format!("{}.conf", host.interface)))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777,
+        0o600
+    );
+}
+
+#[test]
+fn what_fails_is_taken_down_and_named_with_its_line() {
+    require!(Wgsep);
+    let host = Host::new();
+    let file = format!("/etc/wireguard/{}.conf", host.interface);
+    let before = host.state();
+    let (client, server) = (host.client(), host.masquerading_server());
+    let no_program = |name: &str| format!("mount --bind /dev/null $(command -v {name}) &&");
+    for (text, without, status, expected) in [
+        (
+            client.replace("PostUp =", "PostUp = exit 7 #"),
+            String::new(),
+            7,
+            "line 6: PostUp = exit 7: the hook ended with status 7; correct the command",
+        ),
+        (
+            client.replace("PostUp =", "PreUp = cat /nowhere/%i\nPostUp ="),
+            String::new(),
+            1,
+            "line 6: PreUp = cat /nowhere/%i: the hook ended with status 1",
+        ),
+        (
+            server.replace("PostUp = echo", "PostUp = false; echo"),
+            String::new(),
+            1,
+            "line 11: PostUp = false; echo postup",
+        ),
+        (
+            client.replace("DNS =", "DNS = 10.9.9.9,"),
+            "printf '#!/bin/sh\\n[ $1 != -a ] || { echo no space >&2; exit 3; }\\n' >/run/stub && chmod +x /run/stub && \
+            mount --bind /run/stub $(command -v resolvconf) &&"
+                .to_owned(),
+            3,
+            "line 5: DNS = 10.9.9.9: cannot run: resolvconf -a IF -m 0 -x: no space; ",
+        ),
+        (
+            client.clone(),
+            no_program("resolvconf"),
+            1,
+            "line 5: DNS = 10.9.0.53 needs resolvconf, which is missing; install openresolv",
+        ),
+        (
+            client.clone(),
+            no_program("nft"),
+            1,
+            "line 12: AllowedIPs = 0.0.0.0/0 needs nft or iptables-restore, which is missing; install nftables",
+        ),
+        (
+            client.replace("Endpoint = ", "Endpoint = 192.0.2.1:x # "),
+            String::new(),
+            1,
+            "line 11: Endpoint = 192.0.2.1:x",
+        ),
+        (
+            client.replace("PrivateKey", "PrivatKey"),
+            String::new(),
+            1,
+            "line 2: wg setconf refuses it",
+        ),
+        (
+            client.replace("DNS =", "Table = nosuchtable\nDNS ="),
+            String::new(),
+            1,
+            "line 5: Table = nosuchtable is not a routing table",
+        ),
+        (
+            client.replace("DNS =", "MTU = 1200\nDNS ="),
+            String::new(),
+            1,
+            "cannot configure",
+        ),
+    ] {
+        host.write(&text);
+        fs::write(host.bin.join("notes"), "").unwrap();
+        for unit in [false, true] {
+            let mut daemon = unit.then(|| host.serve(None));
+            // Whatever the test binds over the stub is in private mounts.
+            let verb = if unit { "apply" } else { "up" };
+            let mut command = host.command_with(&without, verb, &[]);
+            let failed = output(&mut command);
+            let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+            assert_eq!(failed.status.code(), Some(status), "{expected}: {said}");
+            let line =
+                said.lines().find(|line| line.starts_with("wgsep-quick: ")).unwrap_or_default();
+            let expected =
+                format!("wgsep-quick: {file}: {}", expected.replace("IF", &host.interface));
+            assert!(line.starts_with(&expected), "no {expected}: {said}");
+            let ours = said.lines().filter(|line| line.starts_with("wgsep-quick: "));
+            assert_eq!(ours.count(), 1, "{said}");
+            assert!(
+                !unit || said.lines().filter(|line| line.starts_with("[#]")).count() == 0,
+                "{said}"
+            );
+            if let Some(daemon) = &mut daemon {
+                // What the unit does next.
+                daemon.signal(Signal::SIGTERM);
+                daemon.exit_within(LIMIT);
+                host.must("ended");
+            }
+            host.is_as(&before);
+        }
+    }
+}
+
+/// Those for up would pile up: the unit tries again.
+#[test]
+fn a_failed_start_also_runs_the_hooks_for_down_once_one_for_up_was_run() {
+    require!(Wgsep);
+    let host = Host::new();
+    host.write(&host.masquerading_server().replace("PostUp = echo", "PostUp = exit 7; echo"));
+    let before = host.state();
+    for _ in 0..2 {
+        let said = host.refused("up");
+        assert!(said[0].contains("exit 7; echo postup"), "{said:?}");
+        host.is_as(&before);
+    }
+    assert_eq!(host.notes(), ["preup", "predown", "postdown", "preup", "predown", "postdown"]);
+}
+
+#[test]
+fn a_hook_for_down_that_fails_keeps_the_tunnel_by_hand_and_nothing_in_the_unit() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    host.write(&host.client().replace("PreDown = ", "PreDown = exit 5; "));
+    host.must("up");
+    let said = host.refused("down");
+    assert!(
+        said.len() == 1 && said[0].contains("line 7: PreDown = exit 5; echo predown"),
+        "{said:?}"
+    );
+    assert!(said[0].contains("stays up"), "{said:?}");
+    host.carries_traffic();
+    // Hooks are those that were in the file at up.
+    host.write(&host.client());
+    assert!(host.refused("down")[0].contains("line 7"));
+    host.crash();
+    let said = host.must("down");
+    assert!(said.contains("the rest is taken down"), "{said}");
+    host.is_as(&before);
+
+    host.write(&host.client().replace("PreDown = ", "PreDown = exit 5; "));
+    let mut daemon = host.serve(None);
+    host.must("apply");
+    let said = host.must("stop");
+    assert!(
+        said.contains("PreDown = exit 5; ") && said.contains("the rest is taken down"),
+        "{said}"
+    );
+    daemon.exit_within(LIMIT);
+    host.is_as(&before);
+}
+
+#[test]
+fn names_and_files_that_cannot_be_used_are_refused_with_a_remedy() {
+    require!(Wgsep);
+    let host = Host::new();
+    host.write(&host.plain_server());
+    let run = |before: &str, verb: &str, name: &str| {
+        let line = format!("{{ {before} true; }} && exec \"$@\"");
+        let mut command = host.netns.command("unshare");
+        command.args(["--mount", "sh", "-c", &line, "sh"]).arg(script()).args([verb, name]);
+        host.refusal(&mut command)
+    };
+    let path = host.files.join(format!("{}.conf", host.interface)).display().to_string();
+    let no_wg_quick = "mount --bind /dev/null /usr/bin/wg-quick &&";
+    for (before, verb, name, expected) in [
+        ("", "up", "nowhere", "there is no /etc/wireguard"),
+        ("", "up", "/nowhere/wg0.conf", "there is no /nowhere"),
+        ("", "up", "/etc/passwd", "its name must be that of the interface, followed by .conf"),
+        (
+            "",
+            "up",
+            "/tmp/a-name-too-long-for-it.conf",
+            "cannot use the interface name a-name-too-long-for-it",
+        ),
+        ("", "up", "a-name-too-long-for-it", "it must have 1 to 15 letters"),
+        ("", "down", &path, "is not up; see what is: wg show interfaces"),
+        ("", "save", &path, "is not up; see what is: wg show interfaces"),
+        ("", "reload", &path, "is not up; see what is: wg show interfaces"),
+        ("", "down", "lo", "lo is not an interface of wgsep"),
+        (
+            no_wg_quick,
+            "up",
+            &path,
+            "wg-quick(8) is missing; install it: Debian and Fedora have it in wireguard-tools",
+        ),
+        ("", "start", &path, "usage: wgsep-quick up|down|reload|save|strip INTERFACE|FILE"),
+    ] {
+        let said = run(before, verb, name);
+        assert!(said.len() == 1 && said[0].contains(expected), "{verb} {name}: {said:?}");
+    }
+    // Every user may read it: a warning.
+    fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+    fs::set_permissions(&*host.files, Permissions::from_mode(0o755)).unwrap();
+    let said = host.must("up");
+    assert!(said.contains("every user can read or write it; run: chmod 600"), "{said}");
+    let stripped = output(&mut host.command("strip", &[]));
+    let stripped = String::from_utf8_lossy(&stripped.stdout).into_owned();
+    assert!(stripped.contains("PrivateKey") && !stripped.contains("Address"), "{stripped}");
+    host.must("down");
+}
+
+/// Two at a time: the second finds what the first has set up.
+#[test]
+fn of_two_that_begin_at_once_one_sets_it_up() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    host.write(&host.masquerading_server().replace("PreUp = ", "PreUp = sleep 0.5; "));
+    let mut both: Vec<_> = (0..2).map(|_| Process::spawn(host.command("up", &[]), "up")).collect();
+    let mut codes: Vec<_> =
+        both.iter_mut().map(|up| up.exit_within(Duration::from_secs(30)).code()).collect();
+    codes.sort_unstable();
+    assert_eq!(codes, [Some(0), Some(1)], "{}{}", both[0].log(), both[1].log());
+    assert_eq!(host.notes(), UP);
+    host.carries_traffic();
+    host.must("down");
+    host.is_as(&before);
+}
