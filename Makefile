@@ -122,6 +122,7 @@ install: build
 	install -m 711 $(WGSEP_BIN_DIR)/wgsep-dataplane $(DESTDIR)$(LIBEXECDIR)
 	install -m 755 bin/dist/wgsep-quick $(DESTDIR)$(SBINDIR)
 	$(PLACED) bin/dist/wgsep.8 >$(DESTDIR)$(MANDIR)/man8/wgsep.8
+	$(PLACED) bin/dist/wgsep-quick.8 >$(DESTDIR)$(MANDIR)/man8/wgsep-quick.8
 	$(PLACED) bin/dist/wgsep-sandbox.7 >$(DESTDIR)$(MANDIR)/man7/wgsep-sandbox.7
 	for page in README.md SECURITY.md CHANGELOG.md; do $(PLACED) $$page >$(DESTDIR)$(DOCDIR)/$$page || exit; done
 	install -m 644 LICENSE $(DESTDIR)$(DOCDIR)
@@ -130,15 +131,17 @@ install: build
 	$(PLACED) bin/dist/wgsep@.service.in >$(DESTDIR)$(UNITDIR)/wgsep@.service
 	$(PLACED) bin/dist/prometheus.in >$(DESTDIR)$(LIBEXECDIR)/prometheus
 	@# What a redirection makes has the mode of the umask, or of what an earlier install left.
-	chmod 644 $(addprefix $(DESTDIR),$(MANDIR)/man8/wgsep.8 $(MANDIR)/man7/wgsep-sandbox.7 $(UNITDIR)/wgsep@.service \
+	chmod 644 $(addprefix $(DESTDIR),$(MANDIR)/man8/wgsep.8 $(MANDIR)/man8/wgsep-quick.8 $(MANDIR)/man7/wgsep-sandbox.7 $(UNITDIR)/wgsep@.service \
 		$(addprefix $(DOCDIR)/,README.md SECURITY.md CHANGELOG.md LICENCES-OF-CRATES wgsep.cdx.json))
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/prometheus
 	install -m 644 bin/dist/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/wgsep.conf
-	install -m 644 bin/dist/completions/wgsep.bash \
-		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/wgsep
+	@# bash and fish look for a file that is named after the command.
+	for command in wgsep wgsep-quick; do \
+		install -m 644 bin/dist/completions/$$command.bash \
+			$(DESTDIR)$(PREFIX)/share/bash-completion/completions/$$command && \
+		install -m 644 bin/dist/completions/$$command.fish \
+			$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d || exit; done
 	install -m 644 bin/dist/completions/_wgsep $(DESTDIR)$(PREFIX)/share/zsh/site-functions
-	install -m 644 bin/dist/completions/wgsep.fish \
-		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
 # Laid out anew, so that the package has nothing of an older one. /usr is where Debian looks.
 deb: STAGE = $(TARGET_DIR)/deb

@@ -12,10 +12,11 @@ use wgsep_tests::skip::skip;
 /// A daemon that runs, one that does not, and a namespace, where the completions look.
 const FILES: &str = "mount -t tmpfs none /run; mkdir -p /run/wireguard /run/netns /etc/wireguard
     mount -t tmpfs none /etc/wireguard
+    mkdir /run/wgsep-quick; touch /run/wgsep-quick/lan9.conf
     touch /run/wireguard/wg7.sock /run/netns/blue /etc/wireguard/wg7.conf /etc/wireguard/wg8.conf";
 
 /// Ends of lines, what is offered there, and what is not.
-const LINES: [(&str, &[&str], &[&str]); 6] = [
+const LINES: [(&str, &[&str], &[&str]); 10] = [
     ("wgsep ", &["audit", "stats", "wg8"], &["wg7"]),
     ("wgsep audit ", &["wg7"], &["wg8", "stats"]),
     ("wgsep stats --", &["--json"], &["--foreground"]),
@@ -26,6 +27,10 @@ const LINES: [(&str, &[&str], &[&str]); 6] = [
     ),
     ("wgsep --tun-netns ", &["blue"], &[]),
     ("wgsep --sandbox=", &["strict", "report"], &[]),
+    ("wgsep-quick ", &["up", "down", "reload", "save", "strip"], &["serve", "apply", "wg7"]),
+    ("wgsep-quick up ", &["wg8"], &["wg7", "down"]),
+    ("wgsep-quick down ", &["wg7", "lan9"], &["wg8", "up"]),
+    ("wgsep-quick reload ", &["wg7"], &["wg8", "lan9"]),
 ];
 
 fn completions() -> PathBuf {
@@ -62,9 +67,9 @@ fn bash_offers_interfaces_and_the_options_of_the_help() {
     // As readline splits a line, which is at `=` too.
     check(
         "bash",
-        r#". DIR/wgsep.bash; read -ra COMP_WORDS <<<"${LINE//=/ = }"
+        r#". DIR/wgsep.bash; . DIR/wgsep-quick.bash; read -ra COMP_WORDS <<<"${LINE//=/ = }"
         [[ $LINE != *[\ =] ]] || COMP_WORDS+=('')
-        COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _wgsep; printf '%s\n' "${COMPREPLY[@]}""#,
+        COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); $(complete -p ${COMP_WORDS[0]} | grep -o '_wgsep[a-z_]*'); printf '%s\n' "${COMPREPLY[@]}""#,
     );
 }
 
@@ -74,7 +79,7 @@ fn fish_offers_interfaces_and_the_options_of_the_help() {
     // It answers with whole words, of which an option's value is the end.
     check(
         "fish",
-        r#"source DIR/wgsep.fish; complete -C "$LINE" | cut -f1 | string replace -r '^--sandbox=' ''; true"#,
+        r#"source DIR/wgsep.fish; source DIR/wgsep-quick.fish; complete -C "$LINE" | cut -f1 | string replace -r '^--sandbox=' ''; true"#,
     );
 }
 

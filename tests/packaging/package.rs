@@ -62,14 +62,17 @@ fn make_install_keeps_to_destdir_and_prefix_and_runs_from_there() {
         ("sbin/wgsep", 0o755),
         ("sbin/wgsep-quick", 0o755),
         ("share/bash-completion/completions/wgsep", 0o644),
+        ("share/bash-completion/completions/wgsep-quick", 0o644),
         ("share/doc/wgsep/CHANGELOG.md", 0o644),
         ("share/doc/wgsep/LICENCES-OF-CRATES", 0o644),
         ("share/doc/wgsep/LICENSE", 0o644),
         ("share/doc/wgsep/README.md", 0o644),
         ("share/doc/wgsep/SECURITY.md", 0o644),
         ("share/doc/wgsep/wgsep.cdx.json", 0o644),
+        ("share/fish/vendor_completions.d/wgsep-quick.fish", 0o644),
         ("share/fish/vendor_completions.d/wgsep.fish", 0o644),
         ("share/man/man7/wgsep-sandbox.7", 0o644),
+        ("share/man/man8/wgsep-quick.8", 0o644),
         ("share/man/man8/wgsep.8", 0o644),
         ("share/zsh/site-functions/_wgsep", 0o644),
     ]
@@ -135,7 +138,8 @@ fn completions_know_every_option() {
 
 #[test]
 fn manual_pages_know_every_option_and_are_clean() {
-    let pages = ["wgsep.8", "wgsep-sandbox.7"].map(|page| repository().join("bin/dist").join(page));
+    let pages = ["wgsep.8", "wgsep-sandbox.7", "wgsep-quick.8"]
+        .map(|page| repository().join("bin/dist").join(page));
     let help = run(Command::new(wgsep_program("wgsep")).arg("--help"));
     let page = fs::read_to_string(&pages[0]).unwrap();
     for word in help.split_whitespace().filter_map(|word| word.strip_prefix("--")) {
@@ -423,7 +427,7 @@ fn a_debian_installs_the_package_and_systemd_runs_a_server_of_it() {
     );
     let (served, refused) = (scratch.join("wg0.conf"), scratch.join("wg1.conf"));
     write_configuration(&served, &configuration);
-    write_configuration(&refused, &format!("{configuration}\n[Interface]\nPostUp = true\n"));
+    write_configuration(&refused, &format!("{configuration}\n[Interface]\nPostUp = exit 3\n"));
     let files = [
         (&*package, "/mnt/target/wgsep_0_test.deb"),
         (&served, "/etc/wireguard/wg0.conf"),
@@ -539,10 +543,11 @@ fn a_debian_installs_the_package_and_systemd_runs_a_server_of_it() {
         !machine.output("test -e /run/wireguard/wg0.sock").status.success()
     });
 
-    // What the unit does not do, it does not do by half.
+    // What cannot be done is not done by half.
     assert!(!machine.output("systemctl start wgsep@wg1").status.success());
-    let log = machine.run("journalctl --quiet --no-pager --unit wgsep@wg1");
-    assert!(log.contains("PostUp, which is wg-quick(8)'s: use wg-quick@wg1"), "{log}");
+    let log =
+        machine.run("journalctl --quiet --no-pager --unit wgsep@wg1; systemctl stop wgsep@wg1");
+    assert!(log.contains("line 13: PostUp = exit 3: the hook ended with status 3"), "{log}");
     assert!(!machine.output("ip link show wg1").status.success());
 
     machine.run("dpkg --remove wgsep");

@@ -28,7 +28,7 @@ fn a_tunnel_that_does_not_restart_or_stop_is_named_and_leaves_no_package_half_do
     assert!(dpkg("dpkg --install /mnt/wgsep.deb").is_empty(), "both run again");
     assert_ne!(pid(), before);
 
-    machine.run("echo PostUp = true >>/etc/wireguard/wg1.conf");
+    machine.run("echo PostUp = exit 1 >>/etc/wireguard/wg1.conf");
     let before = pid();
     let named = dpkg("dpkg --install /mnt/wgsep.deb");
     let [line] = &named[..] else { panic!("{named:?}") };
