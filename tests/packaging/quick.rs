@@ -16,6 +16,7 @@ use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{self, DEVICE, Family, Side};
+use wgsep_tests::machine::{Machine, package};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{Process, output};
 use wgsep_tests::scratch::Scratch;
@@ -309,6 +310,10 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
+        if self.interface == "wg0" {
+            // A machine's.
+            return;
+        }
         // What a failed test has left.
         let _ = fs::remove_file(socket_path(&self.interface));
         for left in ["", ".lock"] {
@@ -814,4 +819,95 @@ fn of_two_that_begin_at_once_one_sets_it_up() {
     host.carries_traffic();
     host.must("down");
     host.is_as(&before);
+}
+
+/// The unit, with the machine's own iptables(8), nft(8) and resolvconf(8).
+#[test]
+fn the_unit_takes_each_file_through_a_crash_a_reload_and_a_restart_and_leaves_nothing() {
+    let Some(image) = Machine::image_or_skips() else { return };
+    let scratch = Scratch::new();
+    let deb = package(&scratch);
+    for (file, up, _down) in FILES {
+        let mut host = Host::new();
+        host.interface = "wg0".to_owned();
+        let free = "PostUp = touch /etc/hook /home/hook; \
+                    { umask; grep ^NoNewPrivs /proc/self/status; } >/var/tmp/free; rm /etc/hook /home/hook\n[Peer]";
+        let notes = host.bin.join("notes").display().to_string();
+        host.write(&file(&host).replace(&notes, "/var/tmp/notes").replace("[Peer]", free));
+        let files = [(&*deb, "/mnt/wgsep.deb"), (&*host.files, "/etc/wireguard")];
+        let machine = Machine::boot(&image, &host.netns, &files);
+        machine.run("dpkg --install /mnt/wgsep.deb");
+        let state = || {
+            machine.run(
+                "{ ip -o -br address; ip rule; ip -6 rule; ip route show table all; nft list ruleset; resolvconf -l; \
+                 cat /etc/resolv.conf; ls /run/wireguard /run/wgsep-quick; } 2>/dev/null | sort",
+            )
+        };
+        // How many hooks for up were run, without those that hooks for down took back.
+        let in_force = || {
+            let notes = machine.run("cat /var/tmp/notes 2>/dev/null; true");
+            let count = |words: &[&str]| notes.lines().filter(|line| words.contains(line)).count();
+            (count(&["postup"]) - count(&["predown"]), count(&["preup"]) - count(&["postdown"]))
+        };
+        let show = |what: &str| {
+            machine
+                .run(&format!("systemctl show --value --property {what} wgsep@wg0"))
+                .trim()
+                .to_owned()
+        };
+        let journal = || machine.run("journalctl --quiet --no-pager --output cat --unit wgsep@wg0");
+        // Settings of the network are the machine's, as on a real one.
+        machine.run("mkdir -p /run/wireguard; mount -o remount,bind,rw /proc/sys");
+        // Chains that iptables(8) makes and leaves.
+        machine.run(
+            "for rules in 'iptables FORWARD' 'iptables POSTROUTING -t nat' 'ip6tables POSTROUTING -t nat'; do \
+             set -- $rules; program=$1 chain=$2; shift 2; \
+             $program -A $chain $* -j ACCEPT && $program -D $chain $* -j ACCEPT || exit; done",
+        );
+        let before = state();
+        let one = (usize::from(up.contains(&"postup")), usize::from(up.contains(&"preup")));
+
+        let started = machine.output("systemctl start wgsep@wg0");
+        assert!(started.status.success(), "{}", journal());
+        host.carries_traffic();
+        assert_eq!(in_force(), one);
+        assert_eq!(machine.run("cat /var/tmp/free"), "0022\nNoNewPrivs:\t0\n");
+        let set_up = state();
+        assert!(!journal().contains("wgsep-quick: "), "{}", journal());
+
+        let handshakes = || machine.run("wg show wg0 latest-handshakes");
+        let earlier = handshakes();
+        let pinging = Pinging::start(&host.netns, Side::Right.inner(Family::V4));
+        pinging.until_more(2);
+        machine.run("systemctl reload wgsep@wg0");
+        pinging.until_more(3);
+        let pings = pinging.stop();
+        assert!(pings.received + 1 >= pings.sent, "{pings:?} across a reload");
+        assert_eq!(handshakes(), earlier, "the session went on");
+        assert_eq!(state(), set_up);
+
+        machine.run("kill -9 $(systemctl show --value --property MainPID wgsep@wg0)");
+        wait::until("systemd starts it again", LIMIT, || {
+            show("NRestarts") == "1" && show("ActiveState") == "active"
+        });
+        host.carries_traffic();
+        assert_eq!(in_force(), one, "{}", journal());
+        assert_eq!(state(), set_up);
+
+        machine.run("systemctl restart wgsep@wg0");
+        host.carries_traffic();
+        assert_eq!(in_force(), one);
+        assert_eq!(state(), set_up);
+        machine.run("systemctl stop wgsep@wg0");
+        assert_eq!(in_force(), (0, 0));
+        assert_eq!(state(), before);
+        assert_eq!(show("ActiveState"), "inactive");
+        assert_eq!(show("Result"), "success");
+
+        // The same by hand.
+        machine.run("wgsep-quick up wg0");
+        host.carries_traffic();
+        machine.run("wgsep-quick down wg0");
+        assert_eq!(state(), before);
+    }
 }
