@@ -1,8 +1,11 @@
 //! An update, and a removal, of the package beside tunnels that cannot follow.
 
+use std::time::Duration;
+
 use wgsep_tests::machine::{Machine, package};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::scratch::Scratch;
+use wgsep_tests::wait;
 
 #[test]
 fn a_tunnel_that_does_not_restart_or_stop_is_named_and_leaves_no_package_half_done() {
@@ -49,4 +52,37 @@ fn a_tunnel_that_does_not_restart_or_stop_is_named_and_leaves_no_package_half_do
     assert!(named[0].contains("cannot stop wgsep@wg0.service"), "{named:?}");
     assert!(named[1].contains("run: systemctl daemon-reload"), "{named:?}");
     assert!(!machine.output("test -e /usr/sbin/wgsep").status.success());
+}
+
+/// Those of units and by hand, and what a crash has left, which no unit stops.
+#[test]
+fn with_the_package_ends_every_tunnel_with_its_rules_and_what_its_hooks_did() {
+    let Some(image) = Machine::image_or_skips() else { return };
+    let (scratch, netns) = (Scratch::new(), Netns::new());
+    let deb = package(&scratch);
+    let machine = Machine::boot(&image, &netns, &[(&deb, "/mnt/wgsep.deb")]);
+    // Settings of the network are the machine's, as on a real one.
+    machine.run("dpkg --install /mnt/wgsep.deb; mount -o remount,bind,rw /proc/sys");
+    let state = || {
+        machine.run(
+            "ip -o -br address; ip rule; ip -6 rule; nft list ruleset; ls /run/wgsep-quick /var/tmp 2>/dev/null; true",
+        )
+    };
+    let before = state();
+    for interface in ["wg0", "wg1", "wg2"] {
+        machine.write_configuration_with_a_key(interface);
+        machine.run(&format!(
+            "printf 'PostUp = touch /var/tmp/%%i\\nPostDown = rm /var/tmp/%%i\\n[Peer]\\nPublicKey = %s\\n\
+             AllowedIPs = 0.0.0.0/0\\n' $(wg genkey | wg pubkey) >>/etc/wireguard/{interface}.conf"
+        ));
+    }
+    machine.run("systemctl start wgsep@wg0; wgsep-quick up wg1; wgsep-quick up wg2");
+    machine.run("kill -9 $(pgrep -f '[w]gsep --fwmark .* wg2$')");
+    let has_wg2 = || machine.output("ip link show wg2").status.success();
+    wait::until("the interface is gone", Duration::from_secs(10), || !has_wg2());
+    assert!(state().contains("wg-quick-wg2") && state().contains("wg2"), "{}", state());
+    let removed = machine.output("dpkg --remove wgsep 2>&1");
+    let said = String::from_utf8_lossy(&removed.stdout);
+    assert!(removed.status.success() && !said.contains("wgsep: cannot"), "{said}");
+    assert_eq!(state(), before);
 }
