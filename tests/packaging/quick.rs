@@ -274,9 +274,10 @@ impl Host {
     #[track_caller]
     fn is_as(&self, before: &str) {
         assert_eq!(self.state(), before);
-        for left in [&self.state_file(), &format!("{}.lock", self.state_file())] {
-            assert!(fs::symlink_metadata(left).is_err(), "{left} is left");
-        }
+        let files = fs::read_dir("/run/wgsep-quick").into_iter().flatten().flatten();
+        let of_this = files.map(|file| file.file_name().into_string().unwrap());
+        let left: Vec<_> = of_this.filter(|name| name.contains(&self.interface)).collect();
+        assert!(left.is_empty(), "{left:?}");
         wait::until("the daemon has ended", LIMIT, || self.daemons().is_empty());
         wait::until("its socket is gone", LIMIT, || !socket_path(&self.interface).exists());
     }
@@ -316,8 +317,8 @@ impl Drop for Host {
         }
         // What a failed test has left.
         let _ = fs::remove_file(socket_path(&self.interface));
-        for left in ["", ".lock"] {
-            let _ = fs::remove_file(format!("{}{left}", self.state_file()));
+        for left in ["conf", "conf.lock", "endpoints"] {
+            let _ = fs::remove_file(format!("/run/wgsep-quick/{}.{left}", self.interface));
         }
     }
 }
@@ -513,6 +514,48 @@ fn a_private_key_that_a_hook_sets_is_there_again_after_a_crash() {
     }
 }
 
+/// The resolver of the file is in the tunnel: no name can be resolved while that is dead.
+#[test]
+fn an_endpoint_that_is_a_name_is_found_again_after_a_crash() {
+    require!(Wgsep);
+    for is_kept in [true, false] {
+        let host = Host::new();
+        let endpoint = host.other.endpoint(Family::V4);
+        host.write(&host.client().replace(
+            &format!("Endpoint = {endpoint}"),
+            &format!("Endpoint = vpn.example : {} # ours", endpoint.port()),
+        ));
+        fs::write(host.bin.join("hosts"), format!("{} vpn.example\n", endpoint.ip())).unwrap();
+        // Of getent(1), the part that the resolver of the file decides.
+        let resolver = host.bin.join(format!("resolv.{}", host.interface));
+        let getent = format!(
+            "#!/bin/sh\n[ ! -e {} ] || exit 2\nexec /usr/bin/getent \"$@\"\n",
+            resolver.display()
+        );
+        host.bin.write_script("getent", &getent);
+        let before = host.state();
+        let hosts = format!("mount --bind {} /etc/hosts &&", host.bin.join("hosts").display());
+        let queue = is_kept.then(|| open_queue(&host.netns, &host.interface));
+        let mut daemon = host.serve(queue.as_ref());
+        let apply = |before: &str| {
+            let mut command = host.command_with(before, "apply", &[]);
+            let done = output(command.env("WGSEP_RESOLVE_SECONDS", "2"));
+            assert!(done.status.success() && done.stderr.is_empty(), "{done:?}");
+        };
+        apply(&hosts);
+        host.carries_traffic();
+        host.crash();
+        daemon.exit_within(LIMIT);
+        daemon = host.serve(queue.as_ref());
+        // With the interface, the address is taken that it had.
+        apply(if is_kept { "" } else { &hosts });
+        host.carries_traffic();
+        host.must("stop");
+        daemon.exit_within(LIMIT);
+        host.is_as(&before);
+    }
+}
+
 /// Its `ip link add type wireguard` would succeed.
 #[test]
 fn the_kernel_module_is_not_used_where_there_is_one() {
@@ -610,7 +653,7 @@ fn what_fails_is_taken_down_and_named_with_its_line() {
     let no_program = |name: &str| format!("mount --bind /dev/null $(command -v {name}) &&");
     for (text, without, status, expected) in [
         (
-            client.replace("PostUp =", "PostUp = exit 7 #"),
+            client.replace("PostUp =", "PostUp = exit 7\nPostUp ="),
             String::new(),
             7,
             "line 6: PostUp = exit 7: the hook ended with status 7; correct the command",
