@@ -542,7 +542,9 @@ fn a_file_that_cannot_be_read_is_named_with_its_owner_and_the_command_that_mends
     require!(Wgsep);
     let host = Host::new();
     let configure = |spoil: &str, then: &str| {
-        let line = "mkdir -p /etc/wireguard && mount -t tmpfs -o mode=0700 none /etc/wireguard
+        let line =
+            "mkdir -p /etc/wireguard /run/wgsep-quick && mount -t tmpfs none /run/wgsep-quick
+            mount -t tmpfs -o mode=0700 none /etc/wireguard
             chmod 755 /etc/wireguard && umask 077 && printf %s \"$1\" >/etc/wireguard/$2.conf
             file=/etc/wireguard/$2.conf; eval \"$4\"
             configure() { setpriv --bounding-set -dac_override,-dac_read_search \"$@\"; }

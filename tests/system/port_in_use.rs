@@ -158,7 +158,8 @@ fn a_link_that_goes_down_clears_the_refusal() {
 fn configure(netns: &Arc<Netns>, daemon: &Daemon) -> Output {
     let key = KeyPair::generate();
     let file = format!("[Interface]\nPrivateKey = {}\nListenPort = {PORT}\n", key.private);
-    let line = "mount -t tmpfs none /etc/wireguard && printf %s \"$1\" >/etc/wireguard/$2.conf && exec \"$3\" apply \"$2\"";
+    let line = "mkdir -p /run/wgsep-quick && mount -t tmpfs none /run/wgsep-quick && \
+                mount -t tmpfs none /etc/wireguard && printf %s \"$1\" >/etc/wireguard/$2.conf && exec \"$3\" apply \"$2\"";
     let mut command = netns.command("unshare");
     command.args(["--mount", "sh", "-c", line, "sh"]);
     output(command.args([&*file, &daemon.interface, &script("wgsep-quick")]))
