@@ -94,7 +94,7 @@ fn after_a_crash_systemd_and_the_unit_keep_the_interface_and_nothing_leaves_by_a
 
     // What fails after the start is tried again, beside an interface that stays.
     let configuration = fs::read_to_string(&file).unwrap();
-    write_configuration(&file, &format!("{configuration}\n[Interface]\nPostUp = true\n"));
+    write_configuration(&file, &format!("{configuration}\n[Interface]\nMTU = 1\n"));
     let restarts = || show("NRestarts").trim().parse::<u32>().unwrap();
     let pinging = Pinging::start(&left, theirs);
     machine.run(&format!("kill -KILL {}", helper()));
