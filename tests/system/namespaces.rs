@@ -3,12 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::{Implementation::Wgsep, wgsep_program};
 use wgsep_tests::link::{self, Family, Side};
@@ -251,6 +252,47 @@ fn a_namespace_that_is_not_there_or_may_not_be_entered_is_one_clear_line() {
             assert_eq!(output.status.code(), Some(1), "{stderr}");
             assert!(stderr.contains(expected), "{stderr}");
             assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        }
+    }
+}
+
+/// The file behind a name, which goes with this.
+struct InTheWay(PathBuf);
+
+impl InTheWay {
+    /// Beside the namespaces, made by `make`.
+    fn new(make: impl FnOnce(&Path)) -> Self {
+        let path = Path::new("/run/netns").join(unique_interface());
+        make(&path);
+        Self(path)
+    }
+}
+
+impl Drop for InTheWay {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0).or_else(|_| std::fs::remove_file(&self.0));
+    }
+}
+
+/// Opening a FIFO waits for a writer, unless it is asked not to.
+#[test]
+fn what_has_the_name_of_a_namespace_and_is_none_is_refused_at_once() {
+    require!(Wgsep);
+    let netns = Netns::new();
+    let fifo = InTheWay::new(|path| nix::unistd::mkfifo(path, Mode::S_IRUSR).unwrap());
+    let socket = InTheWay::new(|path| drop(UnixListener::bind(path).unwrap()));
+    let file = InTheWay::new(|path| std::fs::write(path, "").unwrap());
+    let directory = InTheWay::new(|path| std::fs::create_dir(path).unwrap());
+    for InTheWay(path) in [&fifo, &socket, &file, &directory] {
+        let name = path.file_name().unwrap();
+        for option in ["--socket-netns", "--tun-netns"] {
+            let mut command = netns.command(wgsep_program("wgsep"));
+            command.args(["--foreground", option]).arg(name).arg(unique_interface());
+            let mut process = Process::spawn(command, "wgsep");
+            assert_eq!(process.exit_within(LIMIT).code(), Some(1), "{option} {path:?}");
+            let log = process.log();
+            let why = format!("wgsep: {} is no network namespace; remove it", path.display());
+            assert!(log.lines().count() == 1 && log.starts_with(&why), "{log}");
         }
     }
 }

@@ -4,10 +4,10 @@ use crate::netlink;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use wgsep_monitor::{Error, Result, Step};
 
 /// Where ip-netns(8) keeps one file for each.
@@ -26,7 +26,7 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Finds a namespace.
+    /// Finds a namespace. If the name is that of a FIFO or a device, nothing is waited for.
     ///
     /// # Errors
     /// If there is none of this name, or it may not be opened.
@@ -36,12 +36,17 @@ impl Netns {
                 "bad network namespace name {name:?}; ip netns lists them"
             )));
         }
-        let file = File::open(format!("{DIRECTORY}/{name}")).advise(
+        let mut open = OpenOptions::new();
+        let open = open.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        let file = open.open(format!("{DIRECTORY}/{name}")).advise(
             &format!("open network namespace {name}"),
-            &[(
-                &[Errno::ENOENT],
-                &format!("there is no network namespace {name}; make it: ip netns add {name}"),
-            )],
+            &[
+                (
+                    &[Errno::ENOENT],
+                    &format!("there is no network namespace {name}; make it: ip netns add {name}"),
+                ),
+                (&[Errno::ENXIO], &another_file(name)),
+            ],
         )?;
         Ok(Self { file, name: name.to_owned() })
     }
@@ -80,7 +85,7 @@ impl Netns {
             &format!("enter network namespace {name}"),
             &[
                 (&[Errno::EPERM], &format!("no permission to enter network namespace {name}: CAP_SYS_ADMIN is missing; run as root")),
-                (&[Errno::EINVAL], &format!("{DIRECTORY}/{name} is no network namespace; remove it, then: ip netns add {name}")),
+                (&[Errno::EINVAL], &another_file(name)),
             ],
         )
     }
@@ -110,16 +115,7 @@ impl Netns {
         let (this, any) = (self.file.as_raw_fd().to_ne_bytes(), (-1i32).to_ne_bytes());
         match netlink::request(RTM_NEWNSID, &[0; 4], &[(NETNSA_FD, &this), (NETNSA_NSID, &any)]) {
             Err(Errno::EEXIST) => {}
-            made => drop(made.advise(
-                STEP,
-                &[(
-                    &[Errno::EINVAL],
-                    &format!(
-                        "{DIRECTORY}/{} is no network namespace; remove it, then: ip netns add {}",
-                        self.name, self.name
-                    ),
-                )],
-            )?),
+            made => drop(made.advise(STEP, &[(&[Errno::EINVAL], &another_file(&self.name))])?),
         }
         let answer = netlink::request(RTM_GETNSID, &[0; 4], &[(NETNSA_FD, &this)]).step(STEP)?;
         let attribute = answer.get(4..12).filter(|a| a[2..4] == NETNSA_NSID.to_ne_bytes());
@@ -142,6 +138,10 @@ impl Netns {
         let name = [name.as_bytes(), &[0]].concat();
         netlink::set_link(ifindex, &[(IFLA_NET_NS_FD, &this), (libc::IFLA_IFNAME, &name)])
     }
+}
+
+fn another_file(name: &str) -> String {
+    format!("{DIRECTORY}/{name} is no network namespace; remove it, then: ip netns add {name}")
 }
 
 /// The first port that any process may bind in the network namespace of this process; `None` if it cannot be
