@@ -1,7 +1,8 @@
 //! WG_TUN_FD: a TUN queue that the launcher opened.
 #![allow(clippy::unwrap_used)]
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::fcntl::{OFlag, open};
@@ -33,7 +34,7 @@ pub(crate) fn open_queue(netns: &Netns, name: &str, mode: OFlag, flags: libc::c_
 
 /// The one line of a start with this queue, which fails.
 #[track_caller]
-fn refusal(netns: &Arc<Netns>, interface: &str, queue: &OwnedFd) -> String {
+fn refusal(netns: &Arc<Netns>, interface: &str, queue: impl AsFd) -> String {
     let command = Wgsep.command(netns, interface);
     // One that is not refused would serve for ever.
     let mut limited = netns.command("timeout");
@@ -80,5 +81,56 @@ fn a_queue_that_cannot_be_read_or_not_be_written_is_refused() {
         let queue = open_queue(&netns, &interface, mode, libc::IFF_TUN | libc::IFF_NO_PI);
         let error = refusal(&netns, &interface, &queue);
         assert!(error.contains("WG_TUN_FD") && error.contains("O_RDWR"), "{error}");
+    }
+}
+
+/// The kernel gives no packets to a detached queue, which can be written to all the same.
+#[test]
+fn a_detached_queue_is_refused_and_an_attached_one_of_the_same_kind_serves() {
+    require!(Wgsep);
+    let (netns, interface) = (Netns::new(), unique_interface());
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
+    let queue = open_queue(&netns, &interface, OFlag::O_RDWR, flags);
+    set_queue(&queue, libc::IFF_DETACH_QUEUE);
+    let error = refusal(&netns, &interface, &queue);
+    for named in ["WG_TUN_FD is a detached queue of", &interface, "; attach it (TUNSETQUEUE"] {
+        assert!(error.contains(named), "{error}");
+    }
+    set_queue(&queue, libc::IFF_ATTACH_QUEUE);
+    let daemon = Daemon::start_on(&interface, Wgsep, &netns, |command| {
+        let number = descriptors::give(command, &queue);
+        command.env("WG_TUN_FD", number.to_string());
+    });
+    daemon.wg("show", "listen-port");
+}
+
+/// TUNSETQUEUE, with IFF_ATTACH_QUEUE or IFF_DETACH_QUEUE.
+fn set_queue(queue: &OwnedFd, flag: libc::c_int) {
+    // SAFETY: plain integers and bytes, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_flags = flag as libc::c_short;
+    // SAFETY: the request is live and as TUNSETQUEUE reads it.
+    let outcome = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) };
+    nix::Error::result(outcome).unwrap();
+}
+
+#[test]
+fn a_descriptor_without_an_interface_and_one_of_another_device_are_told_apart() {
+    require!(Wgsep);
+    let (netns, interface) = (Netns::new(), unique_interface());
+    let unattached = open("/dev/net/tun", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI;
+    let deleted = open_queue(&netns, &interface, OFlag::O_RDWR, flags);
+    netns.run(format!("ip link del {interface}"));
+    for queue in [unattached, deleted] {
+        let error = refusal(&netns, &interface, &queue);
+        assert!(error.contains("WG_TUN_FD is a queue of no interface: "), "{error}");
+        assert!(error.contains("deleted") && error.contains("never attached"), "{error}");
+    }
+    let (pipe, _writer) = std::io::pipe().unwrap();
+    let others = [File::open("/dev/null").unwrap().into(), OwnedFd::from(pipe)];
+    for other in others {
+        let error = refusal(&netns, &interface, &other);
+        assert!(error.contains("WG_TUN_FD is not a TUN device; open /dev/net/tun"), "{error}");
     }
 }

@@ -99,7 +99,8 @@ impl TunDevice {
         manager: &ServiceManager,
     ) -> Result<(Self, Option<i32>)> {
         let Options { interface, without, tun_netns, socket_netns, .. } = options;
-        let adopted = adopted.map(|queue| Self::adopt(queue, "WG_TUN_FD", without)).transpose()?;
+        let adopt = |queue| Self::adopt(queue, Vec::new(), "WG_TUN_FD", without);
+        let adopted = adopted.map(adopt).transpose()?;
         let netns = match tun_netns {
             Some(_) if adopted.is_some() => {
                 return Err(Error::new(
@@ -190,8 +191,8 @@ impl TunDevice {
                 "{written} stored queues are detached and {read} are not; wgsep has one and up to {FLOW_QUEUES}"
             ))
         })?;
-        let mut device = Self::adopt(queue, LABEL, &options.without)?;
-        (device.flow_queues, device.is_restored) = (flow_queues, true);
+        let mut device = Self::adopt(queue, flow_queues, LABEL, &options.without)?;
+        device.is_restored = true;
         device.notes.push((
             Level::Info,
             format!(
@@ -276,12 +277,23 @@ impl TunDevice {
         Ok(())
     }
 
-    /// Takes over an interface by a queue that was opened before this process: WG_TUN_FD, or as `label` says.
+    /// Takes over an interface by a queue that was opened before this process: WG_TUN_FD, or as `label` says; and by
+    /// those that are read instead of it, if any.
     ///
     /// # Errors
-    /// If the descriptor is no TUN queue, or not open for reading and writing.
-    fn adopt(queue: OwnedFd, label: &str, without: &[Offload]) -> Result<Self> {
+    /// If the descriptor is no TUN queue, not open for reading and writing, or never has a packet to read.
+    fn adopt(
+        queue: OwnedFd,
+        flow_queues: Vec<OwnedFd>,
+        label: &str,
+        without: &[Offload],
+    ) -> Result<Self> {
         let (name, flags) = identity(&queue, label)?;
+        if flow_queues.is_empty() && flags & libc::IFF_DETACH_QUEUE != 0 {
+            return Err(Error::new(format!(
+                "{label} is a detached queue of {name}, which the kernel gives no packets; attach it (TUNSETQUEUE with IFF_ATTACH_QUEUE), or hand over one that is attached"
+            )));
+        }
         let vnet_hdr = flags & libc::IFF_VNET_HDR != 0;
         if vnet_hdr {
             // It may have been set up for longer headers, and for more than is wanted.
@@ -290,7 +302,7 @@ impl TunDevice {
             let none = sys::set_offload(queue.as_fd(), 0);
             none.step(&format!("take back the offloads of {label}"))?;
         }
-        let mut device = Self::of(queue, name);
+        let mut device = Self { flow_queues, ..Self::of(queue, name) };
         device.identify(flags, without)?;
         if has_packet_information(device.queue.as_fd(), vnet_hdr) {
             return Err(other_flags(label));
@@ -363,8 +375,11 @@ fn attach_new(queue: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> nix::Res
 /// Name and flags of the interface of a TUN queue that was opened before this process, which no longer blocks.
 fn identity(queue: &OwnedFd, label: &str) -> Result<(String, libc::c_int)> {
     let (name, flags) = sys::tun_identity(queue.as_fd()).advise(
-        &format!("{label} is not a TUN device"),
-        &[(&[Errno::EBADFD], &format!("the interface of {label} was deleted; start wgsep again"))],
+        &format!("identify {label}"),
+        &[
+            (&[Errno::EBADFD], &format!("{label} is a queue of no interface: the interface was deleted, or the queue was never attached (TUNSETIFF); make the interface, and start wgsep again")),
+            (&[Errno::ENOTTY, Errno::EINVAL, Errno::EBADF], &format!("{label} is not a TUN device; open /dev/net/tun, attach it to an interface, and hand over that descriptor")),
+        ],
     )?;
     if flags & libc::IFF_TUN == 0 {
         return Err(other_flags(label));
