@@ -104,6 +104,9 @@ pub const fn remedy(errno: nix::Error) -> &'static str {
         Errno::EISDIR | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG => {
             "choose another path"
         }
+        Errno::EOVERFLOW => {
+            "give this user a number in its user namespace: uid_map and gid_map, as by unshare --map-root-user"
+        }
         Errno::ENODEV => "load or make the device that is missing",
         Errno::EIO => "see what failed in the kernel's log: dmesg",
         _ => "if nothing explains it, please report it",

@@ -563,6 +563,51 @@ fn what_a_host_lacks_is_named_and_not_to_be_reported() {
     }
 }
 
+/// Nothing that the user makes there would have an owner.
+#[test]
+fn a_user_namespace_without_a_map_is_named() {
+    require!(Wgsep);
+    let script = "mount -t tmpfs none /run; exec \"$@\"";
+    let around =
+        ["unshare", "--user", "--keep-caps", "--net", "--mount", "sh", "-ec", script, "sh"];
+    let said = Host::new("true", &around).refused();
+    assert!(said.contains("(EOVERFLOW); give this user a number in its user namespace"), "{said}");
+}
+
+/// The kernel lets no process fork under SCHED_DEADLINE, whatever its limits are.
+#[test]
+fn a_scheduling_policy_that_forbids_to_fork_is_named_and_its_remedy_works() {
+    require!(Wgsep);
+    let deadline = |more: &[&'static str]| {
+        let policy = ["--deadline", "--sched-runtime=10000000", "--sched-deadline=20000000"];
+        [&["chrt"], more, &policy, &["--sched-period=20000000", "0"]].concat()
+    };
+    let named = "under SCHED_DEADLINE (EAGAIN); start wgsep under another scheduling policy";
+    let said = Host::new("true", &deadline(&[])).refused();
+    assert!(said.contains(named) && said.contains("chrt --reset-on-fork"), "{said}");
+    // In the background it forks before anything else.
+    let mut command = Netns::new().command("timeout");
+    command.arg("20").args(deadline(&[])).arg(wgsep_program("wgsep")).arg(unique_interface());
+    let refused = process::output(&mut command);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && said.contains(named), "{said}");
+    Host::new("true", &deadline(&["--reset-on-fork"])).started();
+}
+
+#[test]
+fn a_directory_in_the_place_of_the_sandbox_report_is_named_and_left_alone() {
+    require!(Wgsep);
+    let script = "for name; do :; done; mkdir -p /run/wireguard/$name.sandbox";
+    let host = Host::new(script, &["env"]).started();
+    let log = host.process.log();
+    let named = format!(
+        "WARN wgsep[{0}]: /var/run/wireguard/{0}.sandbox is a directory; move it away; until",
+        host.interface
+    );
+    assert!(log.contains(&named), "{log}");
+    host.wg(&format!("show {}", host.interface));
+}
+
 /// The unit's step: a peer's name that no resolver knows.
 #[test]
 fn an_endpoint_that_cannot_be_resolved_is_logged_at_once_and_fails_in_bounded_time() {

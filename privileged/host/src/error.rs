@@ -101,6 +101,7 @@ mod tests {
             (Errno::EBUSY, "end what uses it"),
             (Errno::EISDIR, "another path"),
             (Errno::EIO, "dmesg"),
+            (Errno::EOVERFLOW, "user namespace"),
             (Errno::EBADF, "report it"),
         ] {
             let failed = Err::<(), _>(errno).step("do it").unwrap_err().to_string();

@@ -138,7 +138,10 @@ impl SocketFile {
         if written.is_err() {
             let _audit_finds_it_incomplete = self.remove_report();
         }
-        written.step(&format!("write {DIRECTORY}/{interface}.sandbox")).map_err(|error| {
+        let path = format!("{DIRECTORY}/{interface}.sandbox");
+        let in_the_way = format!("{path} is a directory; move it away");
+        let known: [(&[Errno], &str); 1] = [(&[Errno::EISDIR], &in_the_way)];
+        written.advise(&format!("write {path}"), &known).map_err(|error| {
             Error::new(format!(
                 "{error}; until wgsep is started again, `wgsep audit {interface}` lacks what only the helper can report"
             ))

@@ -1,6 +1,7 @@
 //! Going on in the background.
 
 use crate::launcher::Launcher;
+use crate::spawn::fork;
 use crate::startup::{handled_signals, null};
 use crate::sys;
 use nix::sys::wait::waitpid;
@@ -16,7 +17,7 @@ use wgsep_monitor::{Result, Step};
 /// If the kernel refuses the fork, or there is no /dev/null.
 pub fn daemonize(launcher: &mut Launcher) -> Result<()> {
     let (outcome, outcome_end) = std::io::pipe().step("pipe")?;
-    if let ForkResult::Parent { child } = sys::fork().step("fork")? {
+    if let ForkResult::Parent { child } = fork()? {
         drop(outcome_end);
         // A signal ends this process, as any that waits for another; the daemon is in a session of its own.
         handled_signals().thread_unblock().step("unblock signals")?;
@@ -27,7 +28,7 @@ pub fn daemonize(launcher: &mut Launcher) -> Result<()> {
     launcher.report_to(outcome_end);
     setsid().step("setsid")?;
     // Not the leader of its session, so that no terminal can ever become its own.
-    if sys::fork().step("fork")?.is_parent() {
+    if fork()?.is_parent() {
         exit(0);
     }
     chdir("/").step("chdir /")?;

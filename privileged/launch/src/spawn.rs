@@ -31,7 +31,8 @@ const LIBEXEC: &str = match option_env!("WGSEP_LIBEXECDIR") {
     None => "/usr/libexec/wgsep",
 };
 
-const NO_MORE_PROCESSES: &str = "no more processes for the dataplane (EAGAIN); raise the limit on them: ulimit -u, TasksMax= of a unit, --pids-limit of a container";
+const UNDER_DEADLINE: &str = "cannot start another process under SCHED_DEADLINE (EAGAIN); start wgsep under another scheduling policy (chrt --other 0), or with the flag that resets it: chrt --reset-on-fork";
+const NO_MORE_PROCESSES: &str = "no more processes (EAGAIN); raise the limit on them: ulimit -u, TasksMax= of a unit, --pids-limit of a container";
 
 /// The dataplane's command line.
 fn words(options: &Options, grants: &Grants, interface: &str) -> Result<Vec<CString>> {
@@ -116,7 +117,7 @@ pub fn start(
         outcome: out_of_the_way(outcome_end.into())?,
         program: out_of_the_way(program)?,
     };
-    let pid = match sys::fork().advise("fork", &[(&[Errno::EAGAIN], NO_MORE_PROCESSES)])? {
+    let pid = match fork()? {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
             let Err(errno) = child.become_dataplane(user, &words);
@@ -138,6 +139,17 @@ pub fn start(
     let threads = startup::threads(options.workers);
     let process = Process { pidfd, log, unread };
     Ok(Dataplane { process, channel, pid, ids, threads, report })
+}
+
+/// Forks this process.
+///
+/// # Errors
+/// If the kernel refuses it.
+pub fn fork() -> Result<ForkResult> {
+    let forked = sys::fork();
+    let is_under_deadline = forked.is_err() && sys::is_under_deadline();
+    let why = if is_under_deadline { UNDER_DEADLINE } else { NO_MORE_PROCESSES };
+    forked.advise("fork", &[(&[Errno::EAGAIN], why)])
 }
 
 /// Ends a child that did not become a dataplane: what it holds of the interface goes with it.

@@ -155,6 +155,15 @@ pub(crate) fn fork() -> nix::Result<ForkResult> {
     unsafe { nix::unistd::fork() }
 }
 
+/// Whether the scheduling policy of this thread is SCHED_DEADLINE without the flag that resets it on a fork. The
+/// wrapper of musl refuses the question.
+pub(crate) fn is_under_deadline() -> bool {
+    // linux/sched.h.
+    const SCHED_DEADLINE: libc::c_long = 6;
+    // SAFETY: plain integers.
+    unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) == SCHED_DEADLINE }
+}
+
 /// Ignores a signal, in the programs that this process executes too, or gives it its default action; what was done
 /// about it before.
 pub(crate) fn set_action(signal: Signal, action: SigHandler) -> nix::Result<SigHandler> {

@@ -97,7 +97,10 @@ pub fn refuse_descriptors(listener: &OwnedFd) -> State {
 /// of that name left. Where it cannot be made, the log has a warning, and the audit lacks the report.
 fn create_report(interface: &str) -> io::Result<(File, OwnFile)> {
     let path = format!("{DIRECTORY}/{interface}.sandbox");
-    let _seldom_there = remove_file(&path);
+    match remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _gone => {}
+    }
     let report = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
     // What is held after it is written can only be compared.
     let held = open_path(&path, OFlag::empty())?;
