@@ -29,7 +29,7 @@ pub use grants::Grants;
 pub use in_flight::Send;
 pub use layers::{Layer, Process};
 pub use new_ports::NewPorts;
-pub use proof::{untraceable, verify};
+pub use proof::{check_proc, untraceable, verify};
 pub use report::{Report, State};
 pub use seccomp::Named;
 pub use status::ThreadStatus;

@@ -2,7 +2,7 @@
 
 use crate::{Capability, Layer, Report, State, ThreadStatus, capabilities};
 use nix::unistd::{Gid, Pid, Uid, getpid};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 /// What reads another user's process where /proc is mounted with `hidepid=`: the kernel asks at each
@@ -25,7 +25,7 @@ pub fn verify(
     threads: usize,
     report: &Report,
 ) -> Result<Option<String>, String> {
-    check_proc(&fs::read_link("/proc/self"))?;
+    check_proc("verify the dataplane", &fs::read_link("/proc/self"))?;
     let statuses = capabilities::with_reserve(READING, || read_statuses(pid))
         .map_err(|error| unreadable(pid, &error))?;
     statuses.iter().try_for_each(|status| check_thread(status, ids, report))?;
@@ -73,13 +73,16 @@ pub fn untraceable(dataplane: Pid, tracer: Option<&str>) -> State {
 }
 
 /// Whether /proc is there and numbers processes as this one's namespace does: it may be left over from
-/// the namespace around, where the dataplane's number is another process's.
-fn check_proc(this: &io::Result<std::path::PathBuf>) -> Result<(), String> {
+/// the namespace around, where the dataplane's number is another process's. `this` is what /proc/self links to.
+///
+/// # Errors
+/// If it is not; `step` is what needs it.
+pub fn check_proc(step: &str, this: &io::Result<PathBuf>) -> Result<(), String> {
     const MOUNT: &str = "mount this container's own: mount -t proc proc /proc";
     match this {
         Ok(this) if this == Path::new(&getpid().to_string()) => Ok(()),
-        Ok(_) => Err(format!("verify the dataplane: /proc is another PID namespace's; {MOUNT}")),
-        Err(error) => Err(format!("verify the dataplane: /proc/self: {error}; {MOUNT}")),
+        Ok(_) => Err(format!("{step}: /proc is another PID namespace's; {MOUNT}")),
+        Err(error) => Err(format!("{step}: /proc/self: {error}; {MOUNT}")),
     }
 }
 
@@ -191,10 +194,10 @@ mod tests {
 
     #[test]
     fn a_proc_of_elsewhere_and_one_that_hides_are_distinguished() {
-        assert_eq!(check_proc(&fs::read_link("/proc/self")), Ok(()));
-        let elsewhere = check_proc(&Ok("1000000000".into())).unwrap_err();
+        assert_eq!(check_proc("step", &fs::read_link("/proc/self")), Ok(()));
+        let elsewhere = check_proc("step", &Ok("1000000000".into())).unwrap_err();
         assert!(elsewhere.contains("another PID namespace's"), "{elsewhere}");
-        let missing = check_proc(&Err(io::Error::from_raw_os_error(2))).unwrap_err();
+        let missing = check_proc("step", &Err(io::Error::from_raw_os_error(2))).unwrap_err();
         assert!(missing.contains("mount -t proc"), "{missing}");
         let missing = Pid::from_raw(1_000_000_000);
         for (pid, errno, named) in [

@@ -19,7 +19,7 @@ use wgsep_tests::daemon::{Daemon, SOCKETS, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::{Wgsep, WireguardGo};
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
-use wgsep_tests::process::{output, run};
+use wgsep_tests::process::{Process, output, run};
 use wgsep_tests::uapi::Uapi;
 use wgsep_tests::{procfs, repository, require, wait};
 
@@ -177,6 +177,44 @@ fn there_is_one_line_for_what_cannot_be_audited() {
         assert!(text.contains(reason) && text.lines().count() == 1, "{text}");
         assert!(said.stdout.is_empty(), "{said:?}");
     }
+}
+
+/// Numbers of processes are those of a PID namespace, and /proc has those of the one that it was mounted in.
+#[test]
+fn from_another_pid_namespace_the_audit_says_where_to_run_it() {
+    require!(Wgsep);
+    let daemon = Daemon::start(Wgsep, &Netns::new());
+    let program = wgsep_program("wgsep");
+    for (around, named) in [
+        (
+            &["--mount-proc"][..],
+            "it is in another PID namespace, as of another container; run this",
+        ),
+        (&[], "/proc is another PID namespace's; mount this container's own"),
+    ] {
+        let mut command = daemon.netns.command("unshare");
+        command.args(["--pid", "--fork", "--kill-child"]).args(around).arg(&program);
+        let said = output(command.args(["audit", &daemon.interface]));
+        let text = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert_eq!(said.status.code(), Some(2), "{said:?}");
+        assert!(text.contains(named) && text.lines().count() == 1, "{text}");
+        assert!(
+            text.contains("run this where the daemon is") && !text.contains("end it"),
+            "{text}"
+        );
+    }
+    // What is further inside has numbers here, too.
+    let (netns, interface) = (Netns::new(), unique_interface());
+    let mut command = netns.command("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).arg(&program);
+    command.args(["--foreground", &interface]);
+    let mut inside = Process::spawn(command, "wgsep in a PID namespace");
+    wait::until("it has started", LIMIT, || {
+        assert_eq!(inside.try_exit(), None, "{}", inside.log());
+        inside.log().contains("started: ")
+    });
+    let audited = audit(&netns, &interface, &[]);
+    assert_eq!(audited.status.code(), Some(0), "{audited:?}");
 }
 
 /// What a script may rely on; the tests here and of `wgsep stats` have each of them.

@@ -109,6 +109,18 @@ fn a_proc_that_hides_processes_is_verified_by_and_audited() {
 }
 
 #[test]
+fn an_audit_that_may_not_look_at_the_daemon_says_so() {
+    require!(Wgsep);
+    let host = Host::new("mount -o remount,hidepid=2,gid=77 /proc", &["env"]).started();
+    let mut audit = host.command(NO_PTRACE[0]);
+    audit.arg(NO_PTRACE[1]).arg(wgsep_program("wgsep")).args(["audit", &host.interface]);
+    let said = process::output(&mut audit);
+    let text = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.status.code() == Some(2) && text.lines().count() == 1, "{said:?}");
+    assert!(text.contains("/proc hides it (hidepid=)") && !text.contains("not wgsep"), "{text}");
+}
+
+#[test]
 fn a_proc_that_cannot_be_looked_into_is_named_with_what_would_help() {
     require!(Wgsep);
     for (script, around, named) in [

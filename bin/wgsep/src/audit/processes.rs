@@ -15,12 +15,15 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use wgsep_policy::ThreadStatus;
+use wgsep_policy::{ThreadStatus, check_proc};
 
 /// How long the daemon may take to have room for one more client, and its dataplane to have the listener.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The flag of a socket that listens, in /proc/net/unix (linux/net.h).
 const SO_ACCEPTCON: u32 = 1 << 16;
+
+/// What the kernel calls a process that the PID namespace of this one does not have.
+const NO_NUMBER: i32 = 0;
 
 /// The processes of a daemon.
 pub(super) struct Processes {
@@ -33,6 +36,13 @@ pub(super) struct Processes {
 impl Processes {
     /// Asks the interface's socket who serves it.
     pub(super) fn find(interface: &str) -> Result<Self, String> {
+        let step = format!("find the daemon of {interface}");
+        let there = format!(
+            "run this where the daemon is, or on the host: nsenter --target PID --pid --mount wgsep audit {interface}"
+        );
+        check_proc(&step, &fs::read_link("/proc/self")).map_err(|line| {
+            format!("{line}; if the daemon is in another PID namespace, {there}")
+        })?;
         let path = uapi::path(interface);
         let refusal = |errno| uapi::refusal(interface, errno);
         // What is looked at is what is connected to, though the name may become another file's.
@@ -42,10 +52,17 @@ impl Processes {
         let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
         let client = uapi::connect_until(&opened, Instant::now() + PATIENCE).map_err(refusal)?;
         let (helper, pidfd) = listener(&client, &path)?;
-        if name(helper) != "wgsep" {
+        if helper == NO_NUMBER {
             return Err(format!(
-                "{interface} is served by process {helper}, {:?}, which is not wgsep; ask about another interface",
-                name(helper)
+                "{step}: it is in another PID namespace, as of another container; {there}"
+            ));
+        }
+        let name = name(helper).map_err(|error| {
+            format!("{interface} is served by process {helper}, which cannot be looked at: {error}; it has ended, or /proc hides it (hidepid=): ask again as root with CAP_SYS_PTRACE")
+        })?;
+        if name != "wgsep" {
+            return Err(format!(
+                "{interface} is served by process {helper}, {name:?}, which is not wgsep; ask about another interface"
             ));
         }
         let owner = status.uid();
@@ -103,6 +120,9 @@ impl Processes {
 fn listener(client: &UnixStream, path: &str) -> Result<(i32, Option<OwnedFd>), String> {
     let unnamed = |errno: Errno| format!("who serves {path}: {}; run as root", errno.desc());
     let pid = getsockopt(client, sockopt::PeerCredentials).map_err(unnamed)?.pid();
+    if pid == NO_NUMBER {
+        return Ok((pid, None));
+    }
     let pidfd = match getsockopt(client, sockopt::PeerPidfd) {
         Err(Errno::ENOPROTOOPT) => return Ok((pid, None)),
         // Until Linux 6.15 there is none of a process that has ended.
@@ -196,8 +216,8 @@ fn pid_of(info: &str) -> Option<i32> {
     info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
 }
 
-fn name(pid: i32) -> String {
-    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
+fn name(pid: i32) -> io::Result<String> {
+    fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim_end().to_owned())
 }
 
 #[cfg(test)]
