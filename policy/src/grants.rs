@@ -1,4 +1,4 @@
-//! Which ports and marks the dataplane may ask the helper for.
+//! Which ports and marks the dataplane may ask the helper for. What a start derives from that is in `port_range`.
 
 /// What an operator lets the dataplane ask for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,23 +18,12 @@ pub struct Grants {
 
 /// The lowest port that the dataplane may ask for where neither `port` nor `low_ports` is set, and the first that
 /// any process may bind on most hosts.
-const FIRST_HIGH_PORT: u16 = 1024;
+pub(crate) const FIRST_HIGH_PORT: u16 = 1024;
 
 impl Grants {
-    /// Whether a permitted port takes CAP_NET_BIND_SERVICE. A pinned one was chosen by the operator already, and
-    /// needs `low_ports` only above 1023 where the limit of the host cannot be read.
-    #[must_use]
-    pub fn needs_low_ports(&self) -> bool {
-        match (self.port, self.first_unprivileged) {
-            (None, _) => self.low_ports,
-            (Some(pinned), Some(first)) => pinned < first,
-            (Some(pinned), None) => pinned < FIRST_HIGH_PORT || self.low_ports,
-        }
-    }
-
     /// The lowest port that may be asked for without `low_ports`. Where the host lets any process bind ports below
     /// 1024, they still have to be enabled.
-    fn first_high_port(&self) -> u16 {
+    pub(crate) fn first_high_port(&self) -> u16 {
         self.first_unprivileged.unwrap_or(0).max(FIRST_HIGH_PORT)
     }
 
@@ -50,17 +39,6 @@ impl Grants {
                 Err(nix::Error::EACCES)
             }
             None => Ok(port),
-        }
-    }
-
-    /// The lowest and the highest port that may be asked for. The dataplane receives them, so that it can
-    /// refuse what would be refused here only when the interface comes up.
-    #[must_use]
-    pub fn ports(&self) -> (u16, u16) {
-        match self.port {
-            Some(pinned) => (pinned, pinned),
-            None if self.low_ports => (1, u16::MAX),
-            None => (self.first_high_port(), u16::MAX),
         }
     }
 

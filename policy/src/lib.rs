@@ -17,6 +17,7 @@ pub mod limits;
 mod musl;
 pub mod namespaces;
 mod new_ports;
+mod port_range;
 mod proof;
 mod report;
 pub mod seccomp;
