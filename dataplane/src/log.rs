@@ -1,7 +1,8 @@
 //! The dataplane's log: lines on the pipe that the helper reads, and a panic hook that needs no file.
 
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
@@ -29,17 +30,35 @@ fn is_wanted(level: Level) -> bool {
     needed as u8 <= LEVEL.load(Ordering::Relaxed)
 }
 
+/// Lines that the pipe had no space for, and that none has counted yet.
+static LOST: AtomicU64 = AtomicU64::new(0);
+
 /// Descriptor 2, where each event is one write, which is lost if the pipe is full.
 struct Pipe;
 
 impl Write for Pipe {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let _lost = nix::unistd::write(io::stderr(), bytes);
+        write_counted(io::stderr(), bytes, &LOST);
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Writes a line without blocking, behind one that counts those lost before, if any.
+fn write_counted(pipe: impl AsFd, line: &[u8], lost: &AtomicU64) {
+    let before = lost.swap(0, Ordering::Relaxed);
+    let count = match before {
+        0 => String::new(),
+        _ => format!(
+            "WARN {before} lines were lost, because the helper did not read them in time; see what keeps the processor busy, or whether it is stopped\n"
+        ),
+    };
+    let text = [count.as_bytes(), line].concat();
+    if nix::unistd::write(pipe, &text) != Ok(text.len()) {
+        lost.fetch_add(before + 1, Ordering::Relaxed);
     }
 }
 
@@ -78,6 +97,34 @@ pub(crate) fn start(level: LogLevel) {
         let file = panic.location().map_or("unknown place", |location| location.file());
         let line = panic.location().map_or(0, std::panic::Location::line);
         let text = panic.payload_as_str().unwrap_or("no message");
-        let _lost = writeln!(Pipe, "ERROR panic at {file}:{line}: {text}");
+        let _never_fails = Pipe.write(format!("ERROR panic at {file}:{line}: {text}\n").as_bytes());
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::OFlag;
+    use nix::unistd::{pipe2, read};
+
+    #[test]
+    fn lines_that_a_full_pipe_does_not_take_are_counted_before_the_next_one() {
+        let (reader, writer) = pipe2(OFlag::O_NONBLOCK).unwrap();
+        let lost = AtomicU64::new(0);
+        while lost.load(Ordering::Relaxed) < 3 {
+            write_counted(&writer, b"INFO the same\n", &lost);
+        }
+        let mut buffer = vec![0; 1 << 20];
+        let len = read(&reader, &mut buffer).unwrap();
+        assert!(!String::from_utf8_lossy(&buffer[..len]).contains("lost"));
+        for (line, expected) in [
+            ("INFO next\n", "WARN 3 lines were lost, because the helper did not read them in time"),
+            ("INFO later\n", "INFO later\n"),
+        ] {
+            write_counted(&writer, line.as_bytes(), &lost);
+            let len = read(&reader, &mut buffer).unwrap();
+            let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+            assert!(text.starts_with(expected) && text.ends_with(line), "{text}");
+        }
+    }
 }
