@@ -2,14 +2,17 @@
 //! it. The numbers are those of the list in SECURITY.md.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io::{Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 use wgsep_hostile::{Attack, HURRIED_REQUESTS};
 use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
@@ -117,6 +120,30 @@ fn attack_07_every_breach_of_the_contract_ends_the_dataplane_and_names_itself() 
         let log = Attacked::start(attack).assert_ends(BREACH);
         assert!(log.contains(named), "{attack:?}: {log}");
     }
+}
+
+/// The line is lost then; an attacker who floods the log can have that.
+#[test]
+fn attack_07_a_log_that_no_process_reads_neither_hides_a_breach_from_the_exit_status_nor_delays_the_end()
+ {
+    require!(Wgsep);
+    let scratch = Scratch::new();
+    let path = scratch.join("log");
+    fs::set_permissions(&*scratch, fs::Permissions::from_mode(0o755)).unwrap();
+    mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    let mut open = fs::OpenOptions::new();
+    let open = open.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    let mut fifo = open.open(&path).unwrap();
+    while fifo.write(&[b'x'; 4096]).is_ok() {}
+    let script = format!("exec \"$@\" 2>{}", path.display());
+    for attack in [Attack::UnknownTag, Attack::Flood] {
+        let log = Attacked::start_by(&["sh", "-c", &script, "sh"], attack).assert_ends(BREACH);
+        assert_eq!(log, "");
+    }
+    let mut read = vec![0; 1 << 20];
+    let len = fifo.read(&mut read).unwrap();
+    assert!(read[..len].iter().all(|byte| *byte == b'x'), "the log was not full");
 }
 
 /// Where the dataplane has a user of its own, the kernel does not let it send them, and it ends by itself.

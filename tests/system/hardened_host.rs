@@ -575,6 +575,39 @@ fn what_a_host_lacks_is_named_and_not_to_be_reported() {
     }
 }
 
+#[test]
+fn lines_that_a_full_disk_does_not_take_are_counted_once_there_is_space() {
+    require!(Wgsep);
+    let script = "mkdir /run/logs; mount -t tmpfs -o size=8k none /run/logs
+        head -c 4096 /dev/zero >/run/logs/other";
+    let host = Host::with_arguments(script, &["env"], &["--log-file", "/run/logs/log"]);
+    let read = || {
+        String::from_utf8_lossy(&process::output(host.command("cat").arg("/run/logs/log")).stdout)
+            .into_owned()
+    };
+    wait::until("it has started", LIMIT, || {
+        !procfs::children(host.process.pid()).is_empty() && read().contains("started: ")
+    });
+    let toggle = || {
+        for state in ["up", "down"] {
+            process::run(host.command("ip").args(["link", "set", &host.interface, state]));
+        }
+    };
+    wait::until("the disk is full", LIMIT, || {
+        toggle();
+        read().len() >= 4096
+    });
+    toggle();
+    process::run(host.command("rm").arg("/run/logs/other"));
+    wait::until("the lost lines are counted", LIMIT, || {
+        toggle();
+        let count = format!(" ERROR wgsep[{}]: ", host.interface);
+        read().lines().any(|line| {
+            line.contains(&count) && line.contains(" lines could not be written to the log")
+        })
+    });
+}
+
 /// Nothing that the user makes there would have an owner.
 #[test]
 fn a_user_namespace_without_a_map_is_named() {

@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
-use wgsep_tests::daemon::{Daemon, unique_interface};
+use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{self, Family, Side};
@@ -93,7 +93,7 @@ struct Background {
 
 impl Drop for Background {
     fn drop(&mut self) {
-        let _ = fs::remove_file(wgsep_tests::daemon::socket_path(&self.interface));
+        let _ = fs::remove_file(socket_path(&self.interface));
     }
 }
 
@@ -224,6 +224,80 @@ fn in_the_background_a_restarted_syslog_gets_the_later_lines() {
     wait::until("the new socket receives a line", LIMIT, || {
         next_message(&after).contains("interface down, UDP port closed")
     });
+}
+
+/// A log daemon whose queue is full. It reads when the test does.
+struct FullSyslog {
+    syslog: UnixDatagram,
+    fill: UnixDatagram,
+    path: PathBuf,
+}
+
+impl FullSyslog {
+    fn start(machine: &WithoutSyslog) -> Self {
+        let syslog = machine.start_syslog();
+        let fill = UnixDatagram::unbound().unwrap();
+        fill.set_nonblocking(true).unwrap();
+        Self { syslog, fill, path: machine.dev.join("log") }
+    }
+
+    fn fill(&self) {
+        while self.fill.send_to(b"of another program", &self.path).is_ok() {}
+    }
+
+    /// All that waits.
+    fn drain(&self) -> Vec<String> {
+        self.syslog.set_nonblocking(true).unwrap();
+        let mut message = [0; 4096];
+        let read = || self.syslog.recv(&mut message).ok().map(|len| message[..len].to_vec());
+        let read: Vec<_> = std::iter::from_fn(read).collect();
+        self.syslog.set_nonblocking(false).unwrap();
+        read.iter().map(|message| String::from_utf8_lossy(message).into_owned()).collect()
+    }
+}
+
+#[test]
+fn lines_that_syslog_does_not_take_are_counted() {
+    require!(Wgsep);
+    let machine = without_syslog();
+    let log = FullSyslog::start(&machine);
+    let Background { netns, interface, .. } = &in_background(&machine.mounts);
+    let count = format!("<27>wgsep[{interface}]: ");
+    wait::until("a line that counts others", LIMIT, || {
+        log.fill();
+        netns.run(format!("ip link set {interface} down"));
+        netns.run(format!("ip link set {interface} up"));
+        let read = log.drain();
+        let counts = |line: &&String| line.contains("lines could not be written to the log");
+        read.iter().find(counts).is_some_and(|line| {
+            assert!(line.starts_with(&count), "{line}");
+            true
+        })
+    });
+}
+
+/// Why the daemon ended is not lost in a burst of lines that what reads the log is busy with.
+#[test]
+fn a_log_that_was_full_for_a_moment_has_the_line_of_the_end() {
+    require!(Wgsep);
+    let machine = without_syslog();
+    let log = FullSyslog::start(&machine);
+    // On a busy machine the moment may be too long.
+    let was_read = (0..5).any(|_| {
+        let background = in_background(&machine.mounts);
+        let Background { netns, interface, .. } = &background;
+        let processes = procfs::with_argument(interface);
+        let dataplane = processes.into_iter().flat_map(procfs::children).next().unwrap();
+        log.fill();
+        netns.run(format!("ip link del {interface}"));
+        wait::until("the dataplane has ended", LIMIT, || !procfs::is_running(dataplane));
+        std::thread::sleep(Duration::from_millis(20));
+        let mut read = log.drain();
+        wait::until("the daemon has ended", LIMIT, || !socket_path(interface).exists());
+        read.extend(log.drain());
+        read.iter().any(|line| line.contains("ended: the interface was deleted"))
+    });
+    assert!(was_read, "the line of the end was lost");
 }
 
 /// As logrotate does with copytruncate.

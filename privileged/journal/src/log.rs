@@ -29,6 +29,16 @@ const PERIOD: Duration = Duration::from_secs(3600);
 /// Longest message that is written, escaped, in bytes. Even if JSON escapes all of it once more, a line
 /// stays below the 4096 bytes (PIPE_BUF) that a pipe takes whole.
 const MAX_MESSAGE: usize = 1536;
+/// How often the last line is given to the sink, and how long after another.
+const LAST_TRIES: u32 = 21;
+const BETWEEN_TRIES: Duration = Duration::from_millis(5);
+/// Shortest time between two lines that count lost ones: where the sink takes a few lines at a time, these would take
+/// the place of others.
+const BETWEEN_COUNTS: Duration = Duration::from_secs(1);
+/// What is said of lines beyond the budget once there is a new one,
+const SUPPRESSED: &str = "lines of the dataplane were suppressed; its lines are written again";
+/// and of lines that the sink did not take.
+const LOST: &str = "lines could not be written to the log, or not whole; see whether its disk is full, and whether what reads it keeps up (for syslog, see net.unix.max_dgram_qlen)";
 /// Tag of the helper's own lines.
 const HELPER: &str = "wgsep";
 /// Tag of the dataplane's lines, whatever they contain.
@@ -82,6 +92,8 @@ pub struct Log {
     interface: String,
     /// The sink took only part of the last line, as a file system that became full.
     is_cut: Cell<bool>,
+    /// Lines that the sink did not take, or not whole, since it took a line that counts them; and when that was.
+    lost: Cell<(u64, Option<Instant>)>,
     partial: Vec<u8>,
     budget: Budget,
     /// Whether the dataplane's first error is kept, for the one line with which a start fails.
@@ -94,16 +106,16 @@ impl Log {
     /// A log of lines up to a level into `sink`.
     #[must_use]
     pub fn new(sink: Sink, format: Format, most: LogLevel) -> Self {
-        let (interface, partial) = (String::new(), Vec::new());
         let other = if most == LogLevel::Debug { LogLevel::Info } else { LogLevel::Debug };
         Self {
             sink,
             format,
             most,
             other,
-            interface,
+            interface: String::new(),
             is_cut: Cell::new(false),
-            partial,
+            lost: Cell::default(),
+            partial: Vec::new(),
             budget: Budget::new(),
             reason: None,
             is_starting: true,
@@ -150,19 +162,43 @@ impl Log {
         interface.clone_into(&mut self.interface);
     }
 
-    /// Writes a line. What the sink does not take is lost: logging never stops the daemon.
+    /// Writes a line. What the sink does not take is lost, and counted: logging never stops the daemon.
     pub fn line(&self, level: Level, message: &str) {
-        self.write(HELPER, level, &escape(message));
+        self.write(HELPER, level, &escape(message), 1);
     }
 
-    /// Writes an escaped message behind a tag; the length of that line, 0 if its level is not wanted.
-    fn write(&self, program: &str, level: Level, message: &str) -> usize {
+    /// Writes the last line, for which a full sink has 100 ms: what reads it may be slower than a burst of lines. The
+    /// lines that were lost before are counted.
+    pub fn last_line(&self, level: Level, message: &str) {
+        self.write(HELPER, level, &escape(message), LAST_TRIES);
+    }
+
+    /// Writes an escaped message behind a tag; the length of that line, 0 if its level is not wanted. Where it is the
+    /// first for a while that the sink takes after others were lost, another line counts those.
+    fn write(&self, program: &str, level: Level, message: &str, tries: u32) -> usize {
         if !self.is_wanted(level) {
             return 0;
         }
+        let line = self.format(program, level, message);
+        let pause = || ppoll(&mut [], Some(BETWEEN_TRIES.into()), None).is_ok();
+        let send = |line: &str| self.send(line) || (1..tries).any(|_| pause() && self.send(line));
+        let is_written = send(&line);
+        let (mut lost, mut counted) = self.lost.get();
+        lost += u64::from(!is_written);
+        let is_due = tries > 1 || counted.is_none_or(|counted| counted.elapsed() > BETWEEN_COUNTS);
+        let count = || self.format(HELPER, Level::Error, &format!("{lost} {LOST}"));
+        if is_written && lost > 0 && is_due && send(&count()) {
+            (lost, counted) = (0, Some(Instant::now()));
+        }
+        self.lost.set((lost, counted));
+        line.len()
+    }
+
+    /// The line for an escaped message, as the sink takes it.
+    fn format(&self, program: &str, level: Level, message: &str) -> String {
         let (tag, priority) = (format!("{program}[{}]", self.interface), level as u8);
         let (time, level) = (format_rfc3339_millis(SystemTime::now()), level.name());
-        let line = match (&self.sink, self.format) {
+        match (&self.sink, self.format) {
             (Sink::Syslog(_), _) => format!("<{}>{tag}: {message}", FACILITY | priority),
             (Sink::Journal(_), Format::Text) => format!("<{priority}>{tag}: {message}\n"),
             (Sink::Stream(_), Format::Text) => format!("{time} {level} {tag}: {message}\n"),
@@ -174,12 +210,15 @@ impl Log {
                     "{priority}{{\"time\":\"{time}\",\"level\":\"{level}\",\"tag\":\"{tag}\",\"interface\":\"{interface}\",\"message\":\"{message}\"}}\n"
                 )
             }
-        };
-        let _lost = match &self.sink {
-            Sink::Syslog(socket) => send_to(socket, line.as_bytes(), SYSLOG),
-            Sink::Stream(stream) | Sink::Journal(stream) => write_now(stream, &line, &self.is_cut),
-        };
-        line.len()
+        }
+    }
+
+    /// Gives a line to the sink; true if that took all of it.
+    fn send(&self, line: &str) -> bool {
+        match &self.sink {
+            Sink::Syslog(socket) => send_to(socket, line.as_bytes(), SYSLOG).is_ok(),
+            Sink::Stream(stream) | Sink::Journal(stream) => write_now(stream, line, &self.is_cut),
+        }
     }
 
     fn is_wanted(&self, level: Level) -> bool {
@@ -201,9 +240,7 @@ impl Log {
         let mut buffer = [0; 4096];
         let Ok(len) = read(pipe, &mut buffer) else { return true };
         for byte in buffer.get(..len).unwrap_or_default() {
-            if *byte != b'\n' {
-                self.partial.push(*byte);
-            }
+            self.partial.push(*byte);
             if *byte == b'\n' || self.partial.len() >= MAX_LINE {
                 let line = core::mem::take(&mut self.partial);
                 self.parse_line(&String::from_utf8_lossy(&line));
@@ -216,19 +253,14 @@ impl Log {
     fn parse_line(&mut self, line: &str) {
         let line = line.trim();
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
-        match Level::ALL.into_iter().find(|level| level.name() == word) {
-            Some(Level::Error) => self.dataplane_error(rest.trim_start()),
-            Some(level) => self.dataplane_line(level, rest.trim_start()),
-            None if line.is_empty() => {}
-            None => self.dataplane_error(line),
-        }
-    }
-
-    fn dataplane_error(&mut self, message: &str) {
-        if !self.is_starting {
-            self.dataplane_line(Level::Error, message);
-        } else if self.reason.is_none() {
-            self.reason = Some(escape_dataplane(message));
+        let level = Level::ALL.into_iter().find(|level| level.name() == word);
+        let (level, message) = level.map_or((Level::Error, line), |level| (level, rest));
+        match level {
+            _ if line.is_empty() => {}
+            Level::Error if self.is_starting => {
+                self.reason.get_or_insert_with(|| escape_dataplane(message));
+            }
+            _ => self.dataplane_line(level, message),
         }
     }
 
@@ -241,13 +273,12 @@ impl Log {
             self.budget.dropped += u64::from(self.is_wanted(level));
             return;
         }
-        self.budget.bytes += self.write(DATAPLANE, level, &escape_dataplane(message));
+        self.budget.bytes += self.write(DATAPLANE, level, &escape_dataplane(message), 1);
         if self.budget.bytes >= most {
             let end = SystemTime::now() + PERIOD.saturating_sub(self.budget.since.elapsed());
+            let (end, mib) = (format_rfc3339_millis(end), most >> 20);
             self.error(&format!(
-                "lines of the dataplane are suppressed until {}: it wrote {} MiB within an hour; find out what it repeats, and see SECURITY.md for an attack",
-                format_rfc3339_millis(end),
-                most >> 20
+                "lines of the dataplane are suppressed until {end}: it wrote {mib} MiB within an hour; find out what it repeats, and see SECURITY.md for an attack"
             ));
         }
     }
@@ -265,25 +296,22 @@ impl Log {
     fn renew_budget(&mut self) {
         let Budget { dropped, .. } = core::mem::replace(&mut self.budget, Budget::new());
         if dropped > 0 {
-            self.error(&format!(
-                "{dropped} lines of the dataplane were suppressed; its lines are written again"
-            ));
+            self.error(&format!("{dropped} {SUPPRESSED}"));
         }
     }
 }
 
 /// Writes to a stream if that does not block: a pipe or terminal that no process reads must not stop the
-/// helper. A line after one that was cut begins on a line of its own.
-fn write_now(mut stream: &File, line: &str, is_cut: &Cell<bool>) -> io::Result<usize> {
+/// helper. A line after one that was cut begins on a line of its own. True if all of it was written.
+fn write_now(mut stream: &File, line: &str, is_cut: &Cell<bool>) -> bool {
     let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
-    ppoll(&mut polled, Some(TimeSpec::new(0, 0)), None)?;
-    if polled[0].any() != Some(true) {
-        return Err(io::ErrorKind::WouldBlock.into());
+    if ppoll(&mut polled, Some(TimeSpec::new(0, 0)), None) != Ok(1) {
+        return false;
     }
     let line = if is_cut.get() { format!("\n{line}") } else { line.to_owned() };
-    let written = stream.write(line.as_bytes())?;
-    is_cut.set(written < line.len());
-    Ok(written)
+    let written = stream.write(line.as_bytes());
+    is_cut.set(written.as_ref().map_or(is_cut.get(), |written| *written < line.len()));
+    written.is_ok() && !is_cut.get()
 }
 
 /// Sends a datagram to whatever is at `path` now: a syslog daemon that was started again is another socket.
@@ -397,11 +425,11 @@ mod tests {
         let (reader, writer) = pipe2(OFlag::O_NONBLOCK).unwrap();
         let (writer, is_cut) = (File::from(writer), Cell::new(false));
         let long = "x".repeat(100_000);
-        let taken = write_now(&writer, &long, &is_cut).unwrap();
-        assert!(taken < long.len(), "longer than a pipe");
-        assert_eq!(read(&reader, &mut vec![0; taken]), Ok(taken));
+        assert!(!write_now(&writer, &long, &is_cut), "longer than a pipe");
+        let taken = read(&reader, &mut vec![0; long.len()]).unwrap();
+        assert!(taken < long.len());
         for line in ["next\n", "and another\n"] {
-            write_now(&writer, line, &is_cut).unwrap();
+            assert!(write_now(&writer, line, &is_cut));
         }
         let mut written = [0; 100];
         let len = read(&reader, &mut written).unwrap();
@@ -513,6 +541,86 @@ mod tests {
         for _ in 0..100 {
             log.info(&longest);
         }
+    }
+
+    /// Fills the pipe of a log; how many lines were lost.
+    fn fill(log: &Log) -> u64 {
+        while log.lost.get().0 < 3 {
+            log.info(&"x".repeat(MAX_LINE));
+        }
+        log.lost.get().0
+    }
+
+    /// What is in a pipe.
+    fn drain(read: impl Fn() -> String) -> String {
+        std::iter::repeat_with(read).take_while(|text| !text.is_empty()).collect()
+    }
+
+    #[test]
+    fn lines_that_were_lost_are_counted_behind_the_next_one() {
+        for (sink, format) in [
+            (Sink::Stream as fn(File) -> Sink, Format::Text),
+            (Sink::Stream, Format::Json),
+            (Sink::Journal, Format::Text),
+            (Sink::Journal, Format::Json),
+        ] {
+            let (log, written) = piped(sink, format);
+            assert_eq!(fill(&log), 3);
+            assert!(!drain(&written).contains("could not be written"));
+            log.info("there is space again");
+            let text = written();
+            let [next, count] = text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
+            assert!(next.contains("there is space again"), "{text}");
+            let said = count.contains("3 lines could not be written to the log");
+            assert!(said && count.contains("wgsep[wg0]"), "{text}");
+            log.info("all is well");
+            assert_eq!(written().lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn lines_that_count_others_are_one_a_second_and_lose_none() {
+        let (log, written) = piped(Sink::Stream, Format::Text);
+        log.lost.set((4, Some(Instant::now())));
+        log.info("soon after another count");
+        assert_eq!((log.lost.get().0, written().lines().count()), (4, 1));
+        log.lost.set((4, Instant::now().checked_sub(BETWEEN_COUNTS * 2)));
+        log.info("long after");
+        assert!(written().contains(" ERROR wgsep[wg0]: 4 lines could not be written"));
+        // A count that the sink does not take is made again.
+        log.lost.set((7, None));
+        let lost = fill(&log);
+        drain(&written);
+        log.info("there is space again");
+        assert!(written().contains(&format!(" {lost} lines could not be written")));
+    }
+
+    #[test]
+    fn the_last_line_waits_a_moment_for_what_reads_and_no_longer() {
+        let (log, _unread) = piped(Sink::Stream, Format::Text);
+        fill(&log);
+        let began = Instant::now();
+        log.last_line(Level::Error, "without a reader");
+        assert!(began.elapsed() >= BETWEEN_TRIES * (LAST_TRIES - 1), "{:?}", began.elapsed());
+        assert_eq!(log.lost.get().0, 4);
+
+        // The reader begins when the log already waits. On a busy machine it may come too late.
+        let is_late = || {
+            let (log, written) = piped(Sink::Stream, Format::Text);
+            let lost = fill(&log);
+            let text = std::thread::scope(|scope| {
+                let text = scope.spawn(|| {
+                    std::thread::sleep(BETWEEN_TRIES * 2);
+                    drain(&written)
+                });
+                log.last_line(Level::Error, "ended: a breach");
+                text.join().unwrap()
+            });
+            let text = text + &drain(&written);
+            let counted = format!(" {lost} lines could not be written");
+            !(text.contains("wgsep[wg0]: ended: a breach") && text.contains(&counted))
+        };
+        assert!((0..20).any(|_| !is_late()));
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl Monitor {
         }
         self.kill();
         let level = if is_orderly { Level::Info } else { Level::Error };
-        self.log.line(level, &format!("ended: {why}"));
+        self.log.last_line(level, &format!("ended: {why}"));
         // Still an orderly end: it was requested, and a service manager must not restart it.
         if let Err(error) = self.socket_file.remove() {
             self.log.error(&error.to_string());
