@@ -155,7 +155,7 @@ const WRONG: [(&str, Change, &str); 11] = [
             netns.run(format!("ip link del {interface}"));
             queues
         },
-        "the interface of a stored queue was deleted",
+        "a stored queue is a queue of no interface",
     ),
     (
         "of another daemon's interface",
@@ -232,7 +232,7 @@ const WRONG: [(&str, Change, &str); 11] = [
             queues.push(unattached.unwrap().into());
             queues
         },
-        "the interface of a stored queue was deleted",
+        "a stored queue is a queue of no interface",
     ),
     (
         "of another program's interface",

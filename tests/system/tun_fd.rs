@@ -131,6 +131,6 @@ fn a_descriptor_without_an_interface_and_one_of_another_device_are_told_apart() 
     let others = [File::open("/dev/null").unwrap().into(), OwnedFd::from(pipe)];
     for other in others {
         let error = refusal(&netns, &interface, &other);
-        assert!(error.contains("WG_TUN_FD is not a TUN device; open /dev/net/tun"), "{error}");
+        assert!(error.contains("WG_TUN_FD is not a TUN device; hand over"), "{error}");
     }
 }

@@ -377,8 +377,8 @@ fn identity(queue: &OwnedFd, label: &str) -> Result<(String, libc::c_int)> {
     let (name, flags) = sys::tun_identity(queue.as_fd()).advise(
         &format!("identify {label}"),
         &[
-            (&[Errno::EBADFD], &format!("{label} is a queue of no interface: the interface was deleted, or the queue was never attached (TUNSETIFF); make the interface, and start wgsep again")),
-            (&[Errno::ENOTTY, Errno::EINVAL, Errno::EBADF], &format!("{label} is not a TUN device; open /dev/net/tun, attach it to an interface, and hand over that descriptor")),
+            (&[Errno::EBADFD], &format!("{label} is a queue of no interface: that was deleted, or the queue was never attached to one (TUNSETIFF); hand over one that is")),
+            (&[Errno::ENOTTY, Errno::EINVAL, Errno::EBADF], &format!("{label} is not a TUN device; hand over a descriptor of /dev/net/tun that is attached to an interface")),
         ],
     )?;
     if flags & libc::IFF_TUN == 0 {
