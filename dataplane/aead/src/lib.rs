@@ -46,6 +46,12 @@ impl Key {
     pub const fn new(bytes: &[u8; KEY_LEN]) -> Self {
         Self(*bytes)
     }
+
+    /// Its bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
+        &self.0
+    }
 }
 
 /// A packet that is sealed or opened in place.

@@ -14,6 +14,7 @@ pub const KEY_LEN: usize = 32;
 
 /// A Curve25519 public key: a peer's name.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "internals", derive(serde::Serialize, serde::Deserialize))]
 pub struct PublicKey([u8; KEY_LEN]);
 
 impl PublicKey {

@@ -56,6 +56,8 @@ pub mod noise;
 #[cfg(feature = "internals")]
 pub mod path;
 #[cfg(feature = "internals")]
+pub mod saved;
+#[cfg(feature = "internals")]
 pub mod secret;
 #[cfg(feature = "internals")]
 pub mod session;

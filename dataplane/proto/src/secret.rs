@@ -66,6 +66,20 @@ impl<T: Zeroize> Drop for Secret<T> {
     }
 }
 
+#[cfg(feature = "internals")]
+impl<T: Zeroize + serde::Serialize> serde::Serialize for Secret<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (**self).serialize(serializer)
+    }
+}
+
+#[cfg(feature = "internals")]
+impl<'d, T: Zeroize + serde::Deserialize<'d>> serde::Deserialize<'d> for Secret<T> {
+    fn deserialize<D: serde::Deserializer<'d>>(deserializer: D) -> Result<Self, D::Error> {
+        T::deserialize(deserializer).map(Self::new)
+    }
+}
+
 /// Checks its address when it is dropped.
 #[derive(Clone, Default)]
 struct SecretPlace;

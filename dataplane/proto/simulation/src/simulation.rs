@@ -7,7 +7,11 @@ use crate::packet;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
-use wgsep_proto::{Configuration, Ecn, Endpoint, Instant, Now, PeerConfiguration, PeerStatus};
+use wgsep_proto::device::control_plane::{ControlPlane, Restore};
+use wgsep_proto::saved;
+use wgsep_proto::{
+    Configuration, Device, Ecn, Endpoint, Instant, Now, PeerConfiguration, PeerStatus,
+};
 
 /// The UDP port of every host, until a NAT gives it another.
 pub const PORT: u16 = 51_820;
@@ -173,6 +177,27 @@ impl Simulation {
         host_state.dice.reseed(seed);
         host_state.device.vm_notification(now);
         self.flush(host);
+    }
+
+    /// Replaces the device of a host by one with the state that it has saved, record by record.
+    ///
+    /// # Panics
+    /// If the state cannot be encoded, or is refused.
+    pub fn hand_over(&mut self, host: HostId) {
+        self.flush(host);
+        let host = self.host_mut(host);
+        let mut control = ControlPlane::new(Box::new(host.dice.clone()));
+        let mut restore = Restore::new(&mut control);
+        let mut is_complete = false;
+        let mut buffer = vec![0; saved::MAX_RECORD_LEN];
+        let handed_over = host.device.control_plane().save([], |record| {
+            let len = saved::encode(&record, &mut buffer)?;
+            is_complete = restore.add_record(saved::decode(&buffer[..len])?)?;
+            Ok::<(), saved::Refused>(())
+        });
+        handed_over.expect("a device's own state");
+        assert!(is_complete, "no last record");
+        host.device = Device::with_control_plane(control);
     }
 
     /// Sends a packet into the tunnel of a host.

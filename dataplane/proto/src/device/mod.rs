@@ -102,7 +102,17 @@ impl Device {
     /// An interface with no key and no peers, down.
     #[must_use]
     pub fn new(random: Box<dyn Random>) -> Self {
-        let control = ControlPlane::new(random);
+        Self::of(ControlPlane::new(random))
+    }
+
+    /// An interface that goes on from a control plane, such as one that was restored.
+    #[cfg(feature = "internals")]
+    #[must_use]
+    pub fn with_control_plane(control: ControlPlane) -> Self {
+        Self::of(control)
+    }
+
+    fn of(control: ControlPlane) -> Self {
         Self {
             allowed_ips: control.data_path().allowed_ips.reader(),
             control,
@@ -112,6 +122,13 @@ impl Device {
             transmits: TransmitQueue::default(),
             backlog: 0,
         }
+    }
+
+    /// Its part without packets.
+    #[cfg(feature = "internals")]
+    #[must_use]
+    pub const fn control_plane(&self) -> &ControlPlane {
+        &self.control
     }
 
     /// Applies a configuration, all of it.

@@ -139,6 +139,18 @@ impl CookieChecker {
         self.secret_born = None;
     }
 
+    /// The secret, and when it was made, for another process.
+    #[cfg(feature = "internals")]
+    pub(crate) fn save(&self) -> (Secret, Option<u64>) {
+        (self.secret.clone(), self.secret_born.map(Instant::as_nanos))
+    }
+
+    /// Goes on with the secret that [`Self::save`] returned.
+    #[cfg(feature = "internals")]
+    pub(crate) fn restore(&mut self, secret: Secret, born: Option<u64>) {
+        (self.secret, self.secret_born) = (secret, born.map(Instant::from_nanos));
+    }
+
     fn secret_is_live(&self, now: Instant) -> bool {
         self.secret_born.is_some_and(|born| now.since(born) < COOKIE_SECRET_MAX_AGE)
     }
@@ -182,6 +194,24 @@ impl CookieGenerator {
     pub fn forget_cookie(&mut self) {
         self.cookie.zeroize();
         (self.cookie_born, self.last_mac1) = (None, None);
+    }
+
+    /// The cookie, when it came, and the mac1 that a reply would answer, for another process.
+    #[cfg(feature = "internals")]
+    pub(crate) fn save(&self) -> (Secret<Cookie>, Option<u64>, Option<Mac>) {
+        (self.cookie.clone(), self.cookie_born.map(Instant::as_nanos), self.last_mac1)
+    }
+
+    /// Goes on with what [`Self::save`] returned.
+    #[cfg(feature = "internals")]
+    pub(crate) fn restore(
+        &mut self,
+        cookie: Secret<Cookie>,
+        born: Option<u64>,
+        last_mac1: Option<Mac>,
+    ) {
+        self.cookie = cookie;
+        (self.cookie_born, self.last_mac1) = (born.map(Instant::from_nanos), last_mac1);
     }
 
     /// Fills in the last 32 bytes of a handshake message: mac1, and mac2 if we have a cookie.

@@ -10,6 +10,8 @@ use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 use crate::noise::symmetric::{SymmetricState, Unauthentic};
 use crate::noise::tai64n::{TAI64N_LEN, Tai64n};
 use crate::noise::x25519::{RemotePoint, public_key};
+#[cfg(feature = "internals")]
+use crate::saved;
 use crate::secret::{Secret, in_ordinary_memory};
 use crate::session::keypair::KeypairParts;
 use crate::time::Instant;
@@ -231,6 +233,36 @@ impl Handshake {
     #[must_use]
     pub const fn sender_index(&self) -> Option<SenderIndex> {
         self.sender_index
+    }
+
+    /// The handshake for another process.
+    #[cfg(feature = "internals")]
+    pub(crate) fn save(&self) -> saved::Handshake {
+        let is_initiated = self.state == HandshakeState::InitiationCreated;
+        let parts = self.ephemeral.clone().zip(self.sender_index).filter(|_| is_initiated);
+        let initiation = parts.map(|(ephemeral, sender_index)| {
+            let [chaining_key, hash] = self.symmetric.save();
+            saved::Initiation { chaining_key, hash, ephemeral, sender_index }
+        });
+        saved::Handshake {
+            initiation,
+            latest_timestamp: *self.latest_timestamp.as_bytes(),
+            last_initiation_consumption: self.last_initiation_consumption.map(Instant::as_nanos),
+        }
+    }
+
+    /// Continues the handshake that [`Self::save`] returned.
+    #[cfg(feature = "internals")]
+    pub(crate) fn restore(&mut self, saved: saved::Handshake) {
+        self.latest_timestamp = Tai64n::from_bytes(saved.latest_timestamp);
+        self.last_initiation_consumption =
+            saved.last_initiation_consumption.map(Instant::from_nanos);
+        let Some(initiation) = saved.initiation else { return };
+        let saved::Initiation { chaining_key, hash, ephemeral, sender_index } = initiation;
+        self.symmetric = SymmetricState::restore([chaining_key, hash]);
+        self.ephemeral = Some(ephemeral);
+        self.sender_index = Some(sender_index);
+        self.state = HandshakeState::InitiationCreated;
     }
 
     /// Clears the present handshake; returns our index in it, which the caller releases.

@@ -114,6 +114,18 @@ impl SymmetricState {
         Self { chaining_key: Secret::new([0; HASH_LEN]), hash: Secret::new([0; HASH_LEN]) }
     }
 
+    /// The chaining key and the hash.
+    #[cfg(feature = "internals")]
+    pub(crate) fn save(&self) -> [Secret; 2] {
+        [self.chaining_key.clone(), self.hash.clone()]
+    }
+
+    /// The state that [`Self::save`] returned.
+    #[cfg(feature = "internals")]
+    pub(crate) fn restore([chaining_key, hash]: [Secret; 2]) -> Self {
+        Self { chaining_key, hash }
+    }
+
     /// `H := HASH(H || data)`.
     pub fn mix_hash(&mut self, data: &[u8]) {
         *self.hash = hash(&[self.hash.as_slice(), data]);

@@ -71,6 +71,19 @@ impl IndexTable {
         }
     }
 
+    /// Registers an index that another process has allocated; false if it is in use.
+    #[cfg(feature = "internals")]
+    pub(crate) fn restore(&self, index: SenderIndex, entry: Entry) -> bool {
+        let mut shard = self.write(index);
+        in_ordinary_memory(|| match shard.entry(index) {
+            Slot::Vacant(slot) => {
+                slot.insert(entry);
+                true
+            }
+            Slot::Occupied(_) => false,
+        })
+    }
+
     /// Transfers the index of a finished handshake to its keypair.
     pub fn swap_handshake_for_keypair(&self, peer: Arc<Peer>, keypair: Arc<Keypair>) {
         let index = keypair.sender_index();

@@ -1,6 +1,8 @@
 //! Transport keys: one keypair, and the three slots a peer has for them (whitepaper, section 6).
 
 use crate::invariant::present;
+#[cfg(feature = "internals")]
+use crate::saved;
 use crate::secret::{Secret, in_ordinary_memory};
 use crate::session::replay::ReplayWindow;
 use crate::time::Instant;
@@ -208,6 +210,44 @@ impl Keypair {
     /// True, once, for each fresh authenticated counter.
     pub fn validate_counter(&self, counter: u64) -> bool {
         self.replay.lock().unwrap_or_else(PoisonError::into_inner).validate(counter)
+    }
+
+    /// The keypair for another process, which may send with it only once this one no longer does.
+    #[cfg(feature = "internals")]
+    pub(crate) fn save(&self) -> saved::Keypair {
+        let Self { sending, receiving, sending_counter, sending_valid, replay, .. } = self;
+        let Self { created, initiator, sender_index, receiver_index, .. } = self;
+        let (replay_next, replay_seen) =
+            replay.lock().unwrap_or_else(PoisonError::into_inner).save();
+        saved::Keypair {
+            sending: Secret::new(*sending.as_bytes()),
+            receiving: Secret::new(*receiving.as_bytes()),
+            sending_counter: sending_counter.load(Ordering::Relaxed),
+            sending_valid: sending_valid.load(Ordering::Acquire),
+            replay_next,
+            replay_seen,
+            created: created.as_nanos(),
+            initiator: *initiator,
+            sender_index: *sender_index,
+            receiver_index: *receiver_index,
+        }
+    }
+
+    /// The keypair that [`Self::save`] returned; `None` if its replay window is not one.
+    #[cfg(feature = "internals")]
+    pub(crate) fn restore(saved: &saved::Keypair) -> Option<Self> {
+        let replay = ReplayWindow::restore(saved.replay_next, &saved.replay_seen)?;
+        Some(Self {
+            sending: Secret::new(wgsep_aead::Key::new(&saved.sending)),
+            receiving: Secret::new(wgsep_aead::Key::new(&saved.receiving)),
+            sending_counter: AtomicU64::new(saved.sending_counter),
+            sending_valid: AtomicBool::new(saved.sending_valid),
+            replay: in_ordinary_memory(|| Box::new(Mutex::new(replay))),
+            created: Instant::from_nanos(saved.created),
+            initiator: saved.initiator,
+            sender_index: saved.sender_index,
+            receiver_index: saved.receiver_index,
+        })
     }
 
     #[cfg(test)]

@@ -87,6 +87,11 @@ impl StagedPackets {
         self.0 = packets;
     }
 
+    /// The packets, the oldest first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().map(Vec::as_slice)
+    }
+
     /// Packets waiting.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -57,6 +57,18 @@ impl ReplayWindow {
         self.next = counter.saturating_add(1);
     }
 
+    /// One past the newest counter, and the words of the window.
+    #[cfg(feature = "internals")]
+    pub(crate) fn save(&self) -> (u64, Vec<u64>) {
+        (self.next, self.seen.to_vec())
+    }
+
+    /// The window that [`Self::save`] returned; `None` if it has another number of words.
+    #[cfg(feature = "internals")]
+    pub(crate) fn restore(next: u64, seen: &[u64]) -> Option<Self> {
+        Some(Self { next, seen: seen.try_into().ok()? })
+    }
+
     const fn word(counter: u64) -> usize {
         ((counter / WORD_BITS) % WORDS) as usize
     }

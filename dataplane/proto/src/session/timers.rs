@@ -5,6 +5,8 @@
 //! expires before the next examination. Cancelling or postponing a timer needs no wake-up, because the
 //! control thread finds the later deadline when it examines the peer.
 
+#[cfg(feature = "internals")]
+use crate::saved;
 use crate::session::keypair::REJECT_AFTER_TIME;
 use crate::time::Instant;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -176,6 +178,40 @@ impl Timers {
                 return (earliest != IDLE).then_some(Instant::from_nanos(earliest));
             }
         }
+    }
+
+    /// The timers for another process.
+    #[cfg(feature = "internals")]
+    pub(crate) fn save(&self) -> saved::Timers {
+        saved::Timers {
+            deadlines: Timer::ALL.map(|timer| self.deadline(timer).load(Ordering::SeqCst)),
+            examined_at: self.examined_at.load(Ordering::SeqCst),
+            jitter: self.jitter.load(Ordering::Relaxed),
+            need_another_keepalive: self.need_another_keepalive.load(Ordering::Relaxed),
+            persistent_keepalive_interval: self.persistent_keepalive_interval(),
+            handshake_attempts: self.handshake_attempts.load(Ordering::Relaxed),
+            sent_lastminute_handshake: self.sent_lastminute_handshake.load(Ordering::Relaxed),
+            last_sent_handshake: self.last_sent_handshake.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Goes on with the timers that [`Self::save`] returned. Returns when they must be examined; `None` if none is
+    /// pending.
+    #[cfg(feature = "internals")]
+    pub(crate) fn restore(&self, saved: &saved::Timers) -> Option<Instant> {
+        for (timer, deadline) in Timer::ALL.into_iter().zip(saved.deadlines) {
+            self.deadline(timer).store(deadline, Ordering::SeqCst);
+        }
+        self.jitter.store(saved.jitter, Ordering::Relaxed);
+        self.need_another_keepalive.store(saved.need_another_keepalive, Ordering::Relaxed);
+        self.persistent_keepalive_interval
+            .store(saved.persistent_keepalive_interval, Ordering::Relaxed);
+        self.handshake_attempts.store(saved.handshake_attempts, Ordering::Relaxed);
+        self.sent_lastminute_handshake.store(saved.sent_lastminute_handshake, Ordering::Relaxed);
+        self.last_sent_handshake.store(saved.last_sent_handshake, Ordering::Relaxed);
+        let examined_at = saved.examined_at.min(self.earliest());
+        self.examined_at.store(examined_at, Ordering::SeqCst);
+        (examined_at != IDLE).then_some(Instant::from_nanos(examined_at))
     }
 
     fn earliest(&self) -> u64 {

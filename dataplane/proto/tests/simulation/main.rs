@@ -4,6 +4,7 @@
 mod bursts;
 mod configuration;
 mod cookies;
+mod handover;
 mod handshake;
 mod network;
 mod oracle;

@@ -223,11 +223,11 @@ impl ControlPlane {
         self.reschedule(id);
     }
 
-    fn is_our_key(&self, public_key: &PublicKey) -> bool {
+    pub(super) fn is_our_key(&self, public_key: &PublicKey) -> bool {
         self.identity.as_ref().is_some_and(|identity| identity.keys.public_key() == public_key)
     }
 
-    fn create_peer(&mut self, public_key: PublicKey) -> PeerId {
+    pub(super) fn create_peer(&mut self, public_key: PublicKey) -> PeerId {
         let id = self.next_id;
         self.next_id = PeerId(id.0 + 1);
         let entry = Box::new(PeerEntry {
@@ -264,7 +264,7 @@ impl ControlPlane {
     }
 
     /// Adds an allowed IP to a peer, and removes it from the peer that had it.
-    fn insert_allowed_ip(&mut self, id: PeerId, allowed_ip: AllowedIp) {
+    pub(super) fn insert_allowed_ip(&mut self, id: PeerId, allowed_ip: AllowedIp) {
         let order = self.next_order;
         let Some(entry) = present(self.entry_mut(id), PEER_EXISTS) else { return };
         entry.allowed_ips.insert(order, allowed_ip);

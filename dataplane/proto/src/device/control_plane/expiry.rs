@@ -35,6 +35,16 @@ impl Pending {
     pub(super) const INITIATION: Self =
         Self { staged: false, persistent_keepalive: false, initiation: true };
 
+    #[cfg(feature = "internals")]
+    pub(super) const fn save(self) -> [bool; 3] {
+        [self.staged, self.persistent_keepalive, self.initiation]
+    }
+
+    #[cfg(feature = "internals")]
+    pub(super) const fn restore([staged, persistent_keepalive, initiation]: [bool; 3]) -> Self {
+        Self { staged, persistent_keepalive, initiation }
+    }
+
     const fn is_any(self) -> bool {
         self.staged || self.persistent_keepalive || self.initiation
     }

@@ -68,6 +68,23 @@ impl Load {
         self.since.is_some_and(|since| now.since(since) < UNDER_LOAD_TIME)
     }
 
+    /// When it was last high, and the refused messages, for another process.
+    #[cfg(feature = "internals")]
+    pub(super) fn save(&self) -> (Option<u64>, (u32, Option<u64>)) {
+        let (refused, since) = self.refused;
+        (self.since.map(Instant::as_nanos), (refused, since.map(Instant::as_nanos)))
+    }
+
+    /// The load that [`Self::save`] returned.
+    #[cfg(feature = "internals")]
+    pub(super) fn restore(
+        since: Option<u64>,
+        (refused, refused_since): (u32, Option<u64>),
+    ) -> Self {
+        let instant = Instant::from_nanos;
+        Self { since: since.map(instant), refused: (refused, refused_since.map(instant)) }
+    }
+
     fn begin(&mut self, now: Instant) -> Option<Change> {
         let before = self.since.replace(now);
         before.is_none().then_some(Change::Begins)

@@ -6,12 +6,16 @@
 
 mod configure;
 mod expiry;
+#[cfg(feature = "internals")]
+mod handover;
 mod handshaking;
 mod job;
 mod load;
 
 pub use configure::{StatusCursor, StatusItem};
 pub use expiry::PEERS_PER_ROUND;
+#[cfg(feature = "internals")]
+pub use handover::Restore;
 pub use handshaking::{HANDSHAKE_TRAFFIC_CLASS, HandshakeDatagram};
 pub use job::{CryptoJob, Inline, JobRunner};
 pub use load::{MAX_QUEUED_HANDSHAKES, UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME};
