@@ -110,6 +110,21 @@ impl LocalDrops {
         &self.0[cause as usize]
     }
 
+    /// Packets lost to each cause so far, by its name.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        LocalCause::ALL.into_iter().map(|cause| (cause.name(), self.count(cause)))
+    }
+
+    /// Adds counters of another process by their names; those that this version does not have are left out.
+    pub(crate) fn add_counts(&self, counts: &[(Vec<u8>, u64)]) {
+        for (name, packets) in counts {
+            let cause = LocalCause::ALL.into_iter().find(|cause| cause.name().as_bytes() == name);
+            if let Some(cause) = cause {
+                self.counter(cause).fetch_add(*packets, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Packets lost to one cause so far.
     pub(crate) fn count(&self, cause: LocalCause) -> u64 {
         self.counter(cause).load(Ordering::Relaxed)

@@ -18,8 +18,8 @@ pub(crate) struct Helper {
 pub(crate) enum HelperMessage {
     /// The reply to the pending request, with its descriptors.
     Reply(Reply, Vec<OwnedFd>),
-    /// A message that is not a reply.
-    Notice(Notice),
+    /// A message that is not a reply, with its descriptors.
+    Notice(Notice, Vec<OwnedFd>),
     /// The helper has closed the channel.
     Closed,
 }
@@ -41,7 +41,7 @@ impl Helper {
         Ok(())
     }
 
-    /// Answers a ping of the helper, which sends no reply.
+    /// Reports that this process serves, which the helper does not reply to.
     ///
     /// # Errors
     /// If the channel is broken.
@@ -67,7 +67,9 @@ impl Helper {
         Ok(match self.channel.receive_from_helper()? {
             Received::Nothing => None,
             Received::Closed => Some(HelperMessage::Closed),
-            Received::Message(FromHelper::Notice(notice), _) => Some(HelperMessage::Notice(notice)),
+            Received::Message(FromHelper::Notice(notice), descriptors) => {
+                Some(HelperMessage::Notice(notice, descriptors))
+            }
             Received::Message(FromHelper::Reply { sequence, reply }, descriptors) => {
                 if !self.awaiting || sequence != self.sequence {
                     return Err(wgsep_ipc::Error::Unexpected);

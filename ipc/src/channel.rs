@@ -20,7 +20,7 @@ pub const MAX_DESCRIPTORS: usize = 253;
 struct ControlBuffer([u8; 1040]);
 
 /// One end of the channel, never waiting.
-pub struct Channel(OwnedFd);
+pub struct Channel(pub(crate) OwnedFd);
 
 /// What a receive gave.
 #[derive(Debug)]

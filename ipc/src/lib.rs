@@ -4,17 +4,19 @@
 //! helper takes every frame for hostile: there is no string or path in any, and whatever is not
 //! exactly a message is an [`Error`] that ends the dataplane.
 //!
-//! [`startup`] is what precedes the messages: descriptors and the command line of the dataplane.
+//! [`startup`] is what precedes the messages: descriptors and the command line of the dataplane. [`upgrade`] is the
+//! contract of two helpers of which one replaces the other.
 
 mod channel;
 mod dataplane;
 mod message;
 mod reply;
 pub mod startup;
+pub mod upgrade;
 
 pub use channel::{Channel, MAX_DESCRIPTORS, Received};
 pub use message::{MAX_FRAME, REPORT_LAYERS, Request, SandboxReport, VERSION, decode};
-pub use reply::{FromHelper, Notice, Reply, TunOffload};
+pub use reply::{FromHelper, Notice, Reply, TakeOver, TunOffload};
 pub use startup::{Level, LogLevel, Offload, Startup};
 
 /// What can go wrong on the channel. All but a full socket buffer end the conversation.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// The longest frame, in bytes.
 pub const MAX_FRAME: usize = 256;
 /// Version of the contract; both programs are built together, so only equal ones talk.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// Layers in a [`SandboxReport`].
 pub const REPORT_LAYERS: usize = 19;
 
@@ -35,9 +35,9 @@ pub enum Request {
         /// SO_MARK, 0 for none.
         mark: u32,
     },
-    /// The dataplane ends in good order.
+    /// The dataplane ends in good order: the interface was deleted, or handed over.
     Bye,
-    /// The answer to [`crate::Notice::Ping`]; it gets no reply.
+    /// The answer to [`crate::Notice::Ping`], and others: the dataplane serves. It gets no reply.
     Pong,
 }
 
@@ -83,7 +83,7 @@ impl Frame {
     }
 }
 
-const CODEC: bincode::config::Configuration<
+pub(crate) const CODEC: bincode::config::Configuration<
     bincode::config::LittleEndian,
     bincode::config::Varint,
     bincode::config::Limit<MAX_FRAME>,
@@ -110,7 +110,7 @@ pub fn decode<T: serde::de::DeserializeOwned>(frame: &[u8]) -> Result<(u32, T), 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{FromHelper, Reply, TunOffload};
+    use crate::{FromHelper, Reply, TakeOver, TunOffload};
 
     fn requests() -> Vec<Request> {
         vec![
@@ -136,10 +136,11 @@ mod tests {
             follows_moves: true,
             tun_queues: 255,
             offload: TunOffload::default(),
+            take_over: Some(TakeOver { port: u16::MAX, v4: true, v6: true }),
         };
         let said = FromHelper::Reply { sequence: 3, reply };
         assert_eq!(decode(Frame::encode(0, said).unwrap().as_bytes()), Ok((0, said)));
-        assert_eq!(said.descriptors(), 257);
+        assert_eq!(said.descriptors(), 260);
     }
 
     #[test]

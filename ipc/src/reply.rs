@@ -14,11 +14,23 @@ pub struct TunOffload {
     pub uso: bool,
 }
 
+/// What a dataplane takes over from the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeOver {
+    /// The UDP port, if one is open.
+    pub port: u16,
+    /// An IPv4 socket comes with it.
+    pub v4: bool,
+    /// An IPv6 socket comes with it.
+    pub v6: bool,
+}
+
 /// The helper's answer; each request but [`crate::Request::Pong`] gets one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// The sandbox was verified. Comes with the UAPI listener, the netlink socket, and the TUN
-    /// queues, in this order.
+    /// The sandbox was verified. Comes with the UAPI listener, the netlink socket, the TUN
+    /// queues, and what is taken over: the socket by which the state comes, the IPv4 socket, if any, and the IPv6
+    /// socket, if any, in this order.
     Granted {
         /// Index of the interface.
         ifindex: u32,
@@ -30,6 +42,8 @@ pub enum Reply {
         tun_queues: u8,
         /// What these do besides single packets.
         offload: TunOffload,
+        /// What comes from another dataplane. Answered by [`crate::Request::Pong`] once the dataplane serves it.
+        take_over: Option<TakeOver>,
     },
     /// Comes with the IPv4 socket, if any, and the IPv6 socket, if any, in this order.
     UdpOpened {
@@ -58,7 +72,13 @@ impl Reply {
     #[must_use]
     pub const fn descriptors(&self) -> usize {
         match self {
-            Self::Granted { tun_queues, .. } => 2 + *tun_queues as usize,
+            Self::Granted { tun_queues, take_over, .. } => {
+                let taken_over = match take_over {
+                    Some(TakeOver { v4, v6, .. }) => 1 + *v4 as usize + *v6 as usize,
+                    None => 0,
+                };
+                2 + *tun_queues as usize + taken_over
+            }
             Self::UdpOpened { v4, v6, .. } => *v4 as usize + *v6 as usize,
             Self::Done | Self::Refused { .. } => 0,
         }
@@ -76,6 +96,17 @@ pub enum Notice {
     NewGeneration,
     /// Answer with [`crate::Request::Pong`], to show that the control thread runs.
     Ping,
+    /// Hand everything over by the socket that comes with this. Answered by [`crate::Request::Bye`]
+    /// if that is done, and by [`crate::Request::Pong`] if nothing was handed over and it goes on.
+    HandOver,
+}
+
+impl Notice {
+    /// How many descriptors come with it.
+    #[must_use]
+    pub const fn descriptors(&self) -> usize {
+        matches!(self, Self::HandOver) as usize
+    }
 }
 
 /// Everything the helper sends.
@@ -98,7 +129,7 @@ impl FromHelper {
     pub const fn descriptors(&self) -> usize {
         match self {
             Self::Reply { reply, .. } => reply.descriptors(),
-            Self::Notice(_) => 0,
+            Self::Notice(notice) => notice.descriptors(),
         }
     }
 }

@@ -32,6 +32,10 @@ pub enum Test {
     Channel,
     /// The socket of the system's log, where the helper logs there, as an int.
     SystemLog,
+    /// The helper's end of the channel to the helper that replaces it, as an int.
+    Successor,
+    /// Less than this, as an int.
+    Below(u32),
 }
 
 /// A system call that is allowed.
@@ -171,15 +175,44 @@ const KILL: &[&[Argument]] =
 const SEND: &[&[Argument]] = &[
     &[Argument { number: 0, test: Test::Channel }],
     &[Argument { number: 0, test: Test::SystemLog }],
+    &[Argument { number: 0, test: Test::Successor }],
 ];
+
+/// The lowest number of a TUN queue in the helper: it keeps them for a helper that replaces it, and can neither read nor
+/// write them. All its other descriptors have lower numbers.
+pub const FIRST_QUEUE: u32 = 32;
+const NO_QUEUE: &[&[Argument]] = &[&[Argument { number: 0, test: Test::Below(FIRST_QUEUE) }]];
+
+/// A socket in the place of another one.
+const SUCCESSOR: &[&[Argument]] = &[&[
+    Argument { number: 0, test: Test::Below(FIRST_QUEUE) },
+    Argument { number: 1, test: Test::Successor },
+    is(2, libc::O_CLOEXEC),
+]];
+const PEER: &[&[Argument]] = &[&[is(1, libc::SOL_SOCKET), is(2, libc::SO_PEERCRED)]];
 
 /// The helper, from the moment the dataplane is verified.
 pub const HELPER: &[Allowed] = &[
     any!(SYS_ppoll, "waiting"),
     any!(SYS_recvmsg, "the dataplane's requests, uevents"),
     only!(SYS_sendmsg, SEND, "replies with descriptors; the log, where it is syslog"),
-    any!(SYS_read, "the dataplane's log, signals, the watch on the UAPI socket, the kernel's log"),
-    any!(SYS_write, "the log, and telling the launcher and the service manager that all is ready"),
+    only!(
+        SYS_dup3,
+        SUCCESSOR,
+        "the channel to a helper that replaces this one, under a number known before"
+    ),
+    only!(SYS_getsockopt, PEER, "whose process that helper is"),
+    any!(SYS_listen, "the UAPI socket names this process, once it has replaced another helper"),
+    only!(
+        SYS_read,
+        NO_QUEUE,
+        "the dataplane's log, signals, the watch on the UAPI socket, the kernel's log"
+    ),
+    only!(
+        SYS_write,
+        NO_QUEUE,
+        "the log, and telling the launcher and the service manager that all is ready"
+    ),
     only!(
         SYS_socket,
         &[

@@ -1,5 +1,6 @@
 //! How each layer of a sandbox turned out.
 
+use crate::TOO_MANY_IN_FLIGHT;
 use crate::layers::{Layer, Process};
 use crate::namespaces::KINDS;
 use core::fmt;
@@ -74,6 +75,31 @@ impl Report {
         let required = Layer::required_of(process);
         let states = required.map(|layer| (layer, self.state(layer)));
         states.filter(|(_, state)| *state != State::Applied)
+    }
+
+    /// Refuses a process with a layer degraded, as `--sandbox strict` does.
+    ///
+    /// # Errors
+    /// A line that names each layer that is, and what to do about it.
+    pub fn refuse_degraded(&self, process: Process) -> Result<(), String> {
+        let name = |(layer, state): (Layer, State)| format!("{} {state}", layer.name());
+        let degraded: Vec<_> = self.degraded(process).map(name).collect();
+        if degraded.is_empty() {
+            return Ok(());
+        }
+        let is_quota = |(layer, state): (Layer, State)| {
+            layer == Layer::NoDescriptorsOut && state == State::degraded(nix::Error::ETOOMANYREFS)
+        };
+        let remedy = if self.degraded(process).all(is_quota) {
+            TOO_MANY_IN_FLIGHT
+        } else {
+            "run as root on Linux 6.10 or later with Landlock, or without the option: wgsep audit says then what to do about each"
+        };
+        Err(format!(
+            "--sandbox strict, and of the {}'s sandbox: {}; {remedy}",
+            process.name(),
+            degraded.join(", ")
+        ))
     }
 
     /// Three bytes a layer: the state, then the two of [`State::Degraded`].

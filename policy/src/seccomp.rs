@@ -19,6 +19,8 @@ pub struct Own {
     pub channel: u32,
     /// [`Test::SystemLog`].
     pub system_log: u32,
+    /// [`Test::Successor`].
+    pub successor: u32,
 }
 
 /// The descriptors that the helper's table names; the dataplane's names none.
@@ -30,18 +32,22 @@ pub struct Named<'a> {
     pub channel: Option<BorrowedFd<'a>>,
     /// The socket of the system's log, where that is used.
     pub system_log: Option<BorrowedFd<'a>>,
+    /// The channel to a helper that replaces this one.
+    pub successor: Option<BorrowedFd<'a>>,
 }
 
 fn condition(argument: &Argument, own: Own) -> Result<SeccompCondition, Error> {
-    let (len, value) = match argument.test {
-        Test::Is(value) => (SeccompCmpArgLen::Dword, value.into()),
-        Test::IsLong(value) => (SeccompCmpArgLen::Qword, value),
-        Test::OwnProcess => (SeccompCmpArgLen::Dword, own.process.into()),
-        Test::Child => (SeccompCmpArgLen::Dword, own.child.into()),
-        Test::Channel => (SeccompCmpArgLen::Dword, own.channel.into()),
-        Test::SystemLog => (SeccompCmpArgLen::Dword, own.system_log.into()),
+    let (len, operator, value) = match argument.test {
+        Test::Is(value) => (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value.into()),
+        Test::IsLong(value) => (SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, value),
+        Test::Below(bound) => (SeccompCmpArgLen::Dword, SeccompCmpOp::Lt, bound.into()),
+        Test::OwnProcess => (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, own.process.into()),
+        Test::Child => (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, own.child.into()),
+        Test::Channel => (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, own.channel.into()),
+        Test::SystemLog => (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, own.system_log.into()),
+        Test::Successor => (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, own.successor.into()),
     };
-    SeccompCondition::new(argument.number, len, SeccompCmpOp::Eq, value).map_err(Error::Backend)
+    SeccompCondition::new(argument.number, len, operator, value).map_err(Error::Backend)
 }
 
 fn rule(arguments: &[Argument], own: Own) -> Result<SeccompRule, Error> {
@@ -65,6 +71,7 @@ pub fn compile(table: &[Allowed], named: Named<'_>) -> Result<BpfProgram, Error>
         child: number(named.child),
         channel: number(named.channel),
         system_log: number(named.system_log),
+        successor: number(named.successor),
     };
     compile_for(table, architecture, own)
 }

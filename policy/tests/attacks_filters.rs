@@ -18,8 +18,14 @@ const OWN: u32 = 0x5a5a_5a5a;
 const CHILD: u32 = 0x3c3c_3c3c;
 const CHANNEL: u32 = 0x5a5a_5a5a;
 const SYSTEM_LOG: u32 = 0x6969_6969;
-const NUMBERS_OF_OWN: Own =
-    Own { process: OWN, child: CHILD, channel: CHANNEL, system_log: SYSTEM_LOG };
+const SUCCESSOR: u32 = 0x0f0f_0f0f;
+const NUMBERS_OF_OWN: Own = Own {
+    process: OWN,
+    child: CHILD,
+    channel: CHANNEL,
+    system_log: SYSTEM_LOG,
+    successor: SUCCESSOR,
+};
 /// The argument where a line asks for nothing: no descriptor, no pointer, no length, no process.
 const FREE: u64 = u64::MAX;
 /// Past every number that the kernel has given out, x32's own included.
@@ -57,6 +63,8 @@ fn allows(line: &Allowed, arguments: &Arguments) -> bool {
             Test::Child => int == CHILD,
             Test::Channel => int == CHANNEL,
             Test::SystemLog => int == SYSTEM_LOG,
+            Test::Successor => int == SUCCESSOR,
+            Test::Below(bound) => int < bound,
             Test::IsLong(expected) => value == expected,
         }
     };
@@ -71,6 +79,8 @@ fn around(test: Test) -> (u64, impl Iterator<Item = u64>) {
         Test::Child => CHILD.into(),
         Test::Channel => CHANNEL.into(),
         Test::SystemLog => SYSTEM_LOG.into(),
+        Test::Successor => SUCCESSOR.into(),
+        Test::Below(bound) => (bound - 1).into(),
         Test::IsLong(value) => value,
     };
     // An int's upper half is not looked at. One bit of it will do where each call takes its time.

@@ -416,7 +416,12 @@ fn attack_18_the_helper_can_send_on_no_other_socket_and_write_no_file() {
         let may_write = flags & libc::O_PATH == 0 && flags & libc::O_ACCMODE != libc::O_RDONLY;
         // Its log, which is a file of the test's.
         let is_log = number <= 2 || target.ends_with("(deleted)");
-        assert!(!(may_write && target.starts_with('/')) || is_log, "{number}: {target} {flags:o}");
+        // What it keeps for a helper that replaces it, and cannot write: see the next test.
+        let is_queue = target == "/dev/net/tun" && number >= 32;
+        assert!(
+            !(may_write && target.starts_with('/')) || is_log || is_queue,
+            "{number}: {target} {flags:o}"
+        );
     }
     for kind in ["netlink", "udp"] {
         let daemon = serving();
@@ -429,6 +434,37 @@ fn attack_18_the_helper_can_send_on_no_other_socket_and_write_no_file() {
         assert_eq!(outcome, Outcome::Died(Signal::SIGSYS), "{kind}");
         wait::until("the dataplane is gone", LIMIT, || !procfs::is_running(dataplane));
     }
+}
+
+/// It keeps duplicates of both for a helper that replaces it.
+#[test]
+fn attack_18_the_helper_can_use_neither_a_tun_queue_nor_the_uapi_listener() {
+    require!(Wgsep);
+    let held = |kind: &str| {
+        let daemon = serving();
+        let held = wgsep_tests::descriptors::kinds(daemon.process.pid(), daemon.process.pid());
+        let (number, _) = held.iter().find(|(_, one)| *one == kind).unwrap();
+        (daemon, u64::try_from(*number).unwrap())
+    };
+    let cloexec = libc::SOCK_CLOEXEC as u64;
+    for (kind, call, rest) in [
+        ("tun", libc::SYS_read, [0, 0, 0]),
+        ("tun", libc::SYS_write, [0, 0, 0]),
+        ("tun", libc::SYS_readv, [0, 0, 0]),
+        ("tun", libc::SYS_ioctl, [0, 0, 0]),
+        ("UAPI socket", libc::SYS_accept4, [0, 0, cloexec]),
+    ] {
+        let (daemon, number) = held(kind);
+        let mut helper = hijack_helper(&daemon);
+        let [second, third, fourth] = rest;
+        let outcome = helper.call(call, &[number, second, third, fourth]);
+        assert_eq!(outcome, Outcome::Died(Signal::SIGSYS), "{kind}: {call}");
+    }
+    // Nor under a number at which it may read.
+    let (daemon, number) = held("tun");
+    let mut helper = hijack_helper(&daemon);
+    let outcome = helper.call(libc::SYS_dup3, &[number, 9, libc::O_CLOEXEC as u64]);
+    assert_eq!(outcome, Outcome::Died(Signal::SIGSYS));
 }
 
 /// A goodbye is no licence: what follows counts. The control thread is held, because it would end the process for a

@@ -205,28 +205,33 @@ fn attack_05_the_dataplane_holds_exactly_what_it_works_with() {
 }
 
 #[test]
-fn attack_05_the_helper_holds_no_tun_and_no_listener() {
+fn attack_05_the_helper_holds_exactly_what_it_needs_and_what_a_successor_gets() {
     require!(Wgsep);
     after_traffic(|daemon| {
         let log = procfs::descriptors(daemon.process.pid()).remove(&2).unwrap();
         let directory = fs::canonicalize(SOCKETS).unwrap().display().to_string();
-        let [socket, report] =
-            ["sock", "sandbox"].map(|kind| format!("{directory}/{}.{kind}", daemon.interface));
+        let [socket, report, upgrade] = ["sock", "sandbox", "upgrade"]
+            .map(|kind| format!("{directory}/{}.{kind}", daemon.interface));
         // A container may have none, and it takes CAP_SYSLOG.
         let has_log = LaunchedAs::this_run() == LaunchedAs::Root;
         let has_log = has_log && fs::File::open("/dev/kmsg").is_ok();
         let kernel_log = has_log.then_some(("/dev/kmsg", 1));
         let mut expected: Vec<(&str, usize)> = vec![
-            // The socket's directory, to remove it from, and both files, to know them by.
+            // The socket's directory, to remove it from, and the files, to know them by.
             (&directory, 1),
             (&socket, 1),
             (&report, 1),
+            (&upgrade, 1),
             // The kernel's uevents.
             ("netlink", 1),
             // Where it logs to, which here is a file of the test's.
             (&log, 1),
-            // The channel, and what is never read.
-            ("helper's socket", 2),
+            // The channel, what is never read, and the place of the channel to a helper that replaces it.
+            ("helper's socket", 3),
+            // What such a helper gets, and where it announces itself.
+            ("tun", 17),
+            ("UAPI socket", 1),
+            ("unix datagram socket", 1),
             ("inotify", 1),
             ("pidfd", 1),
             ("pipe", 1),

@@ -89,13 +89,20 @@ fn the_confinement_links_only_bindings_to_the_system() {
 }
 
 /// Each crate of the workspace, and those of its siblings that it may use.
-const DIRECTIONS: [(&str, &[&str]); 16] = [
+const DIRECTIONS: [(&str, &[&str]); 17] = [
     // The audit names capabilities, and gives up its own.
     ("wgsep", &["wgsep-policy", "wgsep-launch"]),
     ("wgsep-dataplane-bin", &["wgsep-dataplane"]),
     // What runs before there is a dataplane hands over to what talks to it, and is not called back.
-    ("wgsep-launch", &["wgsep-monitor", "wgsep-ipc", "wgsep-journal", "wgsep-policy"]),
-    ("wgsep-monitor", &["wgsep-host", "wgsep-ipc", "wgsep-journal", "wgsep-policy"]),
+    (
+        "wgsep-launch",
+        &["wgsep-monitor", "wgsep-upgrade", "wgsep-ipc", "wgsep-journal", "wgsep-policy"],
+    ),
+    (
+        "wgsep-monitor",
+        &["wgsep-upgrade", "wgsep-host", "wgsep-ipc", "wgsep-journal", "wgsep-policy"],
+    ),
+    ("wgsep-upgrade", &["wgsep-host", "wgsep-ipc", "wgsep-journal"]),
     ("wgsep-host", &["wgsep-policy"]),
     ("wgsep-dataplane", &["wgsep-proto", "wgsep-aead", "wgsep-ipc", "wgsep-policy"]),
     ("wgsep-proto", &["wgsep-aead"]),

@@ -39,7 +39,35 @@ const BREACH: &str = "helper's `the dataplane broke the contract and was killed:
 const AUDIT: &str = "the audit's table, where a finding has a remedy of its own";
 
 /// What stands in a line of another place, which has the remedy; and where that is.
-const PARTS: [(&str, &str); 32] = [
+const PARTS: [(&str, &str); 39] = [
+    (
+        "hear from the other dataplane: {}",
+        "why a hand-over failed, before `; going on with it` or `; the old daemon goes on …`",
+    ),
+    (
+        "its state is of another version",
+        "why a hand-over failed, before `; going on with it` or `; the old daemon goes on …`",
+    ),
+    (
+        "send to the other dataplane: {}",
+        "why a hand-over failed, before `; going on with it` or `; the old daemon goes on …`",
+    ),
+    (
+        "the other dataplane is gone",
+        "why a hand-over failed, before `; going on with it` or `; the old daemon goes on …`",
+    ),
+    (
+        "the other dataplane reads nothing",
+        "why a hand-over failed, before `; going on with it` or `; the old daemon goes on …`",
+    ),
+    (
+        "the other dataplane says nothing",
+        "why a hand-over failed, before `; going on with it` or `; the old daemon goes on …`",
+    ),
+    (
+        "the other dataplane says something else than expected",
+        "why a hand-over failed, before `; going on with it` or `; the old daemon goes on …`",
+    ),
     (", ", "between the members of a list"),
     ("{line}", "the line of an error, as it is"),
     (

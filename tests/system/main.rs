@@ -41,5 +41,6 @@ mod stats;
 mod sticky_source;
 mod tun_fd;
 mod uapi;
+mod upgrade;
 mod vm_generation;
 mod wg_quick;

@@ -24,7 +24,7 @@ _wgsep() {
 	[ "$cur" != = ] || cur=''
 	[ "$prev" != = ] || prev=${COMP_WORDS[COMP_CWORD - 2]}
 	for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-		case $word in audit | stats) command=$word ;; esac
+		case $word in audit | stats | upgrade) command=$word ;; esac
 	done
 	case $prev in
 	--user) words=$(compgen -u) ;;
@@ -40,13 +40,14 @@ _wgsep() {
 	--listen-port | --fwmark | --workers) return ;;
 	*)
 		case $command:$cur in
+		upgrade:-*) words='--help' ;;
 		?*:-*) words='--json --help' ;;
 		?*:*) words=$(_wgsep_names /var/run/wireguard .sock) ;;
 		:-*)
 			words='--foreground --user --sandbox --listen-port --fwmark --allow-low-ports --socket-netns
 				--tun-netns --workers --without --log-level --log-format --log-file --help --version'
 			;;
-		*) words="audit stats $(_wgsep_startable)" ;;
+		*) words="audit stats upgrade $(_wgsep_startable)" ;;
 		esac
 		;;
 	esac

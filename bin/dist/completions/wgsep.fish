@@ -15,13 +15,13 @@ function __wgsep_startable
 end
 
 function __wgsep_is_question
-    __fish_seen_subcommand_from audit stats
+    __fish_seen_subcommand_from audit stats upgrade
 end
 
 complete -c wgsep -f
-complete -c wgsep -n 'not __wgsep_is_question' -a 'audit stats (__wgsep_startable)'
+complete -c wgsep -n 'not __wgsep_is_question' -a 'audit stats upgrade (__wgsep_startable)'
 complete -c wgsep -n __wgsep_is_question -a '(__wgsep_names /var/run/wireguard .sock)'
-complete -c wgsep -n __wgsep_is_question -l json -d 'As JSON instead of a table'
+complete -c wgsep -n '__fish_seen_subcommand_from audit stats' -l json -d 'As JSON instead of a table'
 complete -c wgsep -s h -l help -d 'Print help'
 
 complete -c wgsep -n 'not __wgsep_is_question' -s f -l foreground -d 'Stay in the foreground'

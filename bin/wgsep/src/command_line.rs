@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use wgsep_launch::{Format, Grants, LogLevel, Offload, Options, check_name, print_error};
 
 /// What `make` calls this build (`bin/dist/version`); with cargo alone, the workspace's version.
-const VERSION: &str = match option_env!("WGSEP_VERSION") {
+pub const VERSION: &str = match option_env!("WGSEP_VERSION") {
     Some(version) => version,
     None => env!("CARGO_PKG_VERSION"),
 };
@@ -59,6 +59,8 @@ pub enum Invocation {
     Audit(Question),
     /// Tell what a running daemon dropped.
     Stats(Question),
+    /// Replace the running daemon of an interface by the installed one.
+    Upgrade(String),
     /// Print the help, or the version.
     Print(String),
 }
@@ -94,11 +96,15 @@ pub fn command() -> Command {
         // The last one counts, so that arguments can be appended to defaults (of a wrapper, say).
         .args_override_self(true)
         .subcommand_negates_reqs(true)
-        .override_usage("wgsep [OPTIONS] IF\n       wgsep audit|stats [--json] IF")
+        .override_usage("wgsep [OPTIONS] IF\n       wgsep audit|stats|upgrade IF")
         .disable_help_subcommand(true)
         .subcommand(question("audit")
             .about("Tell what confines the running processes of an interface, layer by layer")
             .after_help("Exit status: 0 every layer in force, 1 one degraded, 3 something unreadable, 2 no such daemon."))
+        .subcommand(Command::new("upgrade")
+            .about("Replace the running daemon of an interface by this program; the tunnel goes on")
+            .arg(Arg::new("interface").value_name("IF").required(true).help("Interface of a running wgsep"))
+            .after_help("Exit status: 0, or 1 if the running daemon goes on."))
         .subcommand(question("stats")
             .about("Tell how many packets an interface dropped, why, and what that may mean")
             .after_help("Exit status: 0, or 2 if no wgsep serves the interface or it may not be asked."))
@@ -134,7 +140,12 @@ pub fn parse() -> Result<Invocation, ExitCode> {
     };
     let invocation = match matches.subcommand() {
         Some((name, _)) if is_any_given(&matches) => {
-            Err(format!("options belong behind `{name}`; type: wgsep {name} [--json] IF"))
+            let json = if name == "upgrade" { "" } else { " [--json]" };
+            Err(format!("options belong behind `{name}`; type: wgsep {name}{json} IF"))
+        }
+        Some(("upgrade", matches)) => {
+            let interface = matches.get_one::<String>("interface").cloned().unwrap_or_default();
+            Ok(Invocation::Upgrade(interface))
         }
         Some((name, matches)) => asked(matches).map(|question| match name {
             "stats" => Invocation::Stats(question),
@@ -165,7 +176,7 @@ const RESERVED: [(&[&str], &str); 8] = [
     ),
     (&["up", "down", "save", "strip"], "the same word behind wg-quick, as in wg-quick up IF"),
     (&["start", "stop", "restart", "reload", "enable", "disable"], "systemctl start wgsep@IF"),
-    (&["watch", "upgrade", "install", "run", "list"], "wgsep --help"),
+    (&["watch", "install", "run", "list"], "wgsep --help"),
 ];
 
 /// A slip of the keyboard or of the memory must not start a daemon: a word that is a command somewhere is
@@ -197,7 +208,7 @@ fn near_subcommand(word: &str) -> Option<&'static str> {
         bytes.sort_unstable();
         bytes
     };
-    ["audit", "stats"].into_iter().find(|command| {
+    ["audit", "stats", "upgrade"].into_iter().find(|command| {
         let [typed, meant] = [word, command].map(str::as_bytes);
         let same_start = typed.iter().zip(meant).take_while(|(a, b)| a == b).count();
         let ends = typed.iter().rev().zip(meant.iter().rev());

@@ -18,6 +18,9 @@ static HEAP: wgsep_policy::Heap = wgsep_policy::Heap;
 fn main() -> ExitCode {
     match command_line::parse() {
         Ok(Invocation::Serve(options)) => wgsep_policy::exit(wgsep_launch::run(&options)),
+        Ok(Invocation::Upgrade(interface)) => {
+            wgsep_policy::exit(wgsep_launch::upgrade(command_line::VERSION, &interface))
+        }
         Ok(Invocation::Audit(question)) => audit(&question),
         Ok(Invocation::Stats(question)) => stats(&question),
         Ok(Invocation::Print(text)) => answer(&text, ExitCode::SUCCESS),

@@ -49,6 +49,7 @@ impl Control {
                 Action::ReopenPort => self.start_reopen_port(),
                 Action::LinkDown => self.start_link_down(),
                 Action::Get(client) => self.get(client),
+                Action::HandOver(socket) => self.hand_over(&socket),
             }
         }
         ran
@@ -69,7 +70,7 @@ impl Control {
         }
     }
 
-    fn cannot(&mut self, what: &str, error: wgsep_ipc::Error) {
+    pub(super) fn cannot(&mut self, what: &str, error: wgsep_ipc::Error) {
         let advice = match error {
             wgsep_ipc::Error::Io(errno) => remedy(errno),
             _ => "start wgsep again",
@@ -86,23 +87,27 @@ impl Control {
                 Ok(Some(HelperMessage::Reply(reply, descriptors))) => {
                     self.answered(&reply, descriptors);
                 }
-                Ok(Some(HelperMessage::Notice(Notice::LogLevel(level)))) => {
+                Ok(Some(HelperMessage::Notice(Notice::LogLevel(level), _))) => {
                     log::set_level(level);
                 }
-                Ok(Some(HelperMessage::Notice(Notice::Shutdown))) => {
+                Ok(Some(HelperMessage::Notice(Notice::Shutdown, _))) => {
                     self.end = Some(End::Orderly);
                     return;
                 }
                 // Handled even if the vmclock page showed it before: only now has the kernel reseeded its
                 // random number generator.
-                Ok(Some(HelperMessage::Notice(Notice::NewGeneration))) => {
+                Ok(Some(HelperMessage::Notice(Notice::NewGeneration, _))) => {
                     self.device.vm_notification(clock::now());
                 }
-                Ok(Some(HelperMessage::Notice(Notice::Ping))) => {
+                Ok(Some(HelperMessage::Notice(Notice::Ping, _))) => {
                     if let Err(error) = self.helper.pong() {
                         self.cannot("answer", error);
                         return;
                     }
+                }
+                // After what is under way, which may change sockets.
+                Ok(Some(HelperMessage::Notice(Notice::HandOver, sockets))) => {
+                    self.actions.extend(sockets.into_iter().map(Action::HandOver));
                 }
                 Ok(Some(HelperMessage::Closed)) => {
                     tracing::error!("the helper is gone, and so the interface; start wgsep again");
@@ -136,7 +141,7 @@ impl Control {
     fn granted(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) {
         let mut descriptors = descriptors.into_iter();
         let (
-            Reply::Granted { ifindex, netns, follows_moves, offload, .. },
+            Reply::Granted { ifindex, netns, follows_moves, offload, tun_queues, take_over },
             Some(listener),
             Some(netlink),
             Some(writer),
@@ -148,8 +153,22 @@ impl Control {
             self.end = Some(End::HelperLost);
             return;
         };
-        let tun = Tun::new(writer, descriptors.collect(), *offload);
-        let watched = self.shared.take_tun(tun).and_then(|tun| self.probe.watch(tun));
+        let queues = descriptors.by_ref().take(usize::from(*tun_queues) - 1).collect();
+        let shared = Arc::clone(&self.shared);
+        // Before the sockets of another dataplane, whose packets would be lost without it.
+        let tun = shared.set_tun(Tun::new(writer, queues, *offload));
+        if let Some(udp) = take_over {
+            let Some(state) = present(descriptors.next(), "the message has as many as it says")
+            else {
+                return;
+            };
+            let mut socket = |is_there: bool| is_there.then(|| descriptors.next()).flatten();
+            let sockets = [socket(udp.v4), socket(udp.v6)];
+            if !self.take_over(&state, *udp, sockets) {
+                return;
+            }
+        }
+        let watched = shared.read_tun(tun).and_then(|()| self.probe.watch(tun));
         let ready = watched.and_then(|()| self.uapi.listen(listener, &self.epoll)).and_then(|()| {
             let (location, now) = ((*netns, *ifindex), clock::instant());
             let link = LinkMonitor::new(netlink, location, *follows_moves, &self.interface, now);
@@ -210,7 +229,7 @@ impl Control {
     }
 
     /// True if the interface is up without a UDP port.
-    fn lacks_port(&self) -> bool {
+    pub(super) fn lacks_port(&self) -> bool {
         self.link_state.up && self.open_families() == [false; 2]
     }
 
@@ -294,7 +313,7 @@ impl Control {
         Ok(port)
     }
 
-    fn replace_sockets(&mut self, sockets: UdpSockets) {
+    pub(super) fn replace_sockets(&mut self, sockets: UdpSockets) {
         self.retiring = self.shared.sockets.reader().value().until_closed();
         if let Err(errno) = self.shared.replace_sockets(sockets) {
             tracing::error!(

@@ -30,6 +30,7 @@
 
 mod actions;
 mod events;
+mod handover;
 mod port;
 mod probe;
 mod put_off;
@@ -57,6 +58,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use wgsep_ipc::{Request, Startup};
@@ -122,6 +124,8 @@ enum Action {
     LinkDown,
     /// A `get` that was received while the link changed.
     Get(ClientId),
+    /// Hand everything over by this socket.
+    HandOver(OwnedFd),
 }
 
 /// The action that continues with the helper's reply.
@@ -137,6 +141,7 @@ enum Awaiting {
 /// value that is moved into it may bring parts of a key in its padding.
 pub(crate) struct Control {
     shared: Arc<Shared>,
+    workers: usize,
     device: Box<ControlPlane>,
     /// Handshake messages that are being consumed.
     handshakes: VecDeque<QueuedHandshake>,
@@ -210,6 +215,7 @@ impl Control {
         uapi::probe_accept()?;
         Ok(Box::new(Self {
             shared,
+            workers: startup.workers,
             device,
             handshakes,
             epoll,

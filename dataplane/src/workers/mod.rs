@@ -2,6 +2,7 @@
 
 pub(crate) mod crypto_pool;
 pub(crate) mod leader;
+pub(crate) mod pause;
 pub(crate) mod sequencer;
 pub(crate) mod shared;
 pub(crate) mod worker;

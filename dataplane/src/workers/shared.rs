@@ -8,6 +8,7 @@ use crate::packets::tun::Tun;
 use crate::packets::udp::UdpSockets;
 use crate::workers::crypto_pool::CryptoPool;
 use crate::workers::leader::{FIRST_QUEUE, Leader, UDP};
+use crate::workers::pause::Pause;
 use crate::workers::sequencer::Sequencer;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
@@ -58,7 +59,7 @@ struct HandshakeQueue {
 pub(crate) struct Shared {
     pub(crate) data_path: Arc<DataPath>,
     /// Counters of the packets that the daemon dropped, beside those of the data path.
-    local_drops: LocalDrops,
+    pub(crate) local_drops: LocalDrops,
     /// The TUN device, once the helper has handed it over.
     pub(crate) tun: OnceLock<Tun>,
     /// The order of the batches read from it.
@@ -75,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) control: EventFd,
     /// Which worker waits for packets, and how the others are woken.
     pub(crate) leader: Leader,
+    /// Stops the workers for a while.
+    pub(crate) pause: Pause,
     /// Number of requests to wipe the stacks.
     wipes: AtomicU64,
     device_gone: AtomicBool,
@@ -106,6 +109,7 @@ impl Shared {
             crypto: CryptoPool::default(),
             control: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             leader: Leader::new(workers)?,
+            pause: Pause::default(),
             wipes: AtomicU64::new(0),
             device_gone: AtomicBool::new(false),
             sockets_destroyed: AtomicBool::new(false),
@@ -123,16 +127,20 @@ impl Shared {
         let _full = self.control.write(1);
     }
 
-    /// Stores the TUN device, once, and starts reading it.
+    /// Stores the TUN device, once, so that it can be written.
+    pub(crate) fn set_tun(&self, tun: Tun) -> &Tun {
+        self.tun.get_or_init(|| tun)
+    }
+
+    /// Starts reading the TUN device.
     ///
     /// # Errors
     /// As epoll_ctl(2).
-    pub(crate) fn take_tun(&self, tun: Tun) -> nix::Result<&Tun> {
-        let tun = self.tun.get_or_init(|| tun);
+    pub(crate) fn read_tun(&self, tun: &Tun) -> nix::Result<()> {
         for (queue, token) in tun.queues().iter().take(ReadyQueues::CAPACITY).zip(FIRST_QUEUE..) {
             self.leader.watch(queue, token)?;
         }
-        Ok(tun)
+        Ok(())
     }
 
     /// Replaces the sockets and starts reading the new ones. The workers release the old ones when they

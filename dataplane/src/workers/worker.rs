@@ -60,6 +60,7 @@ impl Worker {
         let mut events = [EpollEvent::empty(); MAX_EVENTS];
         let mut is_woken = false;
         loop {
+            shared.pause.wait();
             if !self.is_leader && shared.leader.try_lead(self.number) {
                 self.is_leader = true;
                 if is_woken {

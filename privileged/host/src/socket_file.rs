@@ -103,6 +103,8 @@ pub struct SocketFile {
     report: Option<OwnFile>,
     /// The same file until it is written, opened while that is possible, or why it could not be.
     unwritten: Option<std::io::Result<File>>,
+    /// Where a helper that replaces this process announces itself.
+    upgrade: Option<OwnFile>,
     /// Who runs this process.
     user: u32,
 }
@@ -117,7 +119,16 @@ impl SocketFile {
         is_made_here: bool,
         user: u32,
     ) -> Self {
-        Self { directory, watch, socket, is_made_here, report: None, unwritten: None, user }
+        Self {
+            directory,
+            watch,
+            socket,
+            is_made_here,
+            report: None,
+            unwritten: None,
+            upgrade: None,
+            user,
+        }
     }
 
     /// Takes over the empty file for the sandbox's report, open to be written and as its own, or why there is none.
@@ -146,6 +157,33 @@ impl SocketFile {
                 "{error}; until wgsep is started again, `wgsep audit {interface}` lacks what only the helper can report"
             ))
         })
+    }
+
+    /// Takes over the file of the socket to which a helper that replaces this process announces itself.
+    pub fn set_upgrade(&mut self, file: Option<OwnFile>) {
+        self.upgrade = file;
+    }
+
+    /// Leaves the files to the process that has replaced this one.
+    pub fn leave(&mut self) {
+        (self.socket, self.report, self.upgrade) = (None, None, None);
+    }
+
+    /// From now on the socket's file is this process's, which has replaced the one that made it.
+    pub const fn take_over(&mut self) {
+        self.is_made_here = true;
+    }
+
+    /// Whether this process made the socket's file, or took it over.
+    #[must_use]
+    pub const fn is_made_here(&self) -> bool {
+        self.is_made_here
+    }
+
+    /// Who runs this process.
+    #[must_use]
+    pub const fn user(&self) -> u32 {
+        self.user
     }
 
     /// The directory that the socket is in.
@@ -177,7 +215,7 @@ impl SocketFile {
     /// Reads the watch, and looks what became of the socket.
     ///
     /// Renamed within the directory, as an operator does who renames the interface, it is followed to its
-    /// new name, if only its owner and root could do that. The report of its old name is removed then,
+    /// new name, if only its owner and root could do that. The other files of its old name are removed then,
     /// because another daemon may take that name.
     pub fn changes(&mut self) -> Change {
         let renamed = self.read_renaming();
@@ -200,6 +238,7 @@ impl SocketFile {
             ));
         }
         let _logged_at_the_end = self.remove_report();
+        let _logged_at_the_end = self.remove_upgrade();
         Change::Renamed(format!("the UAPI socket was renamed to {name:?}"))
     }
 
@@ -245,13 +284,18 @@ impl SocketFile {
     pub fn remove(&mut self) -> Result<()> {
         let _is_known_now = self.changes();
         let report = self.remove_report();
+        let upgrade = self.remove_upgrade();
         // The socket last, because its absence means that the daemon has ended.
         let socket = self.socket.take().filter(|_| self.is_made_here);
-        socket.map_or(Ok(()), |socket| self.remove_file(&socket)).and(report)
+        socket.map_or(Ok(()), |socket| self.remove_file(&socket)).and(report).and(upgrade)
     }
 
     fn remove_report(&mut self) -> Result<()> {
         self.report.take().map_or(Ok(()), |report| self.remove_file(&report))
+    }
+
+    fn remove_upgrade(&mut self) -> Result<()> {
+        self.upgrade.take().map_or(Ok(()), |upgrade| self.remove_file(&upgrade))
     }
 
     fn remove_file(&self, file: &OwnFile) -> Result<()> {

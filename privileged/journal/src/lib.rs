@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod log;
+mod parts;
 mod service_manager;
 
 pub use log::{Format, Log, SYSLOG, Sink};

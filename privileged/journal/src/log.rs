@@ -84,9 +84,9 @@ impl Budget {
 
 /// Where lines go.
 pub struct Log {
-    sink: Sink,
-    format: Format,
-    most: LogLevel,
+    pub(crate) sink: Sink,
+    pub(crate) format: Format,
+    pub(crate) most: LogLevel,
     /// What [`Log::switch_level`] changes to.
     other: LogLevel,
     interface: String,

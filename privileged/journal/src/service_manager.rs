@@ -17,7 +17,7 @@ pub const STORED_QUEUE: &str = "wgsep-tun";
 pub struct ServiceManager {
     socket: Option<UnixDatagram>,
     /// How often the dataplane is asked whether it runs, and when next.
-    watchdog: Option<(Duration, Instant)>,
+    pub(crate) watchdog: Option<(Duration, Instant)>,
     /// The status without trouble.
     serving: String,
     trouble: Option<String>,
@@ -82,7 +82,7 @@ impl ServiceManager {
     }
 
     /// Sends without blocking; what a manager that does not read has no space for is lost.
-    fn send(&self, message: &str) {
+    pub(crate) fn send(&self, message: &str) {
         let write = |socket: &UnixDatagram| nix::unistd::write(socket, message.as_bytes());
         let _lost = self.socket.as_ref().map(write);
     }

@@ -20,6 +20,7 @@ mod startup;
 mod sys;
 mod tun;
 mod uapi_socket;
+mod upgrade;
 
 pub use launcher::print_error;
 pub use tun::check_name;
@@ -29,6 +30,7 @@ pub use wgsep_policy::Grants;
 
 use launcher::Launcher;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::getpid;
 use startup::Inherited;
 use std::path::PathBuf;
 use tun::TunDevice;
@@ -82,6 +84,23 @@ pub fn run(options: &Options) -> u8 {
     }
 }
 
+/// Replaces the running pair of an interface by this one, which then serves to its end in the background; the exit
+/// status of the process that waits until that is done.
+pub fn upgrade(version: &'static str, interface: &str) -> u8 {
+    let mut launcher = Launcher::of_environment();
+    let started = upgrade::start(version, interface, &mut launcher);
+    match started.and_then(Unconfined::lock_down) {
+        Ok(monitor) => {
+            launcher.ready();
+            monitor.serve()
+        }
+        Err(error) => {
+            launcher.failed(&error);
+            error.status
+        }
+    }
+}
+
 /// Everything up to the moment when the dataplane is there.
 fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     wgsep_policy::become_non_dumpable()?;
@@ -106,7 +125,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     let signals = SignalFd::with_flags(&handled, flags).step("signalfd")?;
 
     let (name, opened) = match TunDevice::open(options, tun, store, &manager) {
-        Ok(opened) => (opened.0.name.clone(), Ok(opened)),
+        Ok((tun, number)) => (tun.name.clone(), Ok((tun.out_of_reach()?, number))),
         Err(deleted) if deleted.status == 0 => (options.interface.clone(), Err(deleted)),
         Err(error) => return Err(error),
     };
@@ -126,7 +145,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     for (level, line) in &tun.notes {
         log.line(*level, line);
     }
-    let (listener, socket_file) = match uapi {
+    let (listener, mut socket_file) = match uapi {
         Some(listener) => uapi_socket::adopt(listener, &name)?,
         None => uapi_socket::bind(&name)?,
     };
@@ -142,7 +161,23 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     let is_restored = tun.is_restored;
     let (ifindex, offload, queues) = (tun.ifindex, tun.offload, tun.into_queues());
     let tun_queues = queues.len() as u8;
-    let granted = Reply::Granted { ifindex, netns, follows_moves, tun_queues, offload };
+    let granted =
+        Reply::Granted { ifindex, netns, follows_moves, tun_queues, offload, take_over: None };
+    // Whoever started this process in the foreground, or an init that is this process, waits for its end.
+    let waits = options.foreground && (manager.parts().is_none() || getpid().as_raw() == 1);
+    let settings = upgrade::settings(options, &grants, user, &granted, waits);
+    let successors = match settings.map(|settings| upgrade::await_successor(&name, settings)) {
+        Some(Ok((successors, file))) => {
+            socket_file.set_upgrade(Some(file));
+            Some(successors)
+        }
+        Some(Err(error)) => {
+            let lacks = format!("`wgsep upgrade {name}` cannot replace this daemon");
+            log.line(Level::Warn, &format!("{error}; without it, {lacks}"));
+            None
+        }
+        None => None,
+    };
     let descriptors = [listener, netlink].into_iter().chain(queues).collect();
     Ok(Unconfined {
         version: options.version,
@@ -158,5 +193,8 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
         log,
         manager,
         is_restored,
+        successors,
+        predecessor: None,
+        sockets: None,
     })
 }

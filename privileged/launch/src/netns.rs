@@ -1,12 +1,12 @@
 //! Network namespaces by name, as ip-netns(8) keeps them.
 
-use crate::netlink;
+use crate::{netlink, sys};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use wgsep_monitor::{Error, Result, Step};
 
@@ -73,6 +73,16 @@ impl Netns {
     pub fn is(&self, other: &File) -> io::Result<bool> {
         let identity = |file: &File| file.metadata().map(|file| (file.dev(), file.ino()));
         Ok(identity(&self.file)? == identity(other)?)
+    }
+
+    /// The namespace that a socket is in.
+    ///
+    /// # Errors
+    /// Without CAP_NET_ADMIN there.
+    pub fn of_socket(socket: &OwnedFd) -> Result<Self> {
+        let file =
+            sys::netns_of_socket(socket.as_fd()).step("network namespace of the running wgsep")?;
+        Ok(Self { file, name: "of the running wgsep".to_owned() })
     }
 
     /// Moves this process there: what it opens from now on belongs there.

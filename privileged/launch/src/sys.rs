@@ -136,6 +136,16 @@ pub(crate) fn bound_file(socket: BorrowedFd<'_>) -> nix::Result<File> {
     Ok(unsafe { File::from_raw_fd(opened) })
 }
 
+/// The network namespace that a socket is in.
+pub(crate) fn netns_of_socket(socket: BorrowedFd<'_>) -> nix::Result<File> {
+    // linux/sockios.h.
+    const SIOCGSKNS: c_int = 0x894c;
+    // SAFETY: the request takes no argument.
+    let opened = Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS as _) })?;
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    Ok(unsafe { File::from_raw_fd(opened) })
+}
+
 /// The device number of an open terminal, by whichever name it was opened; ENOTTY if it is none.
 pub(crate) fn terminal_number(terminal: BorrowedFd<'_>) -> nix::Result<u32> {
     let mut number = 0;

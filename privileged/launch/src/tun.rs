@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use wgsep_ipc::TunOffload;
 use wgsep_journal::{Level, ServiceManager};
 use wgsep_monitor::{Error, Result, Step};
-use wgsep_policy::{Capability, capabilities};
+use wgsep_policy::{Capability, capabilities, filters};
 
 const DEVICE: &str = "/dev/net/tun";
 /// Longest interface name, in bytes.
@@ -346,6 +346,15 @@ impl TunDevice {
         [&self.queue].into_iter().chain(&self.flow_queues)
     }
 
+    /// Moves its queues as the function [`out_of_reach`] does.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn out_of_reach(self) -> Result<Self> {
+        let flow_queues = self.flow_queues.into_iter().map(out_of_reach).collect::<Result<_>>()?;
+        Ok(Self { queue: out_of_reach(self.queue)?, flow_queues, ..self })
+    }
+
     /// All its queues, as the dataplane expects them.
     pub fn into_queues(self) -> Vec<OwnedFd> {
         [vec![self.queue], self.flow_queues].into_iter().flatten().collect()
@@ -411,6 +420,16 @@ fn index_of(name: &str) -> Result<u32> {
             ),
         )],
     )
+}
+
+/// Moves a queue to a number at which this process can neither read nor write it once it is locked down. What is opened
+/// later has the numbers below.
+///
+/// # Errors
+/// As fcntl(2).
+pub fn out_of_reach(queue: OwnedFd) -> Result<OwnedFd> {
+    let moved = fcntl(queue, FcntlArg::F_DUPFD_CLOEXEC(filters::FIRST_QUEUE.cast_signed()));
+    moved.and_then(sys::take_descriptor).step("move a TUN queue")
 }
 
 const NO_NET_ADMIN: &str = "CAP_NET_ADMIN is missing; run as root, in a container or unit that has it (--cap-add NET_ADMIN); or, as another user: setcap cap_net_admin+ep wgsep";

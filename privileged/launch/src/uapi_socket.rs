@@ -85,6 +85,31 @@ pub fn adopt(listener: OwnedFd, interface: &str) -> Result<(OwnedFd, SocketFile)
     Ok((listener, file))
 }
 
+/// The file of the socket of a running daemon, which stays that daemon's until this one has replaced it; true with it
+/// if the file has the interface's name.
+///
+/// # Errors
+/// If the directory cannot be watched, or others could replace the socket.
+pub fn of_running(listener: &OwnedFd, interface: &str) -> Result<(SocketFile, bool)> {
+    let (directory, watch) = (open_directory()?, watch_directory()?);
+    let bound = sys::bound_file(listener.as_fd()).map_err(io::Error::from);
+    let bound = bound.and_then(|file| OwnFile::new(format!("{interface}.sock"), file)).ok();
+    let own = bound.filter(|bound| bound.is_there(directory.as_fd()));
+    let has_name = own.is_some();
+    Ok((SocketFile::new(directory, watch, own, false, geteuid().as_raw()), has_name))
+}
+
+/// The report of a running daemon, to be written anew in its place.
+///
+/// # Errors
+/// If there is none, or it is another user's.
+pub fn report_of_running(interface: &str) -> io::Result<(File, OwnFile)> {
+    let path = format!("{DIRECTORY}/{interface}.sandbox");
+    let report = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&path)?;
+    let held = open_path(&path, OFlag::empty())?;
+    Ok((report, OwnFile::new(format!("{interface}.sandbox"), held)?))
+}
+
 /// Keeps clients from passing descriptors to the dataplane, where the kernel can do that.
 pub fn refuse_descriptors(listener: &OwnedFd) -> State {
     match sys::refuse_descriptors(listener.as_fd()) {
@@ -156,7 +181,7 @@ fn writable<T, E: Into<io::Error>>(path: &str, result: core::result::Result<T, E
     )
 }
 
-fn with_umask<T>(mask: libc::mode_t, work: impl FnOnce() -> T) -> T {
+pub(crate) fn with_umask<T>(mask: libc::mode_t, work: impl FnOnce() -> T) -> T {
     let before = umask(Mode::from_bits_truncate(mask));
     let done = work();
     umask(before);

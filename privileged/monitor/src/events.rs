@@ -1,6 +1,6 @@
 //! What the operator and the host do while the dataplane is served. None of it comes from the dataplane.
 
-use crate::monitor::{End, Monitor};
+use crate::state::{End, Monitor};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use std::ops::ControlFlow::{self, Break, Continue};
@@ -14,14 +14,19 @@ impl Monitor {
     /// Deals with SIGTERM, SIGINT, SIGHUP and SIGCHLD.
     pub(crate) fn signal(&mut self) -> ControlFlow<End> {
         let Ok(Some(info)) = self.signals.read_signal() else { return Continue(()) };
-        match Signal::try_from(info.ssi_signo.cast_signed()) {
+        self.deal_with(info.ssi_signo.cast_signed())
+    }
+
+    /// Deals with a signal of this number.
+    pub(crate) fn deal_with(&mut self, number: i32) -> ControlFlow<End> {
+        match Signal::try_from(number) {
             // A service manager sends it also where the configuration failed that follows a start, and starts the
             // daemon again. After a crash the interface stays until that succeeds.
             Ok(Signal::SIGTERM) if self.is_restored => return Break(End::Orderly("SIGTERM")),
             Ok(Signal::SIGTERM) => return self.end_with_interface("SIGTERM"),
             Ok(Signal::SIGINT) => return self.end_with_interface("SIGINT"),
-            Ok(Signal::SIGCHLD) => self.reap_orphans(),
-            _hang_up => self.switch_log_level(),
+            Ok(Signal::SIGHUP) => self.switch_log_level(),
+            _child => self.reap_orphans(),
         }
         Continue(())
     }
@@ -34,7 +39,7 @@ impl Monitor {
 
     /// Reaps children other than the dataplane, whose end has a descriptor of its own: those that the launcher started
     /// before it executed this program, and as process 1 of a container every orphan.
-    fn reap_orphans(&self) {
+    pub(crate) fn reap_orphans(&self) {
         let exited = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
         for _ in 0..ORPHANS_AT_ONCE {
             let ended = ended_child(None).ok().flatten();

@@ -10,14 +10,18 @@ mod events;
 mod lock_down;
 mod monitor;
 mod requests;
+mod state;
 mod sys;
 mod udp;
+mod upgrade;
 
 pub use lock_down::{Dataplane, Interface, Unconfined};
-pub use monitor::{Monitor, Process};
 #[cfg(feature = "fuzzing")]
 pub use requests::{Requests, Served};
+pub use state::{Monitor, Process};
+pub use udp::UdpSockets;
 pub use wgsep_host::{
     DIRECTORY, Error, Generation, OwnFile, Result, SocketFile, Step, kernel_log_number, objection,
+    poll,
 };
 pub use wgsep_policy::Grants;

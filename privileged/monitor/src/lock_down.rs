@@ -1,8 +1,10 @@
 //! What precedes the first byte that could be hostile: the dataplane is verified, this process confined, and
 //! the interface handed over.
 
-use crate::monitor::{End, GRACE, Monitor, Process};
+use crate::monitor::GRACE;
 use crate::requests::{LockedDown, Requests};
+use crate::state::{End, Monitor, Process};
+use crate::udp::UdpSockets;
 use nix::errno::Errno;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{Gid, Pid, Uid};
@@ -13,6 +15,7 @@ use wgsep_host::{BREACH, Error, Generation, Result, SocketFile};
 use wgsep_ipc::{Channel, Reply};
 use wgsep_journal::{Level, Log, ServiceManager};
 use wgsep_policy::{Grants, Layer, Named, Process as Confined, Report, State};
+use wgsep_upgrade::{Predecessor, Successors};
 
 /// How long the dataplane may take to start and to lock itself down.
 const LOCK_DOWN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -73,6 +76,12 @@ pub struct Unconfined {
     pub manager: ServiceManager,
     /// Whether the interface is that of a daemon that crashed.
     pub is_restored: bool,
+    /// What is kept for a helper that replaces this one.
+    pub successors: Option<Successors>,
+    /// What this one replaces.
+    pub predecessor: Option<Predecessor>,
+    /// The UDP sockets of that.
+    pub sockets: Option<UdpSockets>,
 }
 
 impl Unconfined {
@@ -84,8 +93,12 @@ impl Unconfined {
     pub fn lock_down(self) -> Result<Monitor> {
         let Self { version, dataplane, interface, grants, gro, missing_gro, strict, .. } = self;
         let Self { socket_file, signals, generation, log, manager, is_restored, .. } = self;
+        let Self { successors, predecessor, sockets, .. } = self;
         let Dataplane { process, channel, pid, ids, threads, mut report } = dataplane;
-        let requests = Requests::new(channel, grants, gro);
+        let mut requests = Requests::new(channel, grants, gro);
+        // Its port is not new: the dataplane may have it again at once.
+        sockets.iter().for_each(|sockets| requests.new_ports.opened(sockets.port, Instant::now()));
+        requests.sockets = sockets;
         let missing_gro = Some(missing_gro);
         let mut monitor = Monitor {
             process,
@@ -98,6 +111,8 @@ impl Unconfined {
             manager,
             is_restored,
             missing_gro,
+            successors,
+            waiter: None,
         };
         let helper_report = wgsep_policy::drop_helper_privileges(grants.needs_low_ports())?;
         if let Err(error) = monitor.socket_file.check_removable() {
@@ -126,20 +141,22 @@ impl Unconfined {
             child: Some(monitor.process.pidfd.as_fd()),
             channel: Some(monitor.requests.as_fd()),
             system_log: monitor.log.system_log(),
+            successor: monitor.successors.as_ref().map(Successors::channel),
         };
         let helper_report = wgsep_policy::lock_down_helper(helper_report, directory, named)?;
         if strict {
-            refuse_degraded(Confined::Dataplane, &report)?;
-            refuse_degraded(Confined::Helper, &helper_report)?;
+            report.refuse_degraded(Confined::Dataplane)?;
+            helper_report.refuse_degraded(Confined::Helper)?;
         }
 
-        // Before any client is served, so that each finds it.
         let claims = format!("helper: {helper_report}\ndataplane: {report}\n");
-        if let Err(error) = monitor.socket_file.write_report(&interface.name, &claims) {
-            monitor.log.line(Level::Warn, &error.to_string());
-        }
-        let descriptors: Vec<_> = interface.descriptors.iter().map(AsFd::as_fd).collect();
-        let granted = monitor.requests.grant(sequence, &interface.granted, &descriptors);
+        // Before any client is served, so that each finds it. That of a helper that is replaced is written later.
+        monitor.write_report(&interface.name, &claims);
+        let Interface { name, granted, descriptors, missing } = interface;
+        let granted = {
+            let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            monitor.requests.grant(sequence, &granted, &descriptors)
+        };
         granted.map_err(|error| {
             let line = match error {
                 wgsep_ipc::Error::Io(errno @ (Errno::ENOBUFS | Errno::ETOOMANYREFS)) => {
@@ -149,6 +166,19 @@ impl Unconfined {
             };
             monitor.end_or(Error::new(line))
         })?;
+        // Of the listener and the TUN queues, a helper that replaces this one gets duplicates. The interface goes with
+        // this process and the dataplane, of which neither outlives the other. The others close here, before the
+        // state with the keys passes between the dataplanes.
+        if let Some(successors) = &mut monitor.successors {
+            successors.keep(descriptors);
+        }
+        if let Some(predecessor) = predecessor {
+            monitor.take_over(predecessor)?;
+            monitor.write_report(&name, &claims);
+        }
+        if let Some(successors) = &mut monitor.successors {
+            successors.begin();
+        }
         monitor.log.started();
         monitor.log.info(&format!(
             "started: version {version}, dataplane pid {pid} uid {}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}",
@@ -159,17 +189,21 @@ impl Unconfined {
                 "process {tracer} traces the dataplane and can read its keys; end that process, and start wgsep again"
             ));
         }
-        if let Some(missing) = interface.missing {
+        if let Some(missing) = missing {
             monitor.log.info(&missing);
         }
-        monitor.manager.ready(&format!("serving {}", interface.name));
-        // Our own copies of the TUN queues close here, so that the interface goes with the dataplane unless a service
-        // manager stores them, and that of the listener, which would go on accepting clients.
+        monitor.manager.ready(&format!("serving {name}"));
         Ok(monitor)
     }
 }
 
 impl Monitor {
+    fn write_report(&mut self, interface: &str, claims: &str) {
+        if let Err(error) = self.socket_file.write_report(interface, claims) {
+            self.log.line(Level::Warn, &error.to_string());
+        }
+    }
+
     /// How the dataplane ended, if it has ended, which is the cause of `error`; otherwise `error`.
     fn end_or(&mut self, error: Error) -> Error {
         if !self.has_ended(GRACE) {
@@ -194,16 +228,32 @@ impl Monitor {
     /// # Errors
     /// If it ends, breaks the contract or takes too long. The status is 0 after SIGTERM or SIGINT.
     fn wait_for_lock_down(&mut self) -> Result<LockedDown> {
-        let deadline = Instant::now() + LOCK_DOWN_TIMEOUT;
+        let late = "the dataplane did not lock itself down within 10 s";
+        self.wait_until(LOCK_DOWN_TIMEOUT, late, |_, locked_down| locked_down)
+    }
+
+    /// Serves until something is there.
+    ///
+    /// # Errors
+    /// As [`Self::wait_for_lock_down`].
+    pub(crate) fn wait_until<T>(
+        &mut self,
+        timeout: Duration,
+        late: &str,
+        found: impl Fn(&Self, Option<LockedDown>) -> Option<T>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let late = "the dataplane did not lock itself down within 10 s";
                 return Err(Error::new(self.with_reason(late)));
             }
             match self.turn(left) {
-                Continue(None) => {}
-                Continue(Some(sandbox)) => return Ok(sandbox),
+                Continue(locked_down) => {
+                    if let Some(found) = found(self, locked_down) {
+                        return Ok(found);
+                    }
+                }
                 Break(End::Failed(status, line)) => return Err(self.failed(status, line)),
                 Break(End::Orderly(why)) => {
                     let line = format!("ended: {why}, before the dataplane was ready");
@@ -213,27 +263,4 @@ impl Monitor {
             }
         }
     }
-}
-
-fn refuse_degraded(process: Confined, report: &Report) -> Result<()> {
-    let degraded: Vec<_> = report
-        .degraded(process)
-        .map(|(layer, state)| format!("{} {state}", layer.name()))
-        .collect();
-    if degraded.is_empty() {
-        return Ok(());
-    }
-    let is_quota = |(layer, state): (Layer, State)| {
-        layer == Layer::NoDescriptorsOut && state == State::degraded(nix::Error::ETOOMANYREFS)
-    };
-    let remedy = if report.degraded(process).all(is_quota) {
-        wgsep_policy::TOO_MANY_IN_FLIGHT
-    } else {
-        "run as root on Linux 6.10 or later with Landlock, or without the option: wgsep audit says then what to do about each"
-    };
-    Err(Error::new(format!(
-        "--sandbox strict, and of the {}'s sandbox: {}; {remedy}",
-        process.name(),
-        degraded.join(", ")
-    )))
 }

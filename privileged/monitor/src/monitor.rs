@@ -1,18 +1,18 @@
 //! Serving the dataplane until one of the two ends.
 
-use crate::requests::{LockedDown, Requests, Served};
+use crate::requests::{LockedDown, Served};
+use crate::state::{End, Monitor};
 use crate::sys;
 use nix::libc;
 use nix::sys::signal::Signal;
-use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::Pid;
 use std::ops::ControlFlow::{self, Break, Continue};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
-use wgsep_host::{BREACH, Ended, FAILURE, Generation, SocketFile, ended_child, poll};
+use wgsep_host::{BREACH, Ended, FAILURE, ended_child, poll};
 use wgsep_ipc::Notice;
-use wgsep_journal::{Level, Log, ServiceManager};
+use wgsep_journal::{Level, Log};
+use wgsep_upgrade::Successors;
 
 /// How long the dataplane may take to end once asked to.
 pub(crate) const GRACE: Duration = Duration::from_millis(500);
@@ -21,48 +21,6 @@ const LAST_GRACE: Duration = Duration::from_secs(5);
 
 /// Reads of the log's pipe at the end: each takes 4 KiB of the 64 that it holds, unless less was written.
 const LAST_READS: usize = 64;
-
-/// Why the daemon ends.
-pub(crate) enum End {
-    /// Asked for: by a signal, by removing the socket, or by deleting the interface.
-    Orderly(&'static str),
-    /// Something went wrong: the exit status, and a line that says what.
-    Failed(u8, String),
-}
-
-/// The dataplane's process.
-pub struct Process {
-    /// For signals and for its end.
-    pub pidfd: OwnedFd,
-    /// What it logs.
-    pub log: OwnedFd,
-    /// Held and never read: what its user has in flight there keeps it from sending descriptors.
-    pub unread: OwnedFd,
-}
-
-/// The running daemon, as the helper sees it.
-pub struct Monitor {
-    /// The dataplane's process.
-    pub(crate) process: Process,
-    /// Its number, which is no other process's until this one has reaped it.
-    pub(crate) pid: Pid,
-    /// What it asks for.
-    pub(crate) requests: Requests,
-    /// The file that wg(8) looks for.
-    pub(crate) socket_file: SocketFile,
-    /// SIGTERM, SIGINT, SIGHUP and SIGCHLD.
-    pub(crate) signals: SignalFd,
-    /// What reports a new generation of this virtual machine.
-    pub(crate) generation: Generation,
-    /// Where both processes' lines go.
-    pub(crate) log: Log,
-    /// Whoever supervises us.
-    pub(crate) manager: ServiceManager,
-    /// Whether the interface is that of a daemon that crashed.
-    pub(crate) is_restored: bool,
-    /// The line that is yet to be logged where UDP datagrams come one by one.
-    pub(crate) missing_gro: Option<String>,
-}
 
 impl Monitor {
     /// Serves until the end, and ends the dataplane; the exit status, 0 for an orderly end.
@@ -74,6 +32,9 @@ impl Monitor {
                 Break(end) => break end,
             }
         };
+        if self.has_handed_over() {
+            return self.retire();
+        }
         let (status, why) = match end {
             End::Orderly(why) => (0, why.to_owned()),
             End::Failed(status, why) => (status, why),
@@ -94,6 +55,7 @@ impl Monitor {
         if let Err(error) = self.socket_file.remove() {
             self.log.error(&error.to_string());
         }
+        self.tell_end(status);
         status
     }
 
@@ -110,6 +72,8 @@ impl Monitor {
         let pidfd = self.process.pidfd.as_fd();
         // Requests beyond the rate stay where they are.
         let channel = if delay.is_none() { self.requests.as_fd() } else { pidfd };
+        let successor = self.successors.as_ref().and_then(Successors::source);
+        let waiter = self.waiter.as_ref().map_or(pidfd, AsFd::as_fd);
         let [uevents, kernel_log] = self.generation.sources().map(|source| source.unwrap_or(pidfd));
         let sources = [
             uevents,
@@ -117,11 +81,14 @@ impl Monitor {
             self.process.log.as_fd(),
             self.signals.as_fd(),
             self.socket_file.watch(),
+            waiter,
+            successor.unwrap_or(pidfd),
             pidfd,
             channel,
         ];
         let polled = poll(sources, wait);
-        let [uevent, kernel_line, log, signal, watch, died, asked] = match polled {
+        let [uevent, kernel_line, log, signal, watch, waiter, successor, died, asked] = match polled
+        {
             Ok(polled) => polled,
             Err(error) => return Break(End::Failed(FAILURE, error.to_string())),
         };
@@ -138,13 +105,14 @@ impl Monitor {
         if watch {
             self.watch_socket_file()?;
         }
+        self.serve_helpers(waiter && !died, successor && !died)?;
         if asked && delay.is_none() {
             match self.requests.serve() {
                 Served::Answered => {
                     self.log_missing_gro();
                     self.report_port();
                 }
-                Served::Alive => self.manager.alive(),
+                Served::Alive => self.is_alive(),
                 Served::LockedDown(sequence, report) => return Continue(Some((sequence, report))),
                 Served::Closed => return Break(self.died()),
                 Served::Failed(line) => return Break(End::Failed(FAILURE, line)),
@@ -172,6 +140,12 @@ impl Monitor {
     /// Gives the dataplane some time to end by itself; true if it has.
     pub(crate) fn has_ended(&self, within: Duration) -> bool {
         poll([self.process.pidfd.as_fd()], within).is_ok_and(|[gone]| gone)
+    }
+
+    /// Waits until a dataplane that has handed everything over has ended.
+    pub(crate) fn end_dataplane(&mut self) {
+        let _either_way = self.has_ended(LAST_GRACE);
+        self.kill();
     }
 
     /// Makes sure that it is gone, and passes on its last words. Where the launcher has no CAP_KILL it

@@ -94,22 +94,22 @@ fn replied(sent: Result<(), Error>) -> Served {
 
 /// The helper's side of the contract.
 pub struct Requests {
-    channel: Channel,
+    pub(crate) channel: Channel,
     grants: Grants,
     /// Whether UDP sockets are to receive datagrams many at a time.
     gro: bool,
     phase: Phase,
-    sockets: Option<UdpSockets>,
-    new_ports: NewPorts,
+    pub(crate) sockets: Option<UdpSockets>,
+    pub(crate) new_ports: NewPorts,
     /// The port that was refused last, if nothing was opened or closed since.
     refused: Option<(u16, Errno)>,
     second: Instant,
     /// In this second.
     requests: u32,
     pipelined: u32,
-    /// Whether a ping is not answered yet.
-    has_pinged: bool,
-    said_bye: bool,
+    /// Whether a ping is not answered yet, or what is answered as a ping is.
+    pub(crate) has_pinged: bool,
+    pub(crate) said_bye: bool,
 }
 
 impl Requests {
@@ -143,6 +143,7 @@ impl Requests {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), Error> {
         self.phase = Phase::Running;
+        self.has_pinged = matches!(reply, Reply::Granted { take_over: Some(_), .. });
         self.channel.send_reply(sequence, reply, descriptors)
     }
 

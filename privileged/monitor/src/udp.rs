@@ -52,11 +52,14 @@ pub struct UdpOptions {
 
 /// The open sockets, of which the dataplane has duplicates.
 pub struct UdpSockets {
-    v4: Option<UdpSocket>,
-    v6: Option<UdpSocket>,
+    /// If this machine has IPv4.
+    pub v4: Option<UdpSocket>,
+    /// If this machine has IPv6.
+    pub v6: Option<UdpSocket>,
     /// The port bound.
     pub port: u16,
-    mark: u32,
+    /// SO_MARK.
+    pub mark: u32,
     /// Whether datagrams are received many at a time; without it, they come one by one.
     pub joins: bool,
 }
@@ -86,7 +89,7 @@ impl UdpSockets {
     /// for what is in its receive buffer. The port stays bound.
     ///
     /// # Errors
-    /// [`NOT_SILENCED`] if one continues to receive; never by the dataplane's doing.
+    /// ENOTRECOVERABLE if one continues to receive; never by the dataplane's doing.
     pub fn give_up(self) -> nix::Result<()> {
         for socket in self.families().into_iter().flatten() {
             // It returns ENOTCONN, and sends fail from then on all the same,

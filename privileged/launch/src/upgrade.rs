@@ -1,0 +1,332 @@
+//! Replacing a running pair by this one, without an interruption of the tunnel (`wgsep upgrade IF`).
+//!
+//! [`await_successor`] is the start of a pair that may be replaced later; [`start`] is that of a pair that replaces
+//! another. What the two helpers say is in `wgsep_ipc::upgrade`, and what the running one does in `monitor/upgrade.rs`.
+
+use crate::background;
+use crate::launcher::Launcher;
+use crate::netns::Netns;
+use crate::startup::{self, Inherited, open_path};
+use crate::{Grants, Offload, Options, generation, netlink, netns, spawn, tun, uapi_socket};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, sendmsg,
+    setsockopt, socket, socketpair, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use nix::unistd::{Gid, Uid};
+use std::fs::remove_file;
+use std::io::{self, IoSlice};
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+use wgsep_ipc::upgrade::{FromPredecessor, HELLO, LogSink, Waiter, Welcome};
+use wgsep_ipc::{Channel, Received, Reply};
+use wgsep_journal::{Format, Log, ServiceManager, Sink};
+use wgsep_monitor::{DIRECTORY, Error, Interface, OwnFile, Result, Step, UdpSockets, Unconfined};
+use wgsep_policy::{Layer, user};
+use wgsep_upgrade::{Predecessor, Successors};
+
+/// How long the running helper may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes that may wait between the two dataplanes: several records.
+const STATE_BUFFER: usize = 1 << 20;
+
+fn path(interface: &str) -> String {
+    format!("{DIRECTORY}/{interface}.upgrade")
+}
+
+/// Makes the socket at which a helper that replaces this one announces itself, and its file, mode 0600.
+///
+/// # Errors
+/// If it cannot be made. What is served does not depend on it.
+pub fn await_successor(interface: &str, settings: Welcome) -> Result<(Successors, OwnFile)> {
+    let path = path(interface);
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None).step(&path)?;
+    // The UAPI socket of this name is this process's, so nobody else has this one.
+    let _seldom_there = remove_file(&path);
+    let address = UnixAddr::new(&*path).step(&path)?;
+    uapi_socket::with_umask(0o177, || bind(socket.as_raw_fd(), &address)).step(&path)?;
+    let file = own_file(interface).inspect_err(|_| drop(remove_file(&path))).step(&path)?;
+    let (channel, _closed) = channel_pair()?;
+    Ok((Successors::new(socket, channel, settings), file))
+}
+
+fn own_file(interface: &str) -> io::Result<OwnFile> {
+    OwnFile::new(format!("{interface}.upgrade"), open_path(path(interface), OFlag::empty())?)
+}
+
+fn channel_pair() -> Result<(Channel, OwnedFd)> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).step("socketpair")?;
+    let channel = Channel::new(ours).map_err(|error| {
+        Error::new(format!("channel: {error}; this is a bug, please report it"))
+    })?;
+    Ok((channel, theirs))
+}
+
+/// The settings that a helper with these options hands on.
+pub fn settings(
+    options: &Options,
+    grants: &Grants,
+    ids: Option<(Uid, Gid)>,
+    granted: &Reply,
+    waits: bool,
+) -> Option<Welcome> {
+    let &Reply::Granted { ifindex, netns, tun_queues, offload, .. } = granted else { return None };
+    let without = Offload::ALL.iter().zip(0..).filter(|(one, _)| options.without.contains(one));
+    Some(Welcome {
+        ifindex,
+        netns,
+        tun_queues,
+        offload,
+        udp: None,
+        udp_gro: false,
+        mark: 0,
+        ids: ids.map(|(uid, gid)| (uid.as_raw(), gid.as_raw())),
+        workers: u8::try_from(options.workers).ok()?,
+        strict: options.strict,
+        port: grants.port,
+        marks: grants.mark,
+        low_ports: grants.low_ports,
+        large_buffers: grants.large_buffers,
+        without: without.fold(0, |bits, (_, number)| bits | 1 << number),
+        log_level: options.log_level,
+        log_json: options.log_format == Format::Json,
+        log: LogSink::Stream,
+        manager: None,
+        is_restored: false,
+        waiter: if waits { Waiter::ThisHelper } else { Waiter::None },
+    })
+}
+
+/// What the running helper gave.
+struct Given {
+    channel: Channel,
+    state: OwnedFd,
+    welcome: Welcome,
+    descriptors: Vec<OwnedFd>,
+}
+
+/// Announces this helper to the running one, and receives what that has.
+fn announce(interface: &str) -> Result<Given> {
+    let path = path(interface);
+    let none = format!(
+        "no wgsep that could be replaced serves {interface}: {path} is missing (an older wgsep has none, nor has one whose socket was renamed); restart that daemon; see: ls {DIRECTORY}"
+    );
+    let gone = format!(
+        "no wgsep serves {interface}: {path} is of a daemon that was killed; start one: wgsep {interface}"
+    );
+    let denied =
+        format!("no permission to reach {path}; run as root, or as the user that started wgsep");
+    let running = UnixDatagram::unbound().step("socket")?;
+    running.connect(&path).advise(
+        &format!("reach {path}"),
+        &[(&[Errno::ENOENT], &none), (&[Errno::ECONNREFUSED], &gone), (&[Errno::EACCES], &denied)],
+    )?;
+    let (channel, theirs) = channel_pair()?;
+    let (state, old_state) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .step("socketpair")?;
+    for end in [&state, &old_state] {
+        let patience = TimeVal::seconds(PATIENCE.as_secs().cast_signed());
+        setsockopt(end, sockopt::SendTimeout, &patience).step("limit the hand-over")?;
+        setsockopt(end, sockopt::ReceiveTimeout, &patience).step("limit the hand-over")?;
+        let _smaller = setsockopt(end, sockopt::SndBuf, &STATE_BUFFER);
+    }
+    let raw = [theirs.as_raw_fd(), old_state.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let hello = [IoSlice::new(&HELLO)];
+    sendmsg::<UnixAddr>(running.as_raw_fd(), &hello, &rights, flags, None).step(&path)?;
+    drop((theirs, old_state));
+    let busy = || {
+        Error::new(format!(
+            "the wgsep that serves {interface} does not answer: it may be stopped, or another upgrade under way; try again, or restart it"
+        ))
+    };
+    if !wgsep_monitor::poll([channel.as_fd()], PATIENCE).is_ok_and(|[answers]| answers) {
+        return Err(busy());
+    }
+    match channel.receive_from_predecessor() {
+        Ok(Received::Message(FromPredecessor::Welcome(welcome), descriptors)) => {
+            Ok(Given { channel, state, welcome, descriptors })
+        }
+        Ok(_) => Err(busy()),
+        Err(_) => Err(Error::new(format!(
+            "the wgsep that serves {interface} speaks another version of the upgrade; restart it"
+        ))),
+    }
+}
+
+/// The options that the running pair was started with.
+fn options(version: &'static str, interface: &str, welcome: &Welcome) -> Options {
+    let is_without = |number: u32| welcome.without & 1 << number != 0;
+    Options {
+        version,
+        interface: interface.to_owned(),
+        foreground: false,
+        user: None,
+        strict: welcome.strict,
+        grants: Grants {
+            port: welcome.port,
+            mark: welcome.marks,
+            low_ports: welcome.low_ports,
+            first_unprivileged: None,
+            large_buffers: welcome.large_buffers,
+        },
+        socket_netns: None,
+        tun_netns: None,
+        without: Offload::ALL
+            .into_iter()
+            .zip(0..)
+            .filter(|(_, n)| is_without(*n))
+            .map(|(one, _)| one)
+            .collect(),
+        workers: usize::from(welcome.workers),
+        log_level: welcome.log_level,
+        log_format: if welcome.log_json { Format::Json } else { Format::Text },
+        log_file: None,
+    }
+}
+
+/// Everything up to the moment when the new dataplane is there.
+///
+/// # Errors
+/// If no pair can be replaced, or this one cannot be started. The running one then goes on.
+pub fn start(
+    version: &'static str,
+    interface: &str,
+    launcher: &mut Launcher,
+) -> Result<Unconfined> {
+    wgsep_policy::become_non_dumpable()?;
+    startup::survive_file_limit()?;
+    let handled = startup::signals_to_handle(false)?;
+    handled.thread_block().step("block signals")?;
+    crate::check_name(interface)?;
+    startup::check_infallible_calls()?;
+    startup::check_ids()?;
+    let Inherited { is_file_capable, .. } = startup::clean_process()?;
+    // Before the channel is made, by which the running helper knows this process.
+    background::daemonize(launcher)?;
+    let Given { channel, state, welcome, descriptors } =
+        startup::with_callers_rights(is_file_capable, || announce(interface))??;
+    let options = options(version, interface, &welcome);
+    startup::set_limits(options.workers)?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&handled, flags).step("signalfd")?;
+
+    let mut descriptors = descriptors.into_iter();
+    let missing = || Error::new("the running wgsep sent too few descriptors; restart it");
+    let mut next = || descriptors.next().ok_or_else(missing);
+    let (listener, upgrade) = (next()?, next()?);
+    let queues = (0..welcome.tun_queues).map(|_| next().and_then(tun::out_of_reach));
+    let queues = queues.collect::<Result<Vec<_>>>()?;
+    let mut socket = |is_there: bool| is_there.then(&mut next).transpose();
+    let take_over = welcome.udp.unwrap_or(wgsep_ipc::TakeOver { port: 0, v4: false, v6: false });
+    let udp = [socket(take_over.v4)?, socket(take_over.v6)?];
+    let sink = match (welcome.log, next()?) {
+        (LogSink::Stream, log) => Sink::Stream(log.into()),
+        (LogSink::Journal, log) => Sink::Journal(log.into()),
+        (LogSink::Syslog, log) => Sink::Syslog(log.into()),
+    };
+    let manager = match welcome.manager {
+        Some(watchdog) => {
+            let watchdog = Some(watchdog).filter(|watchdog| *watchdog > 0);
+            ServiceManager::new(next()?.into(), watchdog.map(Duration::from_micros))
+        }
+        None => ServiceManager::default(),
+    };
+    let earlier = match welcome.waiter {
+        Waiter::EarlierHelper => {
+            let channel = Channel::new(next()?);
+            Some(channel.map_err(|_| missing())?)
+        }
+        Waiter::None | Waiter::ThisHelper => None,
+    };
+    // The running pair may be in another network namespace than the caller.
+    let home = Netns::of_socket(&upgrade)?;
+    if home.number()?.is_some() {
+        home.enter()?;
+    }
+    let first_unprivileged = netns::first_unprivileged_port();
+    let grants = Grants { first_unprivileged, ..options.grants };
+    let mut log = Log::new(sink, options.log_format, options.log_level);
+    log.set_interface(interface);
+    let is_dynamic = |uid: &u32| user::DYNAMIC_UIDS.contains(uid);
+    let user = match welcome.ids {
+        Some((uid, _)) if is_dynamic(&uid) => user::choose(None)?,
+        Some((uid, gid)) => Some((Uid::from_raw(uid), Gid::from_raw(gid))),
+        None => None,
+    };
+    let (socket_file, made_socket) = uapi_socket::of_running(&listener, interface)?;
+    let (netlink, follows_moves) = netlink::subscribe(grants.large_buffers)?;
+    let mut dataplane = spawn::start(&options, &grants, interface, user)?;
+    dataplane.report.note(Layer::NoDescriptorsIn, uapi_socket::refuse_descriptors(&listener));
+
+    let duplicate = |socket: &Option<OwnedFd>| {
+        let duplicate = socket.as_ref().map(OwnedFd::try_clone).transpose();
+        duplicate.step("duplicate a socket").map(|duplicate| duplicate.map(UdpSocket::from))
+    };
+    let (v4, v6) = (duplicate(&udp[0])?, duplicate(&udp[1])?);
+    let (mark, joins) = (welcome.mark, welcome.udp_gro);
+    let sockets = welcome.udp.map(|udp| UdpSockets { v4, v6, port: udp.port, mark, joins });
+    let granted = Reply::Granted {
+        ifindex: welcome.ifindex,
+        netns: welcome.netns,
+        follows_moves,
+        tun_queues: welcome.tun_queues,
+        offload: welcome.offload,
+        take_over: Some(take_over),
+    };
+    let (ids, waiter) = (dataplane_ids(user), Waiter::None);
+    let settings = Welcome { udp: None, manager: None, waiter, ids, ..welcome };
+    let (next_channel, _closed) = channel_pair()?;
+    let report = uapi_socket::report_of_running(interface);
+    let predecessor = Predecessor {
+        channel,
+        manager,
+        made_socket,
+        waits: welcome.waiter == Waiter::ThisHelper,
+        earlier,
+        report,
+        upgrade: own_file(interface).ok(),
+    };
+    let descriptors = [listener, netlink]
+        .into_iter()
+        .chain(queues)
+        .chain([state])
+        .chain(udp.into_iter().flatten());
+    Ok(Unconfined {
+        version,
+        dataplane,
+        interface: Interface {
+            name: interface.to_owned(),
+            granted,
+            descriptors: descriptors.collect(),
+            missing: None,
+        },
+        grants,
+        gro: !options.without.contains(&Offload::UdpGro),
+        missing_gro: crate::offload::missing(Offload::UdpGro, &options.without),
+        strict: options.strict,
+        socket_file,
+        signals,
+        generation: generation::watch(),
+        log,
+        manager: ServiceManager::default(),
+        is_restored: welcome.is_restored,
+        successors: Some(Successors::new(upgrade, next_channel, settings)),
+        predecessor: Some(predecessor),
+        sockets,
+    })
+}
+
+fn dataplane_ids(user: Option<(Uid, Gid)>) -> Option<(u32, u32)> {
+    user.map(|(uid, gid)| (uid.as_raw(), gid.as_raw()))
+}

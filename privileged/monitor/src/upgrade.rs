@@ -1,0 +1,130 @@
+//! Being replaced by another helper, and replacing one; what passes between the two is in the crate `upgrade`.
+
+use crate::requests::Requests;
+use crate::state::{End, Monitor};
+use crate::udp::UdpSockets;
+use std::ops::ControlFlow::{self, Break, Continue};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+use wgsep_host::{Error, FAILURE, Result};
+use wgsep_ipc::TakeOver;
+use wgsep_ipc::upgrade::FromSuccessor;
+use wgsep_upgrade::{Have, Predecessor, Successors, Udp, passed_on, stand_in};
+
+/// How long the hand-over from another dataplane may take: longer than each of the steps that have their own limit.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+impl Monitor {
+    // ------------------------------------------------------------ the helper that is replaced
+
+    /// Deals with a helper that is to replace this one.
+    fn serve_successor(&mut self) {
+        let Self { successors, log, manager, waiter, requests, socket_file, is_restored, .. } =
+            self;
+        let Some(successors) = successors else { return };
+        // A ping's answer would be taken for that of the hand-over.
+        if requests.has_pinged {
+            return;
+        }
+        let (user, is_restored) = (socket_file.user(), *is_restored);
+        let (waiter, udp) = (waiter.as_ref(), requests.udp());
+        let state = successors.serve(&Have { log, manager, waiter, udp, user, is_restored });
+        if let Some(state) = state
+            && requests.hand_over(state.as_fd()).is_err()
+        {
+            successors.kept_on();
+        }
+    }
+
+    /// The dataplane serves: if it was to hand over, it has not.
+    pub(crate) fn is_alive(&mut self) {
+        self.manager.alive();
+        if let Some(successors) = &mut self.successors {
+            successors.dataplane_serves();
+        }
+    }
+
+    /// Whether another pair has everything.
+    pub(crate) fn has_handed_over(&self) -> bool {
+        self.requests.said_bye && self.successors.as_ref().is_some_and(Successors::is_awaited)
+    }
+
+    /// Ends after everything was handed over, or stays for whoever waits for this process; the exit status.
+    pub(crate) fn retire(mut self) -> u8 {
+        self.end_dataplane();
+        self.socket_file.leave();
+        self.requests.sockets = None;
+        let Some((pid, stays)) = self.successors.take().map(Successors::retire) else {
+            return FAILURE;
+        };
+        self.log.info(&format!("process {pid} has taken over"));
+        if let Some(channel) = stays {
+            return stand_in(&channel, &self.signals, || self.reap_orphans());
+        }
+        if self.waiter.is_none() {
+            self.manager.main_process(pid);
+        }
+        0
+    }
+
+    // ------------------------------------------------------------ the new helper
+
+    /// Has the helper before this one hand over, and waits until the dataplane has everything.
+    ///
+    /// # Errors
+    /// If it does not within [`TIMEOUT`], or the dataplane or this process is to end.
+    pub(crate) fn take_over(&mut self, predecessor: Predecessor) -> Result<()> {
+        predecessor.ask().map_err(|_| {
+            Error::new("the daemon ended before it could be replaced; start wgsep again")
+        })?;
+        let late = "the tunnel was not handed over within 15 s";
+        self.wait_until(TIMEOUT, late, |monitor, _| (!monitor.requests.has_pinged).then_some(()))?;
+        (self.manager, self.waiter) = predecessor.replaced(&mut self.socket_file);
+        Ok(())
+    }
+
+    /// Deals with a helper that waits for the end of this one, and with one that is to replace it.
+    pub(crate) fn serve_helpers(&mut self, waiter: bool, successor: bool) -> ControlFlow<End> {
+        if successor {
+            self.serve_successor();
+        }
+        if waiter { self.serve_waiter() } else { Continue(()) }
+    }
+
+    /// Tells the helper that waits for it of the end.
+    pub(crate) fn tell_end(&self, status: u8) {
+        if let Some(waiter) = &self.waiter {
+            let _it_has_ended = waiter.tell_predecessor(&FromSuccessor::Ended(status));
+        }
+    }
+
+    /// Deals with what a helper says that waits for the end of this one.
+    fn serve_waiter(&mut self) -> ControlFlow<End> {
+        match self.waiter.as_ref().map_or(Ok(None), passed_on) {
+            Ok(Some(signal)) => self.deal_with(signal),
+            Ok(None) => Continue(()),
+            // As with the other processes of the daemon: none outlives another.
+            Err(_) => Break(End::Failed(
+                FAILURE,
+                "the process that was started first is gone; start it again".to_owned(),
+            )),
+        }
+    }
+}
+
+impl Requests {
+    /// Has the dataplane hand everything over by a socket.
+    fn hand_over(&mut self, state: BorrowedFd<'_>) -> core::result::Result<(), wgsep_ipc::Error> {
+        self.channel.send_hand_over(state)?;
+        self.has_pinged = true;
+        Ok(())
+    }
+
+    fn udp(&self) -> Option<Udp<'_>> {
+        let sockets = self.sockets.as_ref()?;
+        let families = sockets.families();
+        let [v4, v6] = families.map(|family| family.is_some());
+        let UdpSockets { port, joins, mark, .. } = *sockets;
+        Some(Udp { sockets: TakeOver { port, v4, v6 }, mark, joins, families })
+    }
+}

@@ -1,0 +1,540 @@
+//! `wgsep upgrade`: the tunnel goes on while another pair takes its place, or nothing changes; and no nonce is used
+//! twice, whichever process is killed when.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket,
+    sockopt,
+};
+use nix::unistd::Pid;
+use wgsep_tests::daemon::{Daemon, socket_path};
+use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::link::{self, Family, Side};
+use wgsep_tests::netns::Netns;
+use wgsep_tests::process::{Process, output, stop};
+use wgsep_tests::procfs::{children, describe_threads, is_running, with_argument};
+use wgsep_tests::scratch::Scratch;
+use wgsep_tests::traffic::{answers_at_once, ping, until_ping};
+use wgsep_tests::tunnel::{End, Plan, Tunnel};
+use wgsep_tests::uapi::{Uapi, errno};
+use wgsep_tests::wg::KeyPair;
+use wgsep_tests::{require, wait};
+
+/// Upgrades in a row.
+const MANY: usize = 100;
+const LIMIT: Duration = Duration::from_secs(10);
+/// Longer than a pair waits for another one.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn tunnel_with(options: &[&str]) -> Tunnel {
+    let (left, right) = link::joined();
+    let start = |netns| {
+        Daemon::start_with(Wgsep, netns, |command| {
+            command.args(options);
+        })
+    };
+    let tunnel = Tunnel {
+        left: End::new(Side::Left, start(&left)),
+        right: End::new(Side::Right, start(&right)),
+    };
+    for (end, other) in tunnel.directions() {
+        end.configure(&other.key.public, Some(other.endpoint(Family::V4)), None);
+    }
+    until_ping(&tunnel.left.daemon.netns, inner(&tunnel.right));
+    tunnel
+}
+
+fn inner(end: &End) -> IpAddr {
+    end.side.inner(Family::V4)
+}
+
+fn command(daemon: &Daemon) -> Command {
+    let mut command = daemon.netns.command(wgsep_program("wgsep"));
+    command.args(["upgrade", &daemon.interface]);
+    command
+}
+
+#[track_caller]
+fn upgrade(daemon: &Daemon) {
+    let done = output(&mut command(daemon));
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// An upgrade that must fail; its error line.
+#[track_caller]
+fn refused(done: &Output) -> String {
+    let line = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!((done.status.code(), line.lines().count()), (Some(1), 1), "{line}");
+    line
+}
+
+/// Every process of a daemon: those whose command line names the interface.
+fn processes(daemon: &Daemon) -> Vec<Pid> {
+    with_argument(&daemon.interface)
+}
+
+/// The helper and the dataplane that serve, once those before them have ended.
+#[track_caller]
+fn pair(daemon: &Daemon) -> [Pid; 2] {
+    let pairs = || -> Vec<_> {
+        let pairs = processes(daemon).into_iter().filter_map(|helper| match children(helper)[..] {
+            [dataplane] if is_dataplane(dataplane) => Some([helper, dataplane]),
+            _ => None,
+        });
+        pairs.collect()
+    };
+    let only = wait::poll(PATIENCE, || pairs().first().copied().filter(|_| pairs().len() == 1));
+    let Some(pair) = only else {
+        let all: Vec<_> = processes(daemon).into_iter().map(describe_threads).collect();
+        panic!("{:?} of {all:#?}", pairs())
+    };
+    pair
+}
+
+fn is_dataplane(pid: Pid) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("wgsep-data"))
+}
+
+fn index(daemon: &Daemon) -> String {
+    let line = daemon.netns.run(format!("ip -o link show {}", daemon.interface));
+    line.split(':').next().unwrap().to_owned()
+}
+
+#[test]
+fn a_hundred_upgrades_under_traffic_break_no_connection_and_cause_no_handshake() {
+    require!(Wgsep);
+    let tunnel = tunnel_with(&[]);
+    let Tunnel { left, right } = &tunnel;
+    let (near, far) = (&left.daemon.netns, &right.daemon.netns);
+    let before = [left, right].map(|end| (end.daemon.peer(), index(&end.daemon)));
+    let mut server = far.spawn("iperf3 -s -1 --forceflush");
+    wait::until("iperf3 listens", LIMIT, || server.log().contains("Server listening"));
+    // Both directions at once.
+    let client = near.spawn(format!("iperf3 -c {} -t 60 --bidir -J", inner(right)));
+    wait::until("traffic flows", LIMIT, || left.daemon.peer().sent > 1 << 20);
+    let pings = near.spawn(format!("ping -n -i 0.01 -W 2 {}", inner(right)));
+    for number in 0..MANY {
+        upgrade(&[left, right][number % 2].daemon);
+    }
+    pings.signal(Signal::SIGINT);
+    let mut pings = pings;
+    pings.exit_within(LIMIT);
+    let summary = pings.log();
+    let numbers: Vec<u32> = summary
+        .lines()
+        .filter(|line| line.contains("packets transmitted"))
+        .flat_map(|line| line.split(", "))
+        .filter_map(|part| part.split(' ').next()?.parse().ok())
+        .collect();
+    let lost = numbers[0] - numbers[1];
+    assert!(numbers[0] > 100 && lost as usize <= MANY, "{lost} of {} pings", numbers[0]);
+    assert_eq!(server.try_exit(), None, "the connection broke");
+    for (end, (peer, index_before)) in [left, right].into_iter().zip(before) {
+        let now = end.daemon.peer();
+        assert_eq!(now.latest_handshake, peer.latest_handshake, "a handshake took place");
+        assert!(now.received > peer.received && now.sent > peer.sent);
+        assert_eq!(index(&end.daemon), index_before);
+        assert_eq!(end.daemon.drops("replay"), 0);
+    }
+    let sent = left.daemon.peer().sent;
+    wait::until("the streams go on", LIMIT, || left.daemon.peer().sent > sent + (1 << 20));
+    drop(client);
+}
+
+#[test]
+fn everything_that_wg_shows_and_each_counter_is_carried_over() {
+    require!(Wgsep);
+    let tunnel = tunnel_with(&["--workers", "3"]);
+    let Tunnel { left, right } = &tunnel;
+    let daemon = &left.daemon;
+    daemon.wg_set("fwmark 77");
+    left.set_peer(right, "persistent-keepalive 25");
+    let others: String = (0..50)
+        .map(|number| {
+            let key = KeyPair::generate().public;
+            format!(
+                "[Peer]\nPublicKey = {key}\nAllowedIPs = 10.60.{number}.0/24, fd60:{number}::/64\n"
+            )
+        })
+        .collect();
+    daemon.wg_conf("addconf", &others);
+    // A packet to nobody, and one of nobody's.
+    daemon.netns.run(format!("ip route add 10.99.0.0/16 dev {}", daemon.interface));
+    let _unanswered = ping(&daemon.netns, "10.99.0.1".parse().unwrap(), 3);
+    let (shown, dropped) = (daemon.wg("show", "dump"), daemon.drops("no_peer"));
+    assert_eq!(dropped, 3);
+    let routes = daemon.netns.run("ip route");
+    upgrade(daemon);
+    assert_eq!(daemon.wg("show", "dump"), shown);
+    assert_eq!(daemon.drops("no_peer"), dropped);
+    assert_eq!(daemon.netns.run("ip route"), routes);
+    assert!(answers_at_once(&daemon.netns, inner(right)));
+    let audited = daemon.netns.run(format!(
+        "{} audit --json {}",
+        wgsep_program("wgsep").display(),
+        daemon.interface
+    ));
+    let [helper, dataplane] = pair(daemon);
+    for pid in [helper, dataplane] {
+        assert!(audited.contains(&pid.to_string()), "{pid}: {audited}");
+    }
+    // What is set afterwards takes effect: the new helper serves the sockets of the old one.
+    daemon.wg_set("listen-port 51999 fwmark 78");
+    right.set_peer(left, format!("endpoint {}:51999", left.side.outer(Family::V4)));
+    assert!(answers_at_once(&right.daemon.netns, inner(left)));
+    daemon.wg_set("fwmark 0");
+}
+
+#[test]
+fn the_first_process_in_the_foreground_passes_signals_on_and_ends_with_the_daemon() {
+    require!(Wgsep);
+    for upgrades in [1, 3] {
+        let mut tunnel = tunnel_with(&[]);
+        for _ in 0..upgrades {
+            upgrade(&tunnel.left.daemon);
+        }
+        assert!(answers_at_once(&tunnel.left.daemon.netns, inner(&tunnel.right)));
+        let daemon = &mut tunnel.left.daemon;
+        // The first helper, the last one, and its dataplane.
+        wait::until("the pairs between are gone", LIMIT, || processes(daemon).len() == 3);
+        daemon.process.signal(Signal::SIGHUP);
+        wait::until("SIGHUP is passed on", LIMIT, || daemon.process.log().contains("SIGHUP"));
+        daemon.process.signal(Signal::SIGTERM);
+        let status = daemon.process.exit_within(LIMIT);
+        assert_eq!(status.code(), Some(0), "{}", daemon.process.log());
+        wait::until("all of it ends", LIMIT, || processes(daemon).is_empty());
+        assert!(!daemon.has_interface() && !daemon.has_socket());
+        for file in ["sandbox", "upgrade"] {
+            assert!(!socket_path(&daemon.interface).with_extension(file).exists(), "{file}");
+        }
+    }
+}
+
+#[test]
+fn each_process_of_an_upgraded_daemon_takes_the_others_with_it() {
+    require!(Wgsep);
+    for victim in ["first helper", "helper", "dataplane"] {
+        let mut tunnel = tunnel_with(&[]);
+        let daemon = &mut tunnel.left.daemon;
+        upgrade(daemon);
+        let [helper, dataplane] = pair(daemon);
+        let pid = match victim {
+            "helper" => helper,
+            "dataplane" => dataplane,
+            _first => daemon.process.pid(),
+        };
+        kill(pid, Signal::SIGKILL).unwrap();
+        let status = daemon.process.exit_within(LIMIT);
+        assert_ne!(status.code(), Some(0), "the {victim} was killed");
+        wait::until("all of it ends", LIMIT, || processes(daemon).is_empty());
+        assert!(!daemon.has_interface());
+    }
+}
+
+#[test]
+fn a_daemon_in_the_background_is_replaced_in_the_background() {
+    require!(Wgsep);
+    let scratch = Scratch::new();
+    let netns = Netns::new();
+    let interface = wgsep_tests::daemon::unique_interface();
+    let log = scratch.join("log");
+    let program = wgsep_program("wgsep");
+    netns.run(format!("{} --log-file {} {interface}", program.display(), log.display()));
+    let before = with_argument(&interface);
+    assert_eq!(before.len(), 2);
+    netns.run(format!("{} upgrade {interface}", program.display()));
+    wait::until("the old pair ends", LIMIT, || !before.iter().any(|pid| is_running(*pid)));
+    assert_eq!(with_argument(&interface).len(), 2);
+    let logged = fs::read_to_string(&log).unwrap();
+    assert_eq!(logged.matches(": started:").count(), 2, "{logged}");
+    assert!(logged.contains("has taken over"), "{logged}");
+    fs::remove_file(socket_path(&interface)).unwrap();
+    wait::until("it ends", LIMIT, || with_argument(&interface).is_empty());
+    assert!(!netns.output(format!("ip link show {interface}")).status.success());
+}
+
+#[test]
+fn ten_thousand_peers_are_handed_over_with_their_sessions() {
+    require!(Wgsep);
+    let tunnel = tunnel_with(&[]);
+    let Tunnel { left, right } = &tunnel;
+    let peers: String = (1..=10_000_u32)
+        .map(|number| {
+            let [_, high, middle, low] = number.to_be_bytes();
+            format!("public_key={number:064x}\nallowed_ip=10.{}.{middle}.{low}/32\n", 128 + high)
+        })
+        .collect();
+    let mut uapi = Uapi::connect(&left.daemon.interface).unwrap();
+    assert_eq!(errno(&uapi.transact(&format!("set=1\n{peers}\n")).unwrap()), Some(0));
+    drop(uapi);
+    let shown = left.daemon.wg("show", "dump");
+    let handshake = right.daemon.peer().latest_handshake;
+    for _ in 0..5 {
+        let began = Instant::now();
+        let pings = left.daemon.netns.spawn(format!("ping -n -i 0.01 -W 5 {}", inner(right)));
+        wait::until("pings are answered", LIMIT, || pings.log().contains("bytes from"));
+        upgrade(&left.daemon);
+        let replies = pings.log().matches("bytes from").count();
+        wait::until("pings are answered after it", LIMIT, || {
+            pings.log().matches("bytes from").count() > replies
+        });
+        assert!(began.elapsed() < LIMIT);
+    }
+    assert_eq!(left.daemon.wg("show", "dump").lines().count(), shown.lines().count());
+    assert_eq!(right.daemon.peer().latest_handshake, handshake, "a handshake took place");
+}
+
+#[test]
+fn an_upgrade_with_the_link_down_or_without_its_port_changes_neither() {
+    require!(Wgsep);
+    let tunnel = tunnel_with(&[]);
+    let Tunnel { left, right } = &tunnel;
+    let daemon = &left.daemon;
+    daemon.netns.run(format!("ip link set {} down", daemon.interface));
+    wait::until("the port is closed", LIMIT, || {
+        daemon.netns.inside(|| std::net::UdpSocket::bind(("0.0.0.0", left.port)).is_ok())
+    });
+    upgrade(daemon);
+    // It is not open in the new pair, either, until the link is up; and then it is refused while somebody has it.
+    let other = daemon.netns.inside(|| std::net::UdpSocket::bind(("0.0.0.0", left.port))).unwrap();
+    daemon.netns.run(format!("ip link set {} up", daemon.interface));
+    wait::until("the refusal is logged", LIMIT, || daemon.process.log().contains("trying again"));
+    upgrade(daemon);
+    drop(other);
+    until_ping(&right.daemon.netns, inner(left));
+}
+
+#[test]
+fn an_initiation_under_way_is_answered_to_the_new_pair() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    // The other side does not answer yet.
+    let [far_helper, far_dataplane] = pair(&right.daemon);
+    stop(far_dataplane);
+    let mut pinged = left.daemon.netns.spawn(format!("ping -n -c 1 -W 8 {}", inner(right)));
+    wait::until("an initiation is sent", LIMIT, || left.daemon.peer().sent >= 148);
+    upgrade(&left.daemon);
+    kill(far_dataplane, Signal::SIGCONT).unwrap();
+    assert!(pinged.exit_within(LIMIT).success(), "the packet that waited was lost");
+    // No second initiation was needed.
+    assert!(left.daemon.peer().sent < 2 * 148 + 200, "{:?}", left.daemon.peer());
+    assert!(is_running(far_helper));
+}
+
+#[test]
+fn an_upgrade_that_cannot_start_says_why_and_changes_nothing() {
+    require!(Wgsep);
+    let tunnel = tunnel_with(&[]);
+    let Tunnel { left, right } = &tunnel;
+    let daemon = &left.daemon;
+    let before = pair(daemon);
+    let scratch = Scratch::new();
+    scratch.install("wgsep", "wgsep");
+    let alone = |name: &str| {
+        let mut command = daemon.netns.command(scratch.join(name));
+        output(command.args(["upgrade", &daemon.interface]))
+    };
+    let line = refused(&alone("wgsep"));
+    assert!(line.contains("wgsep-dataplane not found"), "{line}");
+    // A dataplane that is none.
+    scratch.write_script("wgsep-dataplane", "#!/bin/sh\nexit 1\n");
+    let line = refused(&alone("wgsep"));
+    assert!(line.starts_with("wgsep: "), "{line}");
+    fs::remove_file(scratch.join("wgsep-dataplane")).unwrap();
+    for word in ["no-such-interface", "with/slash"] {
+        let mut command = daemon.netns.command(wgsep_program("wgsep"));
+        let line = refused(&output(command.args(["upgrade", word])));
+        assert!(line.contains(word), "{line}");
+    }
+    let mut command = daemon.netns.command("setpriv");
+    let user = ["--reuid=61001", "--regid=61001", "--clear-groups"];
+    let program = wgsep_program("wgsep");
+    scratch.install("wgsep", "public");
+    run_public(&scratch);
+    let denied =
+        output(command.args(user).arg(scratch.join("public")).args(["upgrade", &daemon.interface]));
+    let line = refused(&denied);
+    assert!(line.contains("permission") || line.contains("run as root"), "{line}");
+    assert!(program.is_file());
+    assert_eq!(pair(daemon), before, "the pair is the same");
+    assert!(answers_at_once(&daemon.netns, inner(right)));
+    upgrade(daemon);
+    assert!(answers_at_once(&daemon.netns, inner(right)));
+}
+
+/// Lets every user execute what is in a directory.
+fn run_public(scratch: &Scratch) {
+    wgsep_tests::process::run(Command::new("chmod").arg("755").arg(&**scratch));
+}
+
+#[test]
+fn two_upgrades_at_once_leave_one_pair() {
+    require!(Wgsep);
+    let tunnel = tunnel_with(&[]);
+    let Tunnel { left, right } = &tunnel;
+    for _ in 0..10 {
+        let spawn = || Process::spawn(command(&left.daemon), "an upgrade");
+        let mut both = [spawn(), spawn()];
+        let statuses = both.each_mut().map(|one| one.exit_within(LIMIT).success());
+        assert!(statuses.contains(&true), "{}{}", both[0].log(), both[1].log());
+        wait::until("one pair is left", LIMIT, || processes(&left.daemon).len() == 3);
+        assert!(answers_at_once(&left.daemon.netns, inner(right)));
+    }
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_is_not_waited_for_and_goes_on() {
+    require!(Wgsep);
+    let tunnel = tunnel_with(&[]);
+    let Tunnel { left, right } = &tunnel;
+    for at in 0..2 {
+        let victim = pair(&left.daemon)[at];
+        stop(victim);
+        let done = output(&mut command(&left.daemon));
+        kill(victim, Signal::SIGCONT).unwrap();
+        refused(&done);
+        wait::until("the old pair alone is left", Duration::from_secs(30), || {
+            processes(&left.daemon).len() == 2
+        });
+        until_ping(&left.daemon.netns, inner(right));
+    }
+}
+
+/// The receiver index and counter of each data message that leaves a namespace.
+struct Nonces {
+    ending: AtomicBool,
+}
+
+/// Ends the watching, also when a test fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Nonces {
+    fn capture(netns: &Netns) -> OwnedFd {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let open = || socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll);
+        let socket = netns.inside(open).unwrap();
+        setsockopt(&socket, sockopt::RcvBufForce, &(32 << 20)).unwrap();
+        socket
+    }
+
+    /// Until the end, all that were sent; panics for one that was sent twice.
+    fn watch(&self, socket: &OwnedFd) -> BTreeSet<(u32, u64)> {
+        /// As in linux/if_packet.h.
+        const PACKET_OUTGOING: u8 = 4;
+        const HEADERS: usize = 14 + 20 + 8;
+        let mut seen = BTreeSet::new();
+        let mut buffer = [0; 128];
+        loop {
+            let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut ready, PollTimeout::from(50_u8)).unwrap() == 0 {
+                if self.ending.load(Ordering::Relaxed) {
+                    return seen;
+                }
+                continue;
+            }
+            let Ok((len, address)) = recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer) else {
+                continue;
+            };
+            let outgoing = address.is_some_and(|address| address.pkttype() == PACKET_OUTGOING);
+            let frame = &buffer[..len.min(buffer.len())];
+            // IPv4, UDP, type 4.
+            if !outgoing || frame.len() < HEADERS + 16 || frame[12..14] != [8, 0] || frame[23] != 17
+            {
+                continue;
+            }
+            let message = &frame[HEADERS..];
+            if message[..4] != [4, 0, 0, 0] {
+                continue;
+            }
+            let index = u32::from_le_bytes(*message[4..].first_chunk().unwrap());
+            let counter = u64::from_le_bytes(*message[8..].first_chunk().unwrap());
+            assert!(seen.insert((index, counter)), "nonce {counter} of {index:#x} was used twice");
+        }
+    }
+}
+
+/// Kills one of the processes at a time that differs from round to round: before, during and after the hand-over.
+#[test]
+fn no_nonce_is_used_twice_and_no_tunnel_is_left_half_whichever_process_is_killed_when() {
+    const ROUNDS: u64 = 80;
+    require!(Wgsep);
+    let (mut survived, mut ended) = (0, 0);
+    let mut tunnel = None;
+    for round in 0..ROUNDS {
+        // One datagram a frame, so that each is seen.
+        let present = tunnel.take().unwrap_or_else(|| tunnel_with(&["--without", "udp-gso"]));
+        let Tunnel { left, right } = &present;
+        let nonces = Nonces { ending: AtomicBool::new(false) };
+        let socket = Nonces::capture(&left.daemon.netns);
+        let is_alive = thread::scope(|scope| {
+            let watching = scope.spawn(|| nonces.watch(&socket));
+            let ends = Ends(&nonces.ending);
+            let flood =
+                left.daemon.netns.spawn(format!("ping -n -q -i 0.002 -s 64 {}", inner(right)));
+            let sent = left.daemon.peer().sent;
+            wait::until("pings are sent", LIMIT, || left.daemon.peer().sent > sent);
+            let old = pair(&left.daemon);
+            let mut upgrade = Process::spawn(command(&left.daemon), "an upgrade");
+            thread::sleep(Duration::from_micros(1300 * (round / 4)));
+            let new = || pair_other_than(&left.daemon, old);
+            let victim = match round % 4 {
+                0 => Some(old[0]),
+                1 => Some(old[1]),
+                2 => new().map(|pair| pair[0]),
+                _ => new().map(|pair| pair[1]),
+            };
+            if let Some(victim) = victim {
+                let _has_ended = kill(victim, Signal::SIGKILL);
+            }
+            upgrade.exit_within(Duration::from_secs(30));
+            let to = inner(right);
+            // Either there is a whole pair, with a tunnel that works; or nothing is left of it.
+            let mut is_alive = false;
+            wait::until("there is a whole tunnel, or none", Duration::from_secs(20), || {
+                let pinged = left.daemon.netns.output(format!("ping -n -q -c 1 -W 1 {to}"));
+                // Without the first process the others end, if they have not yet.
+                is_alive = pinged.status.success() && is_running(left.daemon.process.pid());
+                is_alive || processes(&left.daemon).is_empty()
+            });
+            drop(flood);
+            drop(ends);
+            let seen = watching.join().unwrap();
+            assert!(!seen.is_empty(), "round {round}: nothing was seen");
+            is_alive
+        });
+        if is_alive {
+            survived += 1;
+            tunnel = Some(present);
+        } else {
+            ended += 1;
+            assert!(!left.daemon.has_interface(), "round {round}");
+        }
+    }
+    // Both happen, or this shows nothing.
+    assert!(survived > 0 && ended > 0, "{survived} survived, {ended} ended");
+}
+
+/// A helper with its dataplane that are not these.
+fn pair_other_than(daemon: &Daemon, old: [Pid; 2]) -> Option<[Pid; 2]> {
+    let helpers = processes(daemon).into_iter().filter(|pid| *pid != old[0]);
+    helpers.into_iter().find_map(|helper| Some([helper, *children(helper).first()?]))
+}
