@@ -16,4 +16,5 @@ mod quick;
 mod recipes;
 mod targets;
 mod update;
+mod upgrade;
 mod version;

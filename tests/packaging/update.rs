@@ -31,14 +31,24 @@ fn a_tunnel_that_does_not_restart_or_stop_is_named_and_leaves_no_package_half_do
     assert!(dpkg("dpkg --install /mnt/wgsep.deb").is_empty(), "both run again");
     assert_ne!(pid(), before);
 
-    machine.run("echo PostUp = exit 1 >>/etc/wireguard/wg1.conf");
+    // What wg(8) has set stays.
+    machine.run("wg set wg0 peer $(wg genkey | wg pubkey) persistent-keepalive 25");
+    let peers = || machine.run("wg show wg0 peers");
+    let (before, had) = (pid(), peers());
+    assert!(dpkg("dpkg --install /mnt/wgsep.deb").is_empty(), "both run again");
+    assert_ne!(pid(), before);
+    assert_eq!((peers(), had.lines().count()), (had.clone(), 1));
+
+    // One cannot follow: its socket was renamed, with its interface.
+    machine.run("ip link set wg1 name wg9; mv /run/wireguard/wg1.sock /run/wireguard/wg9.sock");
+    machine.run("until ! [ -e /run/wireguard/wg1.upgrade ]; do sleep 0.1; done; touch /run/wireguard/wg1.upgrade");
     let before = pid();
     let named = dpkg("dpkg --install /mnt/wgsep.deb");
     let [line] = &named[..] else { panic!("{named:?}") };
-    assert!(line.contains("wgsep@wg1.service does not run after the update; see"), "{line}");
+    assert!(line.contains("wgsep@wg1.service goes on as before the update; see"), "{line}");
     assert_eq!(state(), "install ok installed");
     assert_ne!(pid(), before);
-    machine.run("systemctl is-active wgsep@wg0");
+    machine.run("systemctl is-active wgsep@wg0 wgsep@wg1");
 
     // Where systemd refuses.
     machine.run(
