@@ -85,20 +85,25 @@ fn processes(daemon: &Daemon) -> Vec<Pid> {
     with_argument(&daemon.interface)
 }
 
+/// Each helper that runs, with its dataplane.
+fn pairs(daemon: &Daemon) -> Vec<[Pid; 2]> {
+    let pairs = processes(daemon).into_iter().filter_map(|helper| match children(helper)[..] {
+        [dataplane] if is_dataplane(dataplane) => Some([helper, dataplane]),
+        _ => None,
+    });
+    pairs.collect()
+}
+
 /// The helper and the dataplane that serve, once those before them have ended.
 #[track_caller]
 fn pair(daemon: &Daemon) -> [Pid; 2] {
-    let pairs = || -> Vec<_> {
-        let pairs = processes(daemon).into_iter().filter_map(|helper| match children(helper)[..] {
-            [dataplane] if is_dataplane(dataplane) => Some([helper, dataplane]),
-            _ => None,
-        });
-        pairs.collect()
-    };
-    let only = wait::poll(PATIENCE, || pairs().first().copied().filter(|_| pairs().len() == 1));
+    let only = wait::poll(PATIENCE, || match pairs(daemon)[..] {
+        [pair] => Some(pair),
+        _ => None,
+    });
     let Some(pair) = only else {
         let all: Vec<_> = processes(daemon).into_iter().map(describe_threads).collect();
-        panic!("{:?} of {all:#?}", pairs())
+        panic!("{:?} of {all:#?}", pairs(daemon))
     };
     pair
 }
@@ -504,6 +509,7 @@ fn no_nonce_is_used_twice_and_no_tunnel_is_left_half_whichever_process_is_killed
             };
             if let Some(victim) = victim {
                 let _has_ended = kill(victim, Signal::SIGKILL);
+                wait::until("it is dead", LIMIT, || !is_running(victim));
             }
             upgrade.exit_within(Duration::from_secs(30));
             let to = inner(right);
@@ -511,8 +517,10 @@ fn no_nonce_is_used_twice_and_no_tunnel_is_left_half_whichever_process_is_killed
             let mut is_alive = false;
             wait::until("there is a whole tunnel, or none", Duration::from_secs(20), || {
                 let pinged = left.daemon.netns.output(format!("ping -n -q -c 1 -W 1 {to}"));
-                // Without the first process the others end, if they have not yet.
-                is_alive = pinged.status.success() && is_running(left.daemon.process.pid());
+                // What has lost one of its processes ends, if it has not yet.
+                is_alive = pinged.status.success()
+                    && is_running(left.daemon.process.pid())
+                    && pairs(&left.daemon).len() == 1;
                 is_alive || processes(&left.daemon).is_empty()
             });
             drop(flood);
