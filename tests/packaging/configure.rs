@@ -170,6 +170,33 @@ fn allowed_ips_within_the_address_have_a_route_only_where_another_interface_is_b
     }
 }
 
+/// The kernel takes both routes: of equal addresses' prefixes the first counts, with IPv6 the lower metric.
+#[test]
+fn allowed_ips_whose_packets_leave_by_another_interface_are_refused() {
+    require!(Wgsep);
+    let text = |prefix: &str| format!("packets to {prefix}, of AllowedIPs, would leave by lan0 instead of ");
+    for (lines, lan, prefix, address) in [
+        ("Address = 192.168.9.2/24", "192.168.9.7/24", "192.168.9.0/24", "192.168.9.40"),
+        ("Address = fd66::2/64", "fd66::7/64", "fd66::/64", "fd66::40"),
+        ("Address = fd67::2/128", "fd66::7/64", "fd66::/64", "fd66::40"),
+    ] {
+        let file = file(lines, &[prefix]);
+        let host = Host::new().with_lan(&[lan]);
+        for action in ["up", "reload"] {
+            let said = host.refused(action, &file);
+            assert!(said.contains(&text(prefix)), "{action}: {said}");
+            assert!(!host.is_routed(address), "{action}: the refusal is about something");
+        }
+        // Without the other route, or with one that counts less, nothing is wrong.
+        host.netns.run(format!("ip address del {lan} dev lan0"));
+        host.must("reload", &file);
+        assert!(host.is_routed(address), "{lines}");
+        host.netns.run(format!("ip route add {prefix} dev lan0 metric 4000"));
+        host.must("reload", &file);
+        assert!(host.is_routed(address), "{lines}");
+    }
+}
+
 /// wg(8) masks them, and gives a prefix that two peers have to the last.
 #[test]
 fn allowed_ips_may_have_host_bits() {
