@@ -9,8 +9,9 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, User, getpid};
-use wgsep_tests::daemon::unique_interface;
+use wgsep_tests::daemon::{Daemon, unique_interface};
 use wgsep_tests::implementation::Implementation::{self, Boringtun, Gotatun, Wgsep, WireguardGo};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::nft::Counter;
@@ -211,5 +212,20 @@ fn the_table_in_security_is_what_the_kernel_shows() {
     let security = fs::read_to_string(path).unwrap();
     for row in rows {
         assert!(security.lines().any(|line| line.starts_with(&row)), "not in SECURITY.md: {row}");
+    }
+}
+
+/// What wgsep(8) says in "Beside other implementations".
+#[test]
+fn the_interface_of_another_implementation_ends_with_its_process() {
+    require!(WireguardGo, Boringtun, Gotatun);
+    for implementation in [WireguardGo, Boringtun, Gotatun] {
+        let netns = Netns::new();
+        let daemon = Daemon::start(implementation, &netns);
+        netns.run(format!("ip link set {} up", daemon.interface));
+        daemon.process.signal(Signal::SIGKILL);
+        wait::until("the interface is gone", LIMIT, || {
+            !netns.run("ip -oneline link").contains(&daemon.interface)
+        });
     }
 }
