@@ -482,7 +482,9 @@ fn peek_from(socket: &OwnedFd, offset: libc::c_int) {
     let len = u32::try_from(size_of_val(&offset)).unwrap();
     let value = (&raw const offset).cast();
     // SAFETY: the value is an integer of that length, which the call only reads. Devices refuse it.
-    unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF, value, len) };
+    unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF, value, len)
+    };
 }
 
 /// What a process has in its sockets and has not read: the name of each socket that has something, and its messages.
@@ -537,7 +539,11 @@ fn attack_06_while_a_pair_is_replaced_neither_helper_has_a_key() {
         let on_its_way = wait::poll(Duration::from_millis(50), is_on_its_way);
         let (helpers, dataplanes) = pairs(interface);
         for pid in helpers.iter().chain(&dataplanes) {
-            assert_eq!(served.found_in(*pid), BTreeSet::new(), "in {pid} of {helpers:?}, {dataplanes:?}");
+            assert_eq!(
+                served.found_in(*pid),
+                BTreeSet::new(),
+                "in {pid} of {helpers:?}, {dataplanes:?}"
+            );
         }
         for helper in helpers {
             for (socket, messages) in unread(helper) {

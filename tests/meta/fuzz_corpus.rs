@@ -68,6 +68,11 @@ fn aead() {
 }
 
 #[test]
+fn saved() {
+    replay(TARGETS[8]);
+}
+
+#[test]
 fn every_target_has_a_corpus_and_a_fuzzer() {
     let targets: BTreeSet<_> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
     assert_eq!(names(&fuzz().join("corpus")), targets);

@@ -174,7 +174,9 @@ fn allowed_ips_within_the_address_have_a_route_only_where_another_interface_is_b
 #[test]
 fn allowed_ips_whose_packets_leave_by_another_interface_are_refused() {
     require!(Wgsep);
-    let text = |prefix: &str| format!("packets to {prefix}, of AllowedIPs, would leave by lan0 instead of ");
+    let text = |prefix: &str| {
+        format!("packets to {prefix}, of AllowedIPs, would leave by lan0 instead of ")
+    };
     for (lines, lan, prefix, address) in [
         ("Address = 192.168.9.2/24", "192.168.9.7/24", "192.168.9.0/24", "192.168.9.40"),
         ("Address = fd66::2/64", "fd66::7/64", "fd66::/64", "fd66::40"),

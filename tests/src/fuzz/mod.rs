@@ -3,9 +3,11 @@
 
 mod aead;
 mod contract;
+mod saved;
 
 pub use self::aead::aead;
 use self::contract::Dataplane;
+pub use self::saved::saved;
 use std::time::Duration;
 use wgsep_dataplane::FuzzSession;
 use wgsep_ipc::{FromHelper, MAX_FRAME, Request, VERSION, decode};
@@ -33,7 +35,7 @@ const MAX_DISTURBANCES: usize = 24;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("message_parse", message_parse),
     ("handshake_consume", handshake_consume),
     ("device", device),
@@ -42,6 +44,7 @@ pub const TARGETS: [Target; 8] = [
     ("uapi", uapi),
     ("requests", requests),
     ("aead", aead),
+    ("saved", saved),
 ];
 
 /// Takes one decision after the other off the input; zeros when it has ended.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 use wgsep_proto::device::control_plane::{ControlPlane, Restore};
-use wgsep_proto::saved;
+use wgsep_proto::saved::{self, Refused};
 use wgsep_proto::{
     Configuration, Device, Ecn, Endpoint, Instant, Now, PeerConfiguration, PeerStatus,
 };
@@ -179,25 +179,50 @@ impl Simulation {
         self.flush(host);
     }
 
-    /// Replaces the device of a host by one with the state that it has saved, record by record.
+    /// Replaces the device of a host by one with the state that it has saved.
     ///
     /// # Panics
-    /// If the state cannot be encoded, or is refused.
+    /// If the state cannot be encoded, is refused, or is not the same afterwards.
     pub fn hand_over(&mut self, host: HostId) {
+        let records = self.save(host);
+        let restored = self.restore(host, &records);
+        assert_eq!(restored, Ok(true), "a device's own state");
+        assert!(self.save(host) == records, "something of the state is lost");
+    }
+
+    /// The encoded records of the state of a host's device.
+    ///
+    /// # Panics
+    /// If they cannot be encoded.
+    pub fn save(&mut self, host: HostId) -> Vec<Vec<u8>> {
         self.flush(host);
+        let mut records = Vec::new();
+        let mut buffer = vec![0; saved::MAX_RECORD_LEN];
+        let saved = self.host(host).device.control_plane().save([], |record| {
+            let len = saved::encode(&record, &mut buffer)?;
+            records.push(buffer[..len].to_vec());
+            Ok::<(), Refused>(())
+        });
+        assert_eq!(saved, Ok(()), "a device's own state");
+        records
+    }
+
+    /// Replaces the device of a host by one with the state of these records, if they are all of one; if not, the host
+    /// keeps its device.
+    ///
+    /// # Errors
+    /// Why no device has such a state.
+    pub fn restore(&mut self, host: HostId, records: &[Vec<u8>]) -> Result<bool, Refused> {
         let host = self.host_mut(host);
         let mut control = ControlPlane::new(Box::new(host.dice.clone()));
         let mut restore = Restore::new(&mut control);
-        let mut is_complete = false;
-        let mut buffer = vec![0; saved::MAX_RECORD_LEN];
-        let handed_over = host.device.control_plane().save([], |record| {
-            let len = saved::encode(&record, &mut buffer)?;
-            is_complete = restore.add_record(saved::decode(&buffer[..len])?)?;
-            Ok::<(), saved::Refused>(())
-        });
-        handed_over.expect("a device's own state");
-        assert!(is_complete, "no last record");
-        host.device = Device::with_control_plane(control);
+        for record in records {
+            if restore.add_record(saved::decode(record)?)? {
+                host.device = Device::with_control_plane(control);
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Sends a packet into the tunnel of a host.

@@ -177,17 +177,7 @@ fn records() -> Vec<Vec<u8>> {
     assert!(simulation.reaches(hosts[0], hosts[1]));
     simulation.lose(&[Kind::Response]);
     simulation.ping(hosts[0], hosts[2]);
-    let mut records = Vec::new();
-    let mut buffer = vec![0; MAX_RECORD_LEN];
-    let device = simulation.host(hosts[0]).device.control_plane();
-    device
-        .save([], |record| {
-            let len = saved::encode(&record, &mut buffer)?;
-            records.push(buffer[..len].to_vec());
-            Ok::<(), Refused>(())
-        })
-        .unwrap();
-    records
+    simulation.save(hosts[0])
 }
 
 /// Restores records; whether they were a whole device.
