@@ -10,7 +10,7 @@ use std::time::Duration;
 use wgsep_proto::device::control_plane::{ControlPlane, Restore};
 use wgsep_proto::saved::{self, Refused};
 use wgsep_proto::{
-    Configuration, Device, Ecn, Endpoint, Instant, Now, PeerConfiguration, PeerStatus,
+    Configuration, Device, Ecn, Endpoint, Instant, Now, PeerConfiguration, PeerStatus, Source,
 };
 
 /// The UDP port of every host, until a NAT gives it another.
@@ -332,7 +332,9 @@ impl Simulation {
     fn arrive(&mut self, id: HostId, mut datagram: Datagram) {
         let now = self.now();
         let host = &mut self.hosts[id.0];
-        let source = Endpoint::new(datagram.from);
+        let address = datagram.to.ip();
+        let source = Some(Source { address, interface: 1 });
+        let source = Endpoint { source, ..Endpoint::new(datagram.from) };
         let ecn = Ecn::of_traffic_class(datagram.traffic_class);
         host.device.set_backlog(host.waiting);
         let mut answer = None;
