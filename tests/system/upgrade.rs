@@ -252,6 +252,27 @@ fn each_process_of_an_upgraded_daemon_takes_the_others_with_it() {
     }
 }
 
+/// It reaches the old pair, the new one, or the process that only waits.
+#[test]
+fn sigterm_at_any_moment_of_an_upgrade_ends_the_daemon() {
+    require!(Wgsep);
+    let (left, _right) = link::joined();
+    for round in 0..30 {
+        let mut daemon = Daemon::start(Wgsep, &left);
+        if round % 2 == 1 {
+            upgrade(&daemon);
+            wait::until("the earlier upgrade is over", LIMIT, || processes(&daemon).len() == 3);
+        }
+        let upgrading = Process::spawn(command(&daemon), "wgsep upgrade");
+        thread::sleep(Duration::from_millis(2) * round);
+        daemon.process.signal(Signal::SIGTERM);
+        let status = daemon.process.exit_within(LIMIT);
+        wait::until("all of it ends", LIMIT, || has_ended(&daemon));
+        assert!(!daemon.has_socket(), "round {round}: {}", upgrading.log());
+        assert_eq!(status.code(), Some(0), "round {round}: {}", daemon.process.log());
+    }
+}
+
 #[test]
 fn a_daemon_in_the_background_is_replaced_in_the_background() {
     require!(Wgsep);
