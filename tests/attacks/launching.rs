@@ -387,6 +387,27 @@ fn attack_06_a_tracer_is_reported_and_strict_mode_refuses_it() {
     assert!(refused.contains("untraceable degraded(EPERM)"), "{refused}");
 }
 
+/// The program has the capability again, the user has none; and the new pair has the layers of a start.
+#[test]
+fn with_a_file_capability_its_user_upgrades_the_daemon() {
+    require!(Wgsep);
+    let launched = launch_as_user().start();
+    let (old, name) = (launched.dataplane(), &launched.interface);
+    let degraded = launched.degraded();
+    let mut upgrade = Command::new("nsenter");
+    upgrade.args(["--mount", "--net", "--target", &launched.process.pid().to_string()]);
+    upgrade.args(as_user()).args([&launched._kept.1.helper(), "upgrade", name]);
+    process::run(&mut upgrade);
+    wait::until("the old dataplane is gone", LIMIT, || !procfs::is_running(old));
+    launched.assert_serves_wg_with_fwmark();
+    let log = launched.process.log();
+    assert_eq!(log.matches("dataplane's sandbox: ").count(), 2, "{log}");
+    assert_eq!(launched.degraded(), degraded, "{log}");
+    for pid in procfs::with_argument(name) {
+        assert_eq!(threads(pid)[0].ids("Uid"), [USER; 4]);
+    }
+}
+
 /// Everybody who may execute the file can set these to what they like.
 #[test]
 fn attack_15_with_a_file_capability_descriptors_of_the_caller_are_refused() {
