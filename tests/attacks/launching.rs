@@ -387,25 +387,36 @@ fn attack_06_a_tracer_is_reported_and_strict_mode_refuses_it() {
     assert!(refused.contains("untraceable degraded(EPERM)"), "{refused}");
 }
 
-/// The program has the capability again, the user has none; and the new pair has the layers of a start.
-#[test]
-fn with_a_file_capability_its_user_upgrades_the_daemon() {
-    require!(Wgsep);
-    let launched = launch_as_user().start();
+/// The new pair has the layers and the identity of a start, and as little more.
+#[track_caller]
+fn assert_upgrades(launched: &Launched, around: &[&str]) {
     let (old, name) = (launched.dataplane(), &launched.interface);
     let degraded = launched.degraded();
+    let ids = |pid| ["Uid", "Gid"].map(|kind| threads(pid)[0].ids(kind));
+    let [helpers, dataplanes] = [launched.process.pid(), old].map(ids);
     let mut upgrade = Command::new("nsenter");
     upgrade.args(["--mount", "--net", "--target", &launched.process.pid().to_string()]);
-    upgrade.args(as_user()).args([&launched._kept.1.helper(), "upgrade", name]);
-    process::run(&mut upgrade);
-    wait::until("the old dataplane is gone", LIMIT, || !procfs::is_running(old));
+    process::run(upgrade.args(around).args([&launched._kept.1.helper(), "upgrade", name]));
+    wait::until("the old pair serves no longer", LIMIT, || {
+        !procfs::is_running(old) && procfs::with_argument(name).len() == 3
+    });
     launched.assert_serves_wg_with_fwmark();
     let log = launched.process.log();
     assert_eq!(log.matches("dataplane's sandbox: ").count(), 2, "{log}");
     assert_eq!(launched.degraded(), degraded, "{log}");
-    for pid in procfs::with_argument(name) {
-        assert_eq!(threads(pid)[0].ids("Uid"), [USER; 4]);
-    }
+    let is_helper = |pid: &Pid| ids(*pid) == helpers;
+    let expected = if dataplanes == helpers { 3 } else { 2 };
+    let all = procfs::with_argument(name);
+    assert_eq!(all.iter().filter(|pid| is_helper(pid)).count(), expected, "of {all:?}");
+}
+
+/// The program has the capability again; the user has none.
+#[test]
+fn with_a_file_capability_its_user_upgrades_the_daemon() {
+    require!(Wgsep);
+    let around = as_user();
+    let around: Vec<_> = around.iter().map(String::as_str).collect();
+    assert_upgrades(&launch_as_user().start(), &around);
 }
 
 /// Everybody who may execute the file can set these to what they like.
@@ -657,6 +668,7 @@ fn a_container_with_net_admin_only_serves_wg() {
     // As SECURITY.md has them, "In a container"; the last is because the program's owner may read it.
     let stated = ["bounding-set", "no-fd-out", "securebits", "untraceable", "user"];
     assert_eq!(launched.degraded(), stated);
+    assert_upgrades(&launched, &CONTAINER);
     let document = fs::read_to_string(repository().join("SECURITY.md")).unwrap();
     let row = document.lines().find(|line| line.starts_with("| CAP_NET_ADMIN |")).unwrap();
     assert!(stated.iter().all(|layer| row.contains(&format!("`{layer}`"))), "{row}");
@@ -696,6 +708,7 @@ fn a_container_of_the_recipes_has_every_layer() {
     launched.assert_serves_wg_with_fwmark();
     launched.assert_mandatory_layers();
     assert!(!launched.reports().concat().contains("degraded"), "{:?}", launched.reports());
+    assert_upgrades(&launched, &container);
 }
 
 #[test]
