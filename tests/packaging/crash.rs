@@ -158,5 +158,5 @@ fn after_a_crash_systemd_and_the_unit_keep_the_interface_and_nothing_leaves_by_a
     machine.run("systemctl stop wgsep@wg0");
     wait::until("the interface is gone", SERVICE_LIMIT, || !is_there());
     let log = machine.run("journalctl --quiet --no-pager --unit wgsep@wg0");
-    assert!(log.contains("is given up: the interface of a stored queue was deleted"), "{log}");
+    assert!(log.contains("is given up: a stored queue is a queue of no interface"), "{log}");
 }
