@@ -477,14 +477,15 @@ fn duplicate(pid: Pid, number: i32) -> Option<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
 }
 
-/// Where the next look at a socket's messages begins; -1 for the first of them each time.
-fn peek_from(socket: &OwnedFd, offset: libc::c_int) {
+/// Lets each look at a socket's messages begin behind the one before, or at the first of them again. False for a kind of
+/// socket that cannot do that.
+fn look_further(socket: &OwnedFd, further: bool) -> bool {
+    let offset: libc::c_int = if further { 0 } else { -1 };
     let len = u32::try_from(size_of_val(&offset)).unwrap();
     let value = (&raw const offset).cast();
-    // SAFETY: the value is an integer of that length, which the call only reads. Devices refuse it.
-    unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF, value, len)
-    };
+    let socket = socket.as_raw_fd();
+    // SAFETY: the value is an integer of that length, which the call only reads.
+    unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, value, len) == 0 }
 }
 
 /// What a process has in its sockets and has not read: the name of each socket that has something, and its messages.
@@ -493,14 +494,16 @@ fn unread(pid: Pid) -> Vec<(String, Vec<Vec<u8>>)> {
     let sockets = descriptors.filter(|(_, name)| name.starts_with("socket:"));
     let peeked = sockets.filter_map(|(number, name)| {
         let socket = duplicate(pid, number)?;
-        peek_from(&socket, 0);
+        let most = if look_further(&socket, true) { usize::MAX } else { 1 };
         let mut messages = Vec::new();
         let mut buffer = vec![0; 1 << 16];
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        while let Ok(len @ 1..) = recv(socket.as_raw_fd(), &mut buffer, flags) {
+        while messages.len() < most
+            && let Ok(len @ 1..) = recv(socket.as_raw_fd(), &mut buffer, flags)
+        {
             messages.push(buffer[..len].to_vec());
         }
-        peek_from(&socket, -1);
+        look_further(&socket, false);
         Some((name, messages))
     });
     peeked.filter(|(_, messages)| !messages.is_empty()).collect()
@@ -556,11 +559,13 @@ fn attack_06_while_a_pair_is_replaced_neither_helper_has_a_key() {
             }
         }
         kill(new, Signal::SIGCONT).unwrap();
-        assert!(upgrade.exit_within(LIMIT).success(), "{}", upgrade.log());
-        wait::until("one dataplane is left", LIMIT, || pairs(interface).1 == [new]);
+        // If it was stopped for too long, the old one goes on.
+        upgrade.exit_within(LIMIT);
+        wait::until("one dataplane is left", LIMIT, || pairs(interface).1.len() == 1);
         on_its_way.is_some()
     });
     assert!(seen.is_some(), "the state was never seen on its way, so this shows nothing");
+    println!("seen in attempt {seen:?}");
 }
 
 /// Kills a process whose parent is stopped, so that it stays a zombie; its exit status as the kernel
