@@ -41,7 +41,7 @@ const AUDIT: &str = "the audit's table, where a finding has a remedy of its own"
 /// What stands in a line of another place, which has the remedy; and where that is.
 const PARTS: [(&str, &str); 39] = [
     (
-        "hear from the other dataplane: {}",
+        "receive from the other dataplane: {}",
         "why a hand-over failed, before `; going on with it` or `; the old daemon goes on …`",
     ),
     (

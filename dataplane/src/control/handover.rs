@@ -56,7 +56,9 @@ fn receive<'b>(socket: BorrowedFd<'_>, buffer: &'b mut [u8]) -> Result<&'b [u8],
         Ok(0) | Err(Errno::ECONNRESET) => Err(Failed("the other dataplane is gone".to_owned())),
         Ok(len) => Ok(buffer.get(..len).unwrap_or_default()),
         Err(Errno::EAGAIN) => Err(Failed("the other dataplane says nothing".to_owned())),
-        Err(errno) => Err(Failed(format!("hear from the other dataplane: {}", described(errno)))),
+        Err(errno) => {
+            Err(Failed(format!("receive from the other dataplane: {}", described(errno))))
+        }
     }
 }
 
