@@ -489,7 +489,7 @@ fn a_debian_installs_the_package_and_systemd_runs_a_server_of_it() {
     write_configuration(&served, &configuration);
     until_ping(&left, theirs);
 
-    // A death: systemd begins anew, and the keys come from the file again. systemctl(1) may complain of a process that
+    // A death: systemd begins anew, and the keys come from the file again. systemctl(1) may warn of a process that
     // has ended meanwhile.
     machine.output("systemctl kill --signal KILL wgsep@wg0");
     wait::until("systemd starts it again", SERVICE_LIMIT, || {

@@ -180,7 +180,7 @@ fn everything_that_wg_shows_and_each_counter_is_carried_over() {
         })
         .collect();
     daemon.wg_conf("addconf", &others);
-    // A packet to nobody, and one of nobody's.
+    // Packets that no peer has the destination of, or the source.
     daemon.netns.run(format!("ip route add 10.99.0.0/16 dev {}", daemon.interface));
     let _unanswered = ping(&daemon.netns, "10.99.0.1".parse().unwrap(), 3);
     let (shown, dropped) = (daemon.wg("show", "dump"), daemon.drops("no_peer"));
@@ -337,7 +337,7 @@ fn an_upgrade_with_the_link_down_or_without_its_port_changes_neither() {
         daemon.netns.inside(|| std::net::UdpSocket::bind(("0.0.0.0", left.port)).is_ok())
     });
     upgrade(daemon);
-    // It is not open in the new pair, either, until the link is up; and then it is refused while somebody has it.
+    // It is not open in the new pair, either, until the link is up; and then it is refused while another process has it.
     let other = daemon.netns.inside(|| std::net::UdpSocket::bind(("0.0.0.0", left.port))).unwrap();
     daemon.netns.run(format!("ip link set {} up", daemon.interface));
     wait::until("the refusal is logged", LIMIT, || daemon.process.log().contains("trying again"));

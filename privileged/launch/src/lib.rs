@@ -72,16 +72,8 @@ pub struct Options {
 /// Runs the daemon to its end; its exit status.
 pub fn run(options: &Options) -> u8 {
     let mut launcher = Launcher::of_environment();
-    match start(options, &mut launcher).and_then(Unconfined::lock_down) {
-        Ok(monitor) => {
-            launcher.ready();
-            monitor.serve()
-        }
-        Err(error) => {
-            launcher.failed(&error);
-            error.status
-        }
-    }
+    let started = start(options, &mut launcher);
+    serve(launcher, started)
 }
 
 /// Replaces the running pair of an interface by this one, which then serves to its end in the background; the exit
@@ -89,6 +81,11 @@ pub fn run(options: &Options) -> u8 {
 pub fn upgrade(version: &'static str, interface: &str) -> u8 {
     let mut launcher = Launcher::of_environment();
     let started = upgrade::start(version, interface, &mut launcher);
+    serve(launcher, started)
+}
+
+/// Serves to the end what was started, and reports the start to the launcher; the exit status.
+fn serve(mut launcher: Launcher, started: Result<Unconfined>) -> u8 {
     match started.and_then(Unconfined::lock_down) {
         Ok(monitor) => {
             launcher.ready();

@@ -47,7 +47,7 @@ pub fn await_successor(interface: &str, settings: Welcome) -> Result<(Successors
     let path = path(interface);
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None).step(&path)?;
-    // The UAPI socket of this name is this process's, so nobody else has this one.
+    // The UAPI socket of this name is this process's, so no other daemon has this one.
     let _seldom_there = remove_file(&path);
     let address = UnixAddr::new(&*path).step(&path)?;
     uapi_socket::with_umask(0o177, || bind(socket.as_raw_fd(), &address)).step(&path)?;

@@ -49,7 +49,7 @@ impl Monitor {
         self.requests.said_bye && self.successors.as_ref().is_some_and(Successors::is_awaited)
     }
 
-    /// Ends after everything was handed over, or stays for whoever waits for this process; the exit status.
+    /// Ends after everything was handed over, or stays if the parent of this process waits for its end; the exit status.
     pub(crate) fn retire(mut self) -> u8 {
         self.end_dataplane();
         self.socket_file.leave();

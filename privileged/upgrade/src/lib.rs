@@ -23,7 +23,7 @@ use wgsep_journal::{Format, Log, ServiceManager, Sink};
 pub struct Successors {
     /// Where such a helper announces itself.
     socket: Channel,
-    /// The channel to it; between two of them, to nobody.
+    /// The channel to it, or one without another end while there is none.
     channel: Channel,
     /// What this helper was started with. The rest is filled in when it is sent.
     settings: Welcome,
@@ -133,7 +133,7 @@ impl Successors {
         }
     }
 
-    /// The dataplane goes on: whoever wants to may try again.
+    /// The dataplane goes on, and another helper may try again.
     pub fn kept_on(&mut self) {
         self.current = None;
     }
@@ -194,8 +194,8 @@ impl Successors {
         }
     }
 
-    /// Everything belongs to another pair: its helper's process, and the channel to it if this process stays for whoever
-    /// waits for its end.
+    /// Everything belongs to another pair: its helper's process, and the channel to it if this process stays for a parent
+    /// that waits for its end.
     #[must_use]
     pub fn retire(self) -> (i32, Option<Channel>) {
         let pid = self.current.map_or(0, |current| current.pid);
@@ -203,8 +203,8 @@ impl Successors {
     }
 }
 
-/// Stays in the place of a daemon for whoever waits for the end of this process: passes signals on to the new helper, and
-/// returns its exit status.
+/// Stays in the place of a daemon for the parent of this process, which waits for its end: passes signals on to the new
+/// helper, and returns its exit status.
 pub fn stand_in(channel: &Channel, signals: &SignalFd, reap_orphans: impl Fn()) -> u8 {
     loop {
         let polled = poll([signals.as_fd(), channel.as_fd()], Duration::MAX);
