@@ -75,17 +75,6 @@ impl Channel {
     /// # Errors
     /// If the frame is not one, or a descriptor came with it.
     pub fn receive_request(&self) -> Result<Received<(u32, Request)>, Error> {
-        self.receive_without_descriptors(decode)
-    }
-
-    /// Receives a frame that `decode` understands.
-    ///
-    /// # Errors
-    /// If it does not, or a descriptor came with it.
-    pub(crate) fn receive_without_descriptors<T>(
-        &self,
-        decode: impl FnOnce(&[u8]) -> Result<T, Error>,
-    ) -> Result<Received<T>, Error> {
         let mut bytes = [0; MAX_FRAME + 1];
         let Some((len, descriptors)) = self.receive(&mut bytes)? else {
             return Ok(Received::Nothing);

@@ -244,6 +244,17 @@ impl Channel {
     /// # Errors
     /// If it is no frame of this version, or a descriptor came with it.
     pub fn receive_from_successor(&self) -> Result<Received<FromSuccessor>, Error> {
-        self.receive_without_descriptors(decode)
+        let mut bytes = [0; MAX_FRAME + 1];
+        let Some((len, descriptors)) = self.receive(&mut bytes)? else {
+            return Ok(Received::Nothing);
+        };
+        if !descriptors.is_empty() {
+            return Err(Error::Descriptors);
+        }
+        if len == 0 {
+            return Ok(Received::Closed);
+        }
+        let message = decode(bytes.get(..len).unwrap_or_default())?;
+        Ok(Received::Message(message, descriptors))
     }
 }
