@@ -112,6 +112,8 @@ pub enum FromPredecessor {
     Welcome(Welcome),
     /// It was sent this signal, which is meant for the new helper.
     Signal(i32),
+    /// Its dataplane has given everything away, and has ended.
+    HandedOver,
 }
 
 /// What the new helper says.
@@ -231,7 +233,7 @@ impl Channel {
         let message = decode(bytes.get(..len).unwrap_or_default())?;
         let expected = match &message {
             FromPredecessor::Welcome(welcome) => welcome.descriptors(),
-            FromPredecessor::Signal(_) => 0,
+            FromPredecessor::HandedOver | FromPredecessor::Signal(_) => 0,
         };
         if descriptors.len() != expected {
             return Err(Error::Descriptors);

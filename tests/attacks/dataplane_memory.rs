@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::IoSliceMut;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
@@ -460,6 +462,106 @@ fn attack_06_no_key_shows_whenever_the_dataplane_is_stopped_under_traffic() {
         assert_eq!(served.found_in(dataplane), BTreeSet::new());
         kill(dataplane, Signal::SIGCONT).unwrap();
     }
+}
+
+/// A duplicate of a descriptor of another process.
+fn duplicate(pid: Pid, number: i32) -> Option<OwnedFd> {
+    let owned = |returned: libc::c_long| {
+        let number = i32::try_from(returned).ok().filter(|number| *number >= 0)?;
+        // SAFETY: the kernel has just returned this descriptor, which nothing else owns.
+        Some(unsafe { OwnedFd::from_raw_fd(number) })
+    };
+    // SAFETY: the call takes plain integers.
+    let process = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
+    // SAFETY: as above.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
+}
+
+/// Lets each look at a socket's messages begin behind the one before, or at the first of them again. False for a kind of
+/// socket that cannot do that.
+fn look_further(socket: &OwnedFd, further: bool) -> bool {
+    let offset: libc::c_int = if further { 0 } else { -1 };
+    let len = u32::try_from(size_of_val(&offset)).unwrap();
+    let value = (&raw const offset).cast();
+    let socket = socket.as_raw_fd();
+    // SAFETY: the value is an integer of that length, which the call only reads.
+    unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, value, len) == 0 }
+}
+
+/// What a process has in its sockets and has not read: the name of each socket that has something, and its messages.
+fn unread(pid: Pid) -> Vec<(String, Vec<Vec<u8>>)> {
+    let descriptors = procfs::descriptors(pid).into_iter();
+    let sockets = descriptors.filter(|(_, name)| name.starts_with("socket:"));
+    let peeked = sockets.filter_map(|(number, name)| {
+        let socket = duplicate(pid, number)?;
+        let most = if look_further(&socket, true) { usize::MAX } else { 1 };
+        let mut messages = Vec::new();
+        let mut buffer = vec![0; 1 << 16];
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        while messages.len() < most
+            && let Ok(len @ 1..) = recv(socket.as_raw_fd(), &mut buffer, flags)
+        {
+            messages.push(buffer[..len].to_vec());
+        }
+        look_further(&socket, false);
+        Some((name, messages))
+    });
+    peeked.filter(|(_, messages)| !messages.is_empty()).collect()
+}
+
+/// The processes that serve an interface, or are about to: helpers, and dataplanes.
+fn pairs(interface: &str) -> (Vec<Pid>, Vec<Pid>) {
+    procfs::with_argument(interface).into_iter().partition(|pid| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        name.trim() == "wgsep"
+    })
+}
+
+/// The new dataplane is stopped while the state waits in its socket: the keys are in the memory of the kernel, on the way
+/// between the two dataplanes.
+#[test]
+fn attack_06_while_a_pair_is_replaced_neither_helper_has_a_key() {
+    require!(Wgsep);
+    let served = Served::by(Wgsep);
+    let interface = &served.daemon.interface;
+    let old = served.daemon.dataplane();
+    let has_keys = |messages: &[Vec<u8>]| served.found_among(messages.iter().cloned()).len() > 1;
+
+    // So that the new one waits for it.
+    stop(old);
+    let mut upgrade = served.netns.command(wgsep_program("wgsep"));
+    upgrade.args(["upgrade", interface]);
+    let mut upgrade = Process::spawn(upgrade, "wgsep upgrade");
+    let new = wait::poll(LIMIT, || {
+        let (_, dataplanes) = pairs(interface);
+        dataplanes.into_iter().find(|pid| *pid != old && procfs::is_reading(*pid))
+    });
+    let new = new.expect("a dataplane of the new pair that waits for the state");
+    stop(new);
+    kill(old, Signal::SIGCONT).unwrap();
+    let state = wait::poll(LIMIT, || {
+        unread(new).into_iter().find(|(_, messages)| has_keys(messages)).map(|(socket, _)| socket)
+    });
+    let state = state.expect("the state on its way");
+
+    let (helpers, dataplanes) = pairs(interface);
+    assert!(helpers.len() >= 2, "{helpers:?}");
+    for pid in helpers.iter().chain(&dataplanes) {
+        let found = served.found_in(*pid);
+        assert_eq!(found, BTreeSet::new(), "in {pid} of {helpers:?}, {dataplanes:?}");
+    }
+    for helper in helpers {
+        for (socket, messages) in unread(helper) {
+            let found = served.found_among(messages.into_iter());
+            assert_eq!(found, BTreeSet::new(), "in {socket} of the helper {helper}");
+        }
+        let has = procfs::descriptors(helper);
+        assert!(!has.values().any(|name| *name == state), "the helper {helper}: {has:?}");
+    }
+    kill(new, Signal::SIGCONT).unwrap();
+    // If it was stopped for too long, the old one goes on.
+    upgrade.exit_within(LIMIT);
+    wait::until("one dataplane is left", LIMIT, || pairs(interface).1.len() == 1);
 }
 
 /// Kills a process whose parent is stopped, so that it stays a zombie; its exit status as the kernel

@@ -177,6 +177,15 @@ fn processes() -> Vec<Pid> {
     names.filter_map(|name| name.parse().ok()).map(Pid::from_raw).collect()
 }
 
+/// Whether a thread of a process sleeps in read(2).
+#[must_use]
+pub fn is_reading(pid: Pid) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut calls =
+        threads.filter_map(|thread| fs::read_to_string(thread.path().join("syscall")).ok());
+    calls.any(|call| call.split(' ').next() == Some(&nix::libc::SYS_read.to_string()))
+}
+
 /// Kilobytes of memory of a process that still runs, by a field such as `VmRSS`.
 #[must_use]
 pub fn memory(pid: Pid, field: &str) -> Option<u64> {

@@ -24,7 +24,7 @@ use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{self, Family, Side};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{Process, output, stop};
-use wgsep_tests::procfs::{children, describe_threads, is_running, with_argument};
+use wgsep_tests::procfs::{children, describe_threads, is_reading, is_running, with_argument};
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::traffic::{answers_at_once, ping, until_ping};
 use wgsep_tests::tunnel::{End, Plan, Tunnel};
@@ -441,6 +441,54 @@ fn a_daemon_that_does_not_answer_is_not_waited_for_and_goes_on() {
         });
         until_ping(&left.daemon.netns, inner(right));
     }
+}
+
+/// Stops both dataplanes in each step of a hand-over, as a debugger or a freezer may, and the new one for longer than
+/// anything may take once it is the only one. False if a step took longer than a dataplane waits for the other.
+fn stop_at_each_step(daemon: &Daemon) -> bool {
+    let [_, old] = pair(daemon);
+    let go_on = |pid| kill(pid, Signal::SIGCONT).unwrap();
+    let waits = |pid| wait::until("it waits for the other", LIMIT, || is_reading(pid));
+
+    stop(old);
+    let mut upgrading = Process::spawn(command(daemon), "wgsep upgrade");
+    let is_new = |pid: &Pid| *pid != old && is_dataplane(*pid);
+    let new = wait::poll(LIMIT, || processes(daemon).into_iter().find(is_new)).unwrap();
+    waits(new);
+    stop(new);
+    go_on(new);
+    waits(new);
+    stop(new);
+    go_on(old);
+    waits(old);
+    stop(old);
+    go_on(old);
+    waits(old);
+    stop(old);
+    go_on(new);
+    waits(new);
+    stop(new);
+    go_on(old);
+    let handed_over = wait::poll(LIMIT, || (!is_running(old)).then_some(())).is_some();
+    let given_up = wait::poll(Duration::from_secs(17), || {
+        (!handed_over || !is_running(upgrading.pid())).then_some(())
+    });
+    go_on(new);
+    let status = upgrading.exit_within(LIMIT);
+    let [_, serving] = pair(daemon);
+    assert_eq!(status.success(), handed_over, "{}", upgrading.log());
+    assert_eq!(serving, if handed_over { new } else { old });
+    assert!(!handed_over || given_up.is_none(), "{}", upgrading.log());
+    handed_over
+}
+
+#[test]
+fn dataplanes_that_are_stopped_at_any_step_of_a_hand_over_go_on_with_it() {
+    require!(Wgsep);
+    let tunnel = tunnel_with(&[]);
+    let Tunnel { left, right } = &tunnel;
+    assert!((0..5).any(|_| stop_at_each_step(&left.daemon)), "{}", left.daemon.process.log());
+    until_ping(&left.daemon.netns, inner(right));
 }
 
 /// The receiver index and counter of each data message that leaves a namespace.

@@ -40,8 +40,19 @@ impl From<Refused> for Failed {
     }
 }
 
+/// Does it again when it is interrupted: whoever waits with a timeout at a socket is, after SIGSTOP and SIGCONT or a
+/// freezer, by no handler of its own (signal(7)).
+fn uninterrupted<T>(mut operation: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match operation() {
+            Err(Errno::EINTR) => {}
+            done => return done,
+        }
+    }
+}
+
 fn send(socket: BorrowedFd<'_>, message: &[u8]) -> Result<(), Failed> {
-    match write(socket, message) {
+    match uninterrupted(|| write(socket, message)) {
         Ok(_) => Ok(()),
         Err(Errno::EAGAIN) => Err(Failed("the other dataplane reads nothing".to_owned())),
         Err(Errno::EPIPE | Errno::ECONNRESET) => {
@@ -52,7 +63,7 @@ fn send(socket: BorrowedFd<'_>, message: &[u8]) -> Result<(), Failed> {
 }
 
 fn receive<'b>(socket: BorrowedFd<'_>, buffer: &'b mut [u8]) -> Result<&'b [u8], Failed> {
-    match read(socket, buffer) {
+    match uninterrupted(|| read(socket, buffer)) {
         Ok(0) | Err(Errno::ECONNRESET) => Err(Failed("the other dataplane is gone".to_owned())),
         Ok(len) => Ok(buffer.get(..len).unwrap_or_default()),
         Err(Errno::EAGAIN) => Err(Failed("the other dataplane says nothing".to_owned())),

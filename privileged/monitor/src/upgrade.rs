@@ -4,15 +4,12 @@ use crate::requests::Requests;
 use crate::state::{End, Monitor};
 use crate::udp::UdpSockets;
 use std::ops::ControlFlow::{self, Break, Continue};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::os::fd::AsFd;
+use std::time::Instant;
 use wgsep_host::{Error, FAILURE, Result};
 use wgsep_ipc::TakeOver;
 use wgsep_ipc::upgrade::FromSuccessor;
-use wgsep_upgrade::{Have, Predecessor, Successors, Udp, passed_on, stand_in};
-
-/// How long the hand-over from another dataplane may take: longer than each of the steps that have their own limit.
-const TIMEOUT: Duration = Duration::from_secs(15);
+use wgsep_upgrade::{Have, Predecessor, Successors, TIMEOUT, UNLIMITED, Udp, passed_on, stand_in};
 
 impl Monitor {
     // ------------------------------------------------------------ the helper that is replaced
@@ -29,10 +26,11 @@ impl Monitor {
         let (user, is_restored) = (socket_file.user(), *is_restored);
         let (waiter, udp) = (waiter.as_ref(), requests.udp());
         let state = successors.serve(&Have { log, manager, waiter, udp, user, is_restored });
-        if let Some(state) = state
-            && requests.hand_over(state.as_fd()).is_err()
-        {
-            successors.kept_on();
+        if let Some(state) = state {
+            requests.has_pinged = requests.channel.send_hand_over(state.as_fd()).is_ok();
+            if !requests.has_pinged {
+                successors.kept_on();
+            }
         }
     }
 
@@ -72,13 +70,19 @@ impl Monitor {
     /// Has the helper before this one hand over, and waits until the dataplane has everything.
     ///
     /// # Errors
-    /// If it does not within [`TIMEOUT`], or the dataplane or this process is to end.
+    /// If that does not within [`TIMEOUT`], or the dataplane or this process is to end.
     pub(crate) fn take_over(&mut self, predecessor: Predecessor) -> Result<()> {
         predecessor.ask().map_err(|_| {
             Error::new("the daemon ended before it could be replaced; start wgsep again")
         })?;
         let late = "the tunnel was not handed over within 15 s";
-        self.wait_until(TIMEOUT, late, |monitor, _| (!monitor.requests.has_pinged).then_some(()))?;
+        let is_there = |monitor: &Self, _| (!monitor.requests.has_pinged).then_some(());
+        let deadline = Instant::now() + TIMEOUT;
+        self.wait_until(TIMEOUT, late, is_there).or_else(|error| {
+            // It may be stopped. Nobody else has the tunnel then.
+            let is_alone = Instant::now() >= deadline && predecessor.has_handed_over();
+            if is_alone { self.wait_until(UNLIMITED, late, is_there) } else { Err(error) }
+        })?;
         (self.manager, self.waiter) = predecessor.replaced(&mut self.socket_file);
         Ok(())
     }
@@ -113,13 +117,6 @@ impl Monitor {
 }
 
 impl Requests {
-    /// Has the dataplane hand everything over by a socket.
-    fn hand_over(&mut self, state: BorrowedFd<'_>) -> core::result::Result<(), wgsep_ipc::Error> {
-        self.channel.send_hand_over(state)?;
-        self.has_pinged = true;
-        Ok(())
-    }
-
     fn udp(&self) -> Option<Udp<'_>> {
         let sockets = self.sockets.as_ref()?;
         let families = sockets.families();

@@ -19,6 +19,11 @@ use wgsep_ipc::upgrade::{FromPredecessor, FromSuccessor, LogSink, Waiter, Welcom
 use wgsep_ipc::{Channel, Error, Received, TakeOver};
 use wgsep_journal::{Format, Log, ServiceManager, Sink};
 
+/// How long the hand-over from another dataplane may take: longer than each of the steps that have their own limit.
+pub const TIMEOUT: Duration = Duration::from_secs(15);
+/// Without a limit, as far as the clock can count.
+pub const UNLIMITED: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// What is kept for a helper that replaces this one, and how far that is.
 pub struct Successors {
     /// Where such a helper announces itself.
@@ -194,10 +199,11 @@ impl Successors {
         }
     }
 
-    /// Everything belongs to another pair: its helper's process, and the channel to it if this process stays for a parent
-    /// that waits for its end.
+    /// Tells the helper of another pair that everything is its own. Returns that helper's process, and the channel to it
+    /// if this process stays for a parent that waits for its end.
     #[must_use]
     pub fn retire(self) -> (i32, Option<Channel>) {
+        let _gone = self.channel.tell_successor(&FromPredecessor::HandedOver);
         let pid = self.current.map_or(0, |current| current.pid);
         (pid, (self.settings.waiter == Waiter::ThisHelper).then_some(self.channel))
     }
@@ -231,8 +237,10 @@ pub fn stand_in(channel: &Channel, signals: &SignalFd, reap_orphans: impl Fn()) 
 pub fn passed_on(waiter: &Channel) -> Result<Option<i32>, Error> {
     match waiter.receive_from_predecessor()? {
         Received::Message(FromPredecessor::Signal(number), _) => Ok(Some(number)),
-        Received::Nothing => Ok(None),
-        Received::Message(..) | Received::Closed => Err(Error::Unexpected),
+        Received::Message(FromPredecessor::HandedOver, _) | Received::Nothing => Ok(None),
+        Received::Message(FromPredecessor::Welcome(_), _) | Received::Closed => {
+            Err(Error::Unexpected)
+        }
     }
 }
 
@@ -261,6 +269,12 @@ impl Predecessor {
     /// If it is gone.
     pub fn ask(&self) -> Result<(), Error> {
         self.channel.tell_predecessor(&FromSuccessor::HandOver)
+    }
+
+    /// Whether it has handed over: this pair is then the only one.
+    #[must_use]
+    pub fn has_handed_over(&self) -> bool {
+        matches!(self.channel.receive_from_predecessor(), Ok(Received::Message(..)))
     }
 
     /// Takes over its files, once everything is handed over. Returns the service manager, and the helper that waits for
