@@ -291,6 +291,12 @@ fn without_an_mtu_the_interface_has_that_of_the_narrowest_path_to_an_endpoint() 
     assert_eq!(up(&[]), "1320", "the default route's");
     netns.run("ip route add 192.0.2.77 dev lan0 mtu 1370");
     assert_eq!(up(&["192.0.2.2:51820", "192.0.2.77:51820"]), "1290");
+    netns.run("ip route add 192.0.2.78 dev lan0 mtu lock 1360");
+    assert_eq!(up(&["192.0.2.78:51820"]), "1280", "its MTU is locked");
+    netns.run("ip link add lan2 mtu 1440 type veth peer name lan3");
+    netns.run("ip link set lan2 up");
+    netns.run("ip link set lan3 up");
+    assert_eq!(up(&["[fe80::2%lan2]:51820"]), "1360", "a link-local one");
 }
 
 /// As 0.0.0.0/1 and 128.0.0.0/1 do, which stand for a default route beside another one.
