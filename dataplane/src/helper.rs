@@ -1,8 +1,7 @@
 //! The dataplane's client of the helper: sends requests, receives replies and notices, never blocks.
 
-use nix::sys::socket::{
-    AddressFamily, SockType, SockaddrStorage, getsockname, getsockopt, sockopt,
-};
+use nix::sys::socket::{SockType, SockaddrStorage, getsockname, getsockopt, sockopt};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use wgsep_ipc::{Channel, FromHelper, Notice, Received, Reply, Request};
 
@@ -87,17 +86,16 @@ impl AsFd for Helper {
     }
 }
 
-/// True if a descriptor is a UDP socket of a family, bound to `port`.
-pub(crate) fn is_udp_socket(descriptor: BorrowedFd<'_>, v6: bool, port: u16) -> bool {
-    let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-    let bound = getsockname::<SockaddrStorage>(descriptor.as_raw_fd());
-    let Ok(bound) = bound else { return false };
-    let bound_port = match (bound.as_sockaddr_in(), bound.as_sockaddr_in6()) {
-        (Some(v4), None) if family == AddressFamily::Inet => v4.port(),
-        (None, Some(address)) if family == AddressFamily::Inet6 => address.port(),
-        _ => return false,
+/// The address that a UDP socket is bound to; `None` for anything but a UDP socket on `port`.
+pub(crate) fn bound_address(descriptor: BorrowedFd<'_>, port: u16) -> Option<IpAddr> {
+    let bound = getsockname::<SockaddrStorage>(descriptor.as_raw_fd()).ok()?;
+    let bound: SocketAddr = match (bound.as_sockaddr_in(), bound.as_sockaddr_in6()) {
+        (Some(v4), _) => (v4.ip(), v4.port()).into(),
+        (_, Some(v6)) => (v6.ip(), v6.port()).into(),
+        _ => return None,
     };
-    bound_port == port && getsockopt(&descriptor, sockopt::SockType) == Ok(SockType::Datagram)
+    let is_udp = getsockopt(&descriptor, sockopt::SockType) == Ok(SockType::Datagram);
+    (is_udp && bound.port() == port).then(|| bound.ip())
 }
 
 #[cfg(test)]
@@ -138,14 +136,17 @@ mod tests {
     }
 
     #[test]
-    fn udp_sockets_are_told_by_family_type_and_port() {
-        let v4 = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let port = v4.local_addr().unwrap().port();
-        assert!(is_udp_socket(v4.as_fd(), false, port));
-        assert!(!is_udp_socket(v4.as_fd(), true, port));
-        assert!(!is_udp_socket(v4.as_fd(), false, port ^ 1));
+    fn only_udp_sockets_on_the_port_have_a_bound_address() {
+        for address in ["127.0.0.1", "::1"] {
+            let udp = std::net::UdpSocket::bind((address, 0)).unwrap();
+            let port = udp.local_addr().unwrap().port();
+            assert_eq!(bound_address(udp.as_fd(), port), Some(address.parse().unwrap()));
+            assert_eq!(bound_address(udp.as_fd(), port ^ 1), None);
+        }
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = tcp.local_addr().unwrap().port();
-        assert!(!is_udp_socket(tcp.as_fd(), false, port));
+        assert_eq!(bound_address(tcp.as_fd(), port), None);
+        let (unix, _) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        assert_eq!(bound_address(unix.as_fd(), 0), None);
     }
 }

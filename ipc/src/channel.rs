@@ -220,7 +220,7 @@ mod tests {
         let Received::Message((9, Request::CloseUdp), _) = helper.receive_request().unwrap() else {
             panic!()
         };
-        let reply = Reply::UdpOpened { port: 7, v4: true, v6: true };
+        let reply = Reply::UdpOpened { port: 7, sockets: 2 };
         assert_eq!(helper.send_reply(9, &reply, &[helper.as_fd()]), Err(Error::Descriptors));
         helper.send_reply(9, &reply, &[helper.as_fd(), helper.as_fd()]).unwrap();
         let Received::Message(said, descriptors) = dataplane.receive_from_helper().unwrap() else {
@@ -250,7 +250,7 @@ mod tests {
             assert_eq!(helper.receive_request().unwrap_err(), Error::Descriptors);
         }
         for count in [0, 1, 3, MAX_DESCRIPTORS] {
-            let reply = Reply::UdpOpened { port: 7, v4: true, v6: true };
+            let reply = Reply::UdpOpened { port: 7, sockets: 2 };
             let said = Frame::encode(0, FromHelper::Reply { sequence: 1, reply }).unwrap();
             send_raw(&helper, said.as_bytes(), count);
             assert_eq!(dataplane.receive_from_helper().unwrap_err(), Error::Descriptors);

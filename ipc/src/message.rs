@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// The longest frame, in bytes.
 pub const MAX_FRAME: usize = 256;
 /// Version of the contract; both programs are built together, so only equal ones talk.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 /// Layers in a [`SandboxReport`].
 pub const REPORT_LAYERS: usize = 19;
 
@@ -136,7 +136,7 @@ mod tests {
             follows_moves: true,
             tun_queues: 255,
             offload: TunOffload::default(),
-            take_over: Some(TakeOver { port: u16::MAX, v4: true, v6: true }),
+            take_over: Some(TakeOver { port: u16::MAX, sockets: 2 }),
         };
         let said = FromHelper::Reply { sequence: 3, reply };
         assert_eq!(decode(Frame::encode(0, said).unwrap().as_bytes()), Ok((0, said)));

@@ -19,18 +19,15 @@ pub struct TunOffload {
 pub struct TakeOver {
     /// The UDP port, if one is open.
     pub port: u16,
-    /// An IPv4 socket comes with it.
-    pub v4: bool,
-    /// An IPv6 socket comes with it.
-    pub v6: bool,
+    /// How many UDP sockets come with it.
+    pub sockets: u8,
 }
 
 /// The helper's answer; each request but [`crate::Request::Pong`] gets one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// The sandbox was verified. Comes with the UAPI listener, the netlink socket, the TUN
-    /// queues, and what is taken over: the socket by which the state comes, the IPv4 socket, if any, and the IPv6
-    /// socket, if any, in this order.
+    /// queues, and what is taken over: the socket by which the state comes, and the UDP sockets, in this order.
     Granted {
         /// Index of the interface.
         ifindex: u32,
@@ -45,14 +42,12 @@ pub enum Reply {
         /// What comes from another dataplane. Answered by [`crate::Request::Pong`] once the dataplane serves it.
         take_over: Option<TakeOver>,
     },
-    /// Comes with the IPv4 socket, if any, and the IPv6 socket, if any, in this order.
+    /// Comes with the UDP sockets.
     UdpOpened {
-        /// The port bound in both families.
+        /// The port bound by all of them.
         port: u16,
-        /// An IPv4 socket comes with it.
-        v4: bool,
-        /// An IPv6 socket comes with it.
-        v6: bool,
+        /// How many there are.
+        sockets: u8,
     },
     /// Done.
     Done,
@@ -74,12 +69,12 @@ impl Reply {
         match self {
             Self::Granted { tun_queues, take_over, .. } => {
                 let taken_over = match take_over {
-                    Some(TakeOver { v4, v6, .. }) => 1 + *v4 as usize + *v6 as usize,
+                    Some(TakeOver { sockets, .. }) => 1 + *sockets as usize,
                     None => 0,
                 };
                 2 + *tun_queues as usize + taken_over
             }
-            Self::UdpOpened { v4, v6, .. } => *v4 as usize + *v6 as usize,
+            Self::UdpOpened { sockets, .. } => *sockets as usize,
             Self::Done | Self::Refused { .. } => 0,
         }
     }

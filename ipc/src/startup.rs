@@ -2,13 +2,18 @@
 //! by the same name is here too.
 
 use core::fmt;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::str::FromStr;
 use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 
 /// Descriptor of the channel. Those below it are the null device, twice, and the log.
 pub const CHANNEL: i32 = 3;
 /// Descriptor of the vmclock device, open only where there is one.
 pub const VM_CLOCK: i32 = 4;
+/// Most addresses that UDP sockets are bound to.
+pub const MAX_LISTEN_ADDRESSES: usize = 4;
 /// What every error of the command line comes down to.
 const REMEDY: &str = "install both programs from one build";
 /// The first option, before what another build may call otherwise.
@@ -18,6 +23,38 @@ const BUILD: &str = "--build";
 #[must_use]
 pub const fn threads(workers: usize) -> usize {
     workers + 2
+}
+
+/// Where the UDP sockets listen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listen {
+    /// The addresses, a socket for each; none for a socket of each family on every address.
+    pub addresses: [Option<IpAddr>; MAX_LISTEN_ADDRESSES],
+    /// The only interface, or VRF, padded with zeros; all zero for any.
+    pub device: [u8; 16],
+}
+
+impl Listen {
+    /// The addresses to bind to.
+    pub fn bound(&self) -> impl Iterator<Item = IpAddr> {
+        let everywhere = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        let is_everywhere = self.addresses.iter().flatten().next().is_none();
+        let everywhere = everywhere.into_iter().filter(move |_| is_everywhere);
+        self.addresses.into_iter().flatten().chain(everywhere)
+    }
+
+    /// Whether it is every address and every interface.
+    #[must_use]
+    pub fn is_everywhere(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The name of the only interface.
+    #[must_use]
+    pub fn device(&self) -> Option<&OsStr> {
+        let len = self.device.iter().position(|byte| *byte == 0).unwrap_or(self.device.len());
+        self.device.get(..len).filter(|name| !name.is_empty()).map(OsStr::from_bytes)
+    }
 }
 
 /// Defines an enum whose values have names, a row for each.
@@ -167,6 +204,8 @@ command_line! {
     highest_port: u16 = "--highest-port",
     /// Mark to start with, 0 for none.
     fwmark: u32 = "--fwmark",
+    /// Whether the UDP sockets are on every address and interface.
+    listens_everywhere: bool = "--listens-everywhere",
 }
 
 /// The value of the option that comes next.
@@ -192,6 +231,7 @@ mod tests {
             lowest_port: 7,
             highest_port: u16::MAX,
             fwmark: u32::MAX,
+            listens_everywhere: log_level == LogLevel::Info,
         }
     }
 

@@ -8,6 +8,7 @@
 //! The frames have a version of their own, because the two helpers are of different builds.
 
 use crate::message::CODEC;
+use crate::startup::Listen;
 use crate::{
     Channel, Error, FromHelper, LogLevel, MAX_FRAME, Notice, Received, TakeOver, TunOffload,
 };
@@ -71,6 +72,8 @@ pub struct Welcome {
     pub workers: u8,
     /// Refuse to run with a layer degraded.
     pub strict: bool,
+    /// Where UDP sockets listen.
+    pub listen: Listen,
     /// The only port that is permitted.
     pub port: Option<u16>,
     /// The permitted marks: value and mask.
@@ -99,7 +102,7 @@ impl Welcome {
     /// How many descriptors come with it.
     #[must_use]
     pub fn descriptors(&self) -> usize {
-        let udp = self.udp.map_or(0, |udp| usize::from(udp.v4) + usize::from(udp.v6));
+        let udp = self.udp.map_or(0, |udp| usize::from(udp.sockets));
         let earlier = usize::from(self.waiter == Waiter::EarlierHelper);
         3 + usize::from(self.tun_queues) + udp + usize::from(self.manager.is_some()) + earlier
     }

@@ -163,6 +163,7 @@ const SOCKET_OPTIONS: &[&[Argument]] = &[
     &option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER),
     &option(libc::SOL_SOCKET, libc::SO_LOCK_FILTER),
     &option(libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX),
+    &option(libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
 ];
 
 const DATAGRAM: libc::c_int = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;

@@ -12,8 +12,6 @@ pub struct Grants {
     /// The first port that any process may bind where the UDP sockets live
     /// (net.ipv4.ip_unprivileged_port_start); `None` if that cannot be read.
     pub first_unprivileged: Option<u16>,
-    /// UDP buffers beyond the limits of the system (net.core.rmem_max and wmem_max).
-    pub large_buffers: bool,
 }
 
 /// The lowest port that the dataplane may ask for where neither `port` nor `low_ports` is set, and the first that

@@ -21,6 +21,7 @@ mod key_change;
 mod keys;
 mod large_configurations;
 mod lifecycle;
+mod listen_address;
 mod listen_port;
 mod logs;
 mod namespaces;

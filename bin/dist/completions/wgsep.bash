@@ -33,19 +33,21 @@ _wgsep() {
 	--log-format) words='text json' ;;
 	--without) words='vnet-hdr tso uso flow-queues udp-gso udp-gro avx512' ;;
 	--socket-netns | --tun-netns) words=$(_wgsep_names /run/netns '') ;;
+	--bind-device) words=$(_wgsep_names /sys/class/net '') ;;
 	--log-file)
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 		return
 		;;
-	--listen-port | --fwmark | --workers) return ;;
+	--listen-port | --listen-address | --fwmark | --workers) return ;;
 	*)
 		case $command:$cur in
 		upgrade:-*) words='--help' ;;
 		?*:-*) words='--json --help' ;;
 		?*:*) words=$(_wgsep_names /var/run/wireguard .sock) ;;
 		:-*)
-			words='--foreground --user --sandbox --listen-port --fwmark --allow-low-ports --socket-netns
-				--tun-netns --workers --without --log-level --log-format --log-file --help --version'
+			words='--foreground --user --sandbox --listen-port --listen-address --bind-device --fwmark
+				--allow-low-ports --socket-netns --tun-netns --workers --without --log-level --log-format
+				--log-file --help --version'
 			;;
 		*) words="audit stats upgrade $(_wgsep_startable)" ;;
 		esac

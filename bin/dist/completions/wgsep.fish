@@ -29,6 +29,8 @@ complete -c wgsep -n 'not __wgsep_is_question' -l user -x -a '(__fish_complete_u
 complete -c wgsep -n 'not __wgsep_is_question' -l sandbox -x -a 'strict report' -d 'Refuse a degraded layer'
 complete -c wgsep -n 'not __wgsep_is_question' -l listen-port -x -d 'The only UDP port'
 complete -c wgsep -n 'not __wgsep_is_question' -l fwmark -x -d 'The only marks'
+complete -c wgsep -n 'not __wgsep_is_question' -l listen-address -x -d 'Addresses to listen on'
+complete -c wgsep -n 'not __wgsep_is_question' -l bind-device -x -a '(path basename /sys/class/net/*)' -d 'Interface of the UDP sockets'
 complete -c wgsep -n 'not __wgsep_is_question' -l allow-low-ports -d 'Let wg(8) choose a port below 1024'
 complete -c wgsep -n 'not __wgsep_is_question' -l socket-netns -x -a '(path basename /run/netns/*)' -d 'Namespace of the UDP sockets'
 complete -c wgsep -n 'not __wgsep_is_question' -l tun-netns -x -a '(path basename /run/netns/*)' -d 'Namespace of the interface'

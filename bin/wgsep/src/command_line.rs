@@ -4,9 +4,13 @@ use clap::builder::PossibleValue;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use wgsep_launch::{Format, Grants, LogLevel, Offload, Options, check_name, print_error};
+use wgsep_launch::{
+    Format, Grants, Listen, LogLevel, MAX_LISTEN_ADDRESSES, Offload, Options, check_name,
+    print_error,
+};
 
 /// What `make` calls this build (`bin/dist/version`); with cargo alone, the workspace's version.
 pub const VERSION: &str = match option_env!("WGSEP_VERSION") {
@@ -54,7 +58,7 @@ pub struct Question {
 /// What to do.
 pub enum Invocation {
     /// Serve an interface.
-    Serve(Options),
+    Serve(Box<Options>),
     /// Tell what confines a running daemon.
     Audit(Question),
     /// Tell what a running daemon dropped.
@@ -82,6 +86,8 @@ pub fn command() -> Command {
         .arg(value("sandbox", "MODE").value_parser(["strict", "report"]).default_value("report").hide_possible_values(true).hide_default_value(true).help("strict: refuse to run with a layer degraded"))
         .arg(value("listen-port", "PORT").value_parser(value_parser!(u16).range(1..)).help("The only UDP port that wg(8) may choose"))
         .arg(value("fwmark", "MARK[/MASK]").value_parser(parse_mark).help("The only marks that wg(8) may choose"))
+        .arg(value("listen-address", "ADDR").value_delimiter(',').action(ArgAction::Append).hide(true))
+        .arg(value("bind-device", "DEV").hide(true))
         .arg(flag("allow-low-ports").help("Let wg(8) choose a port below 1024"))
         .arg(value("socket-netns", "NAME").help("Network namespace the UDP sockets live in"))
         .arg(value("tun-netns", "NAME").help("Network namespace the interface is created in"))
@@ -153,7 +159,7 @@ pub fn parse() -> Result<Invocation, ExitCode> {
         }),
         None => check_words(&matches, std::env::args_os().any(|word| word == "--"))
             .and_then(|()| options(&matches, &|name| std::env::var_os(name)))
-            .map(Invocation::Serve),
+            .map(|options| Invocation::Serve(Box::new(options))),
     };
     invocation.map_err(|line| {
         print_error(&line);
@@ -272,6 +278,11 @@ fn options(
         None => workers_from(variable("WG_THREADS"))?,
     };
     let log_file = matches.get_one("log-file").cloned();
+    let addresses = match matches.get_many("listen-address") {
+        Some(addresses) => addresses.cloned().collect(),
+        None => words_of(variable("WGSEP_LISTEN_ADDRESS")),
+    };
+    let device = text("bind-device").or_else(|| words_of(variable("WGSEP_BIND_DEVICE")).pop());
     Ok(Options {
         version: VERSION,
         interface,
@@ -284,8 +295,8 @@ fn options(
             low_ports,
             // Known once the sockets' network namespace is.
             first_unprivileged: None,
-            large_buffers: true,
         },
+        listen: listen(&addresses, device.as_deref())?,
         socket_netns: text("socket-netns"),
         tun_netns: text("tun-netns"),
         without: matches
@@ -302,6 +313,70 @@ fn options(
         },
         log_file: log_file.or_else(|| variable("WG_LOG_FILE").map(PathBuf::from)),
     })
+}
+
+/// The words of a variable, with commas or blanks between them.
+fn words_of(value: Option<OsString>) -> Vec<String> {
+    let value = value.unwrap_or_default().to_string_lossy().into_owned();
+    let words = value.split([',', ' ']).filter(|word| !word.is_empty());
+    words.map(str::to_owned).collect()
+}
+
+/// Where the UDP sockets listen.
+fn listen(addresses: &[String], device: Option<&str>) -> Result<Listen, String> {
+    let mut listen = Listen::default();
+    if let Some(device) = device {
+        check_device(device)?;
+        listen.device.iter_mut().zip(device.bytes()).for_each(|(to, byte)| *to = byte);
+    }
+    let given = addresses.iter().map(|address| {
+        address.parse().map_err(|_| format!("--listen-address {address:?} is no IP address; write one of this machine's (ip address)"))
+    });
+    let given: Vec<IpAddr> = given.collect::<Result<_, _>>()?;
+    if given.len() > MAX_LISTEN_ADDRESSES {
+        return Err(format!(
+            "--listen-address takes up to {MAX_LISTEN_ADDRESSES} addresses, and there are {}; leave some out, or listen on all of a family: 0.0.0.0, or ::",
+            given.len()
+        ));
+    }
+    for (slot, address) in listen.addresses.iter_mut().zip(&given) {
+        let is_among_others =
+            given.iter().filter(|other| other.is_ipv4() == address.is_ipv4()).count() > 1;
+        let is_repeated = given.iter().filter(|other| *other == address).count() > 1;
+        let wrong = match address {
+            _ if is_repeated => "is there twice; leave one out",
+            _ if address.is_unspecified() && is_among_others => {
+                "is every address of its family; leave out the others, or this one"
+            }
+            _ if address.is_multicast() || *address == IpAddr::from([255; 4]) => {
+                "is of a group, not of this machine; write one of this machine's (ip address)"
+            }
+            IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
+                "is an IPv4 address; write it as one"
+            }
+            IpAddr::V6(v6) if v6.is_unicast_link_local() && device.is_none() => {
+                "is link-local, so of one interface; name that, too: --bind-device DEV"
+            }
+            _ => {
+                *slot = Some(*address);
+                continue;
+            }
+        };
+        return Err(format!("--listen-address {address} {wrong}"));
+    }
+    Ok(listen)
+}
+
+/// The name of an existing interface, or of one that is created later.
+fn check_device(name: &str) -> Result<(), String> {
+    let is_name = (1..16).contains(&name.len())
+        && !name.contains(['/', ':'])
+        && !name.contains(char::is_whitespace);
+    if is_name {
+        Ok(())
+    } else {
+        Err(format!("--bind-device {name:?} is no name of an interface; write one of: ip link"))
+    }
 }
 
 /// WG_THREADS, or one for each core.
@@ -529,6 +604,59 @@ mod tests {
         assert_eq!(options.workers, 3);
         let line = ["--without", "tso", "--without", "uso", "wg0"];
         assert_eq!(parsed(&line, &[]).unwrap().without, [Offload::Tso, Offload::Uso]);
+    }
+
+    #[test]
+    fn addresses_and_device_come_from_options_or_variables() {
+        let [first, second] =
+            ["192.0.2.1", "2001:db8::1"].map(|one| one.parse::<IpAddr>().unwrap());
+        let variables =
+            [("WGSEP_LISTEN_ADDRESS", "192.0.2.1, 2001:db8::1"), ("WGSEP_BIND_DEVICE", "vrf-blue")];
+        let line: &[&str] =
+            &["--listen-address", "192.0.2.1,2001:db8::1", "--bind-device=vrf-blue", "wg0"];
+        let repeated: &[&str] = &[
+            "--listen-address=192.0.2.1",
+            "--listen-address=2001:db8::1",
+            "--bind-device=vrf-blue",
+            "wg0",
+        ];
+        for (line, variables) in [(line, &[][..]), (repeated, &[]), (&["wg0"], &variables)] {
+            let Listen { addresses, .. } = parsed(line, variables).unwrap().listen;
+            assert_eq!(addresses, [Some(first), Some(second), None, None]);
+            assert_eq!(parsed(line, variables).unwrap().listen.device(), Some("vrf-blue".as_ref()));
+        }
+        assert!(parsed(&["wg0"], &[]).unwrap().listen.is_everywhere());
+        let both = parsed(&["--listen-address", "192.0.2.1", "wg0"], &variables).unwrap();
+        assert_eq!(both.listen.addresses, [Some(first), None, None, None], "the option counts");
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_listened_on_are_refused_with_a_remedy() {
+        for (addresses, meant) in [
+            ("localhost", "is no IP address"),
+            ("192.0.2.1:51820", "is no IP address"),
+            ("192.0.2.1,192.0.2.1", "is there twice"),
+            ("0.0.0.0,192.0.2.1", "is every address of its family"),
+            ("224.0.0.1", "is of a group"),
+            ("255.255.255.255", "is of a group"),
+            ("ff02::1", "is of a group"),
+            ("::ffff:192.0.2.1", "write it as one"),
+            ("fe80::1", "--bind-device DEV"),
+            ("192.0.2.1,192.0.2.2,192.0.2.3,192.0.2.4,192.0.2.5", "there are 5"),
+        ] {
+            let said = parsed(&["--listen-address", addresses, "wg0"], &[]).err().unwrap();
+            assert!(said.contains(meant) && !said.contains('\n'), "{said}");
+        }
+        for device in ["", "sixteen-letters-", "a/b", "eth 0"] {
+            let said = parsed(&["--bind-device", device, "wg0"], &[]).err().unwrap();
+            assert!(said.contains("ip link"), "{said}");
+        }
+        for fine in [
+            &["--listen-address=0.0.0.0,::"][..],
+            &["--listen-address=fe80::1", "--bind-device=eth0"],
+        ] {
+            assert!(parsed(&[fine, &["wg0"]].concat(), &[]).is_ok(), "{fine:?}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::helper::{self, HelperMessage};
 use crate::link::LinkMonitor;
 use crate::log;
 use crate::packets::tun::Tun;
-use crate::packets::udp::UdpSockets;
+use crate::packets::udp::{BoundSocket, UdpSockets};
 use crate::uapi::ClientId;
 use nix::libc;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
@@ -162,9 +162,7 @@ impl Control {
             else {
                 return;
             };
-            let mut socket = |is_there: bool| is_there.then(|| descriptors.next()).flatten();
-            let sockets = [socket(udp.v4), socket(udp.v6)];
-            if !self.take_over(&state, *udp, sockets) {
+            if !self.take_over(&state, *udp, descriptors.collect()) {
                 return;
             }
         }
@@ -235,7 +233,7 @@ impl Control {
 
     /// Whether there is an IPv4 socket, and an IPv6 socket.
     pub(super) fn open_families(&self) -> [bool; 2] {
-        self.shared.sockets.reader().value().families().map(|family| family.is_some())
+        self.shared.sockets.reader().value().families()
     }
 
     /// Schedules another try to open the UDP port, and logs the refusal.
@@ -259,6 +257,9 @@ impl Control {
     fn port_opened(&mut self, occasion: &str) {
         let port = self.device.listen_port();
         let families = match self.open_families() {
+            _ if !self.listens_everywhere => {
+                ", on the addresses and the interface of --listen-address and --bind-device"
+            }
             [true, true] => "",
             [_, false] => {
                 ", IPv4 only: this machine opens no IPv6 socket; once it does, take the interface down and up"
@@ -290,27 +291,29 @@ impl Control {
     /// # Errors
     /// The errno with which the helper refused them.
     fn take_sockets(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) -> Result<u16, i32> {
-        let (port, v4, v6) = match reply {
-            Reply::UdpOpened { port, v4, v6 } => (*port, *v4, *v6),
+        let port = match reply {
+            Reply::UdpOpened { port, .. } => *port,
             Reply::Refused { errno } => return Err(*errno),
             Reply::Granted { .. } | Reply::Done => return Err(libc::EPROTO),
         };
-        let mut descriptors = descriptors.into_iter();
-        let v4 = v4.then(|| descriptors.next()).flatten();
-        let v6 = v6.then(|| descriptors.next()).flatten();
-        for (socket, is_v6) in [(&v4, false), (&v6, true)] {
-            if let Some(socket) = socket
-                && !helper::is_udp_socket(socket.as_fd(), is_v6, port)
-            {
-                tracing::error!(
-                    "the helper broke the contract: that is no UDP socket on port {port}; this is a bug, please report it"
-                );
-                self.end = Some(End::HelperLost);
-                return Err(libc::EPROTO);
-            }
-        }
-        self.replace_sockets(UdpSockets::new(v4, v6, Arc::clone(&self.gso)));
-        Ok(port)
+        self.use_sockets(port, descriptors).ok_or(libc::EPROTO).map(|()| port)
+    }
+
+    /// Uses the sockets that the helper sent from now on; `None`, and the end, if one of them is not on `port`.
+    pub(super) fn use_sockets(&mut self, port: u16, descriptors: Vec<OwnedFd>) -> Option<()> {
+        let bound = |socket: OwnedFd| {
+            let address = helper::bound_address(socket.as_fd(), port)?;
+            Some(BoundSocket { socket, address })
+        };
+        let Some(bound) = descriptors.into_iter().map(bound).collect() else {
+            tracing::error!(
+                "the helper broke the contract: that is no UDP socket on port {port}; this is a bug, please report it"
+            );
+            self.end = Some(End::HelperLost);
+            return None;
+        };
+        self.replace_sockets(UdpSockets::new(bound, Arc::clone(&self.gso)));
+        Some(())
     }
 
     pub(super) fn replace_sockets(&mut self, sockets: UdpSockets) {

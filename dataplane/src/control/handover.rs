@@ -13,11 +13,9 @@
 //! used twice, whichever process is killed when.
 
 use super::{Action, Control, End};
-use crate::packets::udp::UdpSockets;
 use nix::errno::Errno;
 use nix::unistd::{read, write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use wgsep_ipc::TakeOver;
 use wgsep_policy::described;
 use wgsep_proto::device::control_plane::Restore;
@@ -134,7 +132,7 @@ impl Control {
         &mut self,
         state: &OwnedFd,
         udp: TakeOver,
-        sockets: [Option<OwnedFd>; 2],
+        sockets: Vec<OwnedFd>,
     ) -> bool {
         if let Err(Failed(why)) = self.restore(state.as_fd()) {
             tracing::error!(
@@ -143,10 +141,11 @@ impl Control {
             self.end = Some(End::Failed);
             return false;
         }
-        let [v4, v6] = sockets;
-        if v4.is_some() || v6.is_some() {
+        if !sockets.is_empty() {
             debug_assert_eq!(udp.port, self.device.listen_port());
-            self.replace_sockets(UdpSockets::new(v4, v6, Arc::clone(&self.gso)));
+            if self.use_sockets(udp.port, sockets).is_none() {
+                return false;
+            }
         }
         // As it was; the kernel's answer to the first query says what has changed.
         self.link_state.up = self.device.is_up();
@@ -200,6 +199,7 @@ mod tests {
             lowest_port: 1,
             highest_port: 65_535,
             fwmark: 0,
+            listens_everywhere: true,
         };
         // Nobody answers at the other end.
         let channel = Channel::new(pair().0).unwrap();

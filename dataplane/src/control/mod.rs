@@ -153,6 +153,8 @@ pub(crate) struct Control {
     interface: String,
     /// Ports that the helper opens.
     ports: RangeInclusive<u16>,
+    /// Whether the UDP sockets are on every address and interface.
+    listens_everywhere: bool,
     gso: Arc<Gso>,
     link: Option<LinkMonitor>,
     link_state: LinkState,
@@ -225,6 +227,7 @@ impl Control {
             uapi: Server::new(FIRST_UAPI, wgsep_policy::limits::max_clients(startup.workers)),
             interface: startup.interface,
             ports: startup.lowest_port..=startup.highest_port,
+            listens_everywhere: startup.listens_everywhere,
             gso: Arc::new(Gso::new(startup.udp_gso)),
             link: None,
             link_state: LinkState::default(),
@@ -494,7 +497,12 @@ impl Control {
         if changes.drained {
             self.source_check.start_over();
         }
-        self.source_check.routes_changed(changes.routes, now);
+        let mut routes = changes.routes;
+        if !self.listens_everywhere {
+            // Addresses and interface of the sockets choose the source, which a query about the route would not know.
+            routes.v4 = crate::link::routes::PrefixSet::default();
+        }
+        self.source_check.routes_changed(routes, now);
         if changes.route_mtus
             && let Some(link) = &self.link
         {

@@ -7,10 +7,18 @@ use wgsep_ipc::Reply;
 use wgsep_policy::described;
 use wgsep_proto::Instant;
 
-/// Time from the first refusal to the next try, which doubles with each, up to [`LAST_RETRY`]; and always that of a port
+/// Time from the first refusal to the next try, which doubles with each, up to [`last_retry`]; and always that of a port
 /// that may be opened only later.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// The longest time between two tries. An address or interface to listen on is missing for as long as it is being
+/// configured; a port may be another program's for good.
+const fn last_retry(errno: i32) -> Duration {
+    match errno {
+        libc::EADDRNOTAVAIL | libc::ENODEV => Duration::from_secs(2),
+        _ => Duration::from_secs(60),
+    }
+}
 
 /// The errno of a new port that may be opened only later.
 pub(super) const TOO_EARLY: i32 = match Reply::TOO_EARLY {
@@ -38,7 +46,7 @@ impl PortRetry {
         let is_news = self.0.as_ref().is_none_or(|before| before.errno != errno);
         let interval = match &self.0 {
             Some(before) if errno != TOO_EARLY && before.errno != TOO_EARLY => {
-                before.interval.saturating_mul(2).min(LAST_RETRY)
+                before.interval.saturating_mul(2).min(last_retry(errno))
             }
             _ => FIRST_RETRY,
         };
@@ -116,7 +124,9 @@ pub(super) fn refusal(
             "free descriptors or memory of this machine".to_owned()
         }
         libc::ENOSYS => FILTERED.to_owned(),
-        libc::EAFNOSUPPORT => "this machine has neither IPv4 nor IPv6".to_owned(),
+        libc::EAFNOSUPPORT => "this machine has neither IPv4 nor IPv6, or not that of --listen-address".to_owned(),
+        libc::EADDRNOTAVAIL => "no interface has one of the addresses of --listen-address; add it (ip address), or start wgsep again without it".to_owned(),
+        libc::ENODEV => "there is no interface of the name in --bind-device; create it (ip link), or start wgsep again without the option".to_owned(),
         _ => wgsep_policy::remedy(nix::Error::from_raw(errno)).to_owned(),
     };
     format!("cannot open UDP port {port}: {why}; {remedy}")
@@ -151,6 +161,12 @@ mod tests {
             assert_eq!(retry.next_timeout(), None, "until it is answered");
         }
         assert_eq!(waited, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        retry.refused(libc::EADDRNOTAVAIL, now);
+        assert_eq!(
+            retry.next_timeout(),
+            Some(now.after(Duration::from_secs(2))),
+            "an address may come"
+        );
         assert!(retry.clear() && !retry.clear());
         assert!(retry.refused(libc::EADDRINUSE, now));
         assert_eq!(retry.next_timeout(), Some(now.after(FIRST_RETRY)));

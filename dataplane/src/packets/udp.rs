@@ -5,7 +5,7 @@ use crate::packets::gso::{Gso, can_retry_unsegmented};
 use crate::sys;
 use nix::libc;
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use wgsep_proto::invariant::part;
@@ -27,13 +27,18 @@ struct Datagrams<'a> {
     traffic_class: u8,
 }
 
-/// The sockets of both families, either of which a machine may lack.
+/// A socket, and the address it is bound to.
+pub(crate) struct BoundSocket {
+    pub(crate) socket: OwnedFd,
+    pub(crate) address: IpAddr,
+}
+
+/// The sockets: one of each family, either of which a machine may lack, or those of the addresses to listen on.
 #[derive(Default)]
 pub(crate) struct UdpSockets {
-    pub(crate) v4: Option<OwnedFd>,
-    pub(crate) v6: Option<OwnedFd>,
+    bound: Vec<BoundSocket>,
     gso: Arc<Gso>,
-    /// Dropped after both are closed, because fields are dropped in this order. The count of an `Arc` of the
+    /// Dropped after all are closed, because fields are dropped in this order. The count of an `Arc` of the
     /// whole would reach zero a moment earlier, while the port is still in use.
     open: Arc<()>,
 }
@@ -82,23 +87,35 @@ impl SourceOutcome {
 
 impl UdpSockets {
     /// Takes the sockets and the state of segmentation offload.
-    pub(crate) fn new(v4: Option<OwnedFd>, v6: Option<OwnedFd>, gso: Arc<Gso>) -> Self {
-        Self { v4, v6, gso, open: Arc::default() }
+    pub(crate) fn new(bound: Vec<BoundSocket>, gso: Arc<Gso>) -> Self {
+        Self { bound, gso, open: Arc::default() }
     }
 
-    /// A weak reference that is dead once both sockets are closed.
+    /// A weak reference that is dead once all sockets are closed.
     pub(crate) fn until_closed(&self) -> Weak<()> {
         Arc::downgrade(&self.open)
     }
 
-    /// Both sockets, in the order IPv4, IPv6.
-    pub(crate) fn families(&self) -> [Option<BorrowedFd<'_>>; 2] {
-        [self.v4.as_ref().map(AsFd::as_fd), self.v6.as_ref().map(AsFd::as_fd)]
+    /// All of them.
+    pub(crate) fn bound(&self) -> &[BoundSocket] {
+        &self.bound
     }
 
-    fn towards(&self, destination: SocketAddr) -> Option<BorrowedFd<'_>> {
-        let [v4, v6] = self.families();
-        if destination.is_ipv4() { v4 } else { v6 }
+    /// Whether there is one of IPv4, and one of IPv6.
+    pub(crate) fn families(&self) -> [bool; 2] {
+        [true, false].map(|v4| self.bound.iter().any(|one| one.address.is_ipv4() == v4))
+    }
+
+    /// The socket that is bound to the endpoint's cached source, or the first of the family.
+    fn towards(&self, endpoint: &Endpoint) -> Option<BorrowedFd<'_>> {
+        let is_ipv4 = endpoint.destination.is_ipv4();
+        let mut of_family = self.bound.iter().filter(|one| one.address.is_ipv4() == is_ipv4);
+        let source = endpoint.source.map(|source| source.address);
+        let first = of_family.next()?;
+        let is_source = |one: &&BoundSocket| Some(one.address) == source;
+        let chosen =
+            if is_source(&first) { first } else { of_family.find(is_source).unwrap_or(first) };
+        Some(chosen.socket.as_fd())
     }
 
     /// Stage 5: sends the datagrams of a run, which lie in `memory`, those that can be segments of one send together.
@@ -198,9 +215,8 @@ impl UdpSockets {
         payload: &[u8],
         segment: Option<u16>,
     ) -> io::Result<()> {
-        let socket = self
-            .towards(endpoint.destination)
-            .ok_or(io::Error::from_raw_os_error(libc::ENETUNREACH))?;
+        let socket =
+            self.towards(endpoint).ok_or(io::Error::from_raw_os_error(libc::ENETUNREACH))?;
         sys::send(socket, endpoint, traffic_class, payload, segment)
     }
 }
@@ -241,7 +257,7 @@ pub(crate) mod tests {
     #[test]
     fn a_place_that_takes_nothing_does_not_end_sending_many_at_once() {
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let sockets = UdpSockets::new(Some(sender.into()), None, gso());
+        let sockets = UdpSockets::new(vec![bound(sender)], gso());
         let (device, peer) = device_and_peer();
         let nowhere = Endpoint::new(([127, 0, 0, 1], 0).into());
         let send = |to: &Endpoint| {
@@ -278,6 +294,33 @@ pub(crate) mod tests {
         Arc::new(Gso::new(true))
     }
 
+    fn bound(socket: UdpSocket) -> BoundSocket {
+        let address = socket.local_addr().unwrap().ip();
+        BoundSocket { socket: socket.into(), address }
+    }
+
+    #[test]
+    fn a_datagram_leaves_by_the_socket_of_its_source_or_the_first_of_the_family() {
+        let addresses = ["127.0.0.1", "127.0.0.2", "::1"];
+        let sockets = addresses.map(|address| bound(UdpSocket::bind((address, 0)).unwrap()));
+        let sockets = UdpSockets::new(sockets.into(), gso());
+        assert_eq!(sockets.families(), [true, true]);
+        for (receiver, source, sender) in [
+            ("127.0.0.9", None, "127.0.0.1"),
+            ("127.0.0.9", Some("127.0.0.1"), "127.0.0.1"),
+            ("127.0.0.9", Some("127.0.0.2"), "127.0.0.2"),
+            ("::1", None, "::1"),
+        ] {
+            let receiver = UdpSocket::bind((receiver, 0)).unwrap();
+            let mut endpoint = Endpoint::new(receiver.local_addr().unwrap());
+            let source = source.map(|source| source.parse().unwrap());
+            endpoint.source = source.map(|address| Source { address, interface: 0 });
+            sockets.send_from_cached_source(&endpoint, 0, b"x", None).unwrap();
+            let (_, from) = receiver.recv_from(&mut [0; 1]).unwrap();
+            assert_eq!(from.ip().to_string(), sender);
+        }
+    }
+
     /// A device with one peer, to which everything goes.
     pub(crate) fn device_and_peer() -> (ControlPlane, Arc<Peer>) {
         let mut peer = PeerConfiguration::new(PublicKey::from_bytes([9; 32]));
@@ -301,7 +344,7 @@ pub(crate) mod tests {
         for _ in 0..200 {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
             let address = socket.local_addr().unwrap();
-            let sockets = Arc::new(UdpSockets::new(Some(socket.into()), None, gso()));
+            let sockets = Arc::new(UdpSockets::new(vec![bound(socket)], gso()));
             let until_closed = sockets.until_closed();
             std::thread::scope(|scope| {
                 scope.spawn(move || drop(sockets));
@@ -320,11 +363,7 @@ pub(crate) mod tests {
         {
             let receiver = UdpSocket::bind((host, 0)).unwrap();
             let sender = UdpSocket::bind((host, 0)).unwrap();
-            let sockets = if host == "::1" {
-                UdpSockets::new(None, Some(sender.into()), gso())
-            } else {
-                UdpSockets::new(Some(sender.into()), None, gso())
-            };
+            let sockets = UdpSockets::new(vec![bound(sender)], gso());
             let mut endpoint = Endpoint::new(receiver.local_addr().unwrap());
             let send = |endpoint: &Endpoint| {
                 sockets.send_from_cached_source(endpoint, 0, b"x", None).unwrap()

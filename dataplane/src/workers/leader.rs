@@ -13,15 +13,16 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use wgsep_ipc::startup::MAX_LISTEN_ADDRESSES;
 
 /// Token of a wake-up.
 pub(crate) const WAKE: u64 = 0;
-/// Tokens of the IPv4 and the IPv6 socket.
-pub(crate) const UDP: [u64; 2] = [1, 2];
+/// Token of the first UDP socket; the others have the numbers after it.
+pub(crate) const FIRST_SOCKET: u64 = 1;
 /// Token of the TUN device's first queue; the other queues have the numbers after it.
-pub(crate) const FIRST_QUEUE: u64 = 3;
+pub(crate) const FIRST_QUEUE: u64 = FIRST_SOCKET + MAX_LISTEN_ADDRESSES as u64;
 /// Most events that one wait returns: one for each token.
-pub(crate) const MAX_EVENTS: usize = 64 + 2 + ReadyQueues::CAPACITY;
+pub(crate) const MAX_EVENTS: usize = 64 + MAX_LISTEN_ADDRESSES + ReadyQueues::CAPACITY;
 
 /// The leader's role, which one worker holds at most, and the means to hand it over.
 pub(crate) struct Leader {

@@ -7,7 +7,7 @@ use crate::packets::outbound::TunBatch;
 use crate::packets::tun::Tun;
 use crate::packets::udp::UdpSockets;
 use crate::workers::crypto_pool::CryptoPool;
-use crate::workers::leader::{FIRST_QUEUE, Leader, UDP};
+use crate::workers::leader::{FIRST_QUEUE, FIRST_SOCKET, Leader};
 use crate::workers::pause::Pause;
 use crate::workers::sequencer::Sequencer;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -66,7 +66,7 @@ pub(crate) struct Shared {
     pub(crate) outbound_sequencer: Sequencer<TunBatch>,
     /// The current UDP sockets.
     pub(crate) sockets: Versioned<Arc<UdpSockets>>,
-    /// The order of the batches read from the IPv4 and from the IPv6 socket.
+    /// The order of the batches read from IPv4 and from IPv6 sockets.
     pub(crate) inbound_sequencers: [Sequencer<UdpBatch>; 2],
     handshakes: Mutex<HandshakeQueue>,
     staged: Mutex<VecDeque<Arc<Peer>>>,
@@ -149,16 +149,14 @@ impl Shared {
     /// # Errors
     /// As epoll_ctl(2).
     pub(crate) fn replace_sockets(&self, sockets: UdpSockets) -> nix::Result<()> {
-        for socket in self.sockets.reader().value().families().into_iter().flatten() {
-            self.leader.unwatch(socket);
+        for old in self.sockets.reader().value().bound() {
+            self.leader.unwatch(&old.socket);
         }
         let sockets = Arc::new(sockets);
         self.sockets.replace(Arc::clone(&sockets));
         self.leader.wake_all();
-        for (socket, token) in sockets.families().into_iter().zip(UDP) {
-            if let Some(socket) = socket {
-                self.leader.watch(socket, token)?;
-            }
+        for (new, token) in sockets.bound().iter().zip(FIRST_SOCKET..FIRST_QUEUE) {
+            self.leader.watch(&new.socket, token)?;
         }
         Ok(())
     }

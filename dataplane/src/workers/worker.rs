@@ -11,12 +11,13 @@ use crate::packets::offload::{Coalesce, Coalescer, Segments};
 use crate::packets::outbound::TunBatch;
 use crate::packets::udp::UdpSockets;
 use crate::secret;
-use crate::workers::leader::{FIRST_QUEUE, MAX_EVENTS, UDP, WAKE};
+use crate::workers::leader::{FIRST_QUEUE, FIRST_SOCKET, MAX_EVENTS, WAKE};
 use crate::workers::shared::{QueuedHandshake, Shared};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use wgsep_proto::Instant;
-use wgsep_proto::invariant::{part, present};
+use wgsep_proto::invariant::part;
 use wgsep_proto::path::data_path::{AllowedIpTable, Reader};
 use wgsep_proto::path::outbound::OutboundBatch;
 
@@ -104,8 +105,9 @@ impl Worker {
         for event in events {
             match event.data() {
                 WAKE => {}
-                socket if socket == UDP[0] => self.inbound(0),
-                socket if socket == UDP[1] => self.inbound(1),
+                socket @ FIRST_SOCKET..FIRST_QUEUE => {
+                    self.inbound((socket - FIRST_SOCKET) as usize);
+                }
                 queue => self.queue_event(queue, event.events(), &mut ready),
             }
         }
@@ -225,20 +227,21 @@ impl Worker {
         self.shared.leader.wake(self.number);
     }
 
-    /// Carries in the datagrams that the socket of one family has.
-    fn inbound(&mut self, family: usize) {
+    /// Carries in the datagrams that a socket has.
+    fn inbound(&mut self, socket: usize) {
         let shared = Arc::clone(&self.shared);
         let (data_path, drops) = (&*shared.data_path, shared.drops());
-        let sequencer = shared.inbound_sequencers.get(family);
-        let Some(sequencer) = present(sequencer, "there are two families") else { return };
+        // It may have been replaced since the event.
+        let Some(bound) = self.sockets.value().bound().get(socket) else { return };
+        let [v4, v6] = &shared.inbound_sequencers;
+        let sequencer = if bound.address.is_ipv4() { v4 } else { v6 };
         let mut batch = sequencer.take_batch();
         let UdpBatch { receives, messages } = &mut batch;
 
         // In the order of datagrams, under the source lock.
         let mut source = sequencer.lock_source();
         // 1. Read.
-        let socket = self.sockets.value().families().get(family).copied().flatten();
-        if socket.is_some_and(|socket| receives.read(socket, drops).is_err()) {
+        if receives.read(bound.socket.as_fd(), drops).is_err() {
             shared.set_sockets_destroyed();
         }
         let number = (!receives.is_empty()).then(|| source.assign());

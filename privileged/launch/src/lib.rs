@@ -24,6 +24,7 @@ mod upgrade;
 
 pub use launcher::print_error;
 pub use tun::check_name;
+pub use wgsep_ipc::startup::{Listen, MAX_LISTEN_ADDRESSES};
 pub use wgsep_ipc::{LogLevel, Offload};
 pub use wgsep_journal::Format;
 pub use wgsep_policy::Grants;
@@ -36,7 +37,7 @@ use std::path::PathBuf;
 use tun::TunDevice;
 use wgsep_ipc::Reply;
 use wgsep_journal::{Level, Log};
-use wgsep_monitor::{Interface, Result, Step, Unconfined};
+use wgsep_monitor::{Interface, Result, Step, UdpOptions, Unconfined};
 use wgsep_policy::Layer;
 
 /// What an operator asked for.
@@ -53,6 +54,8 @@ pub struct Options {
     pub strict: bool,
     /// What the dataplane may ask for.
     pub grants: Grants,
+    /// Where the UDP sockets listen.
+    pub listen: Listen,
     /// Name of the network namespace that the UDP sockets live in.
     pub socket_netns: Option<String>,
     /// Name of the network namespace that the interface is created in; else in the launcher's.
@@ -98,6 +101,12 @@ fn serve(mut launcher: Launcher, started: Result<Unconfined>) -> u8 {
     }
 }
 
+/// How UDP sockets are set up.
+fn udp_options(options: &Options, large_buffers: bool) -> UdpOptions {
+    let gro = !options.without.contains(&Offload::UdpGro);
+    UdpOptions { listen: options.listen, gro, large_buffers }
+}
+
 /// Everything up to the moment when the dataplane is there.
 fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     wgsep_policy::become_non_dumpable()?;
@@ -111,7 +120,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     let user = wgsep_policy::user::choose(options.user.as_deref())?;
     let Inherited { tun, uapi, store, manager, unnotified, is_file_capable } =
         startup::clean_process()?;
-    let large_buffers = options.grants.large_buffers && !is_file_capable;
+    let large_buffers = !is_file_capable;
     startup::set_limits(options.workers)?;
     let open_log = || log::open(options, launcher.is_journal());
     let sink = startup::with_callers_rights(is_file_capable, open_log)??;
@@ -128,7 +137,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     };
     // This process is where the UDP sockets live from now on.
     let first_unprivileged = netns::first_unprivileged_port();
-    let grants = Grants { large_buffers, first_unprivileged, ..options.grants };
+    let grants = Grants { first_unprivileged, ..options.grants };
     let sink = sink.map_or_else(|| log::open_default(&name), Ok)?;
     let mut log = Log::new(sink, options.log_format, options.log_level);
     log.set_interface(&name);
@@ -162,7 +171,8 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
         Reply::Granted { ifindex, netns, follows_moves, tun_queues, offload, take_over: None };
     // Whoever started this process in the foreground, or an init that is this process, waits for its end.
     let waits = options.foreground && (manager.parts().is_none() || getpid().as_raw() == 1);
-    let settings = upgrade::settings(options, &grants, user, &granted, waits);
+    let udp = udp_options(options, large_buffers);
+    let settings = upgrade::settings(options, udp, user, &granted, waits);
     let successors = match settings.map(|settings| upgrade::await_successor(&name, settings)) {
         Some(Ok((successors, file))) => {
             socket_file.set_upgrade(Some(file));
@@ -181,7 +191,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
         dataplane,
         interface: Interface { name, granted, descriptors, missing },
         grants,
-        gro: !options.without.contains(&Offload::UdpGro),
+        udp,
         missing_gro,
         strict: options.strict,
         socket_file,

@@ -47,6 +47,7 @@ fn words(options: &Options, grants: &Grants, interface: &str) -> Result<Vec<CStr
         lowest_port,
         highest_port,
         fwmark: grants.mark.map_or(0, |(value, mask)| value & mask),
+        listens_everywhere: options.listen.is_everywhere(),
     };
     let words = core::iter::once(PROGRAM.to_owned()).chain(startup.encode(options.version));
     let words: core::result::Result<_, _> = words.map(CString::new).collect();

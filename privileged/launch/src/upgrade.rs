@@ -26,7 +26,9 @@ use std::time::Duration;
 use wgsep_ipc::upgrade::{FromPredecessor, HELLO, LogSink, Waiter, Welcome};
 use wgsep_ipc::{Channel, Received, Reply};
 use wgsep_journal::{Format, Log, ServiceManager, Sink};
-use wgsep_monitor::{DIRECTORY, Error, Interface, OwnFile, Result, Step, UdpSockets, Unconfined};
+use wgsep_monitor::{
+    DIRECTORY, Error, Interface, OwnFile, Result, Step, UdpOptions, UdpSockets, Unconfined,
+};
 use wgsep_policy::{Layer, user};
 use wgsep_upgrade::{Predecessor, Successors};
 
@@ -73,7 +75,7 @@ fn channel_pair() -> Result<(Channel, OwnedFd)> {
 /// The settings that a helper with these options hands on.
 pub fn settings(
     options: &Options,
-    grants: &Grants,
+    udp: UdpOptions,
     ids: Option<(Uid, Gid)>,
     granted: &Reply,
     waits: bool,
@@ -91,10 +93,11 @@ pub fn settings(
         ids: ids.map(|(uid, gid)| (uid.as_raw(), gid.as_raw())),
         workers: u8::try_from(options.workers).ok()?,
         strict: options.strict,
-        port: grants.port,
-        marks: grants.mark,
-        low_ports: grants.low_ports,
-        large_buffers: grants.large_buffers,
+        listen: options.listen,
+        port: options.grants.port,
+        marks: options.grants.mark,
+        low_ports: options.grants.low_ports,
+        large_buffers: udp.large_buffers,
         without: without.fold(0, |bits, (_, number)| bits | 1 << number),
         log_level: options.log_level,
         log_json: options.log_format == Format::Json,
@@ -178,8 +181,8 @@ fn options(version: &'static str, interface: &str, welcome: &Welcome) -> Options
             mark: welcome.marks,
             low_ports: welcome.low_ports,
             first_unprivileged: None,
-            large_buffers: welcome.large_buffers,
         },
+        listen: welcome.listen,
         socket_netns: None,
         tun_netns: None,
         without: Offload::ALL
@@ -227,9 +230,8 @@ pub fn start(
     let (listener, upgrade) = (next()?, next()?);
     let queues = (0..welcome.tun_queues).map(|_| next().and_then(tun::out_of_reach));
     let queues = queues.collect::<Result<Vec<_>>>()?;
-    let mut socket = |is_there: bool| is_there.then(&mut next).transpose();
-    let take_over = welcome.udp.unwrap_or(wgsep_ipc::TakeOver { port: 0, v4: false, v6: false });
-    let udp = [socket(take_over.v4)?, socket(take_over.v6)?];
+    let take_over = welcome.udp.unwrap_or(wgsep_ipc::TakeOver { port: 0, sockets: 0 });
+    let udp = (0..take_over.sockets).map(|_| next()).collect::<Result<Vec<_>>>()?;
     let sink = match (welcome.log, next()?) {
         (LogSink::Stream, log) => Sink::Stream(log.into()),
         (LogSink::Journal, log) => Sink::Journal(log.into()),
@@ -265,17 +267,19 @@ pub fn start(
         None => None,
     };
     let (socket_file, made_socket) = uapi_socket::of_running(&listener, interface)?;
-    let (netlink, follows_moves) = netlink::subscribe(grants.large_buffers)?;
+    let (netlink, follows_moves) = netlink::subscribe(welcome.large_buffers)?;
     let mut dataplane = spawn::start(&options, &grants, interface, user)?;
     dataplane.report.note(Layer::NoDescriptorsIn, uapi_socket::refuse_descriptors(&listener));
 
-    let duplicate = |socket: &Option<OwnedFd>| {
-        let duplicate = socket.as_ref().map(OwnedFd::try_clone).transpose();
-        duplicate.step("duplicate a socket").map(|duplicate| duplicate.map(UdpSocket::from))
-    };
-    let (v4, v6) = (duplicate(&udp[0])?, duplicate(&udp[1])?);
+    let duplicates = udp.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>();
+    let duplicates = duplicates.step("duplicate a socket")?;
     let (mark, joins) = (welcome.mark, welcome.udp_gro);
-    let sockets = welcome.udp.map(|udp| UdpSockets { v4, v6, port: udp.port, mark, joins });
+    let sockets = welcome.udp.map(|udp| UdpSockets {
+        sockets: duplicates.into_iter().map(UdpSocket::from).collect(),
+        port: udp.port,
+        mark,
+        joins,
+    });
     let granted = Reply::Granted {
         ifindex: welcome.ifindex,
         netns: welcome.netns,
@@ -297,11 +301,7 @@ pub fn start(
         report,
         upgrade: own_file(interface).ok(),
     };
-    let descriptors = [listener, netlink]
-        .into_iter()
-        .chain(queues)
-        .chain([state])
-        .chain(udp.into_iter().flatten());
+    let descriptors = [listener, netlink].into_iter().chain(queues).chain([state]).chain(udp);
     Ok(Unconfined {
         version,
         dataplane,
@@ -312,7 +312,7 @@ pub fn start(
             missing: None,
         },
         grants,
-        gro: !options.without.contains(&Offload::UdpGro),
+        udp: crate::udp_options(&options, welcome.large_buffers),
         missing_gro: crate::offload::missing(Offload::UdpGro, &options.without),
         strict: options.strict,
         socket_file,

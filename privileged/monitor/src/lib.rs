@@ -19,7 +19,7 @@ pub use lock_down::{Dataplane, Interface, Unconfined};
 #[cfg(feature = "fuzzing")]
 pub use requests::{Requests, Served};
 pub use state::{Monitor, Process};
-pub use udp::UdpSockets;
+pub use udp::{UdpOptions, UdpSockets};
 pub use wgsep_host::{
     DIRECTORY, Error, Generation, OwnFile, Result, SocketFile, Step, kernel_log_number, objection,
     poll,

@@ -4,7 +4,7 @@
 use crate::monitor::GRACE;
 use crate::requests::{LockedDown, Requests};
 use crate::state::{End, Monitor, Process};
-use crate::udp::UdpSockets;
+use crate::udp::{UdpOptions, UdpSockets};
 use nix::errno::Errno;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{Gid, Pid, Uid};
@@ -58,8 +58,8 @@ pub struct Unconfined {
     pub interface: Interface,
     /// What the dataplane may ask for.
     pub grants: Grants,
-    /// Whether UDP sockets use UDP_GRO, by which one call receives several datagrams.
-    pub gro: bool,
+    /// How UDP sockets are set up.
+    pub udp: UdpOptions,
     /// The line of the log about sockets without UDP_GRO.
     pub missing_gro: String,
     /// Refuse to run with any layer of the sandbox degraded.
@@ -91,11 +91,11 @@ impl Unconfined {
     /// If the dataplane does not lock itself down or the kernel shows that it did not, if this process cannot
     /// be confined, or if a layer is degraded where none may be. The dataplane is killed then.
     pub fn lock_down(self) -> Result<Monitor> {
-        let Self { version, dataplane, interface, grants, gro, missing_gro, strict, .. } = self;
+        let Self { version, dataplane, interface, grants, udp, missing_gro, strict, .. } = self;
         let Self { socket_file, signals, generation, log, manager, is_restored, .. } = self;
         let Self { successors, predecessor, sockets, .. } = self;
         let Dataplane { process, channel, pid, ids, threads, mut report } = dataplane;
-        let mut requests = Requests::new(channel, grants, gro);
+        let mut requests = Requests::new(channel, grants, udp);
         // Its port is not new: the dataplane may have it again at once.
         sockets.iter().for_each(|sockets| requests.new_ports.opened(sockets.port, Instant::now()));
         requests.sockets = sockets;

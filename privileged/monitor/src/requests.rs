@@ -96,8 +96,8 @@ fn replied(sent: Result<(), Error>) -> Served {
 pub struct Requests {
     pub(crate) channel: Channel,
     grants: Grants,
-    /// Whether UDP sockets are to receive datagrams many at a time.
-    gro: bool,
+    /// Of UDP sockets.
+    options: UdpOptions,
     phase: Phase,
     pub(crate) sockets: Option<UdpSockets>,
     pub(crate) new_ports: NewPorts,
@@ -115,11 +115,11 @@ pub struct Requests {
 impl Requests {
     /// Those of a dataplane that was just started.
     #[must_use]
-    pub fn new(channel: Channel, grants: Grants, gro: bool) -> Self {
+    pub fn new(channel: Channel, grants: Grants, options: UdpOptions) -> Self {
         Self {
             channel,
             grants,
-            gro,
+            options,
             phase: Phase::Init,
             sockets: None,
             new_ports: NewPorts::default(),
@@ -231,11 +231,9 @@ impl Requests {
         if self.new_ports.is_too_early(port, Instant::now()) {
             return Ok(Reply::TOO_EARLY);
         }
-        let options = UdpOptions { gro: self.gro, large_buffers: self.grants.large_buffers };
-        let sockets = UdpSockets::ensure(&mut self.sockets, port, mark, options)?;
-        self.new_ports.opened(sockets.port, Instant::now());
-        let [v4, v6] = sockets.families().map(|family| family.is_some());
-        Ok(Reply::UdpOpened { port: sockets.port, v4, v6 })
+        let opened = UdpSockets::ensure(&mut self.sockets, port, mark, self.options)?;
+        self.new_ports.opened(opened.port, Instant::now());
+        Ok(Reply::UdpOpened { port: opened.port, sockets: opened.sockets.len() as u8 })
     }
 
     fn set_mark(&mut self, mark: u32) -> Result<Reply, Errno> {
@@ -246,8 +244,7 @@ impl Requests {
 
     fn answer(&self, sequence: u32, reply: Reply) -> Served {
         let opened = self.sockets.as_ref().filter(|_| matches!(reply, Reply::UdpOpened { .. }));
-        let families = opened.map(UdpSockets::families).unwrap_or_default();
-        let descriptors: Vec<_> = families.into_iter().flatten().collect();
+        let descriptors: Vec<_> = opened.into_iter().flat_map(UdpSockets::descriptors).collect();
         replied(self.channel.send_reply(sequence, &reply, &descriptors))
     }
 
@@ -318,7 +315,8 @@ mod tests {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (ours, its) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
-        let requests = Requests::new(Channel::new(ours).unwrap(), Grants::default(), true);
+        let requests =
+            Requests::new(Channel::new(ours).unwrap(), Grants::default(), UdpOptions::default());
         (requests, Channel::new(its).unwrap())
     }
 

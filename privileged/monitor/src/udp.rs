@@ -1,13 +1,15 @@
-//! UDP sockets, marked and bound: one for each family, both on the same port.
+//! UDP sockets, marked and bound: one for each address, or each family, all on the same port.
 
 use crate::sys;
 use nix::errno::Errno;
 use nix::libc::{self, c_int};
 use nix::sys::socket::{
-    AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, bind, shutdown, socket,
+    AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, bind, setsockopt, shutdown,
+    socket, sockopt,
 };
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use wgsep_ipc::startup::Listen;
 
 /// How often a port that the kernel chose for one family may be taken in the other.
 const TRIES: usize = 100;
@@ -42,8 +44,10 @@ const V6_OPTIONS: [(c_int, c_int, c_int); 4] = [
 ];
 
 /// How sockets are set up.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct UdpOptions {
+    /// Where they listen.
+    pub listen: Listen,
     /// Receive datagrams many at a time, where the kernel can.
     pub gro: bool,
     /// Buffers beyond the limits of the system.
@@ -52,10 +56,8 @@ pub struct UdpOptions {
 
 /// The open sockets, of which the dataplane has duplicates.
 pub struct UdpSockets {
-    /// If this machine has IPv4.
-    pub v4: Option<UdpSocket>,
-    /// If this machine has IPv6.
-    pub v6: Option<UdpSocket>,
+    /// At most one for each family, or for each address.
+    pub sockets: Vec<UdpSocket>,
     /// The port bound.
     pub port: u16,
     /// SO_MARK.
@@ -91,7 +93,7 @@ impl UdpSockets {
     /// # Errors
     /// ENOTRECOVERABLE if one continues to receive; never by the dataplane's doing.
     pub fn give_up(self) -> nix::Result<()> {
-        for socket in self.families().into_iter().flatten() {
+        for socket in self.descriptors() {
             // It returns ENOTCONN, and sends fail from then on all the same,
             let _not_connected = shutdown(socket.as_raw_fd(), Shutdown::Write);
             // but for a datagram that was begun with MSG_MORE, which is sent here as it is.
@@ -111,24 +113,22 @@ impl UdpSockets {
         }
     }
 
-    /// Opens both families. A machine may lack one of them, not both.
+    /// Opens one for each address. Of the two families a machine may lack one, not both.
     fn open_once(port: u16, mark: u32, options: UdpOptions) -> nix::Result<Self> {
-        let open = |address| open_socket(address, mark, options.large_buffers);
-        let v4 = open((Ipv4Addr::UNSPECIFIED, port).into())?;
-        let port = v4.as_ref().map_or(Ok(port), bound_port)?;
-        let v6 = open((Ipv6Addr::UNSPECIFIED, port).into())?;
-        let port = v6.as_ref().map_or(Ok(port), bound_port)?;
-        if v4.is_none() && v6.is_none() {
-            return Err(Errno::EAFNOSUPPORT);
+        let mut opened = Self { sockets: Vec::new(), port, mark, joins: false };
+        for address in options.listen.bound() {
+            if let Some(socket) = open_socket((address, opened.port).into(), mark, &options)? {
+                opened.port = bound_port(&socket)?;
+                opened.sockets.push(socket);
+            }
         }
-        let mut sockets = Self { v4, v6, port, mark, joins: false };
-        sockets.joins = options.gro && sockets.families().into_iter().flatten().all(join_datagrams);
-        Ok(sockets)
+        opened.joins = options.gro && opened.descriptors().all(join_datagrams);
+        if opened.sockets.is_empty() { Err(Errno::EAFNOSUPPORT) } else { Ok(opened) }
     }
 
-    /// Those there are, in the order IPv4, IPv6.
-    pub fn families(&self) -> [Option<BorrowedFd<'_>>; 2] {
-        [&self.v4, &self.v6].map(|socket| socket.as_ref().map(AsFd::as_fd))
+    /// The sockets.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sockets.iter().map(AsFd::as_fd)
     }
 
     /// Changes the mark of both, or of none.
@@ -136,8 +136,7 @@ impl UdpSockets {
     /// # Errors
     /// As setsockopt(2).
     pub fn set_mark(&mut self, mark: u32) -> nix::Result<()> {
-        let set_all =
-            |mark| self.families().into_iter().flatten().try_for_each(|s| set_mark(s, mark));
+        let set_all = |mark| self.descriptors().try_for_each(|s| set_mark(s, mark));
         if let Err(errno) = set_all(mark) {
             let _restored = set_all(self.mark);
             return Err(errno);
@@ -180,7 +179,7 @@ fn join_datagrams(socket: BorrowedFd<'_>) -> bool {
 fn open_socket(
     address: SocketAddr,
     mark: u32,
-    large_buffers: bool,
+    &UdpOptions { large_buffers, listen, .. }: &UdpOptions,
 ) -> nix::Result<Option<UdpSocket>> {
     let (family, options) = match address {
         SocketAddr::V4(_) => (AddressFamily::Inet, &V4_OPTIONS[..]),
@@ -188,7 +187,7 @@ fn open_socket(
     };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = match socket(family, SockType::Datagram, flags, None) {
-        Err(Errno::EAFNOSUPPORT) => return Ok(None),
+        Err(Errno::EAFNOSUPPORT) if address.ip().is_unspecified() => return Ok(None),
         opened => opened.map_err(filtered)?,
     };
     set_mark(socket.as_fd(), mark)?;
@@ -202,8 +201,11 @@ fn open_socket(
     for (level, name, value) in options {
         sys::set_option(socket.as_fd(), *level, *name, *value).map_err(filtered)?;
     }
+    if let Some(name) = listen.device() {
+        setsockopt(&socket, sockopt::BindToDevice, &name.into()).map_err(filtered)?;
+    }
     match bind(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
-        Err(Errno::EADDRNOTAVAIL) => Ok(None),
+        Err(Errno::EADDRNOTAVAIL) if address.ip().is_unspecified() => Ok(None),
         bound => bound.map(|()| Some(socket.into())),
     }
 }
@@ -219,25 +221,76 @@ mod tests {
     use std::io::IoSlice;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    const OPTIONS: UdpOptions = UdpOptions { gro: true, large_buffers: true };
+    fn options() -> UdpOptions {
+        UdpOptions { gro: true, large_buffers: true, listen: Listen::default() }
+    }
+
+    /// Of each socket a duplicate, and the loopback address of its family.
+    fn keep(sockets: &UdpSockets) -> Vec<(UdpSocket, &'static str)> {
+        let kept = sockets.sockets.iter().map(|socket| {
+            let is_ipv4 = socket.local_addr().unwrap().is_ipv4();
+            (socket.try_clone().unwrap(), if is_ipv4 { "127.0.0.1" } else { "::1" })
+        });
+        kept.collect()
+    }
 
     #[test]
     fn both_families_share_a_port_and_a_taken_one_is_refused() {
-        let sockets = UdpSockets::open(0, 0, OPTIONS).unwrap();
+        let sockets = UdpSockets::open(0, 0, options()).unwrap();
         assert_ne!(sockets.port, 0);
-        for socket in [&sockets.v4, &sockets.v6].into_iter().flatten() {
+        for socket in &sockets.sockets {
             assert_eq!(bound_port(socket), Ok(sockets.port));
         }
-        assert_eq!(UdpSockets::open(sockets.port, 0, OPTIONS).err(), Some(Errno::EADDRINUSE));
+        assert_eq!(UdpSockets::open(sockets.port, 0, options()).err(), Some(Errno::EADDRINUSE));
+    }
+
+    fn on(addresses: &[&str]) -> UdpOptions {
+        let mut listen = Listen::default();
+        for (slot, address) in listen.addresses.iter_mut().zip(addresses) {
+            *slot = Some(address.parse().unwrap());
+        }
+        UdpOptions { listen, ..options() }
+    }
+
+    #[test]
+    fn the_sockets_of_several_addresses_share_a_port_with_others_elsewhere() {
+        let here = ["127.0.0.1", "127.0.0.2", "::1"];
+        let sockets = UdpSockets::open(0, 0, on(&here)).unwrap();
+        let port = sockets.port;
+        let bound = sockets.sockets.iter().map(|socket| socket.local_addr().unwrap());
+        assert!(bound.eq(here.map(|address| SocketAddr::new(address.parse().unwrap(), port))));
+        let elsewhere = UdpSockets::open(port, 0, on(&["127.0.0.3"])).unwrap();
+        let taken = UdpSockets::open(port, 0, on(&["127.0.0.4", "127.0.0.3"]));
+        assert_eq!(taken.err(), Some(Errno::EADDRINUSE));
+        assert_eq!(elsewhere.give_up(), Ok(()));
+    }
+
+    #[test]
+    fn an_address_that_this_machine_has_not_is_refused_rather_than_left_out() {
+        let opened = UdpSockets::open(0, 0, on(&["127.0.0.1", "192.0.2.1"]));
+        assert_eq!(opened.err(), Some(Errno::EADDRNOTAVAIL));
+    }
+
+    #[test]
+    fn sockets_of_one_interface_are_given_up_as_the_others_are() {
+        let mut one = on(&["127.0.0.1"]);
+        one.listen.device[..2].copy_from_slice(b"lo");
+        let sockets = UdpSockets::open(0, 0, one).unwrap();
+        let (kept, port) = (keep(&sockets).remove(0).0, sockets.port);
+        assert_eq!(sockets.give_up(), Ok(()));
+        let other = UdpSocket::bind("127.0.0.1:0").unwrap();
+        other.send_to(b"in", ("127.0.0.1", port)).unwrap();
+        assert_eq!(kept.recv(&mut [0; 9]).unwrap_err().raw_os_error(), Some(libc::EAGAIN));
+        one.listen.device[..8].copy_from_slice(b"nowhere0");
+        assert_eq!(UdpSockets::open(0, 0, one).err(), Some(Errno::ENODEV));
     }
 
     #[test]
     fn a_kept_duplicate_of_what_was_given_up_neither_sends_nor_receives() {
-        let sockets = UdpSockets::open(0, 0, OPTIONS).unwrap();
-        let (v4, v6) = (sockets.v4.as_ref().unwrap(), sockets.v6.as_ref());
-        let pairs = [(Some(v4), "127.0.0.1"), (v6, "::1")];
-        let kept = pairs.map(|(socket, host)| socket.map(|one| (one.try_clone().unwrap(), host)));
-        for (kept, host) in kept.iter().flatten() {
+        let sockets = UdpSockets::open(0, 0, options()).unwrap();
+        let kept = keep(&sockets);
+        assert!(!kept.is_empty());
+        for (kept, host) in &kept {
             let other = UdpSocket::bind((*host, 0)).unwrap();
             kept.send_to(b"out", other.local_addr().unwrap()).unwrap();
             other.send_to(b"in", (*host, sockets.port)).unwrap();
@@ -251,7 +304,7 @@ mod tests {
             let to = SockaddrStorage::from(sink.local_addr().unwrap());
             sendmsg(from.as_raw_fd(), &[IoSlice::new(b"more")], &[], flags, Some(&to))
         };
-        for (kept, _) in kept.iter().flatten() {
+        for (kept, _) in &kept {
             assert_eq!(
                 send_more(kept, MsgFlags::from_bits_retain(libc::MSG_MORE)),
                 Ok(4),
@@ -259,7 +312,7 @@ mod tests {
             );
         }
         assert_eq!(sockets.give_up(), Ok(()));
-        for (kept, host) in kept.iter().flatten() {
+        for (kept, host) in &kept {
             assert_eq!(send_more(kept, MsgFlags::MSG_NOSIGNAL), Err(Errno::EPIPE));
             let other = UdpSocket::bind((*host, 0)).unwrap();
             let sent = kept.send_to(b"out", other.local_addr().unwrap());
@@ -273,26 +326,27 @@ mod tests {
     #[test]
     fn the_same_port_keeps_its_sockets_and_a_failure_keeps_the_old_ones() {
         let mut held = None;
-        let port = UdpSockets::ensure(&mut held, 0, 0, OPTIONS).unwrap().port;
+        let port = UdpSockets::ensure(&mut held, 0, 0, options()).unwrap().port;
         let taken = UdpSocket::bind("0.0.0.0:0").unwrap();
         let taken_port = taken.local_addr().unwrap().port();
-        let refused = UdpSockets::ensure(&mut held, taken_port, 7, OPTIONS);
+        let refused = UdpSockets::ensure(&mut held, taken_port, 7, options());
         assert_eq!(refused.err(), Some(Errno::EADDRINUSE));
         assert_eq!(held.as_ref().map(|sockets| (sockets.port, sockets.mark)), Some((port, 0)));
-        assert_eq!(UdpSockets::ensure(&mut held, port, 7, OPTIONS).unwrap().mark, 7);
-        assert_ne!(UdpSockets::ensure(&mut held, 0, 7, OPTIONS).unwrap().port, port);
+        assert_eq!(UdpSockets::ensure(&mut held, port, 7, options()).unwrap().mark, 7);
+        assert_ne!(UdpSockets::ensure(&mut held, 0, 7, options()).unwrap().port, port);
     }
 
     /// Control messages and filters share a socket's memory for options (net.core.optmem_max).
     #[test]
     fn what_is_given_up_receives_no_more_however_its_memory_for_options_is_used() {
         for _ in 0..20 {
-            let sockets = UdpSockets::open(0, 0, OPTIONS).unwrap();
-            let kept = sockets.v4.as_ref().unwrap().try_clone().unwrap();
+            let sockets = UdpSockets::open(0, 0, options()).unwrap();
+            let (kept, _) = keep(&sockets).remove(0);
             let (port, ended) = (sockets.port, AtomicBool::new(false));
             std::thread::scope(|scope| {
                 scope.spawn(|| {
-                    let to = SockaddrStorage::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 9)));
+                    let to =
+                        SockaddrStorage::from(SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 9)));
                     let descriptors = vec![0; 30_000];
                     while !ended.load(Ordering::Relaxed) {
                         let control = [ControlMessage::ScmRights(&descriptors)];
@@ -315,18 +369,17 @@ mod tests {
     /// As where limits of the host leave no memory for one; here because it is locked.
     #[test]
     fn what_is_given_up_receives_no_more_though_the_kernel_refuses_a_filter() {
-        let sockets = UdpSockets::open(0, 0, OPTIONS).unwrap();
-        for socket in sockets.families().into_iter().flatten() {
+        let sockets = UdpSockets::open(0, 0, options()).unwrap();
+        for socket in sockets.descriptors() {
             sys::set_option(socket, libc::SOL_SOCKET, libc::SO_LOCK_FILTER, 1).unwrap();
             assert_eq!(sys::reject_packets(socket), Err(Errno::EPERM));
         }
-        let pairs = [(&sockets.v4, "127.0.0.1"), (&sockets.v6, "::1")];
-        let kept = pairs.map(|(socket, host)| Some((socket.as_ref()?.try_clone().unwrap(), host)));
+        let kept = keep(&sockets);
         let port = sockets.port;
         assert_eq!(sockets.give_up(), Ok(()));
-        let opened = UdpSockets::open(port, 0, OPTIONS).err();
+        let opened = UdpSockets::open(port, 0, options()).err();
         assert_eq!(opened, Some(Errno::EADDRINUSE), "the port stays bound");
-        for (kept, host) in kept.iter().flatten() {
+        for (kept, host) in &kept {
             let other = UdpSocket::bind((*host, 0)).unwrap();
             other.send_to(b"in", (*host, port)).unwrap();
             let received = kept.recv(&mut [0; 9]);

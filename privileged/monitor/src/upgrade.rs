@@ -119,9 +119,9 @@ impl Monitor {
 impl Requests {
     fn udp(&self) -> Option<Udp<'_>> {
         let sockets = self.sockets.as_ref()?;
-        let families = sockets.families();
-        let [v4, v6] = families.map(|family| family.is_some());
         let UdpSockets { port, joins, mark, .. } = *sockets;
-        Some(Udp { sockets: TakeOver { port, v4, v6 }, mark, joins, families })
+        let descriptors: Vec<_> = sockets.descriptors().collect();
+        let taken_over = TakeOver { port, sockets: descriptors.len() as u8 };
+        Some(Udp { sockets: taken_over, mark, joins, descriptors })
     }
 }

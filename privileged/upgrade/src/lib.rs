@@ -65,14 +65,14 @@ pub struct Have<'a> {
 
 /// Open UDP sockets.
 pub struct Udp<'a> {
-    /// Port and families.
+    /// Port and number.
     pub sockets: TakeOver,
     /// SO_MARK.
     pub mark: u32,
     /// Whether datagrams are received many at a time.
     pub joins: bool,
-    /// In the order IPv4, IPv6.
-    pub families: [Option<BorrowedFd<'a>>; 2],
+    /// The sockets.
+    pub descriptors: Vec<BorrowedFd<'a>>,
 }
 
 impl Successors {
@@ -189,7 +189,7 @@ impl Successors {
         let descriptors: Vec<_> = [listener.as_fd(), self.socket.as_fd()]
             .into_iter()
             .chain(queues.iter().map(AsFd::as_fd))
-            .chain(have.udp.iter().flat_map(|udp| udp.families).flatten())
+            .chain(have.udp.iter().flat_map(|udp| &udp.descriptors).copied())
             .chain([sink.as_fd()])
             .chain(manager.map(|(socket, _)| socket))
             .chain(have.waiter.map(AsFd::as_fd))

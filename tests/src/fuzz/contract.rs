@@ -15,11 +15,12 @@ use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Once;
 use std::time::Duration;
+use wgsep_ipc::startup::Listen;
 use wgsep_ipc::{
     Channel, FromHelper, MAX_FRAME, Notice, Received, Reply, Request, SandboxReport, TunOffload,
     VERSION, decode,
 };
-use wgsep_monitor::{Grants, Requests, Served};
+use wgsep_monitor::{Grants, Requests, Served, UdpOptions};
 
 /// Requests in a row that each have another waiting behind them; the next is a flood.
 const FLOOD: usize = 16;
@@ -73,8 +74,17 @@ fn some_grants(input: &mut Input<'_>) -> Grants {
         mark: (kind & 2 != 0).then(|| (input.number(), input.number())),
         low_ports: kind & 4 != 0,
         first_unprivileged: None,
-        large_buffers: false,
     }
+}
+
+fn some_options(input: &mut Input<'_>) -> UdpOptions {
+    let kind = input.byte();
+    let mut listen = Listen::default();
+    if kind & 2 != 0 {
+        listen.addresses[0] = Some([127, 0, 0, 1].into());
+        listen.addresses[1] = (kind & 4 != 0).then_some([127, 0, 0, 2].into());
+    }
+    UdpOptions { listen, gro: kind & 1 == 0, large_buffers: false }
 }
 
 impl Dataplane {
@@ -101,7 +111,7 @@ impl Dataplane {
             ports: BTreeSet::new(),
             sockets,
         };
-        (dataplane, Requests::new(theirs, grants, input.byte() & 1 == 0))
+        (dataplane, Requests::new(theirs, grants, some_options(input)))
     }
 
     /// Says something, sensible or not.
@@ -294,13 +304,13 @@ impl Dataplane {
     }
 
     fn check_opened(&mut self, permitted: u16, mark: u32, reply: Reply) {
-        let Reply::UdpOpened { port, v4, v6 } = reply else {
+        let Reply::UdpOpened { port, sockets } = reply else {
             // A port in use, or no privilege to mark.
             assert!(matches!(reply, Reply::Refused { .. }), "{reply:?}");
             return;
         };
         assert!(port != 0 && (permitted == 0 || permitted == port));
-        assert_eq!(self.sockets.len(), usize::from(v4) + usize::from(v6));
+        assert_eq!(self.sockets.len(), usize::from(sockets));
         self.ports.insert(port);
         assert!(self.ports.len() <= NEW_PORTS, "{:?}", self.ports);
         self.check_mark(mark);
