@@ -128,10 +128,13 @@ install: build
 	install -m 644 LICENSE $(DESTDIR)$(DOCDIR)
 	TARGET=$(TARGET) bin/dist/licences wgsep wgsep-dataplane-bin >$(DESTDIR)$(DOCDIR)/LICENCES-OF-CRATES
 	$(DATED) TARGET=$(TARGET) DATAPLANE_FLAGS='$(DATAPLANE_FLAGS)' bin/dist/sbom "$$(cat $(BUILT_VERSION))" >$(DESTDIR)$(DOCDIR)/wgsep.cdx.json
-	$(PLACED) bin/dist/wgsep@.service.in >$(DESTDIR)$(UNITDIR)/wgsep@.service
+	for unit in wgsep@ wgsep-resolve@; do \
+		$(PLACED) bin/dist/$$unit.service.in >$(DESTDIR)$(UNITDIR)/$$unit.service || exit; done
+	install -m 644 bin/dist/wgsep-resolve@.timer $(DESTDIR)$(UNITDIR)
 	$(PLACED) bin/dist/prometheus.in >$(DESTDIR)$(LIBEXECDIR)/prometheus
 	@# What a redirection makes has the mode of the umask, or of what an earlier install left.
-	chmod 644 $(addprefix $(DESTDIR),$(MANDIR)/man8/wgsep.8 $(MANDIR)/man8/wgsep-quick.8 $(MANDIR)/man7/wgsep-sandbox.7 $(UNITDIR)/wgsep@.service \
+	chmod 644 $(addprefix $(DESTDIR),$(MANDIR)/man8/wgsep.8 $(MANDIR)/man8/wgsep-quick.8 $(MANDIR)/man7/wgsep-sandbox.7 \
+		$(addprefix $(UNITDIR)/,wgsep@.service wgsep-resolve@.service) \
 		$(addprefix $(DOCDIR)/,README.md SECURITY.md CHANGELOG.md LICENCES-OF-CRATES wgsep.cdx.json))
 	chmod 755 $(DESTDIR)$(LIBEXECDIR)/prometheus
 	install -m 644 bin/dist/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/wgsep.conf

@@ -55,6 +55,8 @@ fn make_install_keeps_to_destdir_and_prefix_and_runs_from_there() {
     let destdir = scratch.join("stage");
     make(&["install", "PREFIX=/opt/wg", &format!("DESTDIR={}", destdir.display())]);
     let mut expected = [
+        ("lib/systemd/system/wgsep-resolve@.service", 0o644),
+        ("lib/systemd/system/wgsep-resolve@.timer", 0o644),
         ("lib/systemd/system/wgsep@.service", 0o644),
         ("lib/sysusers.d/wgsep.conf", 0o644),
         ("libexec/wgsep/prometheus", 0o755),
@@ -182,6 +184,8 @@ fn the_unit_is_clean_and_as_little_exposed_as_security_says() {
         "--recursive-errors=no",
         &root,
         "wgsep@wg0.service",
+        "wgsep-resolve@wg0.service",
+        "wgsep-resolve@wg0.timer",
     ]));
     let complaints = String::from_utf8_lossy(&checked.stderr).into_owned();
     assert!(checked.status.success() && complaints.is_empty(), "{complaints}");

@@ -317,7 +317,7 @@ impl Drop for Host {
         }
         // What a failed test has left.
         let _ = fs::remove_file(socket_path(&self.interface));
-        for left in ["conf", "conf.lock", "endpoints"] {
+        for left in ["conf", "conf.lock", "endpoints", "reached"] {
             let _ = fs::remove_file(format!("/run/wgsep-quick/{}.{left}", self.interface));
         }
     }
@@ -554,6 +554,139 @@ fn an_endpoint_that_is_a_name_is_found_again_after_a_crash() {
         daemon.exit_within(LIMIT);
         host.is_as(&before);
     }
+}
+
+/// `vpn.example` in place of the address of the other end.
+struct Named(Host);
+
+impl Named {
+    /// Up, without any traffic of its own, while the name leads to `addresses`.
+    fn up(addresses: &str) -> Self {
+        let host = Host::new();
+        host.write(&format!("{}Endpoint = vpn.example:{PORT}\n", host.plain_server()));
+        // It is not to begin by itself.
+        host.other.daemon.wg_set(format!("peer {} remove", host.key.public));
+        let named = Self(host);
+        named.leads_to(addresses);
+        let up = named.run("up");
+        assert!(up.status.success(), "{up:?}");
+        named
+    }
+
+    fn leads_to(&self, addresses: &str) {
+        let lines = addresses.split_whitespace().map(|address| format!("{address} vpn.example\n"));
+        fs::write(self.0.bin.join("hosts"), lines.collect::<String>()).unwrap();
+    }
+
+    fn command(&self, verb: &str) -> Command {
+        let hosts = format!("mount --bind {} /etc/hosts &&", self.0.bin.join("hosts").display());
+        self.0.command_with(&hosts, verb, &[])
+    }
+
+    fn run(&self, verb: &str) -> Output {
+        output(&mut self.command(verb))
+    }
+
+    /// Resolves the names again; the endpoint afterwards, without its port.
+    #[track_caller]
+    fn resolve(&self) -> String {
+        let done = self.run("resolve");
+        assert!(done.status.success(), "{done:?}");
+        self.endpoint()
+    }
+
+    fn endpoint(&self) -> String {
+        let shown = self.0.netns.run(format!("wg show {} endpoints", self.0.interface));
+        let (_, endpoint) = shown.trim().split_once('\t').unwrap();
+        endpoint.strip_suffix(&format!(":{PORT}")).unwrap().to_owned()
+    }
+
+    /// All that wg(8) shows but endpoints.
+    fn rest(&self) -> String {
+        let shown = self.0.netns.run(format!("wg showconf {}", self.0.interface));
+        shown.lines().filter(|line| !line.starts_with("Endpoint")).collect::<Vec<_>>().join("\n")
+    }
+
+    /// The other end takes this one as a peer again.
+    fn is_expected(&self) {
+        let address = Side::Left.inner(Family::V4);
+        let key = &self.0.key.public;
+        self.0.other.daemon.wg_set(format!("peer {key} allowed-ips {address}/32"));
+    }
+}
+
+/// An address of the link that no host has.
+const NOWHERE: &str = "10.77.0.99";
+
+#[test]
+fn a_name_that_leads_elsewhere_by_now_is_followed_where_its_peer_is_not_reached() {
+    require!(Wgsep);
+    let named = Named::up(NOWHERE);
+    let right = Side::Right.outer(Family::V4).to_string();
+    let before = named.rest();
+    assert_eq!((named.endpoint(), named.resolve()), (NOWHERE.to_owned(), NOWHERE.to_owned()));
+    named.leads_to(&right);
+    assert_eq!(named.resolve(), right);
+    assert_eq!(named.rest(), before, "nothing else is set");
+    named.is_expected();
+    named.0.carries_traffic();
+
+    named.leads_to(NOWHERE);
+    assert_eq!(named.resolve(), right, "the peer is reached");
+    named.leads_to(&right);
+    named
+        .0
+        .netns
+        .run(format!("wg set {} peer {} remove", named.0.interface, named.0.other.key.public));
+    assert!(named.run("resolve").status.success());
+    assert_eq!(named.0.netns.run(format!("wg show {} peers", named.0.interface)), "");
+    named.0.must("down");
+}
+
+#[test]
+fn addresses_of_both_families_are_tried_in_turn_while_packets_go_unanswered() {
+    require!(Wgsep);
+    let right = Side::Right.outer(Family::V6).to_string();
+    let named = Named::up(&format!("{NOWHERE} {right}"));
+    named.is_expected();
+    let interface = &named.0.interface;
+    named.0.netns.run(format!(
+        "wg set {interface} peer {} endpoint {NOWHERE}:{PORT}",
+        named.0.other.key.public
+    ));
+    assert_eq!([named.resolve(), named.resolve()], [NOWHERE; 2], "nothing was sent");
+    let pinging = Pinging::start(&named.0.netns, Side::Right.inner(Family::V4));
+    let was_sent = || {
+        let shown = named.0.netns.run(format!("wg show {interface} transfer"));
+        !shown.trim().ends_with("\t0")
+    };
+    wait::until("an initiation was sent", LIMIT, was_sent);
+    assert_eq!(named.resolve(), format!("[{right}]"));
+    pinging.until_more(1);
+    assert_eq!(named.resolve(), format!("[{right}]"), "it is reached");
+    named.0.must("down");
+}
+
+#[test]
+fn a_name_without_an_address_to_send_to_is_said_and_the_endpoint_stays() {
+    require!(Wgsep);
+    let named = Named::up(NOWHERE);
+    let own = Side::Left.outer(Family::V4).to_string();
+    for addresses in ["", &own, "2001:db8::1"] {
+        named.leads_to(addresses);
+        let said = named.0.refusal(&mut named.command("resolve"));
+        let [line] = &said[..] else { panic!("{said:?}") };
+        assert!(line.contains("vpn.example") && line.contains("getent ahosts"), "{line}");
+        assert_eq!(named.endpoint(), NOWHERE);
+    }
+    // In a unit, which runs every half minute, it is no failure, and a line once.
+    let in_unit = || output(named.command("resolve").env("INVOCATION_ID", "0"));
+    assert!(in_unit().status.success());
+    let again = in_unit();
+    assert!(again.status.success() && again.stderr.is_empty(), "{again:?}");
+    named.0.must("down");
+    let said = named.0.refusal(&mut named.command("resolve"));
+    assert!(said[0].contains("is not up"), "{said:?}");
 }
 
 /// Its `ip link add type wireguard` would succeed.
@@ -957,4 +1090,42 @@ fn the_unit_takes_each_file_through_a_crash_a_reload_and_a_restart_and_leaves_no
         machine.run("wgsep-quick down wg0");
         assert_eq!(state(), before);
     }
+}
+
+#[test]
+fn the_timer_follows_a_name_that_leads_elsewhere() {
+    let Some(image) = Machine::image_or_skips() else { return };
+    let scratch = Scratch::new();
+    let deb = package(&scratch);
+    let mut host = Host::new();
+    host.interface = "wg0".to_owned();
+    let right = host.other.endpoint(Family::V4);
+    host.write(&format!("{}Endpoint = vpn.example:{PORT}\n", host.plain_server()));
+    let files = [(&*deb, "/mnt/wgsep.deb"), (&*host.files, "/etc/wireguard")];
+    let machine = Machine::boot(&image, &host.netns, &files);
+    machine.run("dpkg --install /mnt/wgsep.deb");
+    let leads_to = |address: &str| machine.run(&format!("echo {address} vpn.example >/etc/hosts"));
+    leads_to(NOWHERE);
+    // Each second, for a test.
+    machine.run(
+        "mkdir -p /run/systemd/system/wgsep-resolve@.timer.d && printf '[Timer]\\nOnCalendar=\\nOnCalendar=*:*:*\\n\
+         AccuracySec=100ms\\n' >/run/systemd/system/wgsep-resolve@.timer.d/often.conf && systemctl daemon-reload && \
+         systemctl start wgsep-resolve@wg0.timer",
+    );
+    let result =
+        || machine.run("systemctl show --value --property Result wgsep-resolve@wg0.service");
+    machine.run("systemctl start wgsep@wg0");
+    assert!(machine.run("wg show wg0 endpoints").contains(NOWHERE));
+    leads_to(&right.ip().to_string());
+    wait::until("the endpoint follows", LIMIT, || {
+        machine.run("wg show wg0 endpoints").contains(&right.to_string())
+    });
+    host.carries_traffic();
+    machine.run("systemctl stop wgsep@wg0");
+    let journal = || {
+        machine.run("journalctl --quiet --no-pager --output cat --unit wgsep-resolve@wg0.service")
+    };
+    wait::until("it goes on without a tunnel", LIMIT, || journal().contains("skipped"));
+    assert_eq!(result().trim(), "success", "{}", journal());
+    assert!(journal().contains("endpoint of vpn.example"), "{}", journal());
 }

@@ -13,7 +13,7 @@ _wgsep_quick_names() {
 _wgsep_quick() {
 	local cur=${COMP_WORDS[COMP_CWORD]} words name
 	case $COMP_CWORD:$cur in
-	1:*) words='up down reload save strip' ;;
+	1:*) words='up down reload resolve save strip' ;;
 	2:*/*)
 		mapfile -t COMPREPLY < <(compgen -f -X '!*.conf' -- "$cur")
 		return
@@ -27,7 +27,7 @@ _wgsep_quick() {
 			done)
 			;;
 		down) words=$(_wgsep_quick_names /run/wireguard .sock; _wgsep_quick_names /run/wgsep-quick .conf) ;;
-		reload | save) words=$(_wgsep_quick_names /run/wireguard .sock) ;;
+		reload | resolve | save) words=$(_wgsep_quick_names /run/wireguard .sock) ;;
 		esac
 		;;
 	*) return ;;

@@ -15,8 +15,8 @@ function __wgsep_quick_startable
 end
 
 complete -c wgsep-quick -f
-complete -c wgsep-quick -n 'not __fish_seen_subcommand_from up down reload save strip' -a 'up down reload save strip'
+complete -c wgsep-quick -n 'not __fish_seen_subcommand_from up down reload resolve save strip' -a 'up down reload resolve save strip'
 complete -c wgsep-quick -n '__fish_seen_subcommand_from up' -a '(__wgsep_quick_startable)'
-complete -c wgsep-quick -n '__fish_seen_subcommand_from down reload save' -a '(__wgsep_quick_names /run/wireguard .sock)'
+complete -c wgsep-quick -n '__fish_seen_subcommand_from down reload resolve save' -a '(__wgsep_quick_names /run/wireguard .sock)'
 complete -c wgsep-quick -n '__fish_seen_subcommand_from down' -a '(__wgsep_quick_names /run/wgsep-quick .conf)'
 complete -c wgsep-quick -n '__fish_seen_subcommand_from strip' -a '(__wgsep_quick_names /etc/wireguard .conf)'
