@@ -31,7 +31,7 @@ pub use in_flight::Send;
 pub use layers::{Layer, Process};
 pub use new_ports::NewPorts;
 pub use proof::{check_proc, untraceable, verify};
-pub use report::{Report, State};
+pub use report::{Report, Sandboxes, State};
 pub use seccomp::Named;
 pub use status::ThreadStatus;
 pub use sys::{Heap, exit};

@@ -4,6 +4,7 @@ use crate::TOO_MANY_IN_FLIGHT;
 use crate::layers::{Layer, Process};
 use crate::namespaces::KINDS;
 use core::fmt;
+use nix::unistd::{Pid, Uid};
 
 /// How a layer turned out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,6 +160,54 @@ impl fmt::Display for Report {
             separator = " ";
         }
         Ok(())
+    }
+}
+
+/// The sandboxes of both processes, as they turned out.
+pub struct Sandboxes {
+    /// Of the dataplane.
+    pub dataplane: Report,
+    /// Of the helper.
+    pub helper: Report,
+}
+
+impl Sandboxes {
+    fn both(&self) -> [(Process, &Report); 2] {
+        [(Process::Dataplane, &self.dataplane), (Process::Helper, &self.helper)]
+    }
+
+    /// Members of a JSON object, each with a comma before it: the version, the dataplane's process and uid, and `sandbox`,
+    /// which has an object for each process with a string for each layer that was tried.
+    #[must_use]
+    pub fn members(&self, version: &str, pid: Pid, uid: Uid) -> String {
+        let layers = |report: &Report| {
+            let tried =
+                Layer::all().zip(report.states).filter(|(_, state)| *state != State::Absent);
+            let members = tried.map(|(layer, state)| format!("\"{}\":\"{state}\"", layer.name()));
+            members.collect::<Vec<_>>().join(",")
+        };
+        let both = self
+            .both()
+            .map(|(process, report)| format!("\"{}\":{{{}}}", process.name(), layers(report)));
+        format!(
+            ",\"version\":\"{version}\",\"pid\":{pid},\"uid\":{uid},\"sandbox\":{{{}}}",
+            both.join(",")
+        )
+    }
+}
+
+impl fmt::Display for Sandboxes {
+    /// `every layer in force`, or the degraded ones.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut degraded = self.both().into_iter().flat_map(|(process, report)| {
+            let degraded = report.degraded(process);
+            degraded.map(move |(layer, state)| (process.name(), layer.name(), state))
+        });
+        let Some((process, layer, state)) = degraded.next() else {
+            return f.write_str("every layer in force");
+        };
+        write!(f, "not in force: {process}'s {layer} {state}")?;
+        degraded.try_for_each(|(process, layer, state)| write!(f, ", {process}'s {layer} {state}"))
     }
 }
 

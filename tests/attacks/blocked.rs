@@ -139,9 +139,13 @@ fn attack_13_without_landlock_or_mseal_the_report_says_so_and_strict_mode_refuse
         let daemon = Daemon::start_with(Wgsep, &netns, |command| block(command, calls, errno));
         // It answers before it logs.
         wait::until("the report is logged", LIMIT, || daemon.process.log().contains("started: "));
-        let log = daemon.process.log();
         // The dataplane's and the helper's own.
-        assert_eq!(log.matches(&format!("{layer}={state}")).count(), 2, "{log}");
+        let report = daemon.sandbox_report();
+        assert_eq!(report.matches(&format!("{layer}={state}")).count(), 2, "{report}");
+        let log = daemon.process.log();
+        let [its, helpers] =
+            ["dataplane", "helper"].map(|name| format!("{name}'s {layer} {state}"));
+        assert!(log.contains(&format!("; sandbox: not in force: {its}, {helpers}\n")), "{log}");
         let said = refusal(&netns, &["--sandbox", "strict"], calls, errno);
         assert!(said.contains(&format!("{layer} {state}")), "{said}");
     }
@@ -157,8 +161,8 @@ fn attack_13_without_namespaces_all_other_layers_are_applied() {
     let netns = Netns::new();
     let daemon = Daemon::start_with(Wgsep, &netns, |command| block(command, &calls, libc::EPERM));
     wait::until("the report is logged", LIMIT, || daemon.process.log().contains("started: "));
-    let log = daemon.process.log();
-    let degraded = log.split([' ', ',', ';']).filter(|word| word.contains("=degraded"));
+    let report = daemon.sandbox_report();
+    let degraded = report.split_whitespace().filter(|word| word.contains("=degraded"));
     assert_eq!(
         degraded.collect::<Vec<_>>(),
         ["user-namespace", "namespaces", "empty-root"]
@@ -200,7 +204,7 @@ fn attack_13_a_refused_kind_of_namespace_costs_no_other_and_the_audit_names_it_a
             block_namespace(command, flag, errno);
         });
         wait::until("the report is logged", LIMIT, || daemon.process.log().contains("started: "));
-        let log = daemon.process.log();
+        let report = daemon.sandbox_report();
         let [helper, dataplane] = [daemon.process.pid(), daemon.dataplane()];
         for (kind, ..) in kinds {
             let [helpers, its] = [helper, dataplane]
@@ -214,8 +218,8 @@ fn attack_13_a_refused_kind_of_namespace_costs_no_other_and_the_audit_names_it_a
             expected.push(format!("empty-root=degraded({errno:?})"));
         }
         let degraded: Vec<_> =
-            log.split([' ', ',', ';']).filter(|word| word.contains("=degraded")).collect();
-        assert_eq!(degraded, expected, "{log}");
+            report.split_whitespace().filter(|word| word.contains("=degraded")).collect();
+        assert_eq!(degraded, expected, "{report}");
         let root = std::fs::read_dir(format!("/proc/{dataplane}/root")).unwrap();
         assert_eq!(root.count() == 0, refused != "mnt", "the root where {refused} is refused");
         for thread in procfs::threads(dataplane) {
@@ -237,7 +241,10 @@ fn attack_13_where_mounting_is_refused_the_audit_names_the_calls() {
     let daemon = Daemon::start_with(Wgsep, &netns, |command| block(command, &without, libc::EPERM));
     wait::until("the report is logged", LIMIT, || daemon.process.log().contains("started: "));
     let log = daemon.process.log();
-    assert!(log.contains("namespaces=applied") && log.contains("empty-root=degraded"), "{log}");
+    assert!(
+        log.contains("sandbox: not in force: dataplane's empty-root degraded(EPERM)\n"),
+        "{log}"
+    );
     let said = advice(&daemon, "empty-root");
     assert!(said.contains("pivot_root(2)") && !said.contains("as root"), "{said}");
 }

@@ -373,7 +373,7 @@ fn attack_18_the_helper_can_open_start_trace_and_configure_nothing() {
 fn attack_18_the_helper_can_signal_its_child_and_remove_files_of_its_directory_only() {
     require!(Wgsep);
     let daemon = serving();
-    if daemon.process.log().contains("landlock=unsupported") {
+    if daemon.sandbox_report().contains("landlock=unsupported") {
         return wgsep_tests::skip::skip("this kernel has no Landlock");
     }
     let scratch = Scratch::new();

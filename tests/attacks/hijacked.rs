@@ -103,7 +103,7 @@ fn attack_02_executable_memory_kills() {
 fn attack_02_nothing_of_the_program_can_be_unmapped() {
     require!(Wgsep);
     let daemon = serving();
-    if daemon.process.log().contains("sealed-memory=unsupported") {
+    if daemon.sandbox_report().contains("sealed-memory=unsupported") {
         return skip("this kernel has no mseal(2)");
     }
     let mut worker = hijack(&daemon);
@@ -284,7 +284,7 @@ fn attack_05_no_descriptor_can_be_sent_to_a_uapi_client_or_to_the_helper() {
     };
     if !LaunchedAs::this_run().has_own_uid() {
         // As SECURITY.md and the report say.
-        assert!(daemon.process.log().contains("no-fd-out=degraded(EPERM)"));
+        assert!(daemon.sandbox_report().contains("no-fd-out=degraded(EPERM)"));
         assert_eq!(send(accepted, Some(held[0])), Outcome::Returned(8));
         return;
     }
@@ -306,7 +306,7 @@ fn attack_05_no_descriptor_can_be_sent_to_a_uapi_client_or_to_the_helper() {
 fn attack_05_no_descriptor_can_be_received_from_a_uapi_client() {
     require!(Wgsep);
     let daemon = serving();
-    if daemon.process.log().contains("no-fd-in=unsupported") {
+    if daemon.sandbox_report().contains("no-fd-in=unsupported") {
         return skip("this kernel has no SO_PASSRIGHTS, which came with Linux 6.16");
     }
     let (mut client, accepted) = client(&daemon);

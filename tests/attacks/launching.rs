@@ -136,12 +136,13 @@ impl Launched {
         degraded.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// The two reports of the log: the dataplane's and the helper's.
+    /// The two reports that the audit reads: the dataplane's and the helper's.
     fn reports(&self) -> [String; 2] {
-        let log = self.process.log();
-        let (_, reports) = log.split_once("dataplane's sandbox: ").unwrap();
-        let (dataplane, helper) = reports.split_once("; helper's sandbox: ").unwrap();
-        [dataplane, helper.lines().next().unwrap()].map(str::to_owned)
+        let (pid, interface) = (self.process.pid(), &self.interface);
+        let path = format!("/proc/{pid}/root/run/wireguard/{interface}.sandbox");
+        let text = fs::read_to_string(path).unwrap();
+        let report = |process: &str| text.lines().find_map(|line| line.strip_prefix(process));
+        ["dataplane: ", "helper: "].map(|process| report(process).unwrap().to_owned())
     }
 
     /// What `wgsep audit` says of it.
@@ -402,7 +403,7 @@ fn assert_upgrades(launched: &Launched, around: &[&str]) {
     });
     launched.assert_serves_wg_with_fwmark();
     let log = launched.process.log();
-    assert_eq!(log.matches("dataplane's sandbox: ").count(), 2, "{log}");
+    assert_eq!(log.matches("started: ").count(), 2, "{log}");
     assert_eq!(launched.degraded(), degraded, "{log}");
     let is_helper = |pid: &Pid| ids(*pid) == helpers;
     let expected = if dataplanes == helpers { 3 } else { 2 };

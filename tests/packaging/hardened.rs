@@ -59,7 +59,7 @@ fn the_unit_serves_where_proc_hides_processes_and_fails_with_a_reason() {
     let log = journal("wg0", "cat");
     let started = log.lines().find(|line| line.contains("started: ")).unwrap();
     assert!(started.starts_with("wgsep[wg0]: started: "), "a time, or a priority: {started}");
-    let known = started.replace("sealed-memory=degraded(EPERM)", "");
+    let known = started.replace("'s sealed-memory degraded(EPERM)", "");
     assert!(!known.contains("degraded"), "{started}");
     // /proc/sys is read-only in the unit, which needs no action.
     assert!(!log.contains("settings stay"), "{log}");

@@ -963,7 +963,7 @@ fn names_and_files_that_cannot_be_used_are_refused_with_a_remedy() {
             &path,
             "wg-quick(8) is missing; install it: Debian and Fedora have it in wireguard-tools",
         ),
-        ("", "start", &path, "usage: wgsep-quick up|down|reload|save|strip INTERFACE|FILE"),
+        ("", "start", &path, "usage: wgsep-quick up|down|reload|resolve|save|strip INTERFACE|FILE"),
     ] {
         let said = run(before, verb, name);
         assert!(said.len() == 1 && said[0].contains(expected), "{verb} {name}: {said:?}");

@@ -108,6 +108,17 @@ impl Daemon {
         children[0]
     }
 
+    /// How each layer of both processes turned out, as the helper wrote it down for the audit.
+    #[track_caller]
+    #[must_use]
+    pub fn sandbox_report(&self) -> String {
+        let path = socket_path(&self.interface).with_extension("sandbox");
+        match std::fs::read_to_string(&path) {
+            Ok(report) => report,
+            Err(error) => panic!("{}: {error}", path.display()),
+        }
+    }
+
     /// Moves the interface to another namespace; the sockets stay where the daemon was started.
     #[track_caller]
     pub fn move_interface(&mut self, to: &Arc<Netns>) {

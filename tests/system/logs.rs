@@ -405,6 +405,30 @@ fn lines_of_the_dataplane_have_a_tag_of_their_own_as_text_and_in_json() {
     }
 }
 
+#[test]
+fn the_start_is_a_short_line_and_in_json_it_has_each_layer_of_both_processes() {
+    require!(Wgsep);
+    let start = |format: &str| {
+        let daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {
+            command.args(["--log-format", format]);
+        });
+        until_logged(&daemon, "started: ");
+        let (log, dataplane) = (daemon.process.log(), daemon.dataplane());
+        (log.lines().find(|line| line.contains("started: ")).unwrap().to_owned(), dataplane)
+    };
+    let (text, _) = start("text");
+    assert!(text.len() < 200 && text.ends_with("; sandbox: every layer in force"), "{text}");
+    let (json, dataplane) = start("json");
+    let event: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(event["pid"], dataplane.as_raw());
+    assert!(event["uid"].is_u64() && event["version"].is_string(), "{json}");
+    for (process, layer) in
+        [("dataplane", "seccomp"), ("dataplane", "empty-root"), ("helper", "landlock")]
+    {
+        assert_eq!(event["sandbox"][process][layer], "applied", "{json}");
+    }
+}
+
 // ---------------------------------------------------------------- a handshake that fails says why
 
 /// Two ends that are joined and know nothing of each other.

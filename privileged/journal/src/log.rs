@@ -40,7 +40,7 @@ const SUPPRESSED: &str = "lines of the dataplane were suppressed; its lines are 
 /// and of lines that the sink did not take.
 const LOST: &str = "lines could not be written to the log, or not whole; see whether its disk is full, and whether what reads it keeps up (for syslog, see net.unix.max_dgram_qlen)";
 /// Tag of the helper's own lines.
-const HELPER: &str = "wgsep";
+pub(crate) const HELPER: &str = "wgsep";
 /// Tag of the dataplane's lines, whatever they contain.
 const DATAPLANE: &str = "wgsep-dataplane";
 /// Facility of syslog(3) messages: daemon.
@@ -164,29 +164,29 @@ impl Log {
 
     /// Writes a line. What the sink does not take is lost, and counted: logging never stops the daemon.
     pub fn line(&self, level: Level, message: &str) {
-        self.write(HELPER, level, &escape(message), 1);
+        self.write(HELPER, level, [&escape(message), ""], 1);
     }
 
     /// Writes the last line, for which a full sink has 100 ms: what reads it may be slower than a burst of lines. The
     /// lines that were lost before are counted.
     pub fn last_line(&self, level: Level, message: &str) {
-        self.write(HELPER, level, &escape(message), LAST_TRIES);
+        self.write(HELPER, level, [&escape(message), ""], LAST_TRIES);
     }
 
-    /// Writes an escaped message behind a tag; the length of that line, 0 if its level is not wanted. Where it is the
+    /// Writes an escaped message, as JSON with more members, behind a tag; the length of that line, 0 if its level is not wanted. Where it is the
     /// first for a while that the sink takes after others were lost, another line counts those.
-    fn write(&self, program: &str, level: Level, message: &str, tries: u32) -> usize {
+    pub(crate) fn write(&self, tag: &str, level: Level, text: [&str; 2], tries: u32) -> usize {
         if !self.is_wanted(level) {
             return 0;
         }
-        let line = self.format(program, level, message);
+        let line = self.format(tag, level, text);
         let pause = || ppoll(&mut [], Some(BETWEEN_TRIES.into()), None).is_ok();
         let send = |line: &str| self.send(line) || (1..tries).any(|_| pause() && self.send(line));
         let is_written = send(&line);
         let (mut lost, mut counted) = self.lost.get();
         lost += u64::from(!is_written);
         let is_due = tries > 1 || counted.is_none_or(|counted| counted.elapsed() > BETWEEN_COUNTS);
-        let count = || self.format(HELPER, Level::Error, &format!("{lost} {LOST}"));
+        let count = || self.format(HELPER, Level::Error, [&format!("{lost} {LOST}"), ""]);
         if is_written && lost > 0 && is_due && send(&count()) {
             (lost, counted) = (0, Some(Instant::now()));
         }
@@ -194,9 +194,9 @@ impl Log {
         line.len()
     }
 
-    /// The line for an escaped message, as the sink takes it.
-    fn format(&self, program: &str, level: Level, message: &str) -> String {
-        let (tag, priority) = (format!("{program}[{}]", self.interface), level as u8);
+    /// The line for an escaped message, as the sink takes it; only JSON has the second text, more members.
+    fn format(&self, tag: &str, level: Level, [message, members]: [&str; 2]) -> String {
+        let (tag, priority) = (format!("{tag}[{}]", self.interface), level as u8);
         let (time, level) = (format_rfc3339_millis(SystemTime::now()), level.name());
         match (&self.sink, self.format) {
             (Sink::Syslog(_), _) => format!("<{}>{tag}: {message}", FACILITY | priority),
@@ -207,7 +207,7 @@ impl Log {
                 let priority = if is_journal { format!("<{priority}>") } else { String::new() };
                 let [tag, interface, message] = [&*tag, &*self.interface, message].map(json);
                 format!(
-                    "{priority}{{\"time\":\"{time}\",\"level\":\"{level}\",\"tag\":\"{tag}\",\"interface\":\"{interface}\",\"message\":\"{message}\"}}\n"
+                    "{priority}{{\"time\":\"{time}\",\"level\":\"{level}\",\"tag\":\"{tag}\",\"interface\":\"{interface}\",\"message\":\"{message}\"{members}}}\n"
                 )
             }
         }
@@ -273,7 +273,7 @@ impl Log {
             self.budget.dropped += u64::from(self.is_wanted(level));
             return;
         }
-        self.budget.bytes += self.write(DATAPLANE, level, &escape_dataplane(message), 1);
+        self.budget.bytes += self.write(DATAPLANE, level, [&escape_dataplane(message), ""], 1);
         if self.budget.bytes >= most {
             let end = SystemTime::now() + PERIOD.saturating_sub(self.budget.since.elapsed());
             let (end, mib) = (format_rfc3339_millis(end), most >> 20);
@@ -324,7 +324,7 @@ fn send_to(socket: &UnixDatagram, line: &[u8], path: &str) -> io::Result<usize> 
 
 /// Makes visible whatever is not printable ASCII, so that nothing moves a cursor, is invisible or looks like
 /// something else, and cuts what is too long.
-fn escape(message: &str) -> String {
+pub(crate) fn escape(message: &str) -> String {
     let mut escaped = String::with_capacity(message.len());
     for character in message.chars() {
         if escaped.len() > MAX_MESSAGE {
@@ -621,6 +621,21 @@ mod tests {
             !(text.contains("wgsep[wg0]: ended: a breach") && text.contains(&counted))
         };
         assert!((0..20).any(|_| !is_late()));
+    }
+
+    #[test]
+    fn members_of_an_event_are_in_json_and_the_text_has_none() {
+        for (format, has_members) in [(Format::Json, true), (Format::Text, false)] {
+            let (log, written) = piped(Sink::Stream, format);
+            log.event("started: all is well", r#","sandbox":{"helper":{}},"pid":7"#);
+            let line = written();
+            assert_eq!(
+                line.contains(r#"all is well","sandbox":{"helper":{}},"pid":7}"#),
+                has_members,
+                "{line}"
+            );
+            assert_eq!(line.contains("sandbox"), has_members, "{line}");
+        }
     }
 
     #[test]

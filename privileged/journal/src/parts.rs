@@ -1,6 +1,7 @@
 //! What another process needs to go on with the log and the service manager of this one.
 
-use crate::{Format, Log, ServiceManager, Sink};
+use crate::log::{HELPER, escape};
+use crate::{Format, Level, Log, ServiceManager, Sink};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 use wgsep_ipc::LogLevel;
@@ -15,6 +16,11 @@ impl AsFd for Sink {
 }
 
 impl Log {
+    /// Writes a line of which JSON has more: `members` are what stands behind the message, each with a comma before it.
+    pub fn event(&self, message: &str, members: &str) {
+        self.write(HELPER, Level::Info, [&escape(message), members], 1);
+    }
+
     /// Where the lines go, how they look, and up to which level they are written.
     #[must_use]
     pub const fn settings(&self) -> (&Sink, Format, LogLevel) {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use wgsep_host::{BREACH, Error, Generation, Result, SocketFile};
 use wgsep_ipc::{Channel, Reply};
 use wgsep_journal::{Level, Log, ServiceManager};
-use wgsep_policy::{Grants, Layer, Named, Process as Confined, Report, State};
+use wgsep_policy::{Grants, Layer, Named, Process as Confined, Report, Sandboxes, State};
 use wgsep_upgrade::{Predecessor, Successors};
 
 /// How long the dataplane may take to start and to lock itself down.
@@ -149,6 +149,7 @@ impl Unconfined {
             helper_report.refuse_degraded(Confined::Helper)?;
         }
 
+        let sandboxes = Sandboxes { dataplane: report, helper: helper_report };
         let claims = format!("helper: {helper_report}\ndataplane: {report}\n");
         // Before any client is served, so that each finds it. That of a helper that is replaced is written later.
         monitor.write_report(&interface.name, &claims);
@@ -180,10 +181,12 @@ impl Unconfined {
             successors.begin();
         }
         monitor.log.started();
-        monitor.log.info(&format!(
-            "started: version {version}, dataplane pid {pid} uid {}; dataplane's sandbox: {report}; helper's sandbox: {helper_report}",
+        let line = format!(
+            "started: version {version}, dataplane pid {pid} uid {}; sandbox: {sandboxes}",
             ids.0
-        ));
+        );
+        monitor.log.event(&line, &sandboxes.members(version, pid, ids.0));
+        monitor.log.line(Level::Debug, &claims.trim_end().replace('\n', "; "));
         if let Some(tracer) = tracer {
             monitor.log.line(Level::Warn, &format!(
                 "process {tracer} traces the dataplane and can read its keys; end that process, and start wgsep again"
