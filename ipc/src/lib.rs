@@ -16,7 +16,7 @@ pub mod upgrade;
 
 pub use channel::{Channel, MAX_DESCRIPTORS, Received};
 pub use message::{MAX_FRAME, REPORT_LAYERS, Request, SandboxReport, VERSION, decode};
-pub use reply::{FromHelper, Notice, Reply, TakeOver, TunOffload};
+pub use reply::{FromHelper, Notice, Reply, TunOffload};
 pub use startup::{Level, LogLevel, Offload, Startup};
 
 /// What can go wrong on the channel. All but a full socket buffer end the conversation.

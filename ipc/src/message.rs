@@ -110,7 +110,7 @@ pub fn decode<T: serde::de::DeserializeOwned>(frame: &[u8]) -> Result<(u32, T), 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{FromHelper, Reply, TakeOver, TunOffload};
+    use crate::{FromHelper, Reply, TunOffload};
 
     fn requests() -> Vec<Request> {
         vec![
@@ -136,11 +136,11 @@ mod tests {
             follows_moves: true,
             tun_queues: 255,
             offload: TunOffload::default(),
-            take_over: Some(TakeOver { port: u16::MAX, sockets: 2 }),
+            take_over: true,
         };
         let said = FromHelper::Reply { sequence: 3, reply };
         assert_eq!(decode(Frame::encode(0, said).unwrap().as_bytes()), Ok((0, said)));
-        assert_eq!(said.descriptors(), 260);
+        assert_eq!(said.descriptors(), 258);
     }
 
     #[test]

@@ -14,20 +14,11 @@ pub struct TunOffload {
     pub uso: bool,
 }
 
-/// What a dataplane takes over from the one before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TakeOver {
-    /// The UDP port, if one is open.
-    pub port: u16,
-    /// How many UDP sockets come with it.
-    pub sockets: u8,
-}
-
 /// The helper's answer; each request but [`crate::Request::Pong`] gets one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// The sandbox was verified. Comes with the UAPI listener, the netlink socket, the TUN
-    /// queues, and what is taken over: the socket by which the state comes, and the UDP sockets, in this order.
+    /// queues, and the socket by which the state comes, if one is taken over, in this order.
     Granted {
         /// Index of the interface.
         ifindex: u32,
@@ -39,8 +30,8 @@ pub enum Reply {
         tun_queues: u8,
         /// What these do besides single packets.
         offload: TunOffload,
-        /// What comes from another dataplane. Answered by [`crate::Request::Pong`] once the dataplane serves it.
-        take_over: Option<TakeOver>,
+        /// A state comes from another dataplane. Answered by [`crate::Request::Pong`] once the dataplane has all of it.
+        take_over: bool,
     },
     /// Comes with the UDP sockets.
     UdpOpened {
@@ -68,11 +59,7 @@ impl Reply {
     pub const fn descriptors(&self) -> usize {
         match self {
             Self::Granted { tun_queues, take_over, .. } => {
-                let taken_over = match take_over {
-                    Some(TakeOver { sockets, .. }) => 1 + *sockets as usize,
-                    None => 0,
-                };
-                2 + *tun_queues as usize + taken_over
+                2 + *tun_queues as usize + *take_over as usize
             }
             Self::UdpOpened { sockets, .. } => *sockets as usize,
             Self::Done | Self::Refused { .. } => 0,

@@ -9,9 +9,7 @@
 
 use crate::message::CODEC;
 use crate::startup::Listen;
-use crate::{
-    Channel, Error, FromHelper, LogLevel, MAX_FRAME, Notice, Received, TakeOver, TunOffload,
-};
+use crate::{Channel, Error, FromHelper, LogLevel, MAX_FRAME, Notice, Received, TunOffload};
 use nix::fcntl::OFlag;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use nix::unistd::{dup3, write};
@@ -48,8 +46,8 @@ pub enum Waiter {
 }
 
 /// What the running pair has and was started with. Comes with descriptors, in this order: the UAPI listener, the socket
-/// that [`HELLO`] came to, the TUN queues, the UDP sockets, the log, the service manager's socket, if any, and the
-/// channel to an earlier helper, if any.
+/// that [`HELLO`] came to, the TUN queues, the log, the service manager's socket, if any, and the channel to an earlier
+/// helper, if any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
     /// Index of the interface.
@@ -60,12 +58,6 @@ pub struct Welcome {
     pub tun_queues: u8,
     /// What these do besides single packets.
     pub offload: TunOffload,
-    /// The UDP port and sockets, if they are open.
-    pub udp: Option<TakeOver>,
-    /// They receive datagrams many at a time.
-    pub udp_gro: bool,
-    /// Their mark.
-    pub mark: u32,
     /// The dataplane's uid and gid, if not those of the helper.
     pub ids: Option<(u32, u32)>,
     /// Worker threads.
@@ -102,9 +94,8 @@ impl Welcome {
     /// How many descriptors come with it.
     #[must_use]
     pub fn descriptors(&self) -> usize {
-        let udp = self.udp.map_or(0, |udp| usize::from(udp.sockets));
         let earlier = usize::from(self.waiter == Waiter::EarlierHelper);
-        3 + usize::from(self.tun_queues) + udp + usize::from(self.manager.is_some()) + earlier
+        3 + usize::from(self.tun_queues) + usize::from(self.manager.is_some()) + earlier
     }
 }
 
@@ -115,8 +106,33 @@ pub enum FromPredecessor {
     Welcome(Welcome),
     /// It was sent this signal, which is meant for the new helper.
     Signal(i32),
-    /// Its dataplane has given everything away, and has ended.
-    HandedOver,
+    /// Its dataplane has given everything away. The UDP sockets come with it, if they are open: as they are after the
+    /// last request of that dataplane.
+    HandedOver(Option<OpenUdp>),
+}
+
+impl FromPredecessor {
+    /// How many descriptors come with it.
+    fn descriptors(&self) -> usize {
+        match self {
+            Self::Welcome(welcome) => welcome.descriptors(),
+            Self::HandedOver(udp) => udp.map_or(0, |udp| usize::from(udp.sockets)),
+            Self::Signal(_) => 0,
+        }
+    }
+}
+
+/// UDP sockets that are open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenUdp {
+    /// Their port.
+    pub port: u16,
+    /// How many there are.
+    pub sockets: u8,
+    /// SO_MARK.
+    pub mark: u32,
+    /// They receive datagrams many at a time.
+    pub joins: bool,
 }
 
 /// What the new helper says.
@@ -176,20 +192,20 @@ impl Channel {
         self.send(0, FromHelper::Notice(Notice::HandOver), &[state])
     }
 
-    /// Sends what it has to the new helper.
+    /// Sends something with descriptors to the new helper.
     ///
     /// # Errors
-    /// If that is gone or reads nothing, or `descriptors` are not as many as `welcome` says.
-    pub fn send_welcome(
+    /// If that is gone or reads nothing, or `descriptors` are not as many as `message` says.
+    pub fn send_to_successor(
         &self,
-        welcome: &Welcome,
+        message: &FromPredecessor,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), Error> {
-        if descriptors.len() != welcome.descriptors() {
+        if descriptors.len() != message.descriptors() {
             return Err(Error::Descriptors);
         }
         let mut frame = [0; MAX_FRAME];
-        let len = encode(FromPredecessor::Welcome(*welcome), &mut frame)?;
+        let len = encode(message, &mut frame)?;
         let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         let bytes = [IoSlice::new(frame.get(..len).unwrap_or_default())];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
@@ -234,11 +250,7 @@ impl Channel {
             return Ok(Received::Closed);
         }
         let message = decode(bytes.get(..len).unwrap_or_default())?;
-        let expected = match &message {
-            FromPredecessor::Welcome(welcome) => welcome.descriptors(),
-            FromPredecessor::HandedOver | FromPredecessor::Signal(_) => 0,
-        };
-        if descriptors.len() != expected {
+        if descriptors.len() != FromPredecessor::descriptors(&message) {
             return Err(Error::Descriptors);
         }
         Ok(Received::Message(message, descriptors))

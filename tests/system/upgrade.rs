@@ -24,7 +24,9 @@ use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{self, Family, Side};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{Process, output, stop};
-use wgsep_tests::procfs::{children, describe_threads, is_reading, is_running, with_argument};
+use wgsep_tests::procfs::{
+    children, describe_threads, is_reading, is_running, threads, with_argument,
+};
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::traffic::{answers_at_once, ping, until_ping};
 use wgsep_tests::tunnel::{End, Plan, Tunnel};
@@ -489,6 +491,62 @@ fn dataplanes_that_are_stopped_at_any_step_of_a_hand_over_go_on_with_it() {
     let Tunnel { left, right } = &tunnel;
     assert!((0..5).any(|_| stop_at_each_step(&left.daemon)), "{}", left.daemon.process.log());
     until_ping(&left.daemon.netns, inner(right));
+}
+
+/// Begins an upgrade, and stops the new dataplane before it is locked down, and so before the old one hands over. `None`
+/// if that came too late.
+fn begin_upgrade(daemon: &Daemon) -> Option<(Pid, Process)> {
+    let [_, old] = pair(daemon);
+    let mut upgrading = Process::spawn(command(daemon), "wgsep upgrade");
+    let is_new = |pid: &Pid| *pid != old && is_dataplane(*pid);
+    let new = wait::poll(LIMIT, || processes(daemon).into_iter().find(is_new)).unwrap();
+    stop(new);
+    if threads(new).iter().all(|thread| thread.text("Seccomp") == "0") {
+        return Some((new, upgrading));
+    }
+    kill(new, Signal::SIGCONT).unwrap();
+    upgrading.exit_within(PATIENCE);
+    None
+}
+
+/// The running helper has already sent what the new one needs to start.
+#[test]
+fn sockets_that_change_during_an_upgrade_are_handed_over_as_they_are_in_the_end() {
+    require!(Wgsep);
+    let tunnel = tunnel_with(&[]);
+    let Tunnel { left, right } = &tunnel;
+    let (netns, interface) = (&left.daemon.netns, &left.daemon.interface);
+    let listening = || {
+        let sockets = netns.run("ss -H -u -l -n");
+        let port = left.daemon.listen_port().to_string();
+        sockets.lines().filter(|line| line.contains(&format!(":{port} "))).count()
+    };
+    let set_link = |state: &str| {
+        netns.run(format!("ip link set {interface} {state}"));
+        let expected = if state == "up" { 2 } else { 0 };
+        wait::until("the port follows", LIMIT, || listening() == expected);
+    };
+    let set_port = |port: &str| left.daemon.wg_set(format!("listen-port {port} fwmark {port}"));
+    type Change<'a> = &'a dyn Fn();
+    let changes: [(Change<'_>, usize); 4] = [
+        (&|| set_link("down"), 0),
+        (&|| set_link("up"), 2),
+        (&|| ["down", "up", "down", "up"].map(set_link).into_iter().collect(), 2),
+        (&|| ["20821", "20822"].map(set_port).into_iter().collect(), 2),
+    ];
+    for (number, (change, expected)) in changes.into_iter().enumerate() {
+        let (new, mut upgrading) = wait::poll(PATIENCE, || begin_upgrade(&left.daemon)).unwrap();
+        change();
+        kill(new, Signal::SIGCONT).unwrap();
+        assert!(upgrading.exit_within(PATIENCE).success(), "{number}: {}", upgrading.log());
+        assert_eq!(pair(&left.daemon)[1], new);
+        wait::until("the sockets are as the link is", LIMIT, || listening() == expected);
+        if expected > 0 {
+            until_ping(netns, inner(right));
+        }
+    }
+    let log = left.daemon.process.log();
+    assert!(!log.contains(" ERROR "), "{log}");
 }
 
 /// The receiver index and counter of each data message that leaves a namespace.

@@ -155,18 +155,19 @@ impl Control {
         };
         let queues = descriptors.by_ref().take(usize::from(*tun_queues) - 1).collect();
         let shared = Arc::clone(&self.shared);
-        // Before the sockets of another dataplane, whose packets would be lost without it.
         let tun = shared.set_tun(Tun::new(writer, queues, *offload));
-        if let Some(udp) = take_over {
+        if *take_over {
             let Some(state) = present(descriptors.next(), "the message has as many as it says")
             else {
                 return;
             };
-            if !self.take_over(&state, *udp, descriptors.collect()) {
+            if !self.take_over(&state) {
                 return;
             }
         }
-        let watched = shared.read_tun(tun).and_then(|()| self.probe.watch(tun));
+        // Packets that are read before the sockets of the other dataplane are there would be lost.
+        let read = if self.awaits_sockets { Ok(()) } else { shared.read_tun(tun) };
+        let watched = read.and_then(|()| self.probe.watch(tun));
         let ready = watched.and_then(|()| self.uapi.listen(listener, &self.epoll)).and_then(|()| {
             let (location, now) = ((*netns, *ifindex), clock::instant());
             let link = LinkMonitor::new(netlink, location, *follows_moves, &self.interface, now);
@@ -194,15 +195,29 @@ impl Control {
     }
 
     fn finish_link_up(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) {
-        match self.take_sockets(reply, descriptors) {
+        let taken = self.take_sockets(reply, descriptors);
+        let occasion = if self.awaits_sockets { "tunnel taken over, " } else { "interface up, " };
+        self.await_no_sockets();
+        match taken {
             Ok(port) => {
                 self.device.set_listen_port(port);
                 self.device.set_up(true);
-                self.port_opened("interface up, ");
+                self.port_opened(occasion);
                 // A `get` that waited for this shows the first peers' handshakes.
                 self.flush();
             }
             Err(errno) => self.port_refused(errno),
+        }
+    }
+
+    /// Begins to read the TUN device, for which the sockets of another dataplane were awaited.
+    fn await_no_sockets(&mut self) {
+        if core::mem::take(&mut self.awaits_sockets)
+            && let Some(tun) = self.shared.tun.get()
+            && let Err(error) = self.shared.read_tun(tun)
+        {
+            tracing::error!("cannot read the TUN device: {}; {}", described(error), remedy(error));
+            self.end = Some(End::Failed);
         }
     }
 

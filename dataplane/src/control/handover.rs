@@ -1,7 +1,7 @@
 //! Handing the tunnel over to the dataplane of another pair, and taking it over there.
 //!
 //! The helpers pass the descriptors, and the ends of one socket to the two dataplanes. What passes there is one message
-//! each, in this order:
+//! each, in this order; the UDP sockets follow, as they are after the old dataplane's last request:
 //!
 //! 1. The old dataplane stops its workers and sends the version of its state, and the state, record by record
 //!    (`saved` of the protocol). From then on it neither sends nor receives.
@@ -16,7 +16,6 @@ use super::{Action, Control, End};
 use nix::errno::Errno;
 use nix::unistd::{read, write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use wgsep_ipc::TakeOver;
 use wgsep_policy::described;
 use wgsep_proto::device::control_plane::Restore;
 use wgsep_proto::saved::{self, MAX_RECORD_LEN, Refused};
@@ -127,13 +126,8 @@ impl Control {
 
     // ------------------------------------------------------------ the new dataplane
 
-    /// Takes over the state that comes by `state`, and the UDP sockets. If that fails, this process ends.
-    pub(super) fn take_over(
-        &mut self,
-        state: &OwnedFd,
-        udp: TakeOver,
-        sockets: Vec<OwnedFd>,
-    ) -> bool {
+    /// Takes over the state that comes by `state`, and asks for the UDP sockets. If that fails, this process ends.
+    pub(super) fn take_over(&mut self, state: &OwnedFd) -> bool {
         if let Err(Failed(why)) = self.restore(state.as_fd()) {
             tracing::error!(
                 "cannot take over the tunnel: {why}; the old daemon goes on if it runs (see its log)"
@@ -141,22 +135,16 @@ impl Control {
             self.end = Some(End::Failed);
             return false;
         }
-        if !sockets.is_empty() {
-            debug_assert_eq!(udp.port, self.device.listen_port());
-            if self.use_sockets(udp.port, sockets).is_none() {
-                return false;
-            }
-        }
         // As it was; the kernel's answer to the first query says what has changed.
         self.link_state.up = self.device.is_up();
-        if self.lacks_port() {
+        if self.link_state.up {
+            self.awaits_sockets = true;
             self.actions.push_back(Action::OpenPort);
         }
         if let Err(error) = self.helper.pong() {
             self.cannot("answer", error);
             return false;
         }
-        self.flush();
         true
     }
 

@@ -167,6 +167,8 @@ pub(crate) struct Control {
     /// Sockets that were replaced, until they are closed: a worker may still hold them.
     retiring: Weak<()>,
     awaiting: Option<Awaiting>,
+    /// It has the state of another dataplane, and is about to get its sockets. Nothing is sent until then.
+    awaits_sockets: bool,
     end: Option<End>,
     reporter: Reporter,
     refusals: LineLimit,
@@ -238,6 +240,7 @@ impl Control {
             put_off: PutOff::new(),
             retiring: Weak::new(),
             awaiting: None,
+            awaits_sockets: false,
             end: None,
             reporter: Reporter::default(),
             refusals: LineLimit::default(),
@@ -414,6 +417,9 @@ impl Control {
     /// once. It is never inlined, as [`Self::handle`].
     #[inline(never)]
     pub(super) fn flush(&mut self) {
+        if self.awaits_sockets {
+            return;
+        }
         let now = clock::now();
         let mut most = PEERS_PER_ROUND;
         self.device.handle_dirty_peers(&mut most, now);

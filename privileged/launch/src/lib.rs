@@ -168,7 +168,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     let (ifindex, offload, queues) = (tun.ifindex, tun.offload, tun.into_queues());
     let tun_queues = queues.len() as u8;
     let granted =
-        Reply::Granted { ifindex, netns, follows_moves, tun_queues, offload, take_over: None };
+        Reply::Granted { ifindex, netns, follows_moves, tun_queues, offload, take_over: false };
     // Whoever started this process in the foreground, or an init that is this process, waits for its end.
     let waits = options.foreground && (manager.parts().is_none() || getpid().as_raw() == 1);
     let udp = udp_options(options, large_buffers);
@@ -202,6 +202,5 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
         is_restored,
         successors,
         predecessor: None,
-        sockets: None,
     })
 }

@@ -19,16 +19,13 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::{Gid, Uid};
 use std::fs::remove_file;
 use std::io::{self, IoSlice};
-use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 use wgsep_ipc::upgrade::{FromPredecessor, HELLO, LogSink, Waiter, Welcome};
 use wgsep_ipc::{Channel, Received, Reply};
 use wgsep_journal::{Format, Log, ServiceManager, Sink};
-use wgsep_monitor::{
-    DIRECTORY, Error, Interface, OwnFile, Result, Step, UdpOptions, UdpSockets, Unconfined,
-};
+use wgsep_monitor::{DIRECTORY, Error, Interface, OwnFile, Result, Step, UdpOptions, Unconfined};
 use wgsep_policy::{Layer, user};
 use wgsep_upgrade::{Predecessor, Successors};
 
@@ -87,9 +84,6 @@ pub fn settings(
         netns,
         tun_queues,
         offload,
-        udp: None,
-        udp_gro: false,
-        mark: 0,
         ids: ids.map(|(uid, gid)| (uid.as_raw(), gid.as_raw())),
         workers: u8::try_from(options.workers).ok()?,
         strict: options.strict,
@@ -230,8 +224,6 @@ pub fn start(
     let (listener, upgrade) = (next()?, next()?);
     let queues = (0..welcome.tun_queues).map(|_| next().and_then(tun::out_of_reach));
     let queues = queues.collect::<Result<Vec<_>>>()?;
-    let take_over = welcome.udp.unwrap_or(wgsep_ipc::TakeOver { port: 0, sockets: 0 });
-    let udp = (0..take_over.sockets).map(|_| next()).collect::<Result<Vec<_>>>()?;
     let sink = match (welcome.log, next()?) {
         (LogSink::Stream, log) => Sink::Stream(log.into()),
         (LogSink::Journal, log) => Sink::Journal(log.into()),
@@ -271,25 +263,16 @@ pub fn start(
     let mut dataplane = spawn::start(&options, &grants, interface, user)?;
     dataplane.report.note(Layer::NoDescriptorsIn, uapi_socket::refuse_descriptors(&listener));
 
-    let duplicates = udp.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>();
-    let duplicates = duplicates.step("duplicate a socket")?;
-    let (mark, joins) = (welcome.mark, welcome.udp_gro);
-    let sockets = welcome.udp.map(|udp| UdpSockets {
-        sockets: duplicates.into_iter().map(UdpSocket::from).collect(),
-        port: udp.port,
-        mark,
-        joins,
-    });
     let granted = Reply::Granted {
         ifindex: welcome.ifindex,
         netns: welcome.netns,
         follows_moves,
         tun_queues: welcome.tun_queues,
         offload: welcome.offload,
-        take_over: Some(take_over),
+        take_over: true,
     };
     let (ids, waiter) = (dataplane_ids(user), Waiter::None);
-    let settings = Welcome { udp: None, manager: None, waiter, ids, ..welcome };
+    let settings = Welcome { manager: None, waiter, ids, ..welcome };
     let (next_channel, _closed) = channel_pair()?;
     let report = uapi_socket::report_of_running(interface);
     let predecessor = Predecessor {
@@ -300,8 +283,9 @@ pub fn start(
         earlier,
         report,
         upgrade: own_file(interface).ok(),
+        handed_over: None,
     };
-    let descriptors = [listener, netlink].into_iter().chain(queues).chain([state]).chain(udp);
+    let descriptors = [listener, netlink].into_iter().chain(queues).chain([state]);
     Ok(Unconfined {
         version,
         dataplane,
@@ -323,7 +307,6 @@ pub fn start(
         is_restored: welcome.is_restored,
         successors: Some(Successors::new(upgrade, next_channel, settings)),
         predecessor: Some(predecessor),
-        sockets,
     })
 }
 

@@ -4,7 +4,7 @@
 use crate::monitor::GRACE;
 use crate::requests::{LockedDown, Requests};
 use crate::state::{End, Monitor, Process};
-use crate::udp::{UdpOptions, UdpSockets};
+use crate::udp::UdpOptions;
 use nix::errno::Errno;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{Gid, Pid, Uid};
@@ -80,8 +80,6 @@ pub struct Unconfined {
     pub successors: Option<Successors>,
     /// What this one replaces.
     pub predecessor: Option<Predecessor>,
-    /// The UDP sockets of that.
-    pub sockets: Option<UdpSockets>,
 }
 
 impl Unconfined {
@@ -93,12 +91,9 @@ impl Unconfined {
     pub fn lock_down(self) -> Result<Monitor> {
         let Self { version, dataplane, interface, grants, udp, missing_gro, strict, .. } = self;
         let Self { socket_file, signals, generation, log, manager, is_restored, .. } = self;
-        let Self { successors, predecessor, sockets, .. } = self;
+        let Self { successors, predecessor, .. } = self;
         let Dataplane { process, channel, pid, ids, threads, mut report } = dataplane;
-        let mut requests = Requests::new(channel, grants, udp);
-        // Its port is not new: the dataplane may have it again at once.
-        sockets.iter().for_each(|sockets| requests.new_ports.opened(sockets.port, Instant::now()));
-        requests.sockets = sockets;
+        let requests = Requests::new(channel, grants, udp);
         let missing_gro = Some(missing_gro);
         let mut monitor = Monitor {
             process,

@@ -143,7 +143,7 @@ impl Requests {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), Error> {
         self.phase = Phase::Running;
-        self.has_pinged = matches!(reply, Reply::Granted { take_over: Some(_), .. });
+        self.has_pinged = matches!(reply, Reply::Granted { take_over: true, .. });
         self.channel.send_reply(sequence, reply, descriptors)
     }
 

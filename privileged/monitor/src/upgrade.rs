@@ -1,15 +1,14 @@
 //! Being replaced by another helper, and replacing one; what passes between the two is in the crate `upgrade`.
 
-use crate::requests::Requests;
 use crate::state::{End, Monitor};
 use crate::udp::UdpSockets;
+use std::net::UdpSocket;
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use wgsep_host::{Error, FAILURE, Result};
-use wgsep_ipc::TakeOver;
-use wgsep_ipc::upgrade::FromSuccessor;
-use wgsep_upgrade::{Have, Predecessor, Successors, TIMEOUT, UNLIMITED, Udp, passed_on, stand_in};
+use wgsep_ipc::upgrade::{FromSuccessor, OpenUdp};
+use wgsep_upgrade::{Have, Predecessor, Successors, TIMEOUT, UNLIMITED, passed_on, stand_in};
 
 impl Monitor {
     // ------------------------------------------------------------ the helper that is replaced
@@ -23,9 +22,8 @@ impl Monitor {
         if requests.has_pinged {
             return;
         }
-        let (user, is_restored) = (socket_file.user(), *is_restored);
-        let (waiter, udp) = (waiter.as_ref(), requests.udp());
-        let state = successors.serve(&Have { log, manager, waiter, udp, user, is_restored });
+        let (waiter, user, is_restored) = (waiter.as_ref(), socket_file.user(), *is_restored);
+        let state = successors.serve(&Have { log, manager, waiter, user, is_restored });
         if let Some(state) = state {
             requests.has_pinged = requests.channel.send_hand_over(state.as_fd()).is_ok();
             if !requests.has_pinged {
@@ -49,9 +47,14 @@ impl Monitor {
 
     /// Ends after everything was handed over, or stays if the parent of this process waits for its end; the exit status.
     pub(crate) fn retire(mut self) -> u8 {
+        if let Some(successors) = &self.successors {
+            let udp = self.requests.sockets.take();
+            let descriptors: Vec<_> = udp.iter().flat_map(UdpSockets::descriptors).collect();
+            let state = udp.as_ref().map(|udp| (udp.port, udp.mark, udp.joins));
+            successors.hand_over(state, &descriptors);
+        }
         self.end_dataplane();
         self.socket_file.leave();
-        self.requests.sockets = None;
         let Some((pid, stays)) = self.successors.take().map(Successors::retire) else {
             return FAILURE;
         };
@@ -71,7 +74,7 @@ impl Monitor {
     ///
     /// # Errors
     /// If that does not within [`TIMEOUT`], or the dataplane or this process is to end.
-    pub(crate) fn take_over(&mut self, predecessor: Predecessor) -> Result<()> {
+    pub(crate) fn take_over(&mut self, mut predecessor: Predecessor) -> Result<()> {
         predecessor.ask().map_err(|_| {
             Error::new("the daemon ended before it could be replaced; start wgsep again")
         })?;
@@ -80,9 +83,16 @@ impl Monitor {
         let deadline = Instant::now() + TIMEOUT;
         self.wait_until(TIMEOUT, late, is_there).or_else(|error| {
             // It may be stopped. Nobody else has the tunnel then.
-            let is_alone = Instant::now() >= deadline && predecessor.has_handed_over();
+            let is_alone =
+                Instant::now() >= deadline && predecessor.has_handed_over(Duration::ZERO);
             if is_alone { self.wait_until(UNLIMITED, late, is_there) } else { Err(error) }
         })?;
+        if let Some((OpenUdp { port, mark, joins, .. }, sockets)) = predecessor.udp() {
+            // It is not new: the dataplane may have it again at once.
+            self.requests.new_ports.opened(port, Instant::now());
+            let sockets = sockets.into_iter().map(UdpSocket::from).collect();
+            self.requests.sockets = Some(UdpSockets { sockets, port, mark, joins });
+        }
         (self.manager, self.waiter) = predecessor.replaced(&mut self.socket_file);
         Ok(())
     }
@@ -113,15 +123,5 @@ impl Monitor {
                 "the process that was started first is gone; start it again".to_owned(),
             )),
         }
-    }
-}
-
-impl Requests {
-    fn udp(&self) -> Option<Udp<'_>> {
-        let sockets = self.sockets.as_ref()?;
-        let UdpSockets { port, joins, mark, .. } = *sockets;
-        let descriptors: Vec<_> = sockets.descriptors().collect();
-        let taken_over = TakeOver { port, sockets: descriptors.len() as u8 };
-        Some(Udp { sockets: taken_over, mark, joins, descriptors })
     }
 }

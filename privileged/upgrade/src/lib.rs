@@ -15,12 +15,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 use wgsep_host::{FAILURE, OwnFile, SocketFile, poll};
-use wgsep_ipc::upgrade::{FromPredecessor, FromSuccessor, LogSink, Waiter, Welcome};
-use wgsep_ipc::{Channel, Error, Received, TakeOver};
+use wgsep_ipc::upgrade::{FromPredecessor, FromSuccessor, LogSink, OpenUdp, Waiter, Welcome};
+use wgsep_ipc::{Channel, Error, Received};
 use wgsep_journal::{Format, Log, ServiceManager, Sink};
 
 /// How long the hand-over from another dataplane may take: longer than each of the steps that have their own limit.
 pub const TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the last message of the helper that is replaced may take: it is sent as soon as that has read its dataplane's.
+const LAST_STEP: Duration = Duration::from_secs(5);
 /// Without a limit, as far as the clock can count.
 pub const UNLIMITED: Duration = Duration::from_secs(u32::MAX as u64);
 
@@ -55,24 +57,10 @@ pub struct Have<'a> {
     pub manager: &'a ServiceManager,
     /// The helper that waits for its end, in the place of its launcher.
     pub waiter: Option<&'a Channel>,
-    /// Its UDP sockets, if they are open.
-    pub udp: Option<Udp<'a>>,
     /// Its user.
     pub user: u32,
     /// The interface is that of a daemon that crashed.
     pub is_restored: bool,
-}
-
-/// Open UDP sockets.
-pub struct Udp<'a> {
-    /// Port and number.
-    pub sockets: TakeOver,
-    /// SO_MARK.
-    pub mark: u32,
-    /// Whether datagrams are received many at a time.
-    pub joins: bool,
-    /// The sockets.
-    pub descriptors: Vec<BorrowedFd<'a>>,
 }
 
 impl Successors {
@@ -166,9 +154,6 @@ impl Successors {
         let (sink, format, log_level) = have.log.settings();
         let manager = have.manager.parts();
         let welcome = Welcome {
-            udp: have.udp.as_ref().map(|udp| udp.sockets),
-            udp_gro: have.udp.as_ref().is_some_and(|udp| udp.joins),
-            mark: have.udp.as_ref().map_or(0, |udp| udp.mark),
             log_level,
             log_json: format == Format::Json,
             log: match sink {
@@ -189,21 +174,28 @@ impl Successors {
         let descriptors: Vec<_> = [listener.as_fd(), self.socket.as_fd()]
             .into_iter()
             .chain(queues.iter().map(AsFd::as_fd))
-            .chain(have.udp.iter().flat_map(|udp| &udp.descriptors).copied())
             .chain([sink.as_fd()])
             .chain(manager.map(|(socket, _)| socket))
             .chain(have.waiter.map(AsFd::as_fd))
             .collect();
-        if self.channel.send_welcome(&welcome, &descriptors).is_ok() {
+        let welcome = FromPredecessor::Welcome(welcome);
+        if self.channel.send_to_successor(&welcome, &descriptors).is_ok() {
             self.current = Some(Current { pid: peer.pid(), state: Some(state) });
         }
     }
 
-    /// Tells the helper of another pair that everything is its own. Returns that helper's process, and the channel to it
-    /// if this process stays for a parent that waits for its end.
+    /// Tells the helper of another pair that everything is its own, and sends it the UDP sockets with their port, mark and
+    /// whether they receive datagrams many at a time.
+    pub fn hand_over(&self, udp: Option<(u16, u32, bool)>, sockets: &[BorrowedFd<'_>]) {
+        let count = sockets.len() as u8;
+        let udp = udp.map(|(port, mark, joins)| OpenUdp { port, sockets: count, mark, joins });
+        let _gone = self.channel.send_to_successor(&FromPredecessor::HandedOver(udp), sockets);
+    }
+
+    /// Everything belongs to another pair: its helper's process, and the channel to it if this process stays for a parent
+    /// that waits for its end.
     #[must_use]
     pub fn retire(self) -> (i32, Option<Channel>) {
-        let _gone = self.channel.tell_successor(&FromPredecessor::HandedOver);
         let pid = self.current.map_or(0, |current| current.pid);
         (pid, (self.settings.waiter == Waiter::ThisHelper).then_some(self.channel))
     }
@@ -237,7 +229,7 @@ pub fn stand_in(channel: &Channel, signals: &SignalFd, reap_orphans: impl Fn()) 
 pub fn passed_on(waiter: &Channel) -> Result<Option<i32>, Error> {
     match waiter.receive_from_predecessor()? {
         Received::Message(FromPredecessor::Signal(number), _) => Ok(Some(number)),
-        Received::Message(FromPredecessor::HandedOver, _) | Received::Nothing => Ok(None),
+        Received::Message(FromPredecessor::HandedOver(_), _) | Received::Nothing => Ok(None),
         Received::Message(FromPredecessor::Welcome(_), _) | Received::Closed => {
             Err(Error::Unexpected)
         }
@@ -260,6 +252,8 @@ pub struct Predecessor {
     pub report: io::Result<(File, OwnFile)>,
     /// The file of the socket to which the next helper announces itself.
     pub upgrade: Option<OwnFile>,
+    /// The UDP sockets, once it has handed over.
+    pub handed_over: Option<(Option<OpenUdp>, Vec<OwnedFd>)>,
 }
 
 impl Predecessor {
@@ -271,10 +265,22 @@ impl Predecessor {
         self.channel.tell_predecessor(&FromSuccessor::HandOver)
     }
 
-    /// Whether it has handed over: this pair is then the only one.
-    #[must_use]
-    pub fn has_handed_over(&self) -> bool {
-        matches!(self.channel.receive_from_predecessor(), Ok(Received::Message(..)))
+    /// Whether it has handed over within this time: this pair is then the only one.
+    pub fn has_handed_over(&mut self, wait: Duration) -> bool {
+        if self.handed_over.is_none()
+            && poll([self.channel.as_fd()], wait).is_ok_and(|[said]| said)
+            && let Ok(Received::Message(FromPredecessor::HandedOver(udp), sockets)) =
+                self.channel.receive_from_predecessor()
+        {
+            self.handed_over = Some((udp, sockets));
+        }
+        self.handed_over.is_some()
+    }
+
+    /// The UDP sockets, if they are open. Where that helper has died, or is stopped, there are none: new ones are opened.
+    pub fn udp(&mut self) -> Option<(OpenUdp, Vec<OwnedFd>)> {
+        self.has_handed_over(LAST_STEP);
+        self.handed_over.take().and_then(|(udp, sockets)| Some((udp?, sockets)))
     }
 
     /// Takes over its files, once everything is handed over. Returns the service manager, and the helper that waits for

@@ -249,7 +249,7 @@ impl Dataplane {
             follows_moves: true,
             tun_queues: 1,
             offload: TunOffload::default(),
-            take_over: None,
+            take_over: false,
         };
         let granted = requests.grant(sequence, &reply, &[null.as_fd(); 3]);
         assert!(granted.is_ok() || self.has_closed, "{granted:?}");
