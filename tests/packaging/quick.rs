@@ -16,7 +16,7 @@ use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{self, DEVICE, Family, Side};
-use wgsep_tests::machine::{Machine, package};
+use wgsep_tests::machine::{Debian, Machine, package};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{Process, output};
 use wgsep_tests::scratch::Scratch;
@@ -864,10 +864,20 @@ fn of_two_that_begin_at_once_one_sets_it_up() {
     host.is_as(&before);
 }
 
-/// The unit, with the machine's own iptables(8), nft(8) and resolvconf(8).
 #[test]
 fn the_unit_takes_each_file_through_a_crash_a_reload_and_a_restart_and_leaves_nothing() {
-    let Some(image) = Machine::image_or_skips() else { return };
+    takes_each_file(Debian::Bookworm);
+}
+
+/// With another wg-quick(8), too.
+#[test]
+fn a_newer_debian_takes_each_file_as_well() {
+    takes_each_file(Debian::Trixie);
+}
+
+/// The unit, with the machine's own wg-quick(8), iptables(8), nft(8) and resolvconf(8).
+fn takes_each_file(debian: Debian) {
+    let Some(image) = debian.image_or_skips() else { return };
     let scratch = Scratch::new();
     let deb = package(&scratch);
     for (file, up, _down) in FILES {
