@@ -148,7 +148,7 @@ deb: STAGE = $(TARGET_DIR)/deb
 deb: build
 	rm -rf $(STAGE)
 	umask 022 && $(MAKE) --no-print-directory --old-file=build install PREFIX=/usr DESTDIR=$(STAGE)
-	$(CROSS)strip --strip-unneeded $(STAGE)/usr/sbin/wgsep $(STAGE)/usr/libexec/wgsep/wgsep-dataplane
+	$(CROSS)strip --strip-unneeded --remove-section=.comment $(STAGE)/usr/sbin/wgsep $(STAGE)/usr/libexec/wgsep/wgsep-dataplane
 	$(DATED) bin/dist/build-deb $(STAGE) $(DEBDIR) "$$(cat $(BUILT_VERSION))" $(TARGET)
 
 reproducible: deb
