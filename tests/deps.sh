@@ -26,7 +26,7 @@ fail() { say "$*"; exit 1; }
 machine_packages="qemu-system-x86 busybox-static cpio kmod libc-bin"
 
 # Of `debian` only.
-packaging_packages="debootstrap systemd-container mandoc man-db libcap2-bin zsh fish lintian"
+packaging_packages="dpkg-dev debootstrap systemd-container mandoc man-db libcap2-bin zsh fish lintian"
 
 missing_packages() {
 	for package in $packages; do
