@@ -51,6 +51,10 @@ fn keeps_the_interface(debian: Debian) {
     left.run("ip addr add 192.0.2.7/32 dev wg0");
     left.run("ip route add 203.0.113.0/24 dev wg0");
     let before = unit.state();
+    // The kernel kills what takes too much memory as these kills do, and then systemd does not stop the rest.
+    assert_eq!(show("OOMPolicy"), "continue");
+    let of_file = machine.run("wg show wg0 peers");
+    machine.run("wg set wg0 peer $(wg genkey | wg pubkey) allowed-ips 192.0.2.9/32");
     for round in 1..=4 {
         let pinging = Pinging::start(left, theirs);
         pinging.until_more(3);
@@ -66,6 +70,7 @@ fn keeps_the_interface(debian: Debian) {
         assert_eq!(show("NRestarts"), round.to_string());
         assert_eq!(unit.state(), before);
         assert_eq!(show("NFileDescriptorStore"), "17");
+        assert_eq!(machine.run("wg show wg0 peers"), of_file);
     }
     let log = machine.run("journalctl --quiet --no-pager --unit wgsep@wg0");
     let line = "took over the interface as it was, with 17 queues that the service manager stored";
@@ -136,4 +141,28 @@ fn keeps_the_interface(debian: Debian) {
     wait::until("the interface is gone", SERVICE_LIMIT, || !unit.has_interface());
     let log = machine.run("journalctl --quiet --no-pager --unit wgsep@wg0");
     assert!(log.contains("is given up: a stored queue is a queue of no interface"), "{log}");
+
+    // So many starts that they may be tries of an exploit.
+    machine.run(
+        "printf '[Unit]\\nStartLimitBurst=3\\n[Service]\\nRestartSec=100ms\\nWatchdogSec=30\\n' \
+         >/run/systemd/system/wgsep@.service.d/late.conf && systemctl daemon-reload && \
+         systemctl reset-failed wgsep@wg0; systemctl start wgsep@wg0",
+    );
+    for round in 1..=3 {
+        until_ping(left, theirs);
+        machine.run(&format!("kill -KILL {}", helper()));
+        let again = || show("ActiveState") == "active" && show("MainPID") != "0";
+        if round < 3 {
+            let restarts = round.to_string();
+            wait::until("it runs again", SERVICE_LIMIT, || {
+                show("NRestarts") == restarts && again()
+            });
+        }
+    }
+    wait::until("the unit has failed", SERVICE_LIMIT, || show("ActiveState") == "failed");
+    assert_eq!(
+        (show("Result"), show("NFileDescriptorStore")),
+        ("signal".to_owned(), "0".to_owned())
+    );
+    wait::until("the interface is gone", SERVICE_LIMIT, || !unit.has_interface());
 }
