@@ -309,6 +309,21 @@ impl Host {
     }
 }
 
+impl Host {
+    /// Another pair takes over, under traffic.
+    #[track_caller]
+    fn upgrade_keeps_the_session(&self) {
+        let handshakes = || self.netns.run(format!("wg show {} latest-handshakes", self.interface));
+        let (before, set_up, notes) = (handshakes(), self.state(), self.notes());
+        let pinging = Pinging::start(&self.netns, Side::Right.inner(Family::V4));
+        pinging.until_more(2);
+        self.netns.run(format!("{} upgrade {}", wgsep_program("wgsep").display(), self.interface));
+        pinging.until_more(3);
+        assert!(pinging.stop().were_answered(), "a ping was lost");
+        assert_eq!((handshakes(), self.state(), self.notes()), (before, set_up, notes));
+    }
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         if self.interface == "wg0" {
@@ -376,6 +391,7 @@ fn each_file_goes_up_survives_a_crash_and_comes_down_by_hand_with_nothing_left()
         let routed = String::from_utf8_lossy(&routed.stdout).contains(&host.interface);
         assert_eq!(routed, is_full, "{}", host.text());
         host.reload_keeps_the_session();
+        host.upgrade_keeps_the_session();
 
         let said = host.refused("up");
         assert!(said.len() == 1 && said[0].contains("is up already"), "{said:?}");

@@ -53,6 +53,13 @@ fn a_tunnel_that_does_not_restart_or_stop_is_named_and_leaves_no_package_half_do
     assert_ne!(pid(), before);
     machine.run("systemctl is-active wgsep@wg0 wgsep@wg1");
 
+    // One of a version without that command.
+    machine.run("rm /run/wireguard/wg0.upgrade");
+    let before = indices();
+    dpkg("dpkg --install /mnt/wgsep.deb");
+    assert_ne!(indices(), before, "it was not restarted");
+    machine.run("systemctl is-active wgsep@wg0");
+
     // Where systemd refuses.
     machine.run(
         "mkdir /run/stub; printf '#!/bin/sh\\ncase $1 in stop | daemon-reload) exit 1 ;; esac\\n\
@@ -90,12 +97,18 @@ fn daemons_of_no_unit_are_upgraded_too_but_not_in_a_container_nor_those_of_anoth
         "setsid unshare --pid --fork --mount-proc wgsep --foreground wg4 >/dev/null 2>&1 & \
          until wg show wg4 >/dev/null 2>&1; do sleep 0.1; done",
     );
+    // Other services, of which one has more than a program.
+    machine.run(
+        "systemd-run --quiet --unit plain wgsep --foreground wg5; \
+         systemd-run --quiet --unit confined --property PrivateTmp=yes wgsep --foreground wg6; \
+         until wg show wg5 >/dev/null 2>&1 && wg show wg6 >/dev/null 2>&1; do sleep 0.1; done",
+    );
     let helper = |interface: &str| {
         let audited = machine.output(&format!("wgsep audit --json {interface}")).stdout;
         let audited: serde_json::Value = serde_json::from_slice(&audited).unwrap();
         audited["helper"].as_u64().unwrap()
     };
-    let all = || ["wg0", "wg1", "wg2", "wg3", "wg4"].map(helper);
+    let all = || ["wg0", "wg1", "wg2", "wg5", "wg3", "wg4", "wg6"].map(helper);
     let indices = || {
         let links = "ip -o link show type tun | cut -d : -f 1,2";
         machine.run(&format!("{links}; ip netns exec other {links}"))
@@ -107,25 +120,33 @@ fn daemons_of_no_unit_are_upgraded_too_but_not_in_a_container_nor_those_of_anoth
         )
     };
     let (before, created) = (all(), indices());
+    let of_ours = |said: &str| -> Vec<String> {
+        said.lines().filter(|line| line.starts_with("wgsep: ")).map(str::to_owned).collect()
+    };
     let said = update();
-    assert!(!said.contains("wgsep: "), "{said}");
+    let [line] = &of_ours(&said)[..] else { panic!("{said}") };
+    assert!(line.contains("wg6 goes on") && line.contains("confined.service"), "{line}");
     let after = all();
     for (number, (pid, earlier)) in after.into_iter().zip(before).enumerate() {
-        let is_other = number > 2;
-        assert_eq!(pid == earlier, is_other, "wg{number}: {said}");
+        let is_upgraded = number < 4;
+        assert_eq!(pid != earlier, is_upgraded, "number {number}: {said}");
         let program = machine.run(&format!("readlink /proc/{pid}/exe"));
-        assert_eq!(program.contains("deleted"), number == 4, "wg{number}: {program}");
+        assert_eq!(program.contains("deleted"), number > 4, "number {number}: {program}");
     }
     assert_eq!(indices(), created);
 
     // One that cannot follow is named.
     machine.run("rm /run/wireguard/wg0.upgrade && touch /run/wireguard/wg0.upgrade");
+    machine.run("systemctl stop confined");
     let said = update();
-    let of_ours: Vec<_> = said.lines().filter(|line| line.starts_with("wgsep: ")).collect();
-    assert!(of_ours.len() == 2 && of_ours[1].contains("wg0 goes on as before"), "{said}");
+    let lines = of_ours(&said);
+    assert!(lines.len() == 2 && lines[1].contains("wg0 goes on as before"), "{said}");
     assert_eq!(helper("wg0"), after[0]);
     assert_ne!(helper("wg1"), after[1]);
 
+    // The service still ends what it began.
+    machine.run("systemctl stop plain");
+    assert!(!machine.output("ip link show wg5").status.success());
     // With the package end those that it upgrades.
     machine.run("dpkg --remove wgsep");
     assert_eq!(
