@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wgsep_tests::machine::{Machine, package};
+use wgsep_tests::machine::{Debian, Machine, package};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::wait;
@@ -77,10 +77,19 @@ fn a_tunnel_that_does_not_restart_or_stop_is_named_and_leaves_no_package_half_do
     assert!(!machine.output("test -e /usr/sbin/wgsep").status.success());
 }
 
-/// By dpkg in a service, as PackageKit runs it: what is in the control group of that ends with it.
 #[test]
 fn daemons_of_no_unit_are_upgraded_too_but_not_in_a_container_nor_those_of_another_program() {
-    let Some(image) = Machine::image_or_skips() else { return };
+    upgrades_daemons_of_no_unit(Debian::Bookworm);
+}
+
+#[test]
+fn a_newer_debian_upgrades_daemons_of_no_unit_too() {
+    upgrades_daemons_of_no_unit(Debian::Trixie);
+}
+
+/// By dpkg in a service, as PackageKit runs it: what is in the control group of that ends with it.
+fn upgrades_daemons_of_no_unit(debian: Debian) {
+    let Some(image) = debian.image_or_skips() else { return };
     let (scratch, netns) = (Scratch::new(), Netns::new());
     let deb = package(&scratch);
     let machine = Machine::boot(&image, &netns, &[(&deb, "/mnt/wgsep.deb")]);
