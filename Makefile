@@ -13,6 +13,7 @@
 # make deps    only install what the tests need
 # make install the programs, manual pages, unit and completions, under DESTDIR and PREFIX (root)
 # make deb     a Debian package of the same, into target; with the version of the commit, or WGSEP_VERSION=
+# make source-package  a Debian source package of the tree with its crates, into target: .dsc, .orig, .orig-vendor, .debian
 # make reproducible  build the package again elsewhere, and hold it against this directory's
 # make clean   remove what cargo built
 #
@@ -100,7 +101,7 @@ PLACED = sed -e 's|@SBINDIR@|$(SBINDIR)|g; s|@LIBEXECDIR@|$(LIBEXECDIR)|g' \
 # Where `make deb` leaves the package, in place of an older one.
 DEBDIR ?= $(TARGET_DIR)
 
-.PHONY: build bench bench-readme bench-steps install deb reproducible demo test attacks print-attacks-on-a-daemon soak hostile deps system-packages clean miri \
+.PHONY: build bench bench-readme bench-steps install deb source-package reproducible demo test attacks print-attacks-on-a-daemon soak hostile deps system-packages clean miri \
 	target-compiler other-targets filters test-aarch64 unit-tests
 
 build: $(addsuffix -compiler,$(if $(TARGET),target))
@@ -151,8 +152,11 @@ deb: STAGE = $(TARGET_DIR)/deb
 deb: build
 	rm -rf $(STAGE)
 	umask 022 && $(MAKE) --no-print-directory --old-file=build install PREFIX=/usr DESTDIR=$(STAGE)
-	$(CROSS)strip --strip-unneeded $(STAGE)/usr/sbin/wgsep $(STAGE)/usr/libexec/wgsep/wgsep-dataplane
-	$(DATED) bin/dist/build-deb $(STAGE) $(DEBDIR) "$$(cat $(BUILT_VERSION))" $(TARGET)
+	$(CROSS)strip --strip-unneeded --remove-section=.comment $(STAGE)/usr/sbin/wgsep $(STAGE)/usr/libexec/wgsep/wgsep-dataplane
+	$(DATED) bin/dist/build-deb $(STAGE) $(DEBDIR) "$(or $(PACKAGE_VERSION),$$(cat $(BUILT_VERSION)))" $(TARGET)
+
+source-package:
+	$(DATED) bin/dist/source-package $(DEBDIR) "$(WGSEP_VERSION)"
 
 reproducible: deb
 	$(DATED) tests/reproducible.sh

@@ -5,10 +5,10 @@
 #   deps.sh kernel      qemu, and the kernel that it boots as a peer
 #   deps.sh arm64       qemu for aarch64, and what Debian's arm64 kernel boots there
 #   deps.sh target T    what building for T takes, which is a target of rustc's; also deps.sh emulator
-#   deps.sh debian      a Debian to install the package into; what checks manual pages
+#   deps.sh debian      two Debians to install the package into, 12 and 13; what checks the package and manual pages
 #   deps.sh deny        cargo-deny
 #   deps.sh where NAME  the cache entry of that name: boringtun-cli, gotatun-cli, wireguard-go, cargo-deny, kernel,
-#                       arm64, debian
+#                       arm64, debian, debian-13
 set -eu
 
 packages="gcc libc6-dev make binutils git ca-certificates iproute2 iputils-ping iperf3 ethtool nftables
@@ -26,7 +26,7 @@ fail() { say "$*"; exit 1; }
 machine_packages="qemu-system-x86 busybox-static cpio kmod libc-bin"
 
 # Of `debian` only.
-packaging_packages="debootstrap systemd-container mandoc man-db libcap2-bin zsh fish"
+packaging_packages="dpkg-dev debootstrap systemd-container mandoc man-db libcap2-bin zsh fish lintian"
 
 missing_packages() {
 	for package in $packages; do
@@ -70,14 +70,17 @@ install_rust() {
 # INPUTS one of what the recipe says it depends on. The symbolic link NAME-RECIPE, which is what
 # `deps.sh where` prints, leads to the current one. So a change of a recipe, of a version in it or of an
 # input makes a new entry, and trees with different recipes share a cache without a clash.
-entries="boringtun-cli gotatun-cli wireguard-go cargo-deny kernel arm64 debian"
+entries="boringtun-cli gotatun-cli wireguard-go cargo-deny kernel arm64 debian debian-13"
 
 recipe_of() {
 	case "$1" in
 	boringtun-cli) echo crate boringtun-cli 0.7.1 ;;
 	gotatun-cli) echo crate gotatun-cli 0.10.2 ;;
 	cargo-deny) echo crate cargo-deny 0.20.2 ;;
-	wireguard-go | kernel | arm64 | debian) echo "$1" ;;
+	wireguard-go | kernel | arm64) echo "$1" ;;
+	debian) echo debian bookworm ;;
+	# needrestart is not in the other: it is one of many programs that a Debian may have.
+	debian-13) echo debian trixie needrestart ;;
 	*) fail "unknown cache entry $1; known: $entries" ;;
 	esac
 }
@@ -204,7 +207,8 @@ debian)
 	packages=$packaging_packages
 	(install_packages) || exit 0
 	if [ "$(id -u)" = 0 ] && command -v debootstrap >/dev/null; then
-		obtain debian || say "cannot bootstrap a Debian here"
+		obtain debian || say "cannot bootstrap a Debian 12 here"
+		obtain debian-13 || say "cannot bootstrap a Debian 13 here"
 	fi
 	;;
 deny)

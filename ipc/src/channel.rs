@@ -128,7 +128,8 @@ impl Channel {
         let Ok(len) = usize::try_from(received) else {
             return match nix::Error::last() {
                 nix::Error::EAGAIN | nix::Error::EINTR => Ok(None),
-                nix::Error::ECONNRESET => Ok(Some((0, Vec::new()))),
+                // Reported once, before what the other end sent, where it closed without reading all.
+                nix::Error::ECONNRESET => self.receive(bytes),
                 error => Err(Error::Io(error)),
             };
         };
@@ -235,6 +236,19 @@ mod tests {
         drop(helper);
         drop(descriptors);
         assert!(matches!(dataplane.receive_from_helper().unwrap(), Received::Closed));
+    }
+
+    /// As when the interface is deleted while the reply to CloseUdp is under way.
+    #[test]
+    fn what_was_sent_before_the_other_end_closed_is_received_though_that_did_not_read_all() {
+        let _alone = alone();
+        let (dataplane, helper) = pair();
+        helper.send_reply(1, &Reply::Done, &[]).unwrap();
+        dataplane.send_request(2, &Request::Bye).unwrap();
+        drop(dataplane);
+        let received = helper.receive_request().unwrap();
+        assert!(matches!(received, Received::Message((2, Request::Bye), _)), "{received:?}");
+        assert!(matches!(helper.receive_request().unwrap(), Received::Closed));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! `cargo test -p wgsep-tests --test interop pairs::` runs one file.
 
 mod comparison;
+mod continuity;
 mod differential;
 mod kernel_peer;
 mod pairs;

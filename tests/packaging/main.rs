@@ -14,6 +14,7 @@ mod notify;
 mod package;
 mod quick;
 mod recipes;
+mod source;
 mod targets;
 mod update;
 mod upgrade;

@@ -296,6 +296,19 @@ fn a_package_of_the_same_programs_has_the_same_bytes() {
     assert!(packages[0] == packages[1], "they differ; see: make reproducible");
 }
 
+/// What it is overruled in has its reason in `bin/dist/deb/lintian-overrides`.
+#[test]
+fn lintian_finds_no_error_and_no_warning() {
+    if Command::new("lintian").arg("--version").output().is_err() {
+        return skip("lintian is missing: run `make deps`");
+    }
+    let scratch = Scratch::new();
+    let package = machine::package(&scratch);
+    let mut lintian = Command::new("lintian");
+    let judged = output(lintian.args(["--allow-root", "--fail-on", "error,warning"]).arg(package));
+    assert!(judged.status.success() && judged.stdout.is_empty(), "{judged:?}");
+}
+
 /// `wgsep-quick serve` starts what stands behind it, with what the file has to be the only choice.
 #[test]
 fn the_unit_pins_the_port_and_the_mark_of_its_file() {

@@ -16,7 +16,7 @@ use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{self, DEVICE, Family, Side};
-use wgsep_tests::machine::{Machine, package};
+use wgsep_tests::machine::{Debian, Machine, package};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{Process, output};
 use wgsep_tests::scratch::Scratch;
@@ -309,6 +309,21 @@ impl Host {
     }
 }
 
+impl Host {
+    /// Another pair takes over, under traffic.
+    #[track_caller]
+    fn upgrade_keeps_the_session(&self) {
+        let handshakes = || self.netns.run(format!("wg show {} latest-handshakes", self.interface));
+        let (before, set_up, notes) = (handshakes(), self.state(), self.notes());
+        let pinging = Pinging::start(&self.netns, Side::Right.inner(Family::V4));
+        pinging.until_more(2);
+        self.netns.run(format!("{} upgrade {}", wgsep_program("wgsep").display(), self.interface));
+        pinging.until_more(3);
+        assert!(pinging.stop().were_answered(), "a ping was lost");
+        assert_eq!((handshakes(), self.state(), self.notes()), (before, set_up, notes));
+    }
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         if self.interface == "wg0" {
@@ -376,6 +391,7 @@ fn each_file_goes_up_survives_a_crash_and_comes_down_by_hand_with_nothing_left()
         let routed = String::from_utf8_lossy(&routed.stdout).contains(&host.interface);
         assert_eq!(routed, is_full, "{}", host.text());
         host.reload_keeps_the_session();
+        host.upgrade_keeps_the_session();
 
         let said = host.refused("up");
         assert!(said.len() == 1 && said[0].contains("is up already"), "{said:?}");
@@ -997,10 +1013,20 @@ fn of_two_that_begin_at_once_one_sets_it_up() {
     host.is_as(&before);
 }
 
-/// The unit, with the machine's own iptables(8), nft(8) and resolvconf(8).
 #[test]
 fn the_unit_takes_each_file_through_a_crash_a_reload_and_a_restart_and_leaves_nothing() {
-    let Some(image) = Machine::image_or_skips() else { return };
+    takes_each_file(Debian::Bookworm);
+}
+
+/// With another wg-quick(8), too.
+#[test]
+fn a_newer_debian_takes_each_file_as_well() {
+    takes_each_file(Debian::Trixie);
+}
+
+/// The unit, with the machine's own wg-quick(8), iptables(8), nft(8) and resolvconf(8).
+fn takes_each_file(debian: Debian) {
+    let Some(image) = debian.image_or_skips() else { return };
     let scratch = Scratch::new();
     let deb = package(&scratch);
     for (file, up, _down) in FILES {

@@ -2,20 +2,23 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use wgsep_tests::daemon::{Daemon, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
+use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{DEVICE, Family};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::nft::Counter;
-use wgsep_tests::process::output;
+use wgsep_tests::process::{output, run, stop};
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::skip::skip;
 use wgsep_tests::traffic::until_ping;
 use wgsep_tests::tunnel::{Plan, Tunnel};
-use wgsep_tests::{manual, readme, repository, require, tun_device, wait};
+use wgsep_tests::{manual, procfs, readme, repository, require, tun_device, wait};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -45,6 +48,66 @@ fn the_recipes_for_kubernetes_grant_no_more_than_is_needed() {
     let dockerfile = repository().join("bin/dist/container/Dockerfile");
     let dockerfile = fs::read_to_string(dockerfile).unwrap();
     assert!(dockerfile.contains("install -m 0111 target/*-linux-musl/release/wgsep-dataplane "));
+}
+
+/// What stands behind a key of both recipes for Kubernetes.
+fn of_both_recipes(key: &str) -> String {
+    let found = ["sidecar.yaml", "gateway.yaml"].map(|recipe| {
+        let path = repository().join("bin/dist/container").join(recipe);
+        let text = fs::read_to_string(path).unwrap();
+        let mut values = text.lines().filter_map(|line| line.trim().strip_prefix(key));
+        let value = values.next().map(str::to_owned);
+        value.unwrap_or_else(|| panic!("{recipe} has no {key}"))
+    });
+    assert_eq!(found[0], found[1]);
+    found[0].clone()
+}
+
+#[test]
+fn the_probe_of_the_recipes_outlasts_upgrades_and_fails_where_the_daemon_hangs() {
+    require!(Wgsep);
+    let number = |key: &str| of_both_recipes(key).trim().parse::<u64>().unwrap();
+    let (period, timeout) = (number("periodSeconds:"), number("timeoutSeconds:"));
+    let threshold = number("failureThreshold:");
+    assert!(period * (threshold - 1) > 15 + timeout, "the longest hand-over and one late probe");
+    let mut daemon = Daemon::start(Wgsep, &Netns::new());
+    let line = of_both_recipes("exec: {command: [");
+    let words = line.trim_end_matches("]}").split(", ").map(|word| match word {
+        "/sbin/wgsep" => wgsep_program("wgsep").display().to_string(),
+        "wg0" => daemon.interface.clone(),
+        other => other.to_owned(),
+    });
+    let words: Vec<_> = words.collect();
+    let probe = || output(Command::new(&words[0]).args(&words[1..])).status.success();
+    assert!(probe());
+    let upgrade = || {
+        let mut command = daemon.netns.command(wgsep_program("wgsep"));
+        run(command.args(["upgrade", &daemon.interface]));
+    };
+    let failed_in_a_row = thread::scope(|scope| {
+        let upgrading = scope.spawn(|| (0..20).for_each(|_| upgrade()));
+        let (mut failed, mut most) = (0, 0);
+        while !upgrading.is_finished() {
+            failed = if probe() { 0 } else { failed + 1 };
+            most = most.max(failed);
+        }
+        most
+    });
+    assert!(failed_in_a_row < threshold, "{failed_in_a_row} in a row");
+
+    let is_dataplane = |pid: &Pid| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        name.starts_with("wgsep-data")
+    };
+    let all = || procfs::with_argument(&daemon.interface).into_iter().filter(is_dataplane);
+    wait::until("one dataplane is left", LIMIT, || all().count() == 1);
+    let dataplane = all().next().unwrap();
+    stop(dataplane);
+    let began = Instant::now();
+    assert!(!probe() && began.elapsed().as_secs() < timeout, "{:?}", began.elapsed());
+    kill(dataplane, Signal::SIGKILL).unwrap();
+    daemon.process.exit_within(LIMIT);
+    assert!(!probe());
 }
 
 /// How many packets for an address behind the tunnel take the ordinary route once the daemon is dead.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wgsep_tests::machine::{Machine, package};
+use wgsep_tests::machine::{Debian, Machine, package};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::wait;
@@ -23,13 +23,16 @@ fn a_tunnel_that_does_not_restart_or_stop_is_named_and_leaves_no_package_half_do
     let state = || machine.run("dpkg-query --show --showformat '${Status}' wgsep");
     let pid = || machine.run("systemctl show --value --property MainPID wgsep@wg0");
     assert!(dpkg("dpkg --install /mnt/wgsep.deb").is_empty());
-    for interface in ["wg0", "wg1"] {
+    for interface in ["wg0", "wg1", "wg-lan"] {
         machine.write_configuration_with_a_key(interface);
         machine.run(&format!("systemctl start wgsep@{interface}"));
     }
-    let before = pid();
+    let indices = || machine.run("ip -o link show type tun | cut -d : -f 1,2");
+    let (before, created) = (pid(), indices());
+    assert_eq!(created.lines().count(), 3);
     assert!(dpkg("dpkg --install /mnt/wgsep.deb").is_empty(), "both run again");
     assert_ne!(pid(), before);
+    assert_eq!(indices(), created);
 
     // What wg(8) has set stays.
     machine.run("wg set wg0 peer $(wg genkey | wg pubkey) persistent-keepalive 25");
@@ -50,6 +53,13 @@ fn a_tunnel_that_does_not_restart_or_stop_is_named_and_leaves_no_package_half_do
     assert_ne!(pid(), before);
     machine.run("systemctl is-active wgsep@wg0 wgsep@wg1");
 
+    // One of a version without that command.
+    machine.run("rm /run/wireguard/wg0.upgrade");
+    let before = indices();
+    dpkg("dpkg --install /mnt/wgsep.deb");
+    assert_ne!(indices(), before, "it was not restarted");
+    machine.run("systemctl is-active wgsep@wg0");
+
     // Where systemd refuses.
     machine.run(
         "mkdir /run/stub; printf '#!/bin/sh\\ncase $1 in stop | daemon-reload) exit 1 ;; esac\\n\
@@ -59,9 +69,99 @@ fn a_tunnel_that_does_not_restart_or_stop_is_named_and_leaves_no_package_half_do
     assert!(named[0].contains("run: systemctl daemon-reload"), "{named:?}");
     assert_eq!(state(), "install ok installed");
     let named = dpkg("PATH=/run/stub:$PATH dpkg --remove wgsep");
-    assert!(named[0].contains("cannot stop wgsep@wg0.service"), "{named:?}");
+    assert!(
+        named[0].contains("cannot stop wgsep@") && named[0].contains("wgsep@wg0.service"),
+        "{named:?}"
+    );
     assert!(named[1].contains("run: systemctl daemon-reload"), "{named:?}");
     assert!(!machine.output("test -e /usr/sbin/wgsep").status.success());
+}
+
+#[test]
+fn daemons_of_no_unit_are_upgraded_too_but_not_in_a_container_nor_those_of_another_program() {
+    upgrades_daemons_of_no_unit(Debian::Bookworm);
+}
+
+#[test]
+fn a_newer_debian_upgrades_daemons_of_no_unit_too() {
+    upgrades_daemons_of_no_unit(Debian::Trixie);
+}
+
+/// By dpkg in a service, as PackageKit runs it: what is in the control group of that ends with it.
+fn upgrades_daemons_of_no_unit(debian: Debian) {
+    let Some(image) = debian.image_or_skips() else { return };
+    let (scratch, netns) = (Scratch::new(), Netns::new());
+    let deb = package(&scratch);
+    let machine = Machine::boot(&image, &netns, &[(&deb, "/mnt/wgsep.deb")]);
+    machine.run("dpkg --install /mnt/wgsep.deb");
+    machine.write_configuration_with_a_key("wg1");
+    machine.run(
+        "wgsep wg0 && wgsep-quick up wg1 && ip netns add other && ip netns exec other wgsep wg2",
+    );
+    machine.run(
+        "for file in sbin/wgsep libexec/wgsep/wgsep-dataplane; do \
+         install -D /usr/$file /usr/local/$file || exit; done; /usr/local/sbin/wgsep wg3",
+    );
+    machine.run(
+        "setsid unshare --pid --fork --mount-proc wgsep --foreground wg4 >/dev/null 2>&1 & \
+         until wg show wg4 >/dev/null 2>&1; do sleep 0.1; done",
+    );
+    // Other services, of which one has more than a program.
+    machine.run(
+        "systemd-run --quiet --unit plain wgsep --foreground wg5; \
+         systemd-run --quiet --unit confined --property PrivateTmp=yes wgsep --foreground wg6; \
+         until wg show wg5 >/dev/null 2>&1 && wg show wg6 >/dev/null 2>&1; do sleep 0.1; done",
+    );
+    let helper = |interface: &str| {
+        let audited = machine.output(&format!("wgsep audit --json {interface}")).stdout;
+        let audited: serde_json::Value = serde_json::from_slice(&audited).unwrap();
+        audited["helper"].as_u64().unwrap()
+    };
+    let all = || ["wg0", "wg1", "wg2", "wg5", "wg3", "wg4", "wg6"].map(helper);
+    let indices = || {
+        let links = "ip -o link show type tun | cut -d : -f 1,2";
+        machine.run(&format!("{links}; ip netns exec other {links}"))
+    };
+    let update = || {
+        machine.run(
+            "systemd-run --quiet --collect --property Type=oneshot --property StandardOutput=file:/run/said \
+             --property StandardError=file:/run/said dpkg --install /mnt/wgsep.deb; cat /run/said; rm /run/said",
+        )
+    };
+    let (before, created) = (all(), indices());
+    let of_ours = |said: &str| -> Vec<String> {
+        said.lines().filter(|line| line.starts_with("wgsep: ")).map(str::to_owned).collect()
+    };
+    let said = update();
+    let [line] = &of_ours(&said)[..] else { panic!("{said}") };
+    assert!(line.contains("wg6 goes on") && line.contains("confined.service"), "{line}");
+    let after = all();
+    for (number, (pid, earlier)) in after.into_iter().zip(before).enumerate() {
+        let is_upgraded = number < 4;
+        assert_eq!(pid != earlier, is_upgraded, "number {number}: {said}");
+        let program = machine.run(&format!("readlink /proc/{pid}/exe"));
+        assert_eq!(program.contains("deleted"), number > 4, "number {number}: {program}");
+    }
+    assert_eq!(indices(), created);
+
+    // One that cannot follow is named.
+    machine.run("rm /run/wireguard/wg0.upgrade && touch /run/wireguard/wg0.upgrade");
+    machine.run("systemctl stop confined");
+    let said = update();
+    let lines = of_ours(&said);
+    assert!(lines.len() == 2 && lines[1].contains("wg0 goes on as before"), "{said}");
+    assert_eq!(helper("wg0"), after[0]);
+    assert_ne!(helper("wg1"), after[1]);
+
+    // The service still ends what it began.
+    machine.run("systemctl stop plain");
+    assert!(!machine.output("ip link show wg5").status.success());
+    // With the package end those that it upgrades.
+    machine.run("dpkg --remove wgsep");
+    assert_eq!(
+        machine.run("ls /run/wireguard/*.sock"),
+        "/run/wireguard/wg3.sock\n/run/wireguard/wg4.sock\n"
+    );
 }
 
 /// Those of units and by hand, and what a crash has left, which no unit stops.
@@ -91,8 +191,46 @@ fn with_the_package_ends_every_tunnel_with_its_rules_and_what_its_hooks_did() {
     let has_wg2 = || machine.output("ip link show wg2").status.success();
     wait::until("the interface is gone", Duration::from_secs(10), || !has_wg2());
     assert!(state().contains("wg-quick-wg2") && state().contains("wg2"), "{}", state());
-    let removed = machine.output("dpkg --remove wgsep 2>&1");
-    let said = String::from_utf8_lossy(&removed.stdout);
-    assert!(removed.status.success() && !said.contains("wgsep: cannot"), "{said}");
+    // What is of no file, what is in the store of a unit that waits, and what has failed for good.
+    machine.run("wgsep --log-file /var/log/wgsep-wg3.log wg3; mkdir -p /run/systemd/system/wgsep@wg0.service.d; systemctl enable wgsep@wg0 wgsep@wg4");
+    machine.run(
+        "printf '[Service]\\nRestartSec=1h\\n' >/run/systemd/system/wgsep@wg0.service.d/late.conf; \
+         systemctl daemon-reload; kill -9 $(systemctl show --value --property MainPID wgsep@wg0)",
+    );
+    let shown = |what: &str| {
+        machine
+            .run(&format!("systemctl show --value --property {what} wgsep@wg0"))
+            .trim()
+            .to_owned()
+    };
+    let waits = || shown("SubState") == "auto-restart";
+    wait::until("the unit waits for its restart", Duration::from_secs(10), waits);
+    assert_eq!(shown("NFileDescriptorStore"), "17");
+    assert!(!machine.output("systemctl start wgsep@wg4").status.success(), "it has no file");
+    assert!(machine.run("ls /var/log").contains("wgsep-wg3.log"));
+    let dpkg = |what: &str| {
+        let removed = machine.output(&format!("dpkg --{what} wgsep 2>&1"));
+        let said = String::from_utf8_lossy(&removed.stdout);
+        assert!(removed.status.success() && !said.contains("wgsep: cannot"), "{said}");
+        assert!(!said.contains("warning"), "{said}");
+    };
+    dpkg("remove");
     assert_eq!(state(), before);
+    assert_eq!(
+        machine.run(
+            "systemctl list-units --plain --no-legend --state=activating,active,failed 'wgsep@*'"
+        ),
+        ""
+    );
+    assert_eq!(
+        machine.run("pgrep -l wgsep; ls -d /run/wireguard /run/wgsep-quick 2>/dev/null; true"),
+        ""
+    );
+    // Which ones are enabled is kept, as other configuration is.
+    let enabled = || machine.output("ls /etc/systemd/system/*/wgsep@wg0.service").status.success();
+    assert!(enabled());
+    dpkg("purge");
+    let left =
+        "find /etc /run /usr /var -xdev -name '*wgsep*' | grep -v '^/run/systemd/system/'; true";
+    assert_eq!(machine.run(left), "");
 }

@@ -39,6 +39,7 @@ pub mod tun_device;
 pub mod tunnel;
 pub mod uapi;
 pub mod uevent;
+pub mod unit;
 pub mod wait;
 pub mod wg;
 

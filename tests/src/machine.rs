@@ -72,6 +72,34 @@ pub fn write_configuration(path: &Path, text: &str) {
     assert!(matches!(owner, Ok(0)), "cannot write {}: {owner:?}", path.display());
 }
 
+/// A release of Debian that a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Debian {
+    /// 12, with systemd 252.
+    Bookworm,
+    /// 13, with systemd 257, and with needrestart(1).
+    Trixie,
+}
+
+impl Debian {
+    /// The cache entry that `make deps` makes.
+    const fn entry(self) -> &'static str {
+        match self {
+            Self::Bookworm => "debian",
+            Self::Trixie => "debian-13",
+        }
+    }
+
+    /// The image of it, where root runs the test; says so when not, or when it is missing.
+    #[must_use]
+    pub fn image_or_skips(self) -> Option<PathBuf> {
+        if !skip::is_root_or_skips() {
+            return None;
+        }
+        Machine::image(self).inspect_err(|reason| skip::skip(reason)).ok()
+    }
+}
+
 /// A running machine; all that runs in it is killed when dropped, and what it wrote is forgotten.
 #[derive(Debug)]
 pub struct Machine {
@@ -85,20 +113,17 @@ impl Machine {
     /// # Errors
     ///
     /// Where there is none, or nothing to boot it with: why, and what to do.
-    fn image() -> Result<PathBuf, String> {
+    fn image(debian: Debian) -> Result<PathBuf, String> {
         if Command::new("systemd-nspawn").arg("--version").output().is_err() {
             return Err("systemd-nspawn is missing: run `make deps`".to_owned());
         }
-        cache::entry("debian")
+        cache::entry(debian.entry())
     }
 
-    /// The image, where root runs the test; says so when not, or when it is missing.
+    /// The image of the older Debian, as [`Debian::image_or_skips`].
     #[must_use]
     pub fn image_or_skips() -> Option<PathBuf> {
-        if !skip::is_root_or_skips() {
-            return None;
-        }
-        Self::image().inspect_err(|reason| skip::skip(reason)).ok()
+        Debian::Bookworm.image_or_skips()
     }
 
     /// Boots the image with the network of `netns`. Of each pair, the first file is seen in the
@@ -111,6 +136,9 @@ impl Machine {
     #[must_use]
     pub fn boot(image: &Path, netns: &Netns, files: &[(&Path, &str)]) -> Self {
         let mut command = Command::new("systemd-nspawn");
+        // As Debian boots, whatever this machine has: with the other hierarchies, systemd 257 removes a unit's control
+        // group now and then before it runs ExecStopPost= there.
+        command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1");
         command.arg("--directory").arg(image);
         command.args(["--volatile=overlay", "--register=no", "--keep-unit", "--console=pipe"]);
         command.args(["--boot", "--bind=/dev/net/tun", "--capability=CAP_NET_ADMIN"]);

@@ -43,5 +43,6 @@ mod sticky_source;
 mod tun_fd;
 mod uapi;
 mod upgrade;
+mod upgrade_container;
 mod vm_generation;
 mod wg_quick;

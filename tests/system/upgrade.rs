@@ -366,6 +366,84 @@ fn an_initiation_under_way_is_answered_to_the_new_pair() {
     assert!(is_running(far_helper));
 }
 
+/// The side that answered: it has a keypair that it does not send with yet.
+#[test]
+fn a_handshake_that_was_answered_is_completed_with_the_new_pair() {
+    require!(Wgsep);
+    let tunnel = Plan::new(Wgsep, Wgsep).build();
+    let Tunnel { left, right } = &tunnel;
+    let ([_, near], [_, far]) = (pair(&left.daemon), pair(&right.daemon));
+    stop(far);
+    let mut pinged = left.daemon.netns.spawn(format!("ping -n -c 1 -W 8 {}", inner(right)));
+    wait::until("an initiation is sent", LIMIT, || left.daemon.peer().sent >= 148);
+    stop(near);
+    kill(far, Signal::SIGCONT).unwrap();
+    wait::until("it is answered", LIMIT, || right.daemon.peer().sent >= 92);
+    upgrade(&right.daemon);
+    kill(near, Signal::SIGCONT).unwrap();
+    assert!(pinged.exit_within(LIMIT).success(), "the keypair was lost");
+    assert!(left.daemon.peer().sent < 2 * 148 + 200, "{:?}", left.daemon.peer());
+}
+
+/// How many threads of a dataplane carry packets.
+fn workers(dataplane: Pid) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{dataplane}/task")).unwrap().flatten();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("worker")).count()
+}
+
+/// The number is that of the running pair, whatever the machine or the caller has.
+#[test]
+fn sixty_four_workers_are_replaced_by_as_many_or_not_at_all_and_one_by_one() {
+    require!(Wgsep);
+    for number in [64, 1] {
+        let tunnel = tunnel_with(&["--workers", &number.to_string()]);
+        let Tunnel { left, right } = &tunnel;
+        let before = pair(&left.daemon);
+        assert_eq!(workers(before[1]), number);
+        let mut limited = left.daemon.netns.command("prlimit");
+        limited.arg("--nofile=40:40").arg(wgsep_program("wgsep"));
+        let line = refused(&output(limited.args(["upgrade", &left.daemon.interface])));
+        assert!(line.contains("limit on open files is 40"), "{line}");
+        assert_eq!(pair(&left.daemon), before);
+        assert!(answers_at_once(&left.daemon.netns, inner(right)));
+        for end in [left, right] {
+            upgrade(&end.daemon);
+            assert_eq!(workers(pair(&end.daemon)[1]), number);
+        }
+        assert!(answers_at_once(&left.daemon.netns, inner(right)));
+        assert!(answers_at_once(&right.daemon.netns, inner(left)));
+    }
+}
+
+#[test]
+fn a_daemon_whose_socket_was_renamed_is_not_upgraded_and_one_whose_interface_was_is() {
+    require!(Wgsep);
+    let mut tunnel = tunnel_with(&[]);
+    let name = wgsep_tests::daemon::unique_interface();
+    let Tunnel { left, right } = &mut tunnel;
+    left.daemon.netns.run(format!("ip link set {} name {name}", left.daemon.interface));
+    let before = pair(&left.daemon);
+    upgrade(&left.daemon);
+    let between = pair(&left.daemon);
+    assert_ne!(between, before);
+    assert!(answers_at_once(&left.daemon.netns, inner(right)));
+
+    let was = socket_path(&left.daemon.interface);
+    fs::rename(&was, socket_path(&name)).unwrap();
+    let gone = was.with_extension("upgrade");
+    wait::until("the helper knows", LIMIT, || !gone.exists());
+    for interface in [&left.daemon.interface, &name] {
+        let mut command = left.daemon.netns.command(wgsep_program("wgsep"));
+        let line = refused(&output(command.args(["upgrade", interface])));
+        assert!(line.contains("nor has one whose socket was renamed"), "{line}");
+    }
+    assert_eq!(pair(&left.daemon), between);
+    assert!(answers_at_once(&left.daemon.netns, inner(right)));
+    fs::remove_file(socket_path(&name)).unwrap();
+    left.daemon.process.exit_within(LIMIT);
+}
+
 #[test]
 fn an_upgrade_that_cannot_start_says_why_and_changes_nothing() {
     require!(Wgsep);

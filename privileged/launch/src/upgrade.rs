@@ -12,12 +12,12 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, sendmsg,
-    setsockopt, socket, socketpair, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, getsockopt,
+    sendmsg, setsockopt, socket, socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::{Gid, Uid};
-use std::fs::remove_file;
+use std::fs::{read_to_string, remove_file};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -161,6 +161,25 @@ fn announce(interface: &str) -> Result<Given> {
     }
 }
 
+/// Refuses to replace a helper of another PID namespace, by the number that the kernel has of it with its listener: this
+/// pair would be outside of that container, and not end with it.
+fn refuse_another_pid_namespace(listener: &OwnedFd, interface: &str) -> Result<()> {
+    let pid = getsockopt(listener, sockopt::PeerCredentials).step("SO_PEERCRED")?.pid();
+    let status = read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let is_below = numbers.is_some_and(|numbers| numbers.split_whitespace().count() > 1);
+    if pid != 0 && !is_below {
+        return Ok(());
+    }
+    let enter = match pid {
+        0 => "docker exec CONTAINER".to_owned(),
+        _ => format!("nsenter --target {pid} --pid --mount --net"),
+    };
+    Err(Error::new(format!(
+        "the wgsep that serves {interface} is in another PID namespace, as in a container; run it there: {enter} wgsep upgrade {interface}"
+    )))
+}
+
 /// The options that the running pair was started with.
 fn options(version: &'static str, interface: &str, welcome: &Welcome) -> Options {
     let is_without = |number: u32| welcome.without & 1 << number != 0;
@@ -222,6 +241,7 @@ pub fn start(
     let missing = || Error::new("the running wgsep sent too few descriptors; restart it");
     let mut next = || descriptors.next().ok_or_else(missing);
     let (listener, upgrade) = (next()?, next()?);
+    refuse_another_pid_namespace(&listener, interface)?;
     let queues = (0..welcome.tun_queues).map(|_| next().and_then(tun::out_of_reach));
     let queues = queues.collect::<Result<Vec<_>>>()?;
     let sink = match (welcome.log, next()?) {
