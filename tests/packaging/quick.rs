@@ -572,6 +572,72 @@ fn an_endpoint_that_is_a_name_is_found_again_after_a_crash() {
     }
 }
 
+/// What a crash has left has no daemon: this has one, and everything of it is elsewhere.
+#[test]
+fn a_tunnel_of_another_namespace_or_name_is_not_taken_for_one_of_a_crash() {
+    require!(Wgsep);
+    let host = Host::new();
+    host.write(&host.plain_server());
+    host.must("up");
+    let (state, notes) = (host.state(), host.notes());
+    for verb in ["down", "up"] {
+        let mut elsewhere = Command::new("ip");
+        elsewhere.args([
+            "netns",
+            "exec",
+            host.other.daemon.netns.name(),
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+        ]);
+        let line = format!("mount --bind {} /etc/wireguard && exec \"$@\"", host.files.display());
+        elsewhere.args([&line, "sh"]).arg(script()).args([verb, &host.interface]);
+        let said = host.refusal(&mut elsewhere);
+        assert!(said.len() == 1 && said[0].contains("network namespace"), "{verb}: {said:?}");
+        assert_eq!((host.state(), host.notes()), (state.clone(), notes.clone()));
+    }
+    host.netns.run(format!("ip link set {} name renamed", host.interface));
+    let said = host.refused("down");
+    assert!(said.len() == 1 && said[0].contains("rename the interface back"), "{said:?}");
+    host.netns.run(format!("ip link set renamed name {}", host.interface));
+    host.must("down");
+}
+
+#[test]
+fn lines_that_cannot_be_written_end_nothing_half_way() {
+    require!(Wgsep);
+    let host = Host::new();
+    host.write(&host.client());
+    let before = host.state();
+    for verb in ["up", "down"] {
+        let mut command = host.command(verb, &[]);
+        let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let status = command.stdout(full()).stderr(full()).status().unwrap();
+        assert!(status.success(), "{verb}: {status}");
+        if verb == "up" {
+            host.carries_traffic();
+        }
+    }
+    host.is_as(&before);
+}
+
+#[test]
+fn a_shell_that_is_to_keep_to_posix_and_a_path_of_large_packets_change_nothing() {
+    require!(Wgsep);
+    let host = Host::new();
+    host.write(&host.plain_server().replace("AllowedIPs", "Endpoint = localhost:9\nAllowedIPs"));
+    let up = output(host.command("up", &[]).env("POSIXLY_CORRECT", "1"));
+    let said = String::from_utf8_lossy(&up.stderr).into_owned();
+    assert!(up.status.success(), "{said}");
+    let steps = said.lines().filter(|line| line.contains(" mtu ")).collect::<Vec<_>>();
+    let [step] = steps[..] else { panic!("{said}") };
+    let link = host.netns.run(format!("ip -o link show {}", host.interface));
+    let mtu = link.split_whitespace().skip_while(|word| *word != "mtu").nth(1).unwrap();
+    assert_eq!(step, format!("[#] ip link set mtu {mtu} up dev {}", host.interface));
+    host.must("down");
+}
+
 /// `vpn.example` in place of the address of the other end.
 struct Named(Host);
 

@@ -1,11 +1,12 @@
 //! What /proc says of a process.
 
 use nix::errno::Errno;
+use nix::sys::stat::makedev;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use wgsep_policy::ThreadStatus;
 use wgsep_policy::descriptors::socket_protocol;
@@ -190,7 +191,8 @@ fn descriptors(proc: &Path) -> Fact<BTreeMap<String, usize>> {
     Ok(kinds)
 }
 
-/// What a descriptor is, by its link.
+/// What a descriptor is: a device by its number, because its node may have another name, or have been made anew since;
+/// anything else by its link.
 fn kind(path: &Path) -> std::io::Result<String> {
     let target = fs::read_link(path)?.display().to_string();
     if target.starts_with("socket:[") {
@@ -200,13 +202,22 @@ fn kind(path: &Path) -> std::io::Result<String> {
             ["udp", "unix", "netlink"].into_iter().find(|known| protocol.starts_with(known));
         return Ok(format!("{} socket", family.unwrap_or(&protocol)));
     }
-    Ok(named(&target))
+    let is_device = |major, minor| {
+        let is_it = |status: fs::Metadata| status.rdev() == makedev(major, minor);
+        fs::metadata(path)
+            .ok()
+            .filter(|status| status.file_type().is_char_device())
+            .is_some_and(is_it)
+    };
+    Ok(match () {
+        () if is_device(10, 200) => "tun".to_owned(),
+        () if is_device(1, 3) => "null".to_owned(),
+        () => named(&target),
+    })
 }
 
 fn named(target: &str) -> String {
     match target {
-        "/dev/net/tun" => "tun".to_owned(),
-        "/dev/null" => "null".to_owned(),
         _ if target.starts_with("pipe:") => "pipe".to_owned(),
         _ => match target.strip_prefix("anon_inode:") {
             Some(kind) => kind.trim_matches(['[', ']']).to_owned(),
@@ -258,10 +269,17 @@ mod tests {
             ("anon_inode:[eventpoll]", "eventpoll"),
             ("anon_inode:inotify", "inotify"),
             ("pipe:[4]", "pipe"),
-            ("/dev/net/tun", "tun"),
             ("/etc/passwd", "file /etc/passwd"),
         ] {
             assert_eq!(named(target), expected);
+        }
+        for (device, expected) in
+            [("/dev/null", "null"), ("/dev/net/tun", "tun"), ("/dev/zero", "file /dev/zero")]
+        {
+            // A container may have no TUN device.
+            let Ok(device) = fs::File::open(device) else { continue };
+            let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&device));
+            assert_eq!(kind(Path::new(&path)).unwrap(), expected);
         }
     }
 
