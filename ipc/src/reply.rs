@@ -29,7 +29,7 @@ pub struct TakeOver {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// The sandbox was verified. Comes with the UAPI listener, the netlink socket, the TUN
-    /// queues, and what is taken over: the socket by which the state comes, the IPv4 socket, if any, and the IPv6
+    /// queues, the listener of the status socket, if any, and what is taken over: the socket by which the state comes, the IPv4 socket, if any, and the IPv6
     /// socket, if any, in this order.
     Granted {
         /// Index of the interface.
@@ -42,6 +42,8 @@ pub enum Reply {
         tun_queues: u8,
         /// What these do besides single packets.
         offload: TunOffload,
+        /// A listener of the status socket comes with it.
+        status: bool,
         /// What comes from another dataplane. Answered by [`crate::Request::Pong`] once the dataplane serves it.
         take_over: Option<TakeOver>,
     },
@@ -72,12 +74,12 @@ impl Reply {
     #[must_use]
     pub const fn descriptors(&self) -> usize {
         match self {
-            Self::Granted { tun_queues, take_over, .. } => {
+            Self::Granted { tun_queues, status, take_over, .. } => {
                 let taken_over = match take_over {
                     Some(TakeOver { v4, v6, .. }) => 1 + *v4 as usize + *v6 as usize,
                     None => 0,
                 };
-                2 + *tun_queues as usize + taken_over
+                2 + *tun_queues as usize + *status as usize + taken_over
             }
             Self::UdpOpened { v4, v6, .. } => *v4 as usize + *v6 as usize,
             Self::Done | Self::Refused { .. } => 0,

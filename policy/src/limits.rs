@@ -4,8 +4,8 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 /// Descriptors that a process may have: UAPI clients, workers, sockets, TUN queues, and spare capacity.
 pub const MAX_DESCRIPTORS: u64 = 256;
-/// Of those, what a dataplane of no workers needs for anything but UAPI clients.
-const DESCRIPTORS: u64 = 40;
+/// Of those, what a dataplane of no workers needs for anything but UAPI clients: 17 of them for the status socket.
+const DESCRIPTORS: u64 = 57;
 /// What each worker adds to that: an epoll instance and an eventfd.
 const DESCRIPTORS_PER_WORKER: u64 = 2;
 /// UAPI clients that there must be descriptors for; fewer than one wg(8) and its watchers are no service.

@@ -7,7 +7,9 @@ use crate::background;
 use crate::launcher::Launcher;
 use crate::netns::Netns;
 use crate::startup::{self, Inherited, open_path};
-use crate::{Grants, Offload, Options, generation, netlink, netns, spawn, tun, uapi_socket};
+use crate::{
+    Grants, Offload, Options, StatusAccess, generation, netlink, netns, spawn, tun, uapi_socket,
+};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -78,13 +80,16 @@ pub fn settings(
     granted: &Reply,
     waits: bool,
 ) -> Option<Welcome> {
-    let &Reply::Granted { ifindex, netns, tun_queues, offload, .. } = granted else { return None };
+    let &Reply::Granted { ifindex, netns, tun_queues, offload, status, .. } = granted else {
+        return None;
+    };
     let without = Offload::ALL.iter().zip(0..).filter(|(one, _)| options.without.contains(one));
     Some(Welcome {
         ifindex,
         netns,
         tun_queues,
         offload,
+        status,
         udp: None,
         udp_gro: false,
         mark: 0,
@@ -192,6 +197,7 @@ fn options(version: &'static str, interface: &str, welcome: &Welcome) -> Options
         log_level: welcome.log_level,
         log_format: if welcome.log_json { Format::Json } else { Format::Text },
         log_file: None,
+        status: StatusAccess::default(),
     }
 }
 
@@ -227,6 +233,7 @@ pub fn start(
     let (listener, upgrade) = (next()?, next()?);
     let queues = (0..welcome.tun_queues).map(|_| next().and_then(tun::out_of_reach));
     let queues = queues.collect::<Result<Vec<_>>>()?;
+    let status = welcome.status.then(&mut next).transpose()?;
     let mut socket = |is_there: bool| is_there.then(&mut next).transpose();
     let take_over = welcome.udp.unwrap_or(wgsep_ipc::TakeOver { port: 0, v4: false, v6: false });
     let udp = [socket(take_over.v4)?, socket(take_over.v6)?];
@@ -267,7 +274,11 @@ pub fn start(
     let (socket_file, made_socket) = uapi_socket::of_running(&listener, interface)?;
     let (netlink, follows_moves) = netlink::subscribe(grants.large_buffers)?;
     let mut dataplane = spawn::start(&options, &grants, interface, user)?;
-    dataplane.report.note(Layer::NoDescriptorsIn, uapi_socket::refuse_descriptors(&listener));
+    let refused = uapi_socket::refuse_descriptors(&listener, status.as_ref());
+    dataplane.report.note(Layer::NoDescriptorsIn, refused);
+    let status_file = status
+        .as_ref()
+        .and_then(|status| uapi_socket::file_of(status, &format!("{interface}.status")));
 
     let duplicate = |socket: &Option<OwnedFd>| {
         let duplicate = socket.as_ref().map(OwnedFd::try_clone).transpose();
@@ -282,6 +293,7 @@ pub fn start(
         follows_moves,
         tun_queues: welcome.tun_queues,
         offload: welcome.offload,
+        status: welcome.status,
         take_over: Some(take_over),
     };
     let (ids, waiter) = (dataplane_ids(user), Waiter::None);
@@ -295,11 +307,12 @@ pub fn start(
         waits: welcome.waiter == Waiter::ThisHelper,
         earlier,
         report,
-        upgrade: own_file(interface).ok(),
+        beside: own_file(interface).ok().into_iter().chain(status_file).collect(),
     };
     let descriptors = [listener, netlink]
         .into_iter()
         .chain(queues)
+        .chain(status)
         .chain([state])
         .chain(udp.into_iter().flatten());
     Ok(Unconfined {

@@ -239,6 +239,7 @@ impl Dataplane {
             follows_moves: true,
             tun_queues: 1,
             offload: TunOffload::default(),
+            status: false,
             take_over: None,
         };
         let granted = requests.grant(sequence, &reply, &[null.as_fd(); 3]);

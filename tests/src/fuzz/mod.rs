@@ -137,7 +137,7 @@ pub fn ipc(data: &[u8]) {
         assert!(data.len() <= MAX_FRAME && data.first() == Some(&VERSION));
     }
     if let Ok((_, message)) = said {
-        assert!(message.descriptors() <= 5 + usize::from(u8::MAX));
+        assert!(message.descriptors() <= 6 + usize::from(u8::MAX));
     }
 }
 
