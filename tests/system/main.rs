@@ -38,6 +38,7 @@ mod roaming;
 mod scopes;
 mod staging;
 mod stats;
+mod status;
 mod sticky_source;
 mod tun_fd;
 mod uapi;

@@ -106,7 +106,7 @@ pub fn command() -> Command {
         .arg(value("without", "OFFLOAD").value_delimiter(',').value_parser(Offload::ALL.map(Offload::name)).action(ArgAction::Append).hide_possible_values(true).help("Do without an offload: see wgsep(8)"))
         .arg(value("log-level", "LEVEL").alias("verbosity").short_alias('v').value_parser(levels()).hide_possible_values(true).help("silent, error, info or debug [LOG_LEVEL, or info]"))
         .arg(value("log-format", "FORMAT").value_parser(["text", "json"]).default_value("text").hide_possible_values(true).hide_default_value(true).help("text, or json: an object a line"))
-        .arg(value("status-group", "GROUP").hide(true))
+        .arg(value("status-group", "GROUP").help("Whose members may read the status [wgsep]"))
         .arg(value("status-mode", "MODE").value_parser(parse_mode).hide(true))
         .arg(value("log-file", "PATH").alias("log").short_alias('l').value_parser(value_parser!(PathBuf)).help("Log there, not to standard error or syslog"))
         .args(NEEDLESS.map(|(name, _)| Arg::new(name).long(name).num_args(0..=1).require_equals(true).action(ArgAction::Append).hide(true)))
@@ -115,7 +115,7 @@ pub fn command() -> Command {
         // The last one counts, so that arguments can be appended to defaults (of a wrapper, say).
         .args_override_self(true)
         .subcommand_negates_reqs(true)
-        .override_usage("wgsep [OPTIONS] IF\n       wgsep audit|stats|watch|upgrade IF")
+        .override_usage("wgsep [OPTIONS] IF, or wgsep audit|stats|watch|upgrade IF")
         .disable_help_subcommand(true)
         .subcommand(question("audit")
             .about("Tell what confines the running processes of an interface, layer by layer")

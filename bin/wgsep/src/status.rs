@@ -51,14 +51,12 @@ impl Daemon {
     /// Asks once.
     ///
     /// # Errors
-    /// If there is no whole answer before the deadline; UnexpectedEof if the daemon has closed the connection.
+    /// If there is no answer before the deadline; UnexpectedEof if the daemon has closed the connection since the last.
     pub fn ask(&mut self, deadline: Instant) -> io::Result<String> {
-        let asked_before = core::mem::replace(&mut self.was_asked, false);
+        let asked_before = self.was_asked;
         self.socket.set_nonblocking(false)?;
         self.socket.set_write_timeout(Some(remaining(deadline)?))?;
-        let written = self.socket.write_all(self.request);
-        self.was_asked = asked_before;
-        written.map_err(|error| match error.kind() {
+        self.socket.write_all(self.request).map_err(|error| match error.kind() {
             ErrorKind::BrokenPipe => ErrorKind::UnexpectedEof.into(),
             _ => error,
         })?;
@@ -66,7 +64,9 @@ impl Daemon {
         while answer.len() < MAX_ANSWER {
             self.socket.set_read_timeout(Some(remaining(deadline)?))?;
             match self.socket.read(&mut buffer) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(0) if asked_before => return Err(ErrorKind::UnexpectedEof.into()),
+                // Of another program, say.
+                Ok(0) => break,
                 Ok(len) => {
                     debug_assert!(len <= buffer.len(), "read(2) fills no more than the buffer");
                     answer.extend_from_slice(buffer.get(..len).unwrap_or_default());

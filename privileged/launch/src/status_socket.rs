@@ -14,6 +14,8 @@ use wgsep_monitor::{DIRECTORY, Error, OwnFile, Result, Step};
 
 /// The group whose members may connect, where nothing else is said and there is one.
 const GROUP: &str = "wgsep";
+/// The mode with which a socket is made.
+const MADE_WITH: u32 = 0o600;
 /// Bits that the mode of a socket may have.
 const PERMISSIONS: u32 = 0o666;
 
@@ -52,7 +54,7 @@ impl StatusAccess {
             // Nobody asked for it: where groups cannot be looked up, root alone may connect.
             None => Group::from_name(GROUP).ok().flatten().map(|group| group.gid),
         };
-        let mode = self.mode.unwrap_or(if group.is_some() { 0o660 } else { 0o600 });
+        let mode = self.mode.unwrap_or(if group.is_some() { 0o660 } else { MADE_WITH });
         Ok(Readers { group, mode, is_wanted: self.group.is_some() || self.mode.is_some() })
     }
 }
@@ -125,6 +127,9 @@ fn open_to(path: &str, readers: Readers, log: &mut Log) -> Result<()> {
             }
             return Ok(());
         }
+    }
+    if readers.mode == MADE_WITH {
+        return Ok(());
     }
     let mode = Mode::from_bits_truncate(readers.mode);
     fchmodat(AT_FDCWD, path, mode, FchmodatFlags::FollowSymlink).step(path)?;

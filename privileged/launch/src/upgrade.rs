@@ -29,7 +29,7 @@ use wgsep_ipc::upgrade::{FromPredecessor, HELLO, LogSink, Waiter, Welcome};
 use wgsep_ipc::{Channel, Received, Reply};
 use wgsep_journal::{Format, Log, ServiceManager, Sink};
 use wgsep_monitor::{DIRECTORY, Error, Interface, OwnFile, Result, Step, UdpSockets, Unconfined};
-use wgsep_policy::{Layer, user};
+use wgsep_policy::{Layer, filters, user};
 use wgsep_upgrade::{Predecessor, Successors};
 
 /// How long the running helper may take to answer.
@@ -56,6 +56,15 @@ pub fn await_successor(interface: &str, settings: Welcome) -> Result<(Successors
     let file = own_file(interface).inspect_err(|_| drop(remove_file(&path))).step(&path)?;
     let (channel, _closed) = channel_pair()?;
     Ok((Successors::new(socket, channel, settings), file))
+}
+
+/// Moves a descriptor below the numbers of the queues, which this process can neither read nor write once it is locked
+/// down.
+fn within_reach(descriptor: OwnedFd) -> Result<OwnedFd> {
+    if descriptor.as_raw_fd().cast_unsigned() < filters::FIRST_QUEUE {
+        return Ok(descriptor);
+    }
+    descriptor.try_clone().step("move a descriptor")
 }
 
 fn own_file(interface: &str) -> io::Result<OwnFile> {
@@ -220,12 +229,13 @@ pub fn start(
     let Inherited { is_file_capable, .. } = startup::clean_process()?;
     // Before the channel is made, by which the running helper knows this process.
     background::daemonize(launcher)?;
+    // Before all that is received, so that its number is one that is read.
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&handled, flags).step("signalfd")?;
     let Given { channel, state, welcome, descriptors } =
         startup::with_callers_rights(is_file_capable, || announce(interface))??;
     let options = options(version, interface, &welcome);
     startup::set_limits(options.workers)?;
-    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    let signals = SignalFd::with_flags(&handled, flags).step("signalfd")?;
 
     let mut descriptors = descriptors.into_iter();
     let missing = || Error::new("the running wgsep sent too few descriptors; restart it");
@@ -233,6 +243,8 @@ pub fn start(
     let (listener, upgrade) = (next()?, next()?);
     let queues = (0..welcome.tun_queues).map(|_| next().and_then(tun::out_of_reach));
     let queues = queues.collect::<Result<Vec<_>>>()?;
+    // The numbers that the queues had are free now.
+    let mut next = || next().and_then(within_reach);
     let status = welcome.status.then(&mut next).transpose()?;
     let mut socket = |is_there: bool| is_there.then(&mut next).transpose();
     let take_over = welcome.udp.unwrap_or(wgsep_ipc::TakeOver { port: 0, v4: false, v6: false });
