@@ -6,9 +6,10 @@
 #   deps.sh arm64       qemu for aarch64, and what Debian's arm64 kernel boots there
 #   deps.sh target T    what building for T takes, which is a target of rustc's; also deps.sh emulator
 #   deps.sh debian      a Debian to install the package into; what checks manual pages
+#   deps.sh prometheus  Prometheus, which reads what wgsep writes for it
 #   deps.sh deny        cargo-deny
 #   deps.sh where NAME  the cache entry of that name: boringtun-cli, gotatun-cli, wireguard-go, cargo-deny, kernel,
-#                       arm64, debian
+#                       arm64, debian, prometheus
 set -eu
 
 packages="gcc libc6-dev make binutils git ca-certificates iproute2 iputils-ping iperf3 ethtool nftables
@@ -70,14 +71,14 @@ install_rust() {
 # INPUTS one of what the recipe says it depends on. The symbolic link NAME-RECIPE, which is what
 # `deps.sh where` prints, leads to the current one. So a change of a recipe, of a version in it or of an
 # input makes a new entry, and trees with different recipes share a cache without a clash.
-entries="boringtun-cli gotatun-cli wireguard-go cargo-deny kernel arm64 debian"
+entries="boringtun-cli gotatun-cli wireguard-go cargo-deny kernel arm64 debian prometheus"
 
 recipe_of() {
 	case "$1" in
 	boringtun-cli) echo crate boringtun-cli 0.7.1 ;;
 	gotatun-cli) echo crate gotatun-cli 0.10.2 ;;
 	cargo-deny) echo crate cargo-deny 0.20.2 ;;
-	wireguard-go | kernel | arm64 | debian) echo "$1" ;;
+	wireguard-go | kernel | arm64 | debian | prometheus) echo "$1" ;;
 	*) fail "unknown cache entry $1; known: $entries" ;;
 	esac
 }
@@ -207,6 +208,11 @@ debian)
 		obtain debian || say "cannot bootstrap a Debian here"
 	fi
 	;;
+prometheus)
+	command -v apt-get >/dev/null || exit 0
+	# The package lists may be missing or old.
+	obtain prometheus || { apt_get update && obtain prometheus; } || say "Debian's Prometheus cannot be had here"
+	;;
 deny)
 	obtain cargo-deny
 	;;
@@ -214,6 +220,6 @@ where)
 	where "${2:-}"
 	;;
 *)
-	fail "usage: deps.sh system|peers|kernel|arm64|debian|deny|emulator|target TARGET|where NAME"
+	fail "usage: deps.sh system|peers|kernel|arm64|debian|prometheus|deny|emulator|target TARGET|where NAME"
 	;;
 esac

@@ -32,6 +32,7 @@ mod padding;
 mod paths;
 mod policy_routing;
 mod port_in_use;
+mod prometheus;
 mod quiet;
 mod rekey;
 mod roaming;

@@ -13,7 +13,7 @@ use crate::packets::gso::Gso;
 use crate::uapi;
 use crate::workers::shared::Shared;
 use nix::sys::epoll::{Epoll, EpollEvent};
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -36,7 +36,7 @@ pub(super) struct Status {
     server: status::Server<StatusCursor>,
     presence: Presence,
     /// The endpoint of each peer, and the offloads in use, when they were last looked at.
-    endpoints: BTreeMap<[u8; 32], SocketAddr>,
+    endpoints: HashMap<PublicKey, SocketAddr>,
     offloads: Vec<(&'static str, bool)>,
     sample_due: Instant,
     /// Of events that senders who are no peers can cause at will.
@@ -110,11 +110,11 @@ fn peer(report: &PeerReport) -> status::Peer {
 }
 
 impl Status {
-    pub(super) const fn new(first_token: u64) -> Self {
+    pub(super) fn new(first_token: u64) -> Self {
         Self {
             server: status::Server::new(first_token),
             presence: Presence::new(),
-            endpoints: BTreeMap::new(),
+            endpoints: HashMap::new(),
             offloads: Vec::new(),
             sample_due: Instant::from_nanos(0),
             unknown_senders: LineLimit::new(),
@@ -192,7 +192,7 @@ impl Status {
                 let public_key = *peer.as_bytes();
                 if self.presence.handshake_complete(public_key, since_boot(now)) {
                     let endpoint = device.endpoint_of(&peer);
-                    self.endpoints.extend(endpoint.map(|endpoint| (public_key, endpoint)));
+                    self.endpoints.extend(endpoint.map(|endpoint| (peer, endpoint)));
                     status::Event::Connected { public_key, endpoint }
                 } else {
                     status::Event::Rekeyed { public_key }
@@ -200,7 +200,7 @@ impl Status {
             }
             Event::EndpointMoved(peer, endpoint) => {
                 let public_key = *peer.as_bytes();
-                self.endpoints.insert(public_key, endpoint);
+                self.endpoints.insert(peer, endpoint);
                 status::Event::EndpointMoved { public_key, endpoint }
             }
             Event::HandshakeUnanswered(peer, to) => {
@@ -246,17 +246,17 @@ impl Status {
     /// Forgets it.
     fn end(&mut self) {
         self.presence = Presence::new();
-        (self.endpoints, self.offloads) = (BTreeMap::new(), Vec::new());
+        (self.endpoints, self.offloads) = (HashMap::new(), Vec::new());
     }
 
     /// Looks what has changed without an event of its own.
     fn sample(&mut self, reported: &Reported<'_>, epoll: &Epoll) {
         self.sample_due = reported.now.after(SAMPLE_INTERVAL);
         let now = endpoints(reported.device);
-        for (public_key, endpoint) in &now {
-            let before = self.endpoints.get(public_key);
+        for (peer, endpoint) in &now {
+            let before = self.endpoints.get(peer);
             if before.is_some_and(|before| before != endpoint) {
-                let (public_key, endpoint) = (*public_key, *endpoint);
+                let (public_key, endpoint) = (*peer.as_bytes(), *endpoint);
                 self.publish(&status::Event::EndpointMoved { public_key, endpoint }, epoll);
             }
         }
@@ -300,9 +300,9 @@ impl Status {
     }
 }
 
-fn endpoints(device: &ControlPlane) -> BTreeMap<[u8; 32], SocketAddr> {
+fn endpoints(device: &ControlPlane) -> HashMap<PublicKey, SocketAddr> {
     let peers = device.presence();
-    peers.filter_map(|(key, endpoint, _)| Some((*key.as_bytes(), endpoint?))).collect()
+    peers.filter_map(|(key, endpoint, _)| Some((key, endpoint?))).collect()
 }
 
 fn failed(
