@@ -229,7 +229,10 @@ impl Control {
             armed: None,
             helper,
             uapi: Server::new(FIRST_UAPI, wgsep_policy::limits::max_clients(startup.workers)),
-            status: Status::new(FIRST_STATUS),
+            status: Status::new(
+                FIRST_STATUS,
+                wgsep_policy::limits::max_status_clients(startup.workers),
+            ),
             interface: startup.interface,
             ports: startup.lowest_port..=startup.highest_port,
             gso: Arc::new(Gso::new(startup.udp_gso)),

@@ -110,9 +110,10 @@ fn peer(report: &PeerReport) -> status::Peer {
 }
 
 impl Status {
-    pub(super) fn new(first_token: u64) -> Self {
+    /// With the tokens of epoll that begin with this one, for so many clients.
+    pub(super) fn new(first_token: u64, max_clients: usize) -> Self {
         Self {
-            server: status::Server::new(first_token),
+            server: status::Server::new(first_token, max_clients),
             presence: Presence::new(),
             endpoints: HashMap::new(),
             offloads: Vec::new(),
@@ -368,7 +369,7 @@ mod tests {
 
     #[test]
     fn each_kind_of_failure_has_its_cause() {
-        let mut status = Status::new(0);
+        let mut status = Status::new(0, 1);
         let device = ControlPlane::new(Box::new(crate::random::KernelRandom));
         let (key, at) = (PublicKey::from_bytes([1; 32]), "192.0.2.1:7".parse().unwrap());
         for (event, cause) in [
@@ -392,7 +393,7 @@ mod tests {
     /// Peers are reported however many handshakes others make up.
     #[test]
     fn a_flood_of_unknown_senders_causes_ten_events_a_minute() {
-        let mut status = Status::new(0);
+        let mut status = Status::new(0, 1);
         let device = ControlPlane::new(Box::new(crate::random::KernelRandom));
         let flood = Event::InvalidMac("192.0.2.1:7".parse().unwrap());
         let now = Instant::from_nanos(1);
@@ -404,7 +405,7 @@ mod tests {
 
     #[test]
     fn the_first_handshake_connects_and_the_next_is_a_rekey() {
-        let mut status = Status::new(0);
+        let mut status = Status::new(0, 1);
         let device = ControlPlane::new(Box::new(crate::random::KernelRandom));
         let complete =
             Event::HandshakeComplete { peer: PublicKey::from_bytes([1; 32]), first: false };

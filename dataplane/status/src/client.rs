@@ -18,6 +18,8 @@ pub(crate) const MAX_QUEUED: usize = 16 * 1024;
 pub(crate) const IDLE: Duration = Duration::from_secs(30);
 /// How long it may read nothing of an answer.
 pub(crate) const STALLED: Duration = Duration::from_secs(10);
+/// The same while another client waits for its place.
+pub(crate) const STALLED_WHEN_FULL: Duration = Duration::from_secs(1);
 
 /// Text that is written from its front.
 #[derive(Default)]
@@ -112,11 +114,12 @@ impl<P> Client<P> {
         (self.output.len() > 0).then_some(self.since)
     }
 
-    /// When it is closed unless it does something.
-    pub(crate) fn deadline(&self) -> Option<Duration> {
+    /// When it is closed unless it does something; earlier if others wait.
+    pub(crate) fn deadline(&self, others_wait: bool) -> Option<Duration> {
+        let stalled = if others_wait { STALLED_WHEN_FULL } else { STALLED };
         match self.state {
             State::Reading => Some(self.since.saturating_add(IDLE)),
-            State::Answered(_) => Some(self.since.saturating_add(STALLED)),
+            State::Answered(_) => Some(self.since.saturating_add(stalled)),
             State::Watching { .. } => None,
         }
     }

@@ -24,4 +24,4 @@ pub use format::write_counters;
 pub use presence::{DISCONNECTED_AFTER, Presence};
 pub use report::{Counters, Item, Peer, Udp};
 pub use request::{MAX_REQUEST, Refused, Request, Requests};
-pub use server::{MAX_CLIENTS, MAX_WATCHERS, Server, Source};
+pub use server::{MAX_CLIENTS, Server, Source};

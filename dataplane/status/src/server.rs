@@ -13,12 +13,9 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-/// Most clients at a time. One more closes the one that has been idle longest; if none is idle, it waits in the
-/// listener's queue.
+/// Most clients at a time, where there are as many descriptors. One more closes the one that has been idle longest; if none is idle, it waits in the
+/// listener's queue until one is, or has read nothing of its answer for a second.
 pub const MAX_CLIENTS: usize = 16;
-/// Of those, most that watch, so that there is always room for a `get`. One more takes the place of one that reads
-/// nothing, or is refused with EBUSY.
-pub const MAX_WATCHERS: usize = 8;
 
 /// Where what is reported comes from.
 pub trait Source<P> {
@@ -41,13 +38,19 @@ pub struct Server<P> {
     first_token: u64,
     next: u64,
     clients: BTreeMap<u64, Client<P>>,
+    max_clients: usize,
 }
 
 impl<P: Default> Server<P> {
     /// Creates a server whose descriptors have epoll tokens from `first_token` on.
+    ///
+    /// It serves at most `max_clients` at a time, and never more than [`MAX_CLIENTS`]. Half of them may watch, so that
+    /// there is always room for a `get`: one more takes the place of one that reads nothing, or is refused with EBUSY.
     #[must_use]
-    pub const fn new(first_token: u64) -> Self {
-        Self { listener: None, paused: false, first_token, next: 0, clients: BTreeMap::new() }
+    pub fn new(first_token: u64, max_clients: usize) -> Self {
+        let max_clients = max_clients.min(MAX_CLIENTS);
+        let clients = BTreeMap::new();
+        Self { listener: None, paused: false, first_token, next: 0, clients, max_clients }
     }
 
     /// Starts accepting from a listening socket, which is non-blocking.
@@ -84,12 +87,13 @@ impl<P: Default> Server<P> {
     /// When a client is to be closed.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Duration> {
-        self.clients.values().filter_map(Client::deadline).min()
+        self.clients.values().filter_map(|client| client.deadline(self.paused)).min()
     }
 
     /// Closes the clients that send no request, or do not read their answer.
     pub fn handle_timeout(&mut self, epoll: &Epoll, now: Duration) {
-        let is_due = |client: &Client<P>| client.deadline().is_some_and(|at| at <= now);
+        let others_wait = self.paused;
+        let is_due = |client: &Client<P>| client.deadline(others_wait).is_some_and(|at| at <= now);
         let due = self.clients.iter().filter(|(_, client)| is_due(client)).map(|(id, _)| *id);
         for id in due.collect::<Vec<_>>() {
             self.remove(id, epoll);
@@ -153,7 +157,7 @@ impl<P: Default> Server<P> {
 
     /// Whether one more may watch, after the one that has read nothing for longest was closed if necessary.
     fn has_room_to_watch(&mut self, epoll: &Epoll, now: Duration) -> bool {
-        if self.watchers() < MAX_WATCHERS {
+        if self.watchers() < self.max_clients / 2 {
             return true;
         }
         let stalled = self.clients.iter().filter(|(_, client)| client.is_watching());
@@ -188,7 +192,7 @@ impl<P: Default> Server<P> {
 
     /// Accepts one client. Further ones cause further events.
     fn accept(&mut self, source: &dyn Source<P>, epoll: &Epoll, now: Duration) {
-        if self.clients.len() >= MAX_CLIENTS && !self.close_the_idlest(source, epoll, now) {
+        if self.clients.len() >= self.max_clients && !self.close_the_idlest(source, epoll, now) {
             self.pause(true, epoll);
             return;
         }

@@ -1,10 +1,10 @@
 //! The server with clients that behave, and with others.
 #![allow(clippy::unwrap_used)]
 
-use crate::client::{IDLE, MAX_QUEUED, PART_LEN, STALLED};
+use crate::client::{IDLE, MAX_QUEUED, PART_LEN, STALLED, STALLED_WHEN_FULL};
 use crate::event::Event;
 use crate::report::{Counters, Item, Peer};
-use crate::server::{MAX_CLIENTS, MAX_WATCHERS, Server, Source};
+use crate::server::{MAX_CLIENTS, Server, Source};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -64,7 +64,7 @@ impl Bed {
         let listener = UnixListener::bind_addr(&address).unwrap();
         listener.set_nonblocking(true).unwrap();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
-        let mut server = Server::new(FIRST);
+        let mut server = Server::new(FIRST, 100);
         server.listen(listener.into(), &epoll).unwrap();
         Self { server, epoll, address, source: Peers(peers), now: NOW }
     }
@@ -206,9 +206,11 @@ fn clients_that_read_nothing_take_a_part_each_and_others_wait_for_their_place() 
     let mut bed = Bed::new(20_000);
     let unreading: Vec<_> = (0..MAX_CLIENTS).map(|_| bed.ask(GET)).collect();
     assert!(bed.server.held() <= MAX_CLIENTS * 2 * PART_LEN, "{}", bed.server.held());
+    assert_eq!(bed.server.next_timeout(), Some(NOW + STALLED));
     let mut waiting = bed.ask(GET);
     assert_eq!(bed.read(&mut waiting), (String::new(), false));
-    bed.now += STALLED;
+    assert_eq!(bed.server.next_timeout(), Some(NOW + STALLED_WHEN_FULL));
+    bed.now += STALLED_WHEN_FULL;
     bed.handle_timeout();
     bed.run();
     assert!(bed.read(&mut waiting).0.ends_with("errno=0\n\n"));
@@ -261,7 +263,7 @@ fn a_slow_reader_loses_events_and_is_told_how_many() {
 #[test]
 fn so_many_may_watch_that_there_is_always_room_to_ask() {
     let mut bed = Bed::new(1);
-    let mut watching: Vec<_> = (0..MAX_WATCHERS).map(|_| bed.ask(WATCH)).collect();
+    let mut watching: Vec<_> = (0..MAX_CLIENTS / 2).map(|_| bed.ask(WATCH)).collect();
     let mut refused = bed.ask(WATCH);
     assert_eq!(bed.read(&mut refused).0, "errno=16\n\n");
     for _ in 0..20 {
