@@ -321,6 +321,9 @@ fn attack_05_no_descriptor_can_be_received_from_a_uapi_client() {
     assert_eq!(send(&ordinary), Ok(1), "the control");
     let mut worker = hijack(&daemon);
     assert_eq!(send(&client), Err(Errno::EPERM));
+    // A client of the status socket need not even be root.
+    let status = socket_path(&daemon.interface).with_extension("status");
+    assert_eq!(send(&UnixStream::connect(status).unwrap()), Err(Errno::EPERM));
     // Nor is there anything to receive.
     let memory = map_page(&mut worker);
     worker.write(memory, &[0, 0, memory + 56, 1, memory + 256, 64, 0, memory + 192, 8]);

@@ -1,7 +1,7 @@
 //! The control thread, which handles everything but transport packets.
 //!
-//! It alone owns the [`ControlPlane`]. It waits for UAPI clients, the helper, the interface's state, the
-//! earliest timer and the peers that workers mark as dirty, and after each round sends what that caused.
+//! It alone owns the [`ControlPlane`]. It waits for clients of the UAPI and of the status socket, the helper, the
+//! interface's state, the earliest timer and the peers that workers mark as dirty, and after each round sends what that caused.
 //! What may need the helper is an action; actions run one after the other, and nothing else waits for
 //! them. The helper answers each request at once.
 //!
