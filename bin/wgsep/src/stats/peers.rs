@@ -44,14 +44,14 @@ fn write_peer(text: &mut String, peer: &Peer, now: Duration) -> std::fmt::Result
         format!(", round trip {:.1} ms", round_trip.as_secs_f64() * 1000.0)
     });
     let failures = peer.failures.iter().filter(|(_, count)| *count > 0);
-    let failures: Vec<_> = failures.map(|(cause, count)| format!("{count} {cause}")).collect();
+    let failures: Vec<_> = failures.map(|(cause, count)| format!("{cause} {count}")).collect();
     let failures = match &failures[..] {
         [] => String::new(),
         some => format!("; failed: {}", some.join(", ")),
     };
     writeln!(
         text,
-        "  {handshake}{round_trip}; {} initiations and {} responses sent, {} completed{failures}",
+        "  {handshake}{round_trip}; initiations sent {}, responses sent {}, completed {}{failures}",
         peer.initiations, peer.responses, peer.completed
     )?;
     writeln!(
@@ -155,12 +155,15 @@ mod tests {
             as_text(&[peer()], Duration::from_secs(1065)),
             "\npeer AQ==: established\n  \
                endpoint [fe80::1%7]:51820, allowed IPs 10.0.0.0/24, fd00::/8, keepalive every 25 s\n  \
-               handshake 1 min 5 s ago, round trip 12.3 ms; 4 initiations and 1 responses sent, 2 completed; failed: 3 unanswered\n  \
+               handshake 1 min 5 s ago, round trip 12.3 ms; initiations sent 4, responses sent 1, completed 2; failed: unanswered 3\n  \
                received 1.34 KiB in 7 packets, sent 5.00 GiB in 8\n"
         );
         let idle = Peer { public_key: "AQ==".into(), state: "idle".into(), ..Peer::default() };
         let text = as_text(&[idle], Duration::ZERO);
-        assert!(text.contains("no endpoint, allowed IPs none\n  no handshake; 0 "), "{text}");
+        assert!(
+            text.contains("no endpoint, allowed IPs none\n  no handshake; initiations sent 0"),
+            "{text}"
+        );
     }
 
     #[test]
