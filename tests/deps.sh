@@ -6,9 +6,10 @@
 #   deps.sh arm64       qemu for aarch64, and what Debian's arm64 kernel boots there
 #   deps.sh target T    what building for T takes, which is a target of rustc's; also deps.sh emulator
 #   deps.sh debian      two Debians to install the package into, 12 and 13; what checks the package and manual pages
+#   deps.sh prometheus  Prometheus, which reads what wgsep writes for it
 #   deps.sh deny        cargo-deny
 #   deps.sh where NAME  the cache entry of that name: boringtun-cli, gotatun-cli, wireguard-go, cargo-deny, kernel,
-#                       arm64, debian, debian-13
+#                       arm64, debian, debian-13, prometheus
 set -eu
 
 packages="gcc libc6-dev make binutils git ca-certificates iproute2 iputils-ping iperf3 ethtool nftables
@@ -70,14 +71,14 @@ install_rust() {
 # INPUTS one of what the recipe says it depends on. The symbolic link NAME-RECIPE, which is what
 # `deps.sh where` prints, leads to the current one. So a change of a recipe, of a version in it or of an
 # input makes a new entry, and trees with different recipes share a cache without a clash.
-entries="boringtun-cli gotatun-cli wireguard-go cargo-deny kernel arm64 debian debian-13"
+entries="boringtun-cli gotatun-cli wireguard-go cargo-deny kernel arm64 debian debian-13 prometheus"
 
 recipe_of() {
 	case "$1" in
 	boringtun-cli) echo crate boringtun-cli 0.7.1 ;;
 	gotatun-cli) echo crate gotatun-cli 0.10.2 ;;
 	cargo-deny) echo crate cargo-deny 0.20.2 ;;
-	wireguard-go | kernel | arm64) echo "$1" ;;
+	wireguard-go | kernel | arm64 | prometheus) echo "$1" ;;
 	debian) echo debian bookworm ;;
 	# needrestart is not in the other: it is one of many programs that a Debian may have.
 	debian-13) echo debian trixie needrestart ;;
@@ -211,6 +212,11 @@ debian)
 		obtain debian-13 || say "cannot bootstrap a Debian 13 here"
 	fi
 	;;
+prometheus)
+	command -v apt-get >/dev/null || exit 0
+	# The package lists may be missing or old.
+	obtain prometheus || { apt_get update && obtain prometheus; } || say "Debian's Prometheus cannot be had here"
+	;;
 deny)
 	obtain cargo-deny
 	;;
@@ -218,6 +224,6 @@ where)
 	where "${2:-}"
 	;;
 *)
-	fail "usage: deps.sh system|peers|kernel|arm64|debian|deny|emulator|target TARGET|where NAME"
+	fail "usage: deps.sh system|peers|kernel|arm64|debian|prometheus|deny|emulator|target TARGET|where NAME"
 	;;
 esac

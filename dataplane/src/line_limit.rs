@@ -23,6 +23,16 @@ enum Verdict {
 }
 
 impl LineLimit {
+    /// A limit of which nothing is used.
+    pub(crate) const fn new() -> Self {
+        Self { since: Instant::from_nanos(0), lines: 0 }
+    }
+
+    /// Whether one more of a kind that is not logged is within the limit.
+    pub(crate) fn allow(&mut self, now: Instant) -> bool {
+        self.admit(now) != Verdict::LeaveOut
+    }
+
     /// Calls `write`, unless there were too many lines; true if it was called.
     pub(crate) fn write(&mut self, now: Instant, write: impl FnOnce()) -> bool {
         let verdict = self.admit(now);

@@ -136,11 +136,12 @@ mod tests {
             follows_moves: true,
             tun_queues: 255,
             offload: TunOffload::default(),
+            status: true,
             take_over: true,
         };
         let said = FromHelper::Reply { sequence: 3, reply };
         assert_eq!(decode(Frame::encode(0, said).unwrap().as_bytes()), Ok((0, said)));
-        assert_eq!(said.descriptors(), 258);
+        assert_eq!(said.descriptors(), 259);
     }
 
     #[test]

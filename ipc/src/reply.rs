@@ -18,7 +18,8 @@ pub struct TunOffload {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// The sandbox was verified. Comes with the UAPI listener, the netlink socket, the TUN
-    /// queues, and the socket by which the state comes, if one is taken over, in this order.
+    /// queues, the listener of the status socket, if any, and the socket by which the state comes, if one is taken over,
+    /// in this order.
     Granted {
         /// Index of the interface.
         ifindex: u32,
@@ -30,6 +31,8 @@ pub enum Reply {
         tun_queues: u8,
         /// What these do besides single packets.
         offload: TunOffload,
+        /// A listener of the status socket comes with it.
+        status: bool,
         /// A state comes from another dataplane. Answered by [`crate::Request::Pong`] once the dataplane has all of it.
         take_over: bool,
     },
@@ -58,8 +61,8 @@ impl Reply {
     #[must_use]
     pub const fn descriptors(&self) -> usize {
         match self {
-            Self::Granted { tun_queues, take_over, .. } => {
-                2 + *tun_queues as usize + *take_over as usize
+            Self::Granted { tun_queues, status, take_over, .. } => {
+                2 + *tun_queues as usize + *status as usize + *take_over as usize
             }
             Self::UdpOpened { sockets, .. } => *sockets as usize,
             Self::Done | Self::Refused { .. } => 0,

@@ -19,9 +19,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// Of the frames between two helpers.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// The first message: what it is, and its version.
-pub const HELLO: [u8; 8] = *b"wgsep  \x01";
+pub const HELLO: [u8; 8] = *b"wgsep  \x02";
 
 /// Where the lines of the log go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,8 +46,8 @@ pub enum Waiter {
 }
 
 /// What the running pair has and was started with. Comes with descriptors, in this order: the UAPI listener, the socket
-/// that [`HELLO`] came to, the TUN queues, the log, the service manager's socket, if any, and the channel to an earlier
-/// helper, if any.
+/// that [`HELLO`] came to, the TUN queues, the listener of the status socket, if any, the log, the service manager's
+/// socket, if any, and the channel to an earlier helper, if any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
     /// Index of the interface.
@@ -56,7 +56,9 @@ pub struct Welcome {
     pub netns: Option<i32>,
     /// How many TUN queues come with it.
     pub tun_queues: u8,
-    /// What these do besides single packets.
+    /// A listener of the status socket comes with it.
+    pub status: bool,
+    /// What the queues do besides single packets.
     pub offload: TunOffload,
     /// The dataplane's uid and gid, if not those of the helper.
     pub ids: Option<(u32, u32)>,
@@ -95,7 +97,8 @@ impl Welcome {
     #[must_use]
     pub fn descriptors(&self) -> usize {
         let earlier = usize::from(self.waiter == Waiter::EarlierHelper);
-        3 + usize::from(self.tun_queues) + usize::from(self.manager.is_some()) + earlier
+        let status = usize::from(self.status);
+        3 + usize::from(self.tun_queues) + status + usize::from(self.manager.is_some()) + earlier
     }
 }
 

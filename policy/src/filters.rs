@@ -181,7 +181,7 @@ const SEND: &[&[Argument]] = &[
 
 /// The lowest number of a TUN queue in the helper: it keeps them for a helper that replaces it, and can neither read nor
 /// write them. All its other descriptors have lower numbers.
-pub const FIRST_QUEUE: u32 = 32;
+pub const FIRST_QUEUE: u32 = 40;
 const NO_QUEUE: &[&[Argument]] = &[&[Argument { number: 0, test: Test::Below(FIRST_QUEUE) }]];
 
 /// A socket in the place of another one.

@@ -4,12 +4,15 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 /// Descriptors that a process may have: UAPI clients, workers, sockets, TUN queues, and spare capacity.
 pub const MAX_DESCRIPTORS: u64 = 256;
-/// Of those, what a dataplane of no workers needs for anything but UAPI clients.
-const DESCRIPTORS: u64 = 40;
+/// Of those, what a dataplane of no workers needs for anything but clients.
+const DESCRIPTORS: u64 = 41;
 /// What each worker adds to that: an epoll instance and an eventfd.
 const DESCRIPTORS_PER_WORKER: u64 = 2;
 /// UAPI clients that there must be descriptors for; fewer than one wg(8) and its watchers are no service.
 const MIN_CLIENTS: u64 = 8;
+/// Clients of the status socket that there must be descriptors for, and most that there are.
+const MIN_STATUS_CLIENTS: u64 = 6;
+const MAX_STATUS_CLIENTS: u64 = 16;
 
 /// Bytes of secret memory that the dataplane reserves, or as many as its limit on locked memory allows.
 pub const SECRET_MEMORY: usize = 96 << 20;
@@ -80,13 +83,29 @@ pub(crate) fn descriptors() -> u64 {
 /// UAPI clients that a dataplane of so many workers can have with this process's limit on descriptors.
 #[must_use]
 pub fn max_clients(workers: usize) -> usize {
-    usize::try_from(descriptors().saturating_sub(other_descriptors(workers))).unwrap_or(usize::MAX)
+    let (uapi, _) = clients(descriptors(), workers);
+    usize::try_from(uapi).unwrap_or(usize::MAX)
+}
+
+/// The same of the status socket.
+#[must_use]
+pub fn max_status_clients(workers: usize) -> usize {
+    let (_, status) = clients(descriptors(), workers);
+    usize::try_from(status).unwrap_or(usize::MAX)
+}
+
+/// Clients of the UAPI and of the status socket, of which neither can have the other's descriptors.
+const fn clients(limit: u64, workers: usize) -> (u64, u64) {
+    let left = limit.saturating_sub(other_descriptors(workers));
+    let status = left.saturating_sub(MIN_CLIENTS);
+    let status = if status < MAX_STATUS_CLIENTS { status } else { MAX_STATUS_CLIENTS };
+    (left.saturating_sub(status), status)
 }
 
 /// The lowest limit on descriptors that a dataplane of so many workers can serve with.
 #[must_use]
 pub const fn min_descriptors(workers: usize) -> u64 {
-    other_descriptors(workers) + MIN_CLIENTS
+    other_descriptors(workers) + MIN_CLIENTS + MIN_STATUS_CLIENTS
 }
 
 const fn other_descriptors(workers: usize) -> u64 {
@@ -123,4 +142,30 @@ pub fn no_file_growth() -> nix::Result<()> {
 /// As setrlimit(2).
 pub fn no_processes() -> nix::Result<()> {
     setrlimit(Resource::RLIMIT_NPROC, 0, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_of_either_socket_have_descriptors_of_their_own() {
+        for workers in [1, 2, 64] {
+            assert_eq!(clients(min_descriptors(workers), workers), (8, 6));
+            for limit in min_descriptors(workers)..=1024 {
+                let (uapi, status) = clients(limit, workers);
+                assert_eq!(uapi + status + other_descriptors(workers), limit);
+                assert!(uapi >= MIN_CLIENTS && status >= MIN_STATUS_CLIENTS);
+            }
+        }
+        assert_eq!(clients(256, 2), (256 - 45 - 16, 16));
+        assert_eq!(clients(0, 2), (0, 0));
+    }
+
+    /// A helper of so many descriptors has room for the queues of the TUN device above all others.
+    #[test]
+    fn the_lowest_limit_has_room_for_the_queues() {
+        const QUEUES: u64 = 17;
+        assert!(u64::from(crate::filters::FIRST_QUEUE) + QUEUES <= min_descriptors(1));
+    }
 }

@@ -453,6 +453,7 @@ fn attack_18_the_helper_can_use_neither_a_tun_queue_nor_the_uapi_listener() {
         ("tun", libc::SYS_readv, [0, 0, 0]),
         ("tun", libc::SYS_ioctl, [0, 0, 0]),
         ("UAPI socket", libc::SYS_accept4, [0, 0, cloexec]),
+        ("status socket", libc::SYS_accept4, [0, 0, cloexec]),
     ] {
         let (daemon, number) = held(kind);
         let mut helper = hijack_helper(&daemon);

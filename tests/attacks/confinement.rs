@@ -184,6 +184,7 @@ fn attack_05_the_dataplane_holds_exactly_what_it_works_with() {
             dataplane,
             &[
                 ("UAPI socket", 1),
+                ("status socket", 1),
                 // The leading worker's, and two of the control thread: one asks whether the interface is up.
                 ("epoll", workers + 3),
                 ("event", workers + 1),
@@ -210,7 +211,7 @@ fn attack_05_the_helper_holds_exactly_what_it_needs_and_what_a_successor_gets() 
     after_traffic(|daemon| {
         let log = procfs::descriptors(daemon.process.pid()).remove(&2).unwrap();
         let directory = fs::canonicalize(SOCKETS).unwrap().display().to_string();
-        let [socket, report, upgrade] = ["sock", "sandbox", "upgrade"]
+        let [socket, report, upgrade, status] = ["sock", "sandbox", "upgrade", "status"]
             .map(|kind| format!("{directory}/{}.{kind}", daemon.interface));
         // A container may have none, and it takes CAP_SYSLOG.
         let has_log = LaunchedAs::this_run() == LaunchedAs::Root;
@@ -222,6 +223,7 @@ fn attack_05_the_helper_holds_exactly_what_it_needs_and_what_a_successor_gets() 
             (&socket, 1),
             (&report, 1),
             (&upgrade, 1),
+            (&status, 1),
             // The kernel's uevents.
             ("netlink", 1),
             // Where it logs to, which here is a file of the test's.
@@ -231,6 +233,7 @@ fn attack_05_the_helper_holds_exactly_what_it_needs_and_what_a_successor_gets() 
             // What such a helper gets, and where it announces itself.
             ("tun", 17),
             ("UAPI socket", 1),
+            ("status socket", 1),
             ("unix datagram socket", 1),
             ("inotify", 1),
             ("pidfd", 1),
@@ -312,7 +315,8 @@ fn holds_nothing_if_not_locked_down(helper: Pid, child: Pid) -> bool {
         return false;
     }
     for kind in held.values() {
-        let network = ["tun", "udp", "udp6", "UAPI socket", "netlink"].contains(&&**kind);
+        let network =
+            ["tun", "udp", "udp6", "UAPI socket", "status socket", "netlink"].contains(&&**kind);
         assert!(!network, "{kind} is held before the lockdown: {held:?}");
     }
     true

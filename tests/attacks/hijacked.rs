@@ -248,8 +248,8 @@ fn client(daemon: &Daemon) -> (UnixStream, u64) {
         let held = procfs::descriptors(daemon.dataplane()).into_iter();
         held.filter(|(_, to)| to.starts_with("socket:")).map(|(number, _)| number).collect()
     };
-    // The listener, the channel, the link monitor and two UDP sockets.
-    wait::until("no other client is left", LIMIT, || sockets().len() == 5);
+    // The two listeners, the channel, the link monitor and two UDP sockets.
+    wait::until("no other client is left", LIMIT, || sockets().len() == 6);
     let before = sockets();
     let client = UnixStream::connect(socket_path(&daemon.interface)).unwrap();
     client.set_read_timeout(Some(LIMIT)).unwrap();
@@ -266,7 +266,7 @@ fn attack_05_no_descriptor_can_be_sent_to_a_uapi_client_or_to_the_helper() {
     let daemon = serving();
     let (mut client, accepted) = client(&daemon);
     let channel = descriptor(&daemon, "helper's socket");
-    let held = ["tun", "udp", "UAPI socket"].map(|kind| descriptor(&daemon, kind));
+    let held = ["tun", "udp", "UAPI socket", "status socket"].map(|kind| descriptor(&daemon, kind));
     let mut worker = hijack(&daemon);
     let memory = map_page(&mut worker);
     let [message, payload, control] = [0, 192, 256].map(|offset| memory + offset);
@@ -321,6 +321,9 @@ fn attack_05_no_descriptor_can_be_received_from_a_uapi_client() {
     assert_eq!(send(&ordinary), Ok(1), "the control");
     let mut worker = hijack(&daemon);
     assert_eq!(send(&client), Err(Errno::EPERM));
+    // A client of the status socket need not even be root.
+    let status = socket_path(&daemon.interface).with_extension("status");
+    assert_eq!(send(&UnixStream::connect(status).unwrap()), Err(Errno::EPERM));
     // Nor is there anything to receive.
     let memory = map_page(&mut worker);
     worker.write(memory, &[0, 0, memory + 56, 1, memory + 256, 64, 0, memory + 192, 8]);

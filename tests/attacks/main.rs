@@ -13,4 +13,5 @@ mod helper;
 mod hijacked;
 mod launching;
 mod start;
+mod status_socket;
 mod uapi_socket;

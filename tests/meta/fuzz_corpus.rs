@@ -73,6 +73,11 @@ fn saved() {
 }
 
 #[test]
+fn status() {
+    replay(TARGETS[9]);
+}
+
+#[test]
 fn every_target_has_a_corpus_and_a_fuzzer() {
     let targets: BTreeSet<_> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
     assert_eq!(names(&fuzz().join("corpus")), targets);

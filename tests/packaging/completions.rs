@@ -16,13 +16,14 @@ const FILES: &str = "mount -t tmpfs none /run; mkdir -p /run/wireguard /run/netn
     touch /run/wireguard/wg7.sock /run/netns/blue /etc/wireguard/wg7.conf /etc/wireguard/wg8.conf";
 
 /// Ends of lines, what is offered there, and what is not.
-const LINES: [(&str, &[&str], &[&str]); 10] = [
-    ("wgsep ", &["audit", "stats", "wg8"], &["wg7"]),
+const LINES: [(&str, &[&str], &[&str]); 11] = [
+    ("wgsep ", &["audit", "stats", "watch", "wg8"], &["wg7"]),
     ("wgsep audit ", &["wg7"], &["wg8", "stats"]),
-    ("wgsep stats --", &["--json"], &["--foreground"]),
+    ("wgsep stats --", &["--json", "--prometheus", "--watch"], &["--foreground"]),
+    ("wgsep watch ", &["wg7"], &["wg8", "audit"]),
     (
         "wgsep --",
-        &["--foreground", "--listen-port", "--log-level", "--without"],
+        &["--foreground", "--listen-port", "--log-level", "--without", "--status-group"],
         &["--disable-drop-privileges", "--tun-fd", "--uapi-fd", "--json", "--threads"],
     ),
     ("wgsep --tun-netns ", &["blue"], &[]),

@@ -70,6 +70,7 @@ fn make_install_keeps_to_destdir_and_prefix_and_runs_from_there() {
         ("share/doc/wgsep/LICENSE", 0o644),
         ("share/doc/wgsep/README.md", 0o644),
         ("share/doc/wgsep/SECURITY.md", 0o644),
+        ("share/doc/wgsep/grafana-dashboard.json", 0o644),
         ("share/doc/wgsep/wgsep.cdx.json", 0o644),
         ("share/fish/vendor_completions.d/wgsep-quick.fish", 0o644),
         ("share/fish/vendor_completions.d/wgsep.fish", 0o644),
@@ -472,6 +473,18 @@ fn a_debian_installs_the_package_and_systemd_runs_a_server_of_it() {
     assert!(!known.contains("degraded") && !known.contains("unsupported"), "{log}");
     assert!(!log.contains(&key.private), "a key in the log");
 
+    // A member of the group that the package makes sees every peer, without root and without a key.
+    let monitored = |occasion: &str| {
+        let member = "setpriv --reuid=nobody --regid=wgsep --clear-groups";
+        let said = machine.run(&format!("{member} wgsep stats wg0"));
+        let peer = format!("peer {}: established", other.key.public);
+        assert!(said.contains(&peer) && !said.contains(&key.private), "{occasion}: {said}");
+        let file = machine.run("stat -c '%U:%G %a' /run/wireguard/wg0.status");
+        assert_eq!(file.trim(), "root:wgsep 660", "{occasion}");
+        assert!(!machine.output(&format!("{member} wg show wg0")).status.success());
+    };
+    monitored("after the start");
+
     // A peer more, without a restart.
     let added = KeyPair::generate().public;
     write_configuration(
@@ -483,6 +496,7 @@ fn a_debian_installs_the_package_and_systemd_runs_a_server_of_it() {
     assert!(machine.run("ip route get 198.51.100.1").contains("dev wg0"));
     until_ping(&left, theirs);
     assert_eq!(show("NRestarts").trim(), "0");
+    monitored("after a reload");
 
     // The file's port and mark, and no others.
     for pinned in ["listen-port 51821", "fwmark 7"] {

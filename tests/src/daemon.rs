@@ -145,6 +145,7 @@ impl Drop for Daemon {
         // and one that still runs does not mind.
         let socket = socket_path(&self.interface);
         let _ = fs::remove_file(socket.with_extension("sandbox"));
+        let _ = fs::remove_file(socket.with_extension("status"));
         let _ = fs::remove_file(socket);
     }
 }

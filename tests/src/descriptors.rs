@@ -105,6 +105,7 @@ fn sockets_seen_by(pid: Pid) -> BTreeMap<String, String> {
             // A unix socket's type is its fifth column: 1 stream, 2 datagram, 5 packets.
             let kind = match (table, *fifth) {
                 ("unix", "0005") => "helper's socket",
+                ("unix", "0001") if line.ends_with(".status") => "status socket",
                 ("unix", "0001") => "UAPI socket",
                 ("unix", _) => "unix datagram socket",
                 (other, _) => other,

@@ -28,6 +28,18 @@ impl Uapi {
         Ok(Self { stream })
     }
 
+    /// Connects to the status socket of the daemon of an interface.
+    ///
+    /// # Errors
+    ///
+    /// As [`Uapi::connect`].
+    pub fn connect_status(interface: &str) -> io::Result<Self> {
+        let stream = UnixStream::connect(socket_path(interface).with_extension("status"))?;
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+        stream.set_write_timeout(Some(ANSWER_LIMIT))?;
+        Ok(Self { stream })
+    }
+
     /// Sends bytes as they are.
     ///
     /// # Errors

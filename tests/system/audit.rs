@@ -222,7 +222,9 @@ fn from_another_pid_namespace_the_audit_says_where_to_run_it() {
 fn the_manual_has_every_exit_status_of_the_queries() {
     let page = fs::read_to_string(repository().join("bin/dist/wgsep.8")).unwrap();
     let section = page.split_once(".Sh EXIT STATUS\n").unwrap().1.split_once("\n.Sh ").unwrap().0;
-    for (query, statuses) in [("audit", &["0", "1", "2", "3"][..]), ("stats", &["0", "2"])] {
+    for (query, statuses) in
+        [("audit", &["0", "1", "2", "3"][..]), ("stats", &["0", "2"]), ("watch", &["0", "2"])]
+    {
         let stated = section.split_once(&format!(".Nm Cm {query} :\n")).unwrap().1;
         let stated = stated.split("\nOf\n").next().unwrap();
         for status in statuses {

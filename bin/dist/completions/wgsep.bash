@@ -24,10 +24,11 @@ _wgsep() {
 	[ "$cur" != = ] || cur=''
 	[ "$prev" != = ] || prev=${COMP_WORDS[COMP_CWORD - 2]}
 	for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-		case $word in audit | stats | upgrade) command=$word ;; esac
+		case $word in audit | stats | upgrade | watch) command=$word ;; esac
 	done
 	case $prev in
 	--user) words=$(compgen -u) ;;
+	--status-group) words=$(compgen -g) ;;
 	--sandbox) words='strict report' ;;
 	--log-level) words='silent error info debug' ;;
 	--log-format) words='text json' ;;
@@ -38,18 +39,19 @@ _wgsep() {
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 		return
 		;;
-	--listen-port | --listen-address | --fwmark | --workers) return ;;
+	--listen-port | --listen-address | --fwmark | --workers | --status-mode) return ;;
 	*)
 		case $command:$cur in
 		upgrade:-*) words='--help' ;;
+		stats:-*) words='--json --prometheus --watch --help' ;;
 		?*:-*) words='--json --help' ;;
 		?*:*) words=$(_wgsep_names /var/run/wireguard .sock) ;;
 		:-*)
 			words='--foreground --user --sandbox --listen-port --listen-address --bind-device --fwmark
-				--allow-low-ports --socket-netns --tun-netns --workers --without --log-level --log-format
-				--log-file --help --version'
+				--allow-low-ports --socket-netns --tun-netns --workers --without --status-group --status-mode
+				--log-level --log-format --log-file --help --version'
 			;;
-		*) words="audit stats upgrade $(_wgsep_startable)" ;;
+		*) words="audit stats upgrade watch $(_wgsep_startable)" ;;
 		esac
 		;;
 	esac

@@ -15,13 +15,15 @@ function __wgsep_startable
 end
 
 function __wgsep_is_question
-    __fish_seen_subcommand_from audit stats upgrade
+    __fish_seen_subcommand_from audit stats upgrade watch
 end
 
 complete -c wgsep -f
-complete -c wgsep -n 'not __wgsep_is_question' -a 'audit stats upgrade (__wgsep_startable)'
+complete -c wgsep -n 'not __wgsep_is_question' -a 'audit stats upgrade watch (__wgsep_startable)'
 complete -c wgsep -n __wgsep_is_question -a '(__wgsep_names /var/run/wireguard .sock)'
-complete -c wgsep -n '__fish_seen_subcommand_from audit stats' -l json -d 'As JSON instead of a table'
+complete -c wgsep -n '__fish_seen_subcommand_from audit stats watch' -l json -d 'As JSON instead of text'
+complete -c wgsep -n '__fish_seen_subcommand_from stats' -l prometheus -d 'As Prometheus reads it'
+complete -c wgsep -n '__fish_seen_subcommand_from stats' -l watch -d 'Again and again'
 complete -c wgsep -s h -l help -d 'Print help'
 
 complete -c wgsep -n 'not __wgsep_is_question' -s f -l foreground -d 'Stay in the foreground'
@@ -36,6 +38,8 @@ complete -c wgsep -n 'not __wgsep_is_question' -l socket-netns -x -a '(path base
 complete -c wgsep -n 'not __wgsep_is_question' -l tun-netns -x -a '(path basename /run/netns/*)' -d 'Namespace of the interface'
 complete -c wgsep -n 'not __wgsep_is_question' -l workers -x -d 'Worker threads'
 complete -c wgsep -n 'not __wgsep_is_question' -l without -x -a 'vnet-hdr tso uso flow-queues udp-gso udp-gro avx512' -d 'Do without an offload'
+complete -c wgsep -n 'not __wgsep_is_question' -l status-group -x -a '(__fish_complete_groups)' -d 'Whose members may read the status'
+complete -c wgsep -n 'not __wgsep_is_question' -l status-mode -x -d 'Mode of the status socket'
 complete -c wgsep -n 'not __wgsep_is_question' -l log-level -x -a 'silent error info debug' -d 'How much is logged'
 complete -c wgsep -n 'not __wgsep_is_question' -l log-format -x -a 'text json' -d 'How lines look'
 complete -c wgsep -n 'not __wgsep_is_question' -l log-file -r -F -d 'Append the log to a file'

@@ -7,9 +7,10 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use wgsep_launch::{
-    Format, Grants, Listen, LogLevel, MAX_LISTEN_ADDRESSES, Offload, Options, check_name,
-    print_error,
+    Format, Grants, Listen, LogLevel, MAX_LISTEN_ADDRESSES, Offload, Options, StatusAccess,
+    check_name, print_error,
 };
 
 /// What `make` calls this build (`bin/dist/version`); with cargo alone, the workspace's version.
@@ -55,14 +56,28 @@ pub struct Question {
     pub json: bool,
 }
 
+/// What is asked of running daemons.
+pub struct StatsQuestion {
+    /// Whose daemons.
+    pub interfaces: Vec<String>,
+    /// For programs.
+    pub json: bool,
+    /// For Prometheus.
+    pub prometheus: bool,
+    /// Again and again, in this interval.
+    pub watch: Option<Duration>,
+}
+
 /// What to do.
 pub enum Invocation {
     /// Serve an interface.
     Serve(Box<Options>),
     /// Tell what confines a running daemon.
     Audit(Question),
-    /// Tell what a running daemon dropped.
-    Stats(Question),
+    /// Tell what running daemons dropped, and the states of their peers.
+    Stats(StatsQuestion),
+    /// Tell what happens in a running daemon.
+    Watch(Question),
     /// Replace the running daemon of an interface by the installed one.
     Upgrade(String),
     /// Print the help, or the version.
@@ -95,6 +110,8 @@ pub fn command() -> Command {
         .arg(value("without", "OFFLOAD").value_delimiter(',').value_parser(Offload::ALL.map(Offload::name)).action(ArgAction::Append).hide_possible_values(true).help("Do without an offload: see wgsep(8)"))
         .arg(value("log-level", "LEVEL").alias("verbosity").short_alias('v').value_parser(levels()).hide_possible_values(true).help("silent, error, info or debug [LOG_LEVEL, or info]"))
         .arg(value("log-format", "FORMAT").value_parser(["text", "json"]).default_value("text").hide_possible_values(true).hide_default_value(true).help("text, or json: an object a line"))
+        .arg(value("status-group", "GROUP").help("Whose members may read the status [wgsep]"))
+        .arg(value("status-mode", "MODE").value_parser(parse_mode).hide(true))
         .arg(value("log-file", "PATH").alias("log").short_alias('l').value_parser(value_parser!(PathBuf)).help("Log there, not to standard error or syslog"))
         .args(NEEDLESS.map(|(name, _)| Arg::new(name).long(name).num_args(0..=1).require_equals(true).action(ArgAction::Append).hide(true)))
         .args(ENVIRONMENT_INSTEAD.map(|(name, _)| value(name, "FD").allow_negative_numbers(true).hide(true)))
@@ -102,7 +119,7 @@ pub fn command() -> Command {
         // The last one counts, so that arguments can be appended to defaults (of a wrapper, say).
         .args_override_self(true)
         .subcommand_negates_reqs(true)
-        .override_usage("wgsep [OPTIONS] IF\n       wgsep audit|stats|upgrade IF")
+        .override_usage("wgsep [OPTIONS] IF, or wgsep audit|stats|watch|upgrade IF")
         .disable_help_subcommand(true)
         .subcommand(question("audit")
             .about("Tell what confines the running processes of an interface, layer by layer")
@@ -111,8 +128,14 @@ pub fn command() -> Command {
             .about("Replace the running daemon of an interface by this program; the tunnel goes on")
             .arg(Arg::new("interface").value_name("IF").required(true).help("Interface of a running wgsep"))
             .after_help("Exit status: 0, or 1 if the running daemon goes on."))
+        .subcommand(question("watch")
+            .about("Tell what happens: peers that connect, re-key, move, disconnect; handshakes that fail")
+            .after_help("Exit status: 0, or 2 if no wgsep serves the interface, it may not be asked, or it has ended."))
         .subcommand(question("stats")
-            .about("Tell how many packets an interface dropped, why, and what that may mean")
+            .mut_arg("interface", |interface| interface.num_args(1..).help("Interface of a running wgsep, or several"))
+            .arg(flag("prometheus").conflicts_with_all(["json", "watch"]).help("As Prometheus reads it"))
+            .arg(value("watch", "SECONDS").num_args(0..=1).require_equals(true).default_missing_value("2").value_parser(value_parser!(u32).range(1..)).help("Again and again [default interval: 2]"))
+            .about("Tell how many packets an interface dropped and why, and how each peer is")
             .after_help("Exit status: 0, or 2 if no wgsep serves the interface or it may not be asked."))
 }
 
@@ -153,8 +176,9 @@ pub fn parse() -> Result<Invocation, ExitCode> {
             let interface = matches.get_one::<String>("interface").cloned().unwrap_or_default();
             Ok(Invocation::Upgrade(interface))
         }
+        Some(("stats", matches)) => stats_asked(matches).map(Invocation::Stats),
         Some((name, matches)) => asked(matches).map(|question| match name {
-            "stats" => Invocation::Stats(question),
+            "watch" => Invocation::Watch(question),
             _audit => Invocation::Audit(question),
         }),
         None => check_words(&matches, std::env::args_os().any(|word| word == "--"))
@@ -172,7 +196,7 @@ const RESERVED: [(&[&str], &str); 8] = [
     (&["help"], "wgsep --help"),
     (&["version"], "wgsep --version"),
     (&["status", "stat"], "wgsep stats IF, or wg show"),
-    (&["stats", "audit"], "wgsep stats IF, or wgsep audit IF"),
+    (&["stats", "audit", "watch"], "wgsep stats IF, wgsep watch IF, or wgsep audit IF"),
     (
         &[
             "show", "showconf", "set", "setconf", "addconf", "syncconf", "genkey", "genpsk",
@@ -180,9 +204,12 @@ const RESERVED: [(&[&str], &str); 8] = [
         ],
         "the same word behind wg, as in wg show",
     ),
-    (&["up", "down", "save", "strip"], "the same word behind wg-quick, as in wg-quick up IF"),
+    (
+        &["up", "down", "save", "strip", "resolve"],
+        "the same word behind wg-quick, as in wg-quick up IF",
+    ),
     (&["start", "stop", "restart", "reload", "enable", "disable"], "systemctl start wgsep@IF"),
-    (&["watch", "install", "run", "list"], "wgsep --help"),
+    (&["install", "run", "list"], "wgsep --help"),
 ];
 
 /// A slip of the keyboard or of the memory must not start a daemon: a word that is a command somewhere is
@@ -214,7 +241,7 @@ fn near_subcommand(word: &str) -> Option<&'static str> {
         bytes.sort_unstable();
         bytes
     };
-    ["audit", "stats", "upgrade"].into_iter().find(|command| {
+    ["audit", "stats", "upgrade", "watch"].into_iter().find(|command| {
         let [typed, meant] = [word, command].map(str::as_bytes);
         let same_start = typed.iter().zip(meant).take_while(|(a, b)| a == b).count();
         let ends = typed.iter().rev().zip(meant.iter().rev());
@@ -233,6 +260,22 @@ fn asked(matches: &ArgMatches) -> Result<Question, String> {
     let interface = matches.get_one::<String>("interface").cloned().unwrap_or_default();
     check_name(&interface).map_err(|error| error.to_string())?;
     Ok(Question { interface, json: matches.get_flag("json") })
+}
+
+fn stats_asked(matches: &ArgMatches) -> Result<StatsQuestion, String> {
+    let interfaces = matches.get_many::<String>("interface").unwrap_or_default();
+    let interfaces: Vec<_> = interfaces.cloned().collect();
+    interfaces
+        .iter()
+        .try_for_each(|interface| check_name(interface))
+        .map_err(|error| error.to_string())?;
+    let watch = matches.get_one::<u32>("watch");
+    Ok(StatsQuestion {
+        interfaces,
+        json: matches.get_flag("json"),
+        prometheus: matches.get_flag("prometheus"),
+        watch: watch.map(|seconds| Duration::from_secs(u64::from(*seconds))),
+    })
 }
 
 /// What is wrong and what to do about it, without the usage around it.
@@ -310,6 +353,10 @@ fn options(
             Format::Json
         } else {
             Format::Text
+        },
+        status: StatusAccess {
+            group: text("status-group"),
+            mode: matches.get_one("status-mode").copied(),
         },
         log_file: log_file.or_else(|| variable("WG_LOG_FILE").map(PathBuf::from)),
     })
@@ -405,6 +452,12 @@ fn level_from(source: &str, value: Option<OsString>) -> Result<LogLevel, String>
 
 fn is_on(value: Option<OsString>) -> bool {
     value.is_some_and(|value| ["1", "true", "yes"].iter().any(|on| value.eq_ignore_ascii_case(on)))
+}
+
+/// The mode of a socket's file, octal.
+fn parse_mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| mode & !0o666 == 0);
+    mode.ok_or_else(|| format!("{text:?} is not an octal mode up to 0666; write one such as 0660"))
 }
 
 /// `MARK` or `MARK/MASK`, decimal or 0x-hexadecimal; without a mask every bit counts.

@@ -4,7 +4,9 @@ mod audit;
 mod command_line;
 mod json;
 mod stats;
+mod status;
 mod uapi;
+mod watch;
 
 use audit::Outcome;
 use command_line::{Invocation, Question};
@@ -22,24 +24,30 @@ fn main() -> ExitCode {
             wgsep_policy::exit(wgsep_launch::upgrade(command_line::VERSION, &interface))
         }
         Ok(Invocation::Audit(question)) => audit(&question),
-        Ok(Invocation::Stats(question)) => stats(&question),
+        Ok(Invocation::Stats(question)) => told(|write| stats::stats(&question, write)),
+        Ok(Invocation::Watch(question)) => told(|write| watch::watch(&question, write)),
         Ok(Invocation::Print(text)) => answer(&text, ExitCode::SUCCESS),
         Err(exit) => exit,
     }
 }
 
-/// Writes an answer; `status`, or 2 if it cannot be written to the end. A reader that wants no more is none of our
-/// business.
+/// Writes an answer; `status`, or 2 if it cannot be written to the end.
 fn answer(text: &str, status: ExitCode) -> ExitCode {
+    written_or(text, status).0
+}
+
+/// Writes a text; `status`, or 2 if it cannot be written to the end, and whether more is wanted. A reader that wants no
+/// more is none of our business.
+fn written_or(text: &str, status: ExitCode) -> (ExitCode, bool) {
     let mut out = std::io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             wgsep_launch::print_error(&format!(
                 "cannot write the answer: {error}; free space where it goes, or send it elsewhere"
             ));
-            ExitCode::from(2)
+            (ExitCode::from(2), false)
         }
-        _ => status,
+        written => (status, written.is_ok()),
     }
 }
 
@@ -62,10 +70,16 @@ fn audit(Question { interface, json }: &Question) -> ExitCode {
     }
 }
 
-/// 0, or 2 if there is no daemon to ask.
-fn stats(Question { interface, json }: &Question) -> ExitCode {
-    match stats::stats(interface, *json) {
-        Ok(text) => answer(&text, ExitCode::SUCCESS),
+/// Writes what there is to tell, one piece after the other; 0, or 2 if there is no daemon to ask.
+fn told(tell: impl FnOnce(&mut dyn FnMut(&str) -> bool) -> Result<(), String>) -> ExitCode {
+    let mut written = ExitCode::SUCCESS;
+    let told = tell(&mut |text| {
+        let (status, is_wanted) = written_or(text, ExitCode::SUCCESS);
+        written = status;
+        is_wanted
+    });
+    match told {
+        Ok(()) => written,
         Err(line) => {
             wgsep_launch::print_error(&line);
             ExitCode::from(2)

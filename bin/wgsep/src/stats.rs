@@ -1,21 +1,23 @@
-//! `wgsep stats IF`: how many packets a running daemon dropped, and why.
+//! `wgsep stats IF`: what a running daemon dropped and why, and the state of each peer.
 //!
-//! It asks with `get=statistics`, which wgsep answers without any key, so that whatever watches a
-//! daemon has nothing to lose; and it gives up every privilege but that of connecting, and then that.
+//! It asks the status socket, over which no key passes, so that it needs no privilege but to connect, and whatever watches
+//! a daemon has nothing to lose. A daemon that has none, as one whose socket was renamed, is asked for its counters by its
+//! UAPI socket.
 
+mod parse;
+mod peers;
+mod prometheus;
+
+use crate::command_line::StatsQuestion;
 use crate::json::string;
-use crate::uapi;
+use crate::status::{self, Daemon};
+pub use parse::key_as_base64;
+use parse::{Statistics, Udp, parse};
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::io::{ErrorKind, IsTerminal};
+use std::thread::sleep;
+use std::time::Instant;
 use wgsep_policy::Capability;
-
-/// How long the daemon may take for all of it, from accepting a client to the end of its answer. It does so between two
-/// packets.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// More than an answer has, in bytes.
-const MAX_ANSWER: usize = 64 * 1024;
 
 /// What each cause means, and what to look at. The names are those of `DropCause` in wgsep-proto and of `LocalCause`
 /// in the dataplane, of which this program must not have a line.
@@ -82,156 +84,92 @@ const CAUSES: &[(&str, &str)] = &[
     ("tun_refused", "in: the kernel refused it for another reason"),
 ];
 
-/// An answer to `get=statistics`: names and numbers, in the daemon's order.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Statistics {
-    drops: Vec<(String, u64)>,
-    /// Not of a daemon of an older version.
-    udp: Option<Udp>,
-    offloads: Vec<(String, bool)>,
-    /// Peers whose path refuses UDP segmentation offload, which the others have.
-    peers_without_udp_gso: u64,
+/// What a question is answered with, and to whom it is put again.
+struct Asked<'a> {
+    interface: &'a str,
+    daemon: Result<Daemon, String>,
 }
 
-/// The UDP sockets.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Udp {
-    port: u16,
-    ipv4: bool,
-    ipv6: bool,
-    /// Why none is open though the interface is up, or 0; EAGAIN for a new port that is opened only later.
-    errno: i32,
-}
-
-impl Udp {
-    fn waits(&self) -> bool {
-        self.errno == nix::libc::EAGAIN
-    }
-
-    fn refusal(&self) -> Option<&'static str> {
-        (self.errno != 0 && !self.waits()).then(|| nix::errno::Errno::from_raw(self.errno).desc())
-    }
-
-    /// For programs.
-    fn as_json(&self) -> String {
-        let Self { port, ipv4, ipv6, .. } = self;
-        let error = self.refusal().map_or("null".to_owned(), string);
-        format!("{{\"port\":{port},\"ipv4\":{ipv4},\"ipv6\":{ipv6},\"error\":{error}}}")
-    }
-
-    /// For people.
-    fn describe(&self) -> String {
-        let Self { port, ipv4, ipv6, .. } = self;
-        if let Some(why) = self.refusal() {
-            return format!("port {port} cannot be opened: {why}, the log says what to do");
-        }
-        match (ipv4, ipv6) {
-            _ if self.waits() => {
-                format!("port {port} is opened later, as one new port is in ten seconds")
-            }
-            (true, true) => format!("port {port}"),
-            (true, false) => format!("port {port}, IPv4 only"),
-            (false, true) => format!("port {port}, IPv6 only"),
-            (false, false) => "closed, the interface is down".to_owned(),
-        }
-    }
-}
-
-/// Asks the daemon of an interface; returns what to print.
+/// Answers a question as often as it says; `write` returns whether more is wanted.
 ///
 /// # Errors
-/// One line, if no wgsep serves the interface or it may not be asked.
-pub fn stats(interface: &str, json: bool) -> Result<String, String> {
-    let keep_only = |capabilities: &[Capability]| {
-        wgsep_policy::capabilities::keep_only(capabilities).map_err(|errno| {
+/// One line, if no wgsep serves an interface or it may not be asked. For Prometheus that is a sample.
+pub fn stats(question: &StatsQuestion, mut write: impl FnMut(&str) -> bool) -> Result<(), String> {
+    // The sockets are root's, or those of the user who started the daemon.
+    keep_only(&[Capability::CAP_DAC_OVERRIDE])?;
+    let deadline = Instant::now() + status::PATIENCE;
+    let mut asked: Vec<_> = question
+        .interfaces
+        .iter()
+        .map(|interface| Asked { interface, daemon: Daemon::connect(interface, deadline) })
+        .collect();
+    keep_only(&[])?;
+    if question.prometheus {
+        let answers = asked.iter_mut().map(|one| (one.interface, one.ask()));
+        write(&prometheus::exposition(answers.collect()));
+        return Ok(());
+    }
+    let is_terminal = std::io::stdout().is_terminal();
+    loop {
+        let mut text = String::new();
+        for one in &mut asked {
+            let statistics = one.ask()?;
+            if question.json {
+                text += &as_json(one.interface, &statistics);
+            } else {
+                text += &as_table(one.interface, &statistics);
+            }
+        }
+        let Some(interval) = question.watch else {
+            write(&text);
+            return Ok(());
+        };
+        let text = match (question.json, is_terminal) {
+            (true, _) => text,
+            // To the top of an empty screen.
+            (false, true) => format!("\x1b[H\x1b[2J{text}"),
+            (false, false) => format!("{text}\n"),
+        };
+        if !write(&text) {
+            return Ok(());
+        }
+        sleep(interval);
+    }
+}
+
+/// Gives up all capabilities but these.
+pub fn keep_only(capabilities: &[Capability]) -> Result<(), String> {
+    wgsep_policy::capabilities::keep_only(capabilities).map_err(|errno| {
+        format!(
+            "give up privileges: {}; {}",
+            wgsep_policy::described(errno),
+            wgsep_policy::remedy(errno)
+        )
+    })
+}
+
+impl Asked<'_> {
+    /// # Errors
+    /// One line, if there is no answer, or it is none of wgsep's.
+    fn ask(&mut self) -> Result<Statistics, String> {
+        let Self { interface, daemon } = self;
+        let deadline = Instant::now() + status::PATIENCE;
+        let connected = daemon.as_mut().map_err(|line| line.clone())?;
+        let answer = match connected.ask(deadline) {
+            // Another may have taken its place.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof && connected.was_asked() => {
+                *daemon = Daemon::connect(interface, deadline);
+                daemon.as_mut().map_err(|line| line.clone())?.ask(deadline)
+            }
+            answer => answer,
+        };
+        let answer = answer.map_err(|error| status::no_answer(interface, &error))?;
+        parse(&answer).ok_or_else(|| {
             format!(
-                "give up privileges: {}; {}",
-                wgsep_policy::described(errno),
-                wgsep_policy::remedy(errno)
+                "{interface} is served by another program, or by another version of wgsep; use `wg show`, or restart wgsep"
             )
         })
-    };
-    // The socket is root's, or that of the user who started the daemon.
-    keep_only(&[Capability::CAP_DAC_OVERRIDE])?;
-    let deadline = Instant::now() + PATIENCE;
-    let daemon = uapi::connect_until(&uapi::path(interface), deadline)
-        .map_err(|errno| uapi::refusal(interface, errno))?;
-    keep_only(&[])?;
-    let answer = ask(daemon, deadline).map_err(|error| match error.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
-            "the daemon of {interface} does not answer within {} s; see its log, and if it is stopped or hangs, restart it",
-            PATIENCE.as_secs()
-        ),
-        _ => format!("the daemon of {interface} does not answer: {error}; see its log"),
-    })?;
-    let statistics = parse(&answer).ok_or_else(|| {
-        format!(
-            "{interface} is served by another program, or by another version of wgsep; use `wg show`, or restart wgsep"
-        )
-    })?;
-    Ok(if json { as_json(interface, &statistics) } else { as_table(interface, &statistics) })
-}
-
-fn ask(mut daemon: UnixStream, deadline: Instant) -> std::io::Result<String> {
-    daemon.set_nonblocking(false)?;
-    daemon.set_write_timeout(Some(remaining(deadline)?))?;
-    daemon.write_all(b"get=statistics\n\n")?;
-    // After its end the daemon closes the connection, too.
-    daemon.shutdown(std::net::Shutdown::Write)?;
-    let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
-    while answer.len() < MAX_ANSWER {
-        daemon.set_read_timeout(Some(remaining(deadline)?))?;
-        match daemon.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(len) => {
-                debug_assert!(len <= buffer.len(), "read(2) fills no more than the buffer");
-                answer.extend_from_slice(buffer.get(..len).unwrap_or_default());
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
     }
-    String::from_utf8(answer).map_err(|_| ErrorKind::InvalidData.into())
-}
-
-/// How long there is until a deadline.
-///
-/// # Errors
-/// If it has passed.
-fn remaining(deadline: Instant) -> std::io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
-}
-
-/// `None` for anything but an answer of wgsep.
-fn parse(answer: &str) -> Option<Statistics> {
-    let lines = answer.strip_suffix("errno=0\n\n")?;
-    let mut statistics = Statistics::default();
-    for line in lines.lines() {
-        let (key, value) = line.split_once('=')?;
-        if let Some(cause) = key.strip_prefix("drop_").filter(|cause| is_name(cause)) {
-            statistics.drops.push((cause.to_owned(), value.parse().ok()?));
-        } else if let Some(offload) = key.strip_prefix("offload_").filter(|name| is_name(name)) {
-            statistics.offloads.push((offload.to_owned(), value == "1"));
-        } else if key.starts_with("udp_") {
-            let udp = statistics.udp.get_or_insert_default();
-            match key {
-                "udp_port" => udp.port = value.parse().ok()?,
-                "udp_ipv4" => udp.ipv4 = value == "1",
-                "udp_ipv6" => udp.ipv6 = value == "1",
-                "udp_errno" => udp.errno = value.parse().ok()?,
-                _ => {}
-            }
-        } else if key == "peers_without_udp_gso" {
-            statistics.peers_without_udp_gso = value.parse().ok()?;
-        }
-    }
-    (!statistics.drops.is_empty()).then_some(statistics)
-}
-
-/// What is printed is not the daemon's to choose.
-fn is_name(name: &str) -> bool {
-    name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
 }
 
 /// A line for each cause that anything was dropped for, and what the kernel does not do for us.
@@ -260,7 +198,8 @@ fn as_table(interface: &str, statistics: &Statistics) -> String {
         reduced => format!("{}; the log says why", reduced.join(", ")),
     };
     let udp = statistics.udp.as_ref().map_or("unknown".to_owned(), Udp::describe);
-    format!("{interface}: UDP {udp}; {total} packets dropped; offloads: {offloads}\n{text}")
+    let peers = peers::as_text(&statistics.peers, peers::now());
+    format!("{interface}: UDP {udp}; {total} packets dropped; offloads: {offloads}\n{text}{peers}")
 }
 
 /// One object, with every counter.
@@ -270,12 +209,14 @@ fn as_json(interface: &str, statistics: &Statistics) -> String {
     let drops = statistics.drops.iter().map(|(name, count)| member((name, count.to_string())));
     let offloads = statistics.offloads.iter().map(|(name, on)| member((name, on.to_string())));
     let udp = statistics.udp.as_ref().map_or("null".to_owned(), Udp::as_json);
+    let peers: Vec<_> = statistics.peers.iter().map(peers::as_json).collect();
     format!(
-        "{{\"interface\":{},\"udp\":{udp},\"drops\":{},\"offloads\":{},\"peers_without_udp_gso\":{}}}\n",
+        "{{\"interface\":{},\"udp\":{udp},\"drops\":{},\"offloads\":{},\"peers_without_udp_gso\":{},\"peers\":[{}]}}\n",
         string(interface),
         object(drops.collect()),
         object(offloads.collect()),
-        statistics.peers_without_udp_gso
+        statistics.peers_without_udp_gso,
+        peers.join(",")
     )
 }
 
@@ -296,7 +237,7 @@ mod tests {
         assert_eq!(
             as_json("wg0", &statistics),
             "{\"interface\":\"wg0\",\"udp\":{\"port\":51820,\"ipv4\":true,\"ipv6\":false,\"error\":null},\"drops\":{\"no_peer\":3,\"replay\":0},\
-             \"offloads\":{\"tso\":true,\"uso\":false},\"peers_without_udp_gso\":0}\n"
+             \"offloads\":{\"tso\":true,\"uso\":false},\"peers_without_udp_gso\":0,\"peers\":[]}\n"
         );
     }
 

@@ -8,12 +8,13 @@
 
 use crate::keys::PublicKey;
 use crate::secret::Secret;
+use crate::session::handshakes::HandshakeCounters;
 use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// Of the records. It changes with their types and their meaning.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The longest encoded record, in bytes: one of a packet that waits.
 pub const MAX_RECORD_LEN: usize = 65_536 + 64;
@@ -77,6 +78,11 @@ pub struct Peer {
     pub(crate) source: Option<(IpAddr, u32)>,
     pub(crate) rx_bytes: u64,
     pub(crate) tx_bytes: u64,
+    pub(crate) rx_packets: u64,
+    pub(crate) tx_packets: u64,
+    pub(crate) last_received: Option<u64>,
+    pub(crate) handshakes: HandshakeCounters,
+    pub(crate) round_trip: Option<Duration>,
     pub(crate) last_handshake: Duration,
     pub(crate) unanswered: u32,
     pub(crate) unconfirmed: u32,

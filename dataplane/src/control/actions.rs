@@ -4,7 +4,7 @@
 //! `get` are processed meanwhile. A `get` waits only while the link goes up or down. A `set` whose new port may be opened
 //! only later is put off, and its port is requested again each second; only sets that open a port wait for it.
 
-use super::{Action, Awaiting, Control, End, LINK, port};
+use super::{Action, Awaiting, Control, End, LINK, port, status};
 use crate::clock;
 use crate::helper::{self, HelperMessage};
 use crate::link::LinkMonitor;
@@ -136,12 +136,20 @@ impl Control {
         }
     }
 
-    /// Takes the TUN device, the UAPI listener and the netlink socket, which the helper sends once it has
+    /// Takes the TUN device, the two listeners and the netlink socket, which the helper sends once it has
     /// verified the sandbox.
     fn granted(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) {
         let mut descriptors = descriptors.into_iter();
         let (
-            Reply::Granted { ifindex, netns, follows_moves, offload, tun_queues, take_over },
+            Reply::Granted {
+                ifindex,
+                netns,
+                follows_moves,
+                offload,
+                tun_queues,
+                status,
+                take_over,
+            },
             Some(listener),
             Some(netlink),
             Some(writer),
@@ -154,6 +162,7 @@ impl Control {
             return;
         };
         let queues = descriptors.by_ref().take(usize::from(*tun_queues) - 1).collect();
+        let status = status.then(|| descriptors.next()).flatten();
         let shared = Arc::clone(&self.shared);
         let tun = shared.set_tun(Tun::new(writer, queues, *offload));
         if *take_over {
@@ -169,6 +178,9 @@ impl Control {
         let read = if self.awaits_sockets { Ok(()) } else { shared.read_tun(tun) };
         let watched = read.and_then(|()| self.probe.watch(tun));
         let ready = watched.and_then(|()| self.uapi.listen(listener, &self.epoll)).and_then(|()| {
+            if let Some(status) = status {
+                self.status.listen(status, &self.epoll)?;
+            }
             let (location, now) = ((*netns, *ifindex), clock::instant());
             let link = LinkMonitor::new(netlink, location, *follows_moves, &self.interface, now);
             self.epoll.add(&link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;
@@ -248,7 +260,7 @@ impl Control {
 
     /// Whether there is an IPv4 socket, and an IPv6 socket.
     pub(super) fn open_families(&self) -> [bool; 2] {
-        self.shared.sockets.reader().value().families()
+        status::open_families(&self.shared)
     }
 
     /// Schedules another try to open the UDP port, and logs the refusal.
@@ -463,6 +475,7 @@ impl Control {
     fn configure(&mut self, configuration: Configuration) {
         self.uapi.complete_answers(&self.device);
         self.device.configure(configuration);
+        self.status.configured(&self.device, &self.epoll);
         let Self { reporter, device, .. } = self;
         reporter.retain_peers(|peer| device.has_peer(peer));
     }

@@ -1,7 +1,7 @@
 //! The control thread, which handles everything but transport packets.
 //!
-//! It alone owns the [`ControlPlane`]. It waits for UAPI clients, the helper, the interface's state, the
-//! earliest timer and the peers that workers mark as dirty, and after each round sends what that caused.
+//! It alone owns the [`ControlPlane`]. It waits for clients of the UAPI and of the status socket, the helper, the
+//! interface's state, the earliest timer and the peers that workers mark as dirty, and after each round sends what that caused.
 //! What may need the helper is an action; actions run one after the other, and nothing else waits for
 //! them. The helper answers each request at once.
 //!
@@ -35,12 +35,14 @@ mod port;
 mod probe;
 mod put_off;
 mod sources;
+mod status;
 
 use self::events::Reporter;
 use self::port::PortRetry;
 use self::probe::{LinkProbe, PROBE_INTERVAL};
 use self::put_off::PutOff;
 use self::sources::SourceCheck;
+use self::status::Status;
 use crate::clock;
 use crate::helper::Helper;
 use crate::line_limit::LineLimit;
@@ -49,7 +51,7 @@ use crate::packets::gso::Gso;
 use crate::packets::udp::{self, SourceOutcome};
 use crate::random::KernelRandom;
 use crate::secret;
-use crate::uapi::{self, ClientId, Operation, Server, UdpStatus};
+use crate::uapi::{self, ClientId, Operation, Server};
 use crate::vm_clock::VmClock;
 use crate::workers::shared::{QueuedHandshake, Shared};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -70,13 +72,16 @@ use wgsep_proto::invariant::{part, present};
 use wgsep_proto::secret::in_ordinary_memory;
 use wgsep_proto::wire::messages::TRANSPORT_OVERHEAD;
 use wgsep_proto::{Configuration, Instant};
+use wgsep_status::Source as _;
 
-/// Tokens of epoll events; those of UAPI descriptors follow.
+/// Tokens of epoll events; those of UAPI descriptors follow, and far behind those of the status socket, as no number
+/// of a client is used twice.
 const WORKERS: u64 = 0;
 const TIMER: u64 = 1;
 const HELPER: u64 = 2;
 const LINK: u64 = 3;
 const FIRST_UAPI: u64 = 16;
+const FIRST_STATUS: u64 = 1 << 62;
 
 /// Handshake messages consumed at once: each is answered when the Diffie-Hellmans of all are done.
 const HANDSHAKES_AT_ONCE: usize = 16;
@@ -150,6 +155,7 @@ pub(crate) struct Control {
     armed: Option<Instant>,
     helper: Helper,
     uapi: Server,
+    status: Status,
     interface: String,
     /// Ports that the helper opens.
     ports: RangeInclusive<u16>,
@@ -227,6 +233,10 @@ impl Control {
             armed: None,
             helper,
             uapi: Server::new(FIRST_UAPI, wgsep_policy::limits::max_clients(startup.workers)),
+            status: Status::new(
+                FIRST_STATUS,
+                wgsep_policy::limits::max_status_clients(startup.workers),
+            ),
             interface: startup.interface,
             ports: startup.lowest_port..=startup.highest_port,
             listens_everywhere: startup.listens_everywhere,
@@ -302,6 +312,7 @@ impl Control {
             self.dispatch(event);
         }
         self.uapi.handle_timeout(&self.epoll);
+        self.handle_status_timeout();
         self.probe_link();
         if self.port_retry.take_due(clock::instant()) {
             self.actions.push_back(Action::OpenPort);
@@ -345,8 +356,13 @@ impl Control {
             (false, false) => None,
         };
         let link = self.link.as_ref().and_then(LinkMonitor::next_timeout);
-        let timeouts =
-            [link, self.source_check.next_timeout(), self.uapi.next_timeout(), self.wipe_due];
+        let timeouts = [
+            link,
+            self.source_check.next_timeout(),
+            self.uapi.next_timeout(),
+            self.status.next_timeout(),
+            self.wipe_due,
+        ];
         let due = timeouts.into_iter().flatten().min();
         let until_due = due.map(|at| {
             // Rounded up: a wait that ends too early would be repeated many times.
@@ -374,6 +390,7 @@ impl Control {
             }
             HELPER => self.receive_from_helper(),
             LINK => self.read_link(),
+            FIRST_STATUS.. => self.serve_status(event),
             _ => self.uapi.handle(event, &self.device, &self.epoll),
         }
     }
@@ -429,6 +446,7 @@ impl Control {
         self.shared.request_send_staged(std::iter::from_fn(|| device.poll_staged()));
         while let Some(event) = self.device.poll_event() {
             self.reporter.report(event, now.instant);
+            self.status.observe(&event, &self.device, &self.epoll, now);
         }
         if secret::overflowed() {
             tracing::warn!(
@@ -458,6 +476,7 @@ impl Control {
                         let to = endpoint.destination;
                         let mark = self.device.fwmark();
                         self.reporter.unsent(peer, to, mark, &error, clock::instant());
+                        self.status.unsent(peer, to, &self.epoll);
                     }
                     self.device.transmit_failed(transmit.peer, transmit.datagram.len());
                 }
@@ -616,19 +635,8 @@ impl Control {
     }
 
     fn get_statistics(&mut self, client: ClientId) {
-        let now = clock::instant();
-        let (udp_gso, peers_without_gso) = self.gso.in_use(self.device.shared_peers(), now);
-        let offloads = self.shared.offloads(udp_gso, now);
-        let [ipv4, ipv6] = self.open_families();
-        let udp = UdpStatus {
-            port: self.device.listen_port(),
-            ipv4,
-            ipv6,
-            errno: self.port_retry.errno(),
-            peers_without_gso,
-        };
-        let Self { uapi, shared, epoll, .. } = self;
-        uapi.reply_statistics(client, shared.drops(), &udp, &offloads, epoll);
+        let counters = in_ordinary_memory(|| self.reported().counters());
+        self.uapi.reply_statistics(client, &counters, &self.epoll);
     }
 }
 

@@ -128,7 +128,7 @@ impl UdpSockets {
         now: Instant,
     ) {
         let &SealedRun { peer, endpoint, datagrams: mut rest } = run;
-        let mut sent = 0;
+        let (mut sent, mut count) = (0, 0);
         while let [first, ..] = rest {
             let (group, others) = rest.split_at(segments(rest));
             rest = others;
@@ -138,14 +138,15 @@ impl UdpSockets {
                 segment_len: first.bytes.len(),
                 traffic_class: first.ecn.encapsulated().bits(),
             };
-            sent += self.send(peer, endpoint, &datagrams, drops, now);
+            let (bytes, packets) = self.send(peer, endpoint, &datagrams, drops, now);
+            (sent, count) = (sent + bytes, count + packets);
         }
         if sent > 0 {
-            peer.add_tx_bytes(sent as u64);
+            peer.add_tx(sent as u64, count as u64);
         }
     }
 
-    /// Sends datagrams to a peer. Returns the bytes sent; counts the datagrams that were not.
+    /// Sends datagrams to a peer. Returns the bytes sent, and in how many datagrams; counts those that were not.
     fn send(
         &self,
         peer: &Peer,
@@ -153,7 +154,7 @@ impl UdpSockets {
         datagrams: &Datagrams<'_>,
         drops: Drops<'_>,
         now: Instant,
-    ) -> usize {
+    ) -> (usize, usize) {
         let &Datagrams { payload, segment_len, traffic_class } = datagrams;
         let mut refusal = None;
         if payload.len() > segment_len && self.gso.is_worth_trying(peer, endpoint, segment_len, now)
@@ -163,21 +164,21 @@ impl UdpSockets {
                 Ok(source) => {
                     source.apply(peer);
                     self.gso.accepted(peer, endpoint, segment_len, now);
-                    return payload.len();
+                    return (payload.len(), payload.len().div_ceil(segment_len));
                 }
                 Err(error) if can_retry_unsegmented(&error) => refusal = Some(error),
                 Err(error) => {
                     drops.add(cause_of(&error), payload.len().div_ceil(segment_len));
-                    return 0;
+                    return (0, 0);
                 }
             }
         }
-        let mut sent = 0;
+        let (mut sent, mut count) = (0, 0);
         for datagram in payload.chunks(segment_len.max(1)) {
             match self.send_from_cached_source(endpoint, traffic_class, datagram, None) {
                 Ok(source) => {
                     source.apply(peer);
-                    sent += datagram.len();
+                    (sent, count) = (sent + datagram.len(), count + 1);
                 }
                 Err(error) => drops.add(cause_of(&error), 1),
             }
@@ -186,7 +187,7 @@ impl UdpSockets {
         if let Some(error) = refusal.filter(|_| sent > 0) {
             self.gso.refused(peer, endpoint, segment_len, &error, now);
         }
-        sent
+        (sent, count)
     }
 
     /// Sends from the cached source; if that address is no longer ours, lets the route choose one.
@@ -270,11 +271,11 @@ pub(crate) mod tests {
                 Instant::from_nanos(1),
             )
         };
-        assert_eq!(send(&nowhere), 0);
+        assert_eq!(send(&nowhere), (0, 0));
         assert_eq!(peer.path_cache().load(Ordering::Relaxed), 0);
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let somewhere = Endpoint::new(receiver.local_addr().unwrap());
-        assert_eq!(send(&somewhere), 128);
+        assert_eq!(send(&somewhere), (128, 2));
         assert_eq!(receiver.recv(&mut [0; 128]).unwrap(), 64);
     }
 

@@ -1,11 +1,10 @@
 //! The answer to a `get`, key by key as the protocol has them.
 
-use super::UdpStatus;
 use super::secret_text::SecretText;
 use crate::drops::Drops;
 use std::fmt::Write;
-use wgsep_ipc::Offload;
 use wgsep_proto::{AllowedIp, DeviceStatus, PeerStatus};
+use wgsep_status::{Counters, write_counters};
 
 /// Most bytes of a peer without its allowed IPs, of an allowed IP, or of the end.
 pub(super) const LONGEST_ITEM: usize = 512;
@@ -39,37 +38,13 @@ pub(super) fn end(text: &mut SecretText, errno: i32) {
     let _infallible = write!(text, "errno={errno}\n\n");
 }
 
-/// Writes the whole reply to `get=statistics`: every `drop_CAUSE`, the state of the UDP sockets, as 0 or 1
-/// every `offload_NAME`, with an underscore for each hyphen, and how many peers have a path that refuses `udp_gso`.
-pub(super) fn statistics(
-    drops: Drops<'_>,
-    udp: &UdpStatus,
-    offloads: &[(Offload, bool)],
-) -> SecretText {
+/// Writes the whole reply to `get=statistics`, with the lines that the status socket has.
+pub(super) fn statistics(counters: &Counters) -> SecretText {
     let mut text = SecretText::with_capacity(2048);
     // Writing to memory cannot fail.
-    let _infallible = write_statistics(&mut text, drops, udp, offloads);
+    let _infallible = write_counters(&mut text, counters);
+    end(&mut text, 0);
     text
-}
-
-fn write_statistics(
-    text: &mut SecretText,
-    drops: Drops<'_>,
-    udp: &UdpStatus,
-    offloads: &[(Offload, bool)],
-) -> std::fmt::Result {
-    for (name, count) in drops.counts() {
-        writeln!(text, "drop_{name}={count}")?;
-    }
-    let UdpStatus { port, ipv4, ipv6, errno, peers_without_gso } = *udp;
-    let (ipv4, ipv6) = (u8::from(ipv4), u8::from(ipv6));
-    writeln!(text, "udp_port={port}\nudp_ipv4={ipv4}\nudp_ipv6={ipv6}\nudp_errno={errno}")?;
-    for (offload, in_use) in offloads {
-        let name = offload.name().replace('-', "_");
-        writeln!(text, "offload_{name}={}", u8::from(*in_use))?;
-    }
-    writeln!(text, "peers_without_udp_gso={peers_without_gso}")?;
-    text.write_str("errno=0\n\n")
 }
 
 fn write_device(
@@ -126,6 +101,7 @@ mod tests {
     use std::time::Duration;
     use wgsep_proto::{DropCause, DropCounters};
     use wgsep_proto::{PresharedKey, PrivateKey, PublicKey};
+    use wgsep_status::Udp;
 
     /// The whole reply to a `get`.
     fn format(
@@ -207,10 +183,13 @@ mod tests {
     fn statistics_have_every_counter_and_no_key() {
         let drops = DropCounters::default();
         drops.add(DropCause::Replayed, 3);
-        let udp =
-            UdpStatus { port: 51820, ipv4: true, ipv6: false, errno: 98, peers_without_gso: 2 };
-        let offloads = [(Offload::UdpGso, true), (Offload::Uso, false)];
-        let text = statistics(of_protocol(&drops), &udp, &offloads);
+        let counters = Counters {
+            drops: of_protocol(&drops).counts().collect(),
+            udp: Udp { port: 51820, ipv4: true, ipv6: false, errno: 98 },
+            offloads: vec![("udp-gso", true), ("uso", false)],
+            peers_without_gso: 2,
+        };
+        let text = statistics(&counters);
         let text = std::str::from_utf8(text.as_bytes()).unwrap();
         let count = text.lines().filter(|line| line.starts_with("drop_")).count();
         assert_eq!(count, of_protocol(&drops).counts().count());

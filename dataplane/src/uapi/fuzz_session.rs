@@ -3,9 +3,10 @@
 
 use super::answer::Answer;
 use super::inbox::Inbox;
-use super::{Operation, Scopes, UdpStatus, format};
+use super::{Operation, Scopes, format};
 use crate::drops::{Drops, LocalDrops};
 use wgsep_proto::device::control_plane::ControlPlane;
+use wgsep_status::Counters;
 
 /// A UAPI session: a client's input so far, and the device it configures.
 pub struct FuzzSession {
@@ -38,7 +39,9 @@ impl FuzzSession {
             answers.push(match transaction {
                 Ok(Operation::Get) => self.state(),
                 Ok(Operation::Statistics) => {
-                    format::statistics(self.drops(), &UdpStatus::default(), &[]).as_bytes().to_vec()
+                    let drops = self.drops().counts().collect();
+                    let counters = Counters { drops, ..Counters::default() };
+                    format::statistics(&counters).as_bytes().to_vec()
                 }
                 Ok(Operation::Set(configuration)) => {
                     self.device.configure(configuration);

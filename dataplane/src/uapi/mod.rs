@@ -21,7 +21,7 @@ mod tests;
 pub use fuzz_session::FuzzSession;
 #[cfg(test)]
 pub(crate) use secret_text::SecretText;
-pub(crate) use server::{ClientId, Server, probe_accept};
+pub(crate) use server::{ClientId, Server, accept, probe_accept};
 
 use wgsep_proto::Configuration;
 
@@ -33,21 +33,6 @@ pub(crate) enum Operation {
     Statistics,
     /// `set=1`, checked.
     Set(Configuration),
-}
-
-/// The state of the UDP sockets in the answer to `get=statistics`.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct UdpStatus {
-    /// Configured, whether or not it is open.
-    pub(crate) port: u16,
-    /// An IPv4 socket is open.
-    pub(crate) ipv4: bool,
-    /// An IPv6 socket is open.
-    pub(crate) ipv6: bool,
-    /// Why none is open though the interface is up, or 0.
-    pub(crate) errno: i32,
-    /// Peers whose path refuses UDP segmentation offload.
-    pub(crate) peers_without_gso: usize,
 }
 
 /// The indices of network interfaces, for the scopes of link-local endpoints. A `set` may have names, a

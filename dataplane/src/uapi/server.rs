@@ -8,7 +8,7 @@ use super::client::{Client, Input};
 use super::inbox::MAX_TRANSACTION;
 use super::parse::Refusal;
 use super::secret_text::SecretText;
-use super::{Operation, Scopes, UdpStatus, format};
+use super::{Operation, Scopes, format};
 use crate::clock;
 use crate::drops::Drops;
 use crate::line_limit::LineLimit;
@@ -17,13 +17,13 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{SockFlag, accept4};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
-use wgsep_ipc::Offload;
 use wgsep_policy::{described, remedy};
 use wgsep_proto::Instant;
 use wgsep_proto::device::control_plane::ControlPlane;
 use wgsep_proto::invariant::present;
+use wgsep_status::Counters;
 
 /// Most clients at a time. One more closes the client that has been idle longest, so that forgotten
 /// connections never lock an operator out; if none is idle, it waits in the listener's queue until one is, or has read
@@ -87,6 +87,14 @@ pub(crate) fn probe_accept() -> nix::Result<()> {
         Err(Errno::EBADF) => Ok(()),
         refused => refused.map(drop),
     }
+}
+
+/// Accepts a client, whose socket never waits.
+///
+/// # Errors
+/// As accept4(2).
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    accept4(listener.as_raw_fd(), ACCEPTED).map(crate::sys::own_accepted)
 }
 
 impl Server {
@@ -237,15 +245,8 @@ impl Server {
     }
 
     /// Answers a `get=statistics`; nothing happens if the client is gone.
-    pub(crate) fn reply_statistics(
-        &mut self,
-        id: ClientId,
-        drops: Drops<'_>,
-        udp: &UdpStatus,
-        offloads: &[(Offload, bool)],
-        epoll: &Epoll,
-    ) {
-        self.answer(id, format::statistics(drops, udp, offloads).into(), epoll);
+    pub(crate) fn reply_statistics(&mut self, id: ClientId, counters: &Counters, epoll: &Epoll) {
+        self.answer(id, format::statistics(counters).into(), epoll);
     }
 
     /// Answers a `set`: 0, or a negative errno; nothing happens if the client is gone.
@@ -288,9 +289,9 @@ impl Server {
         }
         let listener = present(self.listener.as_ref(), "the event is of the listener");
         let Some(listener) = listener else { return };
-        match accept4(listener.as_raw_fd(), ACCEPTED) {
-            Ok(raw) => {
-                self.admit(crate::sys::own_accepted(raw), epoll);
+        match accept(listener.as_fd()) {
+            Ok(client) => {
+                self.admit(client, epoll);
                 self.pause(false, epoll);
             }
             Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => self.pause(false, epoll),

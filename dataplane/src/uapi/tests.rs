@@ -3,7 +3,7 @@
 
 use super::parse::tests::Eth0;
 use super::server::MAX_CLIENTS;
-use super::{ClientId, Operation, Server, UdpStatus};
+use super::{ClientId, Operation, Server};
 use crate::drops::of_protocol;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
 use std::fmt::Write as _;
@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use wgsep_proto::device::control_plane::ControlPlane;
 use wgsep_proto::{Configuration, Random};
+use wgsep_status::Counters;
 
 const TOKEN: u64 = 100;
 const OK: &str = "errno=0\n\n";
@@ -111,13 +112,9 @@ impl House {
                 server.reply_get(client, device, drops, epoll);
             }
             (Operation::Statistics, _) => {
-                server.reply_statistics(
-                    client,
-                    of_protocol(&device.data_path().drops),
-                    &UdpStatus::default(),
-                    &[],
-                    epoll,
-                );
+                let drops = of_protocol(&device.data_path().drops).counts().collect();
+                let counters = Counters { drops, ..Counters::default() };
+                server.reply_statistics(client, &counters, epoll);
             }
             (Operation::Set(configuration), Some(delayed)) => delayed.push((client, configuration)),
             (Operation::Set(configuration), None) => {

@@ -89,7 +89,7 @@ pub enum Change {
     Unsafe(String),
 }
 
-/// The socket's file, and the sandbox's report beside it; what this process made of them is removed when
+/// The socket's file, and the sandbox's report and other sockets beside it; what this process made of them is removed when
 /// this is dropped.
 pub struct SocketFile {
     directory: File,
@@ -103,8 +103,9 @@ pub struct SocketFile {
     report: Option<OwnFile>,
     /// The same file until it is written, opened while that is possible, or why it could not be.
     unwritten: Option<std::io::Result<File>>,
-    /// Where a helper that replaces this process announces itself.
-    upgrade: Option<OwnFile>,
+    /// Other sockets of this process: the status socket, and that to which a helper that replaces this process announces
+    /// itself.
+    beside: Vec<OwnFile>,
     /// Who runs this process.
     user: u32,
 }
@@ -126,7 +127,7 @@ impl SocketFile {
             is_made_here,
             report: None,
             unwritten: None,
-            upgrade: None,
+            beside: Vec::new(),
             user,
         }
     }
@@ -159,14 +160,15 @@ impl SocketFile {
         })
     }
 
-    /// Takes over the file of the socket to which a helper that replaces this process announces itself.
-    pub fn set_upgrade(&mut self, file: Option<OwnFile>) {
-        self.upgrade = file;
+    /// Takes over files of other sockets of this process.
+    pub fn add(&mut self, files: impl IntoIterator<Item = OwnFile>) {
+        self.beside.extend(files);
     }
 
     /// Leaves the files to the process that has replaced this one.
     pub fn leave(&mut self) {
-        (self.socket, self.report, self.upgrade) = (None, None, None);
+        (self.socket, self.report) = (None, None);
+        self.beside.clear();
     }
 
     /// From now on the socket's file is this process's, which has replaced the one that made it.
@@ -238,7 +240,7 @@ impl SocketFile {
             ));
         }
         let _logged_at_the_end = self.remove_report();
-        let _logged_at_the_end = self.remove_upgrade();
+        let _logged_at_the_end = self.remove_beside();
         Change::Renamed(format!("the UAPI socket was renamed to {name:?}"))
     }
 
@@ -284,18 +286,21 @@ impl SocketFile {
     pub fn remove(&mut self) -> Result<()> {
         let _is_known_now = self.changes();
         let report = self.remove_report();
-        let upgrade = self.remove_upgrade();
+        let beside = self.remove_beside();
         // The socket last, because its absence means that the daemon has ended.
         let socket = self.socket.take().filter(|_| self.is_made_here);
-        socket.map_or(Ok(()), |socket| self.remove_file(&socket)).and(report).and(upgrade)
+        socket.map_or(Ok(()), |socket| self.remove_file(&socket)).and(report).and(beside)
     }
 
     fn remove_report(&mut self) -> Result<()> {
         self.report.take().map_or(Ok(()), |report| self.remove_file(&report))
     }
 
-    fn remove_upgrade(&mut self) -> Result<()> {
-        self.upgrade.take().map_or(Ok(()), |upgrade| self.remove_file(&upgrade))
+    fn remove_beside(&mut self) -> Result<()> {
+        let files = core::mem::take(&mut self.beside);
+        // Each of them, whatever became of the others.
+        let removed: Vec<_> = files.iter().map(|file| self.remove_file(file)).collect();
+        removed.into_iter().collect()
     }
 
     fn remove_file(&self, file: &OwnFile) -> Result<()> {

@@ -3,7 +3,7 @@
 //! to the crate `monitor`, and nothing here is called again.
 //!
 //! Read it in the order in which it runs: [`run`], `startup`, `background`, `netns`, `tun`,
-//! `autoconf`, `uapi_socket`, `netlink`, `spawn`, `send_buffer`, `generation`; `sys` has all the unsafe code.
+//! `autoconf`, `uapi_socket`, `status_socket`, `netlink`, `spawn`, `send_buffer`, `generation`; `sys` has all the unsafe code.
 
 mod autoconf;
 mod background;
@@ -17,12 +17,14 @@ mod offload;
 mod send_buffer;
 mod spawn;
 mod startup;
+mod status_socket;
 mod sys;
 mod tun;
 mod uapi_socket;
 mod upgrade;
 
 pub use launcher::print_error;
+pub use status_socket::StatusAccess;
 pub use tun::check_name;
 pub use wgsep_ipc::startup::{Listen, MAX_LISTEN_ADDRESSES};
 pub use wgsep_ipc::{LogLevel, Offload};
@@ -70,6 +72,8 @@ pub struct Options {
     pub log_format: Format,
     /// Instead of standard error or syslog.
     pub log_file: Option<PathBuf>,
+    /// Who may connect to the status socket.
+    pub status: StatusAccess,
 }
 
 /// Runs the daemon to its end; its exit status.
@@ -118,6 +122,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     startup::check_infallible_calls()?;
     startup::check_ids()?;
     let user = wgsep_policy::user::choose(options.user.as_deref())?;
+    let readers = options.status.readers()?;
     let Inherited { tun, uapi, store, manager, unnotified, is_file_capable } =
         startup::clean_process()?;
     let large_buffers = !is_file_capable;
@@ -157,7 +162,11 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     };
     let (netlink, follows_moves) = netlink::subscribe(large_buffers)?;
     let mut dataplane = spawn::start(options, &grants, &name, user)?;
-    dataplane.report.note(Layer::NoDescriptorsIn, uapi_socket::refuse_descriptors(&listener));
+    let status = status_socket::bind(&name, readers, &mut log)?;
+    let (status, file) = status.unzip();
+    socket_file.add(file);
+    let refused = uapi_socket::refuse_descriptors(&listener, status.as_ref());
+    dataplane.report.note(Layer::NoDescriptorsIn, refused);
 
     if let Some(line) = send_buffer::warning(large_buffers) {
         log.line(Level::Warn, &line);
@@ -167,15 +176,22 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     let is_restored = tun.is_restored;
     let (ifindex, offload, queues) = (tun.ifindex, tun.offload, tun.into_queues());
     let tun_queues = queues.len() as u8;
-    let granted =
-        Reply::Granted { ifindex, netns, follows_moves, tun_queues, offload, take_over: false };
+    let granted = Reply::Granted {
+        ifindex,
+        netns,
+        follows_moves,
+        tun_queues,
+        offload,
+        status: status.is_some(),
+        take_over: false,
+    };
     // Whoever started this process in the foreground, or an init that is this process, waits for its end.
     let waits = options.foreground && (manager.parts().is_none() || getpid().as_raw() == 1);
     let udp = udp_options(options, large_buffers);
     let settings = upgrade::settings(options, udp, user, &granted, waits);
     let successors = match settings.map(|settings| upgrade::await_successor(&name, settings)) {
         Some(Ok((successors, file))) => {
-            socket_file.set_upgrade(Some(file));
+            socket_file.add([file]);
             Some(successors)
         }
         Some(Err(error)) => {
@@ -185,7 +201,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
         }
         None => None,
     };
-    let descriptors = [listener, netlink].into_iter().chain(queues).collect();
+    let descriptors = [listener, netlink].into_iter().chain(queues).chain(status).collect();
     Ok(Unconfined {
         version: options.version,
         dataplane,

@@ -39,24 +39,39 @@ const UNMAPPED: u32 = 65_534;
 /// If the name is taken, the directory cannot be made or written, or others could replace the socket.
 pub fn bind(interface: &str) -> Result<(OwnedFd, SocketFile)> {
     let directory = open_directory()?;
-    let path = format!("{DIRECTORY}/{interface}.sock");
-    remove_stale(&path)?;
+    let name = format!("{interface}.sock");
+    remove_stale(&name)?;
     // Before the file exists, so that no removal goes unseen.
     let watch = watch_directory()?;
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let listener =
-        socket(AddressFamily::Unix, SockType::Stream, flags, None).step("UAPI socket")?;
-    let address = UnixAddr::new(&*path).step("UAPI socket")?;
-    writable(&path, with_umask(0o177, || socket::bind(listener.as_raw_fd(), &address)))?;
-    let made = open_path(&path, OFlag::empty()).map_err(io::Error::from);
-    let made = made.and_then(|file| OwnFile::new(format!("{interface}.sock"), file));
-    // Nothing but this process made it, though it cannot be looked at.
-    let made = made.inspect_err(|_| drop(remove_file(&path))).step(&path)?;
+    let (listener, made) = bind_in_directory(&name)?;
     // From here on the file goes if anything fails.
     let mut file = SocketFile::new(directory, watch, Some(made), true, geteuid().as_raw());
     file.set_report(create_report(interface));
     listen(&listener, Backlog::MAXCONN).step("listen on the UAPI socket")?;
     Ok((listener, file))
+}
+
+/// Binds a socket of this name in the directory, mode 0600, that does not listen yet.
+///
+/// # Errors
+/// If the name is taken, or the directory cannot be written.
+pub(crate) fn bind_in_directory(name: &str) -> Result<(OwnedFd, OwnFile)> {
+    let path = format!("{DIRECTORY}/{name}");
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None).step(&path)?;
+    let address = UnixAddr::new(&*path).step(&path)?;
+    writable(&path, with_umask(0o177, || socket::bind(listener.as_raw_fd(), &address)))?;
+    let made = open_path(&path, OFlag::empty()).map_err(io::Error::from);
+    let made = made.and_then(|file| OwnFile::new(name.to_owned(), file));
+    // Nothing but this process made it, though it cannot be looked at.
+    let made = made.inspect_err(|_| drop(remove_file(&path))).step(&path)?;
+    Ok((listener, made))
+}
+
+/// The file that a socket is bound to, by this name, wherever it is.
+pub(crate) fn file_of(listener: &OwnedFd, name: &str) -> Option<OwnFile> {
+    let bound = sys::bound_file(listener.as_fd()).map_err(io::Error::from);
+    bound.and_then(|file| OwnFile::new(name.to_owned(), file)).ok()
 }
 
 /// Takes over a socket that is already bound and listening (WG_UAPI_FD). If it is the interface's own in
@@ -74,8 +89,7 @@ pub fn adopt(listener: OwnedFd, interface: &str) -> Result<(OwnedFd, SocketFile)
     fcntl(&listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).step("WG_UAPI_FD")?;
     let (directory, watch) = (open_directory()?, watch_directory()?);
     // Another daemon's socket may have the interface's name there.
-    let bound = sys::bound_file(listener.as_fd()).map_err(io::Error::from);
-    let bound = bound.and_then(|file| OwnFile::new(format!("{interface}.sock"), file)).ok();
+    let bound = file_of(&listener, &format!("{interface}.sock"));
     let own = bound.filter(|bound| bound.is_there(directory.as_fd()));
     let has_name = own.is_some();
     let mut file = SocketFile::new(directory, watch, own, false, geteuid().as_raw());
@@ -92,8 +106,7 @@ pub fn adopt(listener: OwnedFd, interface: &str) -> Result<(OwnedFd, SocketFile)
 /// If the directory cannot be watched, or others could replace the socket.
 pub fn of_running(listener: &OwnedFd, interface: &str) -> Result<(SocketFile, bool)> {
     let (directory, watch) = (open_directory()?, watch_directory()?);
-    let bound = sys::bound_file(listener.as_fd()).map_err(io::Error::from);
-    let bound = bound.and_then(|file| OwnFile::new(format!("{interface}.sock"), file)).ok();
+    let bound = file_of(listener, &format!("{interface}.sock"));
     let own = bound.filter(|bound| bound.is_there(directory.as_fd()));
     let has_name = own.is_some();
     Ok((SocketFile::new(directory, watch, own, false, geteuid().as_raw()), has_name))
@@ -110,9 +123,10 @@ pub fn report_of_running(interface: &str) -> io::Result<(File, OwnFile)> {
     Ok((report, OwnFile::new(format!("{interface}.sandbox"), held)?))
 }
 
-/// Keeps clients from passing descriptors to the dataplane, where the kernel can do that.
-pub fn refuse_descriptors(listener: &OwnedFd) -> State {
-    match sys::refuse_descriptors(listener.as_fd()) {
+/// Keeps clients of either socket from passing descriptors to the dataplane, where the kernel can do that.
+pub fn refuse_descriptors(uapi: &OwnedFd, status: Option<&OwnedFd>) -> State {
+    let mut sockets = [Some(uapi), status].into_iter().flatten();
+    match sockets.try_for_each(|socket| sys::refuse_descriptors(socket.as_fd())) {
         Err(Errno::ENOPROTOOPT) => State::Unsupported,
         refused => refused.into(),
     }
@@ -257,10 +271,10 @@ fn refuse(objection: Option<String>) -> Result<()> {
     objection.map_or(Ok(()), |line| Err(Error::new(line)))
 }
 
-/// Removes a socket that no process listens on; refuses everything else.
-fn remove_stale(path: &str) -> Result<()> {
-    let began = Instant::now();
-    while is_in_use(path)? {
+/// Removes a socket of this name that no process listens on; refuses everything else.
+pub(crate) fn remove_stale(name: &str) -> Result<()> {
+    let (began, path) = (Instant::now(), format!("{DIRECTORY}/{name}"));
+    while is_in_use(&path)? {
         // The daemon of an interface that was just deleted may still be ending.
         if began.elapsed() > ENDING {
             return Err(Error::new(format!(

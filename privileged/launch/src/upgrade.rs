@@ -7,7 +7,9 @@ use crate::background;
 use crate::launcher::Launcher;
 use crate::netns::Netns;
 use crate::startup::{self, Inherited, open_path};
-use crate::{Grants, Offload, Options, generation, netlink, netns, spawn, tun, uapi_socket};
+use crate::{
+    Grants, Offload, Options, StatusAccess, generation, netlink, netns, spawn, tun, uapi_socket,
+};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -26,7 +28,7 @@ use wgsep_ipc::upgrade::{FromPredecessor, HELLO, LogSink, Waiter, Welcome};
 use wgsep_ipc::{Channel, Received, Reply};
 use wgsep_journal::{Format, Log, ServiceManager, Sink};
 use wgsep_monitor::{DIRECTORY, Error, Interface, OwnFile, Result, Step, UdpOptions, Unconfined};
-use wgsep_policy::{Layer, user};
+use wgsep_policy::{Layer, filters, user};
 use wgsep_upgrade::{Predecessor, Successors};
 
 /// How long the running helper may take to answer.
@@ -55,6 +57,15 @@ pub fn await_successor(interface: &str, settings: Welcome) -> Result<(Successors
     Ok((Successors::new(socket, channel, settings), file))
 }
 
+/// Moves a descriptor below the numbers of the queues, which this process can neither read nor write once it is locked
+/// down.
+fn within_reach(descriptor: OwnedFd) -> Result<OwnedFd> {
+    if descriptor.as_raw_fd().cast_unsigned() < filters::FIRST_QUEUE {
+        return Ok(descriptor);
+    }
+    descriptor.try_clone().step("move a descriptor")
+}
+
 fn own_file(interface: &str) -> io::Result<OwnFile> {
     OwnFile::new(format!("{interface}.upgrade"), open_path(path(interface), OFlag::empty())?)
 }
@@ -77,13 +88,16 @@ pub fn settings(
     granted: &Reply,
     waits: bool,
 ) -> Option<Welcome> {
-    let &Reply::Granted { ifindex, netns, tun_queues, offload, .. } = granted else { return None };
+    let &Reply::Granted { ifindex, netns, tun_queues, offload, status, .. } = granted else {
+        return None;
+    };
     let without = Offload::ALL.iter().zip(0..).filter(|(one, _)| options.without.contains(one));
     Some(Welcome {
         ifindex,
         netns,
         tun_queues,
         offload,
+        status,
         ids: ids.map(|(uid, gid)| (uid.as_raw(), gid.as_raw())),
         workers: u8::try_from(options.workers).ok()?,
         strict: options.strict,
@@ -208,6 +222,7 @@ fn options(version: &'static str, interface: &str, welcome: &Welcome) -> Options
         log_level: welcome.log_level,
         log_format: if welcome.log_json { Format::Json } else { Format::Text },
         log_file: None,
+        status: StatusAccess::default(),
     }
 }
 
@@ -230,12 +245,13 @@ pub fn start(
     let Inherited { is_file_capable, .. } = startup::clean_process()?;
     // Before the channel is made, by which the running helper knows this process.
     background::daemonize(launcher)?;
+    // Before all that is received, so that its number is one that is read.
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&handled, flags).step("signalfd")?;
     let Given { channel, state, welcome, descriptors } =
         startup::with_callers_rights(is_file_capable, || announce(interface))??;
     let options = options(version, interface, &welcome);
     startup::set_limits(options.workers)?;
-    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    let signals = SignalFd::with_flags(&handled, flags).step("signalfd")?;
 
     let mut descriptors = descriptors.into_iter();
     let missing = || Error::new("the running wgsep sent too few descriptors; restart it");
@@ -244,6 +260,9 @@ pub fn start(
     refuse_another_pid_namespace(&listener, interface)?;
     let queues = (0..welcome.tun_queues).map(|_| next().and_then(tun::out_of_reach));
     let queues = queues.collect::<Result<Vec<_>>>()?;
+    // The numbers that the queues had are free now.
+    let mut next = || next().and_then(within_reach);
+    let status = welcome.status.then(&mut next).transpose()?;
     let sink = match (welcome.log, next()?) {
         (LogSink::Stream, log) => Sink::Stream(log.into()),
         (LogSink::Journal, log) => Sink::Journal(log.into()),
@@ -281,7 +300,11 @@ pub fn start(
     let (socket_file, made_socket) = uapi_socket::of_running(&listener, interface)?;
     let (netlink, follows_moves) = netlink::subscribe(welcome.large_buffers)?;
     let mut dataplane = spawn::start(&options, &grants, interface, user)?;
-    dataplane.report.note(Layer::NoDescriptorsIn, uapi_socket::refuse_descriptors(&listener));
+    let refused = uapi_socket::refuse_descriptors(&listener, status.as_ref());
+    dataplane.report.note(Layer::NoDescriptorsIn, refused);
+    let status_file = status
+        .as_ref()
+        .and_then(|status| uapi_socket::file_of(status, &format!("{interface}.status")));
 
     let granted = Reply::Granted {
         ifindex: welcome.ifindex,
@@ -289,6 +312,7 @@ pub fn start(
         follows_moves,
         tun_queues: welcome.tun_queues,
         offload: welcome.offload,
+        status: welcome.status,
         take_over: true,
     };
     let (ids, waiter) = (dataplane_ids(user), Waiter::None);
@@ -302,10 +326,10 @@ pub fn start(
         waits: welcome.waiter == Waiter::ThisHelper,
         earlier,
         report,
-        upgrade: own_file(interface).ok(),
+        beside: own_file(interface).ok().into_iter().chain(status_file).collect(),
         handed_over: None,
     };
-    let descriptors = [listener, netlink].into_iter().chain(queues).chain([state]);
+    let descriptors = [listener, netlink].into_iter().chain(queues).chain(status).chain([state]);
     Ok(Unconfined {
         version,
         dataplane,

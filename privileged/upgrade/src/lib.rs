@@ -34,7 +34,7 @@ pub struct Successors {
     channel: Channel,
     /// What this helper was started with. The rest is filled in when it is sent.
     settings: Welcome,
-    /// The UAPI listener and the TUN queues.
+    /// The UAPI listener, the TUN queues and the listener of the status socket.
     kept: Vec<OwnedFd>,
     current: Option<Current>,
     /// This helper has everything that it would hand over.
@@ -77,12 +77,12 @@ impl Successors {
         self.channel.as_fd()
     }
 
-    /// Keeps the listener and the TUN queues of what the dataplane was granted, and closes the rest.
+    /// Keeps the listeners and the TUN queues of what the dataplane was granted, and closes the rest.
     pub fn keep(&mut self, granted: Vec<OwnedFd>) {
-        let queues = 2..2 + usize::from(self.settings.tun_queues);
-        let kept = granted.into_iter().zip(0..);
+        let count = usize::from(self.settings.tun_queues) + usize::from(self.settings.status);
+        let (others, kept) = (2..2 + count, granted.into_iter().zip(0..));
         self.kept = kept
-            .filter(|(_, number)| *number == 0 || queues.contains(number))
+            .filter(|(_, number)| *number == 0 || others.contains(number))
             .map(|(descriptor, _)| descriptor)
             .collect();
     }
@@ -147,7 +147,7 @@ impl Successors {
     /// Sends a helper that announces itself what it needs, if it is of the same user.
     fn welcome(&mut self, channel: OwnedFd, state: OwnedFd, have: &Have<'_>) {
         let Ok(peer) = getsockopt(&channel, sockopt::PeerCredentials) else { return };
-        let Some((listener, queues)) = self.kept.split_first() else { return };
+        let Some((listener, others)) = self.kept.split_first() else { return };
         if ![0, have.user].contains(&peer.uid()) || self.channel.replace(channel).is_err() {
             return;
         }
@@ -173,7 +173,7 @@ impl Successors {
         };
         let descriptors: Vec<_> = [listener.as_fd(), self.socket.as_fd()]
             .into_iter()
-            .chain(queues.iter().map(AsFd::as_fd))
+            .chain(others.iter().map(AsFd::as_fd))
             .chain([sink.as_fd()])
             .chain(manager.map(|(socket, _)| socket))
             .chain(have.waiter.map(AsFd::as_fd))
@@ -250,8 +250,8 @@ pub struct Predecessor {
     pub earlier: Option<Channel>,
     /// The sandbox's report, to be written anew.
     pub report: io::Result<(File, OwnFile)>,
-    /// The file of the socket to which the next helper announces itself.
-    pub upgrade: Option<OwnFile>,
+    /// The files of the status socket, and of that to which the next helper announces itself.
+    pub beside: Vec<OwnFile>,
     /// The UDP sockets, once it has handed over.
     pub handed_over: Option<(Option<OpenUdp>, Vec<OwnedFd>)>,
 }
@@ -290,7 +290,7 @@ impl Predecessor {
             socket_file.take_over();
         }
         socket_file.set_report(self.report);
-        socket_file.set_upgrade(self.upgrade);
+        socket_file.add(self.beside);
         (self.manager, self.earlier.or_else(|| self.waits.then_some(self.channel)))
     }
 }

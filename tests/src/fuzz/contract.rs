@@ -249,6 +249,7 @@ impl Dataplane {
             follows_moves: true,
             tun_queues: 1,
             offload: TunOffload::default(),
+            status: false,
             take_over: false,
         };
         let granted = requests.grant(sequence, &reply, &[null.as_fd(); 3]);

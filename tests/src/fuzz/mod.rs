@@ -21,6 +21,7 @@ use wgsep_simulation::link::Kind;
 use wgsep_simulation::oracle;
 use wgsep_simulation::packet;
 use wgsep_simulation::simulation::Simulation;
+use wgsep_status::{MAX_REQUEST, Requests};
 
 /// Length of both macs, which a parsed message leaves to the cookie code.
 const MACS_LEN: usize = 32;
@@ -35,7 +36,7 @@ const MAX_DISTURBANCES: usize = 24;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("message_parse", message_parse),
     ("handshake_consume", handshake_consume),
     ("device", device),
@@ -45,6 +46,7 @@ pub const TARGETS: [Target; 9] = [
     ("requests", requests),
     ("aead", aead),
     ("saved", saved),
+    ("status", status),
 ];
 
 /// Takes one decision after the other off the input; zeros when it has ended.
@@ -137,7 +139,7 @@ pub fn ipc(data: &[u8]) {
         assert!(data.len() <= MAX_FRAME && data.first() == Some(&VERSION));
     }
     if let Ok((_, message)) = said {
-        assert!(message.descriptors() <= 5 + usize::from(u8::MAX));
+        assert!(message.descriptors() <= 6 + usize::from(u8::MAX));
     }
 }
 
@@ -194,6 +196,42 @@ pub fn uapi(data: &[u8]) {
     let answers = twin.receive(&as_set(&before));
     assert_eq!(answers, [b"errno=0\n\n".to_vec()], "our own words refused");
     assert!(twin.state() == before, "a round trip changed the configuration");
+}
+
+/// Any input of a client of the status socket, in pieces of any length: what is kept is bounded, the two requests are
+/// taken however they arrive, and everything else is refused for good.
+///
+/// # Panics
+/// If not.
+pub fn status(data: &[u8]) {
+    let mut input = Input(data);
+    let piece = usize::from(input.byte()).max(1);
+    let (mut requests, mut taken, mut is_refused) = (Requests::default(), Vec::new(), false);
+    for mut bytes in input.0.chunks(piece) {
+        while !bytes.is_empty() && !is_refused {
+            let (some, rest) = bytes.split_at(bytes.len().min(requests.room()));
+            requests.push(some);
+            bytes = rest;
+            while let Some(request) = requests.take() {
+                let Ok(request) = request else {
+                    is_refused = true;
+                    break;
+                };
+                taken.extend_from_slice(match request {
+                    wgsep_status::Request::Get => b"get=1\n\n",
+                    wgsep_status::Request::Watch => b"watch=1\n\n",
+                });
+            }
+            assert!(is_refused || requests.room() > 0, "a client could send nothing more");
+            assert!(requests.room() <= MAX_REQUEST);
+        }
+    }
+    // What was taken is what was sent, up to what was refused or is not whole.
+    assert!(input.0.starts_with(&taken));
+    let rest = &input.0[taken.len()..];
+    let is_request = rest.starts_with(b"get=1\n\n") || rest.starts_with(b"watch=1\n\n");
+    assert!(!is_request, "a request was not taken");
+    assert!(is_refused || rest.len() < MAX_REQUEST);
 }
 
 /// Converts the answer to a `get` to the `set` that restores it, without the lines that only a `get` has.

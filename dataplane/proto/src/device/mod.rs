@@ -243,7 +243,7 @@ impl Device {
                     let traffic_class = datagram.ecn.encapsulated().bits();
                     let bytes = part(datagrams, datagram.bytes.clone());
                     transmits.push(*endpoint, traffic_class, Some(peer.id()), bytes);
-                    peer.add_tx_bytes(bytes.len() as u64);
+                    peer.add_tx(bytes.len() as u64, 1);
                 }
             }
         }

@@ -4,8 +4,10 @@
 //! of its allowed IPs.
 
 use crate::keys::PublicKey;
+use crate::session::handshakes::HandshakeLog;
 use crate::session::keypair::Keypairs;
 use crate::session::timers::Timers;
+use crate::time::Instant;
 use core::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::collections::VecDeque;
@@ -111,9 +113,19 @@ pub(crate) struct PeerState {
     pub(crate) keypairs: Keypairs,
     pub(crate) endpoint: Option<Endpoint>,
     pub(crate) staged: StagedPackets,
+    /// Authenticated messages received. Here, because each is received under the lock.
+    pub(crate) rx_packets: u64,
+    /// When the last of them was received.
+    pub(crate) last_received: Option<Instant>,
 }
 
 impl PeerState {
+    /// Counts an authenticated message of the peer.
+    pub(crate) fn received(&mut self, now: Instant) {
+        self.rx_packets = self.rx_packets.wrapping_add(1);
+        self.last_received = Some(now);
+    }
+
     pub(crate) fn take_staged(&mut self) -> VecDeque<Vec<u8>> {
         core::mem::take(&mut self.staged.0)
     }
@@ -135,11 +147,13 @@ pub struct Peer {
     public_key: PublicKey,
     pub(crate) timers: Timers,
     state: Mutex<PeerState>,
+    handshakes: Mutex<HandshakeLog>,
     dirty: AtomicU8,
     alive: AtomicBool,
     has_endpoint: AtomicBool,
     rx_bytes: AtomicU64,
     tx_bytes: AtomicU64,
+    tx_packets: AtomicU64,
     /// See [`Self::path_cache`].
     path_cache: AtomicU64,
 }
@@ -151,11 +165,13 @@ impl Peer {
             public_key,
             timers: Timers::default(),
             state: Mutex::default(),
+            handshakes: Mutex::default(),
             dirty: AtomicU8::new(0),
             alive: AtomicBool::new(true),
             has_endpoint: AtomicBool::new(false),
             rx_bytes: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
+            tx_packets: AtomicU64::new(0),
             path_cache: AtomicU64::new(0),
         }
     }
@@ -174,6 +190,11 @@ impl Peer {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, PeerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is counted of its handshakes, by the control thread alone.
+    pub(crate) fn handshakes(&self) -> MutexGuard<'_, HandshakeLog> {
+        self.handshakes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where the peer is.
@@ -254,19 +275,32 @@ impl Peer {
         self.tx_bytes.load(Ordering::Relaxed)
     }
 
+    /// Datagrams sent.
+    #[must_use]
+    pub fn tx_packets(&self) -> u64 {
+        self.tx_packets.load(Ordering::Relaxed)
+    }
+
+    /// When an authenticated message was last received.
+    pub(crate) fn last_received(&self) -> Option<Instant> {
+        self.state().last_received
+    }
+
     /// Counts UDP payload received from the peer.
     pub fn add_rx_bytes(&self, bytes: u64) {
         self.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Subtracts bytes that were counted before the socket refused them.
-    pub(crate) fn take_back_tx_bytes(&self, bytes: u64) {
+    /// Subtracts a datagram that was counted before the socket refused it.
+    pub(crate) fn take_back_tx(&self, bytes: u64) {
         self.tx_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.tx_packets.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Counts UDP payload that the socket took.
-    pub fn add_tx_bytes(&self, bytes: u64) {
+    /// Counts UDP payload that the socket took, in so many datagrams.
+    pub fn add_tx(&self, bytes: u64, packets: u64) {
         self.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.tx_packets.fetch_add(packets, Ordering::Relaxed);
     }
 }
 

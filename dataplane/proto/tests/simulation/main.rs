@@ -9,6 +9,7 @@ mod handshake;
 mod network;
 mod oracle;
 mod packets;
+mod reports;
 mod threads;
 mod timers;
 mod vm_generation;

@@ -34,6 +34,12 @@ pub enum StatusItem {
     AllowedIp(AllowedIp),
 }
 
+/// What a cursor is at.
+pub(super) enum Step<'a> {
+    Peer(&'a PeerEntry),
+    AllowedIp(AllowedIp),
+}
+
 impl ControlPlane {
     /// Applies a checked `set` in the kernel's order: mark, port, replace_peers, key, peers. It
     /// cannot fail, so it is never half-applied; the caller has opened the port beforehand.
@@ -124,18 +130,26 @@ impl ControlPlane {
     /// The item at a cursor, which moves to the next one. If the configuration has changed since the first item, items
     /// may be left out or repeated.
     pub fn next_status(&self, cursor: &mut StatusCursor) -> Option<StatusItem> {
+        Some(match self.step(cursor)? {
+            Step::Peer(entry) => StatusItem::Peer(entry.status()),
+            Step::AllowedIp(allowed_ip) => StatusItem::AllowedIp(allowed_ip),
+        })
+    }
+
+    /// What is at a cursor, which moves on.
+    pub(super) fn step(&self, cursor: &mut StatusCursor) -> Option<Step<'_>> {
         if let Some(order) = cursor.allowed_ip {
             let entry = self.entry(cursor.peer);
             let next = entry.and_then(|entry| entry.allowed_ips.range(order..).next());
             if let Some((order, allowed_ip)) = next {
                 cursor.allowed_ip = Some(order + 1);
-                return Some(StatusItem::AllowedIp(*allowed_ip));
+                return Some(Step::AllowedIp(*allowed_ip));
             }
             *cursor = StatusCursor { peer: PeerId(cursor.peer.0 + 1), allowed_ip: None };
         }
         let (id, entry) = self.peers.range(cursor.peer..).next()?;
         *cursor = StatusCursor { peer: *id, allowed_ip: Some(0) };
-        Some(StatusItem::Peer(entry.status()))
+        Some(Step::Peer(entry))
     }
 
     /// Sets the private key (kernel netlink.c, wg_set_device). Keypairs are only used for receiving from

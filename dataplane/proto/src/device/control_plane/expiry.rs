@@ -8,6 +8,7 @@
 use super::{ControlPlane, Event, PEER_EXISTS};
 use crate::invariant::present;
 use crate::secret::in_ordinary_memory;
+use crate::session::handshakes::HandshakeFailure;
 use crate::session::peer::{PeerId, dirty};
 use crate::session::timers::Timer;
 use crate::time::Now;
@@ -199,8 +200,16 @@ impl ControlPlane {
     /// No response arrived: sends another initiation, from the source address that the route gives now, or
     /// gives up.
     fn expired_retransmit_handshake(&mut self, id: PeerId, now: Now) {
+        let has_key = self.identity.is_some();
         let Some(entry) = present(self.entry(id), PEER_EXISTS) else { return };
         let peer = Arc::clone(&entry.peer);
+        // An initiation that was put off was not sent.
+        let was_sent = peer.handshakes().take_unanswered();
+        if !has_key {
+            peer.handshakes().fail(HandshakeFailure::NoPrivateKey);
+        } else if was_sent {
+            peer.handshakes().fail(HandshakeFailure::Unanswered);
+        }
         if peer.timers.count_handshake_attempt().is_some() {
             peer.clear_source();
             self.send_initiation(id, now);
@@ -209,7 +218,8 @@ impl ControlPlane {
         let given_up = peer.state().take_staged();
         self.count_expired(&given_up);
         let _rescheduled = peer.timers.handshake_given_up(now.instant);
-        if self.identity.is_some() {
+        if has_key {
+            peer.handshakes().fail(HandshakeFailure::GivenUp);
             self.log(Event::HandshakeGivenUp(*peer.public_key()));
         }
     }

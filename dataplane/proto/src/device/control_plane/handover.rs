@@ -17,6 +17,7 @@ use crate::secret::{Secret, in_ordinary_memory};
 use crate::session::index_table::Entry;
 use crate::session::keypair::Keypair;
 use crate::session::peer::{Endpoint, MAX_STAGED_PACKETS, Peer, PeerId, Source};
+use crate::time::Instant;
 use core::net::IpAddr;
 use std::sync::Arc;
 
@@ -96,7 +97,7 @@ impl ControlPlane {
     ) -> Result<(), E> {
         let Some(entry) = self.entry(id) else { return Ok(()) };
         let (cookie, cookie_born, last_mac1) = entry.cookie.save();
-        let state = entry.peer.state();
+        let (state, handshakes) = (entry.peer.state(), *entry.peer.handshakes());
         let endpoint = state.endpoint;
         let source = endpoint.and_then(|endpoint| endpoint.source);
         send(Record::Peer(Box::new(saved::Peer {
@@ -106,6 +107,11 @@ impl ControlPlane {
             source: source.map(|source| (source.address, source.interface)),
             rx_bytes: entry.peer.rx_bytes(),
             tx_bytes: entry.peer.tx_bytes(),
+            rx_packets: state.rx_packets,
+            tx_packets: entry.peer.tx_packets(),
+            last_received: state.last_received.map(Instant::as_nanos),
+            handshakes: handshakes.counters,
+            round_trip: handshakes.round_trip,
             last_handshake: entry.last_handshake,
             unanswered: entry.unanswered,
             unconfirmed: entry.unconfirmed,
@@ -227,7 +233,15 @@ impl<'c> Restore<'c> {
             entry.peer.set_endpoint(Endpoint { source, ..Endpoint::new(destination) });
         }
         entry.peer.add_rx_bytes(saved.rx_bytes);
-        entry.peer.add_tx_bytes(saved.tx_bytes);
+        entry.peer.add_tx(saved.tx_bytes, saved.tx_packets);
+        {
+            let mut handshakes = entry.peer.handshakes();
+            handshakes.counters = saved.handshakes;
+            handshakes.round_trip = saved.round_trip;
+            let mut state = entry.peer.state();
+            state.rx_packets = saved.rx_packets;
+            state.last_received = saved.last_received.map(Instant::from_nanos);
+        }
         entry.queued_at = entry.peer.timers.restore(&saved.timers);
         if let Some(at) = entry.queued_at {
             in_ordinary_memory(|| control.timer_queue.insert((at, id)));

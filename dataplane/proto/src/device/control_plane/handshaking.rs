@@ -11,6 +11,7 @@ use crate::noise::symmetric::Unauthentic;
 use crate::noise::tai64n::Tai64n;
 use crate::path::data_path::DropCause;
 use crate::secret::Secret;
+use crate::session::handshakes::HandshakeFailure;
 use crate::session::index_table::Entry;
 use crate::session::keypair::Keypair;
 use crate::session::peer::{Endpoint, Peer, PeerId};
@@ -83,6 +84,7 @@ impl ControlPlane {
                 peer.timers.set_jitter(jitter);
                 let _rescheduled = peer.timers.handshake_initiated(now.instant);
                 entry.unanswered = entry.unanswered.saturating_add(1);
+                peer.handshakes().initiation_sent(now.instant);
                 // The previous initiation went unanswered for five seconds.
                 if entry.unanswered == MANY_UNANSWERED + 1 {
                     let event =
@@ -142,7 +144,11 @@ impl ControlPlane {
         let entry = present(self.entry_mut(id), PEER_EXISTS).ok_or(Unauthentic)?;
         let peer = Arc::clone(&entry.peer);
         let response = entry.handshake.commit_response(written)?;
+        if entry.unconfirmed > 0 {
+            peer.handshakes().fail(HandshakeFailure::Unconfirmed);
+        }
         entry.unconfirmed = entry.unconfirmed.saturating_add(1);
+        peer.handshakes().response_sent(now);
         let never_confirmed = entry.unconfirmed == MANY_UNANSWERED + 1;
         let mut datagram = response.to_bytes();
         entry.cookie.add_macs(&mut datagram, now);
@@ -168,7 +174,7 @@ impl ControlPlane {
     ) {
         let _rescheduled = peer.timers.any_authenticated_packet_traversal(now);
         peer.timers.any_authenticated_packet_sent();
-        peer.add_tx_bytes(u64::try_from(datagram.len()).unwrap_or(0));
+        peer.add_tx(u64::try_from(datagram.len()).unwrap_or(0), 1);
         self.transmits.push_back(HandshakeTransmit {
             endpoint,
             traffic_class: HANDSHAKE_TRAFFIC_CLASS,
@@ -398,6 +404,9 @@ impl ControlPlane {
                 Some((id, draft))
             }
             Err(error) => {
+                if let Some(failure) = HandshakeFailure::of_initiation(error) {
+                    peer.handshakes().fail(failure);
+                }
                 self.refuse(error.into(), now.instant);
                 if error == InitiationError::Replayed {
                     self.log(Event::InitiationReplayed(*peer.public_key()));
@@ -418,6 +427,7 @@ impl ControlPlane {
         let Some((identity, entry)) = both else { return };
         let peer = Arc::clone(&entry.peer);
         if entry.handshake.consume_response(&identity.keys, message).is_err() {
+            peer.handshakes().fail(HandshakeFailure::BadResponse);
             self.refuse(DropCause::InvalidResponse, now.instant);
             self.log(Event::ResponseRefused(*peer.public_key()));
             return;
@@ -438,6 +448,7 @@ impl ControlPlane {
             self.log(Event::EndpointMoved(*peer.public_key(), endpoint.destination));
         }
         peer.set_endpoint(endpoint);
+        peer.state().received(now);
         if let Some(entry) = present(self.entry_mut(peer.id()), PEER_EXISTS) {
             entry.unanswered = 0;
         }
@@ -453,6 +464,7 @@ impl ControlPlane {
         let (peer, first) = (*entry.peer.public_key(), entry.last_handshake.is_zero());
         entry.last_handshake = now.wall;
         entry.unconfirmed = 0;
+        entry.peer.handshakes().completed(now.instant);
         self.log(Event::HandshakeComplete { peer, first });
     }
 

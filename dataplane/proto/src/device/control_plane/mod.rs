@@ -11,6 +11,7 @@ mod handover;
 mod handshaking;
 mod job;
 mod load;
+mod report;
 
 pub use configure::{StatusCursor, StatusItem};
 pub use expiry::PEERS_PER_ROUND;
@@ -19,6 +20,7 @@ pub use handover::Restore;
 pub use handshaking::{HANDSHAKE_TRAFFIC_CLASS, HandshakeDatagram};
 pub use job::{CryptoJob, Inline, JobRunner};
 pub use load::{MAX_QUEUED_HANDSHAKES, UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME};
+pub use report::{PeerReport, ReportItem, SessionState};
 
 use crate::config::AllowedIp;
 use crate::invariant::present;
@@ -27,6 +29,7 @@ use crate::noise::cookie::{CookieChecker, CookieGenerator};
 use crate::noise::handshake::{Handshake, StaticIdentity};
 use crate::noise::ratelimiter::RateLimiter;
 use crate::path::data_path::{AllowedIpTable, DataPath, DropCause};
+use crate::session::handshakes::HandshakeFailure;
 use crate::session::keypair::{Keypair, Keypairs};
 use crate::session::peer::{Endpoint, Peer, PeerId, StagedPackets};
 use crate::session::timers::Timer;
@@ -196,7 +199,8 @@ impl ControlPlane {
     /// Uncounts a datagram of `len` bytes to a peer that the network refused.
     pub fn transmit_failed(&mut self, peer: Option<PeerId>, len: usize) {
         if let Some(entry) = peer.and_then(|id| self.entry(id)) {
-            entry.peer.take_back_tx_bytes(u64::try_from(len).unwrap_or(u64::MAX));
+            entry.peer.take_back_tx(u64::try_from(len).unwrap_or(u64::MAX));
+            entry.peer.handshakes().fail(HandshakeFailure::Unsent);
         }
     }
 

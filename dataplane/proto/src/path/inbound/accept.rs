@@ -106,6 +106,7 @@ impl DataPath {
                 return false;
             }
             peer.store_endpoint(&mut state, received.endpoint);
+            state.received(now);
             let confirmed = state.keypairs.received_with_keypair(keypair);
             // The current keypair, which need not be the one of this message.
             let current = state.keypairs.current.as_ref();

@@ -124,7 +124,7 @@ impl<S: Segmentation> OutboundBatch<S> {
     }
 
     /// The datagrams that the last call of [`Self::seal`] made, for the caller to send in this order. It counts what the
-    /// socket took with [`Peer::add_tx_bytes`].
+    /// socket took with [`Peer::add_tx`].
     pub fn sealed_runs(&self) -> impl Iterator<Item = SealedRun<'_>> {
         let by_run = self.datagrams.chunk_by(|one, next| one.run == next.run);
         by_run.filter_map(|datagrams| {
