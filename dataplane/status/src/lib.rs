@@ -5,8 +5,8 @@
 //! request exists.
 //!
 //! This crate uses none of the crates that have keys, so nothing in it can have one: the caller passes what is reported
-//! as the values of [`report`], of which each is public. Clients are bounded in number, in the length of what they send
-//! and in memory, and none of them is waited for.
+//! as [`Counters`], [`Peer`] and [`Event`], which have no place for one. Clients are bounded in number, in the length of
+//! what they send and in memory, and none of them is waited for.
 #![forbid(unsafe_code)]
 
 mod client;
