@@ -108,6 +108,8 @@ impl Monitor {
         self.serve_helpers(waiter && !died, successor && !died)?;
         if asked && delay.is_none() {
             match self.requests.serve() {
+                // Before a signal, which the next helper is then sent.
+                Served::Answered if self.has_handed_over() => return Break(End::Orderly("Bye")),
                 Served::Answered => {
                     self.log_missing_gro();
                     self.report_port();
