@@ -24,8 +24,8 @@ fn main() -> ExitCode {
             wgsep_policy::exit(wgsep_launch::upgrade(command_line::VERSION, &interface))
         }
         Ok(Invocation::Audit(question)) => audit(&question),
-        Ok(Invocation::Stats(question)) => told(|write| stats::stats(&question, write)),
-        Ok(Invocation::Watch(question)) => told(|write| watch::watch(&question, write)),
+        Ok(Invocation::Stats(question)) => print_pieces(|write| stats::stats(&question, write)),
+        Ok(Invocation::Watch(question)) => print_pieces(|write| watch::watch(&question, write)),
         Ok(Invocation::Print(text)) => answer(&text, ExitCode::SUCCESS),
         Err(exit) => exit,
     }
@@ -70,15 +70,17 @@ fn audit(Question { interface, json }: &Question) -> ExitCode {
     }
 }
 
-/// Writes what there is to tell, one piece after the other; 0, or 2 if there is no daemon to ask.
-fn told(tell: impl FnOnce(&mut dyn FnMut(&str) -> bool) -> Result<(), String>) -> ExitCode {
+/// Prints what a command produces, piece by piece; 0, or 2 if there is no daemon to ask.
+fn print_pieces(
+    produce: impl FnOnce(&mut dyn FnMut(&str) -> bool) -> Result<(), String>,
+) -> ExitCode {
     let mut written = ExitCode::SUCCESS;
-    let told = tell(&mut |text| {
+    let produced = produce(&mut |text| {
         let (status, is_wanted) = written_or(text, ExitCode::SUCCESS);
         written = status;
         is_wanted
     });
-    match told {
+    match produced {
         Ok(()) => written,
         Err(line) => {
             wgsep_launch::print_error(&line);

@@ -37,8 +37,8 @@ impl From<Refused> for Failed {
     }
 }
 
-/// Does it again when it is interrupted: whoever waits with a timeout at a socket is, after SIGSTOP and SIGCONT or a
-/// freezer, by no handler of its own (signal(7)).
+/// Repeats an operation that fails with EINTR: one on a socket with a timeout does so after SIGSTOP and SIGCONT, or a freezer,
+/// although no signal has a handler (signal(7)).
 fn uninterrupted<T>(mut operation: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
     loop {
         match operation() {

@@ -1,4 +1,4 @@
-//! What a watching client is told.
+//! The events that a watching client receives.
 
 use std::net::SocketAddr;
 

@@ -82,7 +82,7 @@ impl Monitor {
         let is_there = |monitor: &Self, _| (!monitor.requests.has_pinged).then_some(());
         let deadline = Instant::now() + TIMEOUT;
         self.wait_until(TIMEOUT, late, is_there).or_else(|error| {
-            // It may be stopped. Nobody else has the tunnel then.
+            // It may be stopped. No other pair has the tunnel then.
             let is_alone =
                 Instant::now() >= deadline && predecessor.has_handed_over(Duration::ZERO);
             if is_alone { self.wait_until(UNLIMITED, late, is_there) } else { Err(error) }
