@@ -4,8 +4,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::IoSlice;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,8 +17,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket,
-    sockopt,
+    AddressFamily, ControlMessage, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, UnixAddr,
+    recvfrom, sendmsg, setsockopt, socket, sockopt,
 };
 use nix::unistd::Pid;
 use wgsep_tests::daemon::{Daemon, socket_path};
@@ -626,6 +629,46 @@ fn sockets_that_change_during_an_upgrade_are_handed_over_as_they_are_in_the_end(
     }
     let log = left.daemon.process.log();
     assert!(!log.contains(" ERROR "), "{log}");
+}
+
+/// Another user cannot reach the socket. Where it could, it would not be served either.
+#[test]
+fn what_another_user_or_nonsense_asks_of_the_upgrade_socket_changes_nothing() {
+    require!(Wgsep);
+    let tunnel = tunnel_with(&[]);
+    let Tunnel { left, right } = &tunnel;
+    let before = pair(&left.daemon);
+    let path = socket_path(&left.daemon.interface).with_extension("upgrade");
+    let as_another = || {
+        let mut command = left.daemon.netns.command("setpriv");
+        command.args(["--reuid=65500", "--regid=65500", "--clear-groups"]);
+        command.arg(wgsep_program("wgsep")).args(["upgrade", &left.daemon.interface]);
+        refused(&output(&mut command))
+    };
+    assert!(as_another().contains("no permission to reach"));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    assert!(as_another().contains("does not answer"));
+
+    let socket = UnixDatagram::unbound().unwrap();
+    socket.connect(&path).unwrap();
+    let null = fs::File::open("/dev/null").unwrap();
+    let hello = &wgsep_ipc::upgrade::HELLO;
+    let send = |bytes: &[u8], descriptors: usize| {
+        let descriptors = vec![null.as_raw_fd(); descriptors];
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let bytes = [IoSlice::new(bytes)];
+        let flags = MsgFlags::MSG_DONTWAIT;
+        let _full = sendmsg::<UnixAddr>(socket.as_raw_fd(), &bytes, &rights, flags, None);
+    };
+    for bytes in [&b""[..], b"x", &hello[..7], hello, &[0xff; 300]] {
+        for descriptors in [0, 1, 2, 3, 40] {
+            send(bytes, descriptors);
+        }
+    }
+    assert_eq!(pair(&left.daemon), before);
+    assert!(answers_at_once(&left.daemon.netns, inner(right)));
+    upgrade(&left.daemon);
+    assert!(answers_at_once(&left.daemon.netns, inner(right)));
 }
 
 /// The receiver index and counter of each data message that leaves a namespace.
