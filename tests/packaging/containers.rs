@@ -13,13 +13,14 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 use wgsep_tests::daemon::{Daemon, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::link::{self, DEVICE, Family, Side};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::nft::Counter;
-use wgsep_tests::process::{Process, output, run};
+use wgsep_tests::process::{Process, output, run, stop};
 use wgsep_tests::procfs::children;
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::skip::skip;
@@ -479,6 +480,58 @@ fn a_changed_secret_is_reloaded_and_one_that_cannot_be_applied_makes_the_pod_not
     assert!(pod.runs()[before..].iter().all(|run| run == "reload"), "{:?}", pod.runs());
 }
 
+#[test]
+fn a_daemon_that_was_only_slow_is_not_configured_again() {
+    require!(Wgsep);
+    let pod = Pod::new();
+    let daemon = pod.daemon();
+    pod.publish(&pod.text());
+    let configure = pod.configure();
+    pod.until_ready(&configure);
+    let first = daemon.first();
+    let dataplane = children(first)[0];
+    stop(first);
+    stop(dataplane);
+    wait::until("the pod is not ready", LIMIT, || !pod.is_ready());
+    for pid in [dataplane, first] {
+        kill(pid, Signal::SIGCONT).unwrap();
+    }
+    pod.until_ready(&configure);
+    until_ping(&pod.netns, tunnelled());
+    assert_eq!(pod.runs(), ["apply"]);
+}
+
+/// As where the Secret has no such file: the kubelet makes a directory of that name.
+#[test]
+fn what_is_no_configuration_is_refused_with_the_reason_until_there_is_one() {
+    require!(Wgsep);
+    let pod = Pod::new();
+    let _daemon = pod.daemon();
+    let path = pod.keys.join("wg0.conf");
+    let configure = pod.configure();
+    let says = |reason: &str| {
+        let said = wait::poll(LIMIT, || configure.runtime.log().contains(reason).then_some(()));
+        assert!(said.is_some(), "{reason}: {}", configure.runtime.log());
+        assert!(!pod.is_ready(), "{reason}");
+    };
+    says("there is no /etc/wireguard/wg0.conf");
+    fs::create_dir(&path).unwrap();
+    says("/etc/wireguard/wg0.conf is not a regular file");
+    fs::remove_dir(&path).unwrap();
+    mkfifo(&path, Mode::S_IRUSR).unwrap();
+    let before = pod.runs().len();
+    wait::until("it is tried again", LIMIT, || pod.runs().len() > before);
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, vec![0xA5; 1 << 20]).unwrap();
+    says("refuses it");
+    let log = configure.runtime.log();
+    assert!(log.len() < 8192, "{} bytes of log", log.len());
+    fs::remove_file(&path).unwrap();
+    pod.publish(&pod.text());
+    pod.until_ready(&configure);
+    until_ping(&pod.netns, tunnelled());
+}
+
 /// A file of a directory that is mounted as it is may be read while an editor writes it.
 #[test]
 fn a_file_is_read_once_it_no_longer_changes() {
@@ -538,11 +591,17 @@ fn process_1_of_both_images_ends_at_once_on_sigterm() {
     configured.terminates_at_once();
     assert!(!pod.is_ready());
     until_ping(&pod.netns, tunnelled());
-    // A container of `configure` that is started again finds the state of the one before.
-    let again = pod.configure();
-    pod.until_ready(&again);
-    assert!(pod.pings(BEYOND));
-    again.terminates_at_once();
+    for is_state_lost in [false, true] {
+        if is_state_lost {
+            fs::remove_file(pod.state.join("wg0.conf")).unwrap();
+        }
+        let before = pod.runs().len();
+        let again = pod.configure();
+        pod.until_ready(&again);
+        assert!(pod.pings(BEYOND));
+        assert_eq!(pod.runs()[before..], ["reload"], "sessions continue");
+        again.terminates_at_once();
+    }
     daemon.terminates_at_once();
 }
 
