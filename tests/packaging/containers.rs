@@ -680,15 +680,18 @@ fn the_patch_for_kilo_serves_with_net_admin_alone() {
     let pod = Pod::new();
     let recipe = Recipe::of("kilo.yaml", "boringtun");
     assert_eq!(recipe.capabilities(), "-all,+net_admin");
-    let mut words = entrypoint("wgsep");
-    words.extend(["--disable-drop-privileges=true", "--foreground", "kilo0"].map(str::to_owned));
-    let command = pod.command(&pod.volumes(), &recipe.capabilities(), &words);
-    let daemon = Container { runtime: Process::spawn(command, "kilo") };
     let probe = recipe.probe("livenessProbe:");
-    wait::until("it answers", LIMIT, || {
-        output(&mut pod.command(&pod.volumes(), "-all", &probe)).status.success()
-    });
-    daemon.terminates_at_once();
+    // As in the manifest for k3s, and as in that for kubeadm.
+    for option in ["--disable-drop-privileges=true", "--disable-drop-privileges"] {
+        let mut words = entrypoint("wgsep");
+        words.extend([option, "--foreground", "kilo0"].map(str::to_owned));
+        let command = pod.command(&pod.volumes(), &recipe.capabilities(), &words);
+        let daemon = Container { runtime: Process::spawn(command, "kilo") };
+        wait::until("it answers", LIMIT, || {
+            output(&mut pod.command(&pod.volumes(), "-all", &probe)).status.success()
+        });
+        daemon.terminates_at_once();
+    }
 }
 
 #[test]
