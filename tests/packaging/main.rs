@@ -6,6 +6,7 @@
 mod aarch64;
 mod completions;
 mod configure;
+mod containers;
 mod crash;
 mod directory;
 mod hardened;
