@@ -1,5 +1,5 @@
 //! Attack 10 on the status socket, which less trusted users may reach: a thousand clients that say nothing, say garbage, or
-//! read nothing, and events that nobody reads.
+//! read nothing, and events that no client reads.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;

@@ -254,7 +254,7 @@ impl Control {
     }
 
     /// True if the interface is up without a UDP port.
-    pub(super) fn lacks_port(&self) -> bool {
+    fn lacks_port(&self) -> bool {
         self.link_state.up && self.open_families() == [false; 2]
     }
 
@@ -323,11 +323,6 @@ impl Control {
             Reply::Refused { errno } => return Err(*errno),
             Reply::Granted { .. } | Reply::Done => return Err(libc::EPROTO),
         };
-        self.use_sockets(port, descriptors).ok_or(libc::EPROTO).map(|()| port)
-    }
-
-    /// Uses the sockets that the helper sent from now on; `None`, and the end, if one of them is not on `port`.
-    pub(super) fn use_sockets(&mut self, port: u16, descriptors: Vec<OwnedFd>) -> Option<()> {
         let bound = |socket: OwnedFd| {
             let address = helper::bound_address(socket.as_fd(), port)?;
             Some(BoundSocket { socket, address })
@@ -337,13 +332,13 @@ impl Control {
                 "the helper broke the contract: that is no UDP socket on port {port}; this is a bug, please report it"
             );
             self.end = Some(End::HelperLost);
-            return None;
+            return Err(libc::EPROTO);
         };
         self.replace_sockets(UdpSockets::new(bound, Arc::clone(&self.gso)));
-        Some(())
+        Ok(port)
     }
 
-    pub(super) fn replace_sockets(&mut self, sockets: UdpSockets) {
+    fn replace_sockets(&mut self, sockets: UdpSockets) {
         self.retiring = self.shared.sockets.reader().value().until_closed();
         if let Err(errno) = self.shared.replace_sockets(sockets) {
             tracing::error!(

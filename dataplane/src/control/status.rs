@@ -3,7 +3,7 @@
 //! What crosses from here to `wgsep_status` is public: a `PeerReport` of the protocol, in which there is no place for
 //! a secret. It is formatted in ordinary memory.
 //!
-//! Nothing is recorded for events while nobody watches. An endpoint that moves with a data packet, and what offloads are
+//! Nothing is recorded for events while no client watches. An endpoint that moves with a data packet, and what offloads are
 //! in use, is looked at every few seconds, so that no packet pays for it.
 
 use super::{Control, port::PortRetry};
@@ -233,7 +233,7 @@ impl Status {
         })
     }
 
-    /// Begins to remember what is needed for events, if nobody has watched before.
+    /// Begins to remember what is needed for events, if no client has watched before.
     fn begin(&mut self, reported: &Reported<'_>) {
         let device = reported.device;
         let peers = device.presence();

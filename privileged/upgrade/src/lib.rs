@@ -87,7 +87,7 @@ impl Successors {
             .collect();
     }
 
-    /// From now on another helper may announce itself. The kernel tells whoever connects to the UAPI socket that it is
+    /// From now on another helper may announce itself. A client of the UAPI socket learns from the kernel that it is
     /// this process's.
     pub fn begin(&mut self) {
         self.is_served = true;
