@@ -85,7 +85,8 @@ fn only_the_address_listens_and_replies_leave_from_it_however_often_it_is_opened
     wait::until("the port is closed", LIMIT, || listening(&netns, PORT).is_empty());
     netns.run(format!("ip link set {} up", left.daemon.interface));
     wait::until("it is open again", LIMIT, || listening(&netns, PORT) == [SECOND]);
-    until_ping(&right.daemon.netns, inner(&left));
+    // The other end still has a session, which this one has dropped.
+    until_ping(&netns, inner(&right));
 
     let mut upgrade = netns.command(wgsep_program("wgsep"));
     upgrade.args(["upgrade", &left.daemon.interface]);
@@ -184,6 +185,5 @@ fn datagrams_leave_and_arrive_by_the_bound_device_only() {
         netns.run("ip link set second up");
     }
     wait::until("the port is open", LIMIT, || !listening(&left.daemon.netns, PORT).is_empty());
-    // The other end still has a session, which this one has dropped.
     until_ping(&left.daemon.netns, inner(&right));
 }

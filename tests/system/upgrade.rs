@@ -577,11 +577,19 @@ fn dataplanes_that_are_stopped_at_any_step_of_a_hand_over_go_on_with_it() {
 
 /// Begins an upgrade, and stops the new dataplane before it is locked down, and so before the old one hands over. `None`
 /// if that came too late.
+///
+/// Looks without a pause: a dataplane is locked down within milliseconds.
 fn begin_upgrade(daemon: &Daemon) -> Option<(Pid, Process)> {
     let [_, old] = pair(daemon);
     let mut upgrading = Process::spawn(command(daemon), "wgsep upgrade");
     let is_new = |pid: &Pid| *pid != old && is_dataplane(*pid);
-    let new = wait::poll(LIMIT, || processes(daemon).into_iter().find(is_new)).unwrap();
+    let deadline = Instant::now() + LIMIT;
+    let new = loop {
+        if let Some(new) = processes(daemon).into_iter().find(is_new) {
+            break new;
+        }
+        assert!(Instant::now() < deadline, "no dataplane: {}", upgrading.log());
+    };
     stop(new);
     if threads(new).iter().all(|thread| thread.text("Seccomp") == "0") {
         return Some((new, upgrading));
