@@ -1,5 +1,6 @@
 //! Waiting for a condition, with a deadline. No test sleeps and hopes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,4 +34,13 @@ pub fn poll<T>(limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<
 pub fn until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     let met = poll(limit, || condition().then_some(()));
     assert!(met.is_some(), "waited {limit:?} without success until {what}");
+}
+
+/// Sets a flag when it is dropped: ends what another thread does meanwhile, also when a test fails.
+pub struct Ends<'a>(pub &'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use std::{fs, io, thread};
 
 use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::unistd::{Pid, getsid};
@@ -20,8 +23,9 @@ use wgsep_tests::procfs::{is_running, with_argument};
 use wgsep_tests::skip::skip;
 use wgsep_tests::traffic::{Load, Pinging, iperf, ping, until_ping};
 use wgsep_tests::tunnel::{PORT, Plan, Tunnel};
+use wgsep_tests::wait::{self, Ends};
 use wgsep_tests::wg::KeyPair;
-use wgsep_tests::{procfs, require, uapi, wait};
+use wgsep_tests::{procfs, require, uapi};
 
 /// Within this time of the cause, processes, interface and socket are gone.
 const END_LIMIT: Duration = Duration::from_secs(1);
@@ -493,6 +497,32 @@ fn ten_starts_and_ends_in_a_row_leave_nothing() {
         let ending = Ending::new();
         ending.daemon.process.signal(Signal::SIGTERM);
         assert_eq!(ending.complete().code(), Some(0));
+    }
+}
+
+/// As wg(8) does when it lists the interfaces, which monitoring may do at any time, but as often as possible.
+#[test]
+fn programs_that_remove_dead_daemons_sockets_do_not_keep_it_from_starting() {
+    require!(Wgsep);
+    let netns = Netns::new();
+    for _ in 0..20 {
+        let interface = unique_interface();
+        let path = socket_path(&interface);
+        let ended = AtomicBool::new(false);
+        thread::scope(|threads| {
+            threads.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    let refused =
+                        |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+                    if UnixStream::connect(&path).is_err_and(refused) {
+                        let _gone = fs::remove_file(&path);
+                    }
+                }
+            });
+            let _ends = Ends(&ended);
+            let daemon = Daemon::start_on(&interface, Wgsep, &netns, |_| {});
+            assert_eq!(daemon.listen_port(), 0);
+        });
     }
 }
 

@@ -30,12 +30,13 @@ use wgsep_tests::process::{Process, output, stop};
 use wgsep_tests::procfs::{
     children, describe_threads, is_reading, is_running, threads, with_argument,
 };
+use wgsep_tests::require;
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::traffic::{answers_at_once, ping, until_ping};
 use wgsep_tests::tunnel::{End, Plan, Tunnel};
 use wgsep_tests::uapi::{Uapi, errno};
+use wgsep_tests::wait::{self, Ends};
 use wgsep_tests::wg::KeyPair;
-use wgsep_tests::{require, wait};
 
 /// Upgrades in a row.
 const MANY: usize = 100;
@@ -682,15 +683,6 @@ fn what_another_user_or_nonsense_asks_of_the_upgrade_socket_changes_nothing() {
 /// The receiver index and counter of each data message that leaves a namespace.
 struct Nonces {
     ending: AtomicBool,
-}
-
-/// Ends the watching, also when a test fails.
-struct Ends<'a>(&'a AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 impl Nonces {

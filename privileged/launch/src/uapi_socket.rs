@@ -27,6 +27,10 @@ use wgsep_policy::State;
 
 /// How long a daemon may take to end after its interface is gone.
 const ENDING: Duration = Duration::from_secs(1);
+/// How long a program may take to remove a socket that it could not connect to.
+const REMOVING: Duration = Duration::from_millis(1);
+/// Most sockets that are made, one after the other, because others remove them.
+const TRIES: usize = 100;
 /// Most symbolic links on the way to a directory, as the kernel has it.
 const MAX_LINKS: usize = 40;
 /// Whom the kernel names where a user namespace has no number for the owner.
@@ -43,12 +47,34 @@ pub fn bind(interface: &str) -> Result<(OwnedFd, SocketFile)> {
     remove_stale(&name)?;
     // Before the file exists, so that no removal goes unseen.
     let watch = watch_directory()?;
-    let (listener, made) = bind_in_directory(&name)?;
+    let (listener, made) = bind_and_listen(&name, &directory)?;
     // From here on the file goes if anything fails.
     let mut file = SocketFile::new(directory, watch, Some(made), true, geteuid().as_raw());
     file.set_report(create_report(interface));
-    listen(&listener, Backlog::MAXCONN).step("listen on the UAPI socket")?;
     Ok((listener, file))
+}
+
+/// wg(8), when it lists the interfaces, takes a socket that is bound and does not listen yet for a dead daemon's, and
+/// removes the file; then another one is made.
+fn bind_and_listen(name: &str, directory: &File) -> Result<(OwnedFd, OwnFile)> {
+    let path = format!("{DIRECTORY}/{name}");
+    for _ in 0..TRIES {
+        let (listener, made) = make(name)?;
+        let listening = listen(&listener, Backlog::MAXCONN).step("listen on the UAPI socket");
+        listening.inspect_err(|_| drop(remove_file(&path)))?;
+        sleep(REMOVING);
+        match made {
+            Ok(made) if made.is_there(directory.as_fd()) => return Ok((listener, made)),
+            Err(error) if symlink_metadata(&path).is_ok() => {
+                let _made_here = remove_file(&path);
+                return Err(error).step(&path);
+            }
+            _removed => {}
+        }
+    }
+    Err(Error::new(format!(
+        "another program removes {path} each time it is made; stop it, and start wgsep again"
+    )))
 }
 
 /// Binds a socket of this name in the directory, mode 0600, that does not listen yet.
@@ -57,15 +83,21 @@ pub fn bind(interface: &str) -> Result<(OwnedFd, SocketFile)> {
 /// If the name is taken, or the directory cannot be written.
 pub(crate) fn bind_in_directory(name: &str) -> Result<(OwnedFd, OwnFile)> {
     let path = format!("{DIRECTORY}/{name}");
+    let (listener, made) = make(name)?;
+    // Nothing but this process made it, though it cannot be looked at.
+    let made = made.inspect_err(|_| drop(remove_file(&path))).step(&path)?;
+    Ok((listener, made))
+}
+
+/// A socket of this name that does not listen yet, and its file, which another program may have removed already.
+fn make(name: &str) -> Result<(OwnedFd, io::Result<OwnFile>)> {
+    let path = format!("{DIRECTORY}/{name}");
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None).step(&path)?;
     let address = UnixAddr::new(&*path).step(&path)?;
     writable(&path, with_umask(0o177, || socket::bind(listener.as_raw_fd(), &address)))?;
     let made = open_path(&path, OFlag::empty()).map_err(io::Error::from);
-    let made = made.and_then(|file| OwnFile::new(name.to_owned(), file));
-    // Nothing but this process made it, though it cannot be looked at.
-    let made = made.inspect_err(|_| drop(remove_file(&path))).step(&path)?;
-    Ok((listener, made))
+    Ok((listener, made.and_then(|file| OwnFile::new(name.to_owned(), file))))
 }
 
 /// The file that a socket is bound to, by this name, wherever it is.
