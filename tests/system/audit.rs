@@ -20,6 +20,7 @@ use wgsep_tests::implementation::Implementation::{Wgsep, WireguardGo};
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{Process, output, run};
+use wgsep_tests::scratch::Scratch;
 use wgsep_tests::uapi::Uapi;
 use wgsep_tests::{procfs, repository, require, wait};
 
@@ -370,6 +371,22 @@ fn attack_11_a_daemon_is_not_audited_by_a_socket_that_it_does_not_serve() {
     let said = impostor.refused(&netns);
     assert!(said.contains("uid 61001's") && said.contains("another user"), "{said}");
     assert_eq!(audit_json(&daemon).0, 0);
+}
+
+#[test]
+fn a_daemon_whose_program_has_another_name_is_audited() {
+    require!(Wgsep);
+    let scratch = Scratch::new();
+    for (program, name) in [("wgsep", "tunnel"), ("wgsep-dataplane", "wgsep-dataplane")] {
+        fs::copy(wgsep_program(program), scratch.join(name)).unwrap();
+    }
+    let netns = Netns::new();
+    let interface = unique_interface();
+    let mut command = netns.command(scratch.join("tunnel"));
+    run(command.arg(&interface));
+    let said = audit(&netns, &interface, &[]);
+    netns.run(format!("ip link del {interface}"));
+    assert!(said.status.success(), "{said:?}");
 }
 
 #[test]

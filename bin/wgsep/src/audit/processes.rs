@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The flag of a socket that listens, in /proc/net/unix (linux/net.h).
 const SO_ACCEPTCON: u32 = 1 << 16;
 
+/// The kernel keeps 15 bytes of a process's name.
+const DATAPLANE: &str = "wgsep-dataplan";
 /// What the kernel calls a process that the PID namespace of this one does not have.
 const NO_NUMBER: i32 = 0;
 
@@ -60,7 +62,9 @@ impl Processes {
         let name = name(helper).map_err(|error| {
             format!("{interface} is served by process {helper}, which cannot be looked at: {error}; it has ended, or /proc hides it (hidepid=): ask again as root with CAP_SYS_PTRACE")
         })?;
-        if name != "wgsep" {
+        // The program may have been installed by another name.
+        let has_dataplane = || children(helper).is_ok_and(|all| all.into_iter().any(is_dataplane));
+        if name != "wgsep" && !has_dataplane() {
             return Err(format!(
                 "{interface} is served by process {helper}, {name:?}, which is not wgsep; ask about another interface"
             ));
@@ -214,6 +218,10 @@ fn watched(holder: i32) -> std::io::Result<Vec<i32>> {
 /// The process of a pidfd, by its file in fdinfo.
 fn pid_of(info: &str) -> Option<i32> {
     info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
+}
+
+fn is_dataplane(pid: i32) -> bool {
+    name(pid).is_ok_and(|name| name.starts_with(DATAPLANE))
 }
 
 fn name(pid: i32) -> io::Result<String> {
