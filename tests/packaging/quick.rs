@@ -981,6 +981,51 @@ fn a_failed_start_also_runs_the_hooks_for_down_once_one_for_up_was_run() {
     assert_eq!(host.notes(), ["preup", "predown", "postdown", "preup", "predown", "postdown"]);
 }
 
+/// One to all processes, as of a terminal or of the unit's stop, ends the hook itself.
+#[test]
+fn a_signal_to_the_script_alone_while_a_hook_runs_takes_down_what_was_set_up() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    let go_on = host.bin.join("go-on");
+    let waits = format!("until [ -e {} ]; do sleep 0.02; done; ", go_on.display());
+    host.write(&host.client().replace("PostUp = ", &format!("PostUp = {waits}")));
+    // The second has no place for its state.
+    let read_only = "mkdir -p /run/wgsep-quick && mount -t tmpfs -o ro none /run/wgsep-quick &&";
+    for before_up in ["", read_only] {
+        for (signal, status) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
+            let mut up = Process::spawn(host.command_with(before_up, "up", &[]), "up");
+            wait::until("the hook runs", LIMIT, || {
+                host.has_interface() && host.netns.output("ip rule").stdout.len() > 150
+            });
+            up.signal(signal);
+            fs::write(&go_on, "").unwrap();
+            assert_eq!(up.exit_within(LIMIT).code(), Some(status), "{}", up.log());
+            assert!(up.log().contains("interrupted by a signal"), "{}", up.log());
+            assert_eq!(host.notes(), ["postup", "predown"]);
+            host.is_as(&before);
+            fs::remove_file(&go_on).unwrap();
+            fs::remove_file(host.bin.join("notes")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_full_file_system_for_the_state_refuses_and_keeps_nothing() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    let long = format!("{}# {}\n", host.client(), "x".repeat(8 << 10));
+    host.write(&long);
+    let full = "mkdir -p /run/wgsep-quick && mount -t tmpfs -o size=4k none /run/wgsep-quick && \
+                { ! \"$@\" && ! ls -A /run/wgsep-quick | grep .; exit; } && ";
+    let refused = output(&mut host.command_with(full, "up", &[]));
+    assert!(refused.status.success(), "{refused:?}");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("make room (df /run/wgsep-quick)"), "{said}");
+    host.is_as(&before);
+}
+
 #[test]
 fn a_hook_for_down_that_fails_keeps_the_tunnel_by_hand_and_nothing_in_the_unit() {
     require!(Wgsep);
