@@ -247,6 +247,8 @@ deps: system-packages
 	tests/deps.sh arm64
 	tests/deps.sh debian
 	tests/deps.sh prometheus
+	tests/deps.sh rosenpass
+	tests/deps.sh kubernetes
 
 system-packages:
 	tests/deps.sh system
