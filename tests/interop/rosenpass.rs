@@ -53,9 +53,9 @@ impl Rosenpass {
             .replace("192.0.2.2", &other.side.outer(Family::V4).to_string());
         let is_kept = |line: &&str| begins || !line.starts_with("endpoint");
         let text: Vec<_> = text.lines().filter(is_kept).collect();
-        fs::write(self.directory.join("wg0.toml"), text.join("\n")).unwrap();
-        fs::set_permissions(self.directory.join("wg0.toml"), Permissions::from_mode(0o444))
-            .unwrap();
+        let file = self.directory.join(format!("{}.toml", end.daemon.interface));
+        fs::write(&file, text.join("\n")).unwrap();
+        fs::set_permissions(file, Permissions::from_mode(0o444)).unwrap();
     }
 
     /// Runs wgsep(8)'s command.
@@ -63,10 +63,7 @@ impl Rosenpass {
         let block = manual::block("Without systemd, where");
         let [line] = &block[..] else { panic!("{block:?}") };
         let line = line
-            .replace(
-                "/etc/rosenpass/wg0.toml",
-                &self.directory.join("wg0.toml").display().to_string(),
-            )
+            .replace("/etc/rosenpass", &self.directory.display().to_string())
             .replace("wg0", &end.daemon.interface)
             .replace("--reuid rosenpass", &format!("--reuid {USER}"))
             .replace("--regid rosenpass", &format!("--regid {GROUP}"))
