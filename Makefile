@@ -126,7 +126,7 @@ install: build
 	$(PLACED) bin/dist/wgsep-quick.8 >$(DESTDIR)$(MANDIR)/man8/wgsep-quick.8
 	$(PLACED) bin/dist/wgsep-sandbox.7 >$(DESTDIR)$(MANDIR)/man7/wgsep-sandbox.7
 	for page in README.md SECURITY.md CHANGELOG.md; do $(PLACED) $$page >$(DESTDIR)$(DOCDIR)/$$page || exit; done
-	install -m 644 LICENSE bin/dist/grafana-dashboard.json $(DESTDIR)$(DOCDIR)
+	install -m 644 LICENSE bin/dist/grafana-dashboard.json bin/dist/grafana-dashboard.png $(DESTDIR)$(DOCDIR)
 	TARGET=$(TARGET) bin/dist/licences wgsep wgsep-dataplane-bin >$(DESTDIR)$(DOCDIR)/LICENCES-OF-CRATES
 	$(DATED) TARGET=$(TARGET) DATAPLANE_FLAGS='$(DATAPLANE_FLAGS)' bin/dist/sbom "$$(cat $(BUILT_VERSION))" >$(DESTDIR)$(DOCDIR)/wgsep.cdx.json
 	for unit in wgsep@ wgsep-resolve@; do \
@@ -247,6 +247,8 @@ deps: system-packages
 	tests/deps.sh arm64
 	tests/deps.sh debian
 	tests/deps.sh prometheus
+	tests/deps.sh rosenpass
+	tests/deps.sh kubernetes
 
 system-packages:
 	tests/deps.sh system

@@ -7,9 +7,11 @@
 #   deps.sh target T    what building for T takes, which is a target of rustc's; also deps.sh emulator
 #   deps.sh debian      two Debians to install the package into, 12 and 13; what checks the package and manual pages
 #   deps.sh prometheus  Prometheus, which reads what wgsep writes for it
+#   deps.sh rosenpass   rosenpass, which sets preshared keys
+#   deps.sh kubernetes  kubernetes-validate, which knows what a recipe for Kubernetes may say
 #   deps.sh deny        cargo-deny
 #   deps.sh where NAME  the cache entry of that name: boringtun-cli, gotatun-cli, wireguard-go, cargo-deny, kernel,
-#                       arm64, debian, debian-13, prometheus
+#                       arm64, debian, debian-13, prometheus, rosenpass, kubernetes-validate
 set -eu
 
 packages="gcc libc6-dev make binutils git ca-certificates iproute2 iputils-ping iperf3 ethtool nftables
@@ -71,15 +73,17 @@ install_rust() {
 # INPUTS one of what the recipe says it depends on. The symbolic link NAME-RECIPE, which is what
 # `deps.sh where` prints, leads to the current one. So a change of a recipe, of a version in it or of an
 # input makes a new entry, and trees with different recipes share a cache without a clash.
-entries="boringtun-cli gotatun-cli wireguard-go cargo-deny kernel arm64 debian debian-13 prometheus"
+entries="boringtun-cli gotatun-cli wireguard-go cargo-deny kernel arm64 debian debian-13 prometheus
+	rosenpass kubernetes-validate"
 
 recipe_of() {
 	case "$1" in
 	boringtun-cli) echo crate boringtun-cli 0.7.1 ;;
 	gotatun-cli) echo crate gotatun-cli 0.10.2 ;;
 	cargo-deny) echo crate cargo-deny 0.20.2 ;;
-	wireguard-go | kernel | arm64 | prometheus) echo "$1" ;;
+	wireguard-go | kernel | arm64 | prometheus | kubernetes-validate) echo "$1" ;;
 	debian) echo debian bookworm ;;
+	rosenpass) echo rosenpass 0.2.3 ;;
 	# needrestart is not in the other: it is one of many programs that a Debian may have.
 	debian-13) echo debian trixie needrestart ;;
 	*) fail "unknown cache entry $1; known: $entries" ;;
@@ -217,6 +221,18 @@ prometheus)
 	# The package lists may be missing or old.
 	obtain prometheus || { apt_get update && obtain prometheus; } || say "Debian's Prometheus cannot be had here"
 	;;
+rosenpass)
+	command -v apt-get >/dev/null || exit 0
+	packages="cmake g++ libclang-dev libsodium-dev pkg-config"
+	(install_packages) || say "what rosenpass is built with cannot be installed here"
+	obtain rosenpass || say "rosenpass cannot be built here"
+	;;
+kubernetes)
+	command -v apt-get >/dev/null || exit 0
+	packages="python3 python3-venv"
+	(install_packages) || say "Python cannot be installed here"
+	obtain kubernetes-validate || say "kubernetes-validate cannot be had here"
+	;;
 deny)
 	obtain cargo-deny
 	;;
@@ -224,6 +240,6 @@ where)
 	where "${2:-}"
 	;;
 *)
-	fail "usage: deps.sh system|peers|kernel|arm64|debian|prometheus|deny|emulator|target TARGET|where NAME"
+	fail "usage: deps.sh system|peers|kernel|arm64|debian|prometheus|rosenpass|kubernetes|deny|emulator|target TARGET|where NAME"
 	;;
 esac

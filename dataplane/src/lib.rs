@@ -18,7 +18,7 @@
 //! ```
 //!
 //! **Control thread** (`control`). It alone owns the protocol's [`ControlPlane`], and runs at a lower priority
-//! than the workers. In one epoll instance it waits for clients of the UAPI and of the status socket, the helper's
+//! than the workers. In one epoll instance it waits for clients of the three sockets, the helper's
 //! replies, netlink, one timerfd that is set to the earliest timer, and its eventfd. Each round consumes a bounded number of handshakes and of
 //! UAPI steps, then sends what they caused.
 //!

@@ -137,11 +137,12 @@ mod tests {
             tun_queues: 255,
             offload: TunOffload::default(),
             status: true,
+            psk: true,
             take_over: true,
         };
         let said = FromHelper::Reply { sequence: 3, reply };
         assert_eq!(decode(Frame::encode(0, said).unwrap().as_bytes()), Ok((0, said)));
-        assert_eq!(said.descriptors(), 259);
+        assert_eq!(said.descriptors(), 260);
     }
 
     #[test]

@@ -18,8 +18,8 @@ pub struct TunOffload {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// The sandbox was verified. Comes with the UAPI listener, the netlink socket, the TUN
-    /// queues, the listener of the status socket, if any, and the socket by which the state comes, if one is taken over,
-    /// in this order.
+    /// queues, the listeners of the status socket and of the socket for preshared keys, if any, and the socket by which the
+    /// state comes, if one is taken over, in this order.
     Granted {
         /// Index of the interface.
         ifindex: u32,
@@ -33,6 +33,8 @@ pub enum Reply {
         offload: TunOffload,
         /// A listener of the status socket comes with it.
         status: bool,
+        /// A listener of the socket for preshared keys comes with it.
+        psk: bool,
         /// A state comes from another dataplane. Answered by [`crate::Request::Pong`] once the dataplane has all of it.
         take_over: bool,
     },
@@ -61,8 +63,8 @@ impl Reply {
     #[must_use]
     pub const fn descriptors(&self) -> usize {
         match self {
-            Self::Granted { tun_queues, status, take_over, .. } => {
-                2 + *tun_queues as usize + *status as usize + *take_over as usize
+            Self::Granted { tun_queues, status, psk, take_over, .. } => {
+                2 + *tun_queues as usize + *status as usize + *psk as usize + *take_over as usize
             }
             Self::UdpOpened { sockets, .. } => *sockets as usize,
             Self::Done | Self::Refused { .. } => 0,

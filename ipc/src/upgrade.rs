@@ -46,8 +46,8 @@ pub enum Waiter {
 }
 
 /// What the running pair has and was started with. Comes with descriptors, in this order: the UAPI listener, the socket
-/// that [`HELLO`] came to, the TUN queues, the listener of the status socket, if any, the log, the service manager's
-/// socket, if any, and the channel to an earlier helper, if any.
+/// that [`HELLO`] came to, the TUN queues, the listeners of the status socket and of the socket for preshared keys, if any,
+/// the log, the service manager's socket, if any, and the channel to an earlier helper, if any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
     /// Index of the interface.
@@ -58,6 +58,8 @@ pub struct Welcome {
     pub tun_queues: u8,
     /// A listener of the status socket comes with it.
     pub status: bool,
+    /// A listener of the socket for preshared keys comes with it.
+    pub psk: bool,
     /// What the queues do besides single packets.
     pub offload: TunOffload,
     /// The dataplane's uid and gid, if not those of the helper.
@@ -97,8 +99,8 @@ impl Welcome {
     #[must_use]
     pub fn descriptors(&self) -> usize {
         let earlier = usize::from(self.waiter == Waiter::EarlierHelper);
-        let status = usize::from(self.status);
-        3 + usize::from(self.tun_queues) + status + usize::from(self.manager.is_some()) + earlier
+        let beside = usize::from(self.status) + usize::from(self.psk);
+        3 + usize::from(self.tun_queues) + beside + usize::from(self.manager.is_some()) + earlier
     }
 }
 

@@ -5,7 +5,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 /// Descriptors that a process may have: UAPI clients, workers, sockets, TUN queues, and spare capacity.
 pub const MAX_DESCRIPTORS: u64 = 256;
 /// Of those, what a dataplane of no workers needs for anything but clients.
-const DESCRIPTORS: u64 = 41;
+const DESCRIPTORS: u64 = 42;
 /// What each worker adds to that: an epoll instance and an eventfd.
 const DESCRIPTORS_PER_WORKER: u64 = 2;
 /// UAPI clients that there must be descriptors for; fewer than one wg(8) and its watchers are no service.
@@ -13,6 +13,8 @@ const MIN_CLIENTS: u64 = 8;
 /// Clients of the status socket that there must be descriptors for, and most that there are.
 const MIN_STATUS_CLIENTS: u64 = 6;
 const MAX_STATUS_CLIENTS: u64 = 16;
+/// Clients of the socket for preshared keys. Their descriptors are reserved where there is no such socket, too.
+const PSK_CLIENTS: u64 = 4;
 
 /// Bytes of secret memory that the dataplane reserves, or as many as its limit on locked memory allows.
 pub const SECRET_MEMORY: usize = 96 << 20;
@@ -80,18 +82,12 @@ pub(crate) fn descriptors() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(limit, _)| limit)
 }
 
-/// UAPI clients that a dataplane of so many workers can have with this process's limit on descriptors.
+/// Clients of the UAPI socket, the status socket and the socket for preshared keys that a dataplane of so many workers can
+/// have with this process's limit on descriptors.
 #[must_use]
-pub fn max_clients(workers: usize) -> usize {
-    let (uapi, _) = clients(descriptors(), workers);
-    usize::try_from(uapi).unwrap_or(usize::MAX)
-}
-
-/// The same of the status socket.
-#[must_use]
-pub fn max_status_clients(workers: usize) -> usize {
-    let (_, status) = clients(descriptors(), workers);
-    usize::try_from(status).unwrap_or(usize::MAX)
+pub fn max_clients(workers: usize) -> [usize; 3] {
+    let (uapi, status) = clients(descriptors(), workers);
+    [uapi, status, PSK_CLIENTS].map(|most| usize::try_from(most).unwrap_or(usize::MAX))
 }
 
 /// Clients of the UAPI and of the status socket, of which neither can have the other's descriptors.
@@ -109,7 +105,7 @@ pub const fn min_descriptors(workers: usize) -> u64 {
 }
 
 const fn other_descriptors(workers: usize) -> u64 {
-    DESCRIPTORS + DESCRIPTORS_PER_WORKER * workers as u64
+    DESCRIPTORS + PSK_CLIENTS + DESCRIPTORS_PER_WORKER * workers as u64
 }
 
 /// Raises the limit on locked memory; without the privilege, to what the launcher was allowed.
@@ -158,7 +154,7 @@ mod tests {
                 assert!(uapi >= MIN_CLIENTS && status >= MIN_STATUS_CLIENTS);
             }
         }
-        assert_eq!(clients(256, 2), (256 - 45 - 16, 16));
+        assert_eq!(clients(256, 2), (256 - 50 - 16, 16));
         assert_eq!(clients(0, 2), (0, 0));
     }
 

@@ -12,6 +12,7 @@ mod faults;
 mod helper;
 mod hijacked;
 mod launching;
+mod psk_socket;
 mod start;
 mod status_socket;
 mod uapi_socket;

@@ -7,3 +7,4 @@ mod continuity;
 mod differential;
 mod kernel_peer;
 mod pairs;
+mod rosenpass;

@@ -39,7 +39,7 @@ const BREACH: &str = "helper's `the dataplane broke the contract and was killed:
 const AUDIT: &str = "the audit's table, where a finding has a remedy of its own";
 
 /// What stands in a line of another place, which has the remedy; and where that is.
-const PARTS: [(&str, &str); 40] = [
+const PARTS: [(&str, &str); 44] = [
     ("--listen-address {address} {wrong}", "each of the reasons that stand for `wrong`"),
     (
         "receive from the other dataplane: {}",
@@ -93,6 +93,10 @@ const PARTS: [(&str, &str); 40] = [
     ("{} is not permitted now", BREACH),
     ("a get takes no more lines", UAPI),
     ("a transaction starts with get=1, get=statistics or set=1", UAPI),
+    ("a transaction starts with set=1", UAPI),
+    ("a peer without preshared_key", UAPI),
+    ("no public_key before it", UAPI),
+    ("only preshared keys of peers are set here", UAPI),
     ("fwmark is a 32-bit number", UAPI),
     ("listen_port is 0 to 65535", UAPI),
     ("no interface has the endpoint's scope", UAPI),

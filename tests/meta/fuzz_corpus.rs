@@ -78,6 +78,11 @@ fn status() {
 }
 
 #[test]
+fn preshared_keys() {
+    replay(TARGETS[10]);
+}
+
+#[test]
 fn every_target_has_a_corpus_and_a_fuzzer() {
     let targets: BTreeSet<_> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
     assert_eq!(names(&fuzz().join("corpus")), targets);

@@ -27,7 +27,7 @@ use wgsep_tests::skip::skip;
 use wgsep_tests::traffic::until_ping;
 use wgsep_tests::tunnel::End;
 use wgsep_tests::wg::KeyPair;
-use wgsep_tests::{repository, require, wait};
+use wgsep_tests::{cache, repository, require, wait};
 
 const LIMIT: Duration = Duration::from_secs(20);
 /// An address beyond the peer, to which only a default route leads.
@@ -696,13 +696,24 @@ fn the_patch_for_kilo_serves_with_net_admin_alone() {
 
 #[test]
 fn kubernetes_takes_the_recipes() {
+    let entry = match cache::entry("kubernetes-validate") {
+        Ok(entry) => entry,
+        Err(reason) => return skip(&reason),
+    };
+    let validate = |path: &Path| {
+        let mut validate = Command::new(entry.join("bin/python3"));
+        output(validate.args(["-m", "kubernetes_validate", "--strict"]).arg(path))
+    };
     for recipe in ["sidecar.yaml", "gateway.yaml"] {
-        let mut validate = Command::new("kubernetes-validate");
-        let Ok(done) = validate.arg("--strict").arg(container_file(recipe)).output() else {
-            return skip("kubernetes-validate is missing: pip install kubernetes-validate");
-        };
+        let path = container_file(recipe);
+        let done = validate(&path);
         let printed = [done.stdout, done.stderr].concat();
         assert!(done.status.success(), "{recipe}: {}", String::from_utf8_lossy(&printed));
+        // It would say something.
+        let scratch = Scratch::new();
+        let wrong = fs::read_to_string(path).unwrap().replace("livenessProbe:", "aliveProbe:");
+        fs::write(scratch.join(recipe), wrong).unwrap();
+        assert!(!validate(&scratch.join(recipe)).status.success(), "{recipe}");
     }
 }
 

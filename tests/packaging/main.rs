@@ -15,6 +15,7 @@ mod notify;
 mod package;
 mod quick;
 mod recipes;
+mod rosenpass;
 mod source;
 mod targets;
 mod update;

@@ -71,6 +71,7 @@ fn make_install_keeps_to_destdir_and_prefix_and_runs_from_there() {
         ("share/doc/wgsep/README.md", 0o644),
         ("share/doc/wgsep/SECURITY.md", 0o644),
         ("share/doc/wgsep/grafana-dashboard.json", 0o644),
+        ("share/doc/wgsep/grafana-dashboard.png", 0o644),
         ("share/doc/wgsep/wgsep.cdx.json", 0o644),
         ("share/fish/vendor_completions.d/wgsep-quick.fish", 0o644),
         ("share/fish/vendor_completions.d/wgsep.fish", 0o644),

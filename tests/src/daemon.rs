@@ -144,8 +144,9 @@ impl Drop for Daemon {
         // The process is killed after this, as a field; a killed daemon cannot remove its files,
         // and one that still runs does not mind.
         let socket = socket_path(&self.interface);
-        let _ = fs::remove_file(socket.with_extension("sandbox"));
-        let _ = fs::remove_file(socket.with_extension("status"));
+        for extension in ["sandbox", "status", "psk"] {
+            let _ = fs::remove_file(socket.with_extension(extension));
+        }
         let _ = fs::remove_file(socket);
     }
 }

@@ -106,6 +106,7 @@ fn sockets_seen_by(pid: Pid) -> BTreeMap<String, String> {
             let kind = match (table, *fifth) {
                 ("unix", "0005") => "helper's socket",
                 ("unix", "0001") if line.ends_with(".status") => "status socket",
+                ("unix", "0001") if line.ends_with(".psk") => "psk socket",
                 ("unix", "0001") => "UAPI socket",
                 ("unix", _) => "unix datagram socket",
                 (other, _) => other,

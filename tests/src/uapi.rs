@@ -22,10 +22,7 @@ impl Uapi {
     ///
     /// Of connect(2): `NotFound` without a socket, `ConnectionRefused` when its daemon is gone.
     pub fn connect(interface: &str) -> io::Result<Self> {
-        let stream = UnixStream::connect(socket_path(interface))?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-        stream.set_write_timeout(Some(ANSWER_LIMIT))?;
-        Ok(Self { stream })
+        Self::connect_to(interface, "sock")
     }
 
     /// Connects to the status socket of the daemon of an interface.
@@ -34,7 +31,20 @@ impl Uapi {
     ///
     /// As [`Uapi::connect`].
     pub fn connect_status(interface: &str) -> io::Result<Self> {
-        let stream = UnixStream::connect(socket_path(interface).with_extension("status"))?;
+        Self::connect_to(interface, "status")
+    }
+
+    /// Connects to the socket for preshared keys of the daemon of an interface.
+    ///
+    /// # Errors
+    ///
+    /// As [`Uapi::connect`].
+    pub fn connect_psk(interface: &str) -> io::Result<Self> {
+        Self::connect_to(interface, "psk")
+    }
+
+    fn connect_to(interface: &str, extension: &str) -> io::Result<Self> {
+        let stream = UnixStream::connect(socket_path(interface).with_extension(extension))?;
         stream.set_read_timeout(Some(ANSWER_LIMIT))?;
         stream.set_write_timeout(Some(ANSWER_LIMIT))?;
         Ok(Self { stream })

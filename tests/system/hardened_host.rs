@@ -215,8 +215,8 @@ fn an_account_that_is_not_there_is_named_and_a_uid_is_none() {
 fn a_limit_that_is_too_low_is_named() {
     require!(Wgsep);
     for (limit, named) in [
-        ("--nofile=50:50", "the hard limit on open files is 50, and 2 workers need 59"),
-        ("--nofile=20:20", "the hard limit on open files is 20, and 2 workers need 59"),
+        ("--nofile=50:50", "the hard limit on open files is 50, and 2 workers need 64"),
+        ("--nofile=20:20", "the hard limit on open files is 20, and 2 workers need 64"),
     ] {
         let around = [&NO_RESOURCE[..], &["prlimit", limit]].concat();
         let said = Host::with_arguments("true", &around, &["--workers", "2"]).refused();

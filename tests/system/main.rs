@@ -33,6 +33,7 @@ mod padding;
 mod paths;
 mod policy_routing;
 mod port_in_use;
+mod preshared_keys;
 mod prometheus;
 mod quiet;
 mod rekey;

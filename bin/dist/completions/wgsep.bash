@@ -28,7 +28,7 @@ _wgsep() {
 	done
 	case $prev in
 	--user) words=$(compgen -u) ;;
-	--status-group) words=$(compgen -g) ;;
+	--status-group | --psk-group) words=$(compgen -g) ;;
 	--sandbox) words='strict report' ;;
 	--log-level) words='silent error info debug' ;;
 	--log-format) words='text json' ;;
@@ -48,7 +48,7 @@ _wgsep() {
 		?*:*) words=$(_wgsep_names /var/run/wireguard .sock) ;;
 		:-*)
 			words='--foreground --user --sandbox --listen-port --listen-address --bind-device --fwmark
-				--allow-low-ports --socket-netns --tun-netns --workers --without --status-group --status-mode
+				--allow-low-ports --socket-netns --tun-netns --workers --without --status-group --status-mode --psk-group
 				--log-level --log-format --log-file --help --version'
 			;;
 		*) words="audit stats upgrade watch $(_wgsep_startable)" ;;

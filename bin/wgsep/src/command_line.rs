@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use wgsep_launch::{
-    Format, Grants, Listen, LogLevel, MAX_LISTEN_ADDRESSES, Offload, Options, StatusAccess,
-    check_name, print_error,
+    Access, Format, Grants, Listen, LogLevel, MAX_LISTEN_ADDRESSES, Offload, Options, check_name,
+    print_error,
 };
 
 /// What `make` calls this build (`bin/dist/version`); with cargo alone, the workspace's version.
@@ -112,6 +112,7 @@ pub fn command() -> Command {
         .arg(value("log-format", "FORMAT").value_parser(["text", "json"]).default_value("text").hide_possible_values(true).hide_default_value(true).help("text, or json: an object a line"))
         .arg(value("status-group", "GROUP").help("Whose members may read the status [wgsep]"))
         .arg(value("status-mode", "MODE").value_parser(parse_mode).hide(true))
+        .arg(value("psk-group", "GROUP").help("Whose members may set preshared keys alone [none]"))
         .arg(value("log-file", "PATH").alias("log").short_alias('l').value_parser(value_parser!(PathBuf)).help("Log there, not to standard error or syslog"))
         .args(NEEDLESS.map(|(name, _)| Arg::new(name).long(name).num_args(0..=1).require_equals(true).action(ArgAction::Append).hide(true)))
         .args(ENVIRONMENT_INSTEAD.map(|(name, _)| value(name, "FD").allow_negative_numbers(true).hide(true)))
@@ -354,9 +355,13 @@ fn options(
         } else {
             Format::Text
         },
-        status: StatusAccess {
+        status: Access {
             group: text("status-group"),
             mode: matches.get_one("status-mode").copied(),
+        },
+        psk: Access {
+            group: text("psk-group").or_else(|| words_of(variable("WGSEP_PSK_GROUP")).pop()),
+            mode: None,
         },
         log_file: log_file.or_else(|| variable("WG_LOG_FILE").map(PathBuf::from)),
     })

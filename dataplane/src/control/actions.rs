@@ -136,7 +136,7 @@ impl Control {
         }
     }
 
-    /// Takes the TUN device, the two listeners and the netlink socket, which the helper sends once it has
+    /// Takes the TUN device, the listeners and the netlink socket, which the helper sends once it has
     /// verified the sandbox.
     fn granted(&mut self, reply: &Reply, descriptors: Vec<OwnedFd>) {
         let mut descriptors = descriptors.into_iter();
@@ -148,6 +148,7 @@ impl Control {
                 offload,
                 tun_queues,
                 status,
+                psk,
                 take_over,
             },
             Some(listener),
@@ -163,6 +164,7 @@ impl Control {
         };
         let queues = descriptors.by_ref().take(usize::from(*tun_queues) - 1).collect();
         let status = status.then(|| descriptors.next()).flatten();
+        let psk = psk.then(|| descriptors.next()).flatten();
         let shared = Arc::clone(&self.shared);
         let tun = shared.set_tun(Tun::new(writer, queues, *offload));
         if *take_over {
@@ -180,6 +182,9 @@ impl Control {
         let ready = watched.and_then(|()| self.uapi.listen(listener, &self.epoll)).and_then(|()| {
             if let Some(status) = status {
                 self.status.listen(status, &self.epoll)?;
+            }
+            if let Some(psk) = psk {
+                self.psk.listen(psk, &self.epoll)?;
             }
             let (location, now) = ((*netns, *ifindex), clock::instant());
             let link = LinkMonitor::new(netlink, location, *follows_moves, &self.interface, now);
@@ -467,7 +472,7 @@ impl Control {
         self.reply_set(client, 0);
     }
 
-    fn configure(&mut self, configuration: Configuration) {
+    pub(super) fn configure(&mut self, configuration: Configuration) {
         self.uapi.complete_answers(&self.device);
         self.device.configure(configuration);
         self.status.configured(&self.device, &self.epoll);

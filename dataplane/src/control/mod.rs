@@ -1,7 +1,7 @@
 //! The control thread, which handles everything but transport packets.
 //!
-//! It alone owns the [`ControlPlane`]. It waits for clients of the UAPI and of the status socket, the helper, the
-//! interface's state, the earliest timer and the peers that workers mark as dirty, and after each round sends what that caused.
+//! It alone owns the [`ControlPlane`]. It waits for clients of the UAPI, of the status socket and of the one for preshared
+//! keys, the helper, the interface's state, the earliest timer and the peers that workers mark as dirty, and after each round sends what that caused.
 //! What may need the helper is an action; actions run one after the other, and nothing else waits for
 //! them. The helper answers each request at once.
 //!
@@ -32,6 +32,7 @@ mod actions;
 mod events;
 mod handover;
 mod port;
+mod preshared_keys;
 mod probe;
 mod put_off;
 mod sources;
@@ -51,7 +52,7 @@ use crate::packets::gso::Gso;
 use crate::packets::udp::{self, SourceOutcome};
 use crate::random::KernelRandom;
 use crate::secret;
-use crate::uapi::{self, ClientId, Operation, Server};
+use crate::uapi::{self, Access, ClientId, Operation, Server};
 use crate::vm_clock::VmClock;
 use crate::workers::shared::{QueuedHandshake, Shared};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -74,13 +75,14 @@ use wgsep_proto::wire::messages::TRANSPORT_OVERHEAD;
 use wgsep_proto::{Configuration, Instant};
 use wgsep_status::Source as _;
 
-/// Tokens of epoll events; those of UAPI descriptors follow, and far behind those of the status socket, as no number
-/// of a client is used twice.
+/// Tokens of epoll events; those of UAPI descriptors follow, and far behind those of the other two sockets, as no number of
+/// a client is used twice.
 const WORKERS: u64 = 0;
 const TIMER: u64 = 1;
 const HELPER: u64 = 2;
 const LINK: u64 = 3;
 const FIRST_UAPI: u64 = 16;
+const FIRST_PSK: u64 = 1 << 61;
 const FIRST_STATUS: u64 = 1 << 62;
 
 /// Handshake messages consumed at once: each is answered when the Diffie-Hellmans of all are done.
@@ -155,6 +157,7 @@ pub(crate) struct Control {
     armed: Option<Instant>,
     helper: Helper,
     uapi: Server,
+    psk: Server,
     status: Status,
     interface: String,
     /// Ports that the helper opens.
@@ -178,6 +181,7 @@ pub(crate) struct Control {
     end: Option<End>,
     reporter: Reporter,
     refusals: LineLimit,
+    psk_refusals: LineLimit,
     /// When all stacks were wiped last, and when they must be wiped next.
     wiped: Option<Instant>,
     wipe_due: Option<Instant>,
@@ -223,6 +227,8 @@ impl Control {
         epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO)?;
         timer.unset()?;
         uapi::probe_accept()?;
+        let [uapi_clients, status_clients, psk_clients] =
+            wgsep_policy::limits::max_clients(startup.workers);
         Ok(Box::new(Self {
             shared,
             workers: startup.workers,
@@ -232,11 +238,9 @@ impl Control {
             timer,
             armed: None,
             helper,
-            uapi: Server::new(FIRST_UAPI, wgsep_policy::limits::max_clients(startup.workers)),
-            status: Status::new(
-                FIRST_STATUS,
-                wgsep_policy::limits::max_status_clients(startup.workers),
-            ),
+            uapi: Server::new(Access::Everything, FIRST_UAPI, uapi_clients),
+            psk: Server::new(Access::PresharedKeys, FIRST_PSK, psk_clients),
+            status: Status::new(FIRST_STATUS, status_clients),
             interface: startup.interface,
             ports: startup.lowest_port..=startup.highest_port,
             listens_everywhere: startup.listens_everywhere,
@@ -254,6 +258,7 @@ impl Control {
             end: None,
             reporter: Reporter::default(),
             refusals: LineLimit::default(),
+            psk_refusals: LineLimit::default(),
             wiped: None,
             wipe_due: None,
             overrun_reported: None,
@@ -300,7 +305,7 @@ impl Control {
         self.follow_routes();
         let under_load = self.device.is_under_load(clock::instant());
         more |= self.shared.poll_handshakes(under_load);
-        more |= self.uapi.is_runnable() || self.can_run_actions();
+        more |= self.uapi.is_runnable() || self.psk.is_runnable() || self.can_run_actions();
         (more, under_load)
     }
 
@@ -312,6 +317,7 @@ impl Control {
             self.dispatch(event);
         }
         self.uapi.handle_timeout(&self.epoll);
+        self.psk.handle_timeout(&self.epoll);
         self.handle_status_timeout();
         self.probe_link();
         if self.port_retry.take_due(clock::instant()) {
@@ -320,6 +326,7 @@ impl Control {
         if self.put_off.take_due(clock::instant()) {
             self.actions.push_back(Action::ConfigureAgain);
         }
+        self.take_preshared_keys();
         let mut steps = STEPS_PER_ROUND;
         self.take_operations(&mut steps);
         while self.run_actions(&mut steps) {
@@ -360,6 +367,7 @@ impl Control {
             link,
             self.source_check.next_timeout(),
             self.uapi.next_timeout(),
+            self.psk.next_timeout(),
             self.status.next_timeout(),
             self.wipe_due,
         ];
@@ -391,6 +399,7 @@ impl Control {
             HELPER => self.receive_from_helper(),
             LINK => self.read_link(),
             FIRST_STATUS.. => self.serve_status(event),
+            FIRST_PSK.. => self.psk.handle(event, &self.device, &self.epoll),
             _ => self.uapi.handle(event, &self.device, &self.epoll),
         }
     }

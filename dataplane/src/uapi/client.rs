@@ -3,7 +3,7 @@
 use super::answer::Answer;
 use super::inbox::Inbox;
 use super::parse::Refusal;
-use super::{Operation, Scopes};
+use super::{Access, Operation, Scopes};
 use crate::clock;
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
@@ -54,11 +54,11 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(socket: OwnedFd, now: u64) -> Self {
+    pub(super) fn new(socket: OwnedFd, access: Access, now: u64) -> Self {
         Self {
             socket,
             state: State::Reading,
-            inbox: Inbox::default(),
+            inbox: Inbox::new(access),
             answer: Answer::default(),
             ended: false,
             last_active: now,
@@ -230,7 +230,7 @@ mod tests {
             socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_NONBLOCK)
                 .unwrap();
         setsockopt(&socket, SndBuf, &(2 * WRITE_LEN)).unwrap();
-        let mut client = Client::new(socket, 0);
+        let mut client = Client::new(socket, Access::Everything, 0);
         let mut reply = SecretText::default();
         reply.push(&[b'x'; WRITE_LEN + 1]);
         client.reply(reply.into()).unwrap();

@@ -3,13 +3,14 @@
 
 use super::answer::Answer;
 use super::inbox::Inbox;
-use super::{Operation, Scopes, format};
+use super::{Access, Operation, Scopes, format, require_peers};
 use crate::drops::{Drops, LocalDrops};
 use wgsep_proto::device::control_plane::ControlPlane;
 use wgsep_status::Counters;
 
 /// A UAPI session: a client's input so far, and the device it configures.
 pub struct FuzzSession {
+    access: Access,
     inbox: Inbox,
     device: ControlPlane,
     local_drops: LocalDrops,
@@ -28,7 +29,17 @@ impl FuzzSession {
     /// Creates a session without input.
     #[must_use]
     pub fn new(device: ControlPlane) -> Self {
-        Self { inbox: Inbox::default(), device, local_drops: LocalDrops::default() }
+        Self::with(Access::Everything, device)
+    }
+
+    /// Creates a session on the socket for preshared keys, without input.
+    #[must_use]
+    pub fn of_preshared_keys(device: ControlPlane) -> Self {
+        Self::with(Access::PresharedKeys, device)
+    }
+
+    fn with(access: Access, device: ControlPlane) -> Self {
+        Self { access, inbox: Inbox::new(access), device, local_drops: LocalDrops::default() }
     }
 
     /// Takes the bytes of one read. Returns the answers to the transactions that they complete, in order.
@@ -43,14 +54,29 @@ impl FuzzSession {
                     let counters = Counters { drops, ..Counters::default() };
                     format::statistics(&counters).as_bytes().to_vec()
                 }
-                Ok(Operation::Set(configuration)) => {
-                    self.device.configure(configuration);
-                    b"errno=0\n\n".to_vec()
+                Ok(Operation::Set(mut configuration)) => {
+                    let required = match self.access {
+                        Access::Everything => Ok(()),
+                        Access::PresharedKeys => {
+                            require_peers(&mut configuration, |peer| self.device.has_peer(peer))
+                        }
+                    };
+                    if required.is_ok() {
+                        self.device.configure(configuration);
+                    }
+                    format!("errno={}\n\n", required.map_or_else(|errno| -(errno as i32), |()| 0))
+                        .into_bytes()
                 }
                 Err(refusal) => format!("errno={}\n\n", refusal.errno).into_bytes(),
             });
         }
         answers
+    }
+
+    /// Bytes of input that are kept.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.inbox.len()
     }
 
     fn drops(&self) -> Drops<'_> {

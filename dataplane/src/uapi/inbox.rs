@@ -8,7 +8,7 @@
 
 use super::parse::{Refusal, parse};
 use super::secret_text::SecretText;
-use super::{Operation, Scopes};
+use super::{Access, Operation, Scopes, preshared_keys};
 use nix::errno::Errno;
 use wgsep_proto::invariant::part;
 
@@ -16,9 +16,13 @@ use wgsep_proto::invariant::part;
 const MAX_LINE: usize = 64 * 1024;
 /// Longest transaction of a client, in bytes.
 pub(super) const MAX_TRANSACTION: usize = 64 * 1024 * 1024;
+/// The same on the socket for preshared keys: those of 390 peers.
+const MAX_PRESHARED_KEYS: usize = 64 * 1024;
 
 /// The input of a client that was not taken yet.
 pub(super) struct Inbox {
+    /// What it may say.
+    access: Access,
     /// Longest transaction, in bytes.
     max_transaction: usize,
     text: SecretText,
@@ -32,10 +36,16 @@ pub(super) struct Inbox {
     refused: Option<Refusal>,
 }
 
-impl Default for Inbox {
-    fn default() -> Self {
+impl Inbox {
+    /// Creates one of a client that may do so much.
+    pub(super) fn new(access: Access) -> Self {
+        let max_transaction = match access {
+            Access::Everything => MAX_TRANSACTION,
+            Access::PresharedKeys => MAX_PRESHARED_KEYS,
+        };
         Self {
-            max_transaction: MAX_TRANSACTION,
+            access,
+            max_transaction,
             text: SecretText::default(),
             searched: 0,
             line_len: 0,
@@ -43,9 +53,7 @@ impl Default for Inbox {
             refused: None,
         }
     }
-}
 
-impl Inbox {
     /// Adds what was read.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.text.push(bytes);
@@ -77,7 +85,11 @@ impl Inbox {
             return None;
         };
         let text = part(self.text.as_bytes(), 0..end);
-        let result = self.refused.take().map_or_else(|| parse(text, scopes), Err);
+        let result = match (self.refused.take(), self.access) {
+            (Some(refusal), _) => Err(refusal),
+            (None, Access::Everything) => parse(text, scopes),
+            (None, Access::PresharedKeys) => preshared_keys::parse(text).map(Operation::Set),
+        };
         self.text.consume(end);
         (self.searched, self.line_len, self.lines) = (0, 0, 0);
         Some(result)
@@ -111,7 +123,13 @@ impl Inbox {
         let (errno, reason) = if self.line_len > MAX_LINE {
             (Errno::EPROTO, "a line is longer than 64 KiB")
         } else if self.searched > self.max_transaction {
-            (Errno::ENOMEM, "a transaction is longer than 64 MiB")
+            (
+                Errno::ENOMEM,
+                match self.access {
+                    Access::Everything => "a transaction is longer than 64 MiB",
+                    Access::PresharedKeys => "a transaction is longer than 64 KiB",
+                },
+            )
         } else if self.searched > limit {
             (Errno::EBUSY, "all clients' transactions are longer than 64 MiB; let the others end")
         } else {
@@ -156,7 +174,7 @@ mod tests {
             Ok(Some(2)),
         ];
         for size in 1..=text.len() {
-            let mut inbox = Inbox::default();
+            let mut inbox = Inbox::new(Access::Everything);
             let mut outcomes = Vec::new();
             for part in text.chunks(size) {
                 inbox.push(part);
@@ -169,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_transaction_has_begun_until_its_blank_line() {
-        let mut inbox = Inbox::default();
+        let mut inbox = Inbox::new(Access::Everything);
         for byte in b"set=1\n" {
             inbox.push(&[*byte]);
             assert!(inbox.has_begun());
@@ -186,7 +204,7 @@ mod tests {
     #[test]
     fn a_line_has_64_kib_and_no_more() {
         let fits = format!("set=1\nfwmark={:0>65529}\n\n", 7);
-        let mut inbox = Inbox::default();
+        let mut inbox = Inbox::new(Access::Everything);
         inbox.push(fits.as_bytes());
         assert_eq!(drain(&mut inbox), [Ok(Some(7))]);
         for size in [1000, 1 << 20] {
@@ -212,8 +230,30 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_sets_preshared_keys_alone_has_64_kib_and_no_more() {
+        let peer = format!("public_key={0}\npreshared_key={0}\n", "a".repeat(64));
+        let most = (MAX_PRESHARED_KEYS - "set=1\n".len()) / peer.len();
+        for (count, expected) in [(most, Ok(None)), (most + 1, Err(-libc::ENOMEM))] {
+            let mut inbox = Inbox::new(Access::PresharedKeys);
+            inbox.push(format!("set=1\n{}\n", peer.repeat(count)).as_bytes());
+            let outcomes: Vec<_> = drain(&mut inbox);
+            let outcomes: Vec<_> =
+                outcomes.into_iter().map(|outcome| outcome.map_err(|(errno, _)| errno)).collect();
+            assert_eq!(outcomes, [expected], "{count} peers");
+            assert_eq!(inbox.text.as_bytes(), b"");
+        }
+        let mut inbox = Inbox::new(Access::PresharedKeys);
+        inbox.push(b"set=1\n");
+        for _ in 0..100 {
+            inbox.push(peer.repeat(100).as_bytes());
+            let _none = drain(&mut inbox);
+            assert!(inbox.len() <= MAX_PRESHARED_KEYS);
+        }
+    }
+
+    #[test]
     fn a_transaction_is_bounded_to_the_byte_and_not_kept_beyond() {
-        let mut inbox = Inbox { max_transaction: 1 << 20, ..Inbox::default() };
+        let mut inbox = Inbox { max_transaction: 1 << 20, ..Inbox::new(Access::Everything) };
         let line = format!("fwmark={:0>1016}\n", 7);
         assert_eq!(line.len(), 1 << 10);
         let full = format!("set=1\n{}fwmark={:0>1010}\n", line.repeat(1023), 8);

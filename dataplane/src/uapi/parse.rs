@@ -77,12 +77,12 @@ fn parse_set<'a>(
 
 /// Whether a line has the form of a peer's name. All of them are counted before any is taken: peers
 /// hold preshared keys, of which a `Vec` that grows would leave copies behind.
-fn names_peer(line: &[u8]) -> bool {
+pub(super) fn names_peer(line: &[u8]) -> bool {
     const NAME: &[u8] = b"public_key=";
     line.starts_with(NAME) && line.len() == KEY_LEN.saturating_mul(2).saturating_add(NAME.len())
 }
 
-fn split(line: &[u8]) -> Parsed<(&str, &str)> {
+pub(super) fn split(line: &[u8]) -> Parsed<(&str, &str)> {
     let line = core::str::from_utf8(line).map_err(|_| "not text")?;
     line.split_once('=').ok_or("not of the form key=value")
 }
@@ -141,7 +141,7 @@ fn peer_line(
     Ok(())
 }
 
-fn boolean(value: &str) -> Parsed<bool> {
+pub(super) fn boolean(value: &str) -> Parsed<bool> {
     if value == "true" { Ok(true) } else { Err("the only value is true") }
 }
 
@@ -162,7 +162,7 @@ fn mark(value: &str) -> Option<u32> {
     }
 }
 
-fn hex_key(value: &str) -> Parsed<Secret<[u8; KEY_LEN]>> {
+pub(super) fn hex_key(value: &str) -> Parsed<Secret<[u8; KEY_LEN]>> {
     const BAD: &str = "a key is 64 hexadecimal digits";
     let mut key = Secret::new([0; KEY_LEN]);
     if value.len() != KEY_LEN.saturating_mul(2) {

@@ -8,7 +8,7 @@ use super::client::{Client, Input};
 use super::inbox::MAX_TRANSACTION;
 use super::parse::Refusal;
 use super::secret_text::SecretText;
-use super::{Operation, Scopes, format};
+use super::{Access, Operation, Scopes, format};
 use crate::clock;
 use crate::drops::Drops;
 use crate::line_limit::LineLimit;
@@ -37,6 +37,8 @@ const NONE: RawFd = -1;
 
 /// How long a client may read nothing of its answer while another waits for its place.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same on the socket for preshared keys, where no answer is long.
+const LITTLE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Most bytes of all clients' transactions together, until they are answered: as many as one may have.
 const MAX_TOGETHER: usize = MAX_TRANSACTION;
@@ -55,6 +57,8 @@ pub(crate) struct ClientId(u64);
 
 /// All clients, and the listening socket.
 pub(crate) struct Server {
+    /// What its clients may do.
+    access: Access,
     listener: Option<OwnedFd>,
     /// Accepting is paused, because another client would be one too many.
     paused: bool,
@@ -71,7 +75,7 @@ pub(crate) struct Server {
     max_together: usize,
     /// [`MAX_PARTS`].
     max_parts: usize,
-    /// [`PATIENCE`].
+    /// [`PATIENCE`], or [`LITTLE_PATIENCE`].
     patience: Duration,
     /// Clients that may have a complete transaction.
     runnable: VecDeque<ClientId>,
@@ -101,8 +105,9 @@ impl Server {
     /// Creates a server whose descriptors have epoll tokens from `first_token` on.
     ///
     /// It serves at most `max_clients` at a time, and never more than [`MAX_CLIENTS`].
-    pub(crate) fn new(first_token: u64, max_clients: usize) -> Self {
+    pub(crate) fn new(access: Access, first_token: u64, max_clients: usize) -> Self {
         Self {
+            access,
             max_clients: max_clients.min(MAX_CLIENTS),
             listener: None,
             paused: false,
@@ -113,7 +118,10 @@ impl Server {
             in_progress: BTreeMap::new(),
             max_together: MAX_TOGETHER,
             max_parts: MAX_PARTS,
-            patience: PATIENCE,
+            patience: match access {
+                Access::Everything => PATIENCE,
+                Access::PresharedKeys => LITTLE_PATIENCE,
+            },
             runnable: VecDeque::new(),
             refusals: LineLimit::default(),
         }
@@ -185,7 +193,8 @@ impl Server {
                 Some(Err(refusal)) => {
                     let Refusal { errno, line, reason } = refusal;
                     self.refusals.write(clock::instant(), || {
-                        tracing::warn!("UAPI line {line}: {reason}; nothing changed");
+                        let socket = self.access.socket();
+                        tracing::warn!("{socket} line {line}: {reason}; nothing changed");
                     });
                     self.reply_errno(id, errno, epoll);
                 }
@@ -301,7 +310,8 @@ impl Server {
                     self.pause(false, epoll);
                 } else {
                     tracing::warn!(
-                        "cannot accept a UAPI client (accept4): {}; {}",
+                        "cannot accept a {} client (accept4): {}; {}",
+                        self.access.socket(),
                         described(error),
                         accept_advice(error)
                     );
@@ -315,7 +325,7 @@ impl Server {
         let id = ClientId(self.next);
         self.next += 1;
         if epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, self.token(id))).is_ok() {
-            self.clients.insert(id, Client::new(socket, self.now));
+            self.clients.insert(id, Client::new(socket, self.access, self.now));
         }
     }
 

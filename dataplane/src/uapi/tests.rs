@@ -3,7 +3,7 @@
 
 use super::parse::tests::Eth0;
 use super::server::MAX_CLIENTS;
-use super::{ClientId, Operation, Server};
+use super::{Access, ClientId, Operation, Server};
 use crate::drops::of_protocol;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
 use std::fmt::Write as _;
@@ -69,7 +69,7 @@ impl House {
         let listener = UnixListener::bind_addr(&address).unwrap();
         listener.set_nonblocking(true).unwrap();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
-        let mut server = Server::new(TOKEN, MAX_CLIENTS);
+        let mut server = Server::new(Access::Everything, TOKEN, MAX_CLIENTS);
         server.listen(listener.into(), &epoll).unwrap();
         let device = ControlPlane::new(Box::new(Seeded(0)));
         Self { server, epoll, address, device, delayed: None }

@@ -103,8 +103,8 @@ pub struct SocketFile {
     report: Option<OwnFile>,
     /// The same file until it is written, opened while that is possible, or why it could not be.
     unwritten: Option<std::io::Result<File>>,
-    /// Other sockets of this process: the status socket, and that to which a helper that replaces this process announces
-    /// itself.
+    /// Other sockets of this process: the status socket, that for preshared keys, and that to which a helper that replaces
+    /// this process announces itself.
     beside: Vec<OwnFile>,
     /// Who runs this process.
     user: u32,

@@ -3,7 +3,7 @@
 //! to the crate `monitor`, and nothing here is called again.
 //!
 //! Read it in the order in which it runs: [`run`], `startup`, `background`, `netns`, `tun`,
-//! `autoconf`, `uapi_socket`, `status_socket`, `netlink`, `spawn`, `send_buffer`, `generation`; `sys` has all the unsafe code.
+//! `autoconf`, `uapi_socket`, `other_sockets`, `netlink`, `spawn`, `send_buffer`, `generation`; `sys` has all the unsafe code.
 
 mod autoconf;
 mod background;
@@ -14,17 +14,17 @@ mod netlink;
 mod netns;
 mod notify_socket;
 mod offload;
+mod other_sockets;
 mod send_buffer;
 mod spawn;
 mod startup;
-mod status_socket;
 mod sys;
 mod tun;
 mod uapi_socket;
 mod upgrade;
 
 pub use launcher::print_error;
-pub use status_socket::StatusAccess;
+pub use other_sockets::Access;
 pub use tun::check_name;
 pub use wgsep_ipc::startup::{Listen, MAX_LISTEN_ADDRESSES};
 pub use wgsep_ipc::{LogLevel, Offload};
@@ -34,6 +34,7 @@ pub use wgsep_policy::Grants;
 use launcher::Launcher;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::getpid;
+use other_sockets::Sockets;
 use startup::Inherited;
 use std::path::PathBuf;
 use tun::TunDevice;
@@ -73,7 +74,9 @@ pub struct Options {
     /// Instead of standard error or syslog.
     pub log_file: Option<PathBuf>,
     /// Who may connect to the status socket.
-    pub status: StatusAccess,
+    pub status: Access,
+    /// Who may connect to the socket for preshared keys, which is made only if this is said.
+    pub psk: Access,
 }
 
 /// Runs the daemon to its end; its exit status.
@@ -122,7 +125,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     startup::check_infallible_calls()?;
     startup::check_ids()?;
     let user = wgsep_policy::user::choose(options.user.as_deref())?;
-    let readers = options.status.readers()?;
+    let sockets = Sockets::of(options)?;
     let Inherited { tun, uapi, store, manager, unnotified, is_file_capable } =
         startup::clean_process()?;
     let large_buffers = !is_file_capable;
@@ -162,10 +165,8 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
     };
     let (netlink, follows_moves) = netlink::subscribe(large_buffers)?;
     let mut dataplane = spawn::start(options, &grants, &name, user)?;
-    let status = status_socket::bind(&name, readers, &mut log)?;
-    let (status, file) = status.unzip();
-    socket_file.add(file);
-    let refused = uapi_socket::refuse_descriptors(&listener, status.as_ref());
+    let [status, psk] = sockets.bind(&name, &mut socket_file, &mut log)?;
+    let refused = uapi_socket::refuse_descriptors([Some(&listener), status.as_ref(), psk.as_ref()]);
     dataplane.report.note(Layer::NoDescriptorsIn, refused);
 
     if let Some(line) = send_buffer::warning(large_buffers) {
@@ -183,6 +184,7 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
         tun_queues,
         offload,
         status: status.is_some(),
+        psk: psk.is_some(),
         take_over: false,
     };
     // Whoever started this process in the foreground, or an init that is this process, waits for its end.
@@ -201,7 +203,8 @@ fn start(options: &Options, launcher: &mut Launcher) -> Result<Unconfined> {
         }
         None => None,
     };
-    let descriptors = [listener, netlink].into_iter().chain(queues).chain(status).collect();
+    let descriptors =
+        [listener, netlink].into_iter().chain(queues).chain(status).chain(psk).collect();
     Ok(Unconfined {
         version: options.version,
         dataplane,

@@ -155,9 +155,9 @@ pub fn report_of_running(interface: &str) -> io::Result<(File, OwnFile)> {
     Ok((report, OwnFile::new(format!("{interface}.sandbox"), held)?))
 }
 
-/// Keeps clients of either socket from passing descriptors to the dataplane, where the kernel can do that.
-pub fn refuse_descriptors(uapi: &OwnedFd, status: Option<&OwnedFd>) -> State {
-    let mut sockets = [Some(uapi), status].into_iter().flatten();
+/// Keeps clients of any of the sockets from passing descriptors to the dataplane, where the kernel can do that.
+pub fn refuse_descriptors(sockets: [Option<&OwnedFd>; 3]) -> State {
+    let mut sockets = sockets.into_iter().flatten();
     match sockets.try_for_each(|socket| sys::refuse_descriptors(socket.as_fd())) {
         Err(Errno::ENOPROTOOPT) => State::Unsupported,
         refused => refused.into(),

@@ -8,7 +8,7 @@ use crate::launcher::Launcher;
 use crate::netns::Netns;
 use crate::startup::{self, Inherited, open_path};
 use crate::{
-    Grants, Offload, Options, StatusAccess, generation, netlink, netns, spawn, tun, uapi_socket,
+    Access, Grants, Offload, Options, generation, netlink, netns, spawn, tun, uapi_socket,
 };
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -88,7 +88,7 @@ pub fn settings(
     granted: &Reply,
     waits: bool,
 ) -> Option<Welcome> {
-    let &Reply::Granted { ifindex, netns, tun_queues, offload, status, .. } = granted else {
+    let &Reply::Granted { ifindex, netns, tun_queues, offload, status, psk, .. } = granted else {
         return None;
     };
     let without = Offload::ALL.iter().zip(0..).filter(|(one, _)| options.without.contains(one));
@@ -98,6 +98,7 @@ pub fn settings(
         tun_queues,
         offload,
         status,
+        psk,
         ids: ids.map(|(uid, gid)| (uid.as_raw(), gid.as_raw())),
         workers: u8::try_from(options.workers).ok()?,
         strict: options.strict,
@@ -222,7 +223,8 @@ fn options(version: &'static str, interface: &str, welcome: &Welcome) -> Options
         log_level: welcome.log_level,
         log_format: if welcome.log_json { Format::Json } else { Format::Text },
         log_file: None,
-        status: StatusAccess::default(),
+        status: Access::default(),
+        psk: Access::default(),
     }
 }
 
@@ -263,6 +265,7 @@ pub fn start(
     // The numbers that the queues had are free now.
     let mut next = || next().and_then(within_reach);
     let status = welcome.status.then(&mut next).transpose()?;
+    let psk = welcome.psk.then(&mut next).transpose()?;
     let sink = match (welcome.log, next()?) {
         (LogSink::Stream, log) => Sink::Stream(log.into()),
         (LogSink::Journal, log) => Sink::Journal(log.into()),
@@ -300,11 +303,11 @@ pub fn start(
     let (socket_file, made_socket) = uapi_socket::of_running(&listener, interface)?;
     let (netlink, follows_moves) = netlink::subscribe(welcome.large_buffers)?;
     let mut dataplane = spawn::start(&options, &grants, interface, user)?;
-    let refused = uapi_socket::refuse_descriptors(&listener, status.as_ref());
+    let refused = uapi_socket::refuse_descriptors([Some(&listener), status.as_ref(), psk.as_ref()]);
     dataplane.report.note(Layer::NoDescriptorsIn, refused);
-    let status_file = status
-        .as_ref()
-        .and_then(|status| uapi_socket::file_of(status, &format!("{interface}.status")));
+    let files = [(&status, "status"), (&psk, "psk")].map(|(socket, suffix)| {
+        uapi_socket::file_of(socket.as_ref()?, &format!("{interface}.{suffix}"))
+    });
 
     let granted = Reply::Granted {
         ifindex: welcome.ifindex,
@@ -313,6 +316,7 @@ pub fn start(
         tun_queues: welcome.tun_queues,
         offload: welcome.offload,
         status: welcome.status,
+        psk: welcome.psk,
         take_over: true,
     };
     let (ids, waiter) = (dataplane_ids(user), Waiter::None);
@@ -326,10 +330,11 @@ pub fn start(
         waits: welcome.waiter == Waiter::ThisHelper,
         earlier,
         report,
-        beside: own_file(interface).ok().into_iter().chain(status_file).collect(),
+        beside: own_file(interface).ok().into_iter().chain(files.into_iter().flatten()).collect(),
         handed_over: None,
     };
-    let descriptors = [listener, netlink].into_iter().chain(queues).chain(status).chain([state]);
+    let descriptors =
+        [listener, netlink].into_iter().chain(queues).chain(status).chain(psk).chain([state]);
     Ok(Unconfined {
         version,
         dataplane,

@@ -34,7 +34,7 @@ pub struct Successors {
     channel: Channel,
     /// What this helper was started with. The rest is filled in when it is sent.
     settings: Welcome,
-    /// The UAPI listener, the TUN queues and the listener of the status socket.
+    /// The UAPI listener, the TUN queues, and the listeners of the status socket and of the one for preshared keys.
     kept: Vec<OwnedFd>,
     current: Option<Current>,
     /// This helper has everything that it would hand over.
@@ -79,7 +79,8 @@ impl Successors {
 
     /// Keeps the listeners and the TUN queues of what the dataplane was granted, and closes the rest.
     pub fn keep(&mut self, granted: Vec<OwnedFd>) {
-        let count = usize::from(self.settings.tun_queues) + usize::from(self.settings.status);
+        let Welcome { tun_queues, status, psk, .. } = self.settings;
+        let count = usize::from(tun_queues) + usize::from(status) + usize::from(psk);
         let (others, kept) = (2..2 + count, granted.into_iter().zip(0..));
         self.kept = kept
             .filter(|(_, number)| *number == 0 || others.contains(number))
@@ -250,7 +251,8 @@ pub struct Predecessor {
     pub earlier: Option<Channel>,
     /// The sandbox's report, to be written anew.
     pub report: io::Result<(File, OwnFile)>,
-    /// The files of the status socket, and of that to which the next helper announces itself.
+    /// The files of the other sockets: of the status, for preshared keys, and that to which the next helper announces
+    /// itself.
     pub beside: Vec<OwnFile>,
     /// The UDP sockets, once it has handed over.
     pub handed_over: Option<(Option<OpenUdp>, Vec<OwnedFd>)>,

@@ -250,6 +250,7 @@ impl Dataplane {
             tun_queues: 1,
             offload: TunOffload::default(),
             status: false,
+            psk: false,
             take_over: false,
         };
         let granted = requests.grant(sequence, &reply, &[null.as_fd(); 3]);

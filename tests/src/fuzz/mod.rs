@@ -14,7 +14,9 @@ use wgsep_ipc::{FromHelper, MAX_FRAME, Request, VERSION, decode};
 use wgsep_proto::device::control_plane::ControlPlane;
 use wgsep_proto::wire::ip::{InnerPacket, padding, propagate_ecn};
 use wgsep_proto::wire::messages::Message;
-use wgsep_proto::{Configuration, Ecn, Endpoint, PeerConfiguration, PresharedKey, PrivateKey};
+use wgsep_proto::{
+    Configuration, Ecn, Endpoint, PeerConfiguration, PresharedKey, PrivateKey, PublicKey,
+};
 use wgsep_simulation::dice::Dice;
 use wgsep_simulation::host::{Host, HostId};
 use wgsep_simulation::link::Kind;
@@ -36,7 +38,7 @@ const MAX_DISTURBANCES: usize = 24;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("message_parse", message_parse),
     ("handshake_consume", handshake_consume),
     ("device", device),
@@ -47,6 +49,7 @@ pub const TARGETS: [Target; 10] = [
     ("aead", aead),
     ("saved", saved),
     ("status", status),
+    ("preshared_keys", preshared_keys),
 ];
 
 /// Takes one decision after the other off the input; zeros when it has ended.
@@ -196,6 +199,47 @@ pub fn uapi(data: &[u8]) {
     let answers = twin.receive(&as_set(&before));
     assert_eq!(answers, [b"errno=0\n\n".to_vec()], "our own words refused");
     assert!(twin.state() == before, "a round trip changed the configuration");
+}
+
+/// Any input of a client of the socket for preshared keys, in pieces of any length: each transaction is answered once and
+/// tells nothing, what is kept is bounded, and the configuration differs in preshared keys alone, if a transaction was
+/// taken.
+///
+/// # Panics
+/// If not.
+pub fn preshared_keys(data: &[u8]) {
+    const MOST: usize = (64 + 16) * 1024;
+    let mut device = ControlPlane::new(Box::new(Dice::new(17)));
+    // Those that the inputs name.
+    let peers =
+        [[0xaa; 32], [0xbb; 32]].map(|key| PeerConfiguration::new(PublicKey::from_bytes(key)));
+    device.configure(Configuration { peers: peers.into(), ..Configuration::default() });
+    let mut client = FuzzSession::of_preshared_keys(device);
+    let mut input = Input(data);
+    let piece = usize::from(input.byte()).max(1);
+    let without_keys = |state: &[u8]| {
+        let text = String::from_utf8_lossy(state).into_owned();
+        let others = text.lines().filter(|line| !line.starts_with("preshared_key="));
+        others.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut before = client.state();
+    for bytes in input.0.chunks(piece) {
+        let answers = client.receive(bytes);
+        let after = client.state();
+        assert!(client.held() <= MOST, "{} bytes are kept", client.held());
+        for answer in &answers {
+            let answer = String::from_utf8_lossy(answer);
+            let errno = answer.strip_prefix("errno=").and_then(|rest| rest.strip_suffix("\n\n"));
+            assert!(errno.is_some_and(|errno| errno.parse::<i32>().is_ok()), "{answer}");
+        }
+        let ends = bytes.iter().filter(|byte| **byte == b'\n').count();
+        assert!(answers.len() <= ends, "more answers than transactions");
+        assert_eq!(without_keys(&before), without_keys(&after), "more than keys was changed");
+        if !answers.iter().any(|answer| answer == b"errno=0\n\n") {
+            assert!(before == after, "changed by what was refused, or not whole");
+        }
+        before = after;
+    }
 }
 
 /// Any input of a client of the status socket, in pieces of any length: what is kept is bounded, the two requests are

@@ -145,6 +145,27 @@ fn a_preshared_key_changed_in_mid_session_counts_from_the_next_handshake() {
     assert!(simulation.reaches(a, b));
 }
 
+/// As the kernel's: the key is mixed in with the response, by whichever is set then.
+#[test]
+fn a_preshared_key_changed_while_a_handshake_is_under_way_counts_for_its_response() {
+    for (changed, expected) in [([1; 32], true), ([2; 32], false)] {
+        let (mut simulation, a, b) = Simulation::pair(7);
+        simulation.link.latency = 100 * MILLISECOND;
+        set_psk(&mut simulation, b, a, [1; 32]);
+        simulation.ping(a, b);
+        simulation.run_for(150 * MILLISECOND);
+        assert_eq!(simulation.count(b, Kind::Response), 1);
+        set_psk(&mut simulation, a, b, changed);
+        simulation.run_for(SECOND);
+        assert_eq!(!simulation.host(a).replies().is_empty(), expected);
+        assert_eq!(simulation.count(a, Kind::Initiation), 1);
+        // The next one succeeds with the key that both have.
+        set_psk(&mut simulation, b, a, changed);
+        simulation.run_for(REKEY_TIMEOUT + SECOND);
+        assert!(simulation.reaches(a, b));
+    }
+}
+
 #[test]
 fn the_initiator_alone_rekeys_after_120_seconds_of_sending() {
     let (mut simulation, a, b) = connected(8);

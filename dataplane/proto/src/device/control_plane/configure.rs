@@ -44,6 +44,11 @@ impl ControlPlane {
     /// Applies a checked `set` in the kernel's order: mark, port, replace_peers, key, peers. It
     /// cannot fail, so it is never half-applied; the caller has opened the port beforehand.
     pub fn configure(&mut self, configuration: Configuration) {
+        let changes_allowed_ips = configuration.replace_peers
+            || configuration.private_key.is_some()
+            || configuration.peers.iter().any(|peer| {
+                peer.remove || peer.replace_allowed_ips || !peer.allowed_ips.is_empty()
+            });
         if let Some(fwmark) = configuration.fwmark {
             self.fwmark = fwmark;
             self.clear_sources();
@@ -62,7 +67,9 @@ impl ControlPlane {
         for peer in configuration.peers {
             self.configure_peer(peer);
         }
-        in_ordinary_memory(|| self.data_path.allowed_ips.replace(self.allowed_ips.clone()));
+        if changes_allowed_ips {
+            in_ordinary_memory(|| self.data_path.allowed_ips.replace(self.allowed_ips.clone()));
+        }
     }
 
     /// The port in use, as the caller bound it; cached sources went with the old socket.
