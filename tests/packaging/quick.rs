@@ -18,7 +18,7 @@ use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{self, DEVICE, Family, Side};
 use wgsep_tests::machine::{Debian, Machine, package};
 use wgsep_tests::netns::Netns;
-use wgsep_tests::process::{Process, output};
+use wgsep_tests::process::{Process, output, run};
 use wgsep_tests::scratch::Scratch;
 use wgsep_tests::traffic::{Pinging, until_ping};
 use wgsep_tests::tunnel::End;
@@ -644,8 +644,14 @@ struct Named(Host);
 impl Named {
     /// Up, without any traffic of its own, while the name leads to `addresses`.
     fn up(addresses: &str) -> Self {
+        Self::up_with("", addresses)
+    }
+
+    /// The same with a line more in the file.
+    fn up_with(line: &str, addresses: &str) -> Self {
         let host = Host::new();
-        host.write(&format!("{}Endpoint = vpn.example:{PORT}\n", host.plain_server()));
+        let file = format!("{}Endpoint = vpn.example:{PORT}\n", host.plain_server());
+        host.write(&file.replace("[Interface]", &format!("[Interface]\n{line}")));
         // It is not to begin by itself.
         host.other.daemon.wg_set(format!("peer {} remove", host.key.public));
         let named = Self(host);
@@ -746,6 +752,113 @@ fn addresses_of_both_families_are_tried_in_turn_while_packets_go_unanswered() {
     assert_eq!(named.resolve(), format!("[{right}]"));
     pinging.until_more(1);
     assert_eq!(named.resolve(), format!("[{right}]"), "it is reached");
+    named.0.must("down");
+}
+
+/// What could not be sent does not count as bytes sent.
+#[test]
+fn an_address_that_nothing_can_be_sent_to_is_left_again() {
+    require!(Wgsep);
+    let (v4, v6) = (Side::Right.outer(Family::V4).to_string(), Side::Right.outer(Family::V6));
+    for refusal in [
+        "nft add table ip6 f; nft add chain ip6 f o '{ type filter hook output priority 0; }'; \
+         nft add rule ip6 f o udp dport 51820 drop",
+        &format!("ip -6 rule add to {v6} unreachable pref 1"),
+    ] {
+        let named = Named::up(&format!("{v4} {v6}"));
+        named.is_expected();
+        let Host { netns, other, interface, .. } = &named.0;
+        run(netns.command("sh").args(["-c", refusal]));
+        let key = &other.key.public;
+        netns.run(format!("wg set {interface} peer {key} endpoint [{v6}]:{PORT}"));
+        let pinging = Pinging::start(netns, Side::Right.inner(Family::V4));
+        let initiations = || {
+            let mut stats = netns.command(wgsep_program("wgsep"));
+            stats.args(["stats", "--prometheus", interface]);
+            let shown = String::from_utf8(output(&mut stats).stdout).unwrap();
+            shown
+                .lines()
+                .any(|line| line.contains("_handshake_initiations_total{") && !line.ends_with(" 0"))
+        };
+        wait::until("an initiation was tried", LIMIT, initiations);
+        assert_eq!(named.resolve(), v4, "{refusal}");
+        pinging.until_more(1);
+        named.0.must("down");
+    }
+}
+
+/// As with a kill switch that unmarked datagrams do not pass, and in a tunnel for all traffic.
+#[test]
+fn the_way_to_a_name_s_address_is_that_of_marked_datagrams() {
+    require!(Wgsep);
+    let right = Side::Right.outer(Family::V4).to_string();
+    let named = Named::up_with("FwMark = 7", NOWHERE);
+    let netns = &named.0.netns;
+    netns.run("ip rule add not fwmark 7 unreachable pref 1");
+    named.leads_to(&right);
+    assert_eq!(named.resolve(), right);
+    netns.run("ip rule del pref 1");
+    named.0.must("down");
+}
+
+/// The tunnel's own IPv6 address and route make the resolver put the other family first.
+#[test]
+fn a_reload_keeps_an_endpoint_that_is_an_address_of_the_name() {
+    require!(Wgsep);
+    let (v4, v6) = (Side::Right.outer(Family::V4).to_string(), Side::Right.outer(Family::V6));
+    let named = Named::up(&format!("{v4} {v6}"));
+    named.is_expected();
+    let Host { netns, other, interface, .. } = &named.0;
+    for endpoint in [v4.clone(), format!("[{v6}]")] {
+        let key = &other.key.public;
+        netns.run(format!("wg set {interface} peer {key} endpoint {endpoint}:{PORT}"));
+        let reloaded = named.run("reload");
+        assert!(reloaded.status.success(), "{reloaded:?}");
+        assert_eq!(named.endpoint(), endpoint);
+        named.0.carries_traffic();
+    }
+    named.leads_to(&v6.to_string());
+    netns.run(format!("wg set {interface} peer {} endpoint {v4}:{PORT}", other.key.public));
+    assert!(named.run("reload").status.success());
+    assert_eq!(named.endpoint(), format!("[{v6}]"), "the name has moved");
+    named.0.must("down");
+}
+
+/// A stop, and a start after a crash, would wait for a resolver that does not answer.
+#[test]
+fn names_are_looked_up_while_others_may_work_on_the_interface() {
+    require!(Wgsep);
+    let named = Named::up(NOWHERE);
+    let looked_up = named.0.bin.join("looked-up");
+    let slow = format!(
+        "#!/bin/sh\ntouch {}; while [ -e {0} ]; do sleep 0.02; done; PATH=${{PATH#*:}} exec getent \"$@\"\n",
+        looked_up.display()
+    );
+    named.0.bin.write_script("getent", &slow);
+    let mut resolving = Process::spawn(named.command("resolve"), "resolve");
+    wait::until("it looks the name up", LIMIT, || looked_up.exists());
+    named.0.must("down");
+    fs::remove_file(looked_up).unwrap();
+    assert!(!resolving.exit_within(LIMIT).success());
+    assert!(resolving.log().contains("is not up"), "{}", resolving.log());
+}
+
+/// Of a clock that was set back.
+#[test]
+fn a_handshake_of_the_future_is_no_recent_one() {
+    require!(Wgsep);
+    let right = Side::Right.outer(Family::V4).to_string();
+    let named = Named::up(&right);
+    named.is_expected();
+    named.0.carries_traffic();
+    named.leads_to(NOWHERE);
+    assert_eq!(named.resolve(), right, "it is reached");
+    named.0.bin.write_script(
+        "wg",
+        "#!/bin/sh\nPATH=${PATH#*:}\ncase $3 in latest-handshakes) wg \"$@\" | awk '{ print $1 \"\\t\" $2 + 3600 }' ;; *) exec wg \"$@\" ;; esac\n",
+    );
+    assert_eq!(named.resolve(), NOWHERE);
+    fs::remove_file(named.0.bin.join("wg")).unwrap();
     named.0.must("down");
 }
 
