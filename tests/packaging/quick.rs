@@ -1338,6 +1338,25 @@ fn takes_each_file(debian: Debian) {
         assert_eq!(show("ActiveState"), "inactive");
         assert_eq!(show("Result"), "success");
 
+        // In the midst of a reload, and of the start after a crash, systemd asks `wgsep-quick stop` nothing.
+        machine.run(
+            "printf '%s\\n' '#!/bin/sh' 'case $1 in *conf) while [ -e /run/hold ]; do sleep 0.05; done ;; esac' \
+             'exec /usr/bin/wg \"$@\"' >/usr/local/sbin/wg && chmod +x /usr/local/sbin/wg",
+        );
+        for (begin, begun) in [
+            ("systemctl reload --no-block wgsep@wg0", "reload"),
+            ("kill -9 $(systemctl show --value --property MainPID wgsep@wg0)", "start-post"),
+        ] {
+            machine.run("systemctl start wgsep@wg0 && touch /run/hold");
+            machine.run(begin);
+            wait::until(begun, LIMIT, || show("SubState") == begun);
+            machine.run("systemctl stop wgsep@wg0; rm /run/hold");
+            assert_eq!(in_force(), (0, 0), "{begun}: {}", journal());
+            assert_eq!(state(), before, "{begun}: {}", journal());
+            machine.run("systemctl reset-failed wgsep@wg0; true");
+        }
+        machine.run("rm /usr/local/sbin/wg");
+
         // The same by hand.
         machine.run("wgsep-quick up wg0");
         host.carries_traffic();
