@@ -340,7 +340,10 @@ fn an_upgrade_hands_over_the_socket_and_every_counter() {
     assert_eq!(peer(&before), peer(&after));
     let same = fs::metadata(status_path(&daemon.interface)).unwrap();
     assert_eq!((file.ino(), file.gid(), file.mode()), (same.ino(), same.gid(), same.mode()));
-    // Whoever watches goes on with the new pair.
+    // Whoever watches goes on with the new pair, once it has connected to that.
+    wait::until("it watches the new pair", LIMIT, || {
+        watching.events().iter().filter(|event| event["event"] == "watching").count() == 2
+    });
     daemon.wg_set("listen-port 51999");
     watching.until(|event| event["event"] == "configuration");
     // A second time, and then the end: the file is the new pair's to remove.
