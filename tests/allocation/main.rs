@@ -3,10 +3,13 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::net::SocketAddr;
+use std::time::Duration;
 use wgsep_dataplane::offload::{Coalesce, Coalescer, GsoType, Segments, VNET_HDR_LEN, VnetHeader};
 use wgsep_proto::path::inbound::{InboundBatch, Receive};
 use wgsep_proto::path::outbound::{OutboundBatch, Segmentation as _, Whole};
-use wgsep_proto::{Ecn, Endpoint};
+use wgsep_proto::{Ecn, Endpoint, Instant, MAX_OVERHEAD, Now, PrivateKey, Tunnel};
+use wgsep_simulation::dice::Dice;
 use wgsep_simulation::packet;
 use wgsep_simulation::simulation::Simulation;
 
@@ -114,18 +117,72 @@ fn a_device_allocates_nothing_for_a_packet() {
     let plain = packet::request(source, destination, 1420, 0, 0);
     let mut wire = vec![0; 2048];
     let mut carry = |simulation: &mut Simulation| {
-        simulation.host_mut(a).device.encapsulate(&plain, now);
+        simulation.host_mut(a).device.encapsulate(&plain, now).unwrap();
         let device = &mut simulation.host_mut(a).device;
         let transmit = device.poll_transmit().unwrap();
         let len = transmit.datagram.len();
         wire[..len].copy_from_slice(transmit.datagram);
         let device = &mut simulation.host_mut(b).device;
         let from = Endpoint::new(address);
-        let packet = device.decapsulate(from, Ecn::NOT_CAPABLE, &mut wire[..len], now);
-        assert_eq!(packet, Some(&plain[..]));
+        let received = device.decapsulate(from, Ecn::NOT_CAPABLE, &mut wire[..len], now);
+        assert_eq!(received.unwrap().unwrap().packet, &plain[..]);
     };
     carry(&mut simulation);
     assert_eq!(allocations(|| (0..100).for_each(|_| carry(&mut simulation))), 0);
+}
+
+/// A tunnel, in both directions, one packet and a batch at a time.
+#[test]
+fn tunnels_allocate_nothing_for_a_packet_in_buffers_of_the_caller() {
+    let now = |milliseconds: u64| Now {
+        instant: Instant::from_nanos(1_000_000 * (1 + milliseconds)),
+        wall: Duration::from_secs(1_800_000_000) + Duration::from_millis(milliseconds),
+    };
+    let keys = [1, 2].map(|byte| PrivateKey::from_bytes([byte; 32]).unwrap());
+    let publics = [keys[1].public_key(), keys[0].public_key()];
+    let address = |number: u8| SocketAddr::from(([192, 0, 2, number], 51820));
+    let mut number = 0;
+    let [mut a, mut b] = keys.map(|key| {
+        number += 1;
+        let (peer, random) = (publics[usize::from(number) - 1], Box::new(Dice::new(number.into())));
+        Tunnel::new(key, peer, None, Some(address(3 - number)), random).unwrap()
+    });
+    a.start_handshake(now(0)).unwrap();
+    let mut initiation = a.poll_transmit().unwrap().datagram.to_vec();
+    b.decapsulate(address(1), &mut initiation, now(0)).unwrap();
+    let mut response = b.poll_transmit().unwrap().datagram.to_vec();
+    a.decapsulate(address(2), &mut response, now(0)).unwrap();
+    let mut keepalive = a.poll_transmit().unwrap().datagram.to_vec();
+    b.decapsulate(address(1), &mut keepalive, now(0)).unwrap();
+
+    let mut plain = vec![0; 1420];
+    plain[..4].copy_from_slice(&[0x45, 0, 0x05, 0x8c]);
+    let packets = plain.repeat(PACKETS);
+    let ranges: Vec<_> = (0..PACKETS).map(|number| number * 1420..(number + 1) * 1420).collect();
+    let mut datagrams = vec![0; PACKETS * (1420 + MAX_OVERHEAD)];
+    let mut receives = Vec::with_capacity(PACKETS);
+    let mut round = |a: &mut Tunnel, b: &mut Tunnel, source, now| {
+        let sealed = a.encapsulate_into(&plain, &mut datagrams, now).unwrap().unwrap();
+        assert_eq!(b.decapsulate(source, sealed.datagram, now).unwrap().unwrap(), &plain);
+        receives.clear();
+        let mut end = 0;
+        for sealed in a.encapsulate_batch(&packets, &ranges, &mut datagrams, now).unwrap() {
+            let start = end;
+            end += sealed.datagram.len();
+            receives.push(Receive::new(start..end, source));
+        }
+        let received = b.decapsulate_batch(&mut datagrams, &receives, now).unwrap();
+        assert_eq!(received.filter(|one| one.packet == plain).count(), PACKETS);
+        assert!(a.poll_transmit().is_none() && b.poll_transmit().is_none());
+    };
+    let mut rounds = |from: u64| {
+        for milliseconds in from..from + 100 {
+            round(&mut a, &mut b, address(1), now(milliseconds));
+            round(&mut b, &mut a, address(2), now(milliseconds));
+        }
+    };
+    rounds(1);
+    assert_eq!(allocations(|| rounds(101)), 0);
 }
 
 #[test]

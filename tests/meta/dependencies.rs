@@ -112,7 +112,7 @@ const DIRECTIONS: [(&str, &[&str]); 18] = [
     ("wgsep-status", &[]),
     ("wgsep-proto", &["wgsep-aead"]),
     ("wgsep-aead", &[]),
-    ("wgsep-simulation", &["wgsep-proto"]),
+    ("wgsep-simulation", &["wgsep-aead", "wgsep-proto"]),
     ("wgsep-ipc", &[]),
     ("wgsep-journal", &["wgsep-ipc"]),
     ("wgsep-policy", &[]),

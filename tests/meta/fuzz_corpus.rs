@@ -28,53 +28,23 @@ fn replay((name, target): Target) {
 }
 
 #[test]
-fn message_parse() {
+fn ipc() {
     replay(TARGETS[0]);
 }
 
 #[test]
-fn handshake_consume() {
+fn uapi() {
     replay(TARGETS[1]);
 }
 
 #[test]
-fn device() {
+fn requests() {
     replay(TARGETS[2]);
 }
 
 #[test]
-fn ip_inner() {
-    replay(TARGETS[3]);
-}
-
-#[test]
-fn ipc() {
-    replay(TARGETS[4]);
-}
-
-#[test]
-fn uapi() {
-    replay(TARGETS[5]);
-}
-
-#[test]
-fn requests() {
-    replay(TARGETS[6]);
-}
-
-#[test]
-fn aead() {
-    replay(TARGETS[7]);
-}
-
-#[test]
-fn saved() {
-    replay(TARGETS[8]);
-}
-
-#[test]
 fn status() {
-    replay(TARGETS[9]);
+    replay(TARGETS[3]);
 }
 
 #[test]

@@ -93,3 +93,109 @@ fn its_source_uses_nothing_of_a_system() {
         }
     }
 }
+
+/// The tests of the rows of the README's table: of our cell, and of the cells of others that have no link.
+const ROWS: [(&str, &str, Option<&str>); 14] = [
+    ("It is", "a_device_says_which_peer_a_packet_came_from", None),
+    ("Time", "its_source_uses_nothing_of_a_system", None),
+    ("Timers", "persistent_keepalives_are_sent_in_the_interval_that_is_set", None),
+    ("Timers can be changed", "each_time_is_taken_within_its_limits_and_refused_beyond", None),
+    (
+        "Random numbers",
+        "generated_keys_are_what_the_generator_gives_but_never_all_zeros",
+        Some("a_noise_library_takes_random_numbers_or_has_the_systems"),
+    ),
+    (
+        "A buffer that is too short",
+        "a_buffer_that_is_too_short_and_a_range_outside_of_it_change_nothing",
+        Some("a_short_buffer_is_an_error_here_and_in_snow_and_a_panic_in_boringtun"),
+    ),
+    ("Opens", "a_packet_is_sealed_into_the_buffer_it_is_given_and_opened_where_it_arrives", None),
+    ("Batches", "a_batch_of_any_lengths_arrives_whole_and_in_order", None),
+    (
+        "Allocations for a packet",
+        "tunnels_allocate_nothing_for_a_packet_in_buffers_of_the_caller",
+        Some("packets_cost_allocations_in_gotatun_alone"),
+    ),
+    (
+        "Packets padded to 16 bytes, so that lengths show less",
+        "padding_is_to_16_but_never_past_the_mtu",
+        Some("packets_are_padded_here_and_not_by_the_others"),
+    ),
+    (
+        "Of too many waiting packets",
+        "staging_keeps_the_newest_128",
+        Some("of_too_many_waiting_packets_the_newest_are_kept_here_and_the_oldest_by_the_others"),
+    ),
+    ("Follows a peer that roams", "an_endpoint_that_moves_with_data_is_an_event_once", None),
+    (
+        "All-zero results of Diffie-Hellman",
+        "points_of_low_order_and_ones_not_reduced_are_what_they_are_to_the_ladder",
+        Some("a_peer_whose_key_gives_no_secret_is_refused_here_alone"),
+    ),
+    ("Unsafe code in the state machine", "the_protocol_has_no_unsafe_code", None),
+];
+
+/// Cells that claim nothing: what was not looked at, and what a library does not have.
+const NOTHING: [&str; 2] = ["–", "none"];
+
+#[test]
+fn each_cell_of_the_readmes_table_has_a_test_or_a_link() {
+    let readme = fs::read_to_string(library().join("README.md")).unwrap();
+    let (_, table) = readme.split_once("| It is |").unwrap();
+    let (table, _) = table.split_once("<!-- end -->").unwrap();
+    let table = format!("| It is |{table}");
+    let named = run(Command::new("git").current_dir(repository()).args(["grep", "-h", "^ *fn "]));
+    let exists = |test: &str| named.contains(&format!("fn {test}()"));
+    let rows: Vec<_> = table.lines().collect();
+    assert_eq!(rows.len(), ROWS.len(), "a row without a test, or a test without its row");
+    for (row, (name, ours, theirs)) in rows.iter().zip(ROWS) {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        assert_eq!((cells[0], cells.len()), (name, 6), "{row}");
+        assert!(exists(ours) && theirs.is_none_or(&exists), "{name}: no such test");
+        for cell in &cells[2..] {
+            let is_linked = cell.contains("](https://");
+            assert!(is_linked || theirs.is_some() || NOTHING.contains(cell), "{name}: {cell}");
+        }
+    }
+}
+
+#[test]
+fn the_protocol_has_no_unsafe_code() {
+    let root = fs::read_to_string(library().join("src/lib.rs")).unwrap();
+    assert!(root.contains("#![forbid(unsafe_code)]"));
+}
+
+/// Off the tree, a relative link leads nowhere.
+#[test]
+fn the_pages_of_the_packages_have_absolute_links_alone() {
+    for page in ["proto/README.md", "proto/SECURITY.md", "aead/README.md"] {
+        let text = fs::read_to_string(repository().join("dataplane").join(page)).unwrap();
+        for link in text.split("](").skip(1) {
+            // Those into the documentation are for rustdoc, which checks them.
+            let is_item = page == "proto/SECURITY.md" && link.starts_with("crate::");
+            assert!(link.starts_with("https://") || is_item, "{page}: {}", &link[..20]);
+        }
+    }
+}
+
+/// The example of the README, and that secret keys have no `Debug`.
+#[test]
+fn the_code_of_the_documentation_is_what_it_says() {
+    let test = ["test", "--locked", "--quiet", "--doc", "--features", "getrandom"];
+    let printed = run(&mut cargo(&test));
+    assert!(printed.contains("0 failed"), "{printed}");
+}
+
+#[test]
+fn both_crates_can_be_published_with_their_licence() {
+    for (package, crate_name) in [("proto", "wgsep-proto"), ("aead", "wgsep-aead")] {
+        let list = ["package", "--locked", "--allow-dirty", "--list", "--package", crate_name];
+        let files = run(&mut cargo(&list));
+        let has = |file: &str| files.lines().any(|one| one == file);
+        assert!(["LICENSE", "README.md", "src/lib.rs"].into_iter().all(has), "{files}");
+        let place = repository().join("dataplane").join(package).join("LICENSE");
+        let licence = fs::read(repository().join("LICENSE")).unwrap();
+        assert_eq!(fs::read(place).unwrap(), licence);
+    }
+}

@@ -52,7 +52,8 @@ fn run(script: &[u8]) -> Outcome {
     let addresses = [1, 2].map(|host| SocketAddr::from(([192, 0, 2, host], 51820)));
     let end = |ours: u8, theirs: u8, endpoint| {
         let random = Box::new(Dice(u64::from(ours)));
-        Tunnel::new(key(ours), key(theirs).public_key(), None, Some(endpoint), random)
+        let theirs = key(theirs).public_key();
+        Tunnel::new(key(ours), theirs, None, Some(endpoint), random).expect("two pairs of keys")
     };
     let mut ends = [end(1, 2, addresses[1]), end(2, 1, addresses[0])];
     let mut under_way: [VecDeque<Vec<u8>>; 2] = Default::default();
@@ -67,7 +68,9 @@ fn run(script: &[u8]) -> Outcome {
             // A packet into the tunnel.
             0 => {
                 packet[20..].copy_from_slice(&outcome.sent.to_be_bytes());
-                ends[from].encapsulate(&packet, now);
+                ends[from]
+                    .encapsulate(&packet, now)
+                    .expect("an IP packet, and there is an endpoint");
                 outcome.sent += 1;
             }
             // The oldest datagram is lost, ...
@@ -94,7 +97,7 @@ fn run(script: &[u8]) -> Outcome {
             _ => {
                 if let Some(mut datagram) = under_way[from].pop_front() {
                     let inner = ends[from].decapsulate(addresses[1 - from], &mut datagram, now);
-                    if let Some(inner) = inner {
+                    if let Ok(Some(inner)) = inner {
                         assert_eq!((inner.len(), &inner[..4]), (28, &packet[..4]));
                         outcome.delivered += 1;
                     }

@@ -3,12 +3,13 @@
 //! Run with `cargo run -p wgsep-proto --example two_peers`.
 #![allow(clippy::print_stdout)]
 
+use std::error::Error;
 use std::fs::File;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
-use wgsep_proto::{Instant, Now, PrivateKey, Random, Tunnel};
+use wgsep_proto::{DropCause, Instant, Now, PrivateKey, Random, Tunnel};
 
 /// Random numbers come from the embedding program: here, from the system's own generator.
 struct SystemRandom(File);
@@ -24,17 +25,6 @@ fn system_random() -> std::io::Result<SystemRandom> {
     File::open("/dev/urandom").map(SystemRandom)
 }
 
-fn fresh_key(random: &mut SystemRandom) -> PrivateKey {
-    loop {
-        let mut bytes = [0; 32];
-        random.fill(&mut bytes);
-        // All zeros is no key.
-        if let Some(key) = PrivateKey::from_bytes(bytes) {
-            return key;
-        }
-    }
-}
-
 /// One end: the tunnel, and the channels that represent the network.
 struct End {
     tunnel: Tunnel,
@@ -45,20 +35,20 @@ struct End {
 
 impl End {
     /// Receives the datagrams that have arrived, and returns the packets in them.
-    fn receive(&mut self, now: Now) -> Vec<Vec<u8>> {
+    fn receive(&mut self, now: Now) -> Result<Vec<Vec<u8>>, DropCause> {
         let mut packets = Vec::new();
         while let Ok(mut datagram) = self.from_other.try_recv() {
-            packets.extend(
-                self.tunnel.decapsulate(self.other, &mut datagram, now).map(<[u8]>::to_vec),
-            );
+            let packet = self.tunnel.decapsulate(self.other, &mut datagram, now)?;
+            packets.extend(packet.map(|packet| packet.to_vec()));
             self.transmit();
         }
-        packets
+        Ok(packets)
     }
 
-    fn send(&mut self, packet: &[u8], now: Now) {
-        self.tunnel.encapsulate(packet, now);
+    fn send(&mut self, packet: &[u8], now: Now) -> Result<(), DropCause> {
+        self.tunnel.encapsulate(packet, now)?;
         self.transmit();
+        Ok(())
     }
 
     fn transmit(&mut self) {
@@ -80,8 +70,9 @@ fn ipv4_packet(payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-fn main() -> std::io::Result<()> {
-    let keys = [fresh_key(&mut system_random()?), fresh_key(&mut system_random()?)];
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut random = system_random()?;
+    let keys = [(); 2].map(|()| PrivateKey::generate(&mut random));
     let publics = [keys[0].public_key(), keys[1].public_key()];
     let [alice_key, bob_key] = keys;
     // No datagram is sent to these addresses here; over a real network they would be the endpoints.
@@ -91,14 +82,14 @@ fn main() -> std::io::Result<()> {
     let (to_alice, from_bob) = channel();
     let random = || system_random().map(|random| Box::new(random) as Box<dyn Random>);
     let mut alice = End {
-        tunnel: Tunnel::new(alice_key, publics[1], None, Some(bob_at), random()?),
+        tunnel: Tunnel::new(alice_key, publics[1], None, Some(bob_at), random()?)?,
         to_other: to_bob,
         from_other: from_bob,
         other: bob_at,
     };
     let mut bob = End {
         // Bob has no endpoint until the first authentic message, from which he learns Alice's.
-        tunnel: Tunnel::new(bob_key, publics[0], None, None, random()?),
+        tunnel: Tunnel::new(bob_key, publics[0], None, None, random()?)?,
         to_other: to_alice,
         from_other: from_alice,
         other: alice_at,
@@ -108,17 +99,17 @@ fn main() -> std::io::Result<()> {
     let now = Now { instant: Instant::from_nanos(1), wall: Duration::from_secs(1_800_000_000) };
     let hello = ipv4_packet(b"hello, bob");
     println!("alice says hello, which takes a handshake first:");
-    alice.send(&hello, now);
+    alice.send(&hello, now)?;
     let mut received = Vec::new();
     while received.is_empty() {
-        received = bob.receive(now);
-        alice.receive(now);
+        received = bob.receive(now)?;
+        alice.receive(now)?;
     }
     assert_eq!(received, [hello]);
     println!("bob received it, and answers:");
     let answer = ipv4_packet(b"hello, alice");
-    bob.send(&answer, now);
-    assert_eq!(alice.receive(now), [answer]);
+    bob.send(&answer, now)?;
+    assert_eq!(alice.receive(now)?, [answer]);
     println!("alice received the answer");
     Ok(())
 }

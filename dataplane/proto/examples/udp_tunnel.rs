@@ -38,7 +38,8 @@ fn run(
     let mut buffer = vec![0; 65_535];
     loop {
         match outbound.try_recv() {
-            Ok(packet) => tunnel.encapsulate(&packet, now(started)),
+            // A packet that cannot be sent is dropped, as on any network, and counted.
+            Ok(packet) => drop(tunnel.encapsulate(&packet, now(started))),
             Err(TryRecvError::Disconnected) => return Ok(()),
             Err(TryRecvError::Empty) => {}
         }
@@ -53,7 +54,9 @@ fn run(
         socket.set_read_timeout(Some(due.clamp(Duration::from_millis(1), LOOK_FOR_PACKETS)))?;
         if let Ok((length, source)) = socket.recv_from(&mut buffer) {
             let packet = tunnel.decapsulate(source, &mut buffer[..length], now(started));
-            if packet.is_some_and(|packet| inbound.send(packet.to_vec()).is_err()) {
+            if let Ok(Some(packet)) = packet
+                && inbound.send(packet.to_vec()).is_err()
+            {
                 return Ok(());
             }
         }
@@ -81,8 +84,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let at_client = UdpSocket::bind("127.0.0.1:0")?;
     let at_server = UdpSocket::bind("127.0.0.1:0")?;
     let endpoint = Some(at_server.local_addr()?);
-    let server = Tunnel::new(server, publics.0, None, None, random()?);
-    let client = Tunnel::new(client, publics.1, None, endpoint, random()?);
+    let server = Tunnel::new(server, publics.0, None, None, random()?)?;
+    let client = Tunnel::new(client, publics.1, None, endpoint, random()?)?;
     let (_replies, received) = start(server, at_server);
     let (send, _answers) = start(client, at_client);
     for line in ["one", "two", "three"] {

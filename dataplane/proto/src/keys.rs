@@ -1,16 +1,85 @@
-//! The three kinds of 32-byte key an operator handles.
+//! The three kinds of 32-byte key an operator handles, and their forms as text.
 //!
 //! Secret kinds erase themselves when dropped and have no `Debug`, so that none can reach a log.
 
+use crate::encoding;
 use crate::invariant::{part, present};
 use crate::noise::x25519;
+use crate::random::Random;
 use crate::secret::Secret;
 use core::fmt;
+use core::str::FromStr;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Length of every WireGuard key, in bytes.
 pub const KEY_LEN: usize = 32;
+
+/// Why a text is no key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// It is neither 44 characters long, as base64 is, nor 64, as hexadecimal is.
+    Length,
+    /// It has a character that its encoding does not have, or bits beyond the 256 of a key.
+    Encoding,
+    /// It is all zeros, which no private key is.
+    Zero,
+}
+
+impl fmt::Display for KeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Length => "a key is 44 characters of base64 or 64 hexadecimal digits",
+            Self::Encoding => "not the base64 or hexadecimal form of a key",
+            Self::Zero => "all zeros is no private key",
+        })
+    }
+}
+
+impl core::error::Error for KeyError {}
+
+/// The bytes of a key in either encoding, which its length tells.
+fn decode(text: &str) -> Result<Secret, KeyError> {
+    let decoded = match text.len() {
+        encoding::BASE64_LEN => encoding::from_base64(text),
+        encoding::HEX_LEN => encoding::from_hex(text),
+        _ => return Err(KeyError::Length),
+    };
+    decoded.ok_or(KeyError::Encoding)
+}
+
+/// A secret key as text, erased on drop. It has neither `Debug` nor `Display`; [`Self::as_str`] is for where the key
+/// is meant to go, such as a file.
+pub struct KeyText {
+    characters: Secret<[u8; encoding::HEX_LEN]>,
+    len: usize,
+}
+
+impl KeyText {
+    fn base64(key: &[u8; KEY_LEN]) -> Self {
+        let mut text =
+            Self { characters: Secret::new([0; encoding::HEX_LEN]), len: encoding::BASE64_LEN };
+        if let Some(characters) = text.characters.first_chunk_mut() {
+            encoding::write_base64(key, characters);
+        }
+        text
+    }
+
+    fn hex(key: &[u8; KEY_LEN]) -> Self {
+        let mut text =
+            Self { characters: Secret::new([0; encoding::HEX_LEN]), len: encoding::HEX_LEN };
+        encoding::write_hex(key, &mut text.characters);
+        text
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        let text = core::str::from_utf8(part(&*self.characters, 0..self.len)).ok();
+        present(text, "both encodings are ASCII").unwrap_or_default()
+    }
+}
 
 /// A Curve25519 public key: a peer's name.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,6 +98,27 @@ impl PublicKey {
     pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
+
+    /// The key in base64, as wg(8) has it.
+    #[must_use]
+    pub fn to_base64(&self) -> String {
+        KeyText::base64(&self.0).as_str().to_owned()
+    }
+
+    /// The key as 64 hexadecimal digits, as the cross-platform UAPI has it.
+    #[must_use]
+    pub fn to_hex(&self) -> String {
+        KeyText::hex(&self.0).as_str().to_owned()
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = KeyError;
+
+    /// Reads base64 or hexadecimal.
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        decode(text).map(|key| Self(*key))
+    }
 }
 
 impl fmt::Debug for PublicKey {
@@ -38,35 +128,16 @@ impl fmt::Debug for PublicKey {
 }
 
 impl fmt::Display for PublicKey {
-    /// The short form operators know from logs: `peer(abcd…wxyz)`, from the base64 of the key.
+    /// The short form operators know from logs: `peer(abcd…wxyz)`, from the base64 of the key, which
+    /// [`Self::to_base64`] returns whole.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = base64(&self.0);
+        let text = KeyText::base64(&self.0);
         let [head, tail] = [0..4, 39..43].map(|range| {
-            let ends = core::str::from_utf8(part(&text, range)).ok();
-            present(ends, "base64 is ASCII").unwrap_or_default()
+            let ends = text.as_str().get(range);
+            present(ends, "base64 is ASCII, and of 44 characters").unwrap_or_default()
         });
         write!(f, "peer({head}…{tail})")
     }
-}
-
-/// Base64 with padding of 32 bytes: 44 characters, of which the last is `=`.
-fn base64(bytes: &[u8; KEY_LEN]) -> [u8; 44] {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = [b'='; 44];
-    for (group, four) in bytes.chunks(3).zip(out.chunks_mut(4)) {
-        let mut word = 0u32;
-        for position in 0..3 {
-            word = (word << 8) | u32::from(group.get(position).copied().unwrap_or(0));
-        }
-        let characters = group.len().saturating_add(1);
-        for (position, character) in four.iter_mut().take(characters).enumerate() {
-            let shift =
-                18u32.saturating_sub(u32::try_from(position).unwrap_or(0).saturating_mul(6));
-            let sextet = usize::try_from((word >> shift) & 63).unwrap_or(0);
-            *character = ALPHABET.get(sextet).copied().unwrap_or(b'=');
-        }
-    }
-    out
 }
 
 /// A Curve25519 private key, clamped, erased on drop.
@@ -94,10 +165,44 @@ impl PrivateKey {
         self.0.value()
     }
 
+    /// A fresh key.
+    #[must_use]
+    pub fn generate(random: &mut (impl Random + ?Sized)) -> Self {
+        let mut bytes = Secret::new([0; KEY_LEN]);
+        loop {
+            random.fill(&mut *bytes);
+            // All zeros is no key, and comes once in 2^256.
+            if let Some(key) = Self::from_bytes(*bytes) {
+                return key;
+            }
+        }
+    }
+
     /// The public key that goes with this private key.
     #[must_use]
     pub fn public_key(&self) -> PublicKey {
         PublicKey(x25519::public_key(&self.0))
+    }
+
+    /// The key in base64, as wg(8) has it.
+    #[must_use]
+    pub fn to_base64(&self) -> KeyText {
+        KeyText::base64(&self.0)
+    }
+
+    /// The key as 64 hexadecimal digits, as the cross-platform UAPI has it.
+    #[must_use]
+    pub fn to_hex(&self) -> KeyText {
+        KeyText::hex(&self.0)
+    }
+}
+
+impl FromStr for PrivateKey {
+    type Err = KeyError;
+
+    /// Reads base64 or hexadecimal, and clamps the key. The caller erases the text.
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        Self::from_bytes(*decode(text)?).ok_or(KeyError::Zero)
     }
 }
 
@@ -120,10 +225,39 @@ impl PresharedKey {
         Self(Secret::new(bytes))
     }
 
+    /// A fresh key.
+    #[must_use]
+    pub fn generate(random: &mut (impl Random + ?Sized)) -> Self {
+        let mut key = Self::default();
+        random.fill(&mut *key.0);
+        key
+    }
+
     /// The key's 32 bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
         self.0.value()
+    }
+
+    /// The key in base64, as wg(8) has it.
+    #[must_use]
+    pub fn to_base64(&self) -> KeyText {
+        KeyText::base64(&self.0)
+    }
+
+    /// The key as 64 hexadecimal digits, as the cross-platform UAPI has it.
+    #[must_use]
+    pub fn to_hex(&self) -> KeyText {
+        KeyText::hex(&self.0)
+    }
+}
+
+impl FromStr for PresharedKey {
+    type Err = KeyError;
+
+    /// Reads base64 or hexadecimal; all zeros means "none". The caller erases the text.
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        decode(text).map(Self)
     }
 }
 
@@ -143,8 +277,9 @@ mod tests {
     fn public_key_displays_the_ends_of_its_base64() {
         // base64 of bytes 0..32 is AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=
         let bytes: [u8; KEY_LEN] = core::array::from_fn(|i| u8::try_from(i).unwrap());
-        assert_eq!(PublicKey::from_bytes(bytes).to_string(), "peer(AAEC…dHh8)");
-        assert_eq!(&base64(&bytes), b"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
+        let key = PublicKey::from_bytes(bytes);
+        assert_eq!(key.to_string(), "peer(AAEC…dHh8)");
+        assert_eq!(key.to_base64(), "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
     }
 
     #[test]
@@ -153,5 +288,50 @@ mod tests {
         let key = PrivateKey::from_bytes([0xff; KEY_LEN]).unwrap();
         assert_eq!(key.as_bytes()[0], 248);
         assert_eq!(key.as_bytes()[31], 127);
+    }
+
+    #[test]
+    fn keys_of_wg_8_are_read_in_both_encodings_and_written_as_they_were() {
+        // `wg genkey`, and `wg pubkey` of it.
+        let (private, public) = (
+            "0MDi2rkGCma0zIHGPsk5hT5aaURz2pclEQLKixQhslw=",
+            "jyTxwlza7smxjw1XCuoCCI4e+kmL8NNCXHmBxFOMEEA=",
+        );
+        let key: PrivateKey = private.parse().unwrap();
+        assert_eq!(key.to_base64().as_str(), private);
+        assert!(key.to_hex().as_str().parse() == Ok(key.clone()));
+        let preshared: PresharedKey = private.parse().unwrap();
+        assert_eq!(preshared.to_base64().as_str(), private);
+        assert!(preshared.to_hex().as_str().parse() == Ok(preshared.clone()));
+        let public_key = key.public_key();
+        assert_eq!(public_key.to_hex().parse(), Ok(public_key));
+        assert_eq!(public.parse(), Ok(public_key));
+        assert_eq!(public_key.to_base64(), public);
+    }
+
+    #[test]
+    fn a_text_that_is_no_key_says_why() {
+        let of = |text: &str| text.parse::<PrivateKey>().err();
+        assert_eq!(of("short"), Some(KeyError::Length));
+        assert_eq!(of(&"!".repeat(44)), Some(KeyError::Encoding));
+        assert_eq!(of(&"g".repeat(64)), Some(KeyError::Encoding));
+        assert_eq!(of(&"0".repeat(64)), Some(KeyError::Zero));
+        assert!("0".repeat(64).parse::<PresharedKey>() == Ok(PresharedKey::default()));
+        assert!("0".repeat(64).parse::<PublicKey>() == Ok(PublicKey::from_bytes([0; KEY_LEN])));
+    }
+
+    #[test]
+    fn generated_keys_are_what_the_generator_gives_but_never_all_zeros() {
+        struct Counting(u8);
+        impl Random for Counting {
+            fn fill(&mut self, bytes: &mut [u8]) {
+                bytes.fill(self.0);
+                self.0 += 8;
+            }
+        }
+        let random: &mut dyn Random = &mut Counting(0);
+        let key = PrivateKey::generate(random);
+        assert_eq!(key.as_bytes()[..31], [8; 31]);
+        assert_eq!(PresharedKey::generate(random).as_bytes(), &[16; 32]);
     }
 }

@@ -159,6 +159,8 @@ impl Reporter {
                     tracing::debug!("{peer}: handshake complete");
                 }
             }
+            // Nothing is wrong: it was not used for so long.
+            (Event::SessionExpired(_), _) => tracing::debug!("{}", line(event)),
             (_, Some(subject)) => {
                 self.failure(kind, subject, &line(event), now);
             }
@@ -284,6 +286,7 @@ const fn subject(event: &Event) -> Option<Subject> {
         }
         Event::HandshakeComplete { .. }
         | Event::EndpointMoved(..)
+        | Event::SessionExpired(_)
         | Event::NoPrivateKey
         | Event::UnderLoad
         | Event::NewGeneration => None,
@@ -316,6 +319,9 @@ fn line(event: Event) -> String {
             "{peer}: its response does not open; check that both sides have the same preshared key (a forged response looks the same)"
         ),
         Event::EndpointMoved(peer, to) => format!("{peer}: endpoint is now {to}"),
+        Event::SessionExpired(peer) => {
+            format!("{peer}: no handshake for 540 s, its session keys are erased")
+        }
         Event::NewGeneration => {
             "this virtual machine was cloned or restored: keys and handshakes of before are dropped, and peers get new ones".to_owned()
         }

@@ -228,6 +228,7 @@ impl Status {
             }
             Event::UnknownPeer(..)
             | Event::InvalidMac(_)
+            | Event::SessionExpired(_)
             | Event::UnderLoad
             | Event::NewGeneration => return None,
         })

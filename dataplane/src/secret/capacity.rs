@@ -58,7 +58,7 @@ fn hub(peers: u32, received: &Receiver<(Datagram, Now)>, replies: &Sender<Vec<Ve
         device.configure(Configuration { peers: vec![peer], ..Configuration::default() }, now(0));
     }
     for ((source, mut datagram), now) in received {
-        device.decapsulate(Endpoint::new(source), Ecn::NOT_CAPABLE, &mut datagram, now);
+        device.decapsulate(Endpoint::new(source), Ecn::NOT_CAPABLE, &mut datagram, now).unwrap();
         // Another thread frees them, so they do not count.
         in_ordinary_memory(|| {
             let mut sent = Vec::new();
@@ -92,7 +92,7 @@ fn exchange(
             sender.send(((address, datagram), now)).unwrap();
             for mut reply in replies.recv().unwrap() {
                 let hub = ([192, 0, 2, 1], 51_820).into();
-                spoke.decapsulate(hub, &mut reply, now);
+                spoke.decapsulate(hub, &mut reply, now).unwrap();
             }
         }
     }
@@ -107,9 +107,9 @@ fn bytes_with(peers: u32) -> usize {
     let endpoint = Some(([192, 0, 2, 1], 51_820).into());
     for number in 0..peers {
         let random = Box::new(KernelRandom);
-        let mut spoke = Tunnel::new(private_key(number), hub_key, None, endpoint, random);
+        let mut spoke = Tunnel::new(private_key(number), hub_key, None, endpoint, random).unwrap();
         for seconds in [0, 130] {
-            spoke.encapsulate(&packet(number), now(seconds));
+            spoke.encapsulate(&packet(number), now(seconds)).unwrap();
             exchange((&mut spoke, address(number)), &sender, &replies, now(seconds));
         }
     }

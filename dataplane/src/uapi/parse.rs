@@ -9,6 +9,7 @@
 use super::{Operation, Scopes};
 use nix::errno::Errno;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use wgsep_proto::encoding::from_hex;
 use wgsep_proto::secret::Secret;
 use wgsep_proto::{
     AllowedIp, AllowedIpChange, Configuration, KEY_LEN, PeerConfiguration, PresharedKey,
@@ -162,19 +163,8 @@ fn mark(value: &str) -> Option<u32> {
     }
 }
 
-pub(super) fn hex_key(value: &str) -> Parsed<Secret<[u8; KEY_LEN]>> {
-    const BAD: &str = "a key is 64 hexadecimal digits";
-    let mut key = Secret::new([0; KEY_LEN]);
-    if value.len() != KEY_LEN.saturating_mul(2) {
-        return Err(BAD);
-    }
-    for (byte, digits) in key.iter_mut().zip(value.as_bytes().chunks_exact(2)) {
-        for digit in digits {
-            let digit = char::from(*digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-            *byte = (*byte << 4) | digit.ok_or(BAD)?;
-        }
-    }
-    Ok(key)
+pub(super) fn hex_key(value: &str) -> Parsed<Secret> {
+    from_hex(value).ok_or("a key is 64 hexadecimal digits")
 }
 
 /// `1.2.3.4:5`, `[2001:db8::1]:5` or `[fe80::1%eth0]:5`.

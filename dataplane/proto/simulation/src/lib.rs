@@ -5,9 +5,12 @@
 //! days of protocol pass in milliseconds, and a seed reproduces every run. Nothing here sleeps, reads
 //! a clock or opens a socket.
 //!
+//! [`fuzz`] is what fuzzers call.
+//!
 //! [`oracle`] speaks WireGuard by other means, for the other end of a device under test.
 
 pub mod dice;
+pub mod fuzz;
 pub mod host;
 pub mod link;
 pub mod oracle;

@@ -10,7 +10,8 @@ use std::time::Duration;
 use wgsep_proto::device::control_plane::{ControlPlane, Restore};
 use wgsep_proto::saved::{self, Refused};
 use wgsep_proto::{
-    Configuration, Device, Ecn, Endpoint, Instant, Now, PeerConfiguration, PeerStatus, Source,
+    Configuration, Device, Ecn, Endpoint, Instant, Now, PeerConfiguration, PeerStatus,
+    ReceivedPacket, Source,
 };
 
 /// The UDP port of every host, until a NAT gives it another.
@@ -228,7 +229,8 @@ impl Simulation {
     /// Sends a packet into the tunnel of a host.
     pub fn send(&mut self, host: HostId, packet: &[u8]) {
         let now = self.now();
-        self.host_mut(host).device.encapsulate(packet, now);
+        // What is dropped is counted.
+        let _counted = self.host_mut(host).device.encapsulate(packet, now);
         self.flush(host);
     }
 
@@ -338,7 +340,8 @@ impl Simulation {
         let ecn = Ecn::of_traffic_class(datagram.traffic_class);
         host.device.set_backlog(host.waiting);
         let mut answer = None;
-        if let Some(packet) = host.device.decapsulate(source, ecn, &mut datagram.payload, now) {
+        let received = host.device.decapsulate(source, ecn, &mut datagram.payload, now);
+        if let Ok(Some(ReceivedPacket { packet, .. })) = received {
             answer = packet::reply(packet).filter(|_| host.answers);
             host.received.push((now.instant, packet.to_vec()));
         }

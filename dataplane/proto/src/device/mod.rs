@@ -3,90 +3,43 @@
 //! [`control_plane`] is its part without packets, which a program with threads of its own drives by itself.
 
 pub mod control_plane;
+mod packets;
+mod transmit;
+
+pub use packets::{BatchError, EncapsulateError, MAX_OVERHEAD, ReceivedPacket, ReceivedPackets};
+pub use transmit::{Transmit, Transmits};
 
 use crate::config::{Configuration, DeviceStatus, PeerStatus};
-use crate::device::control_plane::{ControlPlane, Event, HandshakeTransmit};
-use crate::invariant::part;
+use crate::device::control_plane::{
+    ControlPlane, Event, HandshakeTransmit, PeerReport, StartHandshakeError,
+};
+use crate::keys::PublicKey;
 #[cfg(feature = "internals")]
 use crate::path::data_path::DataPath;
 use crate::path::data_path::{AllowedIpTable, DropCounters, Reader};
-use crate::path::inbound::{InboundBatch, Receive};
-use crate::path::outbound::{OutboundBatch, SealedRun, Whole};
-use crate::session::peer::{Endpoint, PeerId};
+use crate::path::inbound::InboundBatch;
+use crate::path::outbound::{OutboundBatch, Whole};
+use crate::random::Random;
+use crate::session::peer::PeerId;
 use crate::time::{Instant, Now};
-use crate::wire::ip::Ecn;
+use crate::timer_parameters::TimerParameters;
 use core::ops::Range;
-use std::collections::VecDeque;
+#[cfg(feature = "internals")]
 use std::sync::Arc;
-
-pub use control_plane::Random;
+use transmit::{Queued, TransmitQueue};
 
 /// Bytes of datagrams that are sealed at once: more than the longest one has.
 const DATAGRAMS_LEN: usize = 65_536;
-/// Datagrams that are sealed at once.
-const MAX_DATAGRAMS: usize = 128;
-
-/// A datagram to send.
-#[derive(Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "internals"), non_exhaustive)]
-pub struct Transmit<'d> {
-    /// Where to, and from where.
-    pub endpoint: Endpoint,
-    /// Traffic class of the outer header.
-    pub traffic_class: u8,
-    /// UDP payload.
-    pub datagram: &'d mut [u8],
-    /// The peer that it is counted for; `None` for a cookie reply, whose receiver need not be a peer.
-    pub peer: Option<PeerId>,
-}
-
-/// Datagrams to send, in memory that is reused.
-#[derive(Default)]
-struct TransmitQueue {
-    bytes: Vec<u8>,
-    queued: VecDeque<QueuedDatagram>,
-}
-
-struct QueuedDatagram {
-    endpoint: Endpoint,
-    traffic_class: u8,
-    bytes: Range<usize>,
-    peer: Option<PeerId>,
-}
-
-impl TransmitQueue {
-    fn push(
-        &mut self,
-        endpoint: Endpoint,
-        traffic_class: u8,
-        peer: Option<PeerId>,
-        datagram: &[u8],
-    ) {
-        if self.queued.is_empty() {
-            self.bytes.clear();
-        }
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(datagram);
-        let bytes = start..self.bytes.len();
-        self.queued.push_back(QueuedDatagram { endpoint, traffic_class, bytes, peer });
-    }
-
-    fn pop(&mut self) -> Option<Transmit<'_>> {
-        let QueuedDatagram { endpoint, traffic_class, bytes, peer } = self.queued.pop_front()?;
-        let datagram = self.bytes.get_mut(bytes)?;
-        Some(Transmit { endpoint, traffic_class, datagram, peer })
-    }
-
-    fn clear(&mut self) {
-        self.queued.clear();
-    }
-}
+/// Datagrams that are sealed at once without a further allocation.
+const DATAGRAMS: usize = 128;
 
 /// A WireGuard interface with any number of peers.
 ///
 /// Feed it packets with [`Self::encapsulate`] and datagrams with [`Self::decapsulate`], call
 /// [`Self::handle_timeout`] when [`Self::next_timeout`] says so, and after each call send what
 /// [`Self::poll_transmit`] gives.
+///
+/// [`Self::encapsulate_into`] and [`Self::encapsulate_batch`] seal into the caller's memory instead of a queue.
 pub struct Device {
     control: ControlPlane,
     allowed_ips: Reader<AllowedIpTable>,
@@ -95,6 +48,10 @@ pub struct Device {
     /// Where datagrams are sealed.
     datagrams: Box<[u8]>,
     transmits: TransmitQueue,
+    /// The datagrams of the latest call that sealed into the caller's memory.
+    sealed: Vec<Queued>,
+    /// The packets of the latest batch that came in, and their peers.
+    received: Vec<(PeerId, Range<usize>)>,
     backlog: usize,
 }
 
@@ -116,10 +73,12 @@ impl Device {
         Self {
             allowed_ips: control.data_path().allowed_ips.reader(),
             control,
-            outbound: OutboundBatch::with_capacity(1, MAX_DATAGRAMS),
+            outbound: OutboundBatch::with_capacity(1, DATAGRAMS).without_limit(),
             inbound: InboundBatch::with_capacity(1, 1),
             datagrams: vec![0; DATAGRAMS_LEN].into_boxed_slice(),
             transmits: TransmitQueue::default(),
+            sealed: Vec::new(),
+            received: Vec::new(),
             backlog: 0,
         }
     }
@@ -161,46 +120,6 @@ impl Device {
         self.backlog = messages;
     }
 
-    /// Sends a packet from the TUN side: datagrams come out of [`Self::poll_transmit`], now or when a
-    /// handshake has completed. A packet that cannot be sent is counted as dropped.
-    pub fn encapsulate(&mut self, packet: &[u8], now: Now) {
-        let Self { control, allowed_ips, outbound, datagrams, .. } = self;
-        let data_path = control.data_path();
-        allowed_ips.refresh(&data_path.allowed_ips);
-        let packets = [(0..packet.len(), Whole::new)];
-        // No caller has a use for the ICMP errors.
-        let answer = |_: &[u8]| ();
-        outbound.route(data_path, allowed_ips.value(), packet, packets, now.instant, answer);
-        outbound.reserve_nonces(data_path, packet, datagrams, now.instant);
-        self.send(packet);
-        self.flush(now);
-    }
-
-    /// Takes a datagram from the network, decrypting in place; returns the packet for the TUN side.
-    pub fn decapsulate<'d>(
-        &mut self,
-        source: Endpoint,
-        ecn: Ecn,
-        datagram: &'d mut [u8],
-        now: Now,
-    ) -> Option<&'d [u8]> {
-        let Self { control, allowed_ips, inbound, backlog, .. } = self;
-        let data_path = Arc::clone(control.data_path());
-        allowed_ips.refresh(&data_path.allowed_ips);
-        inbound.clear();
-        let (bytes, segment_len) = (0..datagram.len(), datagram.len());
-        let receive = Receive { bytes, segment_len, endpoint: source, ecn };
-        inbound.parse(&data_path, datagram, &[receive], |source, message| {
-            control.receive_handshake(source, message, *backlog, now);
-        });
-        inbound.open(&data_path, datagram, now.instant);
-        inbound.accept(&data_path, allowed_ips.value(), datagram, now.instant);
-        let packet = inbound.accepted().next();
-        inbound.clear();
-        self.flush(now);
-        packet.and_then(|packet| datagram.get(packet))
-    }
-
     /// When [`Self::handle_timeout`] is due; `None` if no timer is pending. It is in the past while more is due than
     /// one call handles.
     #[must_use]
@@ -234,25 +153,30 @@ impl Device {
         }
     }
 
-    /// Seals what nonces are reserved for, and queues it.
-    fn send(&mut self, memory: &[u8]) {
-        let Self { control, outbound, datagrams, transmits, .. } = self;
-        while outbound.seal(control.data_path(), memory, datagrams) {
-            for SealedRun { peer, endpoint, datagrams: sealed } in outbound.sealed_runs() {
-                for datagram in sealed {
-                    let traffic_class = datagram.ecn.encapsulated().bits();
-                    let bytes = part(datagrams, datagram.bytes.clone());
-                    transmits.push(*endpoint, traffic_class, Some(peer.id()), bytes);
-                    peer.add_tx(bytes.len() as u64, 1);
-                }
-            }
-        }
-        outbound.clear();
-    }
-
     /// A datagram to send, if any.
     pub fn poll_transmit(&mut self) -> Option<Transmit<'_>> {
         self.transmits.pop()
+    }
+
+    /// Sends an initiation to a peer without a packet that needs one. It is not required: the first packet starts a
+    /// handshake, too.
+    ///
+    /// # Errors
+    /// Why none is sent.
+    pub fn start_handshake(
+        &mut self,
+        peer: &PublicKey,
+        now: Now,
+    ) -> Result<(), StartHandshakeError> {
+        let id = self.control.peer_id(peer).ok_or(StartHandshakeError::UnknownPeer)?;
+        self.control.start_handshake(id, now)?;
+        self.flush(now);
+        Ok(())
+    }
+
+    /// Sets the times of the timers of all peers, from the next time that each is armed.
+    pub fn set_timers(&mut self, parameters: TimerParameters) {
+        self.control.set_timer_parameters(parameters);
     }
 
     /// Uncounts a datagram that the network refused, by the peer and the length of its [`Transmit`].
@@ -280,6 +204,29 @@ impl Device {
     /// The configuration and the state of each peer.
     pub fn peers(&self) -> impl Iterator<Item = PeerStatus> {
         self.control.peers()
+    }
+
+    /// The statistics and the state of a peer; `None` if there is none with this key.
+    #[must_use]
+    pub fn report(&self, peer: &PublicKey, now: Instant) -> Option<PeerReport> {
+        self.control.report(self.control.peer_id(peer)?, now)
+    }
+
+    /// The statistics and the state of each peer, in the order of creation.
+    pub fn reports(&self, now: Instant) -> impl Iterator<Item = PeerReport> {
+        self.control.reports(now)
+    }
+
+    /// The public key of a peer, which is `None` after its removal.
+    #[must_use]
+    pub fn public_key(&self, peer: PeerId) -> Option<PublicKey> {
+        self.control.public_key(peer)
+    }
+
+    /// The number of the peer with a public key.
+    #[must_use]
+    pub fn peer_id(&self, public_key: &PublicKey) -> Option<PeerId> {
+        self.control.peer_id(public_key)
     }
 
     /// Sets the MTU of the interface, which bounds the padding of packets; 0 for none.

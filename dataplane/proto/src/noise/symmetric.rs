@@ -1,4 +1,5 @@
 //! The symmetric half of Noise as WireGuard uses it: BLAKE2s, HMAC, KDF and the handshake's AEAD.
+#![allow(clippy::unreachable, reason = "all lengths are constants, which the other crates accept")]
 
 use crate::secret::Secret;
 use crate::wire::messages::{MAC_LEN, TAG_LEN};

@@ -10,6 +10,7 @@ use crate::session::peer::{Peer, PeerId, dirty};
 use crate::session::timers::NeedsReschedule;
 use crate::time::Instant;
 use crate::wire::icmp::ErrorLimiter;
+use core::fmt;
 use core::net::IpAddr;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, compiler_fence};
 use std::collections::VecDeque;
@@ -82,12 +83,14 @@ impl<T: Clone> Reader<T> {
 
 /// Defines the causes, one row each: what it means, its variant and its name.
 macro_rules! drop_causes {
-    ($($(#[$meaning:meta])* $cause:ident = $name:literal,)*) => {
+    ($(#[doc = $meaning:literal] $cause:ident = $name:literal,)*) => {
         /// Why a packet was dropped.
+        ///
+        /// It is the error of the calls that take one packet, and a key of [`DropCounters`].
         #[cfg_attr(not(feature = "internals"), non_exhaustive)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum DropCause {
-            $($(#[$meaning])* $cause,)*
+            $(#[doc = $meaning] $cause,)*
         }
 
         impl DropCause {
@@ -99,6 +102,13 @@ macro_rules! drop_causes {
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$cause => $name,)*
+                }
+            }
+
+            /// What it means, as it is documented.
+            const fn meaning(self) -> &'static str {
+                match self {
+                    $(Self::$cause => $meaning,)*
                 }
             }
         }
@@ -160,6 +170,14 @@ drop_causes! {
     RouterAdvertisement = "router_advertisement",
 }
 
+impl fmt::Display for DropCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.meaning().trim().trim_end_matches('.'))
+    }
+}
+
+impl core::error::Error for DropCause {}
+
 /// Dropped packets, by cause.
 ///
 /// All threads share the counters, with one relaxed addition: a delivered packet costs nothing, and
@@ -191,6 +209,11 @@ impl DropCounters {
     pub fn add(&self, cause: DropCause, packets: usize) {
         let packets = u64::try_from(packets).unwrap_or(u64::MAX);
         self.counters[cause as usize].fetch_add(packets, Ordering::Relaxed);
+    }
+
+    /// Packets lost so far, of each cause.
+    pub fn counts(&self) -> impl Iterator<Item = (DropCause, u64)> {
+        DropCause::ALL.into_iter().map(|cause| (cause, self.count(cause)))
     }
 
     /// Packets lost to one cause so far.

@@ -20,19 +20,19 @@ pub mod outbound;
 use core::ops::Range;
 
 /// Hands out disjoint parts of a buffer, in ascending order.
-struct Parts<'m> {
+pub(crate) struct Parts<'m> {
     rest: &'m mut [u8],
     /// Where `rest` starts in the buffer.
     start: usize,
 }
 
 impl<'m> Parts<'m> {
-    const fn new(buffer: &'m mut [u8]) -> Self {
+    pub(crate) const fn new(buffer: &'m mut [u8]) -> Self {
         Self { rest: buffer, start: 0 }
     }
 
     /// The bytes of a range; `None` if it overlaps the one before, or the buffer is too short.
-    fn take(&mut self, range: Range<usize>) -> Option<&'m mut [u8]> {
+    pub(crate) fn take(&mut self, range: Range<usize>) -> Option<&'m mut [u8]> {
         let skipped = range.start.checked_sub(self.start)?;
         let len = range.end.checked_sub(range.start)?;
         let whole = core::mem::take(&mut self.rest);

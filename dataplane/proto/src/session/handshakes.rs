@@ -6,6 +6,7 @@ use core::time::Duration;
 
 /// Why a handshake with a peer failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum HandshakeFailure {
     /// An initiation was not answered within five seconds.
     Unanswered,
@@ -66,6 +67,7 @@ impl HandshakeFailure {
 /// Handshakes with a peer since it was configured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "internals", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct HandshakeCounters {
     /// Initiations sent.
     pub initiations: u64,

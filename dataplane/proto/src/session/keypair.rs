@@ -31,6 +31,8 @@ pub struct Keypair {
     /// No key material, and the largest part.
     replay: Box<Mutex<ReplayWindow>>,
     created: Instant,
+    /// Age at which its initiator starts the next handshake.
+    rekey_after_time: Duration,
     initiator: bool,
     sender_index: SenderIndex,
     receiver_index: ReceiverIndex,
@@ -131,6 +133,16 @@ impl Keypair {
     /// Creates a keypair whose age counts from `now`.
     #[must_use]
     pub fn new(parts: &KeypairParts, now: Instant) -> Self {
+        Self::with_rekey_after_time(parts, REKEY_AFTER_TIME, now)
+    }
+
+    /// As [`Self::new`], with another age than [`REKEY_AFTER_TIME`] at which its initiator starts the next handshake.
+    #[must_use]
+    pub(crate) fn with_rekey_after_time(
+        parts: &KeypairParts,
+        rekey_after_time: Duration,
+        now: Instant,
+    ) -> Self {
         Self {
             sending: Secret::new(wgsep_aead::Key::new(&parts.sending)),
             receiving: Secret::new(wgsep_aead::Key::new(&parts.receiving)),
@@ -138,6 +150,7 @@ impl Keypair {
             sending_valid: AtomicBool::new(true),
             replay: in_ordinary_memory(Box::default),
             created: now,
+            rekey_after_time,
             initiator: parts.initiator,
             sender_index: parts.sender_index,
             receiver_index: parts.receiver_index,
@@ -192,7 +205,7 @@ impl Keypair {
     pub fn wants_rekey_after_send(&self, now: Instant) -> bool {
         self.sending_valid.load(Ordering::Acquire)
             && (self.sending_counter.load(Ordering::Relaxed) > REKEY_AFTER_MESSAGES
-                || (self.initiator && self.is_older_than(REKEY_AFTER_TIME, now)))
+                || (self.initiator && self.is_older_than(self.rekey_after_time, now)))
     }
 
     /// After receiving: must the initiator start a new handshake early? (kernel receive.c, keep_key_fresh)
@@ -244,6 +257,7 @@ impl Keypair {
             sending_valid: AtomicBool::new(saved.sending_valid),
             replay: in_ordinary_memory(|| Box::new(Mutex::new(replay))),
             created: Instant::from_nanos(saved.created),
+            rekey_after_time: REKEY_AFTER_TIME,
             initiator: saved.initiator,
             sender_index: saved.sender_index,
             receiver_index: saved.receiver_index,

@@ -205,13 +205,16 @@ impl Peer {
 
     /// Sets where the peer is.
     pub fn set_endpoint(&self, endpoint: Endpoint) {
-        self.store_endpoint(&mut self.state(), endpoint);
+        let _moved = self.store_endpoint(&mut self.state(), endpoint);
     }
 
-    pub(crate) fn store_endpoint(&self, state: &mut PeerState, endpoint: Endpoint) {
-        if state.endpoint.replace(endpoint).is_none() {
+    /// Returns whether the peer was somewhere else before.
+    pub(crate) fn store_endpoint(&self, state: &mut PeerState, endpoint: Endpoint) -> bool {
+        let Some(before) = state.endpoint.replace(endpoint) else {
             self.has_endpoint.store(true, Ordering::Release);
-        }
+            return false;
+        };
+        before.destination != endpoint.destination
     }
 
     /// True if the peer ever had an endpoint. It takes no lock, because it is read for each packet.

@@ -9,6 +9,7 @@
 use crate::saved;
 use crate::session::keypair::REJECT_AFTER_TIME;
 use crate::time::Instant;
+use crate::timer_parameters::TimerParameters;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
@@ -18,8 +19,8 @@ pub const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 pub const REKEY_TIMEOUT_JITTER_MAX: Duration = Duration::from_millis(333);
 /// Time for which initiations are repeated.
 pub const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
-/// Repetitions before giving up: 90 s of one every 5 s, and the one that ends it; with the first
-/// initiation that makes 20.
+/// Repetitions before giving up, if no other [`TimerParameters`] are set: 90 s of one every 5 s, and the one that ends
+/// it; with the first initiation that makes 20.
 pub const MAX_HANDSHAKE_RETRIES: u32 = 19;
 /// Time after receiving data until a keepalive, if nothing else was sent.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -72,6 +73,40 @@ pub struct Timers {
     sent_lastminute_handshake: AtomicBool,
     /// Boot time in nanoseconds; 0 before the first.
     last_sent_handshake: AtomicU64,
+    parameters: Parameters,
+}
+
+/// The [`TimerParameters`], in nanoseconds. They are read where a timer is armed, not for each packet.
+struct Parameters {
+    rekey_after_time: AtomicU64,
+    rekey_timeout: AtomicU64,
+    keepalive_timeout: AtomicU64,
+    max_handshake_retries: AtomicU32,
+}
+
+impl Parameters {
+    fn new(parameters: &TimerParameters) -> Self {
+        Self {
+            rekey_after_time: AtomicU64::new(nanoseconds(parameters.rekey_after_time())),
+            rekey_timeout: AtomicU64::new(nanoseconds(parameters.rekey_timeout())),
+            keepalive_timeout: AtomicU64::new(nanoseconds(parameters.keepalive_timeout())),
+            max_handshake_retries: AtomicU32::new(parameters.max_handshake_retries()),
+        }
+    }
+
+    fn set(&self, parameters: &TimerParameters) {
+        let Self { rekey_after_time, rekey_timeout, keepalive_timeout, max_handshake_retries } =
+            self;
+        let new = Self::new(parameters);
+        rekey_after_time.store(new.rekey_after_time.into_inner(), Ordering::Relaxed);
+        rekey_timeout.store(new.rekey_timeout.into_inner(), Ordering::Relaxed);
+        keepalive_timeout.store(new.keepalive_timeout.into_inner(), Ordering::Relaxed);
+        max_handshake_retries.store(new.max_handshake_retries.into_inner(), Ordering::Relaxed);
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Default for Timers {
@@ -85,6 +120,7 @@ impl Default for Timers {
             handshake_attempts: AtomicU32::new(0),
             sent_lastminute_handshake: AtomicBool::new(false),
             last_sent_handshake: AtomicU64::new(0),
+            parameters: Parameters::new(&TimerParameters::default()),
         }
     }
 }
@@ -149,7 +185,25 @@ impl Timers {
         Duration::from_nanos(self.jitter.load(Ordering::Relaxed))
     }
 
+    /// Age at which the initiator of a keypair starts the next handshake.
+    pub(crate) fn rekey_after_time(&self) -> Duration {
+        Duration::from_nanos(self.parameters.rekey_after_time.load(Ordering::Relaxed))
+    }
+
+    fn rekey_timeout(&self) -> Duration {
+        Duration::from_nanos(self.parameters.rekey_timeout.load(Ordering::Relaxed))
+    }
+
+    fn keepalive_timeout(&self) -> Duration {
+        Duration::from_nanos(self.parameters.keepalive_timeout.load(Ordering::Relaxed))
+    }
+
     // ------------------------------------------------------------ for the control thread
+
+    /// Sets the times of timers that are armed, and of keypairs that are derived, from now on.
+    pub(crate) fn set_parameters(&self, parameters: &TimerParameters) {
+        self.parameters.set(parameters);
+    }
 
     /// Sets the jitter of timers that are armed from now on.
     pub fn set_jitter(&self, random: u32) {
@@ -251,7 +305,7 @@ impl Timers {
     #[must_use]
     pub fn count_handshake_attempt(&self) -> Option<u32> {
         let attempts = self.handshake_attempts.load(Ordering::Relaxed);
-        if attempts >= MAX_HANDSHAKE_RETRIES {
+        if attempts >= self.parameters.max_handshake_retries.load(Ordering::Relaxed) {
             return None;
         }
         self.handshake_attempts.store(attempts + 1, Ordering::Relaxed);
@@ -265,12 +319,12 @@ impl Timers {
         }
     }
 
-    /// False within [`REKEY_TIMEOUT`] of the last handshake message we sent.
+    /// False within [`REKEY_TIMEOUT`], or the time that is set instead, of the last handshake message we sent.
     #[must_use]
     pub fn may_send_initiation(&self, now: Instant) -> bool {
         match self.last_sent_handshake.load(Ordering::Relaxed) {
             0 => true,
-            last => now.since(Instant::from_nanos(last)) >= REKEY_TIMEOUT,
+            last => now.since(Instant::from_nanos(last)) >= self.rekey_timeout(),
         }
     }
 
@@ -281,7 +335,7 @@ impl Timers {
         match self.last_sent_handshake.load(Ordering::Relaxed) {
             0 => true,
             last => {
-                let due = Instant::from_nanos(last).after(REKEY_TIMEOUT);
+                let due = Instant::from_nanos(last).after(self.rekey_timeout());
                 now >= due.after(REKEY_TIMEOUT_JITTER_MAX)
             }
         }
@@ -303,7 +357,7 @@ impl Timers {
     /// Arms the keepalive timer again if data was received since it was armed.
     pub fn keepalive_expired(&self, now: Instant) -> NeedsReschedule {
         if self.need_another_keepalive.swap(false, Ordering::Relaxed) {
-            self.arm(Timer::SendKeepalive, now.after(KEEPALIVE_TIMEOUT))
+            self.arm(Timer::SendKeepalive, now.after(self.keepalive_timeout()))
         } else {
             NeedsReschedule::NONE
         }
@@ -322,7 +376,9 @@ impl Timers {
         if self.is_pending(Timer::NewHandshake) {
             return NeedsReschedule::NONE;
         }
-        let deadline = now.after(KEEPALIVE_TIMEOUT).after(REKEY_TIMEOUT).after(self.jitter());
+        // The keepalive is the peer's, whose times are the whitepaper's or close to them.
+        let deadline =
+            now.after(KEEPALIVE_TIMEOUT).after(self.rekey_timeout()).after(self.jitter());
         self.arm_unless_pending(Timer::NewHandshake, deadline)
     }
 
@@ -334,7 +390,7 @@ impl Timers {
             }
             return NeedsReschedule::NONE;
         }
-        self.arm_unless_pending(Timer::SendKeepalive, now.after(KEEPALIVE_TIMEOUT))
+        self.arm_unless_pending(Timer::SendKeepalive, now.after(self.keepalive_timeout()))
     }
 
     /// Anything authenticated was sent: data, keepalive or handshake.
@@ -360,7 +416,7 @@ impl Timers {
 
     /// An initiation was sent.
     pub fn handshake_initiated(&self, now: Instant) -> NeedsReschedule {
-        self.arm(Timer::RetransmitHandshake, now.after(REKEY_TIMEOUT).after(self.jitter()))
+        self.arm(Timer::RetransmitHandshake, now.after(self.rekey_timeout()).after(self.jitter()))
     }
 
     /// We received a response, or the first packet that confirms ours.
@@ -373,7 +429,7 @@ impl Timers {
     /// An initiation was wanted sooner after the last handshake message than [`REKEY_TIMEOUT`].
     pub fn handshake_postponed(&self) -> NeedsReschedule {
         let last = Instant::from_nanos(self.last_sent_handshake.load(Ordering::Relaxed));
-        let deadline = last.after(REKEY_TIMEOUT).after(self.jitter());
+        let deadline = last.after(self.rekey_timeout()).after(self.jitter());
         self.arm_unless_pending(Timer::RetransmitHandshake, deadline)
     }
 

@@ -227,6 +227,9 @@ fn update_checksum(packet: &mut [u8], before: u16, after: u16) {
     [*high, *low] = (!u16::try_from(folded & 0xffff).unwrap_or(0)).to_be_bytes();
 }
 
+/// Most zeros that follow a packet.
+pub const MAX_PADDING: usize = 15;
+
 /// Length of the zeros that follow a packet of `len` bytes: up to a multiple of 16, but never past
 /// the MTU; beyond the MTU the remainder counts (kernel send.c, calculate_skb_padding).
 #[must_use]

@@ -113,7 +113,7 @@ fn a_packet_does_not_wait_for_the_thousands_to_which_a_change_has_something_sent
         assert!((1..=2 * PEERS_PER_ROUND).contains(&sent(&mut device).len()), "{name}");
         assert!(is_due(&device, now), "{name}: there is more");
         let to = std::net::IpAddr::from((0x0a01_0000 + PEERS - 1).to_be_bytes());
-        device.encapsulate(&request(inner_v4(0), to, 84, 0, 1), now);
+        device.encapsulate(&request(inner_v4(0), to, 84, 0, 1), now).unwrap();
         let sent = sent(&mut device);
         assert_eq!(sent.first(), Some(&(PEERS - 1)), "{name}");
         assert!(sent.len() <= PEERS_PER_ROUND + 1, "{name}");

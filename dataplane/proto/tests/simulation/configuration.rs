@@ -244,7 +244,7 @@ fn what_the_network_refused_is_not_counted_as_sent() {
     let (mut simulation, a, b) = Simulation::pair(13);
     let now = simulation.now();
     let device = &mut simulation.host_mut(a).device;
-    device.encapsulate(&request(inner_v4(0), inner_v4(1), PING_LEN, 0, 1), now);
+    device.encapsulate(&request(inner_v4(0), inner_v4(1), PING_LEN, 0, 1), now).unwrap();
     let initiation = device.poll_transmit().unwrap();
     let (peer, len) = (initiation.peer, initiation.datagram.len());
     assert_eq!(device.peers().next().unwrap().tx_bytes, 148);

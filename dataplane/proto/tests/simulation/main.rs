@@ -4,6 +4,7 @@
 mod bursts;
 mod configuration;
 mod cookies;
+mod fuzz;
 mod handover;
 mod handshake;
 mod network;

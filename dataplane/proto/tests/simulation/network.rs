@@ -194,7 +194,7 @@ fn a_wall_clock_that_has_stopped_breaks_only_the_handshake_it_must() {
     let source = simulation.host(a).inner_v4();
     let to = simulation.host(b).inner_v4();
     let packet = wgsep_simulation::packet::request(source, to, 84, 0, 1);
-    simulation.host_mut(a).device.encapsulate(&packet, now);
+    simulation.host_mut(a).device.encapsulate(&packet, now).unwrap();
     simulation.flush(a);
     simulation.run_for(SECOND);
     assert_eq!(simulation.count(b, Kind::Response), 1);

@@ -209,7 +209,7 @@ fn spoken_to(simulation: &mut Simulation, a: HostId, b: HostId) -> Source {
     let now = simulation.now();
     let endpoint = Endpoint { source: Some(source), ..Endpoint::new(data.from) };
     let device = &mut simulation.host_mut(a).device;
-    device.decapsulate(endpoint, Ecn::NOT_CAPABLE, &mut data.payload, now).unwrap();
+    device.decapsulate(endpoint, Ecn::NOT_CAPABLE, &mut data.payload, now).unwrap().unwrap();
     simulation.set_filter(|_| false);
     assert_eq!(source_for(simulation, a, b), Some(source));
     source
@@ -495,7 +495,8 @@ fn congestion_met_in_the_tunnel_reaches_capable_packets() {
             let (now, mut payload) = (simulation.now(), data.payload.clone());
             let (endpoint, ecn) = (Endpoint::new(data.from), Ecn::of_traffic_class(outer));
             let device = &mut simulation.host_mut(b).device;
-            let packet = device.decapsulate(endpoint, ecn, &mut payload, now).unwrap();
+            let received = device.decapsulate(endpoint, ecn, &mut payload, now).unwrap();
+            let packet = received.unwrap().packet;
             assert_eq!(packet::traffic_class(packet), expected, "{inner} in {outer}");
             assert!(v6 || packet::header_checksum(packet) == 0);
         }

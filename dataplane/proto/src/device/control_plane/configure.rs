@@ -262,6 +262,7 @@ impl ControlPlane {
             pending: Pending::default(),
             queued_at: None,
         });
+        entry.peer.timers.set_parameters(&self.timer_parameters);
         in_ordinary_memory(|| {
             self.peers.insert(id, entry);
             self.by_key.insert(public_key, id);

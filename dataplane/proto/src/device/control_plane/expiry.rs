@@ -240,6 +240,10 @@ impl ControlPlane {
 
     fn expired_zero_key_material(&mut self, id: PeerId) {
         self.clear_handshake(id);
-        self.clear_keypairs(id);
+        if self.clear_keypairs(id)
+            && let Some(peer) = self.public_key(id)
+        {
+            self.log(Event::SessionExpired(peer));
+        }
     }
 }

@@ -37,6 +37,36 @@ pub struct HandshakeDatagram<'a> {
     pub waiting: usize,
 }
 
+/// Why a handshake that a program asked for is not started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
+pub enum StartHandshakeError {
+    /// No peer has this public key.
+    UnknownPeer,
+    /// The link is down.
+    LinkDown,
+    /// There is no private key.
+    NoPrivateKey,
+    /// The peer has no endpoint.
+    NoEndpoint,
+    /// A handshake message was sent to the peer less than REKEY_TIMEOUT (5 s) ago.
+    TooSoon,
+}
+
+impl core::fmt::Display for StartHandshakeError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::UnknownPeer => "no peer has this public key",
+            Self::LinkDown => "the link is down",
+            Self::NoPrivateKey => "there is no private key",
+            Self::NoEndpoint => "the peer has no endpoint",
+            Self::TooSoon => "the last handshake message to the peer is too recent",
+        })
+    }
+}
+
+impl core::error::Error for StartHandshakeError {}
+
 /// The origin and length of an initiation whose static key is being opened.
 struct InitiationOrigin {
     endpoint: Endpoint,
@@ -45,6 +75,32 @@ struct InitiationOrigin {
 
 impl ControlPlane {
     // ------------------------------------------------------------ out
+
+    /// Sends an initiation for no packet's sake.
+    ///
+    /// # Errors
+    /// Why none is sent. Nothing is sent later either.
+    pub(crate) fn start_handshake(
+        &mut self,
+        id: PeerId,
+        now: Now,
+    ) -> Result<(), StartHandshakeError> {
+        let entry = self.entry(id).ok_or(StartHandshakeError::UnknownPeer)?;
+        if !self.up {
+            return Err(StartHandshakeError::LinkDown);
+        }
+        if self.identity.is_none() {
+            return Err(StartHandshakeError::NoPrivateKey);
+        }
+        if !entry.peer.has_endpoint() {
+            return Err(StartHandshakeError::NoEndpoint);
+        }
+        if !entry.peer.timers.may_send_initiation(now.instant) {
+            return Err(StartHandshakeError::TooSoon);
+        }
+        self.request_initiation(id, now);
+        Ok(())
+    }
 
     /// Sends an initiation for a new reason, which resets the count of repetitions.
     pub(super) fn request_initiation(&mut self, id: PeerId, now: Now) {
@@ -198,7 +254,8 @@ impl ControlPlane {
         let parts = present(entry.handshake.begin_session(), "it was just finished");
         let Some(parts) = parts else { return false };
         let peer = Arc::clone(&entry.peer);
-        let keypair = Arc::new(Keypair::new(&parts, now));
+        let rekey_after_time = peer.timers.rekey_after_time();
+        let keypair = Arc::new(Keypair::with_rekey_after_time(&parts, rekey_after_time, now));
         let displaced = peer.state().keypairs.add(Arc::clone(&keypair));
         self.data_path.index_table.swap_handshake_for_keypair(peer, keypair);
         for keypair in displaced.iter().flatten() {
@@ -209,49 +266,62 @@ impl ControlPlane {
 
     // ------------------------------------------------------------ in
 
-    /// Consumes a handshake message or cookie reply on the calling thread.
+    /// Consumes a handshake message or cookie reply on the calling thread. A device that is down ignores it.
+    ///
+    /// # Errors
+    /// Why it is dropped, which is counted.
     pub fn receive_handshake(
         &mut self,
         endpoint: Endpoint,
         datagram: &[u8],
         waiting: usize,
         now: Now,
-    ) {
-        self.receive_handshakes([HandshakeDatagram { endpoint, datagram, waiting }], &Inline, now);
+    ) -> Result<(), DropCause> {
+        let datagram = HandshakeDatagram { endpoint, datagram, waiting };
+        self.receive_handshakes([datagram], &Inline, now).map_or(Ok(()), Err)
     }
 
     /// Consumes handshake messages and cookie replies in the order of arrival. `runner` runs the
-    /// Diffie-Hellman operations of all initiations at once. A device that is down ignores the messages.
+    /// Diffie-Hellman operations of all initiations at once. A device that is down ignores the messages. Returns the
+    /// cause of the latest that was dropped, if any was; all are counted.
     pub fn receive_handshakes<'a>(
         &mut self,
         datagrams: impl IntoIterator<Item = HandshakeDatagram<'a>>,
         runner: &impl JobRunner,
         now: Now,
-    ) {
+    ) -> Option<DropCause> {
+        let mut dropped = None;
         if !self.up {
-            return;
+            return dropped;
         }
         let datagrams = datagrams.into_iter();
         let (mut origins, mut opening) = (Vec::new(), Vec::with_capacity(datagrams.size_hint().0));
         for datagram in datagrams {
-            if let Some(job) = self.receive_message(&datagram, now) {
-                origins.push(InitiationOrigin {
-                    endpoint: datagram.endpoint,
-                    len: datagram.datagram.len(),
-                });
-                opening.push(job);
+            match self.receive_message(&datagram, now) {
+                Ok(Some(job)) => {
+                    origins.push(InitiationOrigin {
+                        endpoint: datagram.endpoint,
+                        len: datagram.datagram.len(),
+                    });
+                    opening.push(job);
+                }
+                Ok(None) => {}
+                Err(cause) => dropped = Some(cause),
             }
         }
         if opening.is_empty() {
-            return;
+            return dropped;
         }
         let mut answered = Vec::with_capacity(opening.len());
         let mut writing = Vec::with_capacity(opening.len());
         for (origin, job) in origins.iter().zip(runner.run(opening)) {
-            if let Some((id, draft)) = self.receive_initiation(origin, job, now) {
-                let (index, job) = self.write_response(id, draft);
-                answered.push((id, index));
-                writing.push(job);
+            match self.receive_initiation(origin, job, now) {
+                Ok((id, draft)) => {
+                    let (index, job) = self.write_response(id, draft);
+                    answered.push((id, index));
+                    writing.push(job);
+                }
+                Err(cause) => dropped = Some(cause),
             }
         }
         let mut written = runner.run(writing).into_iter();
@@ -261,29 +331,39 @@ impl ControlPlane {
             }
             self.reschedule(id);
         }
+        dropped
+    }
+
+    /// Counts a dropped message.
+    fn drop_message<T>(&self, cause: DropCause) -> Result<T, DropCause> {
+        self.data_path.drops.add(cause, 1);
+        Err(cause)
     }
 
     /// Consumes any message but an initiation. For an accepted initiation, returns the job that decrypts the
     /// static key.
-    fn receive_message(&mut self, message: &HandshakeDatagram<'_>, now: Now) -> Option<CryptoJob> {
+    fn receive_message(
+        &mut self,
+        message: &HandshakeDatagram<'_>,
+        now: Now,
+    ) -> Result<Option<CryptoJob>, DropCause> {
         let &HandshakeDatagram { endpoint, datagram, waiting } = message;
         match Message::parse(datagram) {
             Some(Message::Initiation(message)) => {
-                if self.admit(endpoint, datagram, message.sender_index, waiting, now) {
-                    return Some(CryptoJob::open(&self.identity.as_ref()?.keys, message));
-                }
+                self.admit(endpoint, datagram, message.sender_index, waiting, now)?;
+                let identity = present(self.identity.as_ref(), ADMITTED);
+                return Ok(identity.map(|identity| CryptoJob::open(&identity.keys, message)));
             }
             Some(Message::Response(message)) => {
-                if self.admit(endpoint, datagram, message.sender_index, waiting, now) {
-                    self.receive_response(endpoint, datagram.len(), &message, now);
-                }
+                self.admit(endpoint, datagram, message.sender_index, waiting, now)?;
+                self.receive_response(endpoint, datagram.len(), &message, now)?;
             }
-            Some(Message::CookieReply(message)) => self.receive_cookie_reply(&message, now),
+            Some(Message::CookieReply(message)) => self.receive_cookie_reply(&message, now)?,
             Some(Message::Transport(_)) | None => {
-                self.data_path.drops.add(DropCause::InboundMalformed, 1);
+                return self.drop_message(DropCause::InboundMalformed);
             }
         }
-        None
+        Ok(None)
     }
 
     /// Validates the macs; under load also the cookie and the sender's rate.
@@ -294,33 +374,25 @@ impl ControlPlane {
         sender_index: SenderIndex,
         waiting: usize,
         now: Now,
-    ) -> bool {
+    ) -> Result<(), DropCause> {
         let under_load = self.record_message(waiting, now.instant);
         let Some(identity) = &self.identity else {
-            self.data_path.drops.add(DropCause::NoPrivateKey, 1);
-            return false;
+            return self.drop_message(DropCause::NoPrivateKey);
         };
         let from = endpoint.destination;
         let macs = identity.cookie_checker.validate_macs(datagram, from, under_load, now.instant);
         match macs {
             MacState::Invalid => {
-                self.data_path.drops.add(DropCause::InvalidMac, 1);
                 self.log(Event::InvalidMac(from));
-                false
+                self.drop_message(DropCause::InvalidMac)
             }
             MacState::ValidMac1 if under_load => {
-                self.refuse(DropCause::UnderLoad, now.instant);
                 self.send_cookie_reply(endpoint, datagram, sender_index, now.instant);
-                false
+                self.refuse(DropCause::UnderLoad, now.instant)
             }
-            MacState::ValidMac1 => true,
-            MacState::ValidMac2 => {
-                let allowed = self.rate_limiter.allow(from.ip(), now.instant);
-                if !allowed {
-                    self.data_path.drops.add(DropCause::RateLimited, 1);
-                }
-                allowed
-            }
+            MacState::ValidMac1 => Ok(()),
+            MacState::ValidMac2 if self.rate_limiter.allow(from.ip(), now.instant) => Ok(()),
+            MacState::ValidMac2 => self.drop_message(DropCause::RateLimited),
         }
     }
 
@@ -337,10 +409,10 @@ impl ControlPlane {
     }
 
     /// Refuses a message with a valid mac1: it cost a Diffie-Hellman, or would have if not for the load.
-    fn refuse(&mut self, cause: DropCause, now: Instant) {
-        self.data_path.drops.add(cause, 1);
+    fn refuse<T>(&mut self, cause: DropCause, now: Instant) -> Result<T, DropCause> {
         let change = self.load.refuse(now);
         self.load_changed(change);
+        self.drop_message(cause)
     }
 
     fn load_changed(&mut self, change: Option<Change>) {
@@ -381,19 +453,19 @@ impl ControlPlane {
         origin: &InitiationOrigin,
         opened: CryptoJob,
         now: Now,
-    ) -> Option<(PeerId, ResponseDraft)> {
+    ) -> Result<(PeerId, ResponseDraft), DropCause> {
         let Ok(incoming) = opened.opened() else {
-            self.refuse(DropCause::InvalidInitiation, now.instant);
-            return None;
+            return self.refuse(DropCause::InvalidInitiation, now.instant);
         };
         let public_key = incoming.remote_static;
         let Some(id) = self.by_key.get(&public_key).copied() else {
-            self.refuse(DropCause::UnknownPeer, now.instant);
+            let refused = self.refuse(DropCause::UnknownPeer, now.instant);
             self.log(Event::UnknownPeer(origin.endpoint.destination, public_key));
-            return None;
+            return refused;
         };
-        let (identity, entry) = present(self.identity.as_ref(), ADMITTED)
-            .zip(present(self.peers.get_mut(&id), PEER_EXISTS))?;
+        let both = present(self.identity.as_ref(), ADMITTED)
+            .zip(present(self.peers.get_mut(&id), PEER_EXISTS));
+        let Some((identity, entry)) = both else { return Err(DropCause::UnknownPeer) };
         let peer = Arc::clone(&entry.peer);
         match entry.handshake.consume_initiation(&identity.keys, incoming, now.instant) {
             Ok((draft, replaced)) => {
@@ -401,36 +473,41 @@ impl ControlPlane {
                     self.data_path.index_table.release(index);
                 }
                 self.received_from(&peer, origin.endpoint, origin.len, now.instant);
-                Some((id, draft))
+                Ok((id, draft))
             }
             Err(error) => {
                 if let Some(failure) = HandshakeFailure::of_initiation(error) {
                     peer.handshakes().fail(failure);
                 }
-                self.refuse(error.into(), now.instant);
+                let refused = self.refuse(error.into(), now.instant);
                 if error == InitiationError::Replayed {
                     self.log(Event::InitiationReplayed(*peer.public_key()));
                 }
-                None
+                refused
             }
         }
     }
 
-    fn receive_response(&mut self, endpoint: Endpoint, len: usize, message: &Response, now: Now) {
+    fn receive_response(
+        &mut self,
+        endpoint: Endpoint,
+        len: usize,
+        message: &Response,
+        now: Now,
+    ) -> Result<(), DropCause> {
         let Some(Entry::Handshake(id)) = self.data_path.index_table.lookup(message.receiver_index)
         else {
-            self.data_path.drops.add(DropCause::UnknownIndex, 1);
-            return;
+            return self.drop_message(DropCause::UnknownIndex);
         };
         let both = present(self.identity.as_ref(), ADMITTED)
             .zip(present(self.peers.get_mut(&id), PEER_EXISTS));
-        let Some((identity, entry)) = both else { return };
+        let Some((identity, entry)) = both else { return Err(DropCause::UnknownIndex) };
         let peer = Arc::clone(&entry.peer);
         if entry.handshake.consume_response(&identity.keys, message).is_err() {
             peer.handshakes().fail(HandshakeFailure::BadResponse);
-            self.refuse(DropCause::InvalidResponse, now.instant);
+            let refused = self.refuse(DropCause::InvalidResponse, now.instant);
             self.log(Event::ResponseRefused(*peer.public_key()));
-            return;
+            return refused;
         }
         self.received_from(&peer, endpoint, len, now.instant);
         if self.begin_session(id, now.instant) {
@@ -440,6 +517,7 @@ impl ControlPlane {
             self.send_keepalive(id, now);
         }
         self.reschedule(id);
+        Ok(())
     }
 
     /// Updates the peer's endpoint from an authentic handshake message.
@@ -470,18 +548,17 @@ impl ControlPlane {
 
     /// Consumes a cookie reply. It changes neither endpoint nor timers, because it does not authenticate its
     /// sender.
-    fn receive_cookie_reply(&mut self, message: &CookieReply, now: Now) {
+    fn receive_cookie_reply(&mut self, message: &CookieReply, now: Now) -> Result<(), DropCause> {
         let id = match self.data_path.index_table.lookup(message.receiver_index) {
             Some(Entry::Handshake(id)) => id,
             Some(Entry::Keypair(peer, _)) => peer.id(),
-            None => {
-                self.data_path.drops.add(DropCause::UnknownIndex, 1);
-                return;
-            }
+            None => return self.drop_message(DropCause::UnknownIndex),
         };
-        let Some(entry) = present(self.entry_mut(id), PEER_EXISTS) else { return };
-        if !entry.cookie.consume_reply(message, now.instant) {
-            self.data_path.drops.add(DropCause::InvalidCookie, 1);
+        let entry = present(self.entry_mut(id), PEER_EXISTS).ok_or(DropCause::UnknownIndex)?;
+        if entry.cookie.consume_reply(message, now.instant) {
+            Ok(())
+        } else {
+            self.drop_message(DropCause::InvalidCookie)
         }
     }
 }

@@ -17,7 +17,7 @@ pub use configure::{StatusCursor, StatusItem};
 pub use expiry::PEERS_PER_ROUND;
 #[cfg(feature = "internals")]
 pub use handover::Restore;
-pub use handshaking::{HANDSHAKE_TRAFFIC_CLASS, HandshakeDatagram};
+pub use handshaking::{HANDSHAKE_TRAFFIC_CLASS, HandshakeDatagram, StartHandshakeError};
 pub use job::{CryptoJob, Inline, JobRunner};
 pub use load::{MAX_QUEUED_HANDSHAKES, UNDER_LOAD_REFUSALS, UNDER_LOAD_THRESHOLD, UNDER_LOAD_TIME};
 pub use report::{PeerReport, ReportItem, SessionState};
@@ -29,11 +29,13 @@ use crate::noise::cookie::{CookieChecker, CookieGenerator};
 use crate::noise::handshake::{Handshake, StaticIdentity};
 use crate::noise::ratelimiter::RateLimiter;
 use crate::path::data_path::{AllowedIpTable, DataPath, DropCause};
+use crate::random::Random;
 use crate::session::handshakes::HandshakeFailure;
 use crate::session::keypair::{Keypair, Keypairs};
 use crate::session::peer::{Endpoint, Peer, PeerId, StagedPackets};
 use crate::session::timers::Timer;
 use crate::time::{Instant, Now};
+use crate::timer_parameters::TimerParameters;
 use core::net::SocketAddr;
 use core::time::Duration;
 use expiry::Pending;
@@ -50,12 +52,6 @@ pub const MANY_UNANSWERED: u32 = 3;
 
 /// Why the entry of a `PeerId` always exists.
 const PEER_EXISTS: &str = "a PeerId is dropped with its peer";
-
-/// Where the device gets its random numbers.
-pub trait Random: Send {
-    /// Fills `bytes` from a cryptographically secure generator.
-    fn fill(&mut self, bytes: &mut [u8]);
-}
 
 /// A handshake message or cookie reply to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,14 +91,59 @@ pub enum Event {
     InvalidMac(SocketAddr),
     /// A response that is not authentic, mostly because the preshared keys differ.
     ResponseRefused(PublicKey),
-    /// A peer's endpoint changed, as an authentic handshake message proved.
+    /// A peer's endpoint changed, as an authentic message proved. (A [`ControlPlane`] by itself sees the handshake messages
+    /// alone; a [`Device`](super::Device) also transport messages.)
     EndpointMoved(PublicKey, SocketAddr),
+    /// No handshake completed for 540 s, three times REJECT_AFTER_TIME: the keypairs that were left were erased.
+    SessionExpired(PublicKey),
     /// A packet waits for a handshake, and there is no private key.
     NoPrivateKey,
     /// Too many handshakes: from now on, senders have to prove their address.
     UnderLoad,
     /// This virtual machine is a copy: every keypair and handshake was dropped.
     NewGeneration,
+}
+
+impl Event {
+    /// The peer that it concerns; `None` for one of the whole device, and of a sender that proved nothing.
+    #[must_use]
+    pub const fn peer(&self) -> Option<&PublicKey> {
+        match self {
+            Self::HandshakeComplete { peer, .. }
+            | Self::HandshakeUnanswered(peer, _)
+            | Self::HandshakeGivenUp(peer)
+            | Self::NeverConfirmed(peer)
+            | Self::InitiationReplayed(peer)
+            | Self::ResponseRefused(peer)
+            | Self::EndpointMoved(peer, _)
+            | Self::SessionExpired(peer) => Some(peer),
+            Self::UnknownPeer(..)
+            | Self::InvalidMac(_)
+            | Self::NoPrivateKey
+            | Self::UnderLoad
+            | Self::NewGeneration => None,
+        }
+    }
+
+    /// Why a handshake failed, if that is what it reports.
+    #[must_use]
+    pub const fn failure(&self) -> Option<HandshakeFailure> {
+        match self {
+            Self::HandshakeUnanswered(..) => Some(HandshakeFailure::Unanswered),
+            Self::HandshakeGivenUp(_) => Some(HandshakeFailure::GivenUp),
+            Self::NeverConfirmed(_) => Some(HandshakeFailure::Unconfirmed),
+            Self::InitiationReplayed(_) => Some(HandshakeFailure::OldTimestamp),
+            Self::ResponseRefused(_) => Some(HandshakeFailure::BadResponse),
+            Self::NoPrivateKey => Some(HandshakeFailure::NoPrivateKey),
+            Self::HandshakeComplete { .. }
+            | Self::UnknownPeer(..)
+            | Self::InvalidMac(_)
+            | Self::EndpointMoved(..)
+            | Self::SessionExpired(_)
+            | Self::UnderLoad
+            | Self::NewGeneration => None,
+        }
+    }
 }
 
 /// The part of a peer that belongs to the device.
@@ -155,6 +196,7 @@ pub struct ControlPlane {
     can_send_staged: VecDeque<Arc<Peer>>,
     events: VecDeque<Event>,
     random: Box<dyn Random>,
+    timer_parameters: TimerParameters,
 }
 
 impl ControlPlane {
@@ -182,6 +224,7 @@ impl ControlPlane {
             can_send_staged: VecDeque::new(),
             events: VecDeque::new(),
             random,
+            timer_parameters: TimerParameters::default(),
         }
     }
 
@@ -196,6 +239,14 @@ impl ControlPlane {
         self.transmits.pop_front()
     }
 
+    /// Sets the times of all peers' timers: of those that are armed, and of keypairs that are derived, from now on.
+    pub(crate) fn set_timer_parameters(&mut self, parameters: TimerParameters) {
+        self.timer_parameters = parameters;
+        for entry in self.peers.values() {
+            entry.peer.timers.set_parameters(&parameters);
+        }
+    }
+
     /// Uncounts a datagram of `len` bytes to a peer that the network refused.
     pub fn transmit_failed(&mut self, peer: Option<PeerId>, len: usize) {
         if let Some(entry) = peer.and_then(|id| self.entry(id)) {
@@ -208,6 +259,12 @@ impl ControlPlane {
     #[must_use]
     pub fn public_key(&self, id: PeerId) -> Option<PublicKey> {
         self.entry(id).map(|entry| *entry.peer.public_key())
+    }
+
+    /// The number of the peer with a public key.
+    #[must_use]
+    pub fn peer_id(&self, public_key: &PublicKey) -> Option<PeerId> {
+        self.by_key.get(public_key).copied()
     }
 
     /// Whether a public key is that of a peer.
@@ -351,12 +408,14 @@ impl ControlPlane {
         }
     }
 
-    fn clear_keypairs(&self, id: PeerId) {
-        let Some(entry) = present(self.entry(id), PEER_EXISTS) else { return };
+    /// Returns whether there were any.
+    fn clear_keypairs(&self, id: PeerId) -> bool {
+        let Some(entry) = present(self.entry(id), PEER_EXISTS) else { return false };
         let cleared = entry.peer.state().keypairs.clear();
         for keypair in cleared.iter().flatten() {
             self.data_path.index_table.release(keypair.sender_index());
         }
+        cleared.iter().any(Option::is_some)
     }
 
     /// Queues a peer whose staged packets can be sent, or requests the handshake that they need.
@@ -398,6 +457,11 @@ impl ControlPlane {
         if entry.peer.timers.persistent_keepalive_interval() > 0 {
             self.send_keepalive(id, now);
         }
+    }
+
+    /// Logs the endpoint to which a transport message moved a peer.
+    pub(super) fn log_endpoint(&mut self, peer: &Peer, destination: SocketAddr) {
+        self.log(Event::EndpointMoved(*peer.public_key(), destination));
     }
 
     fn log(&mut self, event: Event) {

@@ -8,6 +8,7 @@ use crate::config::AllowedIp;
 use crate::keys::PublicKey;
 use crate::session::handshakes::HandshakeCounters;
 use crate::session::keypair::Keypair;
+use crate::session::peer::PeerId;
 use crate::session::timers::Timer;
 use crate::time::Instant;
 use core::net::SocketAddr;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 
 /// How far a peer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum SessionState {
     /// There was no handshake yet, and none is under way.
     Idle,
@@ -40,8 +42,9 @@ impl SessionState {
     }
 }
 
-/// A peer as it is reported.
+/// A peer as it is reported: its statistics and its state.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct PeerReport {
     /// The peer's key.
     pub public_key: PublicKey,
@@ -67,6 +70,25 @@ pub struct PeerReport {
     pub round_trip: Option<Duration>,
 }
 
+impl PeerReport {
+    /// The report of a peer of which nothing is known.
+    pub(crate) fn unknown(public_key: PublicKey) -> Self {
+        Self {
+            public_key,
+            endpoint: None,
+            last_handshake: Duration::ZERO,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            rx_packets: 0,
+            tx_packets: 0,
+            persistent_keepalive_interval: 0,
+            state: SessionState::Idle,
+            handshakes: HandshakeCounters::default(),
+            round_trip: None,
+        }
+    }
+}
+
 /// An item of the report of the peers.
 #[derive(Clone, Copy, Debug)]
 #[allow(clippy::large_enum_variant, reason = "there is one at a time")]
@@ -84,6 +106,17 @@ impl ControlPlane {
             Step::Peer(entry) => ReportItem::Peer(entry.report(now)),
             Step::AllowedIp(allowed_ip) => ReportItem::AllowedIp(allowed_ip),
         })
+    }
+
+    /// The report of a peer.
+    #[must_use]
+    pub fn report(&self, id: PeerId, now: Instant) -> Option<PeerReport> {
+        self.entry(id).map(|entry| entry.report(now))
+    }
+
+    /// The reports of all peers, in the order of creation.
+    pub fn reports(&self, now: Instant) -> impl Iterator<Item = PeerReport> {
+        self.peers.values().map(move |entry| entry.report(now))
     }
 
     /// All peers, each with its endpoint and with the time at which an authenticated message of it was last received.

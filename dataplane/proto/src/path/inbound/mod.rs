@@ -23,14 +23,19 @@ mod accept;
 mod open;
 mod parse;
 
+pub(crate) use parse::Parsed;
+
+use crate::path::data_path::DropCause;
 use crate::session::keypair::Keypair;
 use crate::session::peer::{Endpoint, Peer};
 use crate::wire::ip::Ecn;
 use crate::wire::messages::ReceiverIndex;
+use core::net::SocketAddr;
 use core::ops::Range;
 use std::sync::Arc;
 
 /// What one read of a socket returned: one datagram, or several that the kernel coalesced.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receive {
     /// Where they lie in the caller's memory, end to end.
     pub bytes: Range<usize>,
@@ -40,6 +45,15 @@ pub struct Receive {
     pub endpoint: Endpoint,
     /// The outer header's ECN bits.
     pub ecn: Ecn,
+}
+
+impl Receive {
+    /// One datagram, from a network without ECN.
+    #[must_use]
+    pub fn new(bytes: Range<usize>, source: SocketAddr) -> Self {
+        let segment_len = bytes.len();
+        Self { bytes, segment_len, endpoint: Endpoint::new(source), ecn: Ecn::NOT_CAPABLE }
+    }
 }
 
 /// Transport messages on their way in.
@@ -72,9 +86,11 @@ struct TransportMessage {
     origin: usize,
     /// Index of its keypair.
     keypair: usize,
-    /// Its keypair or its counter had reached its end.
-    is_expired: bool,
     is_authentic: bool,
+    /// Why it has no packet, if it is not a keepalive.
+    dropped: Option<DropCause>,
+    /// It came from another address than the messages of its peer before.
+    has_moved: bool,
     /// The packet inside, once it was accepted.
     packet: Option<Range<usize>>,
 }

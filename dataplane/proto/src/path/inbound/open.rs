@@ -12,17 +12,18 @@ impl InboundBatch {
         let Self { messages, keypairs, .. } = self;
         let mut parts = Parts::new(memory);
         let jobs = messages.iter_mut().filter_map(|message| {
-            let TransportMessage { sealed, counter, is_expired, is_authentic, .. } = message;
+            let TransportMessage { sealed, counter, dropped, is_authentic, .. } = message;
             let keypair = &*keypairs.get(message.keypair)?.keypair;
-            *is_expired = !keypair.can_receive(*counter, now);
-            let sealed = parts.take(sealed.clone()).filter(|_| !*is_expired)?;
+            if !keypair.can_receive(*counter, now) {
+                *dropped = Some(DropCause::KeypairExpired);
+            }
+            let sealed = parts.take(sealed.clone()).filter(|_| dropped.is_none())?;
             Some(OpenJob { keypair, counter: *counter, sealed, is_authentic })
         });
         open_batch(jobs);
-        for message in messages.iter().filter(|message| !message.is_authentic) {
-            let cause =
-                if message.is_expired { DropCause::KeypairExpired } else { DropCause::Unauthentic };
-            data_path.drops.add(cause, 1);
+        for message in messages.iter_mut().filter(|message| !message.is_authentic) {
+            let cause = message.dropped.get_or_insert(DropCause::Unauthentic);
+            data_path.drops.add(*cause, 1);
         }
     }
 }

@@ -4,11 +4,20 @@ use super::{InboundBatch, Origin, Receive, ReceivingKeypair, TransportMessage};
 use crate::invariant::part;
 use crate::path::data_path::{DataPath, DropCause};
 use crate::session::peer::Endpoint;
+use crate::wire::ip::Ecn;
 use crate::wire::messages::{Message, ReceiverIndex, TRANSPORT_HEADER_LEN, TransportHeader};
 use core::ops::Range;
 
 /// The latest keypairs of a batch that are searched for a receiver index: consecutive messages mostly belong to one.
 const LOOK_BACK: usize = 8;
+
+/// What a datagram is that is not dropped.
+pub(crate) enum Parsed {
+    /// A transport message, which was added to the batch.
+    Transport,
+    /// A handshake message or a cookie reply.
+    Handshake,
+}
 
 impl InboundBatch {
     /// Stage 2: finds out what each datagram of `memory` is, in ascending order. Keeps the transport messages with their
@@ -26,11 +35,8 @@ impl InboundBatch {
             let mut start = bytes.start;
             loop {
                 let end = bytes.end.min(start.saturating_add(segment_len.max(1)));
-                let datagram = part(memory, start..end);
-                match Message::parse(datagram) {
-                    Some(Message::Transport(header)) => self.keep(data_path, header, start..end),
-                    Some(_) => handshake(endpoint, datagram),
-                    None => data_path.drops.add(DropCause::InboundMalformed, 1),
+                if let Ok(Parsed::Handshake) = self.parse_datagram(data_path, memory, start..end) {
+                    handshake(endpoint, part(memory, start..end));
                 }
                 start = end;
                 if start >= bytes.end {
@@ -40,24 +46,60 @@ impl InboundBatch {
         }
     }
 
+    /// Stage 2 for one datagram, which is all that was read.
+    ///
+    /// # Errors
+    /// Why it is dropped, which is counted.
+    pub(crate) fn parse_one(
+        &mut self,
+        data_path: &DataPath,
+        datagram: &[u8],
+        endpoint: Endpoint,
+        ecn: Ecn,
+    ) -> Result<Parsed, DropCause> {
+        self.origins.push(Origin { endpoint, ecn });
+        self.parse_datagram(data_path, datagram, 0..datagram.len())
+    }
+
+    /// Finds out what a datagram of the latest read is.
+    fn parse_datagram(
+        &mut self,
+        data_path: &DataPath,
+        memory: &[u8],
+        bytes: Range<usize>,
+    ) -> Result<Parsed, DropCause> {
+        let parsed = match Message::parse(part(memory, bytes.clone())) {
+            Some(Message::Transport(header)) => self.keep(data_path, header, bytes),
+            Some(_) => Ok(Parsed::Handshake),
+            None => Err(DropCause::InboundMalformed),
+        };
+        parsed.inspect_err(|cause| data_path.drops.add(*cause, 1))
+    }
+
     /// Adds a transport message of the latest read, if its receiver index names a keypair.
-    fn keep(&mut self, data_path: &DataPath, header: TransportHeader, bytes: Range<usize>) {
+    fn keep(
+        &mut self,
+        data_path: &DataPath,
+        header: TransportHeader,
+        bytes: Range<usize>,
+    ) -> Result<Parsed, DropCause> {
         let (Some(keypair), Some(origin)) = (
             self.find_keypair(data_path, header.receiver_index),
             self.origins.len().checked_sub(1),
         ) else {
-            data_path.drops.add(DropCause::UnknownIndex, 1);
-            return;
+            return Err(DropCause::UnknownIndex);
         };
         self.messages.push(TransportMessage {
             sealed: bytes.start.saturating_add(TRANSPORT_HEADER_LEN)..bytes.end,
             counter: header.counter,
             origin,
             keypair,
-            is_expired: false,
             is_authentic: false,
+            dropped: None,
+            has_moved: false,
             packet: None,
         });
+        Ok(Parsed::Transport)
     }
 
     /// The index of the keypair that a receiver index names, among the keypairs of this batch, to which it is
@@ -76,7 +118,6 @@ impl InboundBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::ip::Ecn;
     use crate::wire::messages::COOKIE_REPLY_LEN;
 
     fn receive(bytes: Range<usize>, segment_len: usize) -> Receive {

@@ -115,10 +115,23 @@ impl<S: Segmentation> OutboundBatch<S> {
         }
     }
 
+    /// The batch, with as many datagrams sealed at once as the memory for them holds.
+    pub(crate) const fn without_limit(mut self) -> Self {
+        self.max_datagrams = usize::MAX;
+        self
+    }
+
     /// True if there is nothing to send.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
+    }
+
+    /// True if packets that waited for a keypair go before those that were routed.
+    pub(crate) fn has_staged(&self) -> bool {
+        self.runs.iter().any(|run| {
+            run.reservation.as_ref().is_some_and(|reservation| !reservation.staged.is_empty())
+        })
     }
 
     /// Empties the batch.

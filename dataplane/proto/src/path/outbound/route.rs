@@ -28,18 +28,34 @@ impl<S: Segmentation> OutboundBatch<S> {
     ) {
         for (bytes, segments) in packets {
             let packet = part(memory, bytes.clone());
-            match data_path.route(allowed_ips, packet) {
-                Ok((peer, inner)) => match packet.get(..inner.len).and_then(segments) {
-                    Some(segments) => {
-                        let bytes = bytes.start..bytes.start + inner.len;
-                        let mtu = data_path.mtu_towards(inner.destination, segments.len_of(0));
-                        self.keep(peer, RoutedPacket { bytes, segments, ecn: inner.ecn, mtu });
-                    }
-                    None => data_path.drops.add(DropCause::OutboundMalformed, 1),
-                },
-                Err(cause) => data_path.answer_unreachable(cause, packet, now, &mut answer),
+            let start = bytes.start;
+            if let Err(cause) = self.route_packet(data_path, allowed_ips, packet, start, segments) {
+                data_path.answer_unreachable(cause, packet, now, &mut answer);
             }
         }
+    }
+
+    /// Stage 2 for one packet, which begins at `start` of the caller's memory.
+    ///
+    /// # Errors
+    /// Why it is dropped, which is counted.
+    pub(crate) fn route_packet(
+        &mut self,
+        data_path: &DataPath,
+        allowed_ips: &AllowedIpTable,
+        packet: &[u8],
+        start: usize,
+        segments: impl FnOnce(&[u8]) -> Option<S>,
+    ) -> Result<(), DropCause> {
+        let (peer, inner) = data_path.route(allowed_ips, packet)?;
+        let Some(segments) = packet.get(..inner.len).and_then(segments) else {
+            data_path.drops.add(DropCause::OutboundMalformed, 1);
+            return Err(DropCause::OutboundMalformed);
+        };
+        let bytes = start..start + inner.len;
+        let mtu = data_path.mtu_towards(inner.destination, segments.len_of(0));
+        self.keep(peer, RoutedPacket { bytes, segments, ecn: inner.ecn, mtu });
+        Ok(())
     }
 
     /// Adds a packet to the run of its peer, or begins one.

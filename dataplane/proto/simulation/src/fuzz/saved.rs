@@ -1,10 +1,10 @@
 //! The state that one process hands over to another, changed in any way.
 
 use super::{Input, check_bounds};
+use crate::host::HostId;
+use crate::link::Kind;
+use crate::simulation::Simulation;
 use std::time::Duration;
-use wgsep_simulation::host::HostId;
-use wgsep_simulation::link::Kind;
-use wgsep_simulation::simulation::Simulation;
 
 /// Changes to the records of one run.
 const MAX_CHANGES: usize = 16;

@@ -1,0 +1,6 @@
+//! See `wgsep_simulation::fuzz::handshake_consume`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| wgsep_simulation::fuzz::handshake_consume(data));

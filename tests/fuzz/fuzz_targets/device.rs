@@ -1,6 +1,0 @@
-//! See `wgsep_tests::fuzz::device`.
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|data: &[u8]| wgsep_tests::fuzz::device(data));
