@@ -68,7 +68,8 @@ fn packets_cost_allocations_in_gotatun_alone() {
 fn a_short_buffer_is_an_error_here_and_in_snow_and_a_panic_in_boringtun() {
     let plain = packet(100);
     let mut ours = wgsep_proto_end();
-    let refused = ours.encapsulate_into(&plain, &mut [0; 120], NOW);
+    let mut short = [0; 120];
+    let refused = ours.encapsulate_into(&plain, &mut short, NOW);
     assert!(matches!(refused, Err(wgsep_proto::EncapsulateError::BufferTooShort { .. })));
     let [mut boringtun, _] = Boringtun::established();
     let sealed = catch_unwind(AssertUnwindSafe(|| {
