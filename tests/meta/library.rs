@@ -139,14 +139,34 @@ const ROWS: [(&str, &str, Option<&str>); 14] = [
 /// Cells that claim nothing: what was not looked at, and what a library does not have.
 const NOTHING: [&str; 2] = ["–", "none"];
 
+/// Whether a test, or another function without arguments, has this name.
+fn is_test() -> impl Fn(&str) -> bool {
+    let named = run(Command::new("git").current_dir(repository()).args(["grep", "-h", "^ *fn "]));
+    move |test: &str| named.contains(&format!("fn {test}()"))
+}
+
+#[test]
+fn each_test_that_the_security_page_names_exists() {
+    let page = fs::read_to_string(library().join("SECURITY.md")).unwrap();
+    let (mut names, is_test) = (0, is_test());
+    // A test's name is a sentence; no other name in the page has that many words.
+    for name in page.split('`').skip(1).step_by(2).filter(|code| code.matches('_').count() > 3) {
+        assert!(is_test(name), "{name}");
+        names += 1;
+    }
+    assert!(names > 8, "{names}");
+    for (target, _) in wgsep_simulation::fuzz::TARGETS {
+        assert!(target == "aead" || page.contains(&format!("`{target}`")), "{target}");
+    }
+}
+
 #[test]
 fn each_cell_of_the_readmes_table_has_a_test_or_a_link() {
     let readme = fs::read_to_string(library().join("README.md")).unwrap();
     let (_, table) = readme.split_once("| It is |").unwrap();
     let (table, _) = table.split_once("<!-- end -->").unwrap();
     let table = format!("| It is |{table}");
-    let named = run(Command::new("git").current_dir(repository()).args(["grep", "-h", "^ *fn "]));
-    let exists = |test: &str| named.contains(&format!("fn {test}()"));
+    let exists = is_test();
     let rows: Vec<_> = table.lines().collect();
     assert_eq!(rows.len(), ROWS.len(), "a row without a test, or a test without its row");
     for (row, (name, ours, theirs)) in rows.iter().zip(ROWS) {

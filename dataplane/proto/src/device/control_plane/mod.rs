@@ -91,8 +91,7 @@ pub enum Event {
     InvalidMac(SocketAddr),
     /// A response that is not authentic, mostly because the preshared keys differ.
     ResponseRefused(PublicKey),
-    /// A peer's endpoint changed, as an authentic message proved. (A [`ControlPlane`] by itself sees the handshake messages
-    /// alone; a [`Device`](super::Device) also transport messages.)
+    /// A peer's endpoint changed, as an authentic message proved. (Of the control plane by itself, a handshake message.)
     EndpointMoved(PublicKey, SocketAddr),
     /// No handshake completed for 540 s, three times REJECT_AFTER_TIME: the keypairs that were left were erased.
     SessionExpired(PublicKey),
