@@ -164,7 +164,8 @@ fn mark(value: &str) -> Option<u32> {
 }
 
 pub(super) fn hex_key(value: &str) -> Parsed<Secret> {
-    from_hex(value).ok_or("a key is 64 hexadecimal digits")
+    const BAD: &str = "a key is 64 hexadecimal digits";
+    from_hex(value).ok_or(BAD)
 }
 
 /// `1.2.3.4:5`, `[2001:db8::1]:5` or `[fe80::1%eth0]:5`.
