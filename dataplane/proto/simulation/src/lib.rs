@@ -9,10 +9,13 @@
 //!
 //! [`oracle`] speaks WireGuard by other means, for the other end of a device under test.
 
+// In the package of wgsep-proto, whose tests so need nothing that is not in it.
+#[path = "../../tests/shared/dice.rs"]
 pub mod dice;
 pub mod fuzz;
 pub mod host;
 pub mod link;
+#[path = "../../tests/shared/oracle.rs"]
 pub mod oracle;
 pub mod packet;
 pub mod simulation;

@@ -2,10 +2,14 @@
 //! asserts what must hold whatever the bytes are.
 
 mod aead;
+#[path = "../../../tests/shared/input.rs"]
+mod input;
 mod saved;
+#[path = "../../../tests/shared/tunnel.rs"]
 mod tunnel;
 
 pub use self::aead::aead;
+pub use self::input::Input;
 pub use self::saved::saved;
 pub use self::tunnel::tunnel;
 use crate::dice::Dice;
@@ -42,42 +46,6 @@ pub const TARGETS: [Target; 7] = [
     ("saved", saved),
     ("tunnel", tunnel),
 ];
-
-/// Takes one decision after the other off the input; zeros when it has ended.
-pub struct Input<'a>(pub &'a [u8]);
-
-impl<'a> Input<'a> {
-    /// A byte.
-    pub fn byte(&mut self) -> u8 {
-        let Some((first, rest)) = self.0.split_first() else { return 0 };
-        self.0 = rest;
-        *first
-    }
-
-    /// Two bytes.
-    pub fn word(&mut self) -> u16 {
-        u16::from_le_bytes([self.byte(), self.byte()])
-    }
-
-    /// Four bytes.
-    pub fn number(&mut self) -> u32 {
-        u32::from(self.word()) << 16 | u32::from(self.word())
-    }
-
-    /// A byte.
-    /// At most so many bytes.
-    pub fn bytes(&mut self, most: usize) -> &'a [u8] {
-        let (taken, rest) = self.0.split_at(most.min(self.0.len()));
-        self.0 = rest;
-        taken
-    }
-
-    /// True once all of it was taken.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
 
 /// Whatever parses has the exact form, and writing it again gives the same bytes.
 ///
