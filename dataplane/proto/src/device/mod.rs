@@ -136,6 +136,10 @@ impl Device {
 
     /// Handles what other threads that use the data path requested. The other methods do so themselves.
     pub fn flush(&mut self, now: Now) {
+        // As after almost every packet.
+        if self.control.is_settled() {
+            return;
+        }
         let mut most = control_plane::PEERS_PER_ROUND;
         loop {
             if self.control.data_path().vm_generation_changed() {

@@ -244,6 +244,8 @@ pub struct DataPath {
     route_mtus: Mutex<AllowedIps<u32>>,
     has_identity: AtomicBool,
     dirty_peers: Mutex<VecDeque<PeerId>>,
+    /// Whether there are any, for those who would only look.
+    has_dirty_peers: AtomicBool,
     wake: AtomicBool,
     generation: OnceLock<Box<dyn GenerationCounter>>,
     /// The generation in which the keypairs were made.
@@ -329,7 +331,10 @@ impl DataPath {
     /// Marks a peer as dirty, with the reason for which the control thread must examine it.
     pub(crate) fn mark(&self, peer: &Peer, reason: u8) {
         if peer.mark(reason) {
-            self.dirty_peers().push_back(peer.id());
+            let mut queue = self.dirty_peers();
+            queue.push_back(peer.id());
+            self.has_dirty_peers.store(true, Ordering::Release);
+            drop(queue);
             self.wake.store(true, Ordering::Release);
         }
     }
@@ -364,7 +369,14 @@ impl DataPath {
                 taken.push(id);
             }
         }
-        (taken, !queue.is_empty())
+        let more = !queue.is_empty();
+        self.has_dirty_peers.store(more, Ordering::Release);
+        (taken, more)
+    }
+
+    /// Whether a peer is dirty, without the lock.
+    pub(crate) fn has_dirty_peers(&self) -> bool {
+        self.has_dirty_peers.load(Ordering::Acquire)
     }
 
     fn dirty_peers(&self) -> MutexGuard<'_, VecDeque<PeerId>> {

@@ -99,6 +99,16 @@ impl ControlPlane {
         self.left_since = (more || !self.pending.is_empty()).then_some(now.instant);
     }
 
+    /// True if [`Self::handle_dirty_peers`] has nothing to handle, and there is nothing to be sent.
+    pub(in crate::device) fn is_settled(&self) -> bool {
+        !self.data_path.has_dirty_peers()
+            && self.pending.is_empty()
+            && self.left_since.is_none()
+            && self.transmits.is_empty()
+            && self.can_send_staged.is_empty()
+            && !self.data_path.vm_generation_changed()
+    }
+
     fn has_id(&self, id: PeerId) -> bool {
         self.peers.contains_key(&id)
     }
