@@ -1,10 +1,10 @@
-//! One packet: ring by default, the pure-Rust chacha20poly1305 without it.
+//! One packet: ring by default, the pure-Rust chacha20poly1305 without it and on WebAssembly.
 
 use crate::{Key, NONCE_LEN, TAG_LEN};
 
 pub(crate) use backend::{open, seal};
 
-#[cfg(feature = "ring")]
+#[cfg(all(feature = "ring", not(target_family = "wasm")))]
 mod backend {
     use super::{Key, NONCE_LEN, TAG_LEN};
     use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
@@ -54,7 +54,7 @@ mod backend {
     }
 }
 
-#[cfg(not(feature = "ring"))]
+#[cfg(any(not(feature = "ring"), target_family = "wasm"))]
 mod backend {
     use super::{Key, NONCE_LEN, TAG_LEN};
     use chacha20poly1305::aead::AeadInOut;
