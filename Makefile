@@ -19,6 +19,7 @@
 #
 # build, install and deb take TARGET=: aarch64-unknown-linux-gnu for arm64, x86_64-unknown-linux-musl for
 # a pair without any library, or another of rustc's. What they make is then in target/TARGET.
+# make test-targets  the protocol's library for all the targets that its README names, with unit tests by emulators
 # make test-aarch64  the unit tests of ipc, policy and the protocol, by an emulator of that processor
 
 CARGO ?= cargo
@@ -102,7 +103,7 @@ PLACED = sed -e 's|@SBINDIR@|$(SBINDIR)|g; s|@LIBEXECDIR@|$(LIBEXECDIR)|g' \
 DEBDIR ?= $(TARGET_DIR)
 
 .PHONY: build bench bench-readme bench-steps install deb source-package reproducible demo test attacks print-attacks-on-a-daemon soak hostile deps system-packages clean miri \
-	target-compiler other-targets filters test-aarch64 unit-tests
+	target-compiler other-targets filters test-aarch64 unit-tests test-targets
 
 build: $(addsuffix -compiler,$(if $(TARGET),target))
 	@bin/dist/check-tools $(or $(filter deb,$(MAKECMDGOALS)),build)
@@ -214,6 +215,11 @@ filters:
 	program=$$($(REPRODUCIBLE) $(CARGO) test --release $(FOR_TARGET) --locked -p wgsep-policy --test attacks_filters --no-run \
 		--message-format json | jq -r 'select(.executable).executable') && \
 		install "$$program" $(WGSEP_BIN_DIR)/attacks_filters
+
+# Which they are, and how: tests/targets.sh.
+test-targets:
+	tests/deps.sh targets
+	tests/targets.sh
 
 test-aarch64:
 	tests/deps.sh emulator

@@ -5,6 +5,7 @@
 #   deps.sh kernel      qemu, and the kernel that it boots as a peer
 #   deps.sh arm64       qemu for aarch64, and what Debian's arm64 kernel boots there
 #   deps.sh target T    what building for T takes, which is a target of rustc's; also deps.sh emulator
+#   deps.sh targets     what tests/targets.sh takes: targets of rustc's, compilers and emulators
 #   deps.sh debian      two Debians to install the package into, 12 and 13; what checks the package and manual pages
 #   deps.sh prometheus  Prometheus, which reads what wgsep writes for it
 #   deps.sh rosenpass   rosenpass, which sets preshared keys
@@ -27,6 +28,10 @@ fail() { say "$*"; exit 1; }
 
 # Only for the machine in which the kernel's WireGuard runs.
 machine_packages="qemu-system-x86 busybox-static cpio kmod libc-bin"
+
+# Of `targets` only: clang compiles what is checked, the others link and run what is run.
+target_packages="clang qemu-user-static gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf
+	libc6-dev-armhf-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross gcc-mingw-w64-x86-64 wine64"
 
 # Of `debian` only.
 packaging_packages="dpkg-dev debootstrap systemd-container mandoc man-db libcap2-bin zsh fish lintian"
@@ -148,14 +153,21 @@ remove_superseded() {
 		-exec rm -rf --one-file-system {} +
 }
 
+# install_libraries TARGET...: rustc's library for each.
+install_libraries() {
+	"$recipes"/../../bin/dist/check-tools rust
+	for target; do
+		[ ! -d "$(rustc --print target-libdir --target "$target" 2>/dev/null)" ] || continue
+		command -v rustup >/dev/null ||
+			fail "rustc has no library for $target: install Rust with rustup, or that library"
+		say "installing rustc's library for $target"
+		rustup target add "$target" || fail "rustup has no library for $target: is there a network?"
+	done
+}
+
 # install_target TARGET: rustc's library for it, and a C compiler for it, which also links.
 install_target() {
-	"$recipes"/../../bin/dist/check-tools rust
-	if [ ! -d "$(rustc --print target-libdir --target "$1" 2>/dev/null)" ]; then
-		command -v rustup >/dev/null || fail "rustc has no library for $1: install Rust with rustup, or that library"
-		say "installing rustc's library for $1"
-		rustup target add "$1" || fail "rustup has no library for $1: is there a network?"
-	fi
+	install_libraries "$1"
 	case "$1" in
 	aarch64-*-gnu)
 		compiler=aarch64-linux-gnu-gcc
@@ -203,6 +215,13 @@ arm64)
 target)
 	install_target "${2:?deps.sh target TARGET}"
 	;;
+targets)
+	install_libraries $("$recipes"/../targets.sh list | cut -d ' ' -f 2)
+	packages=$target_packages
+	install_packages
+	# Debian's own nodejs, or another that is there.
+	command -v node >/dev/null || { packages=nodejs && install_packages; }
+	;;
 emulator)
 	packages="qemu-user-static"
 	install_packages
@@ -240,6 +259,6 @@ where)
 	where "${2:-}"
 	;;
 *)
-	fail "usage: deps.sh system|peers|kernel|arm64|debian|prometheus|rosenpass|kubernetes|deny|emulator|target TARGET|where NAME"
+	fail "usage: deps.sh system|peers|kernel|arm64|debian|prometheus|rosenpass|kubernetes|deny|emulator|target TARGET|targets|where NAME"
 	;;
 esac

@@ -49,6 +49,22 @@ fn documentation_builds_without_a_warning() {
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 }
 
+#[test]
+fn the_readme_names_the_targets_that_ci_compiles_for_and_those_that_it_runs() {
+    let readme = fs::read_to_string(library().join("README.md")).unwrap();
+    let (_, section) = readme.split_once("## Where it runs").unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+    let stated: Vec<_> = rows
+        .map(|(target, how)| {
+            let is_run =
+                ["in an emulator", "in wine", "in node"].iter().any(|way| how.contains(way));
+            format!("{} {target}", if is_run { "run" } else { "check" })
+        })
+        .collect();
+    let script = run(Command::new(repository().join("tests/targets.sh")).arg("list"));
+    assert_eq!(stated, script.lines().collect::<Vec<_>>());
+}
+
 /// Crates that bind to a system.
 const SYSTEM: [&str; 7] = ["libc", "nix", "rustix", "mio", "socket2", "windows-sys", "getrandom"];
 

@@ -55,6 +55,9 @@
 // The facade needs not all of what the daemon does.
 #![cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]
 
+#[cfg(not(target_has_atomic = "64"))]
+compile_error!("wgsep-proto needs 64-bit atomics, which this target does not have");
+
 mod config;
 mod keys;
 mod random;
