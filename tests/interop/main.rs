@@ -5,6 +5,7 @@
 mod comparison;
 mod continuity;
 mod differential;
+mod embedded;
 mod kernel_peer;
 mod pairs;
 mod rosenpass;

@@ -14,6 +14,7 @@ pub mod cache;
 pub mod cgroup;
 pub mod daemon;
 pub mod descriptors;
+pub mod example;
 pub mod fuzz;
 pub mod guest;
 #[cfg(target_arch = "x86_64")]
