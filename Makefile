@@ -20,6 +20,7 @@
 # build, install and deb take TARGET=: aarch64-unknown-linux-gnu for arm64, x86_64-unknown-linux-musl for
 # a pair without any library, or another of rustc's. What they make is then in target/TARGET.
 # make test-targets  the protocol's library for all the targets that its README names, with unit tests by emulators
+# make c-header  the header of dataplane/proto/c, from its source
 # make test-aarch64  the unit tests of ipc, policy and the protocol, by an emulator of that processor
 
 CARGO ?= cargo
@@ -103,7 +104,7 @@ PLACED = sed -e 's|@SBINDIR@|$(SBINDIR)|g; s|@LIBEXECDIR@|$(LIBEXECDIR)|g' \
 DEBDIR ?= $(TARGET_DIR)
 
 .PHONY: build bench bench-readme bench-steps install deb source-package reproducible demo test attacks print-attacks-on-a-daemon soak hostile deps system-packages clean miri \
-	target-compiler other-targets filters test-aarch64 unit-tests test-targets
+	target-compiler other-targets filters test-aarch64 unit-tests c-header test-targets
 
 build: $(addsuffix -compiler,$(if $(TARGET),target))
 	@bin/dist/check-tools $(or $(filter deb,$(MAKECMDGOALS)),build)
@@ -255,6 +256,12 @@ deps: system-packages
 	tests/deps.sh prometheus
 	tests/deps.sh rosenpass
 	tests/deps.sh kubernetes
+	tests/deps.sh cbindgen
+
+# The header of the protocol's library for C.
+c-header:
+	tests/deps.sh cbindgen
+	cd dataplane/proto/c && "$$(../../../tests/deps.sh where cbindgen)/bin/cbindgen" --quiet --output include/wgsep_tunnel.h .
 
 system-packages:
 	tests/deps.sh system

@@ -11,12 +11,13 @@
 #   deps.sh rosenpass   rosenpass, which sets preshared keys
 #   deps.sh kubernetes  kubernetes-validate, which knows what a recipe for Kubernetes may say
 #   deps.sh deny        cargo-deny
-#   deps.sh where NAME  the cache entry of that name: boringtun-cli, gotatun-cli, wireguard-go, cargo-deny, kernel,
-#                       arm64, debian, debian-13, prometheus, rosenpass, kubernetes-validate
+#   deps.sh cbindgen    cbindgen, which writes the header for C
+#   deps.sh where NAME  the cache entry of that name: boringtun-cli, gotatun-cli, wireguard-go, cargo-deny, cbindgen,
+#                       kernel, arm64, debian, debian-13, prometheus, rosenpass, kubernetes-validate
 set -eu
 
 packages="gcc libc6-dev make binutils git ca-certificates iproute2 iputils-ping iperf3 ethtool nftables
-	procps util-linux libcap2-bin locales wireguard-tools wireguard-go jq"
+	procps util-linux libcap2-bin locales wireguard-tools wireguard-go jq valgrind"
 
 # Outside the tree, so that neither `make clean` nor a fresh clone costs the build again.
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/wgsep"
@@ -78,7 +79,7 @@ install_rust() {
 # INPUTS one of what the recipe says it depends on. The symbolic link NAME-RECIPE, which is what
 # `deps.sh where` prints, leads to the current one. So a change of a recipe, of a version in it or of an
 # input makes a new entry, and trees with different recipes share a cache without a clash.
-entries="boringtun-cli gotatun-cli wireguard-go cargo-deny kernel arm64 debian debian-13 prometheus
+entries="boringtun-cli gotatun-cli wireguard-go cargo-deny cbindgen kernel arm64 debian debian-13 prometheus
 	rosenpass kubernetes-validate"
 
 recipe_of() {
@@ -87,6 +88,7 @@ recipe_of() {
 	gotatun-cli) echo crate gotatun-cli 0.10.2 ;;
 	cargo-deny) echo crate cargo-deny 0.20.2 ;;
 	wireguard-go | kernel | arm64 | prometheus | kubernetes-validate) echo "$1" ;;
+	cbindgen) echo crate cbindgen 0.29.4 ;;
 	debian) echo debian bookworm ;;
 	rosenpass) echo rosenpass 0.2.3 ;;
 	# needrestart is not in the other: it is one of many programs that a Debian may have.
@@ -255,10 +257,13 @@ kubernetes)
 deny)
 	obtain cargo-deny
 	;;
+cbindgen)
+	obtain cbindgen || say "cbindgen cannot be built here"
+	;;
 where)
 	where "${2:-}"
 	;;
 *)
-	fail "usage: deps.sh system|peers|kernel|arm64|debian|prometheus|rosenpass|kubernetes|deny|emulator|target TARGET|targets|where NAME"
+	fail "usage: deps.sh system|peers|kernel|arm64|debian|prometheus|rosenpass|kubernetes|deny|cbindgen|emulator|target TARGET|targets|where NAME"
 	;;
 esac

@@ -68,6 +68,11 @@ echo "with ring and without:"
 cargo check --locked -p wgsep-proto "${checked[@]}"
 cargo check --locked -p wgsep-proto --no-default-features "${checked[@]}"
 
+# Those that know of a system. ring is the same as above.
+echo "and what embeds it:"
+systems=(aarch64-linux-android aarch64-apple-darwin x86_64-unknown-freebsd x86_64-pc-windows-gnu)
+cargo check --locked -p wgsep-tokio -p wgsep-proto-c --no-default-features --lib --examples "${systems[@]/#/--target=}"
+
 # run TARGET RUNNER [LINKER]: the unit tests, by an emulator.
 run() {
 	echo

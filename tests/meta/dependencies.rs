@@ -89,7 +89,7 @@ fn the_confinement_links_only_bindings_to_the_system() {
 }
 
 /// Each crate of the workspace, and those of its siblings that it may use.
-const DIRECTIONS: [(&str, &[&str]); 19] = [
+const DIRECTIONS: [(&str, &[&str]); 20] = [
     // The audit names capabilities, and gives up its own.
     ("wgsep", &["wgsep-policy", "wgsep-launch"]),
     ("wgsep-dataplane-bin", &["wgsep-dataplane"]),
@@ -114,6 +114,7 @@ const DIRECTIONS: [(&str, &[&str]); 19] = [
     ("wgsep-aead", &[]),
     ("wgsep-simulation", &["wgsep-aead", "wgsep-proto"]),
     // What embeds the protocol has nothing of the daemon.
+    ("wgsep-proto-c", &["wgsep-proto"]),
     ("wgsep-tokio", &["wgsep-proto"]),
     ("wgsep-ipc", &[]),
     ("wgsep-journal", &["wgsep-ipc"]),

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod c_library;
 mod dependencies;
 mod deps_cache;
 mod errors;
