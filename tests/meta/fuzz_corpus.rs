@@ -49,7 +49,7 @@ fn status() {
 
 #[test]
 fn preshared_keys() {
-    replay(TARGETS[10]);
+    replay(TARGETS[4]);
 }
 
 #[test]
