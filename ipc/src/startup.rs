@@ -206,6 +206,8 @@ command_line! {
     fwmark: u32 = "--fwmark",
     /// Whether the UDP sockets are on every address and interface.
     listens_everywhere: bool = "--listens-everywhere",
+    /// Name of the only interface that the UDP sockets are bound to; empty for none.
+    bind_device: String = "--bind-device",
 }
 
 /// The value of the option that comes next.
@@ -232,6 +234,7 @@ mod tests {
             highest_port: u16::MAX,
             fwmark: u32::MAX,
             listens_everywhere: log_level == LogLevel::Info,
+            bind_device: String::new(),
         }
     }
 
@@ -257,7 +260,8 @@ mod tests {
         }
         for at in 0..words.len() {
             // Any text is the name of an interface.
-            if words[at - usize::from(at > 0)] != "--interface" {
+            let option = &words[at - usize::from(at > 0)];
+            if !["--interface", "--bind-device"].contains(&option.as_str()) {
                 let mut altered = words.clone();
                 altered[at].push('x');
                 refused(&altered);

@@ -4,7 +4,7 @@
 //! `get` are processed meanwhile. A `get` waits only while the link goes up or down. A `set` whose new port may be opened
 //! only later is put off, and its port is requested again each second; only sets that open a port wait for it.
 
-use super::{Action, Awaiting, Control, End, LINK, port, status};
+use super::{Action, Awaiting, Binding, Control, End, LINK, Listeners, Useless, port, status};
 use crate::clock;
 use crate::helper::{self, HelperMessage};
 use crate::link::LinkMonitor;
@@ -46,7 +46,7 @@ impl Control {
                 Action::Configured(client) => self.reply_set(client, 0),
                 Action::LinkUp => self.start_link_up(),
                 Action::OpenPort => self.start_open_port(),
-                Action::ReopenPort => self.start_reopen_port(),
+                Action::ReopenPort(useless) => self.start_reopen_port(useless),
                 Action::LinkDown => self.start_link_down(),
                 Action::Get(client) => self.get(client),
                 Action::HandOver(socket) => self.hand_over(&socket),
@@ -179,13 +179,10 @@ impl Control {
         // Packets that are read before the sockets of the other dataplane are there would be lost.
         let read = if self.awaits_sockets { Ok(()) } else { shared.read_tun(tun) };
         let watched = read.and_then(|()| self.probe.watch(tun));
-        let ready = watched.and_then(|()| self.uapi.listen(listener, &self.epoll)).and_then(|()| {
-            if let Some(status) = status {
-                self.status.listen(status, &self.epoll)?;
-            }
-            if let Some(psk) = psk {
-                self.psk.listen(psk, &self.epoll)?;
-            }
+        self.listeners = Some(Listeners { uapi: listener, status, psk });
+        // What clients would be told before the sockets are there is not so.
+        let listens = |()| if self.awaits_sockets { Ok(()) } else { self.listen() };
+        let ready = watched.and_then(listens).and_then(|()| {
             let (location, now) = ((*netns, *ifindex), clock::instant());
             let link = LinkMonitor::new(netlink, location, *follows_moves, &self.interface, now);
             self.epoll.add(&link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;
@@ -227,13 +224,27 @@ impl Control {
         }
     }
 
-    /// Begins to read the TUN device, for which the sockets of another dataplane were awaited.
+    /// Accepts clients from now on.
+    fn listen(&mut self) -> nix::Result<()> {
+        let Some(Listeners { uapi, status, psk }) = self.listeners.take() else { return Ok(()) };
+        self.uapi.listen(uapi, &self.epoll)?;
+        if let Some(status) = status {
+            self.status.listen(status, &self.epoll)?;
+        }
+        if let Some(psk) = psk {
+            self.psk.listen(psk, &self.epoll)?;
+        }
+        Ok(())
+    }
+
+    /// Begins to read the TUN device and to accept clients, for which the sockets of another dataplane were awaited.
     fn await_no_sockets(&mut self) {
-        if core::mem::take(&mut self.awaits_sockets)
-            && let Some(tun) = self.shared.tun.get()
-            && let Err(error) = self.shared.read_tun(tun)
-        {
-            tracing::error!("cannot read the TUN device: {}; {}", described(error), remedy(error));
+        if !core::mem::take(&mut self.awaits_sockets) {
+            return;
+        }
+        let read = self.shared.tun.get().map_or(Ok(()), |tun| self.shared.read_tun(tun));
+        if let Err(error) = read.and_then(|()| self.listen()) {
+            tracing::error!("cannot serve the interface: {}; {}", described(error), remedy(error));
             self.end = Some(End::Failed);
         }
     }
@@ -245,21 +256,27 @@ impl Control {
         }
     }
 
-    /// Replaces sockets that another program had the kernel destroy, because they receive nothing.
-    fn start_reopen_port(&mut self) {
+    /// Replaces sockets that receive nothing any more.
+    fn start_reopen_port(&mut self, useless: Useless) {
         if !self.link_state.up || self.lacks_port() {
             return;
         }
-        tracing::error!(
-            "another program had the kernel destroy the UDP sockets (as `ss -K` does); opening them again"
-        );
+        match useless {
+            Useless::Destroyed => tracing::error!(
+                "another program had the kernel destroy the UDP sockets (as `ss -K` does); opening them again"
+            ),
+            Useless::DeviceGone => tracing::warn!(
+                "the interface of --bind-device is gone: {}; opening the UDP sockets again",
+                self.bind_device
+            ),
+        }
         self.replace_sockets(UdpSockets::default());
         self.actions.push_front(Action::OpenPort);
         self.request(&Request::CloseUdp, Awaiting::LinkDown);
     }
 
     /// True if the interface is up without a UDP port.
-    fn lacks_port(&self) -> bool {
+    pub(super) fn lacks_port(&self) -> bool {
         self.link_state.up && self.open_families() == [false; 2]
     }
 
@@ -339,11 +356,20 @@ impl Control {
             self.end = Some(End::HelperLost);
             return Err(libc::EPROTO);
         };
-        self.replace_sockets(UdpSockets::new(bound, Arc::clone(&self.gso)));
+        let route_sources = Arc::clone(self.source_check.route_sources());
+        self.replace_sockets(UdpSockets::new(bound, Arc::clone(&self.gso), route_sources));
         Ok(port)
     }
 
     fn replace_sockets(&mut self, sockets: UdpSockets) {
+        let addresses: Vec<_> = sockets.bound().iter().map(|one| one.address).collect();
+        let binding = match (self.listens_everywhere, self.bind_device.is_empty()) {
+            (true, _) => Binding::Everywhere,
+            (false, true) => Binding::Addresses,
+            (false, false) => Binding::Device,
+        };
+        self.source_check.bound(&addresses, binding, clock::instant());
+        self.bound_to = None;
         self.retiring = self.shared.sockets.reader().value().until_closed();
         if let Err(errno) = self.shared.replace_sockets(sockets) {
             tracing::error!(

@@ -135,6 +135,17 @@ fn is_fresh(logged: Instant, now: Instant) -> bool {
     now.since(logged) < AGAIN_AFTER
 }
 
+/// A handshake message that the network did not take.
+pub(super) struct Unsent {
+    /// To whom, and where.
+    pub(super) peer: PublicKey,
+    pub(super) to: SocketAddr,
+    /// SO_MARK, 0 for none.
+    pub(super) mark: u32,
+    /// An address of the family that is listened on and that no interface has.
+    pub(super) missing: Option<IpAddr>,
+}
+
 /// Writes events that an operator acts on.
 #[derive(Default)]
 pub(super) struct Reporter {
@@ -171,16 +182,9 @@ impl Reporter {
     }
 
     /// The network did not take a handshake message to a peer.
-    pub(super) fn unsent(
-        &mut self,
-        peer: PublicKey,
-        to: SocketAddr,
-        mark: u32,
-        error: &io::Error,
-        now: Instant,
-    ) {
-        let line = unsent_line(peer, to, mark, error);
-        self.failure(Kind::Unsent, Subject::Peer(peer), &line, now);
+    pub(super) fn unsent(&mut self, unsent: &Unsent, error: &io::Error, now: Instant) {
+        let line = unsent_line(unsent, error);
+        self.failure(Kind::Unsent, Subject::Peer(unsent.peer), &line, now);
     }
 
     /// Forgets the peers that the device does not have any more: if one is added again, its failures
@@ -213,8 +217,14 @@ fn is_of_many(to: IpAddr) -> bool {
 }
 
 /// Why nothing is sent to a peer, and what to check.
-fn unsent_line(peer: PublicKey, to: SocketAddr, mark: u32, error: &io::Error) -> String {
-    match udp::cause_of(error) {
+fn unsent_line(&Unsent { peer, to, mark, missing }: &Unsent, error: &io::Error) -> String {
+    let cause = udp::cause_of(error);
+    if let (Cause::Local(LocalCause::SendNoRoute), Some(missing)) = (cause, missing) {
+        return format!(
+            "{peer}: cannot send to {to}: {error}; no interface has {missing} of --listen-address: add it (ip address), or a route by which another of them is the source"
+        );
+    }
+    match cause {
         _ if to.port() == 0 => {
             format!("{peer}: cannot send to {to}: {error}; check the port of its endpoint")
         }
@@ -239,6 +249,13 @@ fn unsent_line(peer: PublicKey, to: SocketAddr, mark: u32, error: &io::Error) ->
         {
             format!(
                 "{peer}: no address of this machine to send to its endpoint {to} from: {error}; see: ip -6 addr, sysctl net.ipv6.conf.all.disable_ipv6"
+            )
+        }
+        Cause::Local(LocalCause::SendNoRoute)
+            if !has_scope(to) && error.raw_os_error() == Some(nix::libc::ENODEV) =>
+        {
+            format!(
+                "{peer}: cannot send to {to}: {error}; the interface of --bind-device is gone: create it (ip link)"
             )
         }
         Cause::Local(LocalCause::SendNoRoute) if has_scope(to) => format!(
@@ -392,7 +409,8 @@ mod tests {
         ] {
             let peer = key(1);
             let error = io::Error::from_raw_os_error(errno);
-            let line = unsent_line(peer, to.parse().unwrap(), mark, &error);
+            let line =
+                unsent_line(&Unsent { peer, to: to.parse().unwrap(), mark, missing: None }, &error);
             assert!(line.starts_with(&format!("{peer}: ")) && line.contains(to), "{line}");
             assert!(line.ends_with(advice), "{line}");
         }

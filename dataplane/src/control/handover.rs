@@ -188,6 +188,7 @@ mod tests {
             highest_port: 65_535,
             fwmark: 0,
             listens_everywhere: true,
+            bind_device: String::new(),
         };
         // Nobody answers at the other end.
         let channel = Channel::new(pair().0).unwrap();

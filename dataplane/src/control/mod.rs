@@ -38,11 +38,11 @@ mod put_off;
 mod sources;
 mod status;
 
-use self::events::Reporter;
+use self::events::{Reporter, Unsent};
 use self::port::PortRetry;
 use self::probe::{LinkProbe, PROBE_INTERVAL};
 use self::put_off::PutOff;
-use self::sources::SourceCheck;
+use self::sources::{Binding, SourceCheck};
 use self::status::Status;
 use crate::clock;
 use crate::helper::Helper;
@@ -60,6 +60,7 @@ use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::VecDeque;
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
@@ -126,13 +127,29 @@ enum Action {
     LinkUp,
     /// Try again to open the port of an interface that is up.
     OpenPort,
-    /// Replace sockets that the kernel has destroyed.
-    ReopenPort,
+    /// Replace sockets that are of no use any more.
+    ReopenPort(Useless),
     LinkDown,
     /// A `get` that was received while the link changed.
     Get(ClientId),
     /// Hand everything over by this socket.
     HandOver(OwnedFd),
+}
+
+/// Why sockets are of no use any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Useless {
+    /// The kernel has destroyed them.
+    Destroyed,
+    /// The interface that they are bound to is gone.
+    DeviceGone,
+}
+
+/// Listeners on which no client is accepted yet.
+struct Listeners {
+    uapi: OwnedFd,
+    status: Option<OwnedFd>,
+    psk: Option<OwnedFd>,
 }
 
 /// The action that continues with the helper's reply.
@@ -164,6 +181,9 @@ pub(crate) struct Control {
     ports: RangeInclusive<u16>,
     /// Whether the UDP sockets are on every address and interface.
     listens_everywhere: bool,
+    /// The only interface that the UDP sockets are bound to, empty for none; and its index.
+    bind_device: String,
+    bound_to: Option<u32>,
     gso: Arc<Gso>,
     link: Option<LinkMonitor>,
     link_state: LinkState,
@@ -178,6 +198,8 @@ pub(crate) struct Control {
     awaiting: Option<Awaiting>,
     /// It has the state of another dataplane, and is about to get its sockets. Nothing is sent until then.
     awaits_sockets: bool,
+    /// What clients connect to meanwhile, who are answered when the sockets are there.
+    listeners: Option<Listeners>,
     end: Option<End>,
     reporter: Reporter,
     refusals: LineLimit,
@@ -244,6 +266,8 @@ impl Control {
             interface: startup.interface,
             ports: startup.lowest_port..=startup.highest_port,
             listens_everywhere: startup.listens_everywhere,
+            bind_device: startup.bind_device,
+            bound_to: None,
             gso: Arc::new(Gso::new(startup.udp_gso)),
             link: None,
             link_state: LinkState::default(),
@@ -255,6 +279,7 @@ impl Control {
             retiring: Weak::new(),
             awaiting: None,
             awaits_sockets: false,
+            listeners: None,
             end: None,
             reporter: Reporter::default(),
             refusals: LineLimit::default(),
@@ -389,7 +414,7 @@ impl Control {
                     self.bye();
                 }
                 if self.shared.take_sockets_destroyed() {
-                    self.actions.push_back(Action::ReopenPort);
+                    self.actions.push_back(Action::ReopenPort(Useless::Destroyed));
                 }
             }
             TIMER => {
@@ -468,15 +493,29 @@ impl Control {
 
     /// Sends handshake messages. One that the network refuses is not repeated here: the timers do that.
     fn transmit(&mut self) {
-        let sockets = self.shared.sockets.reader();
+        let shared = Arc::clone(&self.shared);
+        let sockets = shared.sockets.reader();
         while let Some(transmit) = self.device.poll_transmit() {
             let HandshakeTransmit { endpoint, traffic_class, datagram, .. } = &transmit;
+            if let Some(link) = &mut self.link
+                && self.source_check.ask_for(endpoint, &self.device, link)
+            {
+                // The kernel answers before the call returns.
+                self.read_link();
+            }
             match sockets.value().send_from_cached_source(endpoint, *traffic_class, datagram, None)
             {
                 Ok(SourceOutcome::Kept) => {}
                 Ok(SourceOutcome::Refused) => self.device.source_failed(&transmit),
                 Err(error) => {
                     self.shared.drops().add(udp::cause_of(&error), 1);
+                    let has_scope =
+                        matches!(endpoint.destination, SocketAddr::V6(to) if to.scope_id() != 0);
+                    let device_is_gone = error.raw_os_error() == Some(nix::libc::ENODEV)
+                        && !self.bind_device.is_empty();
+                    if device_is_gone && !has_scope {
+                        self.reopen_on_device();
+                    }
                     // The helper has replaced these sockets, and the descriptors of the new ones are on their
                     // way.
                     let is_replaced = error.kind() == ErrorKind::BrokenPipe;
@@ -484,7 +523,10 @@ impl Control {
                     if let Some(peer) = peer.and_then(|id| self.device.public_key(id)) {
                         let to = endpoint.destination;
                         let mark = self.device.fwmark();
-                        self.reporter.unsent(peer, to, mark, &error, clock::instant());
+                        let mut missing = self.source_check.missing();
+                        let missing = missing.find(|one| one.is_ipv4() == to.is_ipv4());
+                        let of = Unsent { peer, to, mark, missing };
+                        self.reporter.unsent(&of, &error, clock::instant());
                         self.status.unsent(peer, to, &self.epoll);
                     }
                     self.device.transmit_failed(transmit.peer, transmit.datagram.len());
@@ -525,18 +567,14 @@ impl Control {
         if changes.overrun {
             self.report_overrun(now);
         }
-        for (sequence, answer) in changes.answers {
-            self.source_check.answered(&self.device, sequence, answer);
+        for answer in changes.answers {
+            self.source_check.answered(&self.device, answer, now);
         }
         if changes.drained {
             self.source_check.start_over();
         }
-        let mut routes = changes.routes;
-        if !self.listens_everywhere {
-            // Addresses and interface of the sockets choose the source, which a query about the route would not know.
-            routes.v4 = crate::link::routes::PrefixSet::default();
-        }
-        self.source_check.routes_changed(routes, now);
+        self.source_check.routes_changed(changes.routes, now);
+        self.follow_device(now);
         if changes.route_mtus
             && let Some(link) = &self.link
         {
@@ -567,6 +605,36 @@ impl Control {
             push_link_action(&mut self.actions, Action::LinkUp);
         }
         self.link_state = state;
+    }
+
+    /// Has the port opened anew if the interface that the sockets are bound to is gone, and as soon as there is one of its
+    /// name again.
+    fn follow_device(&mut self, now: Instant) {
+        if self.bind_device.is_empty() {
+            return;
+        }
+        let Some(link) = &self.link else { return };
+        let index = link.index_of(&self.bind_device);
+        if self.lacks_port() {
+            if index.is_some() && self.port_retry.errno() == nix::libc::ENODEV {
+                self.port_retry.hasten(now);
+            }
+            return;
+        }
+        match self.bound_to {
+            Some(bound) if !link.has_link(bound) => self.reopen_on_device(),
+            Some(_) => {}
+            None => self.bound_to = index,
+        }
+    }
+
+    fn reopen_on_device(&mut self) {
+        let reopen = Action::ReopenPort(Useless::DeviceGone);
+        let is_under_way =
+            self.actions.iter().any(|action| matches!(action, Action::ReopenPort(_)));
+        if !is_under_way {
+            self.actions.push_back(reopen);
+        }
     }
 
     /// Logs a loss of messages, at most once an hour.

@@ -14,17 +14,25 @@
 //! amount to a fiftieth of the time, and covers all changes since. The passes never take more than that part
 //! of a processor, however many routes change and however many peers there are.
 //!
+//! Where sockets are bound to several addresses of a family, the kernel chooses none of them for a datagram without a
+//! source. So the route to each peer is asked which address it would give ([`RouteSources`]), and a source is cleared only
+//! where the route no longer leads to its interface and gives another that is listened on.
+//!
 //! The kernel reports some changes before they take effect: a route before it is removed, a link that goes down
 //! before its routes and addresses do. So each change is checked twice more, a tenth of a second and two seconds later.
 
-use crate::link::routes::{Flow, Matcher, Query, RouteChanges};
+use crate::line_limit::LineLimit;
+use crate::link::routes::{Flow, Matcher, PrefixSet, Query, RouteChanges};
 use crate::link::{Answer, LinkMonitor};
-use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use crate::packets::udp::RouteSources;
+use std::collections::{HashSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 use wgsep_proto::device::control_plane::ControlPlane;
 use wgsep_proto::invariant::present;
-use wgsep_proto::{AllowedIp, Endpoint, Instant, PeerId, Source};
+use wgsep_proto::session::peer::is_link_local;
+use wgsep_proto::{AllowedIp, Endpoint, Instant, PeerId};
 
 /// Peers checked and queries sent in a round: each about 0.3 ms of work.
 const PEERS_PER_ROUND: usize = 1024;
@@ -70,34 +78,63 @@ impl Recheck {
     }
 }
 
+/// Where the sockets are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Binding {
+    /// On every address and interface.
+    #[default]
+    Everywhere,
+    /// On these addresses only.
+    Addresses,
+    /// On one interface, whose routes no query knows.
+    Device,
+}
+
+/// An address that a socket is bound to.
+struct Listed {
+    address: IpAddr,
+    /// The interface that has it; `None` while none has, and before that is known.
+    interface: Option<u32>,
+    is_missing: bool,
+}
+
 /// One pass over all peers.
 struct Pass {
-    /// IPv4 destinations and sources to query.
-    concerned: Matcher,
+    /// Destinations and sources to query: of IPv4, and of IPv6 where sockets are bound to several addresses.
+    concerned: [Matcher; 2],
     /// IPv6 sources to query.
     removed: Matcher,
+    /// Whether the addresses that are listened on were queried.
+    has_listed: bool,
     /// The last peer that was checked.
     last: Option<PeerId>,
+    /// The destinations of the peers that were checked.
+    destinations: HashSet<SocketAddr>,
 }
 
 impl Pass {
-    /// The query about a peer's source, if the change concerns it.
-    fn query(&self, endpoint: &Endpoint, device: &ControlPlane) -> Option<Query> {
-        if let IpAddr::V6(address) = endpoint.source?.address {
-            return self.removed.covers(address.into()).then_some(Query::Address(address));
-        }
-        let flow = cached_flow(endpoint, device)?;
-        let ends = [*flow.to.ip(), *flow.from.ip()];
-        let concerned = ends.into_iter().any(|address| self.concerned.covers(address.into()));
-        concerned.then_some(Query::Route(flow))
+    /// Whether a change concerns an address.
+    fn covers(&self, address: IpAddr) -> bool {
+        let [v4, v6] = &self.concerned;
+        if address.is_ipv4() { v4.covers(address) } else { v6.covers(address) }
     }
+}
+
+/// What a query is about.
+#[derive(Clone, Copy)]
+enum Subject {
+    /// The cached source of a peer.
+    Peer(PeerId, Endpoint),
+    /// The source that the route to a destination gives.
+    RouteTo(SocketAddr),
+    /// An address that is listened on.
+    Listed(IpAddr),
 }
 
 /// A query that has no answer yet.
 struct PendingQuery {
     sequence: u32,
-    peer: PeerId,
-    endpoint: Endpoint,
+    subject: Subject,
 }
 
 /// The state of the checks.
@@ -106,6 +143,10 @@ pub(super) struct SourceCheck {
     again: [Recheck; 2],
     pass: Option<Pass>,
     asked: VecDeque<PendingQuery>,
+    binding: Binding,
+    listed: Vec<Listed>,
+    route_sources: Arc<RouteSources>,
+    lines: LineLimit,
     /// The time until which the work so far is accounted for.
     paid_at: Instant,
 }
@@ -117,14 +158,78 @@ impl Default for SourceCheck {
             again: AGAIN_AFTER.map(Recheck::new),
             pass: None,
             asked: VecDeque::new(),
+            binding: Binding::default(),
+            listed: Vec::new(),
+            route_sources: Arc::default(),
+            lines: LineLimit::default(),
             paid_at: Instant::default(),
         }
     }
 }
 
 impl SourceCheck {
+    /// Takes the addresses of new sockets, none if they were closed.
+    pub(super) fn bound(&mut self, addresses: &[IpAddr], binding: Binding, now: Instant) {
+        self.binding = binding;
+        let listed = addresses.iter().filter(|address| !address.is_unspecified());
+        let listed =
+            listed.map(|address| Listed { address: *address, interface: None, is_missing: false });
+        self.listed = listed.collect();
+        self.route_sources.retain(|_| false);
+        if !self.listed.is_empty() {
+            self.routes_changed(RouteChanges::all(), now);
+        }
+    }
+
+    /// By which of several sockets which destination is reached.
+    pub(super) const fn route_sources(&self) -> &Arc<RouteSources> {
+        &self.route_sources
+    }
+
+    /// The addresses that are listened on and that no interface has.
+    pub(super) fn missing(&self) -> impl Iterator<Item = IpAddr> {
+        self.listed.iter().filter(|one| one.is_missing).map(|one| one.address)
+    }
+
+    /// Whether one of several addresses must be chosen to send to a destination.
+    fn chooses_for(&self, destination: &SocketAddr) -> bool {
+        let is_of_link = matches!(destination, SocketAddr::V6(to) if is_link_local(to.ip()));
+        let of_family =
+            self.listed.iter().filter(|one| one.address.is_ipv4() == destination.is_ipv4());
+        self.binding == Binding::Addresses && !is_of_link && of_family.count() > 1
+    }
+
+    /// Sends a query about the source to send from to a destination, if none is known; true if so.
+    pub(super) fn ask_for(
+        &mut self,
+        endpoint: &Endpoint,
+        device: &ControlPlane,
+        link: &mut LinkMonitor,
+    ) -> bool {
+        let destination = endpoint.destination;
+        if endpoint.source.is_some()
+            || !self.chooses_for(&destination)
+            || link.has_uid_rules()
+            || self.route_sources.of(destination).is_some()
+        {
+            return false;
+        }
+        let Ok(sequence) = link.ask([Query::Route(flow(destination, None, device))]) else {
+            return false;
+        };
+        self.asked.push_back(PendingQuery { sequence, subject: Subject::RouteTo(destination) });
+        true
+    }
+
     /// Adds routes and addresses that changed.
-    pub(super) fn routes_changed(&mut self, changes: RouteChanges, now: Instant) {
+    pub(super) fn routes_changed(&mut self, mut changes: RouteChanges, now: Instant) {
+        // Addresses and interface of the sockets choose the source, unless one of the addresses must be chosen.
+        if self.binding != Binding::Everywhere && self.listed.is_empty() {
+            changes.v4 = PrefixSet::default();
+        }
+        if self.listed.is_empty() {
+            changes.v6 = PrefixSet::default();
+        }
         for again in &mut self.again {
             again.add(changes.clone(), now);
         }
@@ -155,9 +260,14 @@ impl SourceCheck {
             return;
         }
         if self.pass.is_none() {
-            let RouteChanges { v4, removed_v6 } = core::mem::take(&mut self.changes);
-            let (concerned, removed) = (v4.into_matcher(), removed_v6.into_matcher());
-            self.pass = Some(Pass { concerned, removed, last: None });
+            let RouteChanges { v4, v6, removed_v6 } = core::mem::take(&mut self.changes);
+            self.pass = Some(Pass {
+                concerned: [v4.into_matcher(), v6.into_matcher()],
+                removed: removed_v6.into_matcher(),
+                has_listed: false,
+                last: None,
+                destinations: HashSet::new(),
+            });
             self.paid_at = self.paid_at.max(earlier(now, MAX_OWED)).after(INTERVAL_PER_PASS);
         }
         let (queries, checked) = self.next_queries(device, link.has_uid_rules());
@@ -178,69 +288,180 @@ impl SourceCheck {
     /// Checks the next peers. Returns the queries about those concerned, and how many peers were checked.
     /// With `uid_rules` it clears the IPv4 sources of those concerned instead.
     fn next_queries(&mut self, device: &ControlPlane, uid_rules: bool) -> (Vec<Query>, u32) {
-        let pass = present(self.pass.as_mut(), "the caller has started it");
-        let Some(pass) = pass else { return (Vec::new(), 0) };
+        let pass = present(self.pass.take(), "the caller has started it");
+        let Some(mut pass) = pass else { return (Vec::new(), 0) };
         let (mut queries, mut checked) = (Vec::new(), 0);
+        if !core::mem::replace(&mut pass.has_listed, true) {
+            for Listed { address, .. } in &self.listed {
+                queries.push((Query::Address(*address), Subject::Listed(*address)));
+            }
+        }
         let mut peers = device.endpoints(pass.last).take(PEERS_PER_ROUND);
-        loop {
-            let Some((peer, endpoint)) = peers.next() else {
-                if checked < PEERS_PER_ROUND {
-                    self.pass = None;
-                }
-                break;
-            };
+        let is_last = loop {
+            let Some((peer, endpoint)) = peers.next() else { break checked < PEERS_PER_ROUND };
             checked += 1;
             pass.last = Some(peer);
             let Some(endpoint) = endpoint else { continue };
-            let Some(query) = pass.query(&endpoint, device) else { continue };
-            if uid_rules && matches!(query, Query::Route(_)) {
-                // The answer would apply to datagrams of another user. Without a source, the route decides.
-                device.clear_source(peer, &endpoint);
-                continue;
+            self.query_peer(&mut pass, peer, &endpoint, (device, uid_rules), &mut queries);
+            if queries.len() >= QUERIES_PER_ROUND {
+                break false;
             }
-            queries.push(query);
-            self.asked.push_back(PendingQuery { sequence: 0, peer, endpoint });
-            if queries.len() == QUERIES_PER_ROUND {
-                break;
-            }
+        };
+        if is_last {
+            self.route_sources.retain(|destination| pass.destinations.contains(destination));
+        } else {
+            self.pass = Some(pass);
         }
-        (queries, checked as u32)
+        let asked =
+            queries.iter().map(|(_, subject)| PendingQuery { sequence: 0, subject: *subject });
+        self.asked.extend(asked);
+        (queries.into_iter().map(|(query, _)| query).collect(), checked as u32)
     }
 
-    /// Clears the source that an answer is about, unless the route still leads to the interface by which the
-    /// peer's datagrams arrived, or some interface has the address. If there is no route, the kernel keeps
-    /// the source except for EINVAL; an address that is no longer ours is detected by the next send.
-    pub(super) fn answered(&mut self, device: &ControlPlane, sequence: u32, answer: Answer) {
+    /// Adds the queries about a peer, if the change concerns it.
+    fn query_peer(
+        &self,
+        pass: &mut Pass,
+        peer: PeerId,
+        endpoint: &Endpoint,
+        (device, uid_rules): (&ControlPlane, bool),
+        queries: &mut Vec<(Query, Subject)>,
+    ) {
+        let to = endpoint.destination;
+        let from = endpoint.source.map(|source| source.address);
+        let about_source = Subject::Peer(peer, *endpoint);
+        if let Some(address @ IpAddr::V6(_)) = from
+            && pass.removed.covers(address)
+        {
+            queries.push((Query::Address(address), about_source));
+        }
+        let chooses = self.chooses_for(&to);
+        if chooses {
+            pass.destinations.insert(to);
+        }
+        let checks = chooses || (self.binding == Binding::Everywhere && to.is_ipv4());
+        let is_concerned = pass.covers(to.ip()) || from.is_some_and(|from| pass.covers(from));
+        if !(checks && is_concerned) {
+            return;
+        }
+        if uid_rules {
+            // The answer would apply to datagrams of another user. Without a source, the route decides.
+            if !chooses {
+                device.clear_source(peer, endpoint);
+            }
+            return;
+        }
+        if chooses {
+            queries.push((Query::Route(flow(to, None, device)), Subject::RouteTo(to)));
+        }
+        if from.is_some_and(|from| from.is_ipv4() == to.is_ipv4()) {
+            queries.push((Query::Route(flow(to, from, device)), about_source));
+        }
+    }
+
+    /// Handles the answer to a query.
+    pub(super) fn answered(
+        &mut self,
+        device: &ControlPlane,
+        (sequence, answer): (u32, Answer),
+        now: Instant,
+    ) {
         let Some(index) = self.asked.iter().position(|asked| asked.sequence == sequence) else {
             return;
         };
         let query = present(self.asked.remove(index), "it was found at this position");
-        let Some(PendingQuery { peer, endpoint, .. }) = query else { return };
-        let spoken_by = endpoint.source.map(|source| source.interface);
+        match query.map(|query| query.subject) {
+            Some(Subject::Peer(peer, endpoint)) => {
+                if !self.holds(&endpoint, answer) {
+                    device.clear_source(peer, &endpoint);
+                }
+            }
+            Some(Subject::RouteTo(destination)) => {
+                self.route_sources.set(destination, self.source_by(answer, &destination));
+            }
+            Some(Subject::Listed(address)) => self.listed_at(address, answer, now),
+            None => {}
+        }
+    }
+
+    /// Whether a peer's source stays: if the route still leads to the interface by which the peer's datagrams arrived, or
+    /// some interface has the address. If there is no route, the kernel keeps the source except for EINVAL; an address
+    /// that is no longer ours is detected by the next send. One of several addresses stays, too, unless the route gives
+    /// another.
+    fn holds(&self, endpoint: &Endpoint, answer: Answer) -> bool {
+        let Some(source) = endpoint.source else { return true };
+        let is_missing = self.missing().any(|missing| missing == source.address);
         let holds = match answer {
-            Answer::Interface(interface) => spoken_by == Some(interface),
-            Answer::AddressExists => true,
+            Answer::Route { interface, .. } => interface == source.interface && !is_missing,
+            Answer::Address { .. } => return true,
             Answer::Refused(errno) => {
                 !matches!(errno, nix::libc::EINVAL | nix::libc::EADDRNOTAVAIL)
             }
         };
-        if !holds {
-            device.clear_source(peer, &endpoint);
+        let given = self.route_sources.of(endpoint.destination);
+        let is_given = given.is_none_or(|given| given == source.address);
+        holds || (is_given && self.chooses_for(&endpoint.destination))
+    }
+
+    /// The address that a route gives, or another of its interface that is listened on.
+    fn source_by(&self, answer: Answer, destination: &SocketAddr) -> Option<IpAddr> {
+        let Answer::Route { interface, source, .. } = answer else { return None };
+        let mut of_family =
+            self.listed.iter().filter(|one| one.address.is_ipv4() == destination.is_ipv4());
+        let is_given = |one: &&Listed| Some(one.address) == source;
+        let given = of_family.clone().find(is_given);
+        let given = given.or_else(|| of_family.find(|one| one.interface == Some(interface)));
+        given.map(|given| given.address)
+    }
+
+    /// Stores which interface has an address that is listened on, and logs if there is none any more.
+    fn listed_at(&mut self, address: IpAddr, answer: Answer, now: Instant) {
+        let interface = match answer {
+            Answer::Route { interface, is_local: true, .. } | Answer::Address { interface } => {
+                Some(interface)
+            }
+            Answer::Route { is_local: false, .. } | Answer::Refused(_) => None,
+        };
+        let mut listed = self.listed.iter_mut();
+        let Some(listed) = listed.find(|one| one.address == address) else { return };
+        listed.interface = interface;
+        let was_missing = core::mem::replace(&mut listed.is_missing, interface.is_none());
+        match (was_missing, listed.is_missing) {
+            (false, true) => {
+                self.lines.write(now, || {
+                    tracing::warn!(
+                        "no interface has {address} of --listen-address any more: nothing is received at it until one has; add it: ip address"
+                    );
+                });
+            }
+            (true, false) => {
+                self.lines.write(now, || {
+                    tracing::info!("{address} of --listen-address is there again");
+                });
+            }
+            _ => {}
         }
     }
 
     /// Starts over after answers were lost.
     pub(super) fn start_over(&mut self) {
-        for PendingQuery { endpoint, .. } in self.asked.drain(..) {
-            let Some(Source { address, .. }) = endpoint.source else { continue };
-            match (address, endpoint.destination.ip()) {
-                (IpAddr::V4(_), to) => {
-                    AllowedIp::new(to, 32).into_iter().for_each(|to| self.changes.v4.add(to));
+        for PendingQuery { subject, .. } in self.asked.drain(..) {
+            let concerned = match subject {
+                Subject::Listed(address) => address,
+                Subject::RouteTo(destination) => destination.ip(),
+                Subject::Peer(_, endpoint) => {
+                    let source = endpoint.source.map(|source| source.address);
+                    if let Some(address @ IpAddr::V6(_)) = source {
+                        let removed = AllowedIp::new(address, 128);
+                        removed.into_iter().for_each(|one| self.changes.removed_v6.add(one));
+                    }
+                    endpoint.destination.ip()
                 }
-                (IpAddr::V6(_), _) => {
-                    let removed = AllowedIp::new(address, 128);
-                    removed.into_iter().for_each(|removed| self.changes.removed_v6.add(removed));
-                }
+            };
+            match AllowedIp::new(concerned, if concerned.is_ipv4() { 32 } else { 128 }) {
+                Some(one) if concerned.is_ipv4() => self.changes.v4.add(one),
+                Some(one) if !self.listed.is_empty() => self.changes.v6.add(one),
+                _ => {}
             }
         }
     }
@@ -250,28 +471,25 @@ fn earlier(now: Instant, by: Duration) -> Instant {
     Instant::default().after(now.since(Instant::default()).saturating_sub(by))
 }
 
-/// The flow of a peer's datagrams, if it has a cached IPv4 source.
-fn cached_flow(endpoint: &Endpoint, device: &ControlPlane) -> Option<Flow> {
-    match (endpoint.source?.address, endpoint.destination) {
-        (IpAddr::V4(from), SocketAddr::V4(to)) => {
-            let from = SocketAddrV4::new(from, device.listen_port());
-            Some(Flow { from, to, mark: device.fwmark() })
-        }
-        _ => None,
-    }
+/// The flow of datagrams to a destination.
+fn flow(to: SocketAddr, from: Option<IpAddr>, device: &ControlPlane) -> Flow {
+    Flow { from, from_port: device.listen_port(), to, mark: device.fwmark() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::routes::PrefixSet;
     use crate::random::KernelRandom;
     use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
     use std::os::fd::{AsRawFd, OwnedFd};
-    use wgsep_proto::{AllowedIpChange, Configuration, PeerConfiguration, PublicKey};
+    use wgsep_proto::{AllowedIpChange, Configuration, PeerConfiguration, PublicKey, Source};
 
     const START: Instant = Instant::from_nanos(3_600_000_000_000);
     const INTERFACE: u32 = 3;
+
+    const fn by(interface: u32) -> Answer {
+        Answer::Route { interface, source: None, is_local: false }
+    }
 
     /// Every IPv4 destination, and no IPv6 source.
     fn all() -> RouteChanges {
@@ -361,7 +579,7 @@ mod tests {
                         rest = left;
                         questions += 1;
                         if let Some(answer) = answer {
-                            self.check.answered(&self.device, message.sequence, answer);
+                            self.check.answered(&self.device, (message.sequence, answer), self.now);
                         }
                     }
                 }
@@ -378,22 +596,22 @@ mod tests {
     fn only_the_peers_that_a_changed_prefix_covers_are_asked_about() {
         let mut bed = Bed::new(3000);
         bed.change([10, 99, 0, 0], 16);
-        assert_eq!(bed.run(Some(Answer::Interface(9))), 0);
+        assert_eq!(bed.run(Some(by(9))), 0);
         bed.change([10, 0, 1, 0], 24);
-        assert_eq!(bed.run(Some(Answer::Interface(9))), 256);
+        assert_eq!(bed.run(Some(by(9))), 256);
         assert_eq!(bed.sources(), 3000 - 256);
         bed.cache_sources();
         bed.change([192, 0, 2, 0], 24);
         bed.now = bed.now.after(Duration::from_secs(60));
-        assert_eq!(bed.run(Some(Answer::Interface(INTERFACE))), 3000, "our own address");
+        assert_eq!(bed.run(Some(by(INTERFACE))), 3000, "our own address");
         assert_eq!(bed.sources(), 3000);
     }
 
     #[test]
     fn a_source_is_kept_where_the_kernel_keeps_it() {
         for (answer, kept) in [
-            (Answer::Interface(INTERFACE), true),
-            (Answer::Interface(INTERFACE + 1), false),
+            (by(INTERFACE), true),
+            (by(INTERFACE + 1), false),
             (Answer::Refused(nix::libc::ENETUNREACH), true),
             (Answer::Refused(nix::libc::EINVAL), false),
         ] {
@@ -418,7 +636,7 @@ mod tests {
         let mut changes = RouteChanges::default();
         changes.removed_v6.add(AllowedIp::new(addresses[0], 128).unwrap());
         for (answer, questions, sources) in [
-            (Some(Answer::AddressExists), 1, 2),
+            (Some(Answer::Address { interface: INTERFACE }), 1, 2),
             (None, 1, 2),
             (Some(Answer::Refused(nix::libc::EADDRNOTAVAIL)), 1, 1),
             (Some(Answer::Refused(nix::libc::EADDRNOTAVAIL)), 0, 1),
@@ -435,7 +653,7 @@ mod tests {
         assert_eq!(bed.run(None), 1);
         assert_eq!(bed.sources(), 1);
         bed.now = bed.now.after(Duration::from_secs(1));
-        assert_eq!(bed.run(Some(Answer::Interface(9))), 1);
+        assert_eq!(bed.run(Some(by(9))), 1);
         assert_eq!(bed.sources(), 0);
     }
 
@@ -456,7 +674,7 @@ mod tests {
         for _ in 0..10_000 {
             bed.change([100, 0, 0, 1], 32);
             passes += usize::from(bed.check.next_round().is_some_and(|at| at <= bed.now));
-            bed.run(Some(Answer::Interface(INTERFACE)));
+            bed.run(Some(by(INTERFACE)));
             longest = longest.max(bed.check.paid_at.since(bed.now));
             bed.now = bed.now.after(Duration::from_millis(1));
         }
@@ -473,7 +691,7 @@ mod tests {
         bed.change([10, 0, 0, 0], 16);
         while let Some(next) = bed.check.next_timeout() {
             bed.now = bed.now.max(next);
-            if bed.run(Some(Answer::Interface(INTERFACE))) > 0 {
+            if bed.run(Some(by(INTERFACE))) > 0 {
                 checked.push(bed.now.since(start).as_millis());
             }
         }
@@ -485,7 +703,7 @@ mod tests {
         let mut bed = Bed::new(100);
         for _ in 0..5 {
             bed.change([10, 0, 0, 0], 16);
-            assert_eq!(bed.run(Some(Answer::Interface(INTERFACE))), 100);
+            assert_eq!(bed.run(Some(by(INTERFACE))), 100);
         }
     }
 }

@@ -195,7 +195,8 @@ mod tests {
     ) -> Option<Outcome> {
         let body = (-errno).to_ne_bytes();
         let kind = if errno == 0 { NLMSG_DONE } else { NLMSG_ERROR };
-        let message = NetlinkMessage { kind, flags: flags as u16, sequence, body: &body };
+        let flags = flags as u16;
+        let message = NetlinkMessage { kind, flags, sequence, port: 0, body: &body };
         dumps.receive(&message, now)
     }
 

@@ -11,8 +11,9 @@ pub(crate) mod routes;
 use dumps::{Dumps, Outcome, Table};
 use netlink::{NetlinkMessage, attribute, number, split_message, word};
 use nix::libc;
-use routes::{PrefixSet, Query, RouteChanges, RouteMtus};
+use routes::{Query, RouteChanges, RouteMtus};
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use wgsep_proto::Instant;
 use wgsep_proto::invariant::part;
@@ -76,10 +77,10 @@ struct Link {
 /// The answer to a [`Query`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// The datagram leaves by this interface.
-    Interface(u32),
-    /// An interface has the address.
-    AddressExists,
+    /// The datagram leaves by this interface, from this address where the kernel chooses it; or it is for this machine.
+    Route { interface: u32, source: Option<IpAddr>, is_local: bool },
+    /// This interface has the address.
+    Address { interface: u32 },
     /// The datagram is not sent at all, or there is no such address; with the errno.
     Refused(i32),
 }
@@ -115,7 +116,7 @@ impl Changes {
 
     /// Any datagram may leave by another interface now, and any path may take longer segments.
     fn add_all_routes(&mut self) {
-        self.routes.v4 = PrefixSet::All;
+        self.routes.merge(RouteChanges::all());
         self.paths = true;
     }
 }
@@ -144,6 +145,8 @@ pub(crate) struct LinkMonitor {
     drained: bool,
     /// Number of the last request.
     sequence: u32,
+    /// The socket's own address, as its first dump has it.
+    port: Option<u32>,
     buffer: Vec<u8>,
 }
 
@@ -172,6 +175,7 @@ impl LinkMonitor {
             overrun: false,
             drained: false,
             sequence: 0,
+            port: None,
             buffer: vec![0; 64 * 1024],
         };
         monitor.dumps.require_all();
@@ -330,6 +334,9 @@ impl LinkMonitor {
     ) {
         while let Some((message, rest)) = split_message(bytes) {
             bytes = rest;
+            if self.port.is_none() && is_part_of_dump(&message) {
+                self.port = Some(message.port).filter(|port| *port != 0);
+            }
             match self.dumps.receive(&message, now) {
                 Some(Outcome::Complete(table)) => self.dumped(table, changes),
                 Some(Outcome::Failed) => {}
@@ -350,7 +357,10 @@ impl LinkMonitor {
                 changes.answers.push((message.sequence, refused));
             }
             // The socket is not subscribed to changes of addresses: this is an answer.
-            libc::RTM_NEWADDR => changes.answers.push((message.sequence, Answer::AddressExists)),
+            libc::RTM_NEWADDR => {
+                let interface = word(message.body, 4).unwrap_or(0);
+                changes.answers.push((message.sequence, Answer::Address { interface }));
+            }
             libc::RTM_NEWLINK => self.link_changed(message.body, namespace, changes),
             libc::RTM_DELLINK => self.link_left(message.body, namespace, changes),
             libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
@@ -393,10 +403,13 @@ impl LinkMonitor {
         changes: &mut Changes,
     ) {
         let is_listed = is_part_of_dump(message);
-        if let Some(interface) = routes::answer(message.body) {
-            // A dump also lists cached routes to single destinations.
+        let is_ours = self.port == Some(message.port) && !is_listed;
+        if is_ours || routes::is_cloned(message.body) {
+            // A dump also lists cached routes to single destinations. A route without an interface prohibits.
             if !is_listed {
-                changes.answers.push((message.sequence, Answer::Interface(interface)));
+                let refused = Answer::Refused(libc::ENETUNREACH);
+                let answer = routes::answer(message.body).unwrap_or(refused);
+                changes.answers.push((message.sequence, answer));
             }
             return;
         }
@@ -492,6 +505,11 @@ impl LinkMonitor {
         };
     }
 
+    /// Whether an interface of this index exists, as far as is known.
+    pub(crate) fn has_link(&self, index: u32) -> bool {
+        self.links.contains_key(&index)
+    }
+
     /// The index of an interface of this name or number.
     pub(crate) fn index_of(&self, name: &str) -> Option<u32> {
         let named = self.links.iter().find(|(_, link)| link.name == name);
@@ -515,6 +533,7 @@ impl AsFd for LinkMonitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::routes::PrefixSet;
     use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
     use std::os::fd::AsRawFd;
 
@@ -780,8 +799,9 @@ mod tests {
     #[test]
     fn queries_are_answered_by_number() {
         let (mut monitor, kernel, _) = started(None, &link_message(libc::RTM_NEWLINK, 7, 0));
-        let (from, to) = ("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap());
-        let first = monitor.ask([Query::Route(routes::Flow { from, to, mark: 0 }); 2]).unwrap();
+        let (from, to) = ("192.0.2.1".parse().ok(), "192.0.2.2:2".parse().unwrap());
+        let flow = routes::Flow { from, from_port: 1, to, mark: 0 };
+        let first = monitor.ask([Query::Route(flow); 2]).unwrap();
         let mut answer = routes::tests::route(1, 7, 0, 0);
         answer[8..12].copy_from_slice(&0x200u32.to_ne_bytes());
         let bytes = netlink::message(libc::RTM_NEWROUTE, 0, first, &answer, &[]);
@@ -791,7 +811,8 @@ mod tests {
         send(kernel.socket.as_raw_fd(), &bytes, MsgFlags::empty()).unwrap();
         let changes = monitor.read(NOW);
         let refused = Answer::Refused(libc::ENETUNREACH);
-        assert_eq!(changes.answers, [(first, Answer::Interface(7)), (first + 1, refused)]);
+        let answer = Answer::Route { interface: 7, source: None, is_local: false };
+        assert_eq!(changes.answers, [(first, answer), (first + 1, refused)]);
         assert!(changes.drained && !changes.routes.is_any());
     }
 

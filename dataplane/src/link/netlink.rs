@@ -17,6 +17,8 @@ pub(crate) struct NetlinkMessage<'a> {
     pub(crate) flags: u16,
     /// Sequence number of the request that it answers.
     pub(crate) sequence: u32,
+    /// The socket that it answers, or whose request caused the change, 0 for the kernel.
+    pub(crate) port: u32,
     /// The fixed header of its type, and attributes.
     pub(crate) body: &'a [u8],
 }
@@ -25,7 +27,8 @@ pub(crate) struct NetlinkMessage<'a> {
 pub(crate) fn split_message(bytes: &[u8]) -> Option<(NetlinkMessage<'_>, &[u8])> {
     let len = usize::try_from(word(bytes, 0)?).ok()?;
     let (kind, flags, sequence) = (half(bytes, 4)?, half(bytes, 6)?, word(bytes, 8)?);
-    let message = NetlinkMessage { kind, flags, sequence, body: bytes.get(HEADER_LEN..len)? };
+    let (port, body) = (word(bytes, 12)?, bytes.get(HEADER_LEN..len)?);
+    let message = NetlinkMessage { kind, flags, sequence, port, body };
     Some((message, bytes.get(len.next_multiple_of(4)..).unwrap_or_default()))
 }
 

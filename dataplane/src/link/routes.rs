@@ -1,10 +1,10 @@
 //! The kernel's routes, from rtnetlink (linux/rtnetlink.h): which changed, the MTUs of those to our
 //! interface, and the outgoing interface of a flow.
 
-use crate::link::netlink;
+use crate::link::{Answer, netlink};
 use nix::libc;
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use wgsep_proto::AllowedIp;
 use wgsep_proto::path::allowed_ips::AllowedIps;
 
@@ -14,6 +14,7 @@ const RTA_DST: u16 = 1;
 const RTA_SRC: u16 = 2;
 const RTA_OIF: u16 = 4;
 const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
 const RTA_METRICS: u16 = 8;
 const RTA_TABLE: u16 = 15;
 const RTA_MARK: u16 = 16;
@@ -28,6 +29,8 @@ const IFA_ADDRESS: u16 = 1;
 const MAX_CHANGED_PREFIXES: usize = 1024;
 /// Flag of the answer to a query for a route, as opposed to a route that changed.
 const RTM_F_CLONED: u32 = 0x200;
+/// Flag of a query for the route itself instead of what it means for a datagram, since Linux 4.13.
+const RTM_F_FIB_MATCH: u32 = 0x2000;
 
 /// The key of a route: table, priority and prefix.
 type Key = (u32, u32, AllowedIp);
@@ -130,6 +133,8 @@ pub(crate) struct RouteChanges {
     /// IPv4 destinations that may be reached by another way than before. A cached IPv6 source does not depend
     /// on the route to the destination.
     pub(crate) v4: PrefixSet,
+    /// As `v4`, of IPv6: of use only where sockets are bound to several addresses.
+    pub(crate) v6: PrefixSet,
     /// IPv6 addresses that were removed from an interface; another one may still have them.
     pub(crate) removed_v6: PrefixSet,
 }
@@ -146,20 +151,31 @@ impl RouteChanges {
                 self.v4 = PrefixSet::All;
             }
             Some(prefix) if prefix.address().is_ipv4() => self.v4.add(prefix),
-            Some(prefix) if removes_address => self.removed_v6.add(prefix),
-            _ => {}
+            Some(prefix) => {
+                self.v6.add(prefix);
+                if removes_address {
+                    self.removed_v6.add(prefix);
+                }
+            }
+            None => {}
         }
     }
 
     /// Adds the changes of another one.
     pub(crate) fn merge(&mut self, other: Self) {
         self.v4.merge(other.v4);
+        self.v6.merge(other.v6);
         self.removed_v6.merge(other.removed_v6);
+    }
+
+    /// Every route may have changed.
+    pub(crate) fn all() -> Self {
+        Self { v4: PrefixSet::All, v6: PrefixSet::All, removed_v6: PrefixSet::Empty }
     }
 
     /// True if anything changed.
     pub(crate) const fn is_any(&self) -> bool {
-        self.v4.is_any() || self.removed_v6.is_any()
+        self.v4.is_any() || self.v6.is_any() || self.removed_v6.is_any()
     }
 }
 
@@ -235,29 +251,42 @@ impl Matcher {
 /// the socket is not part of it, as it cannot be specified from within the sandbox's user namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Flow {
-    /// Our address and port.
-    pub(crate) from: SocketAddrV4,
-    /// The peer's address and port.
-    pub(crate) to: SocketAddrV4,
+    /// Our address; `None` where the route is to choose one.
+    pub(crate) from: Option<IpAddr>,
+    /// Our port.
+    pub(crate) from_port: u16,
+    /// The peer's address, of the same family, and port.
+    pub(crate) to: SocketAddr,
     /// SO_MARK, 0 for none.
     pub(crate) mark: u32,
 }
 
-/// A query to the kernel about a cached source.
+/// A query to the kernel about a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Query {
-    /// The outgoing interface of a datagram of this flow.
+    /// The outgoing interface of a datagram of this flow, and the address that the kernel would give it.
     Route(Flow),
-    /// True if any interface has this address.
-    Address(Ipv6Addr),
+    /// The interface that has this address.
+    Address(IpAddr),
 }
 
 /// The netlink request of a query.
 pub(crate) fn question(sequence: u32, query: &Query) -> Vec<u8> {
     match query {
         Query::Route(flow) => route_question(sequence, flow),
-        Query::Address(address) => address_question(sequence, address),
+        Query::Address(IpAddr::V4(address)) => local_route_question(sequence, address),
+        Query::Address(IpAddr::V6(address)) => address_question(sequence, address),
     }
+}
+
+/// Of IPv4 the kernel has no query for one address, but each has a route of its own.
+fn local_route_question(sequence: u32, address: &Ipv4Addr) -> Vec<u8> {
+    let mut fixed = [0; RTMSG_LEN];
+    fixed[0] = libc::AF_INET as u8;
+    fixed[1] = 32;
+    fixed[8..].copy_from_slice(&RTM_F_FIB_MATCH.to_ne_bytes());
+    let attributes: [(u16, &[u8]); 1] = [(RTA_DST, &address.octets())];
+    netlink::message(libc::RTM_GETROUTE, libc::NLM_F_REQUEST as u16, sequence, &fixed, &attributes)
 }
 
 /// An interface of index 0 means any.
@@ -269,20 +298,35 @@ fn address_question(sequence: u32, address: &Ipv6Addr) -> Vec<u8> {
 }
 
 fn route_question(sequence: u32, flow: &Flow) -> Vec<u8> {
+    let Flow { from, from_port, to, mark } = flow;
+    let (family, len) = match to {
+        SocketAddr::V4(_) => (libc::AF_INET, 32),
+        SocketAddr::V6(_) => (libc::AF_INET6, 128),
+    };
     let mut fixed = [0; RTMSG_LEN];
-    fixed[0] = libc::AF_INET as u8;
-    fixed[1] = 32;
-    fixed[2] = 32;
-    let Flow { from, to, mark } = flow;
-    let attributes: [(u16, &[u8]); 6] = [
-        (RTA_DST, &to.ip().octets()),
-        (RTA_SRC, &from.ip().octets()),
-        (RTA_MARK, &mark.to_ne_bytes()),
+    (fixed[0], fixed[1]) = (family as u8, len);
+    let (to_port, mark) = (to.port().to_be_bytes(), mark.to_ne_bytes());
+    let (to, from) = (octets(to.ip()), from.map(octets));
+    let from_port = from_port.to_be_bytes();
+    let mut attributes: Vec<(u16, &[u8])> = vec![
+        (RTA_DST, &to),
+        (RTA_MARK, &mark),
         (RTA_IP_PROTO, &[libc::IPPROTO_UDP as u8]),
-        (RTA_SPORT, &from.port().to_be_bytes()),
-        (RTA_DPORT, &to.port().to_be_bytes()),
+        (RTA_SPORT, &from_port),
+        (RTA_DPORT, &to_port),
     ];
+    if let Some(from) = &from {
+        fixed[2] = len;
+        attributes.push((RTA_SRC, from));
+    }
     netlink::message(libc::RTM_GETROUTE, libc::NLM_F_REQUEST as u16, sequence, &fixed, &attributes)
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
 }
 
 /// The request for a dump of the routes of a family to an interface. A kernel before 4.20 lists the others too.
@@ -293,12 +337,23 @@ pub(crate) fn dump_request(sequence: u32, family: i32, interface: u32) -> Vec<u8
     netlink::message(libc::RTM_GETROUTE, netlink::DUMP, sequence, &fixed, &attributes)
 }
 
-/// The interface in the answer to [`Query::Route`]; `None` if this is a route that changed.
-pub(crate) fn answer(body: &[u8]) -> Option<u32> {
-    let flags = netlink::word(body, 8)?;
-    (flags & RTM_F_CLONED != 0)
-        .then(|| netlink::number(body.get(RTMSG_LEN..).unwrap_or_default(), RTA_OIF))
-        .flatten()
+/// Whether a message is an answer as an older kernel and IPv4 mark it.
+pub(crate) fn is_cloned(body: &[u8]) -> bool {
+    netlink::word(body, 8).is_some_and(|flags| flags & RTM_F_CLONED != 0)
+}
+
+/// What a route that is an answer says.
+pub(crate) fn answer(body: &[u8]) -> Option<Answer> {
+    let attributes = body.get(RTMSG_LEN..)?;
+    let interface = netlink::number(attributes, RTA_OIF)?;
+    let source = netlink::attribute(attributes, RTA_PREFSRC).and_then(address);
+    let is_local = body.get(7) == Some(&libc::RTN_LOCAL);
+    Some(Answer::Route { interface, source, is_local })
+}
+
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = || <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
+    v4().or_else(|| <[u8; 16]>::try_from(octets).ok().map(IpAddr::from))
 }
 
 #[cfg(test)]
@@ -419,7 +474,7 @@ pub(crate) mod tests {
             let mut changes = changed([]);
             changes.add_route(kind, &route[netlink::HEADER_LEN..]);
             assert_eq!(
-                (changes.is_any(), changes.v4.is_any()),
+                (changes.removed_v6.is_any(), changes.v4.is_any()),
                 (counts, false),
                 "{kind} {route_type}"
             );
@@ -431,8 +486,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_question_has_the_whole_flow() {
-        let (from, to) = ("192.0.2.1:51820".parse().unwrap(), "192.0.2.2:7".parse().unwrap());
-        let bytes = question(3, &Query::Route(Flow { from, to, mark: 5 }));
+        let (from, to) = ("192.0.2.1".parse().ok(), "192.0.2.2:7".parse().unwrap());
+        let bytes = question(3, &Query::Route(Flow { from, from_port: 51820, to, mark: 5 }));
         let (message, _) = netlink::split_message(&bytes).unwrap();
         let attributes = &message.body[RTMSG_LEN..];
         for (kind, expected) in [
@@ -450,9 +505,11 @@ pub(crate) mod tests {
     #[test]
     fn the_answer_to_a_question_is_no_change() {
         let mut body = route(1, 7, 0, 0);
-        assert_eq!(answer(&body), None);
+        assert!(!is_cloned(&body));
         body[8..12].copy_from_slice(&RTM_F_CLONED.to_ne_bytes());
-        assert_eq!(answer(&body), Some(7));
+        assert!(is_cloned(&body));
+        let expected = Answer::Route { interface: 7, source: None, is_local: false };
+        assert_eq!(answer(&body), Some(expected));
         for len in 0..body.len() {
             let _either = answer(&body[..len]);
             let _either = RouteMtus::default().changed(libc::RTM_NEWROUTE, &body[..len], 7);

@@ -4,14 +4,15 @@ use crate::drops::{Cause, Drops, LocalCause};
 use crate::packets::gso::{Gso, can_retry_unsegmented};
 use crate::sys;
 use nix::libc;
+use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Weak};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use wgsep_proto::invariant::part;
 use wgsep_proto::path::outbound::{SealedDatagram, SealedRun};
-use wgsep_proto::session::peer::Peer;
-use wgsep_proto::{DropCause, Endpoint, Instant};
+use wgsep_proto::session::peer::{Peer, is_link_local};
+use wgsep_proto::{DropCause, Endpoint, Instant, Source};
 
 /// Most segments that one UDP_SEGMENT send takes on every kernel that has it.
 pub(crate) const MAX_SEGMENTS: usize = 64;
@@ -33,11 +34,37 @@ pub(crate) struct BoundSocket {
     pub(crate) address: IpAddr,
 }
 
+/// For destinations the address of one of several sockets that the route to it gives as source.
+#[derive(Default)]
+pub(crate) struct RouteSources(RwLock<HashMap<SocketAddr, IpAddr>>);
+
+impl RouteSources {
+    pub(crate) fn of(&self, destination: SocketAddr) -> Option<IpAddr> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&destination).copied()
+    }
+
+    /// Stores the source, or removes it.
+    pub(crate) fn set(&self, destination: SocketAddr, source: Option<IpAddr>) {
+        let mut sources = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        match source {
+            Some(source) => sources.insert(destination, source),
+            None => sources.remove(&destination),
+        };
+    }
+
+    /// Removes those of other destinations.
+    pub(crate) fn retain(&self, keep: impl Fn(&SocketAddr) -> bool) {
+        let mut sources = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        sources.retain(|destination, _| keep(destination));
+    }
+}
+
 /// The sockets: one of each family, either of which a machine may lack, or those of the addresses to listen on.
 #[derive(Default)]
 pub(crate) struct UdpSockets {
     bound: Vec<BoundSocket>,
     gso: Arc<Gso>,
+    sources: Arc<RouteSources>,
     /// Dropped after all are closed, because fields are dropped in this order. The count of an `Arc` of the
     /// whole would reach zero a moment earlier, while the port is still in use.
     open: Arc<()>,
@@ -53,13 +80,15 @@ fn may_be_the_source(error: &io::Error) -> bool {
 pub(crate) fn cause_of(error: &io::Error) -> Cause {
     match error.raw_os_error() {
         // EACCES: a route that prohibits it, or a broadcast address. EINVAL: a route of type blackhole, once
-        // no cached source and no segmentation can be the reason. EADDRNOTAVAIL: no address of the family.
+        // no cached source and no segmentation can be the reason. EADDRNOTAVAIL: no address of the family. ENODEV: the
+        // interface that the socket is bound to is gone.
         Some(
             libc::ENETUNREACH
             | libc::EHOSTUNREACH
             | libc::EACCES
             | libc::EINVAL
-            | libc::EADDRNOTAVAIL,
+            | libc::EADDRNOTAVAIL
+            | libc::ENODEV,
         ) => LocalCause::SendNoRoute.into(),
         Some(libc::EPERM) => LocalCause::SendForbidden.into(),
         Some(libc::EMSGSIZE) => DropCause::TooLong.into(),
@@ -86,9 +115,9 @@ impl SourceOutcome {
 }
 
 impl UdpSockets {
-    /// Takes the sockets and the state of segmentation offload.
-    pub(crate) fn new(bound: Vec<BoundSocket>, gso: Arc<Gso>) -> Self {
-        Self { bound, gso, open: Arc::default() }
+    /// Takes the sockets, the state of segmentation offload, and by which of several sockets which destination is reached.
+    pub(crate) fn new(bound: Vec<BoundSocket>, gso: Arc<Gso>, sources: Arc<RouteSources>) -> Self {
+        Self { bound, gso, sources, open: Arc::default() }
     }
 
     /// A weak reference that is dead once all sockets are closed.
@@ -106,16 +135,26 @@ impl UdpSockets {
         [true, false].map(|v4| self.bound.iter().any(|one| one.address.is_ipv4() == v4))
     }
 
-    /// The socket that is bound to the endpoint's cached source, or the first of the family.
-    fn towards(&self, endpoint: &Endpoint) -> Option<BorrowedFd<'_>> {
-        let is_ipv4 = endpoint.destination.is_ipv4();
-        let mut of_family = self.bound.iter().filter(|one| one.address.is_ipv4() == is_ipv4);
+    /// Those of the family of an address.
+    fn of_family(&self, address: &SocketAddr) -> impl Iterator<Item = &BoundSocket> {
+        let is_ipv4 = address.is_ipv4();
+        self.bound.iter().filter(move |one| one.address.is_ipv4() == is_ipv4)
+    }
+
+    /// The socket that is bound to the endpoint's cached source, else to the one that the route gives, else the first of
+    /// the family.
+    fn towards(&self, endpoint: &Endpoint) -> Option<&BoundSocket> {
+        let mut of_family = self.of_family(&endpoint.destination);
+        let (first, mut others) = (of_family.next()?, of_family.peekable());
+        if others.peek().is_none() {
+            return Some(first);
+        }
         let source = endpoint.source.map(|source| source.address);
-        let first = of_family.next()?;
+        let source = source.or_else(|| self.sources.of(endpoint.destination));
         let is_source = |one: &&BoundSocket| Some(one.address) == source;
         let chosen =
-            if is_source(&first) { first } else { of_family.find(is_source).unwrap_or(first) };
-        Some(chosen.socket.as_fd())
+            if is_source(&first) { first } else { others.find(is_source).unwrap_or(first) };
+        Some(chosen)
     }
 
     /// Stage 5: sends the datagrams of a run, which lie in `memory`, those that can be segments of one send together.
@@ -190,7 +229,8 @@ impl UdpSockets {
         (sent, count)
     }
 
-    /// Sends from the cached source; if that address is no longer ours, lets the route choose one.
+    /// Sends from the cached source; if that address is no longer ours, lets the route choose one, and by whichever of
+    /// several sockets the kernel takes it.
     pub(crate) fn send_from_cached_source(
         &self,
         endpoint: &Endpoint,
@@ -198,28 +238,46 @@ impl UdpSockets {
         payload: &[u8],
         segment: Option<u16>,
     ) -> io::Result<SourceOutcome> {
-        match self.send_once(endpoint, traffic_class, payload, segment) {
-            Err(error) if endpoint.source.is_some() && may_be_the_source(&error) => {
-                let anywhere = Endpoint { source: None, ..*endpoint };
-                self.send_once(&anywhere, traffic_class, payload, segment)?;
-                Ok(SourceOutcome::Refused)
-            }
-            result => result.map(|()| SourceOutcome::Kept),
+        let send = |endpoint: &Endpoint, by: Option<&BoundSocket>| {
+            // As where the family is missing.
+            let socket = by.ok_or(io::Error::from_raw_os_error(libc::ENETUNREACH))?;
+            send_by(socket, endpoint, traffic_class, payload, segment)
+        };
+        let first = self.towards(endpoint);
+        let (mut result, mut outcome) = (send(endpoint, first), SourceOutcome::Kept);
+        let anywhere = Endpoint { source: None, ..*endpoint };
+        if endpoint.source.is_some() && result.as_ref().is_err_and(may_be_the_source) {
+            outcome = SourceOutcome::Refused;
+            result = send(&anywhere, self.towards(&anywhere));
         }
+        for other in self.of_family(&endpoint.destination) {
+            if !result.as_ref().is_err_and(may_be_the_source) {
+                break;
+            }
+            if first.is_none_or(|first| first.address != other.address) {
+                result = send(&anywhere, Some(other)).or(result);
+            }
+        }
+        result.map(|()| outcome)
     }
+}
 
-    /// Sends once; ENETUNREACH if there is no socket of the endpoint's family.
-    fn send_once(
-        &self,
-        endpoint: &Endpoint,
-        traffic_class: u8,
-        payload: &[u8],
-        segment: Option<u16>,
-    ) -> io::Result<()> {
-        let socket =
-            self.towards(endpoint).ok_or(io::Error::from_raw_os_error(libc::ENETUNREACH))?;
-        sys::send(socket, endpoint, traffic_class, payload, segment)
-    }
+/// Sends once. A socket that is bound to an address sends from it only while it is ours, which of IPv6 the kernel checks
+/// only if the address is given with the datagram.
+fn send_by(
+    socket: &BoundSocket,
+    endpoint: &Endpoint,
+    traffic_class: u8,
+    payload: &[u8],
+    segment: Option<u16>,
+) -> io::Result<()> {
+    let is_checked = match socket.address {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(address) => address.is_unspecified() || is_link_local(&address),
+    };
+    let own = (!is_checked).then_some(Source { address: socket.address, interface: 0 });
+    let endpoint = Endpoint { source: endpoint.source.or(own), ..*endpoint };
+    sys::send(socket.socket.as_fd(), &endpoint, traffic_class, payload, segment)
 }
 
 /// Number of datagrams at the front that can be segments of one send: equal in length and class, the last
@@ -251,14 +309,12 @@ pub(crate) mod tests {
     use std::net::UdpSocket;
     use std::sync::atomic::Ordering;
     use wgsep_proto::device::control_plane::ControlPlane;
-    use wgsep_proto::{
-        AllowedIp, AllowedIpChange, Configuration, PeerConfiguration, PublicKey, Source,
-    };
+    use wgsep_proto::{AllowedIp, AllowedIpChange, Configuration, PeerConfiguration, PublicKey};
 
     #[test]
     fn a_place_that_takes_nothing_does_not_end_sending_many_at_once() {
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let sockets = UdpSockets::new(vec![bound(sender)], gso());
+        let sockets = UdpSockets::new(vec![bound(sender)], gso(), Arc::default());
         let (device, peer) = device_and_peer();
         let nowhere = Endpoint::new(([127, 0, 0, 1], 0).into());
         let send = |to: &Endpoint| {
@@ -304,7 +360,7 @@ pub(crate) mod tests {
     fn a_datagram_leaves_by_the_socket_of_its_source_or_the_first_of_the_family() {
         let addresses = ["127.0.0.1", "127.0.0.2", "::1"];
         let sockets = addresses.map(|address| bound(UdpSocket::bind((address, 0)).unwrap()));
-        let sockets = UdpSockets::new(sockets.into(), gso());
+        let sockets = UdpSockets::new(sockets.into(), gso(), Arc::default());
         assert_eq!(sockets.families(), [true, true]);
         for (receiver, source, sender) in [
             ("127.0.0.9", None, "127.0.0.1"),
@@ -345,7 +401,7 @@ pub(crate) mod tests {
         for _ in 0..200 {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
             let address = socket.local_addr().unwrap();
-            let sockets = Arc::new(UdpSockets::new(vec![bound(socket)], gso()));
+            let sockets = Arc::new(UdpSockets::new(vec![bound(socket)], gso(), Arc::default()));
             let until_closed = sockets.until_closed();
             std::thread::scope(|scope| {
                 scope.spawn(move || drop(sockets));
@@ -364,7 +420,7 @@ pub(crate) mod tests {
         {
             let receiver = UdpSocket::bind((host, 0)).unwrap();
             let sender = UdpSocket::bind((host, 0)).unwrap();
-            let sockets = UdpSockets::new(vec![bound(sender)], gso());
+            let sockets = UdpSockets::new(vec![bound(sender)], gso(), Arc::default());
             let mut endpoint = Endpoint::new(receiver.local_addr().unwrap());
             let send = |endpoint: &Endpoint| {
                 sockets.send_from_cached_source(endpoint, 0, b"x", None).unwrap()

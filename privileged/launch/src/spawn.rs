@@ -48,6 +48,7 @@ fn words(options: &Options, grants: &Grants, interface: &str) -> Result<Vec<CStr
         highest_port,
         fwmark: grants.mark.map_or(0, |(value, mask)| value & mask),
         listens_everywhere: options.listen.is_everywhere(),
+        bind_device: options.listen.device().unwrap_or_default().to_string_lossy().into_owned(),
     };
     let words = core::iter::once(PROGRAM.to_owned()).chain(startup.encode(options.version));
     let words: core::result::Result<_, _> = words.map(CString::new).collect();
