@@ -282,7 +282,7 @@ fn a_link_that_comes_up_with_a_new_port_too_early_opens_it_by_itself_without_an_
         daemon.netns.run(format!("{} stats {option} {}", program.display(), daemon.interface))
     };
     let (json, table) = (stats("--json"), stats(""));
-    assert!(json.contains("\"ipv6\":false,\"error\":null}"), "{json}");
+    assert!(json.contains("\"ipv6\":false,\"missing\":[],\"error\":null}"), "{json}");
     assert!(table.contains(&format!("UDP port {} is opened later", OTHER + 3)), "{table}");
     // A set neither waits nor hastens it.
     daemon.wg_set("fwmark 5");

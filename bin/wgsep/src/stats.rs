@@ -236,7 +236,7 @@ mod tests {
         );
         assert_eq!(
             as_json("wg0", &statistics),
-            "{\"interface\":\"wg0\",\"udp\":{\"port\":51820,\"ipv4\":true,\"ipv6\":false,\"error\":null},\"drops\":{\"no_peer\":3,\"replay\":0},\
+            "{\"interface\":\"wg0\",\"udp\":{\"port\":51820,\"ipv4\":true,\"ipv6\":false,\"missing\":[],\"error\":null},\"drops\":{\"no_peer\":3,\"replay\":0},\
              \"offloads\":{\"tso\":true,\"uso\":false},\"peers_without_udp_gso\":0,\"peers\":[]}\n"
         );
     }
@@ -253,6 +253,11 @@ mod tests {
         let line = "wg0: UDP port 51820 is opened later, as one new port is in ten seconds; ";
         assert!(as_table("wg0", &waits).starts_with(line), "{}", as_table("wg0", &waits));
         assert!(as_json("wg0", &waits).contains("\"error\":null}"), "it is not refused");
+        let lacks = ANSWER.replace("errno=0\noff", "errno=0\nudp_missing=192.0.2.1\noff");
+        let lacks = parse(&lacks).unwrap();
+        let line = "wg0: UDP port 51820, IPv4 only, no interface has 192.0.2.1; ";
+        assert!(as_table("wg0", &lacks).starts_with(line), "{}", as_table("wg0", &lacks));
+        assert!(as_json("wg0", &lacks).contains("\"missing\":[\"192.0.2.1\"],"));
         let down = parse(&ANSWER.replace("ipv4=1", "ipv4=0")).unwrap();
         assert!(as_table("wg0", &down).starts_with("wg0: UDP closed, the interface is down; "));
     }

@@ -6,7 +6,7 @@
 //! Nothing is recorded for events while no client watches. An endpoint that moves with a data packet, and what offloads are
 //! in use, is looked at every few seconds, so that no packet pays for it.
 
-use super::{Control, port::PortRetry};
+use super::{Control, port::PortRetry, sources::SourceCheck};
 use crate::clock;
 use crate::line_limit::LineLimit;
 use crate::packets::gso::Gso;
@@ -49,6 +49,7 @@ pub(super) struct Reported<'a> {
     shared: &'a Shared,
     gso: &'a Gso,
     port_retry: &'a PortRetry,
+    source_check: &'a SourceCheck,
     now: Instant,
 }
 
@@ -64,6 +65,7 @@ impl Source<StatusCursor> for Reported<'_> {
                 ipv4,
                 ipv6,
                 errno: self.port_retry.errno(),
+                missing: self.source_check.missing().collect(),
             },
             offloads: offloads.map(|(offload, in_use)| (offload.name(), in_use)).into(),
             peers_without_gso,
@@ -333,23 +335,24 @@ fn changed_offloads<'a>(
 impl Control {
     /// What can be reported now.
     pub(super) fn reported(&self) -> Reported<'_> {
-        let Self { device, shared, gso, port_retry, .. } = self;
-        Reported { device, shared, gso, port_retry, now: clock::instant() }
+        let Self { device, shared, gso, port_retry, source_check, .. } = self;
+        Reported { device, shared, gso, port_retry, source_check, now: clock::instant() }
     }
 
     /// Handles an event of the status socket or one of its clients.
     pub(super) fn serve_status(&mut self, event: &EpollEvent) {
-        let Self { status, device, shared, gso, port_retry, epoll, .. } = self;
-        let reported = Reported { device, shared, gso, port_retry, now: clock::instant() };
+        let Self { status, device, shared, gso, port_retry, source_check, epoll, .. } = self;
+        let reported =
+            Reported { device, shared, gso, port_retry, source_check, now: clock::instant() };
         in_ordinary_memory(|| status.serve(event, &reported, epoll));
     }
 
     /// Closes clients, and reports what has changed meanwhile, where that is due.
     pub(super) fn handle_status_timeout(&mut self) {
         let now = clock::instant();
-        let Self { status, device, shared, gso, port_retry, epoll, .. } = self;
+        let Self { status, device, shared, gso, port_retry, source_check, epoll, .. } = self;
         if status.next_timeout().is_some_and(|due| due <= now) {
-            let reported = Reported { device, shared, gso, port_retry, now };
+            let reported = Reported { device, shared, gso, port_retry, source_check, now };
             in_ordinary_memory(|| status.handle_timeout(&reported, epoll));
         }
     }

@@ -185,7 +185,7 @@ mod tests {
         drops.add(DropCause::Replayed, 3);
         let counters = Counters {
             drops: of_protocol(&drops).counts().collect(),
-            udp: Udp { port: 51820, ipv4: true, ipv6: false, errno: 98 },
+            udp: Udp { port: 51820, ipv4: true, ipv6: false, errno: 98, missing: Vec::new() },
             offloads: vec![("udp-gso", true), ("uso", false)],
             peers_without_gso: 2,
         };

@@ -8,7 +8,8 @@ use std::time::Duration;
 /// Most bytes of an item or an event.
 pub(crate) const LONGEST_ITEM: usize = 2048;
 
-/// Writes the counters of a device: every `drop_CAUSE`, the state of the UDP sockets, as 0 or 1 every `offload_NAME`,
+/// Writes the counters of a device: every `drop_CAUSE`, the state of the UDP sockets, with a line for each address that
+/// they are bound to and no interface has, as 0 or 1 every `offload_NAME`,
 /// with an underscore for each hyphen, and how many peers have a path that refuses `udp_gso`.
 ///
 /// # Errors
@@ -17,9 +18,12 @@ pub fn write_counters(text: &mut impl Write, counters: &Counters) -> Result {
     for (name, count) in &counters.drops {
         writeln!(text, "drop_{name}={count}")?;
     }
-    let Udp { port, ipv4, ipv6, errno } = counters.udp;
-    let (ipv4, ipv6) = (u8::from(ipv4), u8::from(ipv6));
+    let Udp { port, ipv4, ipv6, errno, missing } = &counters.udp;
+    let (ipv4, ipv6) = (u8::from(*ipv4), u8::from(*ipv6));
     writeln!(text, "udp_port={port}\nudp_ipv4={ipv4}\nudp_ipv6={ipv6}\nudp_errno={errno}")?;
+    for address in missing {
+        writeln!(text, "udp_missing={address}")?;
+    }
     for (offload, in_use) in &counters.offloads {
         writeln!(text, "offload_{}={}", offload.replace('-', "_"), u8::from(*in_use))?;
     }

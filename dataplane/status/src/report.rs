@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// The UDP sockets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Udp {
     /// Configured, whether or not it is open.
     pub port: u16,
@@ -14,6 +14,8 @@ pub struct Udp {
     pub ipv6: bool,
     /// Why none is open though the interface is up, or 0.
     pub errno: i32,
+    /// The addresses that it is open on and that no interface has.
+    pub missing: Vec<IpAddr>,
 }
 
 /// The counters of a device, and the state of what it uses.

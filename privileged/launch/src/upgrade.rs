@@ -18,7 +18,7 @@ use nix::sys::socket::{
     sendmsg, setsockopt, socket, socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use nix::unistd::{Gid, Uid};
+use nix::unistd::{Gid, Uid, getuid};
 use std::fs::{read_to_string, remove_file};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -135,7 +135,7 @@ fn announce(interface: &str) -> Result<Given> {
         "no wgsep serves {interface}: {path} is of a daemon that was killed; start one: wgsep {interface}"
     );
     let denied =
-        format!("no permission to reach {path}; run as root, or as the user that started wgsep");
+        format!("no permission to reach {path}; run as the user that started wgsep, mostly root");
     let running = UnixDatagram::unbound().step("socket")?;
     running.connect(&path).advise(
         &format!("reach {path}"),
@@ -176,15 +176,21 @@ fn announce(interface: &str) -> Result<Given> {
     }
 }
 
-/// Refuses to replace a helper of another PID namespace, by the number that the kernel has of it with its listener: this
-/// pair would be outside of that container, and not end with it.
-fn refuse_another_pid_namespace(listener: &OwnedFd, interface: &str) -> Result<()> {
-    let pid = getsockopt(listener, sockopt::PeerCredentials).step("SO_PEERCRED")?.pid();
+/// Refuses to replace a helper of another PID namespace or user, by what the kernel has of it with its listener: this
+/// pair would be outside of that container, and not end with it, or a user would command that of another.
+fn refuse_another_owner(listener: &OwnedFd, interface: &str) -> Result<()> {
+    let owner = getsockopt(listener, sockopt::PeerCredentials).step("SO_PEERCRED")?;
+    let (pid, user) = (owner.pid(), owner.uid());
     let status = read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
     let is_below = numbers.is_some_and(|numbers| numbers.split_whitespace().count() > 1);
-    if pid != 0 && !is_below {
+    if pid != 0 && !is_below && user == getuid().as_raw() {
         return Ok(());
+    }
+    if pid != 0 && !is_below {
+        return Err(Error::new(format!(
+            "the wgsep that serves {interface} is of user {user}; run it as that user: sudo -u '#{user}' wgsep upgrade {interface}"
+        )));
     }
     let enter = match pid {
         0 => "docker exec CONTAINER".to_owned(),
@@ -216,8 +222,7 @@ fn options(version: &'static str, interface: &str, welcome: &Welcome) -> Options
         without: Offload::ALL
             .into_iter()
             .zip(0..)
-            .filter(|(_, n)| is_without(*n))
-            .map(|(one, _)| one)
+            .filter_map(|(one, number)| is_without(number).then_some(one))
             .collect(),
         workers: usize::from(welcome.workers),
         log_level: welcome.log_level,
@@ -259,7 +264,7 @@ pub fn start(
     let missing = || Error::new("the running wgsep sent too few descriptors; restart it");
     let mut next = || descriptors.next().ok_or_else(missing);
     let (listener, upgrade) = (next()?, next()?);
-    refuse_another_pid_namespace(&listener, interface)?;
+    refuse_another_owner(&listener, interface)?;
     let queues = (0..welcome.tun_queues).map(|_| next().and_then(tun::out_of_reach));
     let queues = queues.collect::<Result<Vec<_>>>()?;
     // The numbers that the queues had are free now.
@@ -319,8 +324,8 @@ pub fn start(
         psk: welcome.psk,
         take_over: true,
     };
-    let (ids, waiter) = (dataplane_ids(user), Waiter::None);
-    let settings = Welcome { manager: None, waiter, ids, ..welcome };
+    let ids = user.map(|(uid, gid)| (uid.as_raw(), gid.as_raw()));
+    let settings = Welcome { manager: None, waiter: Waiter::None, ids, ..welcome };
     let (next_channel, _closed) = channel_pair()?;
     let report = uapi_socket::report_of_running(interface);
     let predecessor = Predecessor {
@@ -357,8 +362,4 @@ pub fn start(
         successors: Some(Successors::new(upgrade, next_channel, settings)),
         predecessor: Some(predecessor),
     })
-}
-
-fn dataplane_ids(user: Option<(Uid, Gid)>) -> Option<(u32, u32)> {
-    user.map(|(uid, gid)| (uid.as_raw(), gid.as_raw()))
 }

@@ -48,6 +48,8 @@ pub(super) struct Udp {
     pub(super) ipv6: bool,
     /// Why none is open though the interface is up, or 0; EAGAIN for a new port that is opened only later.
     pub(super) errno: i32,
+    /// The addresses that it is open on and that no interface has.
+    pub(super) missing: Vec<IpAddr>,
 }
 
 impl Udp {
@@ -63,7 +65,11 @@ impl Udp {
     pub(super) fn as_json(&self) -> String {
         let Self { port, ipv4, ipv6, .. } = self;
         let error = self.refusal().map_or("null".to_owned(), string);
-        format!("{{\"port\":{port},\"ipv4\":{ipv4},\"ipv6\":{ipv6},\"error\":{error}}}")
+        let missing = self.missing.iter().map(|address| format!("\"{address}\""));
+        let missing = missing.collect::<Vec<_>>().join(",");
+        format!(
+            "{{\"port\":{port},\"ipv4\":{ipv4},\"ipv6\":{ipv6},\"missing\":[{missing}],\"error\":{error}}}"
+        )
     }
 
     /// For people.
@@ -72,13 +78,15 @@ impl Udp {
         if let Some(why) = self.refusal() {
             return format!("port {port} cannot be opened: {why}, the log says what to do");
         }
+        let missing = self.missing.iter().map(|address| format!(", no interface has {address}"));
+        let missing = missing.collect::<String>();
         match (ipv4, ipv6) {
             _ if self.waits() => {
                 format!("port {port} is opened later, as one new port is in ten seconds")
             }
-            (true, true) => format!("port {port}"),
-            (true, false) => format!("port {port}, IPv4 only"),
-            (false, true) => format!("port {port}, IPv6 only"),
+            (true, true) => format!("port {port}{missing}"),
+            (true, false) => format!("port {port}, IPv4 only{missing}"),
+            (false, true) => format!("port {port}, IPv6 only{missing}"),
             (false, false) => "closed, the interface is down".to_owned(),
         }
     }
@@ -119,6 +127,7 @@ impl Statistics {
                 "udp_ipv4" => udp.ipv4 = value == "1",
                 "udp_ipv6" => udp.ipv6 = value == "1",
                 "udp_errno" => udp.errno = value.parse().ok()?,
+                "udp_missing" => udp.missing.push(value.parse().ok()?),
                 _ => {}
             }
         } else if key == "peers_without_udp_gso" {
