@@ -171,19 +171,174 @@ fn datagrams_leave_and_arrive_by_the_bound_device_only() {
     right.daemon.wg_set(format!("peer {} endpoint 10.78.0.1:{PORT}", left.key.public));
     until_ping(&right.daemon.netns, inner(&left));
 
-    // Made again, it has another index.
-    netns.run("ip link del second");
-    netns.run(format!("ip link set {} down", left.daemon.interface));
-    netns.run(format!("ip link set {} up", left.daemon.interface));
-    until_logged(&left.daemon, "there is no interface of the name in --bind-device");
-    netns.run(format!(
+    // Made again, it has another index: after a while, and before the daemon has read that it is gone.
+    let made_anew = format!(
         "ip link add second type veth peer name second netns {}",
         right.daemon.netns.name()
-    ));
-    for (netns, side) in [(&netns, Side::Left), (&right.daemon.netns, Side::Right)] {
-        netns.run(format!("ip addr add 10.78.0.{}/24 dev second", side as u8));
-        netns.run("ip link set second up");
+    );
+    netns.run("ip link del second");
+    until_logged(&left.daemon, "there is no interface of the name in --bind-device");
+    netns.run(&made_anew);
+    until_served(&left, &right);
+    netns.run("ip link del second");
+    netns.run(&made_anew);
+    until_served(&left, &right);
+}
+
+/// Gives the second link its addresses, and waits until the tunnel works over it.
+#[track_caller]
+fn until_served(left: &End, right: &End) {
+    for end in [left, right] {
+        end.daemon.netns.run(format!("ip addr add 10.78.0.{}/24 dev second", end.side as u8));
+        end.daemon.netns.run("ip link set second up");
     }
-    wait::until("the port is open", LIMIT, || !listening(&left.daemon.netns, PORT).is_empty());
-    until_ping(&left.daemon.netns, inner(&right));
+    until_ping(&left.daemon.netns, inner(right));
+    assert_eq!(listening(&left.daemon.netns, PORT), ["0.0.0.0%second", "[::]%second"]);
+}
+
+/// Two links to the right end, which has an address behind both.
+struct Uplinks {
+    family: Family,
+    left: Arc<Netns>,
+    right: Arc<Netns>,
+}
+
+impl Uplinks {
+    fn new(family: Family) -> Self {
+        let (left, right) = link::joined();
+        right.run(format!("ip link add second type veth peer name second netns {}", left.name()));
+        let uplinks = Self { family, left, right };
+        for (netns, side) in [(&uplinks.left, Side::Left), (&uplinks.right, Side::Right)] {
+            netns.run("ip link set second up");
+            uplinks.add(netns, &uplinks.second(side), "second");
+        }
+        uplinks.right.run(format!("ip addr add {} dev lo", uplinks.behind()));
+        uplinks
+    }
+
+    fn first(&self, side: Side) -> String {
+        side.outer(self.family).to_string()
+    }
+
+    fn second(&self, side: Side) -> String {
+        match self.family {
+            Family::V4 => format!("10.78.0.{}", side as u8),
+            Family::V6 => format!("fd78::{}", side as u8),
+        }
+    }
+
+    const fn behind(&self) -> &str {
+        match self.family {
+            Family::V4 => "203.0.113.5",
+            Family::V6 => "2001:db8::5",
+        }
+    }
+
+    fn add(&self, netns: &Netns, address: &str, device: &str) {
+        match self.family {
+            Family::V4 => netns.run(format!("ip addr add {address}/24 dev {device}")),
+            Family::V6 => netns.run(format!("ip addr add {address}/64 dev {device} nodad")),
+        };
+    }
+
+    fn remove(&self, address: &str, device: &str) {
+        let len = if self.family == Family::V4 { 24 } else { 64 };
+        self.left.run(format!("ip addr del {address}/{len} dev {device}"));
+    }
+
+    fn route_by(&self, gateway: &str) {
+        self.left.run(format!("ip route replace {} via {gateway}", self.behind()));
+    }
+
+    /// A tunnel to the address behind; the left end listens on these.
+    fn tunnel(&self, listed: &str) -> (End, End) {
+        let left = End::new(Side::Left, serve(&self.left, &["--listen-address", listed]));
+        let right = End::new(Side::Right, Daemon::start(Wgsep, &self.right));
+        right.configure(&left.key.public, None, None);
+        let behind = SocketAddr::new(self.behind().parse().unwrap(), PORT);
+        left.configure(&right.key.public, Some(behind), None);
+        (left, right)
+    }
+}
+
+/// The ends reach each other, and the right one sees the left one at this address.
+#[track_caller]
+fn assert_seen_at(left: &End, right: &End, address: &str) {
+    until_ping(&left.daemon.netns, inner(right));
+    let seen: SocketAddr = right.daemon.peer().endpoint.parse().unwrap();
+    assert_eq!(seen.ip().to_string(), address);
+}
+
+#[test]
+fn of_several_addresses_that_which_the_route_gives_is_used_when_one_is_gone_or_its_link_is_down() {
+    require!(Wgsep);
+    for family in [Family::V4, Family::V6] {
+        let uplinks = Uplinks::new(family);
+        let [first, second] = [uplinks.first(Side::Left), uplinks.second(Side::Left)];
+        let [by_first, by_second] = [uplinks.first(Side::Right), uplinks.second(Side::Right)];
+        uplinks.route_by(&by_second);
+        let (left, right) = uplinks.tunnel(&format!("{first},{second}"));
+        // It has sent nothing yet, and nothing else says which address.
+        assert_seen_at(&left, &right, &second);
+        let handshake = right.daemon.peer().latest_handshake;
+
+        uplinks.remove(&second, "second");
+        uplinks.route_by(&by_first);
+        assert_seen_at(&left, &right, &first);
+
+        uplinks.add(&uplinks.left, &second, "second");
+        until_logged(&left.daemon, &format!("{second} of --listen-address is there again"));
+        uplinks.remove(&first, DEVICE);
+        uplinks.route_by(&by_second);
+        assert_seen_at(&left, &right, &second);
+
+        uplinks.add(&uplinks.left, &first, DEVICE);
+        uplinks.left.run("ip link set second down");
+        uplinks.route_by(&by_first);
+        assert_seen_at(&left, &right, &first);
+        assert_eq!(right.daemon.peer().latest_handshake, handshake, "the session went on");
+    }
+}
+
+/// The kernel would give the interface's first address.
+#[test]
+fn a_listed_address_of_the_interface_is_used_where_the_route_gives_one_that_is_not_listed() {
+    require!(Wgsep);
+    let uplinks = Uplinks::new(Family::V4);
+    let [first, listed] = [uplinks.first(Side::Left), "10.78.0.11".to_owned()];
+    uplinks.add(&uplinks.left, &listed, "second");
+    uplinks.route_by(&uplinks.first(Side::Right));
+    let (left, right) = uplinks.tunnel(&format!("{first},{listed}"));
+    assert_seen_at(&left, &right, &first);
+    uplinks.left.run(format!("ip link set {DEVICE} down"));
+    uplinks.route_by(&uplinks.second(Side::Right));
+    assert_seen_at(&left, &right, &listed);
+}
+
+#[test]
+fn a_listed_address_that_is_gone_is_named_by_the_log_and_stats_until_it_is_back() {
+    require!(Wgsep);
+    for family in [Family::V4, Family::V6] {
+        let uplinks = Uplinks::new(family);
+        let [first, second] = [uplinks.first(Side::Left), uplinks.second(Side::Left)];
+        uplinks.route_by(&uplinks.first(Side::Right));
+        let (left, right) = uplinks.tunnel(&format!("{first},{second}"));
+        let names_it = || {
+            let mut stats = uplinks.left.command(wgsep_program("wgsep"));
+            let told = stats.args(["stats", &left.daemon.interface]).output().unwrap();
+            assert!(told.status.success());
+            String::from_utf8_lossy(&told.stdout).contains(&format!(", no interface has {second};"))
+        };
+        assert!(!names_it());
+        uplinks.remove(&second, "second");
+        wait::until("stats names it", LIMIT, names_it);
+        until_logged(&left.daemon, &format!("no interface has {second} of --listen-address"));
+        assert_seen_at(&left, &right, &first);
+        // Before the link is used, another pair says so, too.
+        let mut upgrade = uplinks.left.command(wgsep_program("wgsep"));
+        assert!(upgrade.args(["upgrade", &left.daemon.interface]).status().unwrap().success());
+        wait::until("stats names it", LIMIT, names_it);
+        uplinks.add(&uplinks.left, &second, "second");
+        wait::until("stats names it no more", LIMIT, || !names_it());
+    }
 }

@@ -4,13 +4,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::IoSlice;
+use std::io::{IoSlice, Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use nix::sys::socket::{
     recvfrom, sendmsg, setsockopt, socket, sockopt,
 };
 use nix::unistd::Pid;
-use wgsep_tests::daemon::{Daemon, socket_path};
+use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{self, Family, Side};
@@ -32,7 +32,9 @@ use wgsep_tests::procfs::{
 };
 use wgsep_tests::require;
 use wgsep_tests::scratch::Scratch;
+use wgsep_tests::skip::skip;
 use wgsep_tests::traffic::{answers_at_once, ping, until_ping};
+use wgsep_tests::tun_device;
 use wgsep_tests::tunnel::{End, Plan, Tunnel};
 use wgsep_tests::uapi::{Uapi, errno};
 use wgsep_tests::wait::{self, Ends};
@@ -678,6 +680,90 @@ fn what_another_user_or_nonsense_asks_of_the_upgrade_socket_changes_nothing() {
     assert!(answers_at_once(&left.daemon.netns, inner(right)));
     upgrade(&left.daemon);
     assert!(answers_at_once(&left.daemon.netns, inner(right)));
+}
+
+/// Whatever the moment of the question: of the old pair, of the new one, or none while they change.
+#[test]
+fn no_answer_of_the_status_socket_during_an_upgrade_has_a_port_that_is_closed() {
+    require!(Wgsep);
+    let tunnel = tunnel_with(&[]);
+    let daemon = &tunnel.left.daemon;
+    let path = socket_path(&daemon.interface).with_extension("status");
+    let (is_over, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let ask = || -> std::io::Result<String> {
+        let mut client = UnixStream::connect(&path)?;
+        client.set_read_timeout(Some(LIMIT))?;
+        client.write_all(b"get=1\n\n")?;
+        let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
+        while !answer.ends_with(b"errno=0\n\n") {
+            match client.read(&mut buffer)? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                len => answer.extend_from_slice(&buffer[..len]),
+            }
+        }
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    thread::scope(|scope| {
+        let asker = scope.spawn(|| {
+            let mut closed = Vec::new();
+            while !is_over.load(Ordering::Relaxed) {
+                // The old dataplane ends with a client or two.
+                let Ok(answer) = ask() else { continue };
+                answers.fetch_add(1, Ordering::Relaxed);
+                if !answer.contains("udp_ipv4=1") {
+                    closed.push(answer);
+                }
+            }
+            closed
+        });
+        let ends = Ends(&is_over);
+        for _ in 0..20 {
+            upgrade(daemon);
+            let before = answers.load(Ordering::Relaxed);
+            wait::until("another answer", LIMIT, || answers.load(Ordering::Relaxed) > before + 1);
+        }
+        drop(ends);
+        let closed = asker.join().unwrap();
+        assert!(closed.is_empty(), "{} answers, such as {}", closed.len(), closed[0]);
+    });
+}
+
+/// Or a user without other rights would command a daemon of root's.
+#[test]
+fn root_does_not_take_over_the_daemon_of_a_user_and_is_told_as_whom_to_run_it() {
+    require!(Wgsep);
+    if Command::new("setcap").arg("-h").output().is_err() {
+        return skip("setcap is missing: run `make deps`");
+    }
+    const USER: &str = "61001";
+    let (scratch, netns, interface) = (Scratch::new(), Netns::new(), unique_interface());
+    for program in ["wgsep", "wgsep-dataplane"] {
+        scratch.install(program, program);
+    }
+    run_public(&scratch);
+    let program = scratch.join("wgsep").display().to_string();
+    let script = format!(
+        "mkdir -p /run/wireguard; mount -t tmpfs none /run/wireguard; {}
+         setcap cap_net_admin+ep {program}
+         chgrp {USER} /run/wireguard; chmod 1770 /run/wireguard
+         as_user='setpriv --reuid={USER} --regid={USER} --clear-groups'
+         $as_user {program} {interface}
+         trap 'ip link del {interface}' EXIT
+         ! {program} upgrade {interface} 2>&1
+         $as_user {program} upgrade {interface}
+         stat -c 'owner %u' /run/wireguard/{interface}.upgrade",
+        tun_device::OPEN_TO_EVERY_USER
+    );
+    let mut shell = netns.command("unshare");
+    shell.args(["--mount", "sh", "-ec", &script]);
+    let done = output(shell.env("WG_LOG_FILE", "/run/wireguard/log"));
+    let (said, complaints) =
+        (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success(), "{said}{complaints}");
+    let advice = format!("run it as that user: sudo -u '#{USER}' wgsep upgrade {interface}");
+    let [refusal, owner] = said.lines().collect::<Vec<_>>()[..] else { panic!("{said}") };
+    assert!(refusal.ends_with(&advice), "{refusal}");
+    assert_eq!(owner, format!("owner {USER}"));
 }
 
 /// The receiver index and counter of each data message that leaves a namespace.
