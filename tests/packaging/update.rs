@@ -147,9 +147,19 @@ fn upgrades_daemons_of_no_unit(debian: Debian) {
     // One that cannot follow is named.
     machine.run("rm /run/wireguard/wg0.upgrade && touch /run/wireguard/wg0.upgrade");
     machine.run("systemctl stop confined");
+    // So is one of a user, who could command what root began.
+    machine.run(
+        "chgrp 65500 /run/wireguard; chmod 1770 /run/wireguard; chmod 666 /dev/net/tun; \
+         setpriv --reuid=65500 --regid=65500 --clear-groups --inh-caps=+net_admin --ambient-caps=+net_admin \
+         wgsep --log-file /dev/null wg7",
+    );
+    let of_user = helper("wg7");
     let said = update();
     let lines = of_ours(&said);
-    assert!(lines.len() == 2 && lines[1].contains("wg0 goes on as before"), "{said}");
+    assert!(lines.len() == 3 && lines[1].contains("wg0 goes on as before"), "{said}");
+    assert!(lines[2].ends_with("sudo -u '#65500' wgsep upgrade wg7"), "{said}");
+    assert_eq!(helper("wg7"), of_user);
+    machine.run("ip link del wg7");
     assert_eq!(helper("wg0"), after[0]);
     assert_ne!(helper("wg1"), after[1]);
 

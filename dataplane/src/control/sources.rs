@@ -371,16 +371,14 @@ impl SourceCheck {
         };
         let query = present(self.asked.remove(index), "it was found at this position");
         match query.map(|query| query.subject) {
-            Some(Subject::Peer(peer, endpoint)) => {
-                if !self.holds(&endpoint, answer) {
-                    device.clear_source(peer, &endpoint);
-                }
+            Some(Subject::Peer(peer, endpoint)) if !self.holds(&endpoint, answer) => {
+                device.clear_source(peer, &endpoint);
             }
             Some(Subject::RouteTo(destination)) => {
                 self.route_sources.set(destination, self.source_by(answer, &destination));
             }
             Some(Subject::Listed(address)) => self.listed_at(address, answer, now),
-            None => {}
+            Some(Subject::Peer(..)) | None => {}
         }
     }
 
@@ -644,6 +642,98 @@ mod tests {
             bed.check.routes_changed(changes.clone(), bed.now);
             assert_eq!((bed.run(answer), bed.sources()), (questions, sources), "{answer:?}");
         }
+    }
+
+    const OURS: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
+
+    /// A device whose sockets are bound to two addresses, and whose peers were spoken to at the first.
+    fn bound_to_two() -> Bed {
+        let mut bed = Bed::new(2);
+        let addresses = OURS.map(|address| address.parse().unwrap());
+        bed.check.bound(&addresses, Binding::Addresses, bed.now);
+        bed
+    }
+
+    /// As [`Bed::run`], where the kernel answers as `of_address`, or with this interface and source.
+    fn run_with(bed: &mut Bed, of_address: [Answer; 2], interface: u32, source: Option<&str>) {
+        let source = source.map(|source| source.parse().unwrap());
+        while bed.check.next_timeout().is_some_and(|at| at <= bed.now) {
+            bed.check.check(&bed.device, &mut bed.link, bed.now);
+            let asked: Vec<_> =
+                bed.check.asked.iter().map(|one| (one.sequence, one.subject)).collect();
+            for (sequence, subject) in asked {
+                let route = |source| Answer::Route { interface, source, is_local: false };
+                let answer = match subject {
+                    Subject::Listed(address) => {
+                        of_address[usize::from(address.to_string() == OURS[1])]
+                    }
+                    Subject::RouteTo(_) => route(source),
+                    Subject::Peer(..) => route(None),
+                };
+                bed.check.answered(&bed.device, (sequence, answer), bed.now);
+            }
+        }
+    }
+
+    const fn at(interface: u32) -> Answer {
+        Answer::Route { interface, source: None, is_local: true }
+    }
+
+    #[test]
+    fn one_of_several_addresses_is_kept_unless_the_route_leads_elsewhere_and_gives_another() {
+        let there = [at(INTERFACE), at(4)];
+        for (of_address, interface, source, kept, given) in [
+            (there, INTERFACE, Some(OURS[0]), true, Some(OURS[0])),
+            // Its route stays, by a rule for instance.
+            (there, INTERFACE, Some(OURS[1]), true, Some(OURS[1])),
+            (there, 4, Some(OURS[1]), false, Some(OURS[1])),
+            // The interface has another address first.
+            (there, 4, Some("192.0.2.9"), false, Some(OURS[1])),
+            (there, 5, Some("192.0.2.9"), true, None),
+            // IPv6 would find a route from an address that no interface has.
+            (
+                [Answer::Refused(nix::libc::EADDRNOTAVAIL), at(4)],
+                INTERFACE,
+                Some(OURS[1]),
+                false,
+                Some(OURS[1]),
+            ),
+        ] {
+            let mut bed = bound_to_two();
+            run_with(&mut bed, of_address, interface, source);
+            let to = "10.0.0.1:7".parse().unwrap();
+            let found = bed.check.route_sources().of(to).map(|found| found.to_string());
+            assert_eq!(
+                (bed.sources() > 0, found.as_deref()),
+                (kept, given),
+                "{interface} {source:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_address_that_no_interface_has_is_missing_until_one_has() {
+        let mut bed = bound_to_two();
+        let gone = Answer::Route { interface: 4, source: None, is_local: false };
+        for (second, missing) in [(at(4), 0), (gone, 1), (gone, 1), (at(4), 0)] {
+            bed.check.routes_changed(all(), bed.now);
+            run_with(&mut bed, [at(INTERFACE), second], INTERFACE, None);
+            assert_eq!(bed.check.missing().count(), missing);
+            assert!(bed.check.missing().all(|address| address.to_string() == OURS[1]));
+            bed.now = bed.now.after(Duration::from_secs(60));
+        }
+        bed.check.bound(&[], Binding::Addresses, bed.now);
+        assert_eq!(bed.check.missing().count(), 0);
+    }
+
+    #[test]
+    fn what_is_known_of_destinations_that_no_peer_has_is_forgotten() {
+        let mut bed = bound_to_two();
+        let elsewhere = "10.9.9.9:7".parse().unwrap();
+        bed.check.route_sources().set(elsewhere, OURS[0].parse().ok());
+        run_with(&mut bed, [at(INTERFACE), at(4)], INTERFACE, Some(OURS[0]));
+        assert_eq!(bed.check.route_sources().of(elsewhere), None);
+        assert!(bed.check.route_sources().of("10.0.0.1:7".parse().unwrap()).is_some());
     }
 
     #[test]

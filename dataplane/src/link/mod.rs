@@ -816,6 +816,27 @@ mod tests {
         assert!(changes.drained && !changes.routes.is_any());
     }
 
+    /// What the kernel answers about IPv6, and about the route of an address, is marked as an answer by its recipient alone.
+    #[test]
+    fn a_route_that_is_sent_to_our_socket_is_an_answer_and_one_that_another_program_changed_is_not()
+    {
+        let mut monitor = monitor();
+        let mut body = routes::tests::route(1, 4, 0, 0);
+        body[7] = libc::RTN_LOCAL;
+        let route = |port: u32, flags: u16, kind: u16| {
+            let mut bytes = netlink::message(kind, flags, 3, &body, &[]);
+            bytes[12..16].copy_from_slice(&port.to_ne_bytes());
+            bytes
+        };
+        let listed = route(99, libc::NLM_F_MULTI as u16, libc::RTM_NEWROUTE);
+        assert_eq!(changes_by(&mut monitor, None, &listed).answers, []);
+        let changed = changes_by(&mut monitor, None, &route(98, 0, libc::RTM_NEWROUTE));
+        assert!(changed.answers.is_empty() && changed.routes.is_any());
+        let answered = changes_by(&mut monitor, None, &route(99, 0, libc::RTM_NEWROUTE));
+        let answer = Answer::Route { interface: 4, source: None, is_local: true };
+        assert_eq!((answered.answers, answered.routes.is_any()), (vec![(3, answer)], false));
+    }
+
     #[test]
     fn our_links_state_and_every_links_name_are_read() {
         let mut monitor = monitor();

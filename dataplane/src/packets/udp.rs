@@ -306,7 +306,11 @@ pub(crate) mod tests {
     use super::*;
     use crate::drops::of_protocol;
     use crate::random::KernelRandom;
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
+    };
     use std::net::UdpSocket;
+    use std::os::fd::AsRawFd;
     use std::sync::atomic::Ordering;
     use wgsep_proto::device::control_plane::ControlPlane;
     use wgsep_proto::{AllowedIp, AllowedIpChange, Configuration, PeerConfiguration, PublicKey};
@@ -376,6 +380,39 @@ pub(crate) mod tests {
             let (_, from) = receiver.recv_from(&mut [0; 1]).unwrap();
             assert_eq!(from.ip().to_string(), sender);
         }
+    }
+
+    #[test]
+    fn a_datagram_leaves_by_the_socket_that_the_route_gives_and_by_another_where_the_kernel_refuses_it()
+     {
+        let sources = Arc::<RouteSources>::default();
+        let sockets =
+            ["127.0.0.1", "127.0.0.2"].map(|address| UdpSocket::bind((address, 0)).unwrap());
+        let [first, second] = sockets.map(bound);
+        let sockets = vec![bound_to_absent(), first, second];
+        let sockets = UdpSockets::new(sockets, gso(), Arc::clone(&sources));
+        let receiver = UdpSocket::bind("127.0.0.9:0").unwrap();
+        let mut endpoint = Endpoint::new(receiver.local_addr().unwrap());
+        let send = |endpoint: &Endpoint| {
+            let outcome = sockets.send_from_cached_source(endpoint, 0, b"x", None).unwrap();
+            (receiver.recv_from(&mut [0; 1]).unwrap().1.ip().to_string(), outcome)
+        };
+        assert_eq!(send(&endpoint), ("127.0.0.1".to_owned(), SourceOutcome::Kept));
+        sources.set(endpoint.destination, Some([127, 0, 0, 2].into()));
+        assert_eq!(send(&endpoint), ("127.0.0.2".to_owned(), SourceOutcome::Kept));
+        endpoint.source = Some(Source { address: [192, 0, 2, 1].into(), interface: 0 });
+        assert_eq!(send(&endpoint), ("127.0.0.2".to_owned(), SourceOutcome::Refused));
+        sources.set(endpoint.destination, None);
+        assert_eq!(send(&endpoint), ("127.0.0.1".to_owned(), SourceOutcome::Refused));
+    }
+
+    /// A socket that is bound to an address that is not ours, from which the kernel refuses to send.
+    fn bound_to_absent() -> BoundSocket {
+        let socket =
+            socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        setsockopt(&socket, sockopt::IpFreebind, &true).unwrap();
+        bind(socket.as_raw_fd(), &SockaddrIn::new(192, 0, 2, 1, 0)).unwrap();
+        bound(socket.into())
     }
 
     /// A device with one peer, to which everything goes.
