@@ -165,7 +165,9 @@ fn upgrades_daemons_of_no_unit(debian: Debian) {
 
     // The service still ends what it began.
     machine.run("systemctl stop plain");
-    assert!(!machine.output("ip link show wg5").status.success());
+    wait::until("wg5 is gone", Duration::from_secs(30), || {
+        !machine.output("ip link show wg5").status.success()
+    });
     // With the package end those that it upgrades.
     machine.run("dpkg --remove wgsep");
     assert_eq!(

@@ -443,6 +443,17 @@ mod tests {
 
     /// More addresses than the table of unknown senders holds, each with a wrong mac1.
     #[test]
+    fn a_send_that_failed_names_the_listed_address_or_the_bound_device_that_is_gone() {
+        let to = "203.0.113.5:51820".parse().unwrap();
+        let of = |missing| Unsent { peer: key(1), to, mark: 0, missing };
+        let unreachable = io::Error::from_raw_os_error(nix::libc::ENETUNREACH);
+        let line = unsent_line(&of("192.0.2.1".parse().ok()), &unreachable);
+        assert!(line.contains("no interface has 192.0.2.1 of --listen-address: add it"), "{line}");
+        let line = unsent_line(&of(None), &io::Error::from_raw_os_error(nix::libc::ENODEV));
+        assert!(line.contains("the interface of --bind-device is gone: create it"), "{line}");
+    }
+
+    #[test]
     fn a_flood_of_unknown_senders_hides_no_failure_of_a_peer() {
         let mut reporter = Reporter::default();
         let now = Instant::from_nanos(1);
