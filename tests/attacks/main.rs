@@ -7,6 +7,7 @@
 mod blocked;
 mod claims;
 mod confinement;
+mod crowd;
 mod dataplane_memory;
 mod faults;
 mod helper;

@@ -7,19 +7,18 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::crowd::Crowd;
 use wgsep_tests::daemon::{Daemon, socket_path};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::link::{self, Family, Side};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::run;
 use wgsep_tests::scratch::Scratch;
-use wgsep_tests::traffic::{Pinging, until_ping};
 use wgsep_tests::tunnel::End;
 use wgsep_tests::uapi::Uapi;
 use wgsep_tests::wg::{KeyPair, hex, preshared_key};
-use wgsep_tests::{procfs, require, wait};
+use wgsep_tests::{require, wait};
 
-const CLIENTS: usize = 1000;
 /// Descriptors that they may take together, and two clients of the UAPI.
 const MOST_DESCRIPTORS: usize = 4 + 2;
 /// What they may take together, in kilobytes: 80 KiB each, and what the daemon has not used before.
@@ -30,10 +29,13 @@ fn psk_path(daemon: &Daemon) -> PathBuf {
     socket_path(&daemon.interface).with_extension("psk")
 }
 
-fn connect(daemon: &Daemon) -> UnixStream {
-    let client = UnixStream::connect(psk_path(daemon)).unwrap();
-    client.set_nonblocking(true).unwrap();
-    client
+fn crowd(daemon: &Daemon) -> Crowd {
+    Crowd {
+        path: psk_path(daemon),
+        most_descriptors: MOST_DESCRIPTORS,
+        most_memory: MOST_MEMORY,
+        speak,
+    }
 }
 
 /// Sends what a client of a number has to say now; one that was hung up on says nothing more.
@@ -64,35 +66,8 @@ fn attack_10_a_thousand_clients_of_the_psk_socket_are_bounded_and_keep_nobody_ou
     left.configure(&right.key.public, Some(right.endpoint(Family::V4)), None);
     right.configure(&left.key.public, None, None);
     let daemon = &left.daemon;
-    let dataplane = daemon.dataplane();
-    until_ping(&daemon.netns, right.side.inner(Family::V4));
-    let pinging = Pinging::start(&daemon.netns, right.side.inner(Family::V4));
-    let descriptors = || procfs::descriptors(dataplane).len();
-    let memory = || procfs::memory(dataplane, "VmRSS").unwrap();
-    daemon.wg("show", "dump");
-    let (before, used) = (descriptors(), memory());
     let configured = daemon.wg("showconf", "");
-
-    let mut clients = Vec::new();
-    for number in 0..CLIENTS {
-        let mut client = connect(daemon);
-        speak(number, &mut client);
-        clients.push(client);
-        assert!(descriptors() <= before + MOST_DESCRIPTORS, "after {number} clients");
-    }
-    let begun = pinging.replies();
-    while pinging.replies() < begun + 10 {
-        for (number, client) in clients.iter_mut().enumerate() {
-            speak(number, client);
-        }
-        assert!(descriptors() <= before + MOST_DESCRIPTORS);
-        let more = memory().saturating_sub(used);
-        assert!(more <= MOST_MEMORY, "{more} kB more");
-        // The UAPI is served meanwhile.
-        assert_eq!(daemon.listen_port(), left.port);
-    }
-    let pings = pinging.stop();
-    assert!(pings.received + 2 >= pings.sent, "{pings:?}");
+    let clients = crowd(daemon).disturbs_nothing(&left, &right);
     assert!(daemon.wg("showconf", "") == configured, "one of them set something");
 
     // wg(8) gets its turn among them, behind those that wait already.
@@ -118,7 +93,7 @@ fn attack_10_a_silent_client_of_the_psk_socket_makes_room_for_another() {
     let daemon = Daemon::start_with(Wgsep, &Netns::new(), |command| {
         command.args(["--psk-group", "0"]);
     });
-    let mut silent: Vec<_> = (0..4).map(|_| connect(&daemon)).collect();
+    let mut silent: Vec<_> = (0..4).map(|_| crowd(&daemon).connect()).collect();
     for client in &mut silent {
         client.write_all(b"set=1\n").unwrap();
     }

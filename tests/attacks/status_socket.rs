@@ -6,16 +6,14 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::crowd::Crowd;
 use wgsep_tests::daemon::{Daemon, socket_path};
 use wgsep_tests::implementation::Implementation::Wgsep;
-use wgsep_tests::link::Family;
 use wgsep_tests::netns::Netns;
-use wgsep_tests::traffic::{Pinging, until_ping};
 use wgsep_tests::tunnel::{Plan, Tunnel};
 use wgsep_tests::uapi::Uapi;
-use wgsep_tests::{procfs, require, wait};
+use wgsep_tests::{require, wait};
 
-const CLIENTS: usize = 1000;
 /// Descriptors that they may take together, and two clients of the UAPI.
 const MOST_DESCRIPTORS: usize = 16 + 2;
 /// What they may take together, in kilobytes: 32 KiB each, and what the daemon has not used before.
@@ -26,10 +24,13 @@ fn status_path(daemon: &Daemon) -> PathBuf {
     socket_path(&daemon.interface).with_extension("status")
 }
 
-fn connect(daemon: &Daemon) -> UnixStream {
-    let client = UnixStream::connect(status_path(daemon)).unwrap();
-    client.set_nonblocking(true).unwrap();
-    client
+fn crowd(daemon: &Daemon) -> Crowd {
+    Crowd {
+        path: status_path(daemon),
+        most_descriptors: MOST_DESCRIPTORS,
+        most_memory: MOST_MEMORY,
+        speak,
+    }
 }
 
 /// Sends what a client of a number has to say now; one that was hung up on says nothing more.
@@ -50,7 +51,6 @@ fn attack_10_a_thousand_clients_of_the_status_socket_are_bounded_and_nothing_els
     let tunnel = Plan::new(Wgsep, Wgsep).build();
     let Tunnel { left, right } = &tunnel;
     let daemon = &left.daemon;
-    let dataplane = daemon.dataplane();
     // Answers that are longer than a socket's buffer.
     let peers: String = (0..3000)
         .map(|number| format!("public_key={number:064x}\nallowed_ip=fdff::{number:x}/128\n"))
@@ -58,32 +58,7 @@ fn attack_10_a_thousand_clients_of_the_status_socket_are_bounded_and_nothing_els
     let mut uapi = Uapi::connect(&daemon.interface).unwrap();
     assert_eq!(uapi.transact(&format!("set=1\n{peers}\n")).unwrap(), "errno=0\n");
     assert_eq!(daemon.peers().len(), 3001);
-    until_ping(&daemon.netns, right.side.inner(Family::V4));
-    let pinging = Pinging::start(&daemon.netns, right.side.inner(Family::V4));
-    let descriptors = || procfs::descriptors(dataplane).len();
-    let memory = || procfs::memory(dataplane, "VmRSS").unwrap();
-    let (before, used) = (descriptors(), memory());
-
-    let mut clients = Vec::new();
-    for number in 0..CLIENTS {
-        let mut client = connect(daemon);
-        speak(number, &mut client);
-        clients.push(client);
-        assert!(descriptors() <= before + MOST_DESCRIPTORS, "after {number} clients");
-    }
-    let begun = pinging.replies();
-    while pinging.replies() < begun + 10 {
-        for (number, client) in clients.iter_mut().enumerate() {
-            speak(number, client);
-        }
-        assert!(descriptors() <= before + MOST_DESCRIPTORS);
-        let more = memory().saturating_sub(used);
-        assert!(more <= MOST_MEMORY, "{more} kB more");
-        // The UAPI is served meanwhile.
-        assert_eq!(daemon.listen_port(), left.port);
-    }
-    let pings = pinging.stop();
-    assert!(pings.received + 2 >= pings.sent, "{pings:?}");
+    let clients = crowd(daemon).disturbs_nothing(left, right);
     assert_eq!(daemon.peers().len(), 3001, "none of them set anything");
     // Those that read nothing, and those that say nothing, are hung up on; then it is served again.
     wait::until("the status is answered", LIMIT, || {

@@ -325,9 +325,10 @@ fn a_listed_address_that_is_gone_is_named_by_the_log_and_stats_until_it_is_back(
         let (left, right) = uplinks.tunnel(&format!("{first},{second}"));
         let names_it = || {
             let mut stats = uplinks.left.command(wgsep_program("wgsep"));
-            let told = stats.args(["stats", &left.daemon.interface]).output().unwrap();
-            assert!(told.status.success());
-            String::from_utf8_lossy(&told.stdout).contains(&format!(", no interface has {second};"))
+            let shown = stats.args(["stats", &left.daemon.interface]).output().unwrap();
+            assert!(shown.status.success());
+            String::from_utf8_lossy(&shown.stdout)
+                .contains(&format!(", no interface has {second};"))
         };
         assert!(!names_it());
         uplinks.remove(&second, "second");

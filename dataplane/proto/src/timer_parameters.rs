@@ -7,7 +7,7 @@ use crate::session::timers::{
 use core::fmt;
 use core::time::Duration;
 
-/// The times of the timers of whoever runs on a battery or pays for each datagram; by default those of the whitepaper
+/// Times of the timers, to be relaxed on a battery or where each datagram is paid for; by default those of the whitepaper
 /// (section 6.1).
 ///
 /// Each can only be relaxed, so that less is sent, and only as far as a peer with the whitepaper's times notices nothing.

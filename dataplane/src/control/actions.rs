@@ -180,7 +180,7 @@ impl Control {
         let read = if self.awaits_sockets { Ok(()) } else { shared.read_tun(tun) };
         let watched = read.and_then(|()| self.probe.watch(tun));
         self.listeners = Some(Listeners { uapi: listener, status, psk });
-        // What clients would be told before the sockets are there is not so.
+        // Until the sockets are there, an answer about the port would be wrong.
         let listens = |()| if self.awaits_sockets { Ok(()) } else { self.listen() };
         let ready = watched.and_then(listens).and_then(|()| {
             let (location, now) = ((*netns, *ifindex), clock::instant());

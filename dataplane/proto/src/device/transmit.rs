@@ -21,7 +21,7 @@ pub struct Transmit<'d> {
     pub peer: Option<PeerId>,
 }
 
-/// A datagram to send, in memory of somebody.
+/// A datagram to send, which lies in a buffer beside it.
 pub(super) struct Queued {
     endpoint: Endpoint,
     traffic_class: u8,

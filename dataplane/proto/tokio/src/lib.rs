@@ -1,9 +1,9 @@
 //! A WireGuard interface on a UDP socket of tokio.
 //!
 //! [`UdpDevice`] is a [`wgsep_proto::Device`] with what that leaves to its caller: a socket, a clock, random numbers, and
-//! somebody who calls it when a timer is due. What it does not have is a TUN device: packets come from
-//! [`UdpDevice::recv`] and go to [`UdpDevice::send`], and where they come from and go to is the caller's affair. The
-//! examples take a TUN device, the peers themselves, and a TCP stack in the program.
+//! the calls when timers are due. It has no TUN device: the packets that [`UdpDevice::recv`] returns and that
+//! [`UdpDevice::send`] takes are the caller's. The examples take them from a TUN device, from other peers, and from a TCP
+//! stack in the program.
 //!
 //! ```
 //! use wgsep_tokio::proto::{
