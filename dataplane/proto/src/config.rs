@@ -1,7 +1,9 @@
-//! What an operator can set on a device and read back, in the types of the cross-platform UAPI.
+//! What an operator can set on a device and read back: what wg(8) knows, as types. There is no text to parse.
 
 use crate::keys::{PresharedKey, PrivateKey, PublicKey};
+use core::fmt;
 use core::net::{IpAddr, SocketAddr};
+use core::str::FromStr;
 use core::time::Duration;
 
 /// An IP prefix, its host bits cleared.
@@ -41,7 +43,54 @@ impl AllowedIp {
     }
 }
 
-/// One allowed IP of a `set`: added, or removed where the UAPI wrote a leading `-`.
+/// Why a text is no prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AllowedIpError {
+    /// What is before the `/` is no IP address.
+    Address,
+    /// What is behind the `/` is no number of bits, or more than the address has.
+    Cidr,
+}
+
+impl fmt::Display for AllowedIpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Address => "not an IP address, as in 10.0.0.0/24 or 2001:db8::/32",
+            Self::Cidr => "a prefix length is 0 to 32 bits for IPv4 and 0 to 128 for IPv6",
+        })
+    }
+}
+
+impl core::error::Error for AllowedIpError {}
+
+impl FromStr for AllowedIp {
+    type Err = AllowedIpError;
+
+    /// Reads `10.0.0.0/24`, and clears the host bits. An address alone is of one host.
+    fn from_str(text: &str) -> Result<Self, AllowedIpError> {
+        let (address, cidr) = text.split_once('/').map_or((text, None), |(a, b)| (a, Some(b)));
+        let address: IpAddr = address.parse().map_err(|_| AllowedIpError::Address)?;
+        let cidr = match cidr {
+            // A sign is no digit.
+            Some(cidr) if cidr.bytes().all(|byte| byte.is_ascii_digit()) => {
+                cidr.parse().map_err(|_| AllowedIpError::Cidr)?
+            }
+            Some(_) => return Err(AllowedIpError::Cidr),
+            None if address.is_ipv4() => 32,
+            None => 128,
+        };
+        Self::new(address, cidr).ok_or(AllowedIpError::Cidr)
+    }
+}
+
+impl fmt::Display for AllowedIp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.cidr)
+    }
+}
+
+/// One allowed IP of a peer that is added or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AllowedIpChange {
     /// The prefix.
@@ -50,18 +99,19 @@ pub struct AllowedIpChange {
     pub remove: bool,
 }
 
-/// A whole `set` transaction, parsed and checked; `ControlPlane::configure` applies it in one go.
+/// Changes to a device, which [`Device::configure`](crate::Device::configure) applies in one go. What is `None` stays as it is. The
+/// code names are the keys of the cross-platform UAPI that mean the same.
 #[derive(Clone, Default)]
 pub struct Configuration {
     /// `private_key`: `Some(None)` clears it.
     pub private_key: Option<Option<PrivateKey>>,
-    /// `listen_port`: 0 picks one.
+    /// `listen_port`: kept and reported, no more; the socket is the program's.
     pub listen_port: Option<u16>,
-    /// `fwmark`: 0 clears it.
+    /// `fwmark`, 0 for none: kept and reported, no more; the program sets it on its socket.
     pub fwmark: Option<u32>,
     /// `replace_peers=true`: every peer goes first.
     pub replace_peers: bool,
-    /// The peers' changes, in the order written. The same key may come more than once.
+    /// The peers' changes, which are applied in this order. The same key may come more than once.
     pub peers: Vec<PeerConfiguration>,
 }
 
@@ -82,7 +132,7 @@ pub struct PeerConfiguration {
     pub persistent_keepalive_interval: Option<u16>,
     /// `replace_allowed_ips=true`: every allowed IP of the peer goes first.
     pub replace_allowed_ips: bool,
-    /// `allowed_ip` lines in the order written.
+    /// `allowed_ip`, applied in this order. A prefix moves to the peer that it was given last.
     pub allowed_ips: Vec<AllowedIpChange>,
 }
 
@@ -103,7 +153,7 @@ impl PeerConfiguration {
     }
 }
 
-/// A peer's state as `get` reports it.
+/// A peer's configuration and state.
 #[derive(Clone)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct PeerStatus {
@@ -125,14 +175,40 @@ pub struct PeerStatus {
     pub allowed_ips: Vec<AllowedIp>,
 }
 
-/// A device's state as `get` reports it, but for the peers.
+/// A device's own configuration.
 #[derive(Clone)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct DeviceStatus {
     /// Our key.
     pub private_key: Option<PrivateKey>,
-    /// The UDP port in use, 0 if none.
+    /// The UDP port that was configured, 0 if none.
     pub listen_port: u16,
-    /// The mark on outgoing packets, 0 if none.
+    /// The mark that was configured, 0 if none.
     pub fwmark: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_read_as_it_is_written_and_its_host_bits_are_cleared() {
+        let read = |text: &str| text.parse::<AllowedIp>().map(|prefix| prefix.to_string());
+        for (text, expected) in [
+            ("10.0.0.0/24", "10.0.0.0/24"),
+            ("10.0.0.7/24", "10.0.0.0/24"),
+            ("10.0.0.7", "10.0.0.7/32"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("2001:db8::1/32", "2001:db8::/32"),
+            ("::1", "::1/128"),
+        ] {
+            assert_eq!(read(text), Ok(expected.to_owned()));
+        }
+        for text in ["", "/24", "10.0.0/24", "host/24", " 10.0.0.0/24"] {
+            assert_eq!(read(text), Err(AllowedIpError::Address), "{text}");
+        }
+        for text in ["10.0.0.0/33", "::/129", "::/", "::/+8", "::/-1", "::/8/8", "::/256"] {
+            assert_eq!(read(text), Err(AllowedIpError::Cidr), "{text}");
+        }
+    }
 }

@@ -39,8 +39,10 @@ impl fmt::Display for KeyError {
 
 impl core::error::Error for KeyError {}
 
-/// The bytes of a key in either encoding, which its length tells.
+/// The bytes of a key in either encoding, which its length tells. ASCII whitespace around it does not count, such as the
+/// newline of `wg genkey`; the time reveals how much of it there is, and nothing of the key.
 fn decode(text: &str) -> Result<Secret, KeyError> {
+    let text = text.trim_ascii();
     let decoded = match text.len() {
         encoding::BASE64_LEN => encoding::from_base64(text),
         encoding::HEX_LEN => encoding::from_hex(text),
@@ -115,7 +117,7 @@ impl PublicKey {
 impl FromStr for PublicKey {
     type Err = KeyError;
 
-    /// Reads base64 or hexadecimal.
+    /// Reads base64 or hexadecimal, with or without whitespace around it.
     fn from_str(text: &str) -> Result<Self, KeyError> {
         decode(text).map(|key| Self(*key))
     }
@@ -200,7 +202,7 @@ impl PrivateKey {
 impl FromStr for PrivateKey {
     type Err = KeyError;
 
-    /// Reads base64 or hexadecimal, and clamps the key. The caller erases the text.
+    /// Reads base64 or hexadecimal, with or without whitespace around it, and clamps the key. The caller erases the text.
     fn from_str(text: &str) -> Result<Self, KeyError> {
         Self::from_bytes(*decode(text)?).ok_or(KeyError::Zero)
     }
@@ -255,7 +257,8 @@ impl PresharedKey {
 impl FromStr for PresharedKey {
     type Err = KeyError;
 
-    /// Reads base64 or hexadecimal; all zeros means "none". The caller erases the text.
+    /// Reads base64 or hexadecimal, with or without whitespace around it; all zeros means "none". The caller erases the
+    /// text.
     fn from_str(text: &str) -> Result<Self, KeyError> {
         decode(text).map(Self)
     }
@@ -307,6 +310,26 @@ mod tests {
         assert_eq!(public_key.to_hex().parse(), Ok(public_key));
         assert_eq!(public.parse(), Ok(public_key));
         assert_eq!(public_key.to_base64(), public);
+    }
+
+    #[test]
+    fn a_key_is_read_with_the_newline_of_its_file_and_not_with_whitespace_inside() {
+        let text = "0MDi2rkGCma0zIHGPsk5hT5aaURz2pclEQLKixQhslw=";
+        let key: PrivateKey = text.parse().unwrap();
+        let hex = key.to_hex();
+        for whole in [text, hex.as_str()] {
+            for (before, after) in [("", "\n"), ("", "\r\n"), (" \t", " ")] {
+                assert!(format!("{before}{whole}{after}").parse() == Ok(key.clone()));
+            }
+            let (start, end) = whole.split_at(20);
+            assert_eq!(
+                format!("{start}\n{end}").parse::<PrivateKey>().err(),
+                Some(KeyError::Length)
+            );
+            let replaced = format!("{start} {}", &end[1..]);
+            assert_eq!(replaced.parse::<PrivateKey>().err(), Some(KeyError::Encoding));
+        }
+        assert_eq!("\n".parse::<PublicKey>().err(), Some(KeyError::Length));
     }
 
     #[test]

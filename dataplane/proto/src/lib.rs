@@ -1,11 +1,11 @@
 //! The WireGuard protocol as a pure state machine: no sockets, no threads, no clock.
 //!
 //! [`Tunnel`] is a tunnel to one peer, [`Device`] an interface with many. The caller passes
-//! the time and the random numbers, so that a test can run days of protocol in milliseconds. The module
-//! `path` is what both call for packets; it opens with the stages of a packet.
+//! the time and the random numbers, so that a test can run days of protocol in milliseconds. What is left to the
+//! program is in [`security`].
 //!
-//! A program with threads of its own, as the daemon is, drives the parts: `device::control_plane` on one thread and
-//! `path` on all. They are public with the feature `internals`, and any release may change them.
+//! The parts of both are public with the feature `internals`, for a program with threads of its own as the daemon is; any
+//! release may change them.
 //!
 //! ```
 //! use std::time::Duration;
@@ -130,7 +130,8 @@ mod readme {}
 mod no_debug_of_secrets {}
 
 pub use config::{
-    AllowedIp, AllowedIpChange, Configuration, DeviceStatus, PeerConfiguration, PeerStatus,
+    AllowedIp, AllowedIpChange, AllowedIpError, Configuration, DeviceStatus, PeerConfiguration,
+    PeerStatus,
 };
 pub use device::control_plane::{Event, PeerReport, SessionState, StartHandshakeError};
 pub use device::{

@@ -2,19 +2,19 @@
 
 use core::time::Duration;
 
-/// Nanoseconds on the boot clock (CLOCK_BOOTTIME), which keeps counting in suspend as the kernel's
-/// WireGuard expects; std's `Instant` stops.
+/// Nanoseconds since any moment before the first call, such as boot or the start of the program. The clock must keep counting in
+/// suspend, as CLOCK_BOOTTIME does and the kernel's WireGuard expects; std's `Instant` stops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(u64);
 
 impl Instant {
-    /// A point `nanoseconds` after boot.
+    /// A point `nanoseconds` after that moment.
     #[must_use]
     pub const fn from_nanos(nanoseconds: u64) -> Self {
         Self(nanoseconds)
     }
 
-    /// Nanoseconds since boot.
+    /// Nanoseconds since that moment.
     #[must_use]
     pub const fn as_nanos(self) -> u64 {
         self.0

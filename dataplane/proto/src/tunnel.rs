@@ -22,7 +22,8 @@ use core::ops::Range;
 ///
 /// Feed it packets with [`Self::encapsulate`] and datagrams with [`Self::decapsulate`], call
 /// [`Self::handle_timeout`] when [`Self::next_timeout`] says so, and after each of the three send
-/// what [`Self::poll_transmit`] gives.
+/// what [`Self::poll_transmit`] gives. The first two expire no timer, so look at [`Self::next_timeout`] also while packets or
+/// datagrams come without a pause.
 ///
 /// Where each copy counts, [`Self::encapsulate_into`] seals into a buffer of the caller's, and
 /// [`Self::encapsulate_batch`] and [`Self::decapsulate_batch`] take many packets at once, which are then sealed and opened
@@ -49,6 +50,13 @@ impl fmt::Display for TunnelError {
 }
 
 impl core::error::Error for TunnelError {}
+
+impl fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { device, peer } = self;
+        f.debug_struct("Tunnel").field("peer", peer).field("device", device).finish()
+    }
+}
 
 impl Tunnel {
     /// Creates a tunnel between our private key and a peer's public key. Without an `endpoint` it waits for the
@@ -119,7 +127,8 @@ impl Tunnel {
         self.device.set_timers(parameters);
     }
 
-    /// Sets the MTU of the packets inside, which bounds their padding; 0, the default, for no bound.
+    /// Sets the MTU of the packets inside, which bounds their padding; 0, the default, for no bound. It is the MTU of the
+    /// path less 60 over IPv4 and less 80 over IPv6, so usually 1420.
     pub fn set_mtu(&mut self, mtu: u32) {
         self.device.set_mtu(mtu);
     }
@@ -168,7 +177,9 @@ impl Tunnel {
     }
 
     /// Takes a datagram that came from `source`, decrypting in place; returns the IP packet inside. The result is `None` for
-    /// a keepalive and for a handshake message, whose answer comes out of [`Self::poll_transmit`].
+    /// a keepalive and for a handshake message, whose answer comes out of [`Self::poll_transmit`]. A datagram that was cut off by
+    /// a receive buffer that is too short is [`DropCause::Unauthentic`] or [`DropCause::InboundMalformed`]; 65,535 bytes
+    /// are always enough.
     ///
     /// # Errors
     /// Why the datagram is dropped, which is counted.

@@ -310,21 +310,12 @@ const fn subject(event: &Event) -> Option<Subject> {
     }
 }
 
-/// What happened, and what to check.
+/// What happened, and what to check: where it differs from the line of the library, because it names a command or
+/// figures that are those of the daemon.
 fn line(event: Event) -> String {
     match event {
-        Event::HandshakeComplete { peer, .. } => format!("{peer}: handshake complete"),
-        Event::HandshakeUnanswered(peer, to) => format!(
-            "{peer}: no answer to 3 initiations; check that it runs, that {to} is its address and not routed into the tunnel itself, that no firewall on the way drops UDP, and that each side has the other's public key"
-        ),
         Event::HandshakeGivenUp(peer) => format!(
             "{peer}: handshake given up, no answer to 20 initiations in 90 s; the next packet to it tries again"
-        ),
-        Event::NeverConfirmed(peer) => format!(
-            "{peer}: 3 of our responses and no data since; check that both sides have the same preshared key, and that what we send reaches it (this end cannot distinguish the two)"
-        ),
-        Event::InitiationReplayed(peer) => format!(
-            "{peer}: its initiation is not newer than one before; check its clock (a replayed initiation looks the same, and for 27 s also a peer that was boringtun)"
         ),
         Event::UnknownPeer(from, key) => format!(
             "{from}: handshake by {key}, a key that no peer here has; add it with wg set, or correct the public key of the peer it should be"
@@ -332,18 +323,8 @@ fn line(event: Event) -> String {
         Event::InvalidMac(from) => format!(
             "{from}: handshake for another key than ours, mac1 is wrong; check the public key that it has for this end against wg show"
         ),
-        Event::ResponseRefused(peer) => format!(
-            "{peer}: its response does not open; check that both sides have the same preshared key (a forged response looks the same)"
-        ),
-        Event::EndpointMoved(peer, to) => format!("{peer}: endpoint is now {to}"),
-        Event::SessionExpired(peer) => {
-            format!("{peer}: no handshake for 540 s, its session keys are erased")
-        }
-        Event::NewGeneration => {
-            "this virtual machine was cloned or restored: keys and handshakes of before are dropped, and peers get new ones".to_owned()
-        }
         Event::NoPrivateKey => "no private key is set, so no handshake begins: packets to peers wait for up to 90 s and are dropped; wg set IF private-key FILE".to_owned(),
-        Event::UnderLoad => "under load: handshakes need a cookie from now on".to_owned(),
+        _ => event.to_string(),
     }
 }
 

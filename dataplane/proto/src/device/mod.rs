@@ -1,6 +1,6 @@
 //! A WireGuard interface on one thread, for a program that embeds it or a simulation: no sockets, no clock.
 //!
-//! [`control_plane`] is its part without packets, which a program with threads of its own drives by itself.
+//! `control_plane` is its part without packets, which a program with threads of its own drives by itself.
 
 pub mod control_plane;
 mod packets;
@@ -23,6 +23,7 @@ use crate::random::Random;
 use crate::session::peer::PeerId;
 use crate::time::{Instant, Now};
 use crate::timer_parameters::TimerParameters;
+use core::fmt;
 use core::ops::Range;
 #[cfg(feature = "internals")]
 use std::sync::Arc;
@@ -35,9 +36,45 @@ const DATAGRAMS: usize = 128;
 
 /// A WireGuard interface with any number of peers.
 ///
+/// [`Self::configure`] it and set it up with [`Self::set_up`] first: a device that is down stages packets for its peers without an
+/// error, sends nothing, and ignores what comes in.
+///
+/// ```
+/// use std::time::Duration;
+/// use wgsep_proto::{AllowedIp, AllowedIpChange, Configuration, Device, Instant, Now};
+/// use wgsep_proto::{PeerConfiguration, PrivateKey, Random};
+///
+/// # struct SystemRandom;
+/// # impl Random for SystemRandom {
+/// #     fn fill(&mut self, bytes: &mut [u8]) { bytes.fill(7); }
+/// # }
+/// # let ours = PrivateKey::from_bytes([1; 32]).ok_or("no key")?;
+/// # let theirs = PrivateKey::from_bytes([2; 32]).ok_or("no key")?.public_key();
+/// # let now = Now { instant: Instant::from_nanos(1), wall: Duration::from_secs(1_800_000_000) };
+/// let mut peer = PeerConfiguration::new(theirs);
+/// peer.endpoint = Some("192.0.2.1:51820".parse()?);
+/// let allowed_ip: AllowedIp = "10.0.0.2/32".parse()?;
+/// peer.allowed_ips.push(AllowedIpChange { allowed_ip, remove: false });
+///
+/// let mut device = Device::new(Box::new(SystemRandom));
+/// let private_key = Some(Some(ours));
+/// device.configure(Configuration { private_key, peers: vec![peer], ..Default::default() }, now);
+/// device.set_up(true, now);
+/// let id = device.peer_id(&theirs).ok_or("its key is our own")?;
+///
+/// let mut packet = [0; 20]; // IPv4, from 0.0.0.0 to 10.0.0.2
+/// (packet[0], packet[3]) = (0x45, 20);
+/// packet[16..].copy_from_slice(&[10, 0, 0, 2]);
+/// device.encapsulate(&packet, now)?;
+/// let initiation = device.poll_transmit().ok_or("nothing to send")?;
+/// assert_eq!((initiation.peer, initiation.datagram.len()), (Some(id), 148));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// Feed it packets with [`Self::encapsulate`] and datagrams with [`Self::decapsulate`], call
 /// [`Self::handle_timeout`] when [`Self::next_timeout`] says so, and after each call send what
-/// [`Self::poll_transmit`] gives.
+/// [`Self::poll_transmit`] gives. No other call expires a timer, so look at [`Self::next_timeout`] also while packets come
+/// without a pause.
 ///
 /// [`Self::encapsulate_into`] and [`Self::encapsulate_batch`] seal into the caller's memory instead of a queue.
 pub struct Device {
@@ -53,6 +90,14 @@ pub struct Device {
     /// The packets of the latest batch that came in, and their peers.
     received: Vec<(PeerId, Range<usize>)>,
     backlog: usize,
+}
+
+impl fmt::Debug for Device {
+    /// Whether it is up, and what it dropped: nothing secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut device = f.debug_struct("Device");
+        device.field("up", &self.is_up()).field("drops", self.drops()).finish_non_exhaustive()
+    }
 }
 
 impl Device {
@@ -90,10 +135,13 @@ impl Device {
         &self.control
     }
 
-    /// Applies a configuration, all of it.
+    /// Applies a configuration, all of it. It cannot fail, and three changes are left out without a word, as by the kernel's
+    /// WireGuard: a peer whose public key is that of the device's own private key is not created, or removed when the
+    /// private key is set; a change with `update_only` to a peer that is unknown is ignored; and so is the removal of one.
+    /// [`Self::peer_id`] tells whether a peer is there.
     pub fn configure(&mut self, configuration: Configuration, now: Now) {
         self.control.configure(configuration);
-        self.flush(now);
+        self.send_pending(now);
     }
 
     /// Sets whether the link is up. Link up sends staged packets and persistent keepalives; link down drops all
@@ -103,7 +151,7 @@ impl Device {
         if !up {
             self.transmits.clear();
         }
-        self.flush(now);
+        self.send_pending(now);
     }
 
     /// Handles that this virtual machine was cloned or restored from a snapshot, so that another copy may use the
@@ -111,7 +159,7 @@ impl Device {
     pub fn vm_notification(&mut self, now: Now) {
         self.transmits.clear();
         self.control.vm_notification(now);
-        self.flush(now);
+        self.send_pending(now);
     }
 
     /// Sets how many handshake messages the caller has received and not yet handed over. Many of them mean that
@@ -131,11 +179,16 @@ impl Device {
     /// 16 peers: [`Self::next_timeout`] is in the past until nothing is left.
     pub fn handle_timeout(&mut self, now: Now) {
         self.control.handle_timeout(now);
-        self.flush(now);
+        self.send_pending(now);
     }
 
     /// Handles what other threads that use the data path requested. The other methods do so themselves.
+    #[cfg(feature = "internals")]
     pub fn flush(&mut self, now: Now) {
+        self.send_pending(now);
+    }
+
+    fn send_pending(&mut self, now: Now) {
         // As after almost every packet.
         if self.control.is_settled() {
             return;
@@ -174,7 +227,7 @@ impl Device {
     ) -> Result<(), StartHandshakeError> {
         let id = self.control.peer_id(peer).ok_or(StartHandshakeError::UnknownPeer)?;
         self.control.start_handshake(id, now)?;
-        self.flush(now);
+        self.send_pending(now);
         Ok(())
     }
 
@@ -188,7 +241,8 @@ impl Device {
         self.control.transmit_failed(peer, len);
     }
 
-    /// The next event for the log, if any.
+    /// The next event, if any: a line for a log by its `Display`. At most 256 are kept, of which the oldest are dropped
+    /// first.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.control.poll_event()
     }
@@ -233,7 +287,8 @@ impl Device {
         self.control.peer_id(public_key)
     }
 
-    /// Sets the MTU of the interface, which bounds the padding of packets; 0 for none.
+    /// Sets the MTU of the interface, which bounds the padding of packets; 0 for none. It is the MTU of the path less 60 over
+    /// IPv4 and less 80 over IPv6, so usually 1420.
     pub fn set_mtu(&self, mtu: u32) {
         self.control.data_path().set_mtu(mtu);
     }

@@ -37,7 +37,7 @@ pub enum EncapsulateError {
     Dropped(DropCause),
     /// The memory for the datagram is too short, and nothing was done.
     BufferTooShort {
-        /// The bytes that it needs: those of the packet and [`MAX_OVERHEAD`].
+        /// An upper bound of the bytes that it needs: those of the packet and [`MAX_OVERHEAD`].
         needed: usize,
     },
 }
@@ -65,7 +65,7 @@ impl core::error::Error for EncapsulateError {}
 pub enum BatchError {
     /// The memory for datagrams is too short.
     BufferTooShort {
-        /// The bytes that it needs: those of the packets and [`MAX_OVERHEAD`] for each.
+        /// An upper bound of the bytes that it needs: those of the packets and [`MAX_OVERHEAD`] for each.
         needed: usize,
     },
     /// A range is not within the memory, or begins before the end of the one before it.
@@ -139,7 +139,7 @@ impl Device {
             let sealed = self.send(packet);
             if is_staged || sealed > 0 { Ok(()) } else { Err(DropCause::TooLong) }
         });
-        self.flush(now);
+        self.send_pending(now);
         outcome
     }
 
@@ -165,7 +165,7 @@ impl Device {
             self.seal_into(packet, datagram);
             if waits || !self.sealed.is_empty() { Ok(()) } else { Err(DropCause::TooLong) }
         });
-        self.flush(now);
+        self.send_pending(now);
         outcome?;
         Ok(Transmits::new(&self.sealed, datagram).next())
     }
@@ -198,7 +198,7 @@ impl Device {
         }
         outbound.reserve_nonces(data_path, memory, scratch, now.instant);
         self.seal_into(memory, datagrams);
-        self.flush(now);
+        self.send_pending(now);
         Ok(Transmits::new(&self.sealed, datagrams))
     }
 
@@ -270,7 +270,7 @@ impl Device {
         inbound.moved().for_each(|(peer, to)| control.log_endpoint(peer, to));
         let accepted = inbound.accepted_from().next();
         inbound.clear();
-        self.flush(now);
+        self.send_pending(now);
         outcome?;
         Ok(accepted.and_then(|(peer, bytes)| {
             Some(ReceivedPacket { peer, packet: datagram.get_mut(bytes)? })
@@ -302,7 +302,7 @@ impl Device {
         received.clear();
         received.extend(inbound.accepted_from());
         inbound.clear();
-        self.flush(now);
+        self.send_pending(now);
         Ok(ReceivedPackets { received: self.received.iter(), parts: Parts::new(memory) })
     }
 }

@@ -11,9 +11,11 @@ use std::collections::VecDeque;
 #[derive(Debug, PartialEq, Eq)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub struct Transmit<'d> {
-    /// Where to, and from where.
+    /// Where to, and from where. A program whose socket cannot choose the source, as std's, ignores `endpoint.source`, and
+    /// the system chooses.
     pub endpoint: Endpoint,
-    /// Traffic class of the outer header.
+    /// Traffic class of the outer header: the ECN bits of the packet (RFC 6040), or DSCP AF41 of a handshake message. A
+    /// program whose socket cannot set it, as std's, ignores it.
     pub traffic_class: u8,
     /// UDP payload.
     pub datagram: &'d mut [u8],

@@ -10,7 +10,7 @@ use crate::session::peer::{Peer, PeerId, dirty};
 use crate::session::timers::NeedsReschedule;
 use crate::time::Instant;
 use crate::wire::icmp::ErrorLimiter;
-use core::fmt;
+use core::fmt::{self, Write as _};
 use core::net::IpAddr;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, compiler_fence};
 use std::collections::VecDeque;
@@ -116,63 +116,69 @@ macro_rules! drop_causes {
 }
 
 drop_causes! {
-    /// Out: not an IP packet, or its length is wrong.
+    /// To send: not an IP packet, or its length is wrong.
     OutboundMalformed = "out_malformed",
-    /// Out: a router solicitation or an ICMP redirect.
+    /// To send: a router solicitation or an ICMP redirect.
     SolicitationOrRedirect = "solicitation_or_redirect",
-    /// Out: no allowed IP contains its destination.
+    /// To send: no allowed IP contains its destination.
     NoPeer = "no_peer",
-    /// Out: its peer has no endpoint.
+    /// To send: its peer has no endpoint.
     NoEndpoint = "no_endpoint",
-    /// Out: it is our own datagram to its very peer, whose endpoint is routed to the interface.
+    /// To send: it is our own datagram to its very peer, whose endpoint is routed to the interface.
     Loop = "loop",
-    /// Out: too many waited for a keypair.
+    /// To send: too many waited for a keypair.
     StagedOverflow = "staged_overflow",
-    /// Out: it waited for a keypair until the handshake was given up, the interface went down or the peer was removed.
+    /// To send: it waited for a keypair until the handshake was given up, the interface went down or the peer was removed.
     StagedExpired = "staged_expired",
-    /// Out: longer than any datagram.
+    /// To send: longer than any datagram.
     TooLong = "send_too_long",
-    /// In: not a WireGuard message.
+    /// Received: not a WireGuard message.
     InboundMalformed = "malformed",
-    /// In: no handshake or keypair has its index.
+    /// Received: no handshake or keypair has its index.
     UnknownIndex = "unknown_index",
-    /// In: a handshake message, out: a packet that waited for a handshake, and we have no private key.
+    /// Received: a handshake message; or to send: a packet that waited for a handshake; and there is no private key.
     NoPrivateKey = "no_private_key",
-    /// In: mac1 is wrong: the sender has another public key for us.
+    /// Received: mac1 is wrong: the sender has another public key for us.
     InvalidMac = "bad_mac1",
-    /// In: a handshake message without a cookie while under load; it was answered with one.
+    /// Received: a handshake message without a cookie while under load; it was answered with one.
     UnderLoad = "under_load",
-    /// In: a handshake message with a cookie, one of too many from its source.
+    /// Received: a handshake message with a cookie, one of too many from its source.
     RateLimited = "rate_limited",
-    /// In: an initiation that is not authentic.
+    /// Received: an initiation that is not authentic.
     InvalidInitiation = "bad_initiation",
-    /// In: an initiation by a key that is no peer's.
+    /// Received: an initiation by a key that is no peer's.
     UnknownPeer = "unknown_peer",
-    /// In: an initiation that is not newer than one before it.
+    /// Received: an initiation that is not newer than one before it.
     OldTimestamp = "old_timestamp",
-    /// In: an initiation too soon after the peer's last.
+    /// Received: an initiation too soon after the peer's last.
     InitiationFlood = "initiation_flood",
-    /// In: a response that does not fit, mostly for a preshared key that differs.
+    /// Received: a response that does not fit, mostly for a preshared key that differs.
     InvalidResponse = "bad_response",
-    /// In: a cookie reply that does not open, or that was not requested.
+    /// Received: a cookie reply that does not open, or that was not requested.
     InvalidCookie = "bad_cookie",
-    /// In: its authentication tag is wrong.
+    /// Received: its authentication tag is wrong.
     Unauthentic = "unauthentic",
-    /// In: its keypair is too old, or used up.
+    /// Received: its keypair is too old, or used up.
     KeypairExpired = "keypair_expired",
-    /// In: its counter was seen or is too old.
+    /// Received: its counter was seen or is too old.
     Replayed = "replay",
-    /// In: what is inside is not an IP packet, or its length is wrong.
+    /// Received: what is inside is not an IP packet, or its length is wrong.
     InnerMalformed = "inner_malformed",
-    /// In: its source address is not among the peer's allowed IPs.
+    /// Received: its source address is not among the peer's allowed IPs.
     WrongSource = "wrong_source",
-    /// In: a router advertisement.
+    /// Received: a router advertisement.
     RouterAdvertisement = "router_advertisement",
 }
 
 impl fmt::Display for DropCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.meaning().trim().trim_end_matches('.'))
+        let mut meaning = self.meaning().trim().trim_end_matches('.').chars();
+        // The documentation begins with a capital letter.
+        meaning
+            .next()
+            .into_iter()
+            .try_for_each(|first| f.write_char(first.to_ascii_lowercase()))?;
+        f.write_str(meaning.as_str())
     }
 }
 
@@ -194,6 +200,13 @@ impl Default for DropCounters {
     }
 }
 
+impl fmt::Debug for DropCounters {
+    /// The causes that there were.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.counts().filter(|(_, count)| *count > 0)).finish()
+    }
+}
+
 impl From<InitiationError> for DropCause {
     fn from(error: InitiationError) -> Self {
         match error {
@@ -206,6 +219,7 @@ impl From<InitiationError> for DropCause {
 
 impl DropCounters {
     /// Counts `packets` lost to one cause.
+    #[cfg_attr(not(feature = "internals"), doc(hidden))]
     pub fn add(&self, cause: DropCause, packets: usize) {
         let packets = u64::try_from(packets).unwrap_or(u64::MAX);
         self.counters[cause as usize].fetch_add(packets, Ordering::Relaxed);

@@ -2,6 +2,7 @@
 
 use crate::noise::handshake::InitiationError;
 use crate::time::Instant;
+use core::fmt;
 use core::time::Duration;
 
 /// Why a handshake with a peer failed.
@@ -61,6 +62,30 @@ impl HandshakeFailure {
             InitiationError::Flooding => Some(Self::InitiationFlood),
             InitiationError::Unauthentic => None,
         }
+    }
+}
+
+impl fmt::Display for HandshakeFailure {
+    /// What happened, and what to check.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Unanswered => {
+                "an initiation was not answered; check the endpoint, firewalls and both public keys"
+            }
+            Self::GivenUp => "no initiation was answered; the next packet tries again",
+            Self::Unconfirmed => {
+                "the peer did not use a response; check the preshared key of both sides and the way to the peer"
+            }
+            Self::BadResponse => {
+                "a response is not authentic; check the preshared key of both sides"
+            }
+            Self::OldTimestamp => {
+                "an initiation is not newer than one before it; check the clock of the peer"
+            }
+            Self::InitiationFlood => "the peer sent more than 50 initiations a second",
+            Self::Unsent => "a handshake message could not be sent; check the network",
+            Self::NoPrivateKey => "there is no private key; set one",
+        })
     }
 }
 

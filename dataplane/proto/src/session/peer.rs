@@ -46,6 +46,12 @@ impl Endpoint {
     }
 }
 
+impl From<SocketAddr> for Endpoint {
+    fn from(destination: SocketAddr) -> Self {
+        Self::new(destination)
+    }
+}
+
 /// Converts an IPv4-mapped address to IPv4, and removes a scope from an address that is not link-local.
 fn canonical(address: SocketAddr) -> SocketAddr {
     match address {

@@ -13,6 +13,7 @@ fn a_complete_handshake_is_an_event_at_both_ends_and_in_their_reports() {
     let mut pair = Pair::new();
     let peers = [*pair.b.peer(), *pair.a.peer()].map(|key| key);
     assert_eq!(pair.a.report(pair.now().instant).state, SessionState::Idle);
+    assert_eq!(SessionState::Idle.to_string(), "idle");
     pair.a.encapsulate(&packet(100), pair.now()).unwrap();
     assert_eq!(pair.a.report(pair.now().instant).state, SessionState::Handshaking);
     assert_eq!(pair.deliver(), [packet(100)]);
@@ -110,7 +111,7 @@ fn what_was_not_authentic_moves_no_endpoint_and_says_why_it_was_dropped() {
     let counted = |cause| pair.b.drops().count(cause);
     assert_eq!(counted(DropCause::InboundMalformed), 2);
     assert_eq!(counted(DropCause::KeypairExpired), 1);
-    assert_eq!(DropCause::Replayed.to_string(), "In: its counter was seen or is too old");
+    assert_eq!(DropCause::Replayed.to_string(), "received: its counter was seen or is too old");
 }
 
 #[test]
@@ -128,7 +129,62 @@ fn a_packet_that_cannot_be_sent_says_why() {
 fn a_tunnel_to_oneself_is_refused() {
     let ours = private_key(1).public_key();
     let tunnel = Tunnel::new(private_key(1), ours, None, None, Box::new(Dice(1)));
-    assert_eq!(tunnel.err(), Some(TunnelError::OwnKey));
+    assert_eq!(tunnel.unwrap_err(), TunnelError::OwnKey);
+}
+
+#[test]
+fn the_debug_of_a_tunnel_has_its_peer_and_what_it_dropped_and_no_key() {
+    let mut pair = Pair::established();
+    assert!(pair.b.encapsulate(b"no packet", pair.now()).is_err());
+    let peer = *pair.b.peer();
+    assert_eq!(
+        format!("{:?}", pair.b),
+        format!(
+            "Tunnel {{ peer: {peer}, device: Device {{ up: true, drops: {{OutboundMalformed: 1}}, .. }} }}"
+        )
+    );
+}
+
+#[test]
+fn an_event_is_a_line_that_names_the_peer() {
+    let mut pair = Pair::new();
+    pair.a.encapsulate(&packet(40), pair.now()).unwrap();
+    pair.wait_alone(200_000);
+    let (peer, to) = (*pair.a.peer(), address(2));
+    let events = events(&mut pair.a);
+    assert_eq!(events, [Event::HandshakeUnanswered(peer, to), Event::HandshakeGivenUp(peer)]);
+    for event in events {
+        assert!(event.to_string().starts_with(&format!("{peer}: ")), "{event}");
+    }
+}
+
+#[test]
+fn a_device_has_no_peer_with_its_own_key_and_creates_none_for_an_update() {
+    let mut device = server(&[1, 99]);
+    let [peer, own] = [1, 99].map(|number| private_key(number).public_key());
+    assert!(device.peer_id(&peer).is_some() && device.peer_id(&own).is_none());
+    let mut unknown = PeerConfiguration::new(private_key(2).public_key());
+    unknown.update_only = true;
+    let private_key = Some(Some(private_key(1)));
+    let peers = vec![unknown];
+    device.configure(Configuration { private_key, peers, ..Configuration::default() }, at(0));
+    assert_eq!(device.peers().count(), 0, "the only peer has the new key");
+}
+
+#[test]
+fn a_device_that_is_down_stages_packets_until_it_is_up() {
+    let mut device = Device::new(Box::new(Dice(1)));
+    let mut peer = PeerConfiguration::new(private_key(1).public_key());
+    peer.endpoint = Some(address(1));
+    let allowed_ip = "0.0.0.0/0".parse().unwrap();
+    peer.allowed_ips = vec![AllowedIpChange { allowed_ip, remove: false }];
+    let (private_key, peers) = (Some(Some(private_key(2))), vec![peer]);
+    device.configure(Configuration { private_key, peers, ..Configuration::default() }, at(0));
+    assert_eq!(device.encapsulate(&packet(40), at(0)), Ok(()));
+    assert_eq!(device.next_timeout(), None);
+    assert_eq!(device.poll_transmit(), None);
+    device.set_up(true, at(0));
+    assert!(device.poll_transmit().is_some());
 }
 
 #[test]
@@ -140,6 +196,9 @@ fn preshared_keys_that_differ_are_an_error_and_an_event_of_the_initiator() {
     let event = Event::ResponseRefused(*pair.a.peer());
     assert_eq!(events(&mut pair.a), [event]);
     assert_eq!(event.failure(), Some(HandshakeFailure::BadResponse));
+    for line in [event.to_string(), HandshakeFailure::BadResponse.to_string()] {
+        assert!(line.contains("check") && line.contains("preshared key"), "{line}");
+    }
     pair.a.set_preshared_key(preshared_key(7), pair.now());
     let repeated = pair.a.next_timeout().unwrap().since(at(0).instant);
     pair.time = repeated.as_millis() as u64 + 1;

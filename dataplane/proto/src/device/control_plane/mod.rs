@@ -36,6 +36,7 @@ use crate::session::peer::{Endpoint, Peer, PeerId, StagedPackets};
 use crate::session::timers::Timer;
 use crate::time::{Instant, Now};
 use crate::timer_parameters::TimerParameters;
+use core::fmt;
 use core::net::SocketAddr;
 use core::time::Duration;
 use expiry::Pending;
@@ -66,7 +67,7 @@ pub struct HandshakeTransmit {
     pub peer: Option<PeerId>,
 }
 
-/// An event for the operator's log.
+/// An event for the operator's log; its `Display` is a line with what happened and what to check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(feature = "internals"), non_exhaustive)]
 pub enum Event {
@@ -91,7 +92,7 @@ pub enum Event {
     InvalidMac(SocketAddr),
     /// A response that is not authentic, mostly because the preshared keys differ.
     ResponseRefused(PublicKey),
-    /// A peer's endpoint changed, as an authentic message proved. (Of the control plane by itself, a handshake message.)
+    /// A peer's endpoint changed, as an authentic message proved.
     EndpointMoved(PublicKey, SocketAddr),
     /// No handshake completed for 540 s, three times REJECT_AFTER_TIME: the keypairs that were left were erased.
     SessionExpired(PublicKey),
@@ -141,6 +142,55 @@ impl Event {
             | Self::SessionExpired(_)
             | Self::UnderLoad
             | Self::NewGeneration => None,
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    /// A line for a log: what happened, to whom, and what to check.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HandshakeComplete { peer, .. } => write!(f, "{peer}: handshake complete"),
+            Self::HandshakeUnanswered(peer, to) => write!(
+                f,
+                "{peer}: no answer to 3 initiations; check that it runs, that {to} is its address and not routed into the tunnel itself, that no firewall on the way drops UDP, and that each side has the other's public key"
+            ),
+            // Timer parameters may be others than the protocol's.
+            Self::HandshakeGivenUp(peer) => write!(
+                f,
+                "{peer}: handshake given up, no answer to any initiation; the next packet to it tries again"
+            ),
+            Self::NeverConfirmed(peer) => write!(
+                f,
+                "{peer}: 3 of our responses and no data since; check that both sides have the same preshared key, and that what we send reaches it (this end cannot distinguish the two)"
+            ),
+            Self::InitiationReplayed(peer) => write!(
+                f,
+                "{peer}: its initiation is not newer than one before; check its clock (a replayed initiation looks the same, and for 27 s also a peer that was boringtun)"
+            ),
+            Self::UnknownPeer(from, key) => write!(
+                f,
+                "{from}: handshake by {key}, a key that no peer here has; add it, or correct the public key of the peer it should be"
+            ),
+            Self::InvalidMac(from) => write!(
+                f,
+                "{from}: handshake for another key than ours, mac1 is wrong; check the public key that it has for this end"
+            ),
+            Self::ResponseRefused(peer) => write!(
+                f,
+                "{peer}: its response does not open; check that both sides have the same preshared key (a forged response looks the same)"
+            ),
+            Self::EndpointMoved(peer, to) => write!(f, "{peer}: endpoint is now {to}"),
+            Self::SessionExpired(peer) => {
+                write!(f, "{peer}: no handshake for 540 s, its session keys are erased")
+            }
+            Self::NoPrivateKey => f.write_str(
+                "no private key is set, so no handshake begins: packets to peers wait and are dropped; set one",
+            ),
+            Self::UnderLoad => f.write_str("under load: handshakes need a cookie from now on"),
+            Self::NewGeneration => f.write_str(
+                "this virtual machine was cloned or restored: keys and handshakes of before are dropped, and peers get new ones",
+            ),
         }
     }
 }

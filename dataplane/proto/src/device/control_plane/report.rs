@@ -11,6 +11,7 @@ use crate::session::keypair::Keypair;
 use crate::session::peer::PeerId;
 use crate::session::timers::Timer;
 use crate::time::Instant;
+use core::fmt;
 use core::net::SocketAddr;
 use core::time::Duration;
 use std::sync::Arc;
@@ -23,7 +24,8 @@ pub enum SessionState {
     Idle,
     /// A handshake is under way, and nothing can be sent before it completes.
     Handshaking,
-    /// There is a keypair to send with.
+    /// There is a keypair to send with. It is no proof that the peer can still be reached: that shows when it answers, or in
+    /// [`PeerReport::handshakes`], which counts each initiation without an answer.
     Established,
     /// There was a handshake, and its keypair can send no more.
     Expired,
@@ -39,6 +41,13 @@ impl SessionState {
             Self::Established => "established",
             Self::Expired => "expired",
         }
+    }
+}
+
+impl fmt::Display for SessionState {
+    /// Its [`name`](Self::name).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 
