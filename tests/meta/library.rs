@@ -2,11 +2,18 @@
 //! operating system.
 
 use std::fs;
+use std::net::UdpSocket;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use wgsep_tests::process::{output, run};
-use wgsep_tests::repository;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use wgsep_proto::PrivateKey;
+use wgsep_tests::process::{Process, output, run};
+use wgsep_tests::scratch::Scratch;
+use wgsep_tests::{repository, wait};
 
 fn library() -> PathBuf {
     repository().join("dataplane/proto")
@@ -18,8 +25,13 @@ fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
+/// A command of cargo for an example, with the features that examples need.
+fn of_example(command: &str, name: &str) -> Command {
+    cargo(&[command, "--locked", "--quiet", "--features", "getrandom", "--example", name])
+}
+
 fn example(name: &str, arguments: &[&str]) -> String {
-    run(cargo(&["run", "--locked", "--quiet", "--example", name, "--"]).args(arguments))
+    run(of_example("run", name).arg("--").args(arguments))
 }
 
 #[test]
@@ -35,6 +47,82 @@ fn a_whole_tunnel_over_udp_takes_less_than_100_lines() {
     let received: Vec<_> =
         printed.lines().filter_map(|line| line.strip_prefix("through the tunnel: ")).collect();
     assert_eq!(received, ["one", "two", "three"]);
+}
+
+/// Longer than an initiation takes to be repeated, which is 5 s, on any machine.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The program of the README, with keys and an endpoint of its peer.
+fn client(endpoint: &str) -> Command {
+    run(&mut of_example("build", "client"));
+    let [ours, theirs] = [1, 2].map(|byte| PrivateKey::from_bytes([byte; 32]).unwrap());
+    let mut command = of_example("run", "client");
+    command.env("PRIVATE_KEY", ours.to_base64().as_str());
+    command.env("PEER", theirs.public_key().to_base64()).env("ENDPOINT", endpoint);
+    command
+}
+
+#[test]
+fn the_program_of_the_readme_is_the_example_client() {
+    let source = fs::read_to_string(library().join("examples/client.rs")).unwrap();
+    let program = &source[source.find("use ").unwrap()..];
+    let readme = fs::read_to_string(library().join("README.md")).unwrap();
+    let (_, code) = readme.split_once("```rust,no_run\n").unwrap();
+    assert_eq!(code.split_once("```\n").unwrap().0, program);
+}
+
+/// A datagram whenever a program looks for one, so that no wait of it ends by time.
+const FLOOD: &str = r#"
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/socket.h>
+
+ssize_t recvfrom(int fd, void *buffer, size_t len, int flags, struct sockaddr *source, socklen_t *source_len) {
+    struct sockaddr_in from = {.sin_family = AF_INET, .sin_port = htons(9), .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    memcpy(source, &from, sizeof from);
+    *source_len = sizeof from;
+    memset(buffer, 0, 4);
+    return 4;
+}
+"#;
+
+#[test]
+fn the_program_of_the_readme_expires_its_timers_under_a_flood_of_datagrams() {
+    let scratch = Scratch::new();
+    fs::write(scratch.join("flood.c"), FLOOD).unwrap();
+    let flood = scratch.join("flood.so");
+    let mut compiler = Command::new("gcc");
+    run(compiler.args(["-shared", "-fPIC", "-o"]).arg(&flood).arg(scratch.join("flood.c")));
+
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut command = client(&socket.local_addr().unwrap().to_string());
+    // It prints a line for each datagram.
+    command.env("LD_PRELOAD", flood).stdout(Stdio::null()).stderr(Stdio::null());
+    let _client = Unlogged(command.process_group(0).spawn().unwrap());
+    for initiation in ["the first", "the repeated"] {
+        let received = socket.recv_from(&mut [0; 256]);
+        assert_eq!(received.ok().map(|(len, _)| len), Some(148), "{initiation} initiation");
+    }
+}
+
+/// A child whose process group is killed when it is dropped, and whose output is not kept.
+struct Unlogged(Child);
+
+impl Drop for Unlogged {
+    fn drop(&mut self) {
+        let _gone = killpg(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGKILL);
+        let _status = self.0.wait();
+    }
+}
+
+#[test]
+fn the_program_of_the_readme_goes_on_while_nothing_can_be_sent() {
+    // Linux refuses a broadcast to a socket that did not ask for it, whatever the network.
+    let client = Process::spawn(client("255.255.255.255:9"), "client");
+    wait::until("a second initiation", LIMIT, || {
+        client.log().matches("cannot send to 255.255.255.255:9: ").count() >= 2
+    });
 }
 
 #[test]

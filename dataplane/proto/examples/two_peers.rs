@@ -1,29 +1,13 @@
 //! Two peers that talk over channels in memory: a handshake, a packet each way.
 //!
-//! Run with `cargo run -p wgsep-proto --example two_peers`.
+//! Run with `cargo run -p wgsep-proto --features getrandom --example two_peers`.
 #![allow(clippy::print_stdout)]
 
 use std::error::Error;
-use std::fs::File;
-use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
-use wgsep_proto::{DropCause, Instant, Now, PrivateKey, Random, Tunnel};
-
-/// Random numbers come from the embedding program: here, from the system's own generator.
-struct SystemRandom(File);
-
-impl Random for SystemRandom {
-    fn fill(&mut self, bytes: &mut [u8]) {
-        // A program without random numbers must not go on.
-        self.0.read_exact(bytes).expect("the system's random numbers");
-    }
-}
-
-fn system_random() -> std::io::Result<SystemRandom> {
-    File::open("/dev/urandom").map(SystemRandom)
-}
+use wgsep_proto::{DropCause, Instant, Now, PrivateKey, SystemRandom, Tunnel};
 
 /// One end: the tunnel, and the channels that represent the network.
 struct End {
@@ -71,8 +55,7 @@ fn ipv4_packet(payload: &[u8]) -> Vec<u8> {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut random = system_random()?;
-    let keys = [(); 2].map(|()| PrivateKey::generate(&mut random));
+    let keys = [(); 2].map(|()| PrivateKey::generate(&mut SystemRandom));
     let publics = [keys[0].public_key(), keys[1].public_key()];
     let [alice_key, bob_key] = keys;
     // No datagram is sent to these addresses here; over a real network they would be the endpoints.
@@ -80,16 +63,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bob_at = SocketAddr::from(([192, 0, 2, 2], 51820));
     let (to_bob, from_alice) = channel();
     let (to_alice, from_bob) = channel();
-    let random = || system_random().map(|random| Box::new(random) as Box<dyn Random>);
     let mut alice = End {
-        tunnel: Tunnel::new(alice_key, publics[1], None, Some(bob_at), random()?)?,
+        tunnel: Tunnel::new(alice_key, publics[1], None, Some(bob_at), Box::new(SystemRandom))?,
         to_other: to_bob,
         from_other: from_bob,
         other: bob_at,
     };
     let mut bob = End {
         // Bob has no endpoint until the first authentic message, from which he learns Alice's.
-        tunnel: Tunnel::new(bob_key, publics[0], None, None, random()?)?,
+        tunnel: Tunnel::new(bob_key, publics[0], None, None, Box::new(SystemRandom))?,
         to_other: to_alice,
         from_other: from_alice,
         other: alice_at,

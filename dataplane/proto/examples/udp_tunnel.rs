@@ -1,23 +1,13 @@
 //! A tunnel over UDP: lines of text in at one end, out at the other, as IPv4 packets.
 //!
-//! Shown with both ends in one process: `cargo run -p wgsep-proto --example udp_tunnel`. Take the
-//! packets from a TUN device instead and `run` is a VPN.
+//! Shown with both ends in one process: `cargo run -p wgsep-proto --features getrandom --example udp_tunnel`.
+//! Take the packets from a TUN device instead and `run` is a VPN.
 #![allow(clippy::print_stdout)]
 
-use std::fs::File;
-use std::io::Read;
 use std::net::UdpSocket;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use wgsep_proto::{Instant, Now, PrivateKey, Random, Tunnel};
-
-struct SystemRandom(File);
-
-impl Random for SystemRandom {
-    fn fill(&mut self, bytes: &mut [u8]) {
-        self.0.read_exact(bytes).expect("the system's random numbers");
-    }
-}
+use wgsep_proto::{Instant, Now, PrivateKey, SystemRandom, Tunnel};
 
 /// Both clocks. A daemon reads CLOCK_BOOTTIME, which keeps counting in suspend; std's is only a substitute.
 fn now(started: std::time::Instant) -> Now {
@@ -49,7 +39,8 @@ fn run(
             tunnel.handle_timeout(current);
         }
         while let Some(transmit) = tunnel.poll_transmit() {
-            socket.send_to(transmit.datagram, transmit.endpoint.destination)?;
+            // A datagram that the network does not take, as while there is none, is lost like any other.
+            let _lost = socket.send_to(transmit.datagram, transmit.endpoint.destination);
         }
         socket.set_read_timeout(Some(due.clamp(Duration::from_millis(1), LOOK_FOR_PACKETS)))?;
         if let Ok((length, source)) = socket.recv_from(&mut buffer) {
@@ -72,10 +63,6 @@ fn start(tunnel: Tunnel, socket: UdpSocket) -> Packets {
     (outbound, inbound)
 }
 
-fn random() -> std::io::Result<Box<SystemRandom>> {
-    Ok(Box::new(SystemRandom(File::open("/dev/urandom")?)))
-}
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Real keys come from `wg genkey`.
     let [client, server] = [1, 2].map(|byte| PrivateKey::from_bytes([byte; 32]));
@@ -84,8 +71,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let at_client = UdpSocket::bind("127.0.0.1:0")?;
     let at_server = UdpSocket::bind("127.0.0.1:0")?;
     let endpoint = Some(at_server.local_addr()?);
-    let server = Tunnel::new(server, publics.0, None, None, random()?)?;
-    let client = Tunnel::new(client, publics.1, None, endpoint, random()?)?;
+    let server = Tunnel::new(server, publics.0, None, None, Box::new(SystemRandom))?;
+    let client = Tunnel::new(client, publics.1, None, endpoint, Box::new(SystemRandom))?;
     let (_replies, received) = start(server, at_server);
     let (send, _answers) = start(client, at_client);
     for line in ["one", "two", "three"] {
