@@ -7,7 +7,6 @@
 mod blocked;
 mod claims;
 mod confinement;
-mod crowd;
 mod dataplane_memory;
 mod faults;
 mod helper;

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::crowd::Crowd;
+use wgsep_tests::crowd::Crowd;
 use wgsep_tests::daemon::{Daemon, socket_path};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::netns::Netns;

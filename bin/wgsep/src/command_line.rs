@@ -112,7 +112,7 @@ pub fn command() -> Command {
         .arg(value("log-format", "FORMAT").value_parser(["text", "json"]).default_value("text").hide_possible_values(true).hide_default_value(true).help("text, or json: an object a line"))
         .arg(value("status-group", "GROUP").help("Whose members may read the status [wgsep]"))
         .arg(value("status-mode", "MODE").value_parser(parse_mode).hide(true))
-        .arg(value("psk-group", "GROUP").help("Whose members may set preshared keys alone [none]"))
+        .arg(value("psk-group", "GROUP").hide_short_help(true).help("Whose members may set preshared keys alone [none]"))
         .arg(value("log-file", "PATH").alias("log").short_alias('l').value_parser(value_parser!(PathBuf)).help("Log there, not to standard error or syslog"))
         .args(NEEDLESS.map(|(name, _)| Arg::new(name).long(name).num_args(0..=1).require_equals(true).action(ArgAction::Append).hide(true)))
         .args(ENVIRONMENT_INSTEAD.map(|(name, _)| value(name, "FD").allow_negative_numbers(true).hide(true)))

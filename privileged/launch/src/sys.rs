@@ -6,6 +6,7 @@ use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::{ForkResult, Pid};
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 nix::ioctl_write_ptr_bad!(tunsetiff, libc::TUNSETIFF, libc::ifreq);
 nix::ioctl_read_bad!(tungetiff, libc::TUNGETIFF, libc::ifreq);
@@ -172,6 +173,11 @@ pub(crate) fn is_under_deadline() -> bool {
     const SCHED_DEADLINE: libc::c_long = 6;
     // SAFETY: plain integers.
     unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) == SCHED_DEADLINE }
+}
+
+/// Waits. Where a filter refuses nanosleep(2), std's function would panic.
+pub(crate) fn pause(time: Duration) {
+    let _either_way = wgsep_monitor::poll([], time);
 }
 
 /// Ignores a signal, in the programs that this process executes too, or gives it its default action; what was done

@@ -13,7 +13,6 @@ use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 use wgsep_ipc::TunOffload;
 use wgsep_journal::{Level, ServiceManager};
@@ -375,7 +374,7 @@ fn attach_new(queue: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> nix::Res
     let began = Instant::now();
     loop {
         match sys::attach_tun(queue, name, flags | libc::IFF_TUN_EXCL) {
-            Err(Errno::EBUSY) if began.elapsed() < REMOVAL => sleep(Duration::from_millis(5)),
+            Err(Errno::EBUSY) if began.elapsed() < REMOVAL => sys::pause(Duration::from_millis(5)),
             outcome => return outcome,
         }
     }

@@ -20,7 +20,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 use wgsep_monitor::{DIRECTORY, Error, OwnFile, Result, SocketFile, Step, objection};
 use wgsep_policy::State;
@@ -62,7 +61,7 @@ fn bind_and_listen(name: &str, directory: &File) -> Result<(OwnedFd, OwnFile)> {
         let (listener, made) = make(name)?;
         let listening = listen(&listener, Backlog::MAXCONN).step("listen on the UAPI socket");
         listening.inspect_err(|_| drop(remove_file(&path)))?;
-        sleep(REMOVING);
+        sys::pause(REMOVING);
         match made {
             Ok(made) if made.is_there(directory.as_fd()) => return Ok((listener, made)),
             Err(error) if symlink_metadata(&path).is_ok() => {
@@ -313,7 +312,7 @@ pub(crate) fn remove_stale(name: &str) -> Result<()> {
                 "{path} is in use by a running daemon; stop it, or choose another interface name"
             )));
         }
-        sleep(Duration::from_millis(5));
+        sys::pause(Duration::from_millis(5));
     }
     Ok(())
 }

@@ -1,27 +1,36 @@
 //! A thousand clients of a socket that less trusted users may reach.
+#![allow(clippy::unwrap_used, reason = "a test fails there")]
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use wgsep_tests::link::Family;
-use wgsep_tests::procfs;
-use wgsep_tests::traffic::{Pinging, until_ping};
-use wgsep_tests::tunnel::End;
+use crate::link::Family;
+use crate::procfs;
+use crate::traffic::{Pinging, until_ping};
+use crate::tunnel::End;
 
 const CLIENTS: usize = 1000;
 
 /// Whose socket it is, and what its clients may take together.
-pub(crate) struct Crowd {
-    pub(crate) path: PathBuf,
-    pub(crate) most_descriptors: usize,
-    /// In kilobytes.
-    pub(crate) most_memory: u64,
+#[derive(Debug)]
+pub struct Crowd {
+    /// The socket.
+    pub path: PathBuf,
+    /// Descriptors of the dataplane.
+    pub most_descriptors: usize,
+    /// Kilobytes of its memory.
+    pub most_memory: u64,
     /// Sends what the client of a number has to say; one that was hung up on says nothing more.
-    pub(crate) speak: fn(usize, &mut UnixStream),
+    pub speak: fn(usize, &mut UnixStream),
 }
 
 impl Crowd {
-    pub(crate) fn connect(&self) -> UnixStream {
+    /// Connects one.
+    ///
+    /// # Panics
+    /// If it is refused.
+    #[must_use]
+    pub fn connect(&self) -> UnixStream {
         let client = UnixStream::connect(&self.path).unwrap();
         client.set_nonblocking(true).unwrap();
         client
@@ -29,8 +38,12 @@ impl Crowd {
 
     /// Connects all, and has them speak until ten pings of `left` to `right` were answered meanwhile; what they take stays
     /// bounded, no ping is lost, and the UAPI is served.
+    ///
+    /// # Panics
+    /// If not.
     #[track_caller]
-    pub(crate) fn disturbs_nothing(&self, left: &End, right: &End) -> Vec<UnixStream> {
+    #[must_use]
+    pub fn disturbs_nothing(&self, left: &End, right: &End) -> Vec<UnixStream> {
         let daemon = &left.daemon;
         let dataplane = daemon.dataplane();
         let inner = right.side.inner(Family::V4);
