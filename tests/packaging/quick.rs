@@ -4,6 +4,7 @@
 use std::fs::{self, Permissions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
@@ -338,7 +339,7 @@ impl Drop for Host {
     }
 }
 
-fn script() -> std::path::PathBuf {
+fn script() -> PathBuf {
     repository().join("bin/dist/wgsep-quick")
 }
 
@@ -1094,6 +1095,28 @@ fn a_failed_start_also_runs_the_hooks_for_down_once_one_for_up_was_run() {
     assert_eq!(host.notes(), ["preup", "predown", "postdown", "preup", "predown", "postdown"]);
 }
 
+/// A file in the directory of the states, which keeps other tests from removing it: a mount over it goes with it, in every
+/// mount namespace.
+struct Kept(PathBuf);
+
+impl Kept {
+    fn new() -> Self {
+        let directory = Path::new("/run/wgsep-quick");
+        let file = directory.join(unique_interface());
+        wait::until("the directory is kept", LIMIT, || {
+            let _is_there = fs::create_dir(directory);
+            fs::write(&file, "").is_ok()
+        });
+        Self(file)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let _gone = fs::remove_file(&self.0);
+    }
+}
+
 /// One to all processes, as of a terminal or of the unit's stop, ends the hook itself.
 #[test]
 fn a_signal_to_the_script_alone_while_a_hook_runs_takes_down_what_was_set_up() {
@@ -1104,7 +1127,8 @@ fn a_signal_to_the_script_alone_while_a_hook_runs_takes_down_what_was_set_up() {
     let waits = format!("until [ -e {} ]; do sleep 0.02; done; ", go_on.display());
     host.write(&host.client().replace("PostUp = ", &format!("PostUp = {waits}")));
     // The second has no place for its state.
-    let read_only = "mkdir -p /run/wgsep-quick && mount -t tmpfs -o ro none /run/wgsep-quick &&";
+    let _kept = Kept::new();
+    let read_only = "mount -t tmpfs -o ro none /run/wgsep-quick &&";
     for before_up in ["", read_only] {
         for (signal, status) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
             let mut up = Process::spawn(host.command_with(before_up, "up", &[]), "up");
@@ -1130,7 +1154,8 @@ fn a_full_file_system_for_the_state_refuses_and_keeps_nothing() {
     let before = host.state();
     let long = format!("{}# {}\n", host.client(), "x".repeat(8 << 10));
     host.write(&long);
-    let full = "mkdir -p /run/wgsep-quick && mount -t tmpfs -o size=4k none /run/wgsep-quick && \
+    let _kept = Kept::new();
+    let full = "mount -t tmpfs -o size=4k none /run/wgsep-quick && \
                 { ! \"$@\" && ! ls -A /run/wgsep-quick | grep .; exit; } && ";
     let refused = output(&mut host.command_with(full, "up", &[]));
     assert!(refused.status.success(), "{refused:?}");
@@ -1335,7 +1360,7 @@ fn takes_each_file(debian: Debian) {
         machine.run("systemctl stop wgsep@wg0");
         assert_eq!(in_force(), (0, 0));
         assert_eq!(state(), before);
-        assert_eq!(show("ActiveState"), "inactive");
+        assert_eq!(show("ActiveState"), "inactive", "{}", journal());
         assert_eq!(show("Result"), "success");
 
         // In the midst of a reload, and of the start after a crash, systemd asks `wgsep-quick stop` nothing.
