@@ -30,6 +30,7 @@ use wgsep_proto::{Instant, PresharedKey, PrivateKey, PublicKey};
 use wgsep_tests::daemon::Daemon;
 use wgsep_tests::implementation::Implementation::{self, Wgsep, WireguardGo};
 use wgsep_tests::implementation::wgsep_program;
+use wgsep_tests::launched_as::LaunchedAs;
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{Process, output, stop};
 use wgsep_tests::scratch::Scratch;
@@ -529,8 +530,10 @@ fn attack_06_while_a_pair_is_replaced_neither_helper_has_a_key() {
 
     // So that the new one waits for it.
     stop(old);
-    let mut upgrade = served.netns.command(wgsep_program("wgsep"));
-    upgrade.args(["upgrade", interface]);
+    // As the user whose daemon it is.
+    let prefix = LaunchedAs::this_run().prefix();
+    let mut upgrade = served.netns.command(&prefix[0]);
+    upgrade.args(&prefix[1..]).arg(wgsep_program("wgsep")).args(["upgrade", interface]);
     let mut upgrade = Process::spawn(upgrade, "wgsep upgrade");
     let new = wait::poll(LIMIT, || {
         let (_, dataplanes) = pairs(interface);
