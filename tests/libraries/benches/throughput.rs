@@ -1,4 +1,4 @@
-//! Packets through a tunnel on one thread: sealed at one end, opened at the other, by each library in turn.
+//! Packets through a tunnel on one thread: sealed at one end, opened at the other, by each library alternately.
 //!
 //! `cargo bench --manifest-path tests/libraries/Cargo.toml`. What is measured is the processor time of the thread, not the time of
 //! day, so that waiting for other processes does not count. They still take their share of caches and of the
