@@ -1,9 +1,12 @@
-//! Documents that name tests: those that SECURITY.md names exist, and tests/README.md has each file of tests.
+//! Documents that name tests: those that SECURITY.md names exist, and tests/README.md has each file of tests. And that no
+//! file is left half merged.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use wgsep_tests::process::output;
 use wgsep_tests::repository;
 
 /// Every Rust file below a directory, but for what a build made.
@@ -131,6 +134,16 @@ fn the_readme_of_the_tests_has_each_file_of_tests() {
     let mut files = names_in(&repository().join(simulation));
     files.remove("main");
     assert_eq!(listed, files);
+}
+
+/// What git leaves in a file where it cannot merge two changes, and what takes the place of both.
+#[test]
+fn no_file_has_the_marks_of_a_merge_that_was_not_resolved() {
+    let mut grep = Command::new("git");
+    grep.current_dir(repository()).args(["grep", "-I", "-n", "-E", "^(<{7}|>{7}|[|]{7}) "]);
+    let found = output(&mut grep);
+    // With 1 git grep says that it found nothing.
+    assert_eq!(found.status.code(), Some(1), "{}", String::from_utf8_lossy(&found.stdout));
 }
 
 /// A file that no `mod` names is not compiled, and its tests never run.
