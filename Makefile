@@ -20,6 +20,7 @@
 # build, install and deb take TARGET=: aarch64-unknown-linux-gnu for arm64, x86_64-unknown-linux-musl for
 # a pair without any library, or another of rustc's. What they make is then in target/TARGET.
 # make test-targets  the protocol's library for all the targets that its README names, with unit tests by emulators
+# make test-libraries  the facts of the table in the library's README, by the other libraries themselves
 # make c-header  the header of dataplane/proto/c, from its source
 # make test-aarch64  the unit tests of ipc, policy and the protocol, by an emulator of that processor
 
@@ -104,7 +105,7 @@ PLACED = sed -e 's|@SBINDIR@|$(SBINDIR)|g; s|@LIBEXECDIR@|$(LIBEXECDIR)|g' \
 DEBDIR ?= $(TARGET_DIR)
 
 .PHONY: build bench bench-readme bench-steps install deb source-package reproducible demo test attacks print-attacks-on-a-daemon soak hostile deps system-packages clean miri \
-	target-compiler other-targets filters test-aarch64 unit-tests c-header test-targets
+	target-compiler other-targets filters test-aarch64 unit-tests c-header test-targets test-libraries
 
 build: $(addsuffix -compiler,$(if $(TARGET),target))
 	@bin/dist/check-tools $(or $(filter deb,$(MAKECMDGOALS)),build)
@@ -221,6 +222,11 @@ filters:
 test-targets:
 	tests/deps.sh targets
 	tests/targets.sh
+
+# A workspace of its own, so that neither a crate of the others nor its licence is in the tree of what ships. The benchmark
+# runs each measurement once.
+test-libraries:
+	$(CARGO) test --locked --manifest-path tests/libraries/Cargo.toml --all-targets
 
 test-aarch64:
 	tests/deps.sh emulator

@@ -224,7 +224,7 @@ const ROWS: [(&str, &str, Option<&str>); 14] = [
     (
         "Packets padded to 16 bytes, so that lengths show less",
         "padding_is_to_16_but_never_past_the_mtu",
-        Some("packets_are_padded_here_and_not_by_the_others"),
+        Some("packets_are_padded_here_and_in_gotatun_if_it_is_asked_to"),
     ),
     (
         "Of too many waiting packets",
@@ -282,6 +282,22 @@ fn each_cell_of_the_readmes_table_has_a_test_or_a_link() {
             assert!(is_linked || theirs.is_some() || NOTHING.contains(cell), "{name}: {cell}");
         }
     }
+}
+
+/// The workspace of the other libraries is not part of `cargo test --workspace`.
+#[test]
+fn ci_runs_the_facts_of_the_other_libraries() {
+    let facts = fs::read_to_string(repository().join("tests/libraries/tests/facts.rs")).unwrap();
+    for (name, _, theirs) in ROWS {
+        assert!(theirs.is_none_or(|test| facts.contains(&format!("fn {test}()"))), "{name}");
+    }
+    let ci = fs::read_to_string(repository().join(".ci/run")).unwrap();
+    assert!(ci.contains("\nmake --no-print-directory test-libraries\n"));
+    let recipe = run(Command::new("make")
+        .current_dir(repository())
+        .args(["--no-print-directory", "--dry-run", "test-libraries"])
+        .env("CARGO", "cargo"));
+    assert!(recipe.contains("cargo test --locked --manifest-path tests/libraries/Cargo.toml"));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 pub mod cache;
 pub mod cgroup;
+pub mod counting;
 pub mod crowd;
 pub mod daemon;
 pub mod descriptors;

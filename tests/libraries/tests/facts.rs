@@ -2,66 +2,47 @@
 //! fails here, and the cell is to be corrected.
 #![allow(clippy::unwrap_used)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "../../src/counting.rs"]
+mod counting;
+
+use counting::{Counting, allocations};
+use gotatun::packet::{Packet as Whole, WgKind};
+use gotatun::tun::MtuWatcher;
+use snow::resolvers::{CryptoResolver, DefaultResolver};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use wgsep_libraries::{Boringtun, Ends, Gotatun, Wgsep, packet};
-
-/// The system's allocator, which counts for each thread.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-fn count() {
-    // Past its thread's end nothing is counted.
-    let _ended = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-}
-
-// SAFETY: every call is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract, which is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract, which is the same.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract, which is the same.
-        unsafe { System.realloc(pointer, layout, new_size) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
 /// Allocations for each packet, once all memory has grown.
-fn allocations<E: Ends>(batch: usize) -> f64 {
+fn allocations_of<E: Ends>(batch: usize) -> f64 {
     const LEN: usize = 1400;
     const ROUNDS: usize = 100;
     let (mut ends, plain) = (E::establish(LEN, batch), packet(LEN).repeat(batch));
     ends.carry(&plain, LEN);
-    let before = ALLOCATIONS.get();
-    for _ in 0..ROUNDS {
-        assert_eq!(ends.carry(&plain, LEN), plain.len());
-    }
-    (ALLOCATIONS.get() - before) as f64 / (ROUNDS * batch) as f64
+    let counted = allocations(|| {
+        for _ in 0..ROUNDS {
+            assert_eq!(ends.carry(&plain, LEN), plain.len());
+        }
+    });
+    counted as f64 / (ROUNDS * batch) as f64
 }
 
 #[test]
 fn packets_cost_allocations_in_gotatun_alone() {
     for batch in [1, 32] {
-        assert_eq!(allocations::<Wgsep>(batch), 0.0);
-        assert_eq!(allocations::<Boringtun>(batch), 0.0);
-        assert!(allocations::<Gotatun>(batch) >= 1.0);
+        assert_eq!(allocations_of::<Wgsep>(batch), 0.0);
+        assert_eq!(allocations_of::<Boringtun>(batch), 0.0);
+        assert!(allocations_of::<Gotatun>(batch) >= 1.0);
     }
+    let ([a, b], plain) = (snow_ends(), packet(1400));
+    let (mut sealed, mut opened) = ([0; 1500], [0; 1500]);
+    let counted = allocations(|| {
+        let len = a.write_message(0, &plain, &mut sealed).unwrap();
+        assert_eq!(b.read_message(0, &sealed[..len], &mut opened).unwrap(), plain.len());
+    });
+    assert_eq!(counted, 0);
 }
 
 #[test]
@@ -76,27 +57,92 @@ fn a_short_buffer_is_an_error_here_and_in_snow_and_a_panic_in_boringtun() {
         boringtun.encapsulate(&plain, &mut [0; 120]);
     }));
     assert!(sealed.is_err());
+    // A function of this type has no buffer that could be too short.
+    let _: fn(&mut gotatun::noise::Tunn, Whole, Option<&mut MtuWatcher>) -> Option<WgKind> =
+        gotatun::noise::Tunn::handle_outgoing_packet;
     let mut initiator = snow_initiator([2; 32]);
     assert!(initiator.write_message(&[], &mut [0; 20]).is_err());
 }
 
+/// The handshake of WireGuard, as Noise names it.
+fn snow_parameters() -> snow::params::NoiseParams {
+    "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s".parse().unwrap()
+}
+
 /// The initiator of WireGuard's handshake.
 fn snow_initiator(peer: [u8; 32]) -> snow::HandshakeState {
-    let parameters = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s".parse().unwrap();
-    let builder = snow::Builder::new(parameters).local_private_key(&[1; 32]).unwrap();
+    initiate(snow::Builder::new(snow_parameters()), peer)
+}
+
+fn initiate(builder: snow::Builder<'_>, peer: [u8; 32]) -> snow::HandshakeState {
+    let builder = builder.local_private_key(&[1; 32]).unwrap();
     let builder = builder.remote_public_key(&peer).unwrap().psk(2, &[0; 32]).unwrap();
     builder.build_initiator().unwrap()
+}
+
+/// Both ends after a handshake.
+fn snow_ends() -> [snow::StatelessTransportState; 2] {
+    let key = wgsep_proto::PrivateKey::from_bytes([2; 32]).unwrap();
+    let mut initiator = snow_initiator(*key.public_key().as_bytes());
+    let responder = snow::Builder::new(snow_parameters()).local_private_key(key.as_bytes());
+    let mut responder = responder.unwrap().psk(2, &[0; 32]).unwrap().build_responder().unwrap();
+    let (mut message, mut payload) = ([0; 256], [0; 256]);
+    let len = initiator.write_message(&[], &mut message).unwrap();
+    responder.read_message(&message[..len], &mut payload).unwrap();
+    let len = responder.write_message(&[], &mut message).unwrap();
+    initiator.read_message(&message[..len], &mut payload).unwrap();
+    [initiator, responder].map(|end| end.into_stateless_transport_mode().unwrap())
+}
+
+/// Everything of the default, with a generator of the caller.
+struct OwnRandom(DefaultResolver);
+
+impl CryptoResolver for OwnRandom {
+    fn resolve_rng(&self) -> Option<Box<dyn snow::types::Random>> {
+        Some(Box::new(Sevens))
+    }
+
+    fn resolve_dh(&self, choice: &snow::params::DHChoice) -> Option<Box<dyn snow::types::Dh>> {
+        self.0.resolve_dh(choice)
+    }
+
+    fn resolve_hash(
+        &self,
+        choice: &snow::params::HashChoice,
+    ) -> Option<Box<dyn snow::types::Hash>> {
+        self.0.resolve_hash(choice)
+    }
+
+    fn resolve_cipher(
+        &self,
+        choice: &snow::params::CipherChoice,
+    ) -> Option<Box<dyn snow::types::Cipher>> {
+        self.0.resolve_cipher(choice)
+    }
+}
+
+impl snow::types::Random for Sevens {
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), snow::Error> {
+        bytes.fill(7);
+        Ok(())
+    }
 }
 
 /// The message of a handshake begins with a fresh ephemeral key.
 #[test]
 fn a_noise_library_takes_random_numbers_or_has_the_systems() {
-    let ephemeral = || {
+    let ephemeral = |mut initiator: snow::HandshakeState| {
         let mut message = [0; 256];
-        snow_initiator([2; 32]).write_message(&[], &mut message).unwrap();
+        initiator.write_message(&[], &mut message).unwrap();
         message[..32].to_vec()
     };
-    assert_ne!(ephemeral(), ephemeral());
+    let [one, other] = [(); 2].map(|()| ephemeral(snow_initiator([2; 32])));
+    assert_ne!(one, other);
+    let own = || Box::new(OwnRandom(DefaultResolver));
+    let [one, other] = [(); 2].map(|()| {
+        ephemeral(initiate(snow::Builder::with_resolver(snow_parameters(), own()), [2; 32]))
+    });
+    assert_eq!(one, other);
 }
 
 const NOW: wgsep_proto::Now = wgsep_proto::Now {
@@ -114,7 +160,8 @@ impl wgsep_proto::Random for Sevens {
 
 /// An end without a handshake.
 fn wgsep_proto_end() -> wgsep_proto::Tunnel {
-    let [ours, theirs] = [1, 2].map(|byte| wgsep_proto::PrivateKey::from_bytes([byte; 32]).unwrap());
+    let [ours, theirs] =
+        [1, 2].map(|byte| wgsep_proto::PrivateKey::from_bytes([byte; 32]).unwrap());
     let endpoint = Some(([192, 0, 2, 1], 1).into());
     let random = Box::new(Sevens);
     wgsep_proto::Tunnel::new(ours, theirs.public_key(), None, endpoint, random).unwrap()
@@ -122,7 +169,7 @@ fn wgsep_proto_end() -> wgsep_proto::Tunnel {
 
 /// The whitepaper, section 5.4.6: the packet is padded to a multiple of 16 bytes.
 #[test]
-fn packets_are_padded_here_and_not_by_the_others() {
+fn packets_are_padded_here_and_in_gotatun_if_it_is_asked_to() {
     use boringtun::noise::TunnResult::WriteToNetwork;
     let plain = packet(21);
     let (mut ours, mut buffer) = (Wgsep::establish(21, 1), [0; 256]);
@@ -132,10 +179,11 @@ fn packets_are_padded_here_and_not_by_the_others() {
     let WriteToNetwork(sealed) = boringtun.encapsulate(&plain, &mut buffer) else { panic!() };
     assert_eq!(sealed.len(), 21 + 32);
     let [mut gotatun, _] = Gotatun::established();
-    let plain = gotatun::packet::Packet::copy_from(&plain[..]);
-    let sealed: gotatun::packet::Packet =
-        gotatun.handle_outgoing_packet(plain, None).unwrap().into();
-    assert_eq!(sealed.len(), 21 + 32);
+    for (mtu, padded) in [(None, 21), (Some(MtuWatcher::new(1420)), 32)] {
+        let plain = Whole::copy_from(&plain[..]);
+        let sealed = gotatun.handle_outgoing_packet(plain, mtu.as_ref().cloned().as_mut());
+        assert_eq!(Whole::from(sealed.unwrap()).len(), padded + 32);
+    }
 }
 
 /// A public key of all zeros, or of another point of low order, gives a secret that everybody knows.
@@ -150,7 +198,8 @@ fn a_peer_whose_key_gives_no_secret_is_refused_here_alone() {
     tunnel.encapsulate(&packet(40), NOW).unwrap();
     assert!(tunnel.poll_transmit().is_none(), "an initiation");
 
-    let mut tunnel = boringtun::noise::Tunn::new([1; 32].into(), low_order.into(), None, None, 1, None);
+    let mut tunnel =
+        boringtun::noise::Tunn::new([1; 32].into(), low_order.into(), None, None, 1, None);
     let mut buffer = [0; 256];
     let initiation = tunnel.format_handshake_initiation(&mut buffer, false);
     assert!(matches!(initiation, boringtun::noise::TunnResult::WriteToNetwork(_)));
