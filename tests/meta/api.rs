@@ -1,14 +1,21 @@
 //! The public interface of wgsep-proto, which is what its version promises: every public item, without
 //! its body, as it was when somebody last looked at it and found the version right.
 //!
-//! cargo-semver-checks and cargo-public-api need a nightly rustdoc; this needs the source. It sees the
-//! types that are written, not those that are inferred, and no automatic traits.
+//! cargo-semver-checks and cargo-public-api read the JSON of rustdoc, whose format changes with the compiler; this needs the
+//! source. It sees the types that are written, not those that are inferred. Of a macro that defines public items it
+//! has the definition and what it is called with. What it cannot see in the source, the automatic traits, the compiler says.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::marker::PhantomData;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use proc_macro2::{Group, TokenStream, TokenTree};
 use syn::{Attribute, Fields, ImplItem, Item, Type, UseTree, Visibility};
+use wgsep_proto as api;
+use wgsep_tests::process::output;
 use wgsep_tests::repository;
 
 /// Set to write the listing anew.
@@ -133,6 +140,74 @@ fn printed(items: Vec<Item>) -> String {
     prettyplease::unparse(&file)
 }
 
+/// Tokens without documentation.
+fn undocumented(tokens: TokenStream) -> TokenStream {
+    let mut kept: Vec<TokenTree> = Vec::new();
+    for token in tokens {
+        let is_doc = |group: &Group| matches!(group.stream().into_iter().next(), Some(TokenTree::Ident(one)) if one == "doc");
+        match token {
+            TokenTree::Group(group)
+                if is_doc(&group)
+                    && matches!(kept.last(), Some(TokenTree::Punct(one)) if one.as_char() == '#') =>
+            {
+                kept.pop();
+            }
+            TokenTree::Group(group) => {
+                let inside = undocumented(group.stream());
+                kept.push(Group::new(group.delimiter(), inside).into());
+            }
+            token => kept.push(token),
+        }
+    }
+    kept.into_iter().collect()
+}
+
+/// Whether tokens have a `pub` that no parenthesis follows.
+fn defines_public_items(tokens: TokenStream) -> bool {
+    let tokens: Vec<_> = tokens.into_iter().collect();
+    let is_public = |pair: &[TokenTree]| match pair {
+        [TokenTree::Ident(word), TokenTree::Ident(_)] => word == "pub",
+        _ => false,
+    };
+    tokens.windows(2).any(is_public)
+        || tokens.into_iter().any(|token| match token {
+            TokenTree::Group(group) => defines_public_items(group.stream()),
+            _ => false,
+        })
+}
+
+/// The definition of each macro that defines public items, and a line for each row that it is called with: what is between
+/// two commas.
+fn of_macros(items: &[Item]) -> (Vec<Item>, String) {
+    let (mut definitions, mut names, mut rows) = (Vec::new(), BTreeSet::new(), String::new());
+    for item in items {
+        let Item::Macro(one) = item else { continue };
+        let tokens = undocumented(one.mac.tokens.clone());
+        if let Some(name) = &one.ident {
+            if defines_public_items(tokens.clone()) {
+                names.insert(name.to_string());
+                let mut one = one.clone();
+                one.attrs.clear();
+                one.mac.tokens = tokens;
+                definitions.push(Item::Macro(one));
+            }
+            continue;
+        }
+        let Some(name) = one.mac.path.get_ident().filter(|one| names.contains(&one.to_string()))
+        else {
+            continue;
+        };
+        let tokens: Vec<_> = tokens.into_iter().collect();
+        let is_comma =
+            |token: &TokenTree| matches!(token, TokenTree::Punct(one) if one.as_char() == ',');
+        for row in tokens.split(is_comma).filter(|row| !row.is_empty()) {
+            let row: TokenStream = row.iter().cloned().collect();
+            rows.push_str(&format!("// {name}! {row}\n"));
+        }
+    }
+    (definitions, rows)
+}
+
 /// The name of what an item defines, or implements something for.
 fn name(item: &Item) -> Option<String> {
     let identifier = match item {
@@ -175,8 +250,8 @@ fn list(file: &Path, path: &str, of_parent: Option<&BTreeSet<String>>, listing: 
             used_names(&one.tree, &mut known);
         }
     }
+    let (mut items, rows) = of_macros(&parsed.items);
     let mut modules = Vec::new();
-    let mut items = Vec::new();
     for item in parsed.items {
         match item {
             // Public with a feature whose parts any release may change.
@@ -194,7 +269,7 @@ fn list(file: &Path, path: &str, of_parent: Option<&BTreeSet<String>>, listing: 
         }
     }
     if !items.is_empty() {
-        listing.push_str(&format!("// {path}\n{}\n", printed(items)));
+        listing.push_str(&format!("// {path}\n{rows}{}\n", printed(items)));
     }
     let stem = file.file_stem().unwrap().to_string_lossy().into_owned();
     let directory = file.parent().unwrap();
@@ -215,11 +290,132 @@ fn list(file: &Path, path: &str, of_parent: Option<&BTreeSet<String>>, listing: 
     }
 }
 
-#[test]
-fn the_public_interface_is_the_one_that_the_version_promises() {
+/// What the compiler knows of a type.
+struct Automatic<T: ?Sized>(PhantomData<T>);
+
+/// What holds of every type, unless an associated constant of the type itself takes its place.
+#[allow(dead_code, reason = "some hold of every type")]
+trait Otherwise {
+    const SEND: bool = false;
+    const SYNC: bool = false;
+    const UNPIN: bool = false;
+    const UNWIND_SAFE: bool = false;
+    const REF_UNWIND_SAFE: bool = false;
+}
+
+impl<T: ?Sized> Otherwise for Automatic<T> {}
+
+impl<T: ?Sized + Send> Automatic<T> {
+    const SEND: bool = true;
+}
+impl<T: ?Sized + Sync> Automatic<T> {
+    const SYNC: bool = true;
+}
+impl<T: ?Sized + Unpin> Automatic<T> {
+    const UNPIN: bool = true;
+}
+impl<T: ?Sized + UnwindSafe> Automatic<T> {
+    const UNWIND_SAFE: bool = true;
+}
+impl<T: ?Sized + RefUnwindSafe> Automatic<T> {
+    const REF_UNWIND_SAFE: bool = true;
+}
+
+/// Names of types, and of the automatic traits that each has.
+macro_rules! traits_of {
+    ($($type:ident $(<$($lifetime:lifetime),*>)?)*) => {
+        [$({
+            type Of = Automatic<api::$type $(<$($lifetime),*>)?>;
+            let traits = [
+                ("Send", Of::SEND),
+                ("Sync", Of::SYNC),
+                ("Unpin", Of::UNPIN),
+                ("UnwindSafe", Of::UNWIND_SAFE),
+                ("RefUnwindSafe", Of::REF_UNWIND_SAFE),
+            ];
+            (stringify!($type), traits)
+        }),*]
+    };
+}
+
+/// Every type that is exported, with its automatic traits.
+fn automatic_traits() -> Vec<(&'static str, String)> {
+    let types = traits_of! {
+        AllowedIp
+        AllowedIpChange
+        AllowedIpError
+        BatchError
+        Configuration
+        Device
+        DeviceStatus
+        DropCause
+        DropCounters
+        Ecn
+        EncapsulateError
+        Endpoint
+        Event
+        HandshakeCounters
+        HandshakeFailure
+        Instant
+        KeyError
+        KeyText
+        Now
+        PeerConfiguration
+        PeerId
+        PeerReport
+        PeerStatus
+        PresharedKey
+        PrivateKey
+        PublicKey
+        Receive
+        ReceivedPacket<'static>
+        ReceivedPackets<'static,'static>
+        SessionState
+        Source
+        StartHandshakeError
+        SystemRandom
+        TimerError
+        TimerParameters
+        Transmit<'static>
+        Transmits<'static,'static>
+        Tunnel
+        TunnelError
+    };
+    let had = types.map(|(name, traits)| {
+        let had = traits.into_iter().filter(|(_, has)| *has).map(|(one, _)| one);
+        (name, had.collect::<Vec<_>>().join(" "))
+    });
+    had.into()
+}
+
+/// The names that the crate's root exports.
+fn exported() -> BTreeSet<String> {
+    let root = fs::read_to_string(library().join("src/lib.rs")).unwrap();
+    let mut names = BTreeSet::new();
+    for item in syn::parse_file(&root).unwrap().items {
+        if let Item::Use(one) = item
+            && is_public(&one.vis)
+        {
+            used_names(&one.tree, &mut names);
+        }
+    }
+    names
+}
+
+fn listing() -> String {
     let mut listing =
         "// Every public item of wgsep-proto, written by tests/meta/api.rs.\n\n".to_owned();
     list(&library().join("src/lib.rs"), "wgsep_proto", None, &mut listing);
+    listing.push_str("// automatic traits\n");
+    for (name, traits) in automatic_traits() {
+        listing.push_str(&format!("// {name}: {traits}\n"));
+    }
+    listing
+}
+
+#[test]
+fn the_public_interface_is_the_one_that_the_version_promises() {
+    let listing = listing();
     let place = library().join("api.txt");
     if std::env::var_os(ACCEPT).is_some() {
         fs::write(&place, &listing).unwrap();
@@ -234,6 +430,160 @@ fn the_public_interface_is_the_one_that_the_version_promises() {
          takes a new major version (before 1.0, a new minor one); see to CHANGELOG.md and the version, then: \
          {ACCEPT}=1 cargo test -p wgsep-tests --test meta api::\ngone: {gone:#?}\nnew: {new:#?}"
     );
+}
+
+#[test]
+fn the_listing_defines_every_name_that_the_crate_exports() {
+    let listing = listing();
+    let words: Vec<_> = listing
+        .split(|c: char| !c.is_alphanumeric() && c != '_')
+        .filter(|w| !w.is_empty())
+        .collect();
+    let defined = |kinds: &[&str]| {
+        let pairs = words.windows(2).filter(|pair| kinds.contains(&pair[0]));
+        pairs.map(|pair| pair[1].to_owned()).collect::<BTreeSet<_>>()
+    };
+    let missing: Vec<_> = { exported() }
+        .difference(&defined(&["const", "enum", "fn", "struct", "trait", "type"]))
+        .cloned()
+        .collect();
+    assert_eq!(missing, [""; 0], "exported, and defined by nothing that the listing has");
+    let types: BTreeSet<_> =
+        { defined(&["enum", "struct"]) }.intersection(&exported()).cloned().collect();
+    let with_traits: BTreeSet<_> =
+        automatic_traits().into_iter().map(|(name, _)| name.to_owned()).collect();
+    assert_eq!(with_traits, types, "`automatic_traits` is to have every type that is exported");
+}
+
+/// What a user of an interface may rely on, one by one: items, and members of those that may get more.
+fn promises(listing: &str) -> BTreeSet<String> {
+    let mut promises = BTreeSet::new();
+    for item in syn::parse_file(listing).unwrap().items {
+        for part in parts(item) {
+            promises.insert(printed(vec![part]));
+        }
+    }
+    let comments = listing.lines().filter_map(|line| line.strip_prefix("// "));
+    let (rows, others): (Vec<_>, Vec<_>) = comments.partition(|line| line.contains("! "));
+    promises.extend(rows.into_iter().map(str::to_owned));
+    let automatic = others.into_iter().filter_map(|line| line.split_once(": "));
+    for (name, traits) in automatic {
+        promises.extend(traits.split(' ').map(|one| format!("{name}: {one}")));
+    }
+    promises
+}
+
+/// An item with each of its members alone, if it may get more of them.
+fn parts(item: Item) -> Vec<Item> {
+    let is_open = |attributes: &[Attribute]| {
+        attributes.iter().any(|one| {
+            one.path().is_ident("non_exhaustive")
+                || one.path().is_ident("cfg_attr")
+                    && matches!(&one.meta, syn::Meta::List(list)
+                        if list.tokens.to_string().contains("non_exhaustive"))
+        })
+    };
+    match item {
+        Item::Impl(one) if one.trait_.is_none() => {
+            let alone = |member: &ImplItem| {
+                Item::Impl(syn::ItemImpl { items: vec![member.clone()], ..one.clone() })
+            };
+            one.items.iter().map(alone).collect()
+        }
+        Item::Enum(one) if is_open(&one.attrs) => {
+            let alone = |variant: &syn::Variant| {
+                let variants = [variant.clone()].into_iter().collect();
+                Item::Enum(syn::ItemEnum { variants, ..one.clone() })
+            };
+            one.variants.iter().map(alone).collect()
+        }
+        Item::Struct(one) if is_open(&one.attrs) && matches!(one.fields, Fields::Named(_)) => {
+            let alone = |field: &syn::Field| {
+                let mut one = one.clone();
+                if let Fields::Named(named) = &mut one.fields {
+                    named.named = [field.clone()].into_iter().collect();
+                }
+                Item::Struct(one)
+            };
+            one.fields.iter().map(alone).collect()
+        }
+        Item::Use(one) => {
+            let mut names = BTreeSet::new();
+            used_names(&one.tree, &mut names);
+            // Where it is defined is its crate's own affair.
+            let alone = |name: String| syn::parse_str(&format!("pub use {name};")).unwrap();
+            names.into_iter().map(alone).collect()
+        }
+        item => vec![item],
+    }
+}
+
+/// Whether Cargo takes one version for another that was asked for.
+fn is_compatible(version: &str, with: &str) -> bool {
+    let significant = |version: &str| {
+        let mut numbers = version.split('.').map(str::to_owned);
+        let major = numbers.next().unwrap();
+        if major == "0" { format!("0.{}", numbers.next().unwrap()) } else { major }
+    };
+    significant(version) == significant(with)
+}
+
+/// What breaks users of the last release, if this version says that it does not.
+fn broken(version: &str, is: &str, of_release: &str, was: &str) -> Vec<String> {
+    if !is_compatible(version, of_release) {
+        return Vec::new();
+    }
+    promises(was).difference(&promises(is)).cloned().collect()
+}
+
+#[test]
+fn nothing_that_the_last_release_promised_is_gone_without_a_version_that_says_so() {
+    let git = |arguments: &[&str]| {
+        let output = output(Command::new("git").current_dir(repository()).args(arguments));
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    };
+    // Before the first release there is no tag, and nothing was promised.
+    let tag = git(&["describe", "--tags", "--abbrev=0", "--match", "v[0-9]*"]);
+    let Some(tag) = tag else { return };
+    let Some(was) = git(&["show", &format!("{}:dataplane/proto/api.txt", tag.trim())]) else {
+        return;
+    };
+    let of_release = tag.trim().trim_start_matches('v');
+    let gone = broken(env!("CARGO_PKG_VERSION"), &listing(), of_release, &was);
+    assert_eq!(gone, [""; 0], "what {} promised takes a version that breaks users", tag.trim());
+}
+
+#[test]
+fn a_new_version_may_add_but_not_take_away_or_change() {
+    let was = "#[non_exhaustive] pub enum E { A, B } pub struct S { pub a: u8 } \
+               impl S { pub fn f(&self) {} } pub use a::b::S;\n// S: Send Sync\n\
+               // rows! One = \"one\"\n";
+    let gone = |is: &str| broken("0.2.5", is, "0.2.0", was).len();
+    let changed = |from: &str, to: &str| {
+        assert!(was.contains(from), "{from}");
+        was.replace(from, to)
+    };
+    assert_eq!(gone(was), 0);
+    assert_eq!(gone(&changed("B }", "B, C }")), 0);
+    assert_eq!(gone(&changed("{} }", "{} pub fn g(&self) {} }")), 0);
+    assert_eq!(gone(&changed("a::b::S", "c::S")), 0);
+    assert_eq!(gone(&changed("// S:", "// rows! Other = \"other\"\n// S:")), 0);
+    assert_eq!(gone(&changed("One", "Other")), 1);
+    assert_eq!(gone(&changed("A, B", "A")), 1);
+    assert_eq!(gone(&changed("a: u8", "a: u16")), 1);
+    // Who writes `S { a }` has to be told of a second field.
+    assert_eq!(gone(&changed("a: u8", "a: u8, pub b: u8")), 1);
+    assert_eq!(gone(&changed("&self", "&mut self")), 1);
+    assert_eq!(gone(&changed("Send Sync", "Send")), 1);
+    assert_eq!(gone(&changed("pub use a::b::S;", "")), 1);
+    for (version, of_release, is_said) in [
+        ("0.3.0", "0.2.0", true),
+        ("1.0.0", "0.2.0", true),
+        ("2.0.0", "1.4.0", true),
+        ("1.5.0", "1.4.0", false),
+    ] {
+        assert_eq!(broken(version, "", of_release, was).is_empty(), is_said, "{version}");
+    }
 }
 
 #[test]
