@@ -84,7 +84,9 @@ fn the_header_is_what_cbindgen_writes() {
 #[test]
 fn the_program_of_the_manual_compiles_without_a_warning() {
     let manual = fs::read_to_string(library().join("README.md")).unwrap();
-    let program = manual.split("```c\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let parts = manual.split("```c\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let program: String = parts.collect();
+    assert!(program.contains("int run(") && program.contains("int configure("), "{program}");
     let scratch = Scratch::new();
     fs::write(scratch.join("program.c"), program).unwrap();
     let mut command = Command::new("gcc");
@@ -135,13 +137,18 @@ const BORINGTUN: [&str; 14] = [
 ];
 
 #[test]
-fn the_manual_says_what_replaces_each_call_of_boringtun_and_names_only_what_is_there() {
+fn the_manual_has_each_call_and_what_replaces_each_of_boringtun_and_names_only_what_is_there() {
     let manual = fs::read_to_string(library().join("README.md")).unwrap();
     let rows: Vec<_> = manual.lines().filter(|line| line.starts_with("| `")).collect();
     for call in BORINGTUN {
         assert!(rows.iter().any(|row| row.starts_with(&format!("| `{call}`"))), "no row of {call}");
     }
     let declared = declared();
+    let (_, calls) = manual.split_once("## Calls").unwrap();
+    let (calls, _) = calls.split_once("\n## ").unwrap();
+    for name in &declared {
+        assert!(calls.contains(&format!("`{name}`")), "the table of calls has no {name}");
+    }
     let (header, words) =
         (header(), manual.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'));
     for word in words.filter(|word| word.to_ascii_lowercase().starts_with("wgsep_")) {

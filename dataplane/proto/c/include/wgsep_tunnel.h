@@ -176,8 +176,6 @@ typedef struct wgsep_key {
     uint8_t bytes[32];
 } wgsep_key;
 
-typedef struct wgsep_key *Out_wgsep_key;
-
 /*
  Both clocks.
  */
@@ -316,17 +314,18 @@ extern "C" {
 /*
  Generates a private key.
  */
-enum wgsep_status wgsep_key_generate_private(Out_wgsep_key key);
+enum wgsep_status wgsep_key_generate_private(struct wgsep_key *key);
 
 /*
  Generates a preshared key.
  */
-enum wgsep_status wgsep_key_generate_preshared(Out_wgsep_key key);
+enum wgsep_status wgsep_key_generate_preshared(struct wgsep_key *key);
 
 /*
  Computes the public key of a private key. `WGSEP_ERROR_KEY` if that is all zeros.
  */
-enum wgsep_status wgsep_key_public(const struct wgsep_key *private_key, Out_wgsep_key public_key);
+enum wgsep_status wgsep_key_public(const struct wgsep_key *private_key,
+                                   struct wgsep_key *public_key);
 
 /*
  Reads a key from a zero-terminated text, in base64 or hexadecimal. `WGSEP_ERROR_KEY` if it is none.
@@ -335,7 +334,7 @@ enum wgsep_status wgsep_key_public(const struct wgsep_key *private_key, Out_wgse
 
  `text` is NULL or ends with a zero byte.
  */
-enum wgsep_status wgsep_key_from_text(const char *text, Out_wgsep_key key);
+enum wgsep_status wgsep_key_from_text(const char *text, struct wgsep_key *key);
 
 /*
  Writes a key in base64, with a zero byte at its end, to a buffer of at least `WGSEP_KEY_BASE64_LEN` bytes.
@@ -462,6 +461,20 @@ enum wgsep_status wgsep_tunnel_handle_timeout(const struct wgsep_tunnel *tunnel,
 enum wgsep_status wgsep_tunnel_set_persistent_keepalive(const struct wgsep_tunnel *tunnel,
                                                         uint16_t seconds,
                                                         struct wgsep_now now);
+
+/*
+ Sets the MTU of the packets inside, in bytes, which bounds their padding; 0, as at first, is no bound. It is the MTU of the
+ path less 60 over IPv4 and less 80 over IPv6, so usually 1420.
+ */
+enum wgsep_status wgsep_tunnel_set_mtu(const struct wgsep_tunnel *tunnel,
+                                       uint32_t mtu);
+
+/*
+ Drops every keypair and handshake, and starts anew: for a virtual machine that was cloned or restored from a snapshot,
+ another copy of which may use the same keys with the same nonces.
+ */
+enum wgsep_status wgsep_tunnel_vm_notification(const struct wgsep_tunnel *tunnel,
+                                               struct wgsep_now now);
 
 /*
  Sets where the peer is. Until it sends from another address.

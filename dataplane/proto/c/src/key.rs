@@ -5,7 +5,7 @@ use core::mem::MaybeUninit;
 
 use crate::status::{guard, wgsep_status};
 use crate::sys;
-use wgsep_proto::{PresharedKey, PrivateKey, PublicKey, SystemRandom};
+use wgsep_proto::{KeyText, PresharedKey, PrivateKey, SystemRandom};
 
 /// Bytes of a key in base64, with the zero byte at its end.
 pub const WGSEP_KEY_BASE64_LEN: usize = 45;
@@ -20,12 +20,6 @@ pub struct wgsep_key {
     pub bytes: [u8; 32],
 }
 
-impl From<PublicKey> for wgsep_key {
-    fn from(key: PublicKey) -> Self {
-        Self { bytes: *key.as_bytes() }
-    }
-}
-
 impl wgsep_key {
     /// The private key of these bytes.
     ///
@@ -37,26 +31,30 @@ impl wgsep_key {
     }
 }
 
-type Out<'o, T> = Option<&'o mut MaybeUninit<T>>;
-
 /// Generates a private key.
 #[unsafe(no_mangle)]
-pub extern "C" fn wgsep_key_generate_private(key: Out<'_, wgsep_key>) -> wgsep_status {
-    guard(|| {
-        let key = key.ok_or(wgsep_status::WGSEP_ERROR_NULL)?;
-        let generated = PrivateKey::generate(&mut SystemRandom);
-        key.write(wgsep_key { bytes: *generated.as_bytes() });
-        Ok(wgsep_status::WGSEP_OK)
-    })
+pub extern "C" fn wgsep_key_generate_private(
+    key: Option<&mut MaybeUninit<wgsep_key>>,
+) -> wgsep_status {
+    write(key, || Ok(*PrivateKey::generate(&mut SystemRandom).as_bytes()))
 }
 
 /// Generates a preshared key.
 #[unsafe(no_mangle)]
-pub extern "C" fn wgsep_key_generate_preshared(key: Out<'_, wgsep_key>) -> wgsep_status {
+pub extern "C" fn wgsep_key_generate_preshared(
+    key: Option<&mut MaybeUninit<wgsep_key>>,
+) -> wgsep_status {
+    write(key, || Ok(*PresharedKey::generate(&mut SystemRandom).as_bytes()))
+}
+
+/// Writes the key that `bytes` returns.
+fn write(
+    key: Option<&mut MaybeUninit<wgsep_key>>,
+    bytes: impl FnOnce() -> Result<[u8; 32], wgsep_status>,
+) -> wgsep_status {
     guard(|| {
         let key = key.ok_or(wgsep_status::WGSEP_ERROR_NULL)?;
-        let generated = PresharedKey::generate(&mut SystemRandom);
-        key.write(wgsep_key { bytes: *generated.as_bytes() });
+        key.write(wgsep_key { bytes: bytes()? });
         Ok(wgsep_status::WGSEP_OK)
     })
 }
@@ -65,13 +63,11 @@ pub extern "C" fn wgsep_key_generate_preshared(key: Out<'_, wgsep_key>) -> wgsep
 #[unsafe(no_mangle)]
 pub extern "C" fn wgsep_key_public(
     private_key: Option<&wgsep_key>,
-    public_key: Out<'_, wgsep_key>,
+    public_key: Option<&mut MaybeUninit<wgsep_key>>,
 ) -> wgsep_status {
-    guard(|| {
+    write(public_key, || {
         let private_key = private_key.ok_or(wgsep_status::WGSEP_ERROR_NULL)?;
-        let public_key = public_key.ok_or(wgsep_status::WGSEP_ERROR_NULL)?;
-        public_key.write(private_key.private()?.public_key().into());
-        Ok(wgsep_status::WGSEP_OK)
+        Ok(*private_key.private()?.public_key().as_bytes())
     })
 }
 
@@ -83,17 +79,14 @@ pub extern "C" fn wgsep_key_public(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn wgsep_key_from_text(
     text: *const c_char,
-    key: Out<'_, wgsep_key>,
+    key: Option<&mut MaybeUninit<wgsep_key>>,
 ) -> wgsep_status {
-    guard(|| {
-        let key = key.ok_or(wgsep_status::WGSEP_ERROR_NULL)?;
+    write(key, || {
         // SAFETY: as this function requires of its caller.
         let text = unsafe { sys::text(text) }?;
         // Of the three kinds of key it is the one that is erased and may be all zeros.
         let read: Result<PresharedKey, _> = text.parse();
-        let read = read.map_err(|_| wgsep_status::WGSEP_ERROR_KEY)?;
-        key.write(wgsep_key { bytes: *read.as_bytes() });
-        Ok(wgsep_status::WGSEP_OK)
+        Ok(*read.map_err(|_| wgsep_status::WGSEP_ERROR_KEY)?.as_bytes())
     })
 }
 
@@ -108,12 +101,8 @@ pub unsafe extern "C" fn wgsep_key_to_base64(
     text: *mut c_char,
     capacity: usize,
 ) -> wgsep_status {
-    guard(|| {
-        let key = key.ok_or(wgsep_status::WGSEP_ERROR_NULL)?;
-        let written = PresharedKey::from_bytes(key.bytes).to_base64();
-        // SAFETY: as this function requires of its caller; the key's text is memory of its own.
-        unsafe { sys::copy_text_to(text, capacity, written.as_str()) }
-    })
+    // SAFETY: as this function requires of its caller.
+    unsafe { write_text(key, PresharedKey::to_base64, text, capacity) }
 }
 
 /// Writes a key in hexadecimal, with a zero byte at its end, to a buffer of at least `WGSEP_KEY_HEX_LEN` bytes.
@@ -127,9 +116,24 @@ pub unsafe extern "C" fn wgsep_key_to_hex(
     text: *mut c_char,
     capacity: usize,
 ) -> wgsep_status {
+    // SAFETY: as this function requires of its caller.
+    unsafe { write_text(key, PresharedKey::to_hex, text, capacity) }
+}
+
+/// Writes a form of a key, with a zero byte at its end.
+///
+/// # Safety
+///
+/// `capacity` bytes at `text` may be written.
+unsafe fn write_text(
+    key: Option<&wgsep_key>,
+    form: fn(&PresharedKey) -> KeyText,
+    text: *mut c_char,
+    capacity: usize,
+) -> wgsep_status {
     guard(|| {
         let key = key.ok_or(wgsep_status::WGSEP_ERROR_NULL)?;
-        let written = PresharedKey::from_bytes(key.bytes).to_hex();
+        let written = form(&PresharedKey::from_bytes(key.bytes));
         // SAFETY: as this function requires of its caller; the key's text is memory of its own.
         unsafe { sys::copy_text_to(text, capacity, written.as_str()) }
     })

@@ -282,6 +282,26 @@ pub extern "C" fn wgsep_tunnel_set_persistent_keepalive(
     change(tunnel, now, |tunnel, now| tunnel.set_persistent_keepalive(seconds, now))
 }
 
+/// Sets the MTU of the packets inside, in bytes, which bounds their padding; 0, as at first, is no bound. It is the MTU of the
+/// path less 60 over IPv4 and less 80 over IPv6, so usually 1420.
+#[unsafe(no_mangle)]
+pub extern "C" fn wgsep_tunnel_set_mtu(tunnel: Option<&wgsep_tunnel>, mtu: u32) -> wgsep_status {
+    guard(|| {
+        wgsep_tunnel::lock(tunnel)?.tunnel.set_mtu(mtu);
+        Ok(wgsep_status::WGSEP_OK)
+    })
+}
+
+/// Drops every keypair and handshake, and starts anew: for a virtual machine that was cloned or restored from a snapshot,
+/// another copy of which may use the same keys with the same nonces.
+#[unsafe(no_mangle)]
+pub extern "C" fn wgsep_tunnel_vm_notification(
+    tunnel: Option<&wgsep_tunnel>,
+    now: wgsep_now,
+) -> wgsep_status {
+    change(tunnel, now, Tunnel::vm_notification)
+}
+
 fn change(
     tunnel: Option<&wgsep_tunnel>,
     now: wgsep_now,

@@ -176,6 +176,8 @@ static void wrong_arguments(struct end *end, const wgsep_config *config)
     CHECK(wgsep_tunnel_next_timeout(tunnel, NULL) == WGSEP_ERROR_NULL);
     CHECK(wgsep_tunnel_handle_timeout(NULL, now) == WGSEP_ERROR_NULL);
     CHECK(wgsep_tunnel_set_persistent_keepalive(NULL, 1, now) == WGSEP_ERROR_NULL);
+    CHECK(wgsep_tunnel_set_mtu(NULL, 1420) == WGSEP_ERROR_NULL);
+    CHECK(wgsep_tunnel_vm_notification(NULL, now) == WGSEP_ERROR_NULL);
     CHECK(wgsep_tunnel_encapsulate(tunnel, &byte, 1, now) == WGSEP_ERROR_DROPPED);
     CHECK(wgsep_tunnel_decapsulate(tunnel, &end->address, &byte, 1, now, &inside, &len) == WGSEP_ERROR_DROPPED);
     CHECK(wgsep_tunnel_encapsulate_into(NULL, &byte, 1, room, sizeof room, now, &len, &address) == WGSEP_ERROR_NULL);
@@ -244,6 +246,24 @@ static void without_copy(struct end *from, struct end *to, wgsep_now now)
     free(datagram);
 }
 
+/* A packet is padded to 16 bytes, but not beyond the MTU. */
+static void padding(struct end *from, struct end *to, wgsep_now now)
+{
+    uint8_t packet[41] = { 0x45, 0, 0, 41 }, datagram[41 + WGSEP_MAX_OVERHEAD] = { 0 };
+    size_t len;
+    wgsep_address destination;
+    const uint32_t mtus[] = { 1420, 41, 0 };
+    const size_t lens[] = { 48 + 32, 41 + 32, 48 + 32 };
+    int i;
+
+    for (i = 0; i < 3; i++) {
+        CHECK(wgsep_tunnel_set_mtu(from->tunnel, mtus[i]) == WGSEP_OK);
+        CHECK(wgsep_tunnel_encapsulate_into(from->tunnel, packet, sizeof packet, datagram, sizeof datagram, now, &len,
+                                            &destination) == WGSEP_OK);
+        CHECK(len == lens[i] && destination.port == to->address.port);
+    }
+}
+
 /* Reads events until one of a kind, and returns it. */
 static wgsep_event until_event(const struct end *end, wgsep_event_kind kind)
 {
@@ -300,6 +320,19 @@ static void changes(struct end ends[2], const wgsep_config *config)
     until_event(&ends[0], WGSEP_EVENT_HANDSHAKE_COMPLETE);
 }
 
+/* A copy of a virtual machine sends nothing with the keys that it has. */
+static void copied(struct end ends[2], wgsep_now now)
+{
+    wgsep_statistics statistics;
+
+    CHECK(wgsep_tunnel_read_statistics(ends[0].tunnel, now, &statistics) == WGSEP_OK);
+    CHECK(statistics.state == WGSEP_STATE_ESTABLISHED);
+    CHECK(wgsep_tunnel_vm_notification(ends[0].tunnel, now) == WGSEP_OK);
+    CHECK(wgsep_tunnel_read_statistics(ends[0].tunnel, now, &statistics) == WGSEP_OK);
+    CHECK(statistics.state != WGSEP_STATE_ESTABLISHED);
+    send_packet(&ends[0], &ends[1], now, "a copy");
+}
+
 /* A tunnel that waits for its peer starts nothing by itself. */
 static void without_endpoint(const wgsep_config *config)
 {
@@ -354,7 +387,9 @@ int main(void)
         CHECK(wgsep_tunnel_handle_timeout(ends[i].tunnel, at(130)) == WGSEP_OK);
     send_packet(&ends[0], &ends[1], at(130), "still there?");
     CHECK(wgsep_tunnel_set_persistent_keepalive(ends[0].tunnel, 25, at(131)) == WGSEP_OK);
+    padding(&ends[0], &ends[1], at(131));
     changes(ends, &configs[0]);
+    copied(ends, at(220));
     for (i = 0; i < 2; i++)
         wgsep_tunnel_free(ends[i].tunnel);
 
