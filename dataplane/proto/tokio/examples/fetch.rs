@@ -21,8 +21,6 @@ use std::time::Duration;
 use wgsep_tokio::proto::{Random, SystemRandom};
 use wgsep_tokio::{MAX_DATAGRAM, UdpDevice};
 
-/// What WireGuard leaves of 1,500 bytes.
-const MTU: usize = 1420;
 /// Bytes of each buffer of the connection.
 const WINDOW: usize = 65_535;
 /// A connection on which nothing comes for so long is given up.
@@ -38,6 +36,7 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let url = common::argument(2, "http://ADDRESS[:PORT]/PATH")?;
     let (server, host, path) = parse(&url)?;
     let mut udp = UdpDevice::bind(tunnel.configuration, tunnel.bind).await?;
+    udp.set_mtu(common::MTU.into());
     let mut stack = Stack::new(&tunnel.addresses)?;
     let request = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n");
     let response = stack.exchange(&mut udp, server, request.as_bytes()).await?;
@@ -177,7 +176,7 @@ impl phy::Device for Queues {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = MTU;
+        capabilities.max_transmission_unit = common::MTU.into();
         capabilities
     }
 }

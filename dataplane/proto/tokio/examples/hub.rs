@@ -21,6 +21,7 @@ async fn main() -> std::process::ExitCode {
 async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let common::Tunnel { addresses, bind, configuration } = common::read(1)?;
     let mut udp = UdpDevice::bind(configuration, bind).await?;
+    udp.set_mtu(common::MTU.into());
     println!("listening on {}", udp.local_addr()?);
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {

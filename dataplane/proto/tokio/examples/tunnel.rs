@@ -27,10 +27,11 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let common::Tunnel { addresses, bind, configuration } = common::read(2)?;
     let tun = tun::Tun::create(&name)?;
     let mut udp = UdpDevice::bind(configuration, bind).await?;
+    udp.set_mtu(common::MTU.into());
     for (address, cidr) in addresses {
         println!("ip address add {address}/{cidr} dev {name}");
     }
-    println!("ip link set {name} mtu 1420 up");
+    println!("ip link set {name} mtu {} up", common::MTU);
 
     let (mut packet, mut buffer) = (vec![0; MAX_DATAGRAM], vec![0; MAX_DATAGRAM]);
     loop {

@@ -7,7 +7,7 @@
 //!
 //! ```
 //! use wgsep_tokio::proto::{
-//!     AllowedIp, AllowedIpChange, Configuration, PeerConfiguration, PrivateKey, SystemRandom,
+//!     AllowedIpChange, Configuration, PeerConfiguration, PrivateKey, SystemRandom,
 //! };
 //! use wgsep_tokio::{MAX_DATAGRAM, UdpDevice};
 //!
@@ -15,7 +15,7 @@
 //! async fn run(private_key: &str, public_key: &str) -> Result<(), Box<dyn std::error::Error>> {
 //!     let mut peer = PeerConfiguration::new(public_key.parse()?);
 //!     peer.endpoint = Some("192.0.2.1:51820".parse()?);
-//!     let allowed_ip = AllowedIp::new("198.51.100.1".parse()?, 32).ok_or("no prefix")?;
+//!     let allowed_ip = "198.51.100.1/32".parse()?;
 //!     peer.allowed_ips.push(AllowedIpChange { allowed_ip, remove: false });
 //!     let configuration = Configuration {
 //!         private_key: Some(Some(private_key.parse()?)),
@@ -34,6 +34,11 @@
 
 mod clock;
 
+/// The program of the README is code that compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 pub use clock::Clock;
 pub use wgsep_proto as proto;
 
@@ -41,7 +46,10 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use tokio::net::UdpSocket;
 use tokio::time::sleep;
-use wgsep_proto::{Configuration, Device, DropCause, Ecn, Endpoint, Event, PeerId, SystemRandom};
+use wgsep_proto::{
+    Configuration, Device, DropCause, Ecn, Endpoint, Event, PeerId, PeerReport, PublicKey,
+    StartHandshakeError, SystemRandom,
+};
 
 /// Bytes that hold any datagram, and so any packet that was in one.
 pub const MAX_DATAGRAM: usize = 65_535;
@@ -92,15 +100,45 @@ impl UdpDevice {
         self.socket.local_addr()
     }
 
-    /// The interface, to read its state.
+    /// The interface, to read its configuration and counters.
     #[must_use]
     pub const fn device(&self) -> &Device {
         &self.device
     }
 
+    /// What is known of a peer at this moment: its state, handshakes, bytes and packets.
+    #[must_use]
+    pub fn report(&self, peer: &PublicKey) -> Option<PeerReport> {
+        self.device.report(peer, self.clock.now().instant)
+    }
+
     /// Changes the interface, and sends what that causes.
     pub async fn configure(&mut self, configuration: Configuration) {
         self.device.configure(configuration, self.clock.now());
+        self.transmit().await;
+    }
+
+    /// Sets the MTU of the packets inside, in bytes, which bounds their padding; 0, as at first, is no bound. It is the MTU
+    /// of the path less 60 over IPv4 and less 80 over IPv6, so usually 1420.
+    pub fn set_mtu(&self, mtu: u32) {
+        self.device.set_mtu(mtu);
+    }
+
+    /// Starts a handshake with a peer, before there is a packet for it.
+    ///
+    /// # Errors
+    ///
+    /// Why none is sent.
+    pub async fn start_handshake(&mut self, peer: &PublicKey) -> Result<(), StartHandshakeError> {
+        let started = self.device.start_handshake(peer, self.clock.now());
+        self.transmit().await;
+        started
+    }
+
+    /// Drops every keypair and handshake, and starts anew. It is to be called when this virtual machine was cloned or
+    /// restored from a snapshot, so that another copy may use the same keys with the same nonces.
+    pub async fn vm_notification(&mut self) {
+        self.device.vm_notification(self.clock.now());
         self.transmit().await;
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use wgsep_tokio::proto::{
     AllowedIp, AllowedIpChange, Configuration, DropCause, Event, PeerConfiguration, PrivateKey,
-    PublicKey, SystemRandom,
+    PublicKey, SessionState, StartHandshakeError, SystemRandom,
 };
 use wgsep_tokio::{MAX_DATAGRAM, UdpDevice};
 
@@ -118,4 +118,55 @@ async fn a_packet_that_no_peer_takes_is_an_error() {
     let (mut one, _two) = pair("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1").await;
     assert_eq!(one.send(&packet(1, 3, b"whom")).await, Err(DropCause::NoPeer));
     assert_eq!(one.send(b"no packet").await, Err(DropCause::OutboundMalformed));
+}
+
+/// Awaits both ends, neither of which has a packet to send, until a condition holds of the first.
+async fn until(
+    one: &mut UdpDevice,
+    two: &mut UdpDevice,
+    mut condition: impl FnMut(&mut UdpDevice) -> bool,
+) {
+    let (mut buffer, mut other_buffer) = (vec![0; MAX_DATAGRAM], vec![0; MAX_DATAGRAM]);
+    let waited = timeout(LIMIT, async {
+        while !condition(one) {
+            tokio::select! {
+                received = one.recv(&mut buffer) => panic!("{received:?}"),
+                received = two.recv(&mut other_buffer) => panic!("{received:?}"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+    });
+    waited.await.unwrap();
+}
+
+fn state(udp: &UdpDevice, peer: &PublicKey) -> SessionState {
+    udp.report(peer).unwrap().state
+}
+
+#[tokio::test]
+async fn a_handshake_needs_no_packet_and_a_copied_machine_has_another() {
+    let (mut one, mut two) = pair("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1").await;
+    let peer = one.device().peers().next().unwrap().public_key;
+    one.start_handshake(&peer).await.unwrap();
+    assert_eq!(one.start_handshake(&peer).await, Err(StartHandshakeError::TooSoon));
+    let complete = Event::HandshakeComplete { peer, first: true };
+    until(&mut one, &mut two, |one| one.poll_event() == Some(complete)).await;
+    assert_eq!(state(&one, &peer), SessionState::Established);
+    one.vm_notification().await;
+    assert_ne!(state(&one, &peer), SessionState::Established);
+}
+
+#[tokio::test]
+async fn no_packet_is_padded_beyond_the_mtu() {
+    let (mut one, mut two) = pair("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1").await;
+    let peer = one.device().peers().next().unwrap().public_key;
+    one.start_handshake(&peer).await.unwrap();
+    until(&mut one, &mut two, |one| state(one, &peer) == SessionState::Established).await;
+    let sent = |one: &UdpDevice| one.report(&peer).unwrap().tx_bytes;
+    for (mtu, padded) in [(1420, 48), (33, 33), (0, 48)] {
+        let before = sent(&one);
+        one.set_mtu(mtu);
+        one.send(&packet(1, 2, &[0; 13])).await.unwrap();
+        assert_eq!(sent(&one) - before, padded + 32, "{mtu}");
+    }
 }

@@ -8,6 +8,9 @@ use wgsep_tokio::proto::{
     PublicKey,
 };
 
+/// What WireGuard leaves of 1,500 bytes, over IPv6 as well.
+pub const MTU: u16 = 1420;
+
 /// What a file says.
 pub struct Tunnel {
     /// Addresses of our end in the tunnel.
@@ -63,7 +66,7 @@ fn parse(text: &str) -> Result<Tunnel, Box<dyn Error>> {
                     .map(|key| configuration.private_key = Some(Some(key)))
                     .map_err(Into::into),
                 "listenport" => value.parse().map(|value| port = value).map_err(Into::into),
-                "address" => prefixes(value).map(|prefixes| addresses.extend(prefixes)),
+                "address" => self::addresses(value).map(|more| addresses.extend(more)),
                 _ => Ok(()),
             },
         };
@@ -86,8 +89,8 @@ fn set_peer(peer: &mut PeerConfiguration, name: &str, value: &str) -> Result<(),
         "endpoint" => peer.endpoint = Some(value.parse()?),
         "persistentkeepalive" => peer.persistent_keepalive_interval = Some(value.parse()?),
         "allowedips" => {
-            for (address, cidr) in prefixes(value)? {
-                let allowed_ip = AllowedIp::new(address, cidr).ok_or("a prefix is too long")?;
+            for text in value.split(',') {
+                let allowed_ip = text.trim().parse()?;
                 peer.allowed_ips.push(AllowedIpChange { allowed_ip, remove: false });
             }
         }
@@ -96,13 +99,12 @@ fn set_peer(peer: &mut PeerConfiguration, name: &str, value: &str) -> Result<(),
     Ok(())
 }
 
-/// `192.0.2.1/32, 2001:db8::1/128`; an address alone is a host.
-fn prefixes(value: &str) -> Result<Vec<(IpAddr, u8)>, Box<dyn Error>> {
-    let prefix = |text: &str| -> Result<(IpAddr, u8), Box<dyn Error>> {
-        let (address, cidr) = text.split_once('/').unwrap_or((text, ""));
-        let address: IpAddr = address.parse()?;
-        let whole = if address.is_ipv4() { 32 } else { 128 };
-        Ok((address, if cidr.is_empty() { whole } else { cidr.parse()? }))
+/// Addresses with the lengths of their prefixes, as in `192.0.2.1/24, 2001:db8::1/64`; one alone is a host's.
+fn addresses(value: &str) -> Result<Vec<(IpAddr, u8)>, Box<dyn Error>> {
+    let address = |text: &str| -> Result<(IpAddr, u8), Box<dyn Error>> {
+        // The prefix has no host bits.
+        let prefix: AllowedIp = text.parse()?;
+        Ok((text.split('/').next().unwrap_or_default().parse()?, prefix.cidr()))
     };
-    value.split(',').map(|text| prefix(text.trim())).collect()
+    value.split(',').map(|text| address(text.trim())).collect()
 }
