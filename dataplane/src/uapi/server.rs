@@ -17,13 +17,13 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{SockFlag, accept4};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 use wgsep_policy::{described, remedy};
 use wgsep_proto::Instant;
 use wgsep_proto::device::control_plane::ControlPlane;
 use wgsep_proto::invariant::present;
-use wgsep_status::Counters;
+use wgsep_status::{Counters, Listener};
 
 /// Most clients at a time. One more closes the client that has been idle longest, so that forgotten
 /// connections never lock an operator out; if none is idle, it waits in the listener's queue until one is, or has read
@@ -59,10 +59,7 @@ pub(crate) struct ClientId(u64);
 pub(crate) struct Server {
     /// What its clients may do.
     access: Access,
-    listener: Option<OwnedFd>,
-    /// Accepting is paused, because another client would be one too many.
-    paused: bool,
-    first_token: u64,
+    listener: Listener,
     next: u64,
     /// Number of events, by which the client that is idle longest is found.
     now: u64,
@@ -109,9 +106,7 @@ impl Server {
         Self {
             access,
             max_clients: max_clients.min(MAX_CLIENTS),
-            listener: None,
-            paused: false,
-            first_token,
+            listener: Listener::new(first_token),
             next: 0,
             now: 0,
             clients: BTreeMap::new(),
@@ -132,15 +127,13 @@ impl Server {
     /// # Errors
     /// As epoll_ctl(2).
     pub(crate) fn listen(&mut self, listener: OwnedFd, epoll: &Epoll) -> nix::Result<()> {
-        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, self.first_token))?;
-        self.listener = Some(listener);
-        Ok(())
+        self.listener.listen(listener, epoll)
     }
 
     /// Handles an event of one of this server's descriptors. Answers go on with what `device` has.
     pub(crate) fn handle(&mut self, event: &EpollEvent, device: &ControlPlane, epoll: &Epoll) {
         self.now += 1;
-        let Some(number) = event.data().checked_sub(self.first_token + 1) else {
+        let Some(number) = self.listener.client_of(event) else {
             self.accept(epoll);
             return;
         };
@@ -152,7 +145,7 @@ impl Server {
     /// When a client that does not read makes room for one that waits, if one does.
     pub(crate) fn next_timeout(&self) -> Option<Instant> {
         let stalled = self.clients.values().filter_map(Client::stalled_since).min()?;
-        self.paused.then(|| stalled.after(self.patience))
+        self.listener.is_paused().then(|| stalled.after(self.patience))
     }
 
     /// Closes a client that does not read for one that waits, if that is due.
@@ -293,21 +286,23 @@ impl Server {
     /// Accepts one client. Further ones cause further events.
     fn accept(&mut self, epoll: &Epoll) {
         if self.clients.len() >= self.max_clients && !self.close_the_idlest() {
-            self.pause(true, epoll);
+            self.listener.pause(true, epoll);
             return;
         }
-        let listener = present(self.listener.as_ref(), "the event is of the listener");
+        let listener = present(self.listener.socket(), "the event is of the listener");
         let Some(listener) = listener else { return };
-        match accept(listener.as_fd()) {
+        match accept(listener) {
             Ok(client) => {
                 self.admit(client, epoll);
-                self.pause(false, epoll);
+                self.listener.pause(false, epoll);
             }
-            Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => self.pause(false, epoll),
+            Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => {
+                self.listener.pause(false, epoll);
+            }
             // Out of descriptors or memory; the connection stays in the listener's queue.
             Err(error) => {
                 if self.close_the_idlest() {
-                    self.pause(false, epoll);
+                    self.listener.pause(false, epoll);
                 } else {
                     tracing::warn!(
                         "cannot accept a {} client (accept4): {}; {}",
@@ -315,7 +310,7 @@ impl Server {
                         described(error),
                         accept_advice(error)
                     );
-                    self.pause(true, epoll);
+                    self.listener.pause(true, epoll);
                 }
             }
         }
@@ -324,7 +319,10 @@ impl Server {
     fn admit(&mut self, socket: OwnedFd, epoll: &Epoll) {
         let id = ClientId(self.next);
         self.next += 1;
-        if epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, self.token(id))).is_ok() {
+        if epoll
+            .add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, self.listener.token(id.0)))
+            .is_ok()
+        {
             self.clients.insert(id, Client::new(socket, self.access, self.now));
         }
     }
@@ -357,7 +355,7 @@ impl Server {
 
     fn remove(&mut self, id: ClientId, epoll: &Epoll) {
         self.clients.remove(&id);
-        self.pause(false, epoll);
+        self.listener.pause(false, epoll);
     }
 
     /// Watches a client's socket for the events that its state waits for.
@@ -365,25 +363,12 @@ impl Server {
         let client = present(self.clients.get(&id), "the caller has just used it");
         let Some(client) = client else { return };
         let interest = client.interest();
-        let mut event = EpollEvent::new(interest, self.token(id));
+        let mut event = EpollEvent::new(interest, self.listener.token(id.0));
         let _cannot_fail = epoll.modify(client, &mut event);
         if interest == EpollFlags::EPOLLIN {
             // It may become idle, so that it can be closed for another.
-            self.pause(false, epoll);
+            self.listener.pause(false, epoll);
         }
-    }
-
-    /// Pauses or resumes accepting. While paused, a new connection still causes one attempt, because
-    /// descriptors may have become available, which causes no event.
-    fn pause(&mut self, paused: bool, epoll: &Epoll) {
-        let Some(listener) = &self.listener else { return };
-        if self.paused == paused {
-            return;
-        }
-        self.paused = paused;
-        let edge = if paused { EpollFlags::EPOLLET } else { EpollFlags::empty() };
-        let mut event = EpollEvent::new(EpollFlags::EPOLLIN | edge, self.first_token);
-        let _cannot_fail = epoll.modify(listener, &mut event);
     }
 
     /// Lowers the limit for all clients together, for tests.
@@ -421,10 +406,6 @@ impl Server {
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.clients.is_empty()
-    }
-
-    const fn token(&self, id: ClientId) -> u64 {
-        self.first_token + 1 + id.0
     }
 }
 

@@ -12,6 +12,7 @@
 mod client;
 mod event;
 mod format;
+mod listener;
 mod presence;
 mod report;
 mod request;
@@ -21,6 +22,7 @@ mod tests;
 
 pub use event::Event;
 pub use format::write_counters;
+pub use listener::Listener;
 pub use presence::{DISCONNECTED_AFTER, Presence};
 pub use report::{Counters, Item, Peer, Udp};
 pub use request::{MAX_REQUEST, Refused, Request, Requests};

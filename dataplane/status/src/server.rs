@@ -5,12 +5,13 @@
 use crate::client::{Client, STALLED};
 use crate::event::Event;
 use crate::format;
+use crate::listener::Listener;
 use crate::report::{Counters, Item};
 use crate::request::{Refused, Request};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// Most clients at a time, where there are as many descriptors. One more closes the one that has been idle longest; if none is idle, it waits in the
@@ -32,10 +33,7 @@ pub trait Source<P> {
 
 /// All clients, and the listening socket. `P` is a position among what is reported.
 pub struct Server<P> {
-    listener: Option<OwnedFd>,
-    /// Accepting is paused, because another client would be one too many.
-    paused: bool,
-    first_token: u64,
+    listener: Listener,
     next: u64,
     clients: BTreeMap<u64, Client<P>>,
     max_clients: usize,
@@ -49,8 +47,8 @@ impl<P: Default> Server<P> {
     #[must_use]
     pub fn new(first_token: u64, max_clients: usize) -> Self {
         let max_clients = max_clients.min(MAX_CLIENTS);
-        let clients = BTreeMap::new();
-        Self { listener: None, paused: false, first_token, next: 0, clients, max_clients }
+        let (listener, clients) = (Listener::new(first_token), BTreeMap::new());
+        Self { listener, next: 0, clients, max_clients }
     }
 
     /// Starts accepting from a listening socket, which is non-blocking.
@@ -58,9 +56,7 @@ impl<P: Default> Server<P> {
     /// # Errors
     /// As epoll_ctl(2).
     pub fn listen(&mut self, listener: OwnedFd, epoll: &Epoll) -> nix::Result<()> {
-        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, self.first_token))?;
-        self.listener = Some(listener);
-        Ok(())
+        self.listener.listen(listener, epoll)
     }
 
     /// Handles an event of one of this server's descriptors at `now`.
@@ -71,7 +67,7 @@ impl<P: Default> Server<P> {
         epoll: &Epoll,
         now: Duration,
     ) {
-        let Some(id) = event.data().checked_sub(self.first_token + 1) else {
+        let Some(id) = self.listener.client_of(event) else {
             self.accept(source, epoll, now);
             return;
         };
@@ -87,12 +83,12 @@ impl<P: Default> Server<P> {
     /// When a client is to be closed.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Duration> {
-        self.clients.values().filter_map(|client| client.deadline(self.paused)).min()
+        self.clients.values().filter_map(|client| client.deadline(self.listener.is_paused())).min()
     }
 
     /// Closes the clients that send no request, or do not read their answer.
     pub fn handle_timeout(&mut self, epoll: &Epoll, now: Duration) {
-        let others_wait = self.paused;
+        let others_wait = self.listener.is_paused();
         let is_due = |client: &Client<P>| client.deadline(others_wait).is_some_and(|at| at <= now);
         let due = self.clients.iter().filter(|(_, client)| is_due(client)).map(|(id, _)| *id);
         for id in due.collect::<Vec<_>>() {
@@ -182,36 +178,38 @@ impl<P: Default> Server<P> {
             return;
         }
         let interest = client.interest();
-        let mut event = EpollEvent::new(interest, self.first_token + 1 + id);
+        let mut event = EpollEvent::new(interest, self.listener.token(id));
         let _cannot_fail = epoll.modify(&*client, &mut event);
         if interest == EpollFlags::EPOLLIN {
             // It may become idle, so that it can be closed for another.
-            self.pause(false, epoll);
+            self.listener.pause(false, epoll);
         }
     }
 
     /// Accepts one client. Further ones cause further events.
     fn accept(&mut self, source: &dyn Source<P>, epoll: &Epoll, now: Duration) {
         if self.clients.len() >= self.max_clients && !self.close_the_idlest(source, epoll, now) {
-            self.pause(true, epoll);
+            self.listener.pause(true, epoll);
             return;
         }
-        let Some(listener) = &self.listener else { return };
-        match source.accept(listener.as_fd()) {
+        let Some(listener) = self.listener.socket() else { return };
+        match source.accept(listener) {
             Ok(socket) => {
                 self.admit(socket, epoll, now);
-                self.pause(false, epoll);
+                self.listener.pause(false, epoll);
             }
-            Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => self.pause(false, epoll),
+            Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => {
+                self.listener.pause(false, epoll);
+            }
             // Out of descriptors or memory; the connection stays in the listener's queue.
-            Err(_) => self.pause(true, epoll),
+            Err(_) => self.listener.pause(true, epoll),
         }
     }
 
     fn admit(&mut self, socket: OwnedFd, epoll: &Epoll, now: Duration) {
         let id = self.next;
         self.next += 1;
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, self.first_token + 1 + id);
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, self.listener.token(id));
         if epoll.add(&socket, event).is_ok() {
             self.clients.insert(id, Client::new(socket, now));
         }
@@ -237,19 +235,7 @@ impl<P: Default> Server<P> {
 
     fn remove(&mut self, id: u64, epoll: &Epoll) {
         self.clients.remove(&id);
-        self.pause(false, epoll);
-    }
-
-    /// Pauses or resumes accepting. While paused, a new connection still causes one attempt.
-    fn pause(&mut self, paused: bool, epoll: &Epoll) {
-        let Some(listener) = &self.listener else { return };
-        if self.paused == paused {
-            return;
-        }
-        self.paused = paused;
-        let edge = if paused { EpollFlags::EPOLLET } else { EpollFlags::empty() };
-        let mut event = EpollEvent::new(EpollFlags::EPOLLIN | edge, self.first_token);
-        let _cannot_fail = epoll.modify(listener, &mut event);
+        self.listener.pause(false, epoll);
     }
 
     /// Bytes that all clients hold.
