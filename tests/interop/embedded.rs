@@ -242,7 +242,8 @@ fn an_example_says_what_is_wrong_with_its_file() {
     let wrong = [
         ("[Interface]\nPrivateKey = short\n", "line 2: a key is 44 characters"),
         ("[Interface]\nPrivateKey\n", "line 2 has no `=`"),
-        ("[Peer]\nAllowedIPs = 192.0.2.0/33\n", "line 2: a prefix is too long"),
+        ("[Peer]\nAllowedIPs = 192.0.2.0/33\n", "line 2: a prefix length is 0 to 32 bits"),
+        ("[Interface]\nAddress = 192.0.2.1/24, 192.0.2\n", "line 2: not an IP address"),
         ("[Peer]\nEndpoint = 192.0.2.1:51820\n", "a peer has no PublicKey"),
     ];
     for (file, error) in wrong {
