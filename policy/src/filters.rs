@@ -99,9 +99,10 @@ const ABORT: &[&[Argument]] =
 const UNBLOCK: &[&[Argument]] = &[&[is(0, libc::SIG_UNBLOCK)]];
 /// Of a UAPI client.
 const ACCEPTED: &[&[Argument]] = &[&[is(3, libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)]];
-const SOCKET_KIND: &[&[Argument]] = &[
+const OWN_SOCKETS: &[&[Argument]] = &[
     &[is(1, libc::SOL_SOCKET), is(2, libc::SO_TYPE)],
     &[is(1, libc::SOL_SOCKET), is(2, libc::SO_DOMAIN)],
+    &[is(1, libc::SOL_SOCKET), is(2, libc::SO_BINDTODEVICE)],
 ];
 
 /// The dataplane, from its lock-down to its end.
@@ -125,7 +126,7 @@ pub const DATAPLANE: &[Allowed] = &[
     only!(SYS_getrandom, &[&[is(2, 0)]], "ephemeral keys, indices, cookies"),
     only!(SYS_accept4, ACCEPTED, "UAPI clients"),
     any!(SYS_close, "UAPI clients, old UDP sockets"),
-    only!(SYS_getsockopt, SOCKET_KIND, "checking what the helper handed over"),
+    only!(SYS_getsockopt, OWN_SOCKETS, "checking what the helper handed over, and its device"),
     any!(SYS_getsockname, "checking what the helper handed over"),
     // Memory. All threads have one heap (dataplane/src/sys.rs), so neither mprotect nor madvise; what
     // grows is copied (dataplane/src/secret/heap.rs), so no mremap.

@@ -183,6 +183,27 @@ fn datagrams_leave_and_arrive_by_the_bound_device_only() {
     netns.run("ip link del second");
     netns.run(&made_anew);
     until_served(&left, &right);
+
+    // Renamed, it is still there; the next one of that name takes its place, also after an upgrade in between.
+    for (renamed, is_upgraded) in [("third", false), ("fourth", true)] {
+        for end in [&left, &right] {
+            end.daemon.netns.run("ip addr flush dev second");
+            end.daemon.netns.run(format!("ip link set second down name {renamed}"));
+        }
+        until_logged(&left.daemon, &format!("--bind-device, second, is named {renamed} now"));
+        let of_renamed = [format!("0.0.0.0%{renamed}"), format!("[::]%{renamed}")];
+        assert_eq!(listening(&netns, PORT), of_renamed);
+        if is_upgraded {
+            netns.run(format!(
+                "{} upgrade {}",
+                wgsep_program("wgsep").display(),
+                left.daemon.interface
+            ));
+            assert_eq!(listening(&netns, PORT), of_renamed);
+        }
+        netns.run(&made_anew);
+        until_served(&left, &right);
+    }
 }
 
 /// Gives the second link its addresses, and waits until the tunnel works over it.

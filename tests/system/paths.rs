@@ -31,7 +31,7 @@ const STREAM_LEN: usize = 4 << 20;
 const LIMIT: Duration = Duration::from_secs(20);
 /// Bytes in a packet on the veth, on average, that only several datagrams in one send can be.
 const SEGMENTED: u64 = 3000;
-const REFUSED: &str = "UDP segmentation offload refused on the path to";
+const REFUSED: &str = "UDP segmentation offload refused";
 const REGAINED: &str = "UDP segmentation offload is in use again on the path to";
 
 /// The hub's devices towards A, by way of the router, and towards B.
@@ -162,14 +162,17 @@ impl Hub {
         assert_eq!(log.matches(line).count(), times, "{line:?} in:\n{log}");
     }
 
-    /// A is refused, B is not, and what is said is that.
+    /// A is refused, B is not, and what is said is that, and by what.
     #[track_caller]
-    fn assert_only_a_is_refused(&self) {
+    fn assert_only_a_is_refused(&self, by: &str) {
         assert!(!self.is_segmented(&self.a, TO_A), "A's path takes it");
         assert!(self.is_segmented(&self.b, TO_B), "B pays for A's path");
         assert!(!self.is_segmented(&self.a, TO_A), "what B's path takes is nothing of A's");
         assert_eq!(self.offloads(), "udp_gso for all but 1 peer; the log says why");
-        self.assert_logged(&format!("{}: {REFUSED} {}", self.a.key.name(), self.a.outer), 1);
+        self.assert_logged(
+            &format!("{}: {REFUSED} {by}on the path to {}", self.a.key.name(), self.a.outer),
+            1,
+        );
         self.assert_logged(REFUSED, 1);
     }
 
@@ -205,7 +208,7 @@ fn a_narrow_path_over_ipv6_costs_its_peer_alone_and_until_it_is_wide_again() {
     hub.router.run(format!("ip link set {TO_A} mtu 1480"));
     // The first datagram too long for it brings the router's message, and is lost with those behind it.
     send_stream(hub.netns(), &hub.a);
-    hub.assert_only_a_is_refused();
+    hub.assert_only_a_is_refused("");
     hub.router.run(format!("ip link set {TO_A} mtu 1500"));
     hub.netns().run("ip -6 route flush cache");
     // Any route: which path it changes is not known.
@@ -219,7 +222,7 @@ fn a_narrow_device_costs_the_peers_behind_it_alone_and_until_it_is_wide_again() 
     for family in [Family::V4, Family::V6] {
         let hub = Hub::new(family);
         hub.netns().run(format!("ip link set {TO_A} mtu 1400"));
-        hub.assert_only_a_is_refused();
+        hub.assert_only_a_is_refused("");
         hub.netns().run(format!("ip link set {TO_A} mtu 1500"));
         hub.assert_a_is_back();
     }
@@ -247,10 +250,33 @@ fn a_filter_that_drops_long_packets_costs_the_peer_that_it_matches_segmentation_
     hub.netns().run("nft add table inet lengths");
     hub.netns().run("nft add chain inet lengths out { type filter hook output priority 0 ; }");
     hub.netns().run(format!("nft add rule inet lengths out {rule}"));
-    hub.assert_only_a_is_refused();
+    hub.assert_only_a_is_refused("by a packet filter of this host ");
     hub.netns().run("nft delete table inet lengths");
     hub.netns().run("ip route add 198.51.100.0/24 dev lo");
     hub.assert_a_is_back();
+}
+
+/// As a policer does, or a rule that is in force for a moment.
+#[test]
+fn a_filter_that_drops_one_packet_in_fifty_costs_no_segmentation() {
+    require!(Wgsep);
+    let hub = Hub::new(Family::V4);
+    hub.netns().run("nft add table inet some");
+    hub.netns().run("nft add chain inet some out { type filter hook output priority 0 ; }");
+    let rule = "meta length > 1500 numgen inc mod 50 == 0 counter drop";
+    let added = hub.netns().output(format!("nft add rule inet some out {rule}"));
+    if !added.status.success() {
+        return skip("the kernel lacks nft_numgen");
+    }
+    let mut rounds = 0..20;
+    let has_dropped = || !hub.netns().run("nft list table inet some").contains("packets 0 ");
+    while rounds.next().is_some() && !has_dropped() {
+        assert!(hub.is_segmented(&hub.a, TO_A));
+    }
+    assert!(has_dropped(), "the filter has dropped something");
+    assert!(hub.is_segmented(&hub.a, TO_A));
+    assert_eq!(hub.offloads(), "all in use");
+    hub.assert_logged(REFUSED, 0);
 }
 
 /// What waits for the slow link is as much as its queue holds, and fits into the socket's send buffer
@@ -316,7 +342,7 @@ fn a_forged_packet_too_big_costs_one_destination_over_ipv6_for_a_while() {
     require!(Wgsep);
     let hub = Hub::new(Family::V6);
     forge_packet_too_big(&hub, hub.a.outer);
-    hub.assert_only_a_is_refused();
+    hub.assert_only_a_is_refused("");
     // As after the ten minutes for which the kernel believes it, and the two for which we do.
     hub.netns().run("ip -6 route flush cache");
     hub.netns().run("ip route add 2001:db8::/64 dev lo");

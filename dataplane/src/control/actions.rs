@@ -265,8 +265,8 @@ impl Control {
             Useless::Destroyed => tracing::error!(
                 "another program had the kernel destroy the UDP sockets (as `ss -K` does); opening them again"
             ),
-            Useless::DeviceGone => tracing::warn!(
-                "the interface of --bind-device is gone: {}; opening the UDP sockets again",
+            Useless::OtherDevice => tracing::warn!(
+                "the interface of --bind-device is gone, or another one has its name: {}; opening the UDP sockets again",
                 self.bind_device
             ),
         }
@@ -369,7 +369,7 @@ impl Control {
             (false, false) => Binding::Device,
         };
         self.source_check.bound(&addresses, binding, clock::instant());
-        self.bound_to = None;
+        self.device_had_name = false;
         self.retiring = self.shared.sockets.reader().value().until_closed();
         if let Err(errno) = self.shared.replace_sockets(sockets) {
             tracing::error!(

@@ -56,9 +56,11 @@ use crate::uapi::{self, Access, ClientId, Operation, Server};
 use crate::vm_clock::VmClock;
 use crate::workers::shared::{QueuedHandshake, Shared};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -141,8 +143,8 @@ enum Action {
 enum Useless {
     /// The kernel has destroyed them.
     Destroyed,
-    /// The interface that they are bound to is gone.
-    DeviceGone,
+    /// The interface that they are bound to is not the one of `--bind-device` any more.
+    OtherDevice,
 }
 
 /// Listeners on which no client is accepted yet.
@@ -183,7 +185,8 @@ pub(crate) struct Control {
     listens_everywhere: bool,
     /// The only interface that the UDP sockets are bound to, empty for none; and its index.
     bind_device: String,
-    bound_to: Option<u32>,
+    /// The interface of the sockets was seen under that name.
+    device_had_name: bool,
     gso: Arc<Gso>,
     link: Option<LinkMonitor>,
     link_state: LinkState,
@@ -267,7 +270,7 @@ impl Control {
             ports: startup.lowest_port..=startup.highest_port,
             listens_everywhere: startup.listens_everywhere,
             bind_device: startup.bind_device,
-            bound_to: None,
+            device_had_name: false,
             gso: Arc::new(Gso::new(startup.udp_gso)),
             link: None,
             link_state: LinkState::default(),
@@ -607,29 +610,43 @@ impl Control {
         self.link_state = state;
     }
 
-    /// Has the port opened anew if the interface that the sockets are bound to is gone, and as soon as there is one of its
-    /// name again.
+    /// Has the port opened anew if the interface that the sockets are bound to is gone, or if another one has its name.
     fn follow_device(&mut self, now: Instant) {
         if self.bind_device.is_empty() {
             return;
         }
         let Some(link) = &self.link else { return };
-        let index = link.index_of(&self.bind_device);
+        let is_there = link.has_link_named(&self.bind_device);
         if self.lacks_port() {
-            if index.is_some() && self.port_retry.errno() == nix::libc::ENODEV {
+            if is_there && self.port_retry.errno() == nix::libc::ENODEV {
                 self.port_retry.hasten(now);
             }
             return;
         }
-        match self.bound_to {
-            Some(bound) if !link.has_link(bound) => self.reopen_on_device(),
-            Some(_) => {}
-            None => self.bound_to = index,
+        let sockets = self.shared.sockets.reader();
+        let Some(socket) = sockets.value().bound().first() else { return };
+        // The kernel binds to the interface, whatever its name becomes.
+        match getsockopt(&socket.socket, sockopt::BindToDevice) {
+            Ok(name) if name == *self.bind_device => self.device_had_name = true,
+            Ok(_) if is_there => self.reopen_on_device(),
+            Ok(name) => self.report_renamed(&name),
+            Err(nix::Error::ENODEV) => self.reopen_on_device(),
+            Err(_) => {}
+        }
+    }
+
+    /// Logs that the interface of the sockets has another name now. One that it never had may be an alternative name.
+    fn report_renamed(&mut self, name: &OsStr) {
+        if core::mem::take(&mut self.device_had_name) {
+            let (before, now) = (&self.bind_device, name.display());
+            tracing::warn!(
+                "the interface of --bind-device, {before}, is named {now} now; the UDP sockets stay there until another one is named {before}"
+            );
         }
     }
 
     fn reopen_on_device(&mut self) {
-        let reopen = Action::ReopenPort(Useless::DeviceGone);
+        let reopen = Action::ReopenPort(Useless::OtherDevice);
         let is_under_way =
             self.actions.iter().any(|action| matches!(action, Action::ReopenPort(_)));
         if !is_under_way {

@@ -505,9 +505,9 @@ impl LinkMonitor {
         };
     }
 
-    /// Whether an interface of this index exists, as far as is known.
-    pub(crate) fn has_link(&self, index: u32) -> bool {
-        self.links.contains_key(&index)
+    /// Whether an interface of this name exists, as far as is known.
+    pub(crate) fn has_link_named(&self, name: &str) -> bool {
+        self.links.values().any(|link| link.name == name)
     }
 
     /// The index of an interface of this name or number.

@@ -3,7 +3,8 @@
 //! Most refusals concern one path: a segment is longer than its MTU (EMSGSIZE, EINVAL on older
 //! kernels), the datagram goes through a device or an IPsec policy that cannot segment it (EIO), or a
 //! packet filter drops packets as long as the unsegmented one (EPERM). Such a refusal is cached in the
-//! peer, for its path only. A socket without the offload counts for all peers. Both expire after
+//! peer, for its path only; that of a packet filter once it has dropped [`FILTERED`] in a row, because a filter that
+//! drops now and then drops a datagram of any length. A socket without the offload counts for all peers. Both expire after
 //! [`HOLDS`]; the refusal of a path also expires with another endpoint and after each change of routes
 //! or links. The next send then tries again.
 //!
@@ -31,10 +32,15 @@ pub(crate) struct Gso {
     lines: Mutex<LineLimit>,
 }
 
+/// Refusals by a packet filter, without a send that it accepts between them, that are taken to be due to the length.
+const FILTERED: u16 = 8;
+/// Lengths of segments are below this; where a refusal has no length, it counts those of a packet filter from here on.
+const UNREFUSED: u16 = u16::MAX - FILTERED;
+
 /// The refusal that is cached in a peer, in 64 bits, so that workers read and write it atomically.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct PathRefusal {
-    /// Length of the longest segment that was not refused.
+    /// Length of the longest segment that was not refused; above [`UNREFUSED`], how many a packet filter refused in a row.
     longest: u16,
     /// Which path was refused: see [`path_of`].
     path: u16,
@@ -55,6 +61,11 @@ impl PathRefusal {
     fn is_recent(self, endpoint: &Endpoint, now: Instant) -> bool {
         let left = u64::from(self.until.wrapping_sub(seconds(now) as u16));
         (1..=HOLDS.as_secs()).contains(&left) && self.path == path_of(endpoint)
+    }
+
+    /// How many datagrams in a row a packet filter has refused, if they are too few to count.
+    fn filtered(self) -> Option<u16> {
+        self.longest.checked_sub(UNREFUSED)
     }
 
     fn pack(self) -> u64 {
@@ -125,12 +136,13 @@ impl Gso {
         let bits = peer.path_cache().load(Ordering::Relaxed);
         let Some(refusal) = PathRefusal::unpack(bits) else { return };
         let is_of_path = refusal.path == path_of(endpoint);
-        if is_of_path && segment_len <= usize::from(refusal.longest) {
+        let is_counting = refusal.filtered().is_some();
+        if is_of_path && !is_counting && segment_len <= usize::from(refusal.longest) {
             return;
         }
         let cleared =
             peer.path_cache().compare_exchange(bits, 0, Ordering::Relaxed, Ordering::Relaxed);
-        if is_of_path && cleared.is_ok() {
+        if is_of_path && !is_counting && cleared.is_ok() {
             let (name, to) = (peer.public_key(), endpoint.destination.ip());
             self.log(now, || {
                 tracing::info!(
@@ -160,21 +172,40 @@ impl Gso {
             }
             return;
         }
-        // EIO is about the device or the policy, EPERM about the packet filter, whatever the length.
-        let is_too_long = !matches!(error.raw_os_error(), Some(libc::EIO | libc::EPERM));
-        let longest = if is_too_long { segment_len.saturating_sub(1) } else { 0 };
+        let path = path_of(endpoint);
+        let before = PathRefusal::unpack(peer.path_cache().load(Ordering::Relaxed))
+            .filter(|before| before.path == path);
+        let longest = match error.raw_os_error() {
+            // It is about the device or the policy, whatever the length.
+            Some(libc::EIO) => 0,
+            Some(libc::EPERM) => {
+                let filtered = before.map_or(Some(0), PathRefusal::filtered);
+                match filtered.map(|filtered| filtered + 1) {
+                    Some(filtered) if filtered < FILTERED => UNREFUSED + filtered,
+                    _ => 0,
+                }
+            }
+            _ => {
+                u16::try_from(segment_len.saturating_sub(1)).unwrap_or(UNREFUSED).min(UNREFUSED - 1)
+            }
+        };
         let refusal = PathRefusal {
-            longest: u16::try_from(longest).unwrap_or(u16::MAX),
-            path: path_of(endpoint),
+            longest,
+            path,
             epoch: self.epoch.load(Ordering::Relaxed),
             until: seconds(now.after(HOLDS)) as u16,
         };
-        let before = PathRefusal::unpack(peer.path_cache().swap(refusal.pack(), Ordering::Relaxed));
-        if before.is_none_or(|before| before.path != refusal.path) {
+        peer.path_cache().store(refusal.pack(), Ordering::Relaxed);
+        let is_known = before.is_some_and(|before| before.filtered().is_none());
+        if !is_known && refusal.filtered().is_none() {
             let (name, to) = (peer.public_key(), endpoint.destination.ip());
+            let by = match error.raw_os_error() {
+                Some(libc::EPERM) => "by a packet filter of this host ",
+                _ => "",
+            };
             self.log(now, || {
                 tracing::info!(
-                    "{name}: UDP segmentation offload refused on the path to {to} for {segment_len}-byte datagrams ({error}); sending those one by one for {minutes} minutes, or until routes or links change"
+                    "{name}: UDP segmentation offload refused {by}on the path to {to} for {segment_len}-byte datagrams ({error}); sending those one by one for {minutes} minutes, or until routes or links change"
                 );
             });
         }
@@ -195,7 +226,8 @@ impl Gso {
         let (mut paths, mut refused) = (0, 0);
         for peer in peers {
             let Some(endpoint) = peer.endpoint() else { continue };
-            let refusal = PathRefusal::unpack(peer.path_cache().load(Ordering::Relaxed));
+            let refusal = PathRefusal::unpack(peer.path_cache().load(Ordering::Relaxed))
+                .filter(|refusal| refusal.filtered().is_none());
             paths += 1;
             refused +=
                 usize::from(refusal.is_some_and(|refusal| refusal.is_recent(&endpoint, now)));
@@ -272,16 +304,43 @@ mod tests {
 
     #[test]
     fn a_refusal_of_a_path_lapses_and_lapses_again_when_it_is_repeated() {
-        let (bench, a) = (Bench::new(), endpoint(1));
         for errno in [libc::EMSGSIZE, libc::EIO, libc::EPERM] {
+            let (bench, a) = (Bench::new(), endpoint(1));
             let mut now = START;
-            for _ in 0..3 {
-                bench.refuse(&a, 1452, errno, now);
+            for round in 0..3 {
+                // Only the first time must a packet filter prove that it is about the length.
+                let repeats = if errno == libc::EPERM && round == 0 { FILTERED } else { 1 };
+                for _ in 0..repeats {
+                    assert!(bench.tries(&a, 1452, now));
+                    bench.refuse(&a, 1452, errno, now);
+                }
                 assert!(!bench.tries(&a, 1452, now.after(HOLDS - Duration::from_secs(1))));
                 now = now.after(HOLDS);
                 assert!(bench.tries(&a, 1452, now));
             }
         }
+    }
+
+    #[test]
+    fn a_packet_filter_that_drops_now_and_then_does_not_end_the_offload() {
+        let (bench, a) = (Bench::new(), endpoint(1));
+        for _ in 0..100 {
+            for _ in 1..FILTERED {
+                bench.refuse(&a, 1452, libc::EPERM, START);
+                assert!(bench.tries(&a, 1452, START));
+            }
+            bench.gso.accepted(&bench.peer, &a, 1452, START);
+        }
+        for _ in 1..FILTERED {
+            bench.refuse(&a, 1452, libc::EPERM, START);
+        }
+        let elsewhere = endpoint(9);
+        bench.refuse(&elsewhere, 1452, libc::EPERM, START);
+        assert!(bench.tries(&elsewhere, 1452, START), "each path counts for itself");
+        for _ in 1..FILTERED {
+            bench.refuse(&elsewhere, 1452, libc::EPERM, START);
+        }
+        assert!(!bench.tries(&elsewhere, 1452, START));
     }
 
     #[test]
@@ -314,6 +373,8 @@ mod tests {
         let bench = Bench::new();
         let a = bench.peer.endpoint().unwrap();
         assert_eq!(bench.in_use(START), (true, 0));
+        bench.refuse(&a, 1452, libc::EPERM, START);
+        assert_eq!(bench.in_use(START), (true, 0), "a packet filter dropped one datagram");
         bench.refuse(&a, 1452, libc::EMSGSIZE, START);
         assert_eq!(bench.in_use(START), (false, 1));
         bench.gso.accepted(&bench.peer, &a, 1451, START);
