@@ -68,6 +68,27 @@ pub struct Packet<'p> {
     pub done: &'p mut bool,
 }
 
+impl Packet<'_> {
+    fn set_opened(&mut self, is_authentic: bool) {
+        *self.done = is_authentic;
+        if !is_authentic {
+            self.text.fill(0);
+        }
+    }
+}
+
+/// Encrypts a packet and writes its tag.
+#[inline]
+pub fn seal(mut packet: Packet<'_>) {
+    single::seal(vectors(), &mut packet);
+}
+
+/// Decrypts a packet and verifies its tag. A text that is not authentic is zeroed.
+#[inline]
+pub fn open(mut packet: Packet<'_>) {
+    single::open(vectors(), &mut packet);
+}
+
 /// Encrypts the packets and writes their tags.
 pub fn seal_batch<'p>(packets: impl IntoIterator<Item = Packet<'p>>) {
     let seal_group = |vectors: Vectors, group: &mut [Packet<'_>]| {
@@ -77,14 +98,7 @@ pub fn seal_batch<'p>(packets: impl IntoIterator<Item = Packet<'p>>) {
             *packet.done = true;
         }
     };
-    each_group(packets, seal_group, |packet| {
-        let sealed = single::seal(packet.key, packet.nonce, packet.text);
-        *packet.done = sealed.is_some();
-        match sealed {
-            Some(tag) => *packet.tag = tag,
-            None => packet.text.fill(0),
-        }
-    });
+    each_group(packets, seal_group, single::seal);
 }
 
 /// Decrypts the packets and verifies their tags. The text of a packet that is not authentic is zeroed.
@@ -92,20 +106,10 @@ pub fn open_batch<'p>(packets: impl IntoIterator<Item = Packet<'p>>) {
     let open_group = |vectors: Vectors, group: &mut [Packet<'_>]| {
         let tags = vectors.open(&mut lanes(group));
         for (packet, tag) in group.iter_mut().zip(tags) {
-            set_opened(packet, equal(*packet.tag, tag));
+            packet.set_opened(equal(*packet.tag, tag));
         }
     };
-    each_group(packets, open_group, |packet| {
-        let is_authentic = single::open(packet.key, packet.nonce, packet.text, packet.tag);
-        set_opened(packet, is_authentic);
-    });
-}
-
-fn set_opened(packet: &mut Packet<'_>, is_authentic: bool) {
-    *packet.done = is_authentic;
-    if !is_authentic {
-        packet.text.fill(0);
-    }
+    each_group(packets, open_group, single::open);
 }
 
 /// Compares two tags in constant time.
@@ -118,16 +122,16 @@ fn equal(a: [u8; TAG_LEN], b: [u8; TAG_LEN]) -> bool {
 fn each_group<'p>(
     packets: impl IntoIterator<Item = Packet<'p>>,
     mut group: impl FnMut(Vectors, &mut [Packet<'p>]),
-    mut single: impl FnMut(&mut Packet<'p>),
+    single: impl Fn(Option<Vectors>, &mut Packet<'p>),
 ) {
     let mut packets = packets.into_iter();
     let Some(vectors) = vectors() else {
-        packets.for_each(|mut packet| single(&mut packet));
+        packets.for_each(|mut packet| single(None, &mut packet));
         return;
     };
     let Some(mut first) = packets.next() else { return };
     let Some(second) = packets.next() else {
-        single(&mut first);
+        single(Some(vectors), &mut first);
         return;
     };
     let mut batch = ArrayVec::<_, BATCH>::new();
@@ -146,7 +150,7 @@ fn each_group<'p>(
             if packets.len() >= LEAST && longest.is_some_and(|longest| longest <= LONGEST) {
                 group(vectors, packets);
             } else {
-                packets.iter_mut().for_each(&mut single);
+                packets.iter_mut().for_each(|packet| single(Some(vectors), packet));
             }
         }
         batch.clear();

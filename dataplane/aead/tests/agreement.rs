@@ -109,6 +109,14 @@ fn every_length_agrees() {
 }
 
 #[test]
+fn every_length_agrees_singly() {
+    let mut dice = Dice(7);
+    for len in (0..=2048).step_by(STEP).chain([2944, 2945, 3008, 4480, 4481, 9000, 65535]) {
+        assert_agreement(&[Sample::new(&mut dice, len)]);
+    }
+}
+
+#[test]
 fn mixtures_of_lengths_keys_and_nonces_agree() {
     let mut dice = Dice(2);
     for _ in (0..2000).step_by(2 * STEP) {

@@ -15,7 +15,7 @@ pub(super) const DOUBLE_ROUNDS: usize = 10;
 pub(super) const COUNTER: usize = 12;
 
 /// "expand 32-byte k", the first four words of each block.
-const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
+pub(super) const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
 
 /// Sixteen blocks; row `i` has word `i` of each.
 pub(super) type Rows = [__m512i; 16];

@@ -1,8 +1,8 @@
 //! Loads and stores of vectors: the only unsafe code, each within a slice or an array that the type bounds.
 
 use core::arch::x86_64::{
-    __m256i, __m512i, __mmask64, _mm256_loadu_si256, _mm512_loadu_si512, _mm512_mask_storeu_epi8,
-    _mm512_maskz_loadu_epi8, _mm512_storeu_si512,
+    __m128i, __m256i, __m512i, __mmask64, _mm_loadu_si128, _mm256_loadu_si256, _mm512_loadu_si512,
+    _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi8, _mm512_storeu_si512,
 };
 
 /// Bytes in a vector, and in a block of ChaCha20.
@@ -37,6 +37,13 @@ pub(super) fn store(bytes: &mut [u8], vector: __m512i) {
 #[inline]
 pub(super) const fn mask(len: usize) -> __mmask64 {
     if len >= LEN { __mmask64::MAX } else { (1 << len) - 1 }
+}
+
+/// The quarter vector of these bytes.
+#[inline]
+pub(super) fn quarter(bytes: &[u8; 16]) -> __m128i {
+    // SAFETY: the array is 16 bytes long; the load needs no alignment.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
 }
 
 /// The half vector with these lanes.

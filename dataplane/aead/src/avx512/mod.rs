@@ -8,9 +8,12 @@
 mod chacha20;
 mod memory;
 mod multiply;
+mod one;
 mod poly1305;
+mod rows;
+mod scalar;
 
-use crate::{Lane, PACKETS, Tags};
+use crate::{KEY_LEN, Lane, PACKETS, TAG_LEN, Tags};
 use chacha20::{BLOCKS, COUNTER, DOUBLE_ROUNDS, Rows};
 use core::arch::x86_64::{
     __m512i, __mmask8, _mm512_castsi256_si512, _mm512_inserti64x4, _mm512_mask_add_epi32,
@@ -31,7 +34,8 @@ impl Vectors {
         let detected = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512ifma")
-            && is_x86_feature_detected!("avx512vbmi2");
+            && is_x86_feature_detected!("avx512vbmi2")
+            && is_x86_feature_detected!("bmi2");
         detected.then_some(Self(()))
     }
 
@@ -45,6 +49,28 @@ impl Vectors {
     pub(crate) fn open(self, lanes: &mut [Lane<'_>; PACKETS]) -> Tags {
         // SAFETY: a value exists only where the processor has these extensions.
         unsafe { crypt::<false>(lanes) }
+    }
+
+    /// Encrypts one packet, and returns its tag.
+    pub(crate) fn seal_one(
+        self,
+        key: &[u8; KEY_LEN],
+        nonce: (u32, u64),
+        text: &mut [u8],
+    ) -> [u8; TAG_LEN] {
+        // SAFETY: a value exists only where the processor has these extensions.
+        unsafe { one::crypt::<true>(key, nonce, text) }
+    }
+
+    /// Decrypts one packet, and returns what its tag must be.
+    pub(crate) fn open_one(
+        self,
+        key: &[u8; KEY_LEN],
+        nonce: (u32, u64),
+        text: &mut [u8],
+    ) -> [u8; TAG_LEN] {
+        // SAFETY: a value exists only where the processor has these extensions.
+        unsafe { one::crypt::<false>(key, nonce, text) }
     }
 }
 

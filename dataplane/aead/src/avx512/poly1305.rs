@@ -1,6 +1,8 @@
 //! Poly1305 (RFC 8439, section 2.5): eight messages at once, one in each lane of 64 bits, in limbs of 44, 44 and 42
 //! bits, whose products `vpmadd52luq` and `vpmadd52huq` add up in halves of 52 bits.
 
+pub(super) mod message;
+
 use crate::avx512::multiply::{madd52hi, madd52lo};
 use core::arch::x86_64::{
     __m512i, __mmask8, _mm512_add_epi64, _mm512_and_si512, _mm512_cmpge_epu64_mask,
@@ -272,7 +274,7 @@ pub(super) fn transpose(rows: &[__m512i; LANES]) -> [Block; 4] {
 /// Swaps rows and parts of 128 bits.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose_parts([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+pub(super) fn transpose_parts([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
     let (ab_low, ab_high) =
         (_mm512_shuffle_i64x2::<0x44>(a, b), _mm512_shuffle_i64x2::<0xee>(a, b));
     let (cd_low, cd_high) =

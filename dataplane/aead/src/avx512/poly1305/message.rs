@@ -1,0 +1,156 @@
+//! One message in eight lanes, a block in each: the accumulator of a lane is multiplied by r^8 for every eight blocks,
+//! and at the end by the power that its block has in the sum.
+
+use super::{Block, Multiplier, Products, limbs};
+use crate::TAG_LEN;
+use crate::avx512::{STEP, memory, scalar};
+use core::arch::x86_64::{
+    __m512i, _mm512_add_epi64, _mm512_cmpge_epi64_mask, _mm512_mask_mov_epi64,
+    _mm512_maskz_permutexvar_epi64, _mm512_permutexvar_epi64, _mm512_reduce_add_epi64,
+    _mm512_set1_epi64, _mm512_setr_epi64, _mm512_setzero_si512, _mm512_sub_epi64,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi64,
+};
+
+/// Bytes that are added at once.
+pub(in crate::avx512) const GROUP: usize = 128;
+
+type Limbs = [__m512i; 3];
+
+/// A message whose blocks are added eight at a time.
+pub(in crate::avx512) struct Message {
+    len: usize,
+    s: [u64; 2],
+    /// The accumulators, without the power of the latest blocks.
+    h: Limbs,
+    /// r to r^8, in ascending order.
+    powers: Limbs,
+    /// r^8, and r^16 if there are messages of more than two groups.
+    eighth: Multiplier,
+    sixteenth: Multiplier,
+}
+
+impl Message {
+    /// Begins a message of `len` bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
+    pub(in crate::avx512) fn new(key: &scalar::Key, len: usize) -> Self {
+        let zero = _mm512_setzero_si512();
+        let [low, high] = key.r.map(|word| _mm512_set1_epi64(word.cast_signed()));
+        let first = limbs(Block { low, high }, zero);
+        let r = Multiplier::new(first);
+        let second = product(first, &r);
+        let two = select(0b1010_1010, second, first);
+        let four = select(0b1100_1100, product(two, &Multiplier::new(second)), two);
+        let upper = product(four, &Multiplier::new(permute(_mm512_set1_epi64(3), four)));
+        let powers = select(0b1111_0000, upper, four);
+        let eighth = Multiplier::new(permute(_mm512_set1_epi64(7), powers));
+        let sixteenth =
+            if len < 3 * GROUP { eighth } else { Multiplier::new(product(eighth.limbs, &eighth)) };
+        Self { len, s: key.s, h: [zero; 3], powers, eighth, sixteenth }
+    }
+
+    /// Adds a part of the message, in groups, of which the last may lack a part of its last block.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2")]
+    pub(in crate::avx512) fn update(&mut self, text: &[u8]) {
+        for pair in text.chunks(2 * GROUP) {
+            let (first, second) = pair.split_at(pair.len().min(GROUP));
+            let mut products = Products::new();
+            if second.is_empty() {
+                products.add(self.h, &self.eighth);
+                self.h = sum(products.reduce(), lanes(first));
+            } else {
+                products.add(lanes(first), &self.eighth);
+                products.add(self.h, &self.sixteenth);
+                self.h = sum(products.reduce(), lanes(second));
+            }
+        }
+    }
+
+    /// Adds the last part of the message and its length; returns the tag.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2")]
+    pub(in crate::avx512) fn finish(&mut self, text: &[u8]) -> [u8; TAG_LEN] {
+        // Eight blocks are a group, also if the last is shorter: the length is the first of the next group then.
+        let rest = text.len() % GROUP;
+        let rest = if rest.div_ceil(STEP) == 8 { 0 } else { rest };
+        let (groups, rest) = text.split_at(text.len() - rest);
+        self.update(groups);
+        let blocks = rest.len().div_ceil(STEP);
+        let mut last = load(rest);
+        // The lane of the block behind them: see `load`.
+        let lane = 1 << (2 * (blocks % 4) + blocks / 4);
+        let len = _mm512_set1_epi64((self.len as u64).cast_signed());
+        last.high = _mm512_mask_mov_epi64(last.high, lane, len);
+        let last = limbs(last, _mm512_set1_epi64(1));
+
+        // Block i of the last has r^(number - i), that of the groups before it r^(8 - i) times r^number.
+        let number = (blocks as u64 + 1).cast_signed();
+        let of_block = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+        let index = |number| _mm512_sub_epi64(_mm512_set1_epi64(number - 1), of_block);
+        let (before, after) = (index(8), index(number));
+        let has_block = _mm512_cmpge_epi64_mask(after, _mm512_setzero_si512());
+        let power = permute(_mm512_set1_epi64(number - 1), self.powers);
+        let before = product(permute(before, self.powers), &Multiplier::new(power));
+        let after = self.powers.map(|limb| _mm512_maskz_permutexvar_epi64(has_block, after, limb));
+        let mut products = Products::new();
+        products.add(last, &Multiplier::new(after));
+        products.add(self.h, &Multiplier::new(before));
+        let [h0, h1, h2] =
+            products.reduce().map(|limb| _mm512_reduce_add_epi64(limb).cast_unsigned());
+        // Sums of eight limbs, below 2^48.
+        let low = u128::from(h0) + (u128::from(h1) << 44);
+        let (low, carry) = low.overflowing_add(u128::from(h2) << 88);
+        let top = (h2 >> 40) + u64::from(carry);
+        let (low, carry) = low.overflowing_add(u128::from((top >> 2) * 5));
+        let top = (top & 3) + u64::from(carry);
+        scalar::finish([low as u64, (low >> 64) as u64, top], self.s)
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512ifma")]
+fn product(a: Limbs, b: &Multiplier) -> Limbs {
+    let mut products = Products::new();
+    products.add(a, b);
+    products.reduce()
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn sum(a: Limbs, b: Limbs) -> Limbs {
+    core::array::from_fn(|i| _mm512_add_epi64(a[i], b[i]))
+}
+
+/// The lanes of `lanes` from `a`, the others from `b`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn select(lanes: u8, a: Limbs, b: Limbs) -> Limbs {
+    core::array::from_fn(|i| _mm512_mask_mov_epi64(b[i], lanes, a[i]))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn permute(index: __m512i, limbs: Limbs) -> Limbs {
+    limbs.map(|limb| _mm512_permutexvar_epi64(index, limb))
+}
+
+/// Eight blocks, or fewer followed by zeros, as limbs.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
+fn lanes(text: &[u8]) -> Limbs {
+    limbs(load(text), _mm512_set1_epi64(1))
+}
+
+/// Up to eight blocks, in this order: 0, 4, 1, 5, 2, 6, 3, 7.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn load(text: &[u8]) -> Block {
+    // An access without a byte would take the processor some hundred cycles.
+    let load = |text: &[u8]| {
+        if text.is_empty() { _mm512_setzero_si512() } else { memory::load(text) }
+    };
+    let (first, second) = text.split_at(text.len().min(memory::LEN));
+    let (first, second) = (load(first), load(second));
+    Block { low: _mm512_unpacklo_epi64(first, second), high: _mm512_unpackhi_epi64(first, second) }
+}

@@ -1,0 +1,122 @@
+//! ChaCha20 (RFC 8439, section 2.3) for consecutive blocks of one key and nonce: four in the parts of 128 bits of
+//! four vectors, which are the rows of the state, and up to six such sets side by side.
+
+use super::chacha20::{CONSTANTS, DOUBLE_ROUNDS};
+use super::{memory, poly1305};
+use crate::KEY_LEN;
+use core::arch::x86_64::{
+    __m512i, _mm_set_epi64x, _mm512_add_epi32, _mm512_broadcast_i32x4, _mm512_rol_epi32,
+    _mm512_setr_epi32, _mm512_shuffle_epi32, _mm512_xor_si512,
+};
+
+/// Blocks of a set.
+const SET: usize = 4;
+/// Most sets that are computed at once: the registers have no room for more.
+const SETS: usize = 6;
+/// Most blocks that are computed at once.
+pub(super) const MOST: usize = SET * SETS;
+
+/// The initial state of block 0, in each part of 128 bits.
+pub(super) struct Initial([__m512i; 4]);
+
+impl Initial {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn new(key: &[u8; KEY_LEN], (first, counter): (u32, u64)) -> Self {
+        let (halves, _) = key.as_chunks();
+        let last = _mm_set_epi64x(counter.cast_signed(), (u64::from(first) << 32).cast_signed());
+        let row = |bytes: &[u8; 16]| _mm512_broadcast_i32x4(memory::quarter(bytes));
+        let [a, b, c, d] = CONSTANTS.map(u32::cast_signed);
+        Self([
+            _mm512_setr_epi32(a, b, c, d, a, b, c, d, a, b, c, d, a, b, c, d),
+            row(&halves[0]),
+            row(&halves[1]),
+            _mm512_broadcast_i32x4(last),
+        ])
+    }
+
+    /// The initial state of four blocks.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn set(&self, first: u32) -> [__m512i; 4] {
+        let [a, b, c, d] = self.0;
+        let [i, j, k, l] = [0, 1, 2, 3].map(|i| first.wrapping_add(i).cast_signed());
+        let counters = _mm512_setr_epi32(i, 0, 0, 0, j, 0, 0, 0, k, 0, 0, 0, l, 0, 0, 0);
+        [a, b, c, _mm512_add_epi32(d, counters)]
+    }
+
+    /// Calls `with` with `count` blocks from `first` on, and some more that cost nothing; with [`MOST`] if it is more.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn blocks<T>(
+        &self,
+        first: u32,
+        count: usize,
+        with: impl FnOnce(&[__m512i]) -> T,
+    ) -> T {
+        match count.div_ceil(SET) {
+            0 | 1 => with(self.sets::<1>(first).as_flattened()),
+            2 => with(self.sets::<2>(first).as_flattened()),
+            3 => with(self.sets::<3>(first).as_flattened()),
+            4 => with(self.sets::<4>(first).as_flattened()),
+            5 => with(self.sets::<5>(first).as_flattened()),
+            _ => with(self.sets::<6>(first).as_flattened()),
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn sets<const N: usize>(&self, first: u32) -> [[__m512i; SET]; N] {
+        let initial = |i: usize| self.set(first.wrapping_add((SET * i) as u32));
+        let mut sets: [_; N] = core::array::from_fn(initial);
+        for _ in 0..DOUBLE_ROUNDS {
+            quarter_rounds(&mut sets);
+            for [a, _, c, d] in &mut sets {
+                // The second row is what a round computes last: that it stays leaves the others time to be shuffled.
+                *a = _mm512_shuffle_epi32::<0x93>(*a);
+                *d = _mm512_shuffle_epi32::<0x4e>(*d);
+                *c = _mm512_shuffle_epi32::<0x39>(*c);
+            }
+            quarter_rounds(&mut sets);
+            for [a, _, c, d] in &mut sets {
+                *a = _mm512_shuffle_epi32::<0x39>(*a);
+                *d = _mm512_shuffle_epi32::<0x4e>(*d);
+                *c = _mm512_shuffle_epi32::<0x93>(*c);
+            }
+        }
+        for (i, set) in sets.iter_mut().enumerate() {
+            for (row, initial) in set.iter_mut().zip(initial(i)) {
+                *row = _mm512_add_epi32(*row, initial);
+            }
+            *set = poly1305::transpose_parts(*set);
+        }
+        sets
+    }
+}
+
+/// A round of columns in each set, step by step, so that the short dependencies of one fill those of another.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn quarter_rounds<const N: usize>(sets: &mut [[__m512i; 4]; N]) {
+    step::<0, 1, 3, 16, N>(sets);
+    step::<2, 3, 1, 12, N>(sets);
+    step::<0, 1, 3, 8, N>(sets);
+    step::<2, 3, 1, 7, N>(sets);
+}
+
+/// Adds row `B` to row `A`, and rotates the sum of row `D` and that without carries.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn step<const A: usize, const B: usize, const D: usize, const BITS: i32, const N: usize>(
+    sets: &mut [[__m512i; 4]; N],
+) {
+    for set in sets.iter_mut() {
+        set[A] = _mm512_add_epi32(set[A], set[B]);
+    }
+    for set in sets.iter_mut() {
+        set[D] = _mm512_xor_si512(set[D], set[A]);
+    }
+    for set in sets {
+        set[D] = _mm512_rol_epi32::<BITS>(set[D]);
+    }
+}
