@@ -189,6 +189,14 @@ impl Device {
     }
 
     fn send_pending(&mut self, now: Now) {
+        self.send_due(now);
+        // Nothing of a keypair is left once it was released.
+        let index_table = &self.control.data_path().index_table;
+        self.inbound.forget_released(index_table);
+        self.outbound.forget_released(index_table);
+    }
+
+    fn send_due(&mut self, now: Now) {
         // As after almost every packet.
         if self.control.is_settled() {
             return;

@@ -222,7 +222,7 @@ impl Device {
                 count += 1;
             }
         }
-        outbound.clear();
+        outbound.recycle();
         count
     }
 
@@ -238,7 +238,7 @@ impl Device {
         if outbound.seal(control.data_path(), memory, datagrams) {
             list.extend(sealed(outbound));
         }
-        outbound.clear();
+        outbound.recycle();
     }
 
     // ------------------------------------------------------------ in
@@ -257,6 +257,7 @@ impl Device {
     ) -> Result<Option<ReceivedPacket<'d>>, DropCause> {
         let Self { control, allowed_ips, inbound, backlog, .. } = self;
         allowed_ips.refresh(&control.data_path().allowed_ips);
+        inbound.forget_released(&control.data_path().index_table);
         let outcome = match inbound.parse_one(control.data_path(), datagram, source, ecn) {
             Ok(Parsed::Transport) => {
                 inbound.open(control.data_path(), datagram, now.instant);
@@ -269,7 +270,7 @@ impl Device {
         };
         inbound.moved().for_each(|(peer, to)| control.log_endpoint(peer, to));
         let accepted = inbound.accepted_from().next();
-        inbound.clear();
+        inbound.clear_messages();
         self.send_pending(now);
         outcome?;
         Ok(accepted.and_then(|(peer, bytes)| {
@@ -293,6 +294,7 @@ impl Device {
         let Self { control, allowed_ips, inbound, backlog, received, .. } = self;
         let data_path = Arc::clone(control.data_path());
         allowed_ips.refresh(&data_path.allowed_ips);
+        inbound.forget_released(&data_path.index_table);
         inbound.parse(&data_path, memory, datagrams, |source, message| {
             let _counted = control.receive_handshake(source, message, *backlog, now);
         });
@@ -301,7 +303,7 @@ impl Device {
         inbound.moved().for_each(|(peer, to)| control.log_endpoint(peer, to));
         received.clear();
         received.extend(inbound.accepted_from());
-        inbound.clear();
+        inbound.clear_messages();
         self.send_pending(now);
         Ok(ReceivedPackets { received: self.received.iter(), parts: Parts::new(memory) })
     }

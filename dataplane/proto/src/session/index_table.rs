@@ -6,7 +6,7 @@ use crate::secret::in_ordinary_memory;
 use crate::session::keypair::Keypair;
 use crate::session::peer::{Peer, PeerId};
 use crate::wire::messages::{ReceiverIndex, SenderIndex};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -28,6 +28,7 @@ type Shard = HashMap<SenderIndex, Entry>;
 pub struct IndexTable {
     shards: [RwLock<Shard>; SHARDS],
     keypair_released: AtomicBool,
+    releases: AtomicU64,
 }
 
 impl Default for IndexTable {
@@ -35,6 +36,7 @@ impl Default for IndexTable {
         Self {
             shards: core::array::from_fn(|_| RwLock::default()),
             keypair_released: AtomicBool::new(false),
+            releases: AtomicU64::new(0),
         }
     }
 }
@@ -95,9 +97,15 @@ impl IndexTable {
     pub fn release(&self, index: SenderIndex) {
         let released = self.write(index).remove(&index);
         if let Some(Entry::Keypair(..)) = released {
+            self.releases.fetch_add(1, Ordering::SeqCst);
             drop(released);
             self.keypair_released.store(true, Ordering::SeqCst);
         }
+    }
+
+    /// How many keypairs were released so far: what was looked up is still in the table while the number is the same.
+    pub(crate) fn releases(&self) -> u64 {
+        self.releases.load(Ordering::SeqCst)
     }
 
     /// True, once, after a keypair was released: it is no longer used, and its copies on the stacks of the
@@ -168,9 +176,11 @@ mod tests {
         assert!(!table.take_keypair_released());
         table.swap_handshake_for_keypair(peer, keypair);
         assert!(!table.take_keypair_released());
+        assert_eq!(table.releases(), 0);
         table.release(5);
         assert!(table.take_keypair_released());
         table.release(5);
         assert!(!table.take_keypair_released());
+        assert_eq!(table.releases(), 1);
     }
 }

@@ -1,14 +1,18 @@
 //! One message in eight lanes, a block in each: the accumulator of a lane is multiplied by r^8 for every eight blocks,
 //! and at the end by the power that its block has in the sum.
+//!
+//! The multiplications of one message wait for each other. So these are in an order that takes little time, and not few
+//! instructions, as those of eight messages.
 
-use super::{Block, Multiplier, Products, limbs};
+use super::{Block, Multiplier, limbs, ones};
 use crate::TAG_LEN;
+use crate::avx512::multiply::{madd52hi, madd52lo};
 use crate::avx512::{STEP, memory, scalar};
 use core::arch::x86_64::{
-    __m512i, _mm512_add_epi64, _mm512_cmpge_epi64_mask, _mm512_mask_mov_epi64,
+    __m512i, _mm512_add_epi64, _mm512_and_si512, _mm512_cmpge_epi64_mask, _mm512_mask_mov_epi64,
     _mm512_maskz_permutexvar_epi64, _mm512_permutexvar_epi64, _mm512_reduce_add_epi64,
-    _mm512_set1_epi64, _mm512_setr_epi64, _mm512_setzero_si512, _mm512_sub_epi64,
-    _mm512_unpackhi_epi64, _mm512_unpacklo_epi64,
+    _mm512_set1_epi64, _mm512_setr_epi64, _mm512_setzero_si512, _mm512_srli_epi64,
+    _mm512_sub_epi64, _mm512_unpackhi_epi64, _mm512_unpacklo_epi64,
 };
 
 /// Bytes that are added at once.
@@ -22,6 +26,7 @@ pub(in crate::avx512) struct Message {
     s: [u64; 2],
     /// The accumulators, without the power of the latest blocks.
     h: Limbs,
+    is_empty: bool,
     /// r to r^8, in ascending order.
     powers: Limbs,
     /// r^8, and r^16 if there are messages of more than two groups.
@@ -45,25 +50,30 @@ impl Message {
         let powers = select(0b1111_0000, upper, four);
         let eighth = Multiplier::new(permute(_mm512_set1_epi64(7), powers));
         let sixteenth =
-            if len < 3 * GROUP { eighth } else { Multiplier::new(product(eighth.limbs, &eighth)) };
-        Self { len, s: key.s, h: [zero; 3], powers, eighth, sixteenth }
+            if len <= 2 * GROUP { eighth } else { Multiplier::new(product(eighth.limbs, &eighth)) };
+        Self { len, s: key.s, h: [zero; 3], is_empty: true, powers, eighth, sixteenth }
     }
 
     /// Adds a part of the message, in groups, of which the last may lack a part of its last block.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2")]
     pub(in crate::avx512) fn update(&mut self, text: &[u8]) {
-        for pair in text.chunks(2 * GROUP) {
+        let mut rest = text;
+        if self.is_empty && !rest.is_empty() {
+            let first;
+            (first, rest) = rest.split_at(rest.len().min(GROUP));
+            (self.h, self.is_empty) = (lanes(first), false);
+        }
+        if rest.len().div_ceil(GROUP) % 2 == 1 {
+            let first;
+            (first, rest) = rest.split_at(rest.len().min(GROUP));
+            self.h = sum(product(self.h, &self.eighth), lanes(first));
+        }
+        for pair in rest.chunks(2 * GROUP) {
             let (first, second) = pair.split_at(pair.len().min(GROUP));
-            let mut products = Products::new();
-            if second.is_empty() {
-                products.add(self.h, &self.eighth);
-                self.h = sum(products.reduce(), lanes(first));
-            } else {
-                products.add(lanes(first), &self.eighth);
-                products.add(self.h, &self.sixteenth);
-                self.h = sum(products.reduce(), lanes(second));
-            }
+            let mut products = Products::new(lanes(first), &self.eighth);
+            products.add(self.h, &self.sixteenth);
+            self.h = sum(products.reduce(), lanes(second));
         }
     }
 
@@ -93,8 +103,7 @@ impl Message {
         let power = permute(_mm512_set1_epi64(number - 1), self.powers);
         let before = product(permute(before, self.powers), &Multiplier::new(power));
         let after = self.powers.map(|limb| _mm512_maskz_permutexvar_epi64(has_block, after, limb));
-        let mut products = Products::new();
-        products.add(last, &Multiplier::new(after));
+        let mut products = Products::new(last, &Multiplier::new(after));
         products.add(self.h, &Multiplier::new(before));
         let [h0, h1, h2] =
             products.reduce().map(|limb| _mm512_reduce_add_epi64(limb).cast_unsigned());
@@ -108,12 +117,78 @@ impl Message {
     }
 }
 
+/// Sums of products, in halves of 52 bits: the high half of a limb is 2^52 times its low half.
+struct Products {
+    low: Limbs,
+    high: Limbs,
+}
+
+impl Products {
+    /// The limbs of `factor` are below 2^45, 2^45 and 2^43, as those of the multiplier.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    fn new(factor: Limbs, multiplier: &Multiplier) -> Self {
+        let zero = _mm512_setzero_si512();
+        let mut products = Self { low: [zero; 3], high: [zero; 3] };
+        products.add(factor, multiplier);
+        products
+    }
+
+    /// Adds a product, at most one to another.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    fn add(&mut self, [h0, h1, h2]: Limbs, multiplier: &Multiplier) {
+        let Multiplier { limbs: [r0, r1, r2], times_20: [s1, s2] } = *multiplier;
+        let factors = [
+            [(h0, r0), (h1, s2), (h2, s1)],
+            [(h0, r1), (h1, r0), (h2, s2)],
+            [(h0, r2), (h1, r1), (h2, r0)],
+        ];
+        let zero = _mm512_setzero_si512();
+        for (i, [(a, b), (c, d), (e, f)]) in factors.into_iter().enumerate() {
+            // Three at once, rather than one after the other.
+            let low = [madd52lo(self.low[i], a, b), madd52lo(zero, c, d), madd52lo(zero, e, f)];
+            let high = [madd52hi(self.high[i], a, b), madd52hi(zero, c, d), madd52hi(zero, e, f)];
+            self.low[i] = sum_of_three(low);
+            self.high[i] = sum_of_three(high);
+        }
+    }
+
+    /// Reduced in part: the limbs are below 2^44 + 2^9, 2^44 + 2^8 and 2^42 + 2^6. All three carry at once, and then again.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    fn reduce(self) -> Limbs {
+        let ([low0, low1, low2], [high0, high1, high2]) = (self.low, self.high);
+        let five = _mm512_set1_epi64(5);
+        // A high half is 2^8 above the next limb, and 2^10 above 2^130. Five times the last carry is below 2^52, the others
+        // are below 2^50.
+        let carries = [
+            super::carry::<44, 8>(low0, high0),
+            super::carry::<44, 8>(low1, high1),
+            super::carry::<42, 10>(low2, high2),
+        ];
+        let limb0 = madd52lo(_mm512_and_si512(low0, ones(44)), carries[2], five);
+        let limb1 = _mm512_add_epi64(_mm512_and_si512(low1, ones(44)), carries[0]);
+        let limb2 = _mm512_add_epi64(_mm512_and_si512(low2, ones(42)), carries[1]);
+        let above = _mm512_srli_epi64::<42>(limb2);
+        [
+            madd52lo(_mm512_and_si512(limb0, ones(44)), above, five),
+            _mm512_add_epi64(_mm512_and_si512(limb1, ones(44)), _mm512_srli_epi64::<44>(limb0)),
+            _mm512_add_epi64(_mm512_and_si512(limb2, ones(42)), _mm512_srli_epi64::<44>(limb1)),
+        ]
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn sum_of_three([a, b, c]: Limbs) -> __m512i {
+    _mm512_add_epi64(_mm512_add_epi64(b, c), a)
+}
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512ifma")]
 fn product(a: Limbs, b: &Multiplier) -> Limbs {
-    let mut products = Products::new();
-    products.add(a, b);
-    products.reduce()
+    Products::new(a, b).reduce()
 }
 
 #[inline]

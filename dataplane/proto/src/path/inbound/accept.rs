@@ -23,7 +23,7 @@ impl InboundBatch {
         memory: &mut [u8],
         now: Instant,
     ) {
-        let Self { origins, messages, keypairs } = self;
+        let Self { origins, messages, keypairs, .. } = self;
         for message in messages.iter_mut().filter(|message| message.is_authentic) {
             let Some(received) = message.received(origins, keypairs) else { continue };
             let Range { start, end } = message.sealed;

@@ -26,6 +26,7 @@ mod parse;
 pub(crate) use parse::Parsed;
 
 use crate::path::data_path::DropCause;
+use crate::session::index_table::IndexTable;
 use crate::session::keypair::Keypair;
 use crate::session::peer::{Endpoint, Peer};
 use crate::wire::ip::Ecn;
@@ -61,6 +62,8 @@ pub struct InboundBatch {
     origins: Vec<Origin>,
     messages: Vec<TransportMessage>,
     keypairs: Vec<ReceivingKeypair>,
+    /// [`IndexTable::releases`] when the keypairs were looked up.
+    releases: u64,
 }
 
 /// From where the datagrams of one read came.
@@ -103,6 +106,25 @@ impl InboundBatch {
             origins: Vec::with_capacity(reads),
             messages: Vec::with_capacity(datagrams),
             keypairs: Vec::with_capacity(reads),
+            releases: 0,
+        }
+    }
+
+    /// Empties the batch but for its latest keypairs, which the next one need not look up. Until then
+    /// [`Self::forget_released`] must be called after whatever may release one of them.
+    pub(crate) fn clear_messages(&mut self) {
+        self.origins.clear();
+        self.messages.clear();
+        let old = self.keypairs.len().saturating_sub(parse::LOOK_BACK);
+        self.keypairs.drain(..old);
+    }
+
+    /// Drops the keypairs if one was released since they were looked up.
+    pub(crate) fn forget_released(&mut self, index_table: &IndexTable) {
+        let releases = index_table.releases();
+        if self.releases != releases {
+            self.releases = releases;
+            self.keypairs.clear();
         }
     }
 

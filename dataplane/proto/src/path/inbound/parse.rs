@@ -9,7 +9,7 @@ use crate::wire::messages::{Message, ReceiverIndex, TRANSPORT_HEADER_LEN, Transp
 use core::ops::Range;
 
 /// The latest keypairs of a batch that are searched for a receiver index: consecutive messages mostly belong to one.
-const LOOK_BACK: usize = 8;
+pub(super) const LOOK_BACK: usize = 8;
 
 /// What a datagram is that is not dropped.
 pub(crate) enum Parsed {

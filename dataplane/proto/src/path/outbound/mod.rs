@@ -24,6 +24,8 @@ mod seal;
 pub use reserve::NonceReservation;
 pub use seal::{SealedDatagram, SealedRun, datagram_len};
 
+use crate::session::index_table::IndexTable;
+use crate::session::keypair::Keypair;
 use crate::session::peer::Peer;
 use crate::wire::ip::Ecn;
 use core::ops::Range;
@@ -76,6 +78,11 @@ pub struct OutboundBatch<S> {
     datagrams: Vec<SealedDatagram>,
     max_datagrams: usize,
     next: Position,
+    /// Of the latest run, if [`Self::recycle`] emptied the batch.
+    peer: Option<Arc<Peer>>,
+    keypair: Option<Arc<Keypair>>,
+    /// [`IndexTable::releases`] when they were in use.
+    releases: u64,
 }
 
 /// A packet or super-packet in the caller's memory.
@@ -112,6 +119,9 @@ impl<S: Segmentation> OutboundBatch<S> {
             datagrams: Vec::with_capacity(datagrams),
             max_datagrams: datagrams,
             next: Position::default(),
+            peer: None,
+            keypair: None,
+            releases: 0,
         }
     }
 
@@ -132,6 +142,26 @@ impl<S: Segmentation> OutboundBatch<S> {
         self.runs.iter().any(|run| {
             run.reservation.as_ref().is_some_and(|reservation| !reservation.staged.is_empty())
         })
+    }
+
+    /// Empties the batch, and keeps references to its latest peer and keypair: one that sends packet after packet to the same
+    /// peer need not count them anew. Until then [`Self::forget_released`] must be called after whatever may release the
+    /// keypair.
+    pub(crate) fn recycle(&mut self) {
+        if let Some(PeerRun { peer, reservation, .. }) = self.runs.pop() {
+            self.peer = Some(peer);
+            self.keypair = reservation.map(|reservation| reservation.keypair);
+        }
+        self.clear();
+    }
+
+    /// Drops these references if a keypair was released since.
+    pub(crate) fn forget_released(&mut self, index_table: &IndexTable) {
+        let releases = index_table.releases();
+        if self.releases != releases {
+            self.releases = releases;
+            (self.peer, self.keypair) = (None, None);
+        }
     }
 
     /// Empties the batch.

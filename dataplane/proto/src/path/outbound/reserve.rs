@@ -31,11 +31,11 @@ impl<S: Segmentation> OutboundBatch<S> {
         scratch: &mut [u8],
         now: Instant,
     ) {
-        let Self { packets, runs, .. } = self;
+        let Self { packets, runs, keypair: kept, .. } = self;
         for run in runs.iter_mut().filter(|run| run.reservation.is_none()) {
             let packets = part(packets, run.packets.clone());
             let count = packets.iter().map(|packet| packet.segments.count()).sum();
-            run.reservation = data_path.reserve_nonces(&run.peer, count, now, |staged| {
+            run.reservation = data_path.reserve(&run.peer, count, now, kept, |staged| {
                 let stage = |packet| stage(packet, memory, scratch, staged, data_path);
                 packets.iter().map(stage).sum()
             });
@@ -88,6 +88,18 @@ impl DataPath {
         now: Instant,
         stage: impl FnOnce(&mut StagedPackets) -> usize,
     ) -> Option<NonceReservation> {
+        self.reserve(peer, count, now, &mut None, stage)
+    }
+
+    /// As [`Self::reserve_nonces`]; takes `kept` if it is the keypair.
+    fn reserve(
+        &self,
+        peer: &Arc<Peer>,
+        count: usize,
+        now: Instant,
+        kept: &mut Option<Arc<Keypair>>,
+        stage: impl FnOnce(&mut StagedPackets) -> usize,
+    ) -> Option<NonceReservation> {
         let mut state = peer.state();
         if !peer.is_alive() {
             // It was removed after the lookup.
@@ -101,7 +113,7 @@ impl DataPath {
             self.drops.add(DropCause::NoEndpoint, count);
             return None;
         }
-        let reservation = try_reserve(&mut state, count, now);
+        let reservation = try_reserve(&mut state, count, now, kept);
         // Read after the nonces are taken: a copy that is made later uses each for the same packet.
         let vm_generation_changed = reservation.is_some() && self.vm_generation_changed();
         match reservation {
@@ -172,11 +184,17 @@ impl DataPath {
     }
 }
 
-fn try_reserve(state: &mut PeerState, count: usize, now: Instant) -> Option<NonceReservation> {
+fn try_reserve(
+    state: &mut PeerState,
+    count: usize,
+    now: Instant,
+    kept: &mut Option<Arc<Keypair>>,
+) -> Option<NonceReservation> {
     let endpoint = state.endpoint?;
     let keypair = state.keypairs.current.as_ref()?;
     let packets = u64::try_from(state.staged.len().checked_add(count)?).ok()?;
     let first_counter = keypair.assign_nonces(packets, now)?;
-    let keypair = Arc::clone(keypair);
+    let kept = kept.take_if(|kept| Arc::ptr_eq(kept, keypair));
+    let keypair = kept.unwrap_or_else(|| Arc::clone(keypair));
     Some(NonceReservation { keypair, endpoint, first_counter, staged: state.take_staged() })
 }

@@ -67,8 +67,9 @@ impl<S: Segmentation> OutboundBatch<S> {
                 run.packets.end += 1;
             }
             _ => {
-                let (peer, packets) = (Arc::clone(peer), at..at + 1);
-                self.runs.push(PeerRun { peer, packets, reservation: None });
+                let kept = self.peer.take_if(|kept| Arc::ptr_eq(kept, peer));
+                let peer = kept.unwrap_or_else(|| Arc::clone(peer));
+                self.runs.push(PeerRun { peer, packets: at..at + 1, reservation: None });
             }
         }
     }

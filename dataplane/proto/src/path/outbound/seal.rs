@@ -85,7 +85,7 @@ impl<S: Segmentation> OutboundBatch<S> {
         datagrams: &mut [u8],
         used: &mut usize,
     ) {
-        let Self { packets, runs, datagrams: sealed, next, max_datagrams } = self;
+        let Self { packets, runs, datagrams: sealed, next, max_datagrams, .. } = self;
         let most = (*max_datagrams).min(sealed.len() + SEALED_AT_ONCE);
         while let Some(run) = runs.get(next.run)
             && sealed.len() < most
