@@ -1,4 +1,4 @@
-//! Batches agree with ring and with chacha20poly1305, and refuse what these refuse.
+//! Batches and single packets agree with ring and with chacha20poly1305, and refuse what these refuse.
 //!
 //! `make miri` interprets the vector code of the tests of every length and number, less often, and without ring, which
 //! it cannot run.
@@ -63,7 +63,32 @@ impl Sample {
     }
 }
 
-fn run(samples: &mut [Sample], batch: fn(Vec<Packet<'_>>)) {
+/// How packets are sealed and opened.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Batch,
+    Singly,
+}
+
+const WAYS: [Way; 2] = [Way::Batch, Way::Singly];
+
+impl Way {
+    fn seal(self, packets: Vec<Packet<'_>>) {
+        match self {
+            Self::Batch => seal_batch(packets),
+            Self::Singly => packets.into_iter().for_each(wgsep_aead::seal),
+        }
+    }
+
+    fn open(self, packets: Vec<Packet<'_>>) {
+        match self {
+            Self::Batch => open_batch(packets),
+            Self::Singly => packets.into_iter().for_each(wgsep_aead::open),
+        }
+    }
+}
+
+fn run(samples: &mut [Sample], process: impl FnOnce(Vec<Packet<'_>>)) {
     let keys: Vec<_> = samples.iter().map(|sample| Key::new(&sample.key)).collect();
     let packets = samples.iter_mut().zip(&keys).map(|(sample, key)| Packet {
         key,
@@ -72,30 +97,34 @@ fn run(samples: &mut [Sample], batch: fn(Vec<Packet<'_>>)) {
         tag: &mut sample.tag,
         done: &mut sample.done,
     });
-    batch(packets.collect());
+    process(packets.collect());
 }
 
-fn seal(samples: &mut [Sample]) {
-    run(samples, |packets| seal_batch(packets));
+fn seal(samples: &mut [Sample], way: Way) {
+    run(samples, |packets| way.seal(packets));
 }
 
-fn open(samples: &mut [Sample]) {
-    run(samples, |packets| open_batch(packets));
+fn open(samples: &mut [Sample], way: Way) {
+    run(samples, |packets| way.open(packets));
 }
 
 /// Seals and opens the samples, and compares.
 #[track_caller]
 fn assert_agreement(samples: &[Sample]) {
-    let mut ours = samples.to_vec();
-    seal(&mut ours);
-    for (ours, plain) in ours.iter().zip(samples) {
-        let (text, tag) = plain.expected();
-        assert!(ours.done && ours.text == text && ours.tag == tag, "length {}", text.len());
-    }
-    ours.iter_mut().for_each(|sample| sample.done = false);
-    open(&mut ours);
-    for (ours, plain) in ours.iter().zip(samples) {
-        assert!(ours.done && ours.text == plain.text, "length {}", plain.text.len());
+    for way in WAYS {
+        let mut ours = samples.to_vec();
+        seal(&mut ours, way);
+        for (ours, plain) in ours.iter().zip(samples) {
+            let (text, tag) = plain.expected();
+            let len = text.len();
+            assert!(ours.done && ours.text == text && ours.tag == tag, "length {len}, {way:?}");
+        }
+        ours.iter_mut().for_each(|sample| sample.done = false);
+        open(&mut ours, way);
+        for (ours, plain) in ours.iter().zip(samples) {
+            let len = plain.text.len();
+            assert!(ours.done && ours.text == plain.text, "length {len}, {way:?}");
+        }
     }
 }
 
@@ -108,12 +137,17 @@ fn every_length_agrees() {
     }
 }
 
+/// Those around the ends of the passes that a longer text takes.
 #[test]
-fn every_length_agrees_singly() {
+#[cfg_attr(miri, ignore = "too slow")]
+fn lengths_of_several_passes_agree() {
     let mut dice = Dice(7);
-    for len in (0..=2048).step_by(STEP).chain([2944, 2945, 3008, 4480, 4481, 9000, 65535]) {
-        assert_agreement(&[Sample::new(&mut dice, len)]);
+    for passes in 1..4 {
+        for len in (0..300).map(|above| 1280 + 1536 * passes + above) {
+            assert_agreement(&[Sample::new(&mut dice, len)]);
+        }
     }
+    assert_agreement(&[Sample::new(&mut dice, 65_535)]);
 }
 
 #[test]
@@ -151,18 +185,20 @@ fn every_number_of_packets_agrees() {
 #[cfg_attr(miri, ignore = "too slow")]
 fn a_change_fails_its_packet_alone() {
     let mut dice = Dice(4);
-    for count in [1, 4, 8, 13] {
+    for (count, way) in
+        [1, 4, 8, 13].map(|count| (count, Way::Batch)).into_iter().chain([(2, Way::Singly)])
+    {
         for len in [0, 1, 16, 63, 64, 100, 256] {
             let plain: Vec<_> = (0..count).map(|_| Sample::new(&mut dice, len)).collect();
             let mut sealed = plain.clone();
-            seal(&mut sealed);
+            seal(&mut sealed, way);
             for bit in 0..8 * (len + TAG_LEN + KEY_LEN + NONCE_LEN) {
                 let changed = bit % count;
                 let mut samples = sealed.clone();
                 let Sample { key, nonce, text, tag, .. } = &mut samples[changed];
                 let bytes = key.iter_mut().chain(nonce).chain(tag).chain(text);
                 *bytes.into_iter().nth(bit / 8).unwrap() ^= 1 << (bit % 8);
-                open(&mut samples);
+                open(&mut samples, way);
                 for (i, (sample, plain)) in samples.iter().zip(&plain).enumerate() {
                     assert_eq!(sample.done, i != changed, "packet {i} of {count}, bit {bit}");
                     let zeroed = vec![0; len];
@@ -191,13 +227,15 @@ fn wycheproof() {
             };
             let tag = test.tag[..].try_into().unwrap();
             let vector = Sample { key, nonce, text: test.ct.to_vec(), tag, done: false };
-            for others in [0, 3, 11] {
+            for (others, way) in
+                [(0, Way::Singly), (0, Way::Batch), (3, Way::Batch), (11, Way::Batch)]
+            {
                 let mut samples: Vec<_> =
                     (0..others).map(|i| Sample::new(&mut dice, i * 40)).collect();
-                seal(&mut samples);
+                seal(&mut samples, way);
                 let at = below(&mut dice, others + 1);
                 samples.insert(at, vector.clone());
-                open(&mut samples);
+                open(&mut samples, way);
                 assert_eq!(samples[at].done, !test.result.must_fail(), "test {}", test.tc_id);
                 if samples[at].done {
                     assert_eq!(samples[at].text, test.pt[..], "test {}", test.tc_id);
@@ -232,9 +270,11 @@ fn nothing_beyond_a_packet_is_accessed() {
     let mut dice = Dice(6);
     for len in (0..300).chain([1424, page]) {
         for start in [0, page - len] {
-            let mut samples: Vec<_> = (0..8).map(|_| Sample::new(&mut dice, len)).collect();
+            let samples: Vec<_> = (0..8).map(|_| Sample::new(&mut dice, len)).collect();
             let keys: Vec<_> = samples.iter().map(|sample| Key::new(&sample.key)).collect();
-            for (i, sample) in samples.iter().enumerate().take(if len == page { 1 } else { 8 }) {
+            let ways = (0..8).map(|lane| (lane, Way::Batch)).chain([(0, Way::Singly)]);
+            for (i, way) in ways {
+                let sample = &samples[i];
                 let (expected, expected_tag) = sample.expected();
                 let text = &mut memory[start..start + len];
                 text.copy_from_slice(&sample.text);
@@ -258,10 +298,9 @@ fn nothing_beyond_a_packet_is_accessed() {
                     })
                     .collect();
                 packets.insert(i, packet);
-                seal_batch(packets);
+                way.seal(packets);
                 assert!(done && tag == expected_tag && memory[start..start + len] == expected);
             }
-            samples.clear();
         }
     }
     // SAFETY: the mapping, which nothing refers to any more.

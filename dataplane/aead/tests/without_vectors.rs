@@ -1,6 +1,8 @@
 //! A process that does without vectors.
 
-use wgsep_aead::{Key, Packet, TAG_LEN, disable_vectors, open_batch, seal_batch, uses_vectors};
+use wgsep_aead::{
+    Key, Packet, TAG_LEN, disable_vectors, open, open_batch, seal_batch, uses_vectors,
+};
 
 #[test]
 fn batches_are_the_same_without_vectors() {
@@ -30,4 +32,7 @@ fn batches_are_the_same_without_vectors() {
     let text = &mut with[0];
     open_batch([Packet { key: &key, nonce: [7; 12], text, tag: &mut tag, done: &mut done }]);
     assert_eq!((done, with[0]), (true, [1; 100]));
+    let text = &mut with[1];
+    open(Packet { key: &key, nonce: [7; 12], text, tag: &mut tag, done: &mut done });
+    assert_eq!((done, with[1]), (true, [1; 100]));
 }

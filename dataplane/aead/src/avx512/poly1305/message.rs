@@ -10,9 +10,8 @@ use crate::avx512::multiply::{madd52hi, madd52lo};
 use crate::avx512::{STEP, memory, scalar};
 use core::arch::x86_64::{
     __m512i, _mm512_add_epi64, _mm512_and_si512, _mm512_cmpge_epi64_mask, _mm512_mask_mov_epi64,
-    _mm512_maskz_permutexvar_epi64, _mm512_permutexvar_epi64, _mm512_reduce_add_epi64,
-    _mm512_set1_epi64, _mm512_setr_epi64, _mm512_setzero_si512, _mm512_srli_epi64,
-    _mm512_sub_epi64, _mm512_unpackhi_epi64, _mm512_unpacklo_epi64,
+    _mm512_reduce_add_epi64, _mm512_set1_epi64, _mm512_setr_epi64, _mm512_setzero_si512,
+    _mm512_srli_epi64, _mm512_sub_epi64, _mm512_unpackhi_epi64, _mm512_unpacklo_epi64,
 };
 
 /// Bytes that are added at once.
@@ -102,7 +101,7 @@ impl Message {
         let has_block = _mm512_cmpge_epi64_mask(after, _mm512_setzero_si512());
         let power = permute(_mm512_set1_epi64(number - 1), self.powers);
         let before = product(permute(before, self.powers), &Multiplier::new(power));
-        let after = self.powers.map(|limb| _mm512_maskz_permutexvar_epi64(has_block, after, limb));
+        let after = select(has_block, permute(after, self.powers), [_mm512_setzero_si512(); 3]);
         let mut products = Products::new(last, &Multiplier::new(after));
         products.add(self.h, &Multiplier::new(before));
         let [h0, h1, h2] =
@@ -204,10 +203,22 @@ fn select(lanes: u8, a: Limbs, b: Limbs) -> Limbs {
     core::array::from_fn(|i| _mm512_mask_mov_epi64(b[i], lanes, a[i]))
 }
 
+/// The lanes of an index, which is public, in each limb.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn permute(index: __m512i, limbs: Limbs) -> Limbs {
-    limbs.map(|limb| _mm512_permutexvar_epi64(index, limb))
+    limbs.map(|limb| permute_lanes(index, limb))
+}
+
+#[cfg(not(miri))]
+use core::arch::x86_64::_mm512_permutexvar_epi64 as permute_lanes;
+
+/// The same for Miri, which does not know this instruction.
+#[cfg(miri)]
+#[target_feature(enable = "avx512f")]
+fn permute_lanes(index: __m512i, limb: __m512i) -> __m512i {
+    let limb = memory::to_u64(limb);
+    memory::from_u64(&memory::to_u64(index).map(|lane| limb[lane as usize % 8]))
 }
 
 /// Eight blocks, or fewer followed by zeros, as limbs.
@@ -228,4 +239,114 @@ fn load(text: &[u8]) -> Block {
     let (first, second) = text.split_at(text.len().min(memory::LEN));
     let (first, second) = (load(first), load(second));
     Block { low: _mm512_unpacklo_epi64(first, second), high: _mm512_unpackhi_epi64(first, second) }
+}
+
+#[cfg(test)]
+#[allow(clippy::print_stdout, clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::avx512::Vectors;
+    use poly1305::universal_hash::{KeyInit, UniversalHash};
+
+    /// The tags of a text and its length, in lanes and in scalar registers.
+    #[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    fn tags(key: &[u8; 32], text: &[u8]) -> [[u8; TAG_LEN]; 2] {
+        let [r0, r1, s0, s1] =
+            [0, 8, 16, 24].map(|at| u64::from_le_bytes(*key[at..].first_chunk().unwrap()));
+        let key = scalar::Key::new([r0, r1], [s0, s1]);
+        [Message::new(&key, text.len()).finish(text), scalar::tag(&key, text)]
+    }
+
+    /// By the crate poly1305, of the padded text and its length.
+    fn expected(key: &[u8; 32], text: &[u8]) -> [u8; TAG_LEN] {
+        let mut poly1305 = poly1305::Poly1305::new(key.into());
+        poly1305.update_padded(text);
+        poly1305.update(&[((text.len() as u128) << 64).to_le_bytes().into()]);
+        poly1305.finalize().into()
+    }
+
+    fn assert_as_expected(key: &[u8; 32], text: &[u8]) {
+        assert!(Vectors::detect().is_some());
+        // SAFETY: the processor has the extensions.
+        let tags = unsafe { tags(key, text) };
+        assert_eq!(tags, [expected(key, text); 2], "key {key:02x?}, text {text:02x?}");
+    }
+
+    fn key(r: u128, s: u128) -> [u8; 32] {
+        let mut key = [0; 32];
+        key[..16].copy_from_slice(&r.to_le_bytes());
+        key[16..].copy_from_slice(&s.to_le_bytes());
+        key
+    }
+
+    /// Of how many cases one is tried: Miri is some thousand times as slow as the processor.
+    const STEP: usize = if cfg!(miri) { 23 } else { 1 };
+    /// The largest multiplier, whose bits are all that a clamped one may have.
+    const LARGEST: u128 = 0x0fff_fffc_0fff_fffc_0fff_fffc_0fff_ffff;
+
+    fn can_run() -> bool {
+        if Vectors::detect().is_none() {
+            println!("skipped: this processor has no AVX-512 IFMA");
+        }
+        Vectors::detect().is_some()
+    }
+
+    /// Multipliers and blocks whose sums and products end in long carries, in texts of each number of blocks and groups.
+    #[test]
+    fn carries_of_one_message() {
+        if !can_run() {
+            return;
+        }
+        let edges = [0, 1, 2, 4, 43, 44, 45, 63, 64, 87, 88, 89, 103, 104, 124, 127];
+        let bits = |bit: &u32| [1u128 << bit, (1 << bit) - 1];
+        let mut blocks: Vec<u128> = edges.iter().flat_map(bits).collect();
+        let multipliers: Vec<_> = blocks.iter().copied().chain([LARGEST, u128::MAX, 5]).collect();
+        blocks.extend((0..12).map(|below| u128::MAX - below));
+        let mut pick = 0;
+        for (i, multiplier) in multipliers.into_iter().enumerate().step_by(STEP) {
+            for len in (0..1600).step_by(7 * STEP) {
+                let mut text = Vec::new();
+                while text.len() < len {
+                    pick = (pick + 7 + i) % blocks.len();
+                    text.extend(blocks[pick].to_le_bytes());
+                }
+                text.truncate(len);
+                for s in [0, u128::MAX, 1 << 63] {
+                    assert_as_expected(&key(multiplier, s), &text);
+                }
+            }
+        }
+    }
+
+    /// The sum takes each value around a multiple of 2^130 - 5 before the last reduction: with r = 1 it is the sum of the
+    /// blocks, each of which counts 2^128 more than its bytes.
+    #[test]
+    fn the_last_reduction_of_one_message() {
+        if !can_run() {
+            return;
+        }
+        for multiple in (1..30u128).step_by(STEP) {
+            // With that of the length, so many blocks count `multiple` times 2^130, less 2^128.
+            let blocks = 4 * multiple as usize - 2;
+            let len = (16 * blocks as u128) << 64;
+            for above in 0..24 {
+                let sum = (u128::MAX - len).wrapping_add(1 + above).wrapping_sub(5 * multiple + 12);
+                for at in [0, blocks / 2, blocks - 1] {
+                    let mut text = vec![0; 16 * blocks];
+                    text[16 * at..][..16].copy_from_slice(&sum.to_le_bytes());
+                    assert_as_expected(&key(1, u128::MAX), &text);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_message_of_ones_under_the_largest_multiplier() {
+        if !can_run() {
+            return;
+        }
+        for len in (0..3000).step_by(STEP) {
+            assert_as_expected(&[0xff; 32], &vec![0xff; len]);
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Batches of packets against ring, one by one.
+//! Batches of packets, and the same packets singly, against ring.
 
 use super::Input;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
@@ -8,6 +8,7 @@ use wgsep_aead::{KEY_LEN, Key, NONCE_LEN, Packet, TAG_LEN, open_batch, seal_batc
 const MAX_PACKETS: u8 = 24;
 const MAX_LEN: u16 = 2200;
 
+#[derive(Clone)]
 struct Sample {
     key: [u8; KEY_LEN],
     nonce: [u8; NONCE_LEN],
@@ -43,8 +44,8 @@ impl Sample {
     }
 }
 
-/// Runs a batch function on all samples.
-fn run(samples: &mut [Sample], batch: fn(Vec<Packet<'_>>)) {
+/// Runs a function on all samples.
+fn run(samples: &mut [Sample], process: fn(Vec<Packet<'_>>)) {
     let keys: Vec<_> = samples.iter().map(|sample| Key::new(&sample.key)).collect();
     let packets = samples.iter_mut().zip(&keys).map(|(sample, key)| Packet {
         key,
@@ -53,18 +54,27 @@ fn run(samples: &mut [Sample], batch: fn(Vec<Packet<'_>>)) {
         tag: &mut sample.tag,
         done: &mut sample.done,
     });
-    batch(packets.collect());
+    process(packets.collect());
 }
 
-/// Seals a batch as ring does, and opens what was not changed, and nothing else.
+/// Seals a batch as ring does, and opens what was not changed, and nothing else; and the same packets singly.
 ///
 /// # Panics
 /// If a packet differs.
 pub fn aead(bytes: &[u8]) {
     let mut input = Input(bytes);
     let count = input.byte() % (MAX_PACKETS + 1);
-    let mut samples: Vec<_> = (0..count).map(|_| Sample::new(&mut input)).collect();
-    run(&mut samples, |packets| seal_batch(packets));
+    let samples: Vec<_> = (0..count).map(|_| Sample::new(&mut input)).collect();
+    check(samples.clone(), |packets| seal_batch(packets), |packets| open_batch(packets));
+    check(
+        samples,
+        |packets| packets.into_iter().for_each(wgsep_aead::seal),
+        |packets| packets.into_iter().for_each(wgsep_aead::open),
+    );
+}
+
+fn check(mut samples: Vec<Sample>, seal: fn(Vec<Packet<'_>>), open: fn(Vec<Packet<'_>>)) {
+    run(&mut samples, seal);
     for sample in &mut samples {
         let Ok(key) = UnboundKey::new(&CHACHA20_POLY1305, &sample.key) else { continue };
         let (key, nonce) = (LessSafeKey::new(key), Nonce::assume_unique_for_key(sample.nonce));
@@ -79,7 +89,7 @@ pub fn aead(bytes: &[u8]) {
             }
         }
     }
-    run(&mut samples, |packets| open_batch(packets));
+    run(&mut samples, open);
     for sample in &samples {
         let is_unchanged = sample.change.is_none_or(|(_, mask)| mask == 0);
         assert_eq!(sample.done, is_unchanged);
