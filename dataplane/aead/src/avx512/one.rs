@@ -27,23 +27,17 @@ pub(super) fn crypt<const SEAL: bool>(
         return crypt_long::<SEAL>(&initial, text);
     }
     initial.blocks(0, count, |blocks| {
-        let Some((key, keystream)) = split_key(blocks) else { return [0; TAG_LEN] };
+        // The first block has the one-time key, in its first half.
+        let Some((first, keystream)) = blocks.split_first() else { return [0; TAG_LEN] };
         if len <= SHORT {
+            let [r0, r1, s0, s1, ..] = memory::to_u64(*first);
+            let key = scalar::Key::new([r0, r1], [s0, s1]);
             authenticate::<SEAL, _>(text, keystream, |text| scalar::tag(&key, text))
         } else {
-            let mut message = Message::new(&key, len);
+            let mut message = Message::new(*first, len);
             authenticate::<SEAL, _>(text, keystream, |text| message.finish(text))
         }
     })
-}
-
-/// The first block has the one-time key, in its first half.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn split_key(blocks: &[__m512i]) -> Option<(scalar::Key, &[__m512i])> {
-    let (first, keystream) = blocks.split_first()?;
-    let [r0, r1, s0, s1, ..] = memory::to_u64(*first);
-    Some((scalar::Key::new([r0, r1], [s0, s1]), keystream))
 }
 
 /// As [`crypt`], where a text takes more blocks than are computed at once.
@@ -52,8 +46,8 @@ fn crypt_long<const SEAL: bool>(initial: &Initial, text: &mut [u8]) -> [u8; TAG_
     let len = text.len();
     let (mut part, mut rest) = text.split_at_mut(FIRST);
     let message = initial.blocks(0, MOST, |blocks| {
-        let (key, keystream) = split_key(blocks)?;
-        let mut message = Message::new(&key, len);
+        let (first, keystream) = blocks.split_first()?;
+        let mut message = Message::new(*first, len);
         authenticate::<SEAL, _>(part, keystream, |part| message.update(part));
         Some(message)
     });

@@ -4,16 +4,19 @@
 
 use crate::TAG_LEN;
 
+/// The bits that `r` may have.
+pub(super) const CLAMP: [u64; 2] = [0x0fff_fffc_0fff_ffff, 0x0fff_fffc_0fff_fffc];
+
 /// A one-time key.
 pub(super) struct Key {
-    pub(super) r: [u64; 2],
-    pub(super) s: [u64; 2],
+    r: [u64; 2],
+    s: [u64; 2],
 }
 
 impl Key {
     /// Clamps `r`.
     pub(super) const fn new([r0, r1]: [u64; 2], s: [u64; 2]) -> Self {
-        Self { r: [r0 & 0x0fff_fffc_0fff_ffff, r1 & 0x0fff_fffc_0fff_fffc], s }
+        Self { r: [r0 & CLAMP[0], r1 & CLAMP[1]], s }
     }
 }
 

@@ -11,7 +11,8 @@ use crate::avx512::{STEP, memory, scalar};
 use core::arch::x86_64::{
     __m512i, _mm512_add_epi64, _mm512_and_si512, _mm512_cmpge_epi64_mask, _mm512_mask_mov_epi64,
     _mm512_reduce_add_epi64, _mm512_set1_epi64, _mm512_setr_epi64, _mm512_setzero_si512,
-    _mm512_srli_epi64, _mm512_sub_epi64, _mm512_unpackhi_epi64, _mm512_unpacklo_epi64,
+    _mm512_slli_epi64, _mm512_srli_epi64, _mm512_sub_epi64, _mm512_unpackhi_epi64,
+    _mm512_unpacklo_epi64,
 };
 
 /// Bytes that are added at once.
@@ -34,23 +35,25 @@ pub(in crate::avx512) struct Message {
 }
 
 impl Message {
-    /// Begins a message of `len` bytes.
+    /// Begins a message of `len` bytes. The one-time key is the first half of a block of ChaCha20.
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma,avx512vbmi2")]
-    pub(in crate::avx512) fn new(key: &scalar::Key, len: usize) -> Self {
+    pub(in crate::avx512) fn new(one_time_key: __m512i, len: usize) -> Self {
         let zero = _mm512_setzero_si512();
-        let [low, high] = key.r.map(|word| _mm512_set1_epi64(word.cast_signed()));
+        let word = |i| permute_lanes(_mm512_set1_epi64(i), one_time_key);
+        let low = _mm512_and_si512(word(0), _mm512_set1_epi64(scalar::CLAMP[0].cast_signed()));
+        let high = _mm512_and_si512(word(1), _mm512_set1_epi64(scalar::CLAMP[1].cast_signed()));
         let first = limbs(Block { low, high }, zero);
-        let r = Multiplier::new(first);
-        let second = product(first, &r);
+        let second = product(first, &multiplier(first));
         let two = select(0b1010_1010, second, first);
-        let four = select(0b1100_1100, product(two, &Multiplier::new(second)), two);
-        let upper = product(four, &Multiplier::new(permute(_mm512_set1_epi64(3), four)));
+        let four = select(0b1100_1100, product(two, &multiplier(second)), two);
+        let upper = product(four, &multiplier(permute(_mm512_set1_epi64(3), four)));
         let powers = select(0b1111_0000, upper, four);
-        let eighth = Multiplier::new(permute(_mm512_set1_epi64(7), powers));
+        let eighth = multiplier(permute(_mm512_set1_epi64(7), upper));
         let sixteenth =
-            if len <= 2 * GROUP { eighth } else { Multiplier::new(product(eighth.limbs, &eighth)) };
-        Self { len, s: key.s, h: [zero; 3], is_empty: true, powers, eighth, sixteenth }
+            if len <= 2 * GROUP { eighth } else { multiplier(product(eighth.limbs, &eighth)) };
+        let [_, _, s0, s1, ..] = memory::to_u64(one_time_key);
+        Self { len, s: [s0, s1], h: [zero; 3], is_empty: true, powers, eighth, sixteenth }
     }
 
     /// Adds a part of the message, in groups, of which the last may lack a part of its last block.
@@ -100,10 +103,10 @@ impl Message {
         let (before, after) = (index(8), index(number));
         let has_block = _mm512_cmpge_epi64_mask(after, _mm512_setzero_si512());
         let power = permute(_mm512_set1_epi64(number - 1), self.powers);
-        let before = product(permute(before, self.powers), &Multiplier::new(power));
+        let before = product(permute(before, self.powers), &multiplier(power));
         let after = select(has_block, permute(after, self.powers), [_mm512_setzero_si512(); 3]);
-        let mut products = Products::new(last, &Multiplier::new(after));
-        products.add(self.h, &Multiplier::new(before));
+        let mut products = Products::new(last, &multiplier(after));
+        products.add(self.h, &multiplier(before));
         let [h0, h1, h2] =
             products.reduce().map(|limb| _mm512_reduce_add_epi64(limb).cast_unsigned());
         // Sums of eight limbs, below 2^48.
@@ -143,13 +146,11 @@ impl Products {
             [(h0, r1), (h1, r0), (h2, s2)],
             [(h0, r2), (h1, r1), (h2, r0)],
         ];
-        let zero = _mm512_setzero_si512();
-        for (i, [(a, b), (c, d), (e, f)]) in factors.into_iter().enumerate() {
-            // Three at once, rather than one after the other.
-            let low = [madd52lo(self.low[i], a, b), madd52lo(zero, c, d), madd52lo(zero, e, f)];
-            let high = [madd52hi(self.high[i], a, b), madd52hi(zero, c, d), madd52hi(zero, e, f)];
-            self.low[i] = sum_of_three(low);
-            self.high[i] = sum_of_three(high);
+        for (i, factors) in factors.into_iter().enumerate() {
+            for (a, b) in factors {
+                self.low[i] = madd52lo(self.low[i], a, b);
+                self.high[i] = madd52hi(self.high[i], a, b);
+            }
         }
     }
 
@@ -178,10 +179,13 @@ impl Products {
     }
 }
 
+/// As [`Multiplier::new`], in fewer steps.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn sum_of_three([a, b, c]: Limbs) -> __m512i {
-    _mm512_add_epi64(_mm512_add_epi64(b, c), a)
+fn multiplier(limbs: Limbs) -> Multiplier {
+    let times_20 =
+        |limb| _mm512_add_epi64(_mm512_slli_epi64::<4>(limb), _mm512_slli_epi64::<2>(limb));
+    Multiplier { limbs, times_20: [times_20(limbs[1]), times_20(limbs[2])] }
 }
 
 #[inline]
@@ -253,8 +257,9 @@ mod tests {
     fn tags(key: &[u8; 32], text: &[u8]) -> [[u8; TAG_LEN]; 2] {
         let [r0, r1, s0, s1] =
             [0, 8, 16, 24].map(|at| u64::from_le_bytes(*key[at..].first_chunk().unwrap()));
+        let block = memory::from_u64(&[r0, r1, s0, s1, u64::MAX, 0, 1, 2]);
         let key = scalar::Key::new([r0, r1], [s0, s1]);
-        [Message::new(&key, text.len()).finish(text), scalar::tag(&key, text)]
+        [Message::new(block, text.len()).finish(text), scalar::tag(&key, text)]
     }
 
     /// By the crate poly1305, of the padded text and its length.
