@@ -1,11 +1,12 @@
-//! ChaCha20-Poly1305 (RFC 8439, without associated data) for batches of packets.
+//! ChaCha20-Poly1305 (RFC 8439, without associated data) for batches of packets, and for single ones.
 //!
-//! On x86-64 processors with AVX-512 (F, BW, IFMA and VBMI2), up to eight packets at once are sealed or opened, of any
-//! keys, nonces and lengths. Fewer than four packets, and all packets on other processors, go one by one through ring,
-//! or without the feature `ring` through chacha20poly1305.
+//! On x86-64 processors with AVX-512 (F, BW, IFMA and VBMI2) and BMI2, up to eight packets at once are sealed or opened, of any
+//! keys, nonces and lengths. Too few packets for that, two to eight depending on their lengths, go one by one, with the
+//! blocks of a packet side by side. On other processors all packets go one by one through ring, or without the feature
+//! `ring` through chacha20poly1305.
 //!
 //! The vector code is constant in time by construction: no branch, index or shift depends on keys, plaintext or tags.
-//! The lengths of packets are public. [`Key`] is erased on drop. What a batch leaves on the stack, as expanded
+//! The lengths of packets are public. [`Key`] is erased on drop. What a call leaves on the stack, as expanded
 //! keys, is not: a program that cares wipes the stack once a key is no longer used.
 
 #[cfg(all(target_arch = "x86_64", feature = "avx512"))]

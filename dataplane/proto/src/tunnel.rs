@@ -95,6 +95,11 @@ impl Tunnel {
         Ok(Self { device, peer: public_key })
     }
 
+    #[cfg(test)]
+    pub(crate) const fn device(&self) -> &Device {
+        &self.device
+    }
+
     // ------------------------------------------------------------ settings
 
     /// Applies a change to the peer.

@@ -314,3 +314,102 @@ impl Device {
         self.control.data_path()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::PrivateKey;
+    use crate::session::keypair::Keypair;
+    use crate::session::timers::ZERO_KEY_MATERIAL_TIME;
+    use crate::tunnel::Tunnel;
+    use core::time::Duration;
+    use std::sync::{Arc, Weak};
+
+    struct Counting(u8);
+
+    impl Random for Counting {
+        fn fill(&mut self, bytes: &mut [u8]) {
+            for byte in bytes {
+                self.0 = self.0.wrapping_add(1);
+                *byte = self.0;
+            }
+        }
+    }
+
+    fn at(seconds: u64) -> Now {
+        let wall = Duration::from_secs(1_800_000_000 + seconds);
+        Now { instant: Instant::from_nanos(0).after(Duration::from_secs(seconds)), wall }
+    }
+
+    /// Carries datagrams between two ends until none is left.
+    fn exchange(ends: &mut [Tunnel; 2], now: Now) {
+        let mut idle = 0;
+        for from in [0, 1].into_iter().cycle() {
+            let source = ([192, 0, 2, from as u8], 7).into();
+            let sent = ends[from].poll_transmit().map(|transmit| transmit.datagram.to_vec());
+            match sent {
+                Some(mut datagram) => {
+                    ends[1 - from].decapsulate(source, &mut datagram, now).unwrap();
+                    idle = 0;
+                }
+                None if idle == 2 => return,
+                None => idle += 1,
+            }
+        }
+    }
+
+    /// Sends a packet from one end to the other; returns the keypairs with which it was sealed and opened.
+    fn carry(ends: &mut [Tunnel; 2], now: Now) -> [Weak<Keypair>; 2] {
+        let mut packet = [0; 20];
+        (packet[0], packet[3]) = (0x45, 20);
+        let [a, b] = ends;
+        let mut datagram = [0; 20 + MAX_OVERHEAD];
+        let transmit = a.encapsulate_into(&packet, &mut datagram, now).unwrap().unwrap();
+        let index = u32::from_le_bytes(*transmit.datagram[4..].first_chunk().unwrap());
+        b.decapsulate(([192, 0, 2, 0], 7).into(), transmit.datagram, now).unwrap().unwrap();
+        let (_, opening) =
+            b.device().control.data_path().index_table.lookup_keypair(index).unwrap();
+        let own = opening.receiver_index();
+        let (_, sealing) = a.device().control.data_path().index_table.lookup_keypair(own).unwrap();
+        [sealing, opening].map(|keypair| Arc::downgrade(&keypair))
+    }
+
+    /// Two ends that completed a handshake after a second.
+    fn established() -> [Tunnel; 2] {
+        let keys = [1, 2].map(|key| PrivateKey::from_bytes([key; 32]).unwrap());
+        let publics = [keys[1].public_key(), keys[0].public_key()];
+        let mut number = 0;
+        let mut ends = keys.map(|key| {
+            let endpoint = Some(([192, 0, 2, 1 - number as u8], 7).into());
+            let random = Box::new(Counting(100 * number as u8));
+            number += 1;
+            Tunnel::new(key, publics[number - 1], None, endpoint, random).unwrap()
+        });
+        ends[0].start_handshake(at(1)).unwrap();
+        exchange(&mut ends, at(1));
+        ends
+    }
+
+    /// A device keeps the keypairs of its latest packets, but not longer than they are in use.
+    #[test]
+    fn no_keypair_of_the_latest_packets_outlives_its_release() {
+        let is_erased =
+            |keypairs: [Weak<Keypair>; 2]| keypairs.map(|keypair| keypair.upgrade().is_none());
+        let mut ends = established();
+        let displaced = carry(&mut ends, at(2));
+        assert_eq!(is_erased(displaced.clone()), [false; 2]);
+        for seconds in [100, 200] {
+            ends[0].start_handshake(at(seconds)).unwrap();
+            exchange(&mut ends, at(seconds));
+        }
+        assert_eq!(is_erased(displaced), [true; 2]);
+        let expired = carry(&mut ends, at(201));
+        let late = at(201 + ZERO_KEY_MATERIAL_TIME.as_secs());
+        ends.iter_mut().for_each(|end| end.handle_timeout(late));
+        assert_eq!(is_erased(expired), [true; 2]);
+        let mut ends = established();
+        let cloned = carry(&mut ends, at(2));
+        ends.iter_mut().for_each(|end| end.vm_notification(at(3)));
+        assert_eq!(is_erased(cloned), [true; 2]);
+    }
+}

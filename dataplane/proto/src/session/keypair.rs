@@ -264,6 +264,12 @@ impl Keypair {
         })
     }
 
+    /// The peer's index.
+    #[cfg(test)]
+    pub(crate) const fn receiver_index(&self) -> ReceiverIndex {
+        self.receiver_index
+    }
+
     #[cfg(test)]
     pub(crate) fn set_sending_counter(&self, counter: u64) {
         self.sending_counter.store(counter, Ordering::Relaxed);
