@@ -130,24 +130,26 @@ fn each_group<'p>(
     let Some(mut first) = packets.next() else { return };
     match packets.next() {
         None => single(vectors(), &mut first),
-        Some(second) => each_of_several([first, second], packets, group, single),
+        Some(second) => each_of_several(first, second, packets, group, single),
     }
 }
 
 /// Has packets of similar lengths processed in groups, and those that are too few for one singly.
 #[inline(never)]
 fn each_of_several<'p>(
-    first: [Packet<'p>; 2],
+    first: Packet<'p>,
+    second: Packet<'p>,
     mut packets: impl Iterator<Item = Packet<'p>>,
     mut group: impl FnMut(Vectors, &mut [Packet<'p>]),
     single: impl Fn(Option<Vectors>, &mut Packet<'p>),
 ) {
     let Some(vectors) = vectors() else {
-        first.into_iter().chain(packets).for_each(|mut packet| single(None, &mut packet));
+        [first, second].into_iter().chain(packets).for_each(|mut packet| single(None, &mut packet));
         return;
     };
     let mut batch = ArrayVec::<_, BATCH>::new();
-    batch.extend(first);
+    batch.push(first);
+    batch.push(second);
     loop {
         batch.extend(packets.by_ref().take(batch.remaining_capacity()));
         let Some(first) = batch.first() else { return };
