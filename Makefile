@@ -201,7 +201,7 @@ hostile:
 miri:
 	rustup toolchain install nightly --profile minimal --component miri
 	MIRIFLAGS=-Zmiri-disable-isolation \
-	RUSTFLAGS='-C target-feature=+avx512f,+avx512bw,+avx512ifma,+avx512vbmi2' \
+	RUSTFLAGS='-C target-feature=+avx512f,+avx512bw,+avx512ifma,+avx512vbmi2,+bmi2' \
 	$(CARGO) +nightly miri test --locked --target-dir target/miri -p wgsep-aead --no-default-features --features avx512 \
 		--lib --test agreement
 
