@@ -1266,6 +1266,117 @@ fn of_two_that_begin_at_once_one_sets_it_up() {
     host.is_as(&before);
 }
 
+impl Host {
+    /// A line of shell that gives a command a /run which no other test uses, with the sockets of all: the directory of the
+    /// states is in it while something is up, or being worked on.
+    fn own_run(&self) -> String {
+        let run = self.bin.join("run");
+        fs::create_dir_all(run.join("wireguard")).unwrap();
+        fs::create_dir_all("/run/wireguard").unwrap();
+        let run = run.display();
+        format!("mount --bind /run/wireguard {run}/wireguard && mount --rbind {run} /run &&")
+    }
+
+    /// A program of this host that writes a line into `name.runs`, runs `before`, and becomes the machine's.
+    fn write_wrapper(&self, name: &str, before: &str) {
+        let text = format!(
+            "#!/bin/sh\necho $* >>{}/{name}.runs\n{before}\nPATH=${{PATH#*:}} exec {name} \"$@\"\n",
+            self.bin.display()
+        );
+        self.bin.write_script(name, &text);
+    }
+}
+
+/// The last `down` of another interface may remove it between the two.
+#[test]
+fn a_directory_that_is_removed_while_the_lock_is_opened_is_made_again() {
+    require!(Wgsep);
+    let host = Host::new();
+    let own_run = host.own_run();
+    let before = host.state();
+    host.write(&host.plain_server());
+    let directory = host.bin.join("run/wgsep-quick").display().to_string();
+    for verb in ["up", "reload", "down"] {
+        if verb != "up" {
+            // What keeps the directory otherwise.
+            fs::rename(&directory, format!("{directory}.kept")).unwrap();
+        }
+        let _earlier = fs::remove_file(host.bin.join("mkdir.runs"));
+        let restore = format!(
+            "case $(wc -l <{bin}/mkdir.runs) in\n[1-7]) /bin/mkdir -p {directory}; /bin/rmdir {directory}; exit ;;\n\
+             8) [ ! -e {directory}.kept ] || exec mv {directory}.kept {directory} ;;\nesac",
+            bin = host.bin.display()
+        );
+        host.write_wrapper("mkdir", &restore);
+        let done = output(&mut host.command_with(&own_run, verb, &[]));
+        assert!(done.status.success(), "{verb}: {done:?}");
+        if verb == "up" {
+            host.carries_traffic();
+        }
+    }
+    host.is_as(&before);
+
+    // What stays is said, and ends.
+    fs::remove_file(host.bin.join("mkdir")).unwrap();
+    let blocked = format!("mkdir -p /run/wgsep-quick/{}.conf.lock &&", host.interface);
+    let said = host.refusal(&mut host.command_with(&format!("{own_run} {blocked}"), "up", &[]));
+    assert!(said.len() == 1 && said[0].contains("cannot write /run/wgsep-quick/"), "{said:?}");
+    host.is_as(&before);
+}
+
+#[test]
+fn a_run_that_goes_on_too_long_is_named_and_another_failure_of_the_lock_is_none() {
+    require!(Wgsep);
+    let host = Host::new();
+    host.write(&host.plain_server());
+    let before = host.state();
+    for (flock, expected) in [
+        ("exit 75", "another wgsep-quick has been at work on it for 90 s (fuser "),
+        ("echo 'invalid option -- E' >&2; exit 1", "invalid option -- E; install util-linux"),
+    ] {
+        host.bin.write_script("flock", &format!("#!/bin/sh\n{flock}\n"));
+        let said = host.refused("up");
+        assert!(said.len() == 1 && said[0].contains(expected), "{said:?}");
+        assert!(!said[0].contains("at work") || flock == "exit 75", "{said:?}");
+        fs::remove_file(format!("/run/wgsep-quick/{}.conf.lock", host.interface)).unwrap();
+        host.is_as(&before);
+    }
+}
+
+#[test]
+fn a_missing_program_is_named_with_its_package_before_anything_else() {
+    require!(Wgsep);
+    let host = Host::new();
+    host.write(&host.plain_server());
+    let before = host.state();
+    for (programs, expected) in [
+        (&["flock"][..], "flock (util-linux)"),
+        (&["sed"], "sed (sed)"),
+        (&["stat", "sort", "ip"], "ip (iproute2), sort (coreutils), stat (coreutils)"),
+        (&["readlink"], "readlink (coreutils)"),
+        (&["wg"], "wg (wireguard-tools)"),
+    ] {
+        // A PATH of this host's programs only: the script adds the directories of the system's, which are empty.
+        let bare = Scratch::new();
+        let line = format!(
+            "for directory in /usr/local/sbin /usr/local/bin /usr/sbin /usr/bin /sbin /bin; do \
+             for file in $directory/*; do [ -e {bare}/${{file##*/}} ] || ln -s $(readlink -f $file) {bare}/${{file##*/}}; done; done; \
+             cd {bare} && rm {programs} && mount -t tmpfs none /usr/local/sbin && ln -s {script} /usr/local/sbin/wgsep-quick && \
+             mount -t tmpfs none /usr/sbin && mount -t tmpfs none /sbin && export PATH={bare}:{bin} && bash=$(readlink -f bash) && \
+             exec $bash /usr/local/sbin/wgsep-quick up {interface}; ",
+            bare = bare.display(),
+            programs = programs.join(" "),
+            script = script().display(),
+            bin = wgsep_program("wgsep").parent().unwrap().display(),
+            interface = host.interface,
+        );
+        let said = host.refusal(&mut host.command_with(&line, "up", &[]));
+        let expected = format!("programs are missing: {expected}; install them");
+        assert!(said.len() == 1 && said[0].contains(&expected), "{said:?}");
+        host.is_as(&before);
+    }
+}
+
 #[test]
 fn the_unit_takes_each_file_through_a_crash_a_reload_and_a_restart_and_leaves_nothing() {
     takes_each_file(Debian::Bookworm);
