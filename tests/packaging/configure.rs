@@ -741,7 +741,6 @@ fn an_interface_that_was_moved_away_is_noticed_before_anything_is_set() {
     for action in ["reload", "up"] {
         let said = host.refused(action, &changed);
         assert!(said.contains("is not in this network namespace"), "{said}");
-        assert!(said.contains(&format!("link set {interface} netns 1; or set")), "{said}");
         assert_eq!(peers(), before);
     }
     here.run(format!("ip link add {interface} type veth peer name lan1"));
@@ -757,6 +756,36 @@ fn an_interface_that_was_moved_away_is_noticed_before_anything_is_set() {
     command.args(["--mount", "bash", "-c", alone, &changed, &interface]);
     wgsep_tests::process::run(&mut command);
     assert!(peers().contains("10.77.0.0/24"), "{}", peers());
+}
+
+/// From wherever it is typed, if the namespace has a name, or else in a shell of it.
+#[test]
+fn the_way_back_of_a_moved_interface_that_is_named_leads_back() {
+    require!(Wgsep);
+    let (host, elsewhere) = (Host::new(), Netns::new());
+    let interface = &host.daemon.interface;
+    let file = file("Address = 10.66.0.2/24", &["10.66.0.0/24"]);
+    host.must("up", &file);
+    for (before, expected) in
+        [("true", host.netns.name()), ("mount -t tmpfs none /run/netns", "$$")]
+    {
+        host.netns.run(format!("ip link set {interface} netns {}", elsewhere.name()));
+        let mut command = host.netns.command("unshare");
+        let line = format!("{before} && exec unshare \"$@\"");
+        command.args(["--mount", "sh", "-c", &line, "sh"]);
+        let refused = output(command.args(host.command("reload", &file).get_args()));
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        let (_, way) = said.split_once("move it back: ").unwrap();
+        let (way, _) = way.split_once("; or set addresses").unwrap();
+        assert!(way.ends_with(&format!(" netns {expected}")), "{said}");
+        let mut shell =
+            if expected == "$$" { host.netns.command("sh") } else { Command::new("sh") };
+        let way = way.replace("NAME", elsewhere.name());
+        wgsep_tests::process::run(shell.args(["-c", &way]));
+        host.must("reload", &file);
+        assert!(host.is_routed("10.66.0.7"));
+    }
 }
 
 /// The MTU of the file is refused with IPv6 where it is too low; so are the one of the path, which the start takes

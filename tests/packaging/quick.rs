@@ -1285,6 +1285,60 @@ impl Host {
         );
         self.bin.write_script(name, &text);
     }
+
+    fn runs(&self, name: &str) -> usize {
+        let runs = fs::read_to_string(self.bin.join(format!("{name}.runs")));
+        runs.unwrap_or_default().lines().count()
+    }
+}
+
+/// The last one removes the lock that others wait for, and its directory.
+#[test]
+fn what_waits_for_a_down_has_its_turn_after_it() {
+    require!(Wgsep);
+    let host = Host::new();
+    let own_run = host.own_run();
+    let before = host.state();
+    let (held, holds) = (host.bin.join("held"), host.bin.join("holds"));
+    let hook = format!(
+        "PostDown = touch {}; while [ -e {} ]; do sleep 0.02; done\n[Peer]",
+        holds.display(),
+        held.display()
+    );
+    host.write(&host.plain_server().replace("[Peer]", &hook));
+    host.write_wrapper("flock", "");
+    let begin = |verb: &str| Process::spawn(host.command_with(&own_run, verb, &[]), verb);
+    let finish = |mut process: Process| {
+        let status = process.exit_within(LIMIT).code();
+        (status, process.log())
+    };
+    for verb in ["up", "reload", "resolve", "save", "down"] {
+        let (status, log) = finish(begin("up"));
+        assert_eq!(status, Some(0), "{log}");
+        fs::write(&held, "").unwrap();
+        let down = begin("down");
+        wait::until("the hook runs", LIMIT, || holds.exists());
+        let runs = host.runs("flock");
+        let waiting = begin(verb);
+        wait::until("it waits", LIMIT, || host.runs("flock") > runs);
+        fs::remove_file(&held).unwrap();
+        let (status, log) = finish(down);
+        assert_eq!(status, Some(0), "{log}");
+        let (status, log) = finish(waiting);
+        if verb == "up" {
+            assert_eq!(status, Some(0), "{log}");
+            host.carries_traffic();
+            let (status, log) = finish(begin("down"));
+            assert_eq!(status, Some(0), "{log}");
+        } else {
+            assert_eq!(status, Some(1), "{verb}: {log}");
+            assert!(log.contains("is not up; see what is"), "{verb}: {log}");
+            assert_eq!(log.lines().count(), 1, "{verb}: {log}");
+        }
+        fs::remove_file(&holds).unwrap();
+        host.is_as(&before);
+        assert!(!host.bin.join("run/wgsep-quick").exists());
+    }
 }
 
 /// The last `down` of another interface may remove it between the two.
@@ -1375,6 +1429,50 @@ fn a_missing_program_is_named_with_its_package_before_anything_else() {
         assert!(said.len() == 1 && said[0].contains(&expected), "{said:?}");
         host.is_as(&before);
     }
+}
+
+/// Without a service manager that starts it again.
+#[test]
+fn a_daemon_that_is_dead_is_named_as_the_cause_and_the_remedy_works() {
+    require!(Wgsep);
+    for is_named in [true, false] {
+        let named = Named::up(&Side::Right.outer(Family::V4).to_string());
+        let host = &named.0;
+        if !is_named {
+            host.write(&host.plain_server());
+        }
+        for verb in ["reload", "resolve", "save"] {
+            host.crash();
+            wait::until("the interface is gone", LIMIT, || !host.has_interface());
+            // The second one finds no socket: wg(8) has removed it.
+            for _ in 0..2 {
+                let done = named.run(verb);
+                let said = String::from_utf8_lossy(&done.stderr).into_owned();
+                assert_eq!(done.status.code(), Some(1), "{verb}: {said}");
+                assert_eq!(said.lines().count(), 1, "{verb}: {said}");
+                let cause = format!("cannot {verb} {}: its daemon does not run", host.interface);
+                assert!(said.contains(&cause), "{verb}: {said}");
+                let remedy = format!("anew: wgsep-quick up {}\n", host.interface);
+                assert!(said.ends_with(&remedy), "{verb}: {said}");
+            }
+            assert!(named.run("up").status.success());
+        }
+        host.must("down");
+    }
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_is_named() {
+    require!(Wgsep);
+    let named = Named::up(NOWHERE);
+    let host = &named.0;
+    host.bin.write_script("wg", "#!/bin/sh\necho 'Unable to access interface' >&2\nexit 124\n");
+    for verb in ["reload", "resolve", "save"] {
+        let said = host.refusal(&mut named.command(verb));
+        assert!(said.len() == 1 && said[0].contains("has not answered within 10 s"), "{said:?}");
+    }
+    fs::remove_file(host.bin.join("wg")).unwrap();
+    host.must("down");
 }
 
 #[test]
