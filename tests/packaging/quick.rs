@@ -1196,6 +1196,63 @@ fn a_hook_for_down_that_fails_keeps_the_tunnel_by_hand_and_nothing_in_the_unit()
     host.is_as(&before);
 }
 
+/// The line that says so is followed, in each way that it names.
+#[test]
+fn a_hook_for_down_that_failed_is_run_as_it_was_corrected_in_the_file() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    let note = host.bin.join("notes").display().to_string();
+    let with = |hooks: &str| host.client().replace("PreDown = ", &format!("{hooks}PreDown = "));
+    for corrected in
+        [with(&format!("PreDown = echo corrected >>{note}\n")), with("PreDown = true\n"), with("")]
+    {
+        fs::write(&note, "").unwrap();
+        host.write(&with("PreDown = false\n"));
+        host.must("up");
+        let said = host.refused("down");
+        let [line] = &said[..] else { panic!("{said:?}") };
+        assert!(line.contains("line 7: PreDown = false: the hook ended with status 1"), "{line}");
+        let way = format!("wgsep-quick down {}", host.interface);
+        assert!(line.ends_with(&way), "{line}");
+        // What sets up is taken down as it was set up, whatever the file says of it by now.
+        host.write(&corrected.replace("DNS = ", "# DNS = "));
+        host.must("down");
+        let notes = host.notes();
+        assert_eq!(notes.last().map(String::as_str), Some("predown"));
+        assert_eq!(notes.iter().any(|note| note == "corrected"), corrected.contains("corrected"));
+        host.is_as(&before);
+    }
+
+    // One that was corrected before it failed: the hooks of the start are run until one fails.
+    host.write(&with("PreDown = false\n"));
+    host.must("up");
+    host.write(&with("\nPreDown = true\n"));
+    let said = host.refused("down");
+    let named = "line 7 of the file as it was at the start: PreDown = false: the hook ended";
+    assert!(said.len() == 1 && said[0].contains(named), "{said:?}");
+    // And one that is corrected into another that fails.
+    host.write(&with("\nPreDown = exit 4\n"));
+    let said = host.refused("down");
+    assert!(said.len() == 1 && said[0].contains("line 8: PreDown = exit 4: the hook"), "{said:?}");
+    host.carries_traffic();
+    // Without a file there is no other hook.
+    let path = host.files.join(format!("{}.conf", host.interface));
+    fs::remove_file(path).unwrap();
+    let said = host.refused("down");
+    assert!(said.len() == 1 && said[0].contains("PreDown = exit 4: the hook"), "{said:?}");
+    host.write("[Interface]\n");
+    host.must("down");
+    host.is_as(&before);
+
+    // Of a PostDown, nothing stays up.
+    host.write(&host.client().replace("PreDown = ", "PostDown = exit 6\nPreDown = "));
+    host.must("up");
+    let said = host.refused("down");
+    assert!(said.len() == 1 && said[0].contains(" is down; run by hand what"), "{said:?}");
+    host.is_as(&before);
+}
+
 #[test]
 fn names_and_files_that_cannot_be_used_are_refused_with_a_remedy() {
     require!(Wgsep);
