@@ -1363,18 +1363,24 @@ fn what_waits_for_a_down_has_its_turn_after_it() {
     host.write(&host.plain_server().replace("[Peer]", &hook));
     host.write_wrapper("flock", "");
     let begin = |verb: &str| Process::spawn(host.command_with(&own_run, verb, &[]), verb);
+    // As a reload of the unit, which may not write there.
+    let read_only = "mount --bind /run/wgsep-quick /run/wgsep-quick && mount -o remount,bind,ro /run/wgsep-quick &&";
+    let begin_read_only = |verb: &str| {
+        Process::spawn(host.command_with(&format!("{own_run} {read_only}"), verb, &[]), verb)
+    };
     let finish = |mut process: Process| {
         let status = process.exit_within(LIMIT).code();
         (status, process.log())
     };
-    for verb in ["up", "reload", "resolve", "save", "down"] {
+    let verbs = ["up", "reload", "resolve", "save", "down"].map(|verb| (verb, false));
+    for (verb, is_read_only) in verbs.into_iter().chain([("reload", true)]) {
         let (status, log) = finish(begin("up"));
         assert_eq!(status, Some(0), "{log}");
         fs::write(&held, "").unwrap();
         let down = begin("down");
         wait::until("the hook runs", LIMIT, || holds.exists());
         let runs = host.runs("flock");
-        let waiting = begin(verb);
+        let waiting = if is_read_only { begin_read_only(verb) } else { begin(verb) };
         wait::until("it waits", LIMIT, || host.runs("flock") > runs);
         fs::remove_file(&held).unwrap();
         let (status, log) = finish(down);
