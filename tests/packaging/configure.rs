@@ -525,8 +525,10 @@ fn a_file_without_a_private_key_is_warned_of_in_one_line() {
     let peer = format!("[Peer]\nPublicKey = {}\n", KeyPair::generate().public);
     for (action, line, is_warned_of) in [
         ("up", "", true),
-        ("up", &*format!("PrivateKey = {key}"), false),
         ("reload", "", true),
+        ("up", &*format!("PrivateKey = {key}"), false),
+        // The key stays.
+        ("reload", "", false),
         ("reload", "private key=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", true),
     ] {
         let done = host.configure(action, &format!("[Interface]\n{line}\n{peer}"));
