@@ -101,10 +101,13 @@ pub const fn remedy(errno: nix::Error) -> &'static str {
         Errno::ENXIO => "start what reads from it or serves it, or name another file",
         Errno::EROFS => "mount a writable file system there",
         Errno::ENOSPC | Errno::EDQUOT => "free space or inodes there, or raise the limit or quota",
-        Errno::EBUSY | Errno::EEXIST => "end what uses it, or choose another name",
-        Errno::EISDIR | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG => {
-            "choose another path"
+        Errno::EBUSY | Errno::EEXIST | Errno::EADDRINUSE => {
+            "end or move away what has it, or choose another"
         }
+        Errno::EISDIR | Errno::ENOTDIR | Errno::ELOOP | Errno::ENAMETOOLONG => {
+            "correct what is at that path, or choose another"
+        }
+        Errno::ENOEXEC => "install the program again: that file cannot be executed on this machine",
         Errno::EOVERFLOW => {
             "give this user a number in its user namespace: uid_map and gid_map, as by unshare --map-root-user"
         }

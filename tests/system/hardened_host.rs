@@ -644,17 +644,18 @@ fn a_scheduling_policy_that_forbids_to_fork_is_named_and_its_remedy_works() {
 }
 
 #[test]
-fn a_directory_in_the_place_of_the_sandbox_report_is_named_and_left_alone() {
+fn what_is_in_the_place_of_the_report_or_the_upgrade_socket_is_named_and_left_alone() {
     require!(Wgsep);
-    let script = "for name; do :; done; mkdir -p /run/wireguard/$name.sandbox";
-    let host = Host::new(script, &["env"]).started();
-    let log = host.process.log();
-    let named = format!(
-        "WARN wgsep[{0}]: /var/run/wireguard/{0}.sandbox is a directory; move it away; until",
-        host.interface
-    );
-    assert!(log.contains(&named), "{log}");
-    host.wg(&format!("show {}", host.interface));
+    let report = "sandbox is a directory; move it away; until";
+    let socket = "upgrade: Address already in use (EADDRINUSE); end or move away what has it";
+    for (file, reason) in [("sandbox", report), ("upgrade", socket)] {
+        let script = format!("for name; do :; done; mkdir -p /run/wireguard/$name.{file}");
+        let host = Host::new(&script, &["env"]).started();
+        let log = host.process.log();
+        let named = format!("WARN wgsep[{0}]: /var/run/wireguard/{0}.{reason}", host.interface);
+        assert!(log.contains(&named), "{log}");
+        host.wg(&format!("show {}", host.interface));
+    }
 }
 
 /// The unit's step: a peer's name that no resolver knows.

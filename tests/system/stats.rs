@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Backlog, listen};
@@ -440,4 +441,16 @@ fn the_script_for_the_node_exporter_refuses_what_is_no_regular_file() {
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 0, "something is left");
     }
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+}
+
+/// A daemon serves fewer at once: one that has connected and not asked yet gives its place to another.
+#[test]
+fn each_of_a_hundred_that_ask_at_once_has_its_answer() {
+    require!(Wgsep);
+    let daemon = Daemon::start(Wgsep, &Netns::new());
+    thread::scope(|scope| {
+        for _ in 0..100 {
+            scope.spawn(|| assert!(json(&daemon)["drops"].is_object()));
+        }
+    });
 }

@@ -16,6 +16,7 @@ use wgsep_tests::link::{self, Family, Side};
 use wgsep_tests::netns::Netns;
 use wgsep_tests::process::{Process, output, run};
 use wgsep_tests::procfs::{children, is_running, namespace, with_argument};
+use wgsep_tests::skip::skip;
 use wgsep_tests::traffic::{Pinging, until_ping};
 use wgsep_tests::tunnel::{End, PORT};
 use wgsep_tests::wg::{KeyPair, with_input};
@@ -34,11 +35,15 @@ struct Container {
 
 impl Container {
     fn start() -> Self {
+        Self::start_in(&["--pid", "--kill-child", "--mount-proc"])
+    }
+
+    fn start_in(namespaces: &[&str]) -> Self {
         let (netns, right) = link::joined();
         let other = End::new(Side::Right, Daemon::start(Wgsep, &right));
         let (key, interface) = (KeyPair::generate(), unique_interface());
         let mut command = netns.command("unshare");
-        command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+        command.arg("--fork").args(namespaces);
         command.arg(wgsep_program("wgsep")).args(["--foreground", &interface]);
         let runtime = Process::spawn(command, "a container");
         wait::until("the daemon answers", LIMIT, || uapi::is_answering(&interface));
@@ -182,5 +187,30 @@ fn from_another_pid_namespace_it_is_refused_with_the_command_that_enters_it() {
     let mut words = remedy.split(' ');
     run(Command::new(words.next().unwrap()).args(words));
     container.until_replaced(before[1]);
+    until_ping(&container.netns, container.theirs());
+}
+
+/// Its deadlines are by clocks that are ahead of those outside.
+#[test]
+fn from_another_time_namespace_it_is_refused_with_the_command_that_enters_it() {
+    require!(Wgsep);
+    let clocks = ["--time", "--boottime", "1000000", "--monotonic", "1000000"];
+    if !output(Command::new("unshare").args(clocks).arg("true")).status.success() {
+        return skip("the kernel has no time namespaces");
+    }
+    let container = Container::start_in(&[&clocks[..], &["--kill-child"]].concat());
+    let before = container.pair().unwrap();
+    let mut outside = container.netns.command(wgsep_program("wgsep"));
+    let done = output(outside.args(["upgrade", &container.interface]));
+    let line = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!((done.status.code(), line.lines().count()), (Some(1), 1), "{line}");
+    assert!(line.contains("or time namespace"), "{line}");
+    assert_eq!(container.pair(), Some(before));
+
+    let (_, remedy) = line.trim_end().split_once("run it there: ").unwrap();
+    let program = wgsep_program("wgsep").display().to_string();
+    container.netns.run(remedy.replace(" wgsep ", &format!(" {program} ")));
+    let after = container.until_replaced(before[1]);
+    assert_eq!(namespace(after[0], "time"), namespace(before[0], "time"));
     until_ping(&container.netns, container.theirs());
 }

@@ -36,7 +36,7 @@ const CAUSES: &[(&str, &str)] = &[
     ("staged_overflow", "out: more than 128 waited for a handshake; see why it takes long"),
     (
         "staged_expired",
-        "out: it waited for a handshake that was given up, or until link down; see the log",
+        "out: it waited for a handshake that was given up, or until link down or the removal of its peer; see the log",
     ),
     (
         "send_no_route",
@@ -68,7 +68,10 @@ const CAUSES: &[(&str, &str)] = &[
     ("bad_initiation", "in: a forged or damaged initiation"),
     ("unknown_peer", "in: a handshake by a key that is no peer's; the log has it"),
     ("old_timestamp", "in: a repeated initiation, or the peer's clock went back"),
-    ("initiation_flood", "in: more than 50 initiations a second of one peer"),
+    (
+        "initiation_flood",
+        "in: initiations of a peer within 20 ms, as in a flood or after a stop of this daemon",
+    ),
     ("bad_response", "in: a response that does not fit; mostly preshared keys that differ"),
     ("bad_cookie", "in: a forged cookie, or one that was not requested"),
     ("unauthentic", "in: forged or damaged data"),
@@ -148,20 +151,29 @@ pub fn keep_only(capabilities: &[Capability]) -> Result<(), String> {
     })
 }
 
+/// How a connection ends that the daemon has closed.
+const CLOSED: [ErrorKind; 2] = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset];
+/// How often a client connects again whose connection was closed before it had an answer.
+const MOST_TRIES: u32 = 10;
+
 impl Asked<'_> {
     /// # Errors
     /// One line, if there is no answer, or it is none of wgsep's.
     fn ask(&mut self) -> Result<Statistics, String> {
         let Self { interface, daemon } = self;
         let deadline = Instant::now() + status::PATIENCE;
-        let connected = daemon.as_mut().map_err(|line| line.clone())?;
-        let answer = match connected.ask(deadline) {
-            // Another may have taken its place.
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof && connected.was_asked() => {
-                *daemon = Daemon::connect(interface, deadline);
-                daemon.as_mut().map_err(|line| line.clone())?.ask(deadline)
+        let mut tries = 0..MOST_TRIES;
+        let answer = loop {
+            let answer = daemon.as_mut().map_err(|line| line.clone())?.ask(deadline);
+            // Another client may have taken its place.
+            let is_closed = match &answer {
+                Ok(answer) => answer.is_empty(),
+                Err(error) => CLOSED.contains(&error.kind()),
+            };
+            if !is_closed || tries.next().is_none() {
+                break answer;
             }
-            answer => answer,
+            *daemon = Daemon::connect(interface, deadline);
         };
         let answer = answer.map_err(|error| status::no_answer(interface, &error))?;
         parse(&answer).ok_or_else(|| {

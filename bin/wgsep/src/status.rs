@@ -43,11 +43,6 @@ impl Daemon {
         Ok(Self { socket: socket?, request, was_asked: false })
     }
 
-    /// Whether it was asked before.
-    pub const fn was_asked(&self) -> bool {
-        self.was_asked
-    }
-
     /// Asks once.
     ///
     /// # Errors

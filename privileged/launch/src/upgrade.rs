@@ -19,7 +19,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::{Gid, Uid, getuid};
-use std::fs::{read_to_string, remove_file};
+use std::fs::{read_link, read_to_string, remove_file};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -177,27 +177,29 @@ fn announce(interface: &str) -> Result<Given> {
 }
 
 /// Refuses to replace a helper of another PID namespace or user, by what the kernel has of it with its listener: this
-/// pair would be outside of that container, and not end with it, or a user would command that of another.
+/// pair would be outside of that container, and not end with it, or a user would command that of another. Nor one of another
+/// time namespace: deadlines by its clocks would never come by these.
 fn refuse_another_owner(listener: &OwnedFd, interface: &str) -> Result<()> {
     let owner = getsockopt(listener, sockopt::PeerCredentials).step("SO_PEERCRED")?;
     let (pid, user) = (owner.pid(), owner.uid());
     let status = read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
     let is_below = numbers.is_some_and(|numbers| numbers.split_whitespace().count() > 1);
-    if pid != 0 && !is_below && user == getuid().as_raw() {
-        return Ok(());
-    }
-    if pid != 0 && !is_below {
-        return Err(Error::new(format!(
-            "the wgsep that serves {interface} is of user {user}; run it as that user: sudo -u '#{user}' wgsep upgrade {interface}"
-        )));
-    }
-    let enter = match pid {
-        0 => "docker exec CONTAINER".to_owned(),
-        _ => format!("nsenter --target {pid} --pid --mount --net"),
+    let clocks = |process: &str| read_link(format!("/proc/{process}/ns/time")).ok();
+    let has_others = clocks(&pid.to_string()).is_some_and(|theirs| Some(theirs) != clocks("self"));
+    let elsewhere = "in another PID namespace or time namespace, as in a container";
+    let (why, how) = match pid {
+        0 => (elsewhere, "there: docker exec CONTAINER".to_owned()),
+        _ if is_below || has_others => {
+            (elsewhere, format!("there: nsenter --target {pid} --pid --mount --net --time"))
+        }
+        _ if user != getuid().as_raw() => {
+            ("of another user", format!("as that user: sudo -u '#{user}'"))
+        }
+        _ => return Ok(()),
     };
     Err(Error::new(format!(
-        "the wgsep that serves {interface} is in another PID namespace, as in a container; run it there: {enter} wgsep upgrade {interface}"
+        "the wgsep that serves {interface} is {why}; run it {how} wgsep upgrade {interface}"
     )))
 }
 

@@ -1,4 +1,5 @@
-//! Loads and stores of vectors: the only unsafe code, each within a slice or an array that the type bounds.
+//! Loads and stores of vectors, each within a slice or an array that the type bounds, and the zeroing of registers: the
+//! only unsafe code.
 
 use core::arch::x86_64::{
     __m128i, __m256i, __m512i, __mmask64, _mm_loadu_si128, _mm256_loadu_si256, _mm512_loadu_si512,
@@ -7,6 +8,71 @@ use core::arch::x86_64::{
 
 /// Bytes in a vector, and in a block of ChaCha20.
 pub(super) const LEN: usize = 64;
+
+/// Zeroes the vector registers. What a function leaves in them, the next one may store wherever the language leaves bytes
+/// undefined, as in an `Option` that is `None`.
+#[cfg(not(miri))]
+#[target_feature(enable = "avx512f")]
+pub(super) fn clear_registers() {
+    // SAFETY: the instructions zero registers that are declared as overwritten, and do nothing else.
+    unsafe {
+        core::arch::asm!(
+            "vzeroall",
+            "vpxord zmm16, zmm16, zmm16",
+            "vpxord zmm17, zmm17, zmm17",
+            "vpxord zmm18, zmm18, zmm18",
+            "vpxord zmm19, zmm19, zmm19",
+            "vpxord zmm20, zmm20, zmm20",
+            "vpxord zmm21, zmm21, zmm21",
+            "vpxord zmm22, zmm22, zmm22",
+            "vpxord zmm23, zmm23, zmm23",
+            "vpxord zmm24, zmm24, zmm24",
+            "vpxord zmm25, zmm25, zmm25",
+            "vpxord zmm26, zmm26, zmm26",
+            "vpxord zmm27, zmm27, zmm27",
+            "vpxord zmm28, zmm28, zmm28",
+            "vpxord zmm29, zmm29, zmm29",
+            "vpxord zmm30, zmm30, zmm30",
+            "vpxord zmm31, zmm31, zmm31",
+            out("zmm0") _,
+            out("zmm1") _,
+            out("zmm2") _,
+            out("zmm3") _,
+            out("zmm4") _,
+            out("zmm5") _,
+            out("zmm6") _,
+            out("zmm7") _,
+            out("zmm8") _,
+            out("zmm9") _,
+            out("zmm10") _,
+            out("zmm11") _,
+            out("zmm12") _,
+            out("zmm13") _,
+            out("zmm14") _,
+            out("zmm15") _,
+            out("zmm16") _,
+            out("zmm17") _,
+            out("zmm18") _,
+            out("zmm19") _,
+            out("zmm20") _,
+            out("zmm21") _,
+            out("zmm22") _,
+            out("zmm23") _,
+            out("zmm24") _,
+            out("zmm25") _,
+            out("zmm26") _,
+            out("zmm27") _,
+            out("zmm28") _,
+            out("zmm29") _,
+            out("zmm30") _,
+            out("zmm31") _,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+}
+
+#[cfg(miri)]
+pub(super) const fn clear_registers() {}
 
 /// The first 64 bytes of `bytes`, or fewer followed by zeros.
 #[inline]
@@ -70,4 +136,87 @@ pub(super) fn to_u64(vector: __m512i) -> [u64; 8] {
     // SAFETY: the array is 64 bytes long; the store needs no alignment.
     unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), vector) };
     lanes
+}
+
+#[cfg(all(test, not(miri)))]
+#[allow(clippy::print_stdout)]
+mod tests {
+    use crate::avx512::Vectors;
+    use crate::{Key, Lane};
+
+    #[target_feature(enable = "avx512f")]
+    fn registers() -> [u8; 2048] {
+        let mut bytes = [0; 2048];
+        // SAFETY: the instructions write 32 registers of 64 bytes, which is the length of the array.
+        unsafe {
+            core::arch::asm!(
+                "vmovdqu64 [{0} + 0], zmm0",
+                "vmovdqu64 [{0} + 64], zmm1",
+                "vmovdqu64 [{0} + 128], zmm2",
+                "vmovdqu64 [{0} + 192], zmm3",
+                "vmovdqu64 [{0} + 256], zmm4",
+                "vmovdqu64 [{0} + 320], zmm5",
+                "vmovdqu64 [{0} + 384], zmm6",
+                "vmovdqu64 [{0} + 448], zmm7",
+                "vmovdqu64 [{0} + 512], zmm8",
+                "vmovdqu64 [{0} + 576], zmm9",
+                "vmovdqu64 [{0} + 640], zmm10",
+                "vmovdqu64 [{0} + 704], zmm11",
+                "vmovdqu64 [{0} + 768], zmm12",
+                "vmovdqu64 [{0} + 832], zmm13",
+                "vmovdqu64 [{0} + 896], zmm14",
+                "vmovdqu64 [{0} + 960], zmm15",
+                "vmovdqu64 [{0} + 1024], zmm16",
+                "vmovdqu64 [{0} + 1088], zmm17",
+                "vmovdqu64 [{0} + 1152], zmm18",
+                "vmovdqu64 [{0} + 1216], zmm19",
+                "vmovdqu64 [{0} + 1280], zmm20",
+                "vmovdqu64 [{0} + 1344], zmm21",
+                "vmovdqu64 [{0} + 1408], zmm22",
+                "vmovdqu64 [{0} + 1472], zmm23",
+                "vmovdqu64 [{0} + 1536], zmm24",
+                "vmovdqu64 [{0} + 1600], zmm25",
+                "vmovdqu64 [{0} + 1664], zmm26",
+                "vmovdqu64 [{0} + 1728], zmm27",
+                "vmovdqu64 [{0} + 1792], zmm28",
+                "vmovdqu64 [{0} + 1856], zmm29",
+                "vmovdqu64 [{0} + 1920], zmm30",
+                "vmovdqu64 [{0} + 1984], zmm31",
+                in(reg) bytes.as_mut_ptr(),
+                options(nostack, preserves_flags)
+            );
+        }
+        bytes
+    }
+
+    #[test]
+    fn no_part_of_a_key_is_left_in_the_vector_registers() {
+        let Some(vectors) = Vectors::detect() else {
+            println!("skipped: this processor has no AVX-512 IFMA");
+            return;
+        };
+        let key = Key::new(&core::array::from_fn(|i| 0xa5 ^ (37 * i) as u8));
+        let key = key.as_bytes();
+        let mut texts = [[7; 200]; crate::PACKETS];
+        for call in 0..5 {
+            {
+                let mut texts = texts.iter_mut();
+                let mut lanes = core::array::from_fn(|_| match texts.next() {
+                    Some(text) => Lane { key, nonce: [0; 12], text },
+                    None => Lane::unused(key),
+                });
+                match call {
+                    0 => drop(vectors.seal(&mut lanes)),
+                    1 => drop(vectors.open(&mut lanes)),
+                    2 => drop(vectors.seal_one(key, (0, 1), lanes[0].text)),
+                    3 => drop(vectors.open_one(key, (0, 1), lanes[0].text)),
+                    _ => drop(vectors.seal_one(key, (0, 1), &mut lanes[0].text[..20])),
+                }
+            }
+            // SAFETY: the processor has the extensions.
+            let registers = unsafe { registers() };
+            let is_found = key.windows(4).any(|part| registers.windows(4).any(|four| four == part));
+            assert!(!is_found, "call {call}");
+        }
+    }
 }
