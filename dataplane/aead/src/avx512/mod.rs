@@ -39,16 +39,27 @@ impl Vectors {
         detected.then_some(Self(()))
     }
 
+    /// Leaves nothing of a key in the vector registers.
+    #[inline]
+    fn clear_registers(self) {
+        // SAFETY: a value exists only where the processor has the extension.
+        unsafe { memory::clear_registers() }
+    }
+
     /// Encrypts the packets, and returns their tags.
     pub(crate) fn seal(self, lanes: &mut [Lane<'_>; PACKETS]) -> Tags {
         // SAFETY: a value exists only where the processor has these extensions.
-        unsafe { cleared(crypt::<true>(lanes)) }
+        let tags = unsafe { crypt::<true>(lanes) };
+        self.clear_registers();
+        tags
     }
 
     /// Decrypts the packets, and returns what their tags must be.
     pub(crate) fn open(self, lanes: &mut [Lane<'_>; PACKETS]) -> Tags {
         // SAFETY: a value exists only where the processor has these extensions.
-        unsafe { cleared(crypt::<false>(lanes)) }
+        let tags = unsafe { crypt::<false>(lanes) };
+        self.clear_registers();
+        tags
     }
 
     /// Encrypts one packet, and returns its tag.
@@ -59,7 +70,9 @@ impl Vectors {
         text: &mut [u8],
     ) -> [u8; TAG_LEN] {
         // SAFETY: a value exists only where the processor has these extensions.
-        unsafe { cleared(one::crypt::<true>(key, nonce, text)) }
+        let tag = unsafe { one::crypt::<true>(key, nonce, text) };
+        self.clear_registers();
+        tag
     }
 
     /// Decrypts one packet, and returns what its tag must be.
@@ -70,16 +83,10 @@ impl Vectors {
         text: &mut [u8],
     ) -> [u8; TAG_LEN] {
         // SAFETY: a value exists only where the processor has these extensions.
-        unsafe { cleared(one::crypt::<false>(key, nonce, text)) }
+        let tag = unsafe { one::crypt::<false>(key, nonce, text) };
+        self.clear_registers();
+        tag
     }
-}
-
-/// Leaves nothing of a key in the vector registers.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn cleared<T>(tags: T) -> T {
-    memory::clear_registers();
-    tags
 }
 
 /// 64 bytes of each packet, which are to be authenticated.
