@@ -74,6 +74,15 @@ pub(super) fn clear_registers() {
 #[cfg(miri)]
 pub(super) const fn clear_registers() {}
 
+/// Erases rows that have a key. The write is volatile, so that the compiler keeps it.
+#[inline]
+pub(super) fn erase(rows: &mut [__m512i]) {
+    for row in rows {
+        // SAFETY: a vector is as long as the array, and is aligned for it.
+        unsafe { core::ptr::from_mut(row).cast::<[u64; 8]>().write_volatile([0; 8]) };
+    }
+}
+
 /// The first 64 bytes of `bytes`, or fewer followed by zeros.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]

@@ -154,6 +154,8 @@ fn crypt<const SEAL: bool>(lanes: &mut [Lane<'_>; PACKETS]) -> Tags {
         }
         update_parts(&mut poly1305, ciphertext);
     }
+    memory::erase(&mut initial);
+    memory::erase(&mut prepared);
     let lengths = core::array::from_fn(|i| lanes[i].text.len() as u64);
     poly1305.update(Block { low: zero, high: memory::from_u64(&lengths) }, __mmask8::MAX);
     let tags = poly1305.finish();

@@ -19,6 +19,13 @@ pub(super) const MOST: usize = SET * SETS;
 /// The initial state of block 0, in each part of 128 bits.
 pub(super) struct Initial([__m512i; 4]);
 
+impl Drop for Initial {
+    #[inline]
+    fn drop(&mut self) {
+        memory::erase(&mut self.0);
+    }
+}
+
 impl Initial {
     #[inline]
     #[target_feature(enable = "avx512f")]
