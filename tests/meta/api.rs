@@ -571,7 +571,7 @@ fn a_new_version_may_add_but_not_take_away_or_change() {
     assert_eq!(gone(&changed("One", "Other")), 1);
     assert_eq!(gone(&changed("A, B", "A")), 1);
     assert_eq!(gone(&changed("a: u8", "a: u16")), 1);
-    // Who writes `S { a }` has to be told of a second field.
+    // A program that writes `S { a }` does not compile with a second field.
     assert_eq!(gone(&changed("a: u8", "a: u8, pub b: u8")), 1);
     assert_eq!(gone(&changed("&self", "&mut self")), 1);
     assert_eq!(gone(&changed("Send Sync", "Send")), 1);
