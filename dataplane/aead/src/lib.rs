@@ -3,7 +3,7 @@
 //! On x86-64 processors with AVX-512 (F, BW, IFMA and VBMI2) and BMI2, up to eight packets at once are sealed or opened, of any
 //! keys, nonces and lengths. Too few packets for that, two to eight depending on their lengths, go one by one, with the
 //! blocks of a packet side by side. On other processors all packets go one by one through ring, or without the feature
-//! `ring` through chacha20poly1305.
+//! `ring` through chacha20poly1305, and adjacent packets of one key share its expansion.
 //!
 //! The vector code is constant in time by construction: no branch, index or shift depends on keys, plaintext or tags.
 //! The lengths of packets are public. [`Key`] is erased on drop. What a call leaves on the stack, as expanded
@@ -98,7 +98,7 @@ pub fn seal_batch<'p>(packets: impl IntoIterator<Item = Packet<'p>>) {
             *packet.done = true;
         }
     };
-    each_group(packets, seal_group, single::seal);
+    each_group(packets, seal_group, single::seal, single::seal_without_vectors);
 }
 
 /// Decrypts the packets and verifies their tags. The text of a packet that is not authentic is zeroed.
@@ -110,7 +110,7 @@ pub fn open_batch<'p>(packets: impl IntoIterator<Item = Packet<'p>>) {
             packet.set_opened(equal(*packet.tag, tag));
         }
     };
-    each_group(packets, open_group, single::open);
+    each_group(packets, open_group, single::open, single::open_without_vectors);
 }
 
 /// Compares two tags in constant time.
@@ -125,12 +125,13 @@ fn each_group<'p>(
     packets: impl IntoIterator<Item = Packet<'p>>,
     group: impl FnMut(Vectors, &mut [Packet<'p>]),
     single: impl Fn(Option<Vectors>, &mut Packet<'p>),
+    without_vectors: impl Fn(&mut [Packet<'p>]),
 ) {
     let mut packets = packets.into_iter();
     let Some(mut first) = packets.next() else { return };
     match packets.next() {
         None => single(vectors(), &mut first),
-        Some(second) => each_of_several(first, second, packets, group, single),
+        Some(second) => each_of_several(first, second, packets, group, single, without_vectors),
     }
 }
 
@@ -142,17 +143,20 @@ fn each_of_several<'p>(
     mut packets: impl Iterator<Item = Packet<'p>>,
     mut group: impl FnMut(Vectors, &mut [Packet<'p>]),
     single: impl Fn(Option<Vectors>, &mut Packet<'p>),
+    without_vectors: impl Fn(&mut [Packet<'p>]),
 ) {
-    let Some(vectors) = vectors() else {
-        [first, second].into_iter().chain(packets).for_each(|mut packet| single(None, &mut packet));
-        return;
-    };
+    let vectors = vectors();
     let mut batch = ArrayVec::<_, BATCH>::new();
     batch.push(first);
     batch.push(second);
     loop {
         batch.extend(packets.by_ref().take(batch.remaining_capacity()));
         let Some(first) = batch.first() else { return };
+        let Some(vectors) = vectors else {
+            without_vectors(&mut batch);
+            batch.clear();
+            continue;
+        };
         let len = first.text.len();
         if batch.iter().any(|packet| packet.text.len() != len) {
             // A group takes as long as its longest packet.
