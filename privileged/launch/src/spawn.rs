@@ -75,7 +75,7 @@ fn open_program() -> Result<(OwnedFd, bool)> {
     let is_owned = [0, helpers_owner].contains(&status.uid());
     if !status.is_file() || !is_owned || status.mode() & 0o022 != 0 {
         return Err(Error::new(format!(
-            "{} must be a regular file of root or of the helper's owner that no other user can write: chown root {0}; chmod go-w {0}",
+            "{} must be a regular file of root or of the helper's owner that no other user can write; install it again (make install), or: chown root {0}; chmod go-w {0}",
             path.display()
         )));
     }
