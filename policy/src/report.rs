@@ -78,6 +78,25 @@ impl Report {
         states.filter(|(_, state)| *state != State::Applied)
     }
 
+    /// Refuses a process without a layer that is in force by an earlier report, which is text as [`fmt::Display`] has it, each
+    /// process in a line that begins with its name.
+    ///
+    /// # Errors
+    /// A line that names each such layer, and what to do about it.
+    pub fn refuse_lost(&self, process: Process, earlier: &str) -> Result<(), String> {
+        let line = earlier.lines().find_map(|line| line.strip_prefix(process.name()));
+        let words = line.unwrap_or_default().split(' ');
+        let was_applied = |layer: Layer| {
+            words.clone().any(|word| word.strip_prefix(layer.name()) == Some("=applied"))
+        };
+        let lost = self.degraded(process).filter(|(layer, _)| was_applied(*layer));
+        let lost: Vec<_> = lost.map(|(layer, state)| format!("{} {state}", layer.name())).collect();
+        let (name, names) = (process.name(), lost.join(", "));
+        lost.is_empty().then_some(()).ok_or_else(|| format!(
+            "the {name}'s sandbox would lose what the running daemon has: {names}; run it as that daemon was started, mostly as root with every capability and its limits, or restart the daemon"
+        ))
+    }
+
     /// Refuses a process with a layer degraded, as `--sandbox strict` does.
     ///
     /// # Errors
@@ -255,6 +274,33 @@ mod tests {
         let [helper, dataplane] = [Process::Helper, Process::Dataplane]
             .map(|process| Layer::required_of(process).count());
         assert_eq!(report.degraded(Process::Dataplane).count(), dataplane - helper);
+    }
+
+    #[test]
+    fn a_layer_is_lost_if_the_earlier_report_had_it_in_force() {
+        let report = |missing: &[(Layer, State)]| {
+            let mut report = Report::default();
+            Layer::required_of(Process::Dataplane)
+                .for_each(|layer| report.note(layer, State::Applied));
+            missing.iter().for_each(|(layer, state)| report.note(*layer, *state));
+            report
+        };
+        let degraded = (Layer::User, State::degraded(nix::Error::EPERM));
+        let absent = (Layer::SecretMemory, State::Absent);
+        let cases: [(&[_], &[_], &str); 5] = [
+            (&[], &[], ""),
+            (&[degraded], &[degraded], ""),
+            (&[degraded], &[], ""),
+            (&[absent], &[absent, degraded], "user degraded(EPERM)"),
+            (&[], &[degraded, absent], "user degraded(EPERM), secret-memory absent"),
+        ];
+        for (before, after, lost) in cases {
+            let earlier = format!("helper: user=applied\ndataplane: {}\n", report(before));
+            let refused = report(after).refuse_lost(Process::Dataplane, &earlier);
+            assert_eq!(refused.is_err(), !lost.is_empty(), "{earlier}");
+            assert!(refused.is_ok() || refused.unwrap_err().contains(&format!(": {lost};")));
+        }
+        assert_eq!(report(&[degraded]).refuse_lost(Process::Dataplane, ""), Ok(()), "no report");
     }
 
     #[test]

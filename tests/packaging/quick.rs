@@ -1321,6 +1321,25 @@ fn of_two_that_begin_at_once_one_sets_it_up() {
     host.is_as(&before);
 }
 
+/// As in a hand-made root.
+#[test]
+fn without_dev_fd_it_says_so_at_once() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    host.write(&host.plain_server());
+    let without_dev_fd = "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 &&";
+    for before in ["mount -t tmpfs none /proc &&", without_dev_fd] {
+        for verb in ["up", "down"] {
+            let mut run = Process::spawn(host.command_with(before, verb, &[]), verb);
+            let status = run.exit_within(LIMIT).code();
+            assert_eq!(status, Some(1), "{before} {verb}: {}", run.log());
+            assert!(run.log().contains("ln -s /proc/self/fd /dev/fd"), "{verb}: {}", run.log());
+        }
+    }
+    host.is_as(&before);
+}
+
 impl Host {
     /// A line of shell that gives a command a /run which no other test uses, with the sockets of all: the directory of the
     /// states is in it while something is up, or being worked on.

@@ -83,6 +83,27 @@ fn the_dataplane_leaves_signals_to_the_helper() {
     assert_eq!(daemon.process.exit_within(LIMIT).code(), Some(0), "{}", daemon.process.log());
 }
 
+/// As what rotates logs, or a timer inherited from the launcher, sends them.
+#[test]
+fn signals_that_mean_nothing_to_a_daemon_change_nothing() {
+    require!(Wgsep);
+    let mut daemon = Daemon::start(Wgsep, &Netns::new());
+    for signal in [
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGALRM,
+        Signal::SIGVTALRM,
+        Signal::SIGPROF,
+        Signal::SIGIO,
+        Signal::SIGPWR,
+    ] {
+        kill(daemon.dataplane(), signal).unwrap();
+        daemon.process.signal(signal);
+        daemon.wg("show", "listen-port");
+        assert_eq!(daemon.process.try_exit(), None, "{signal}: {}", daemon.process.log());
+    }
+}
+
 /// wgsep in the background, in mounts of its own.
 struct Background {
     netns: Arc<Netns>,

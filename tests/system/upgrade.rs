@@ -492,6 +492,40 @@ fn an_upgrade_that_cannot_start_says_why_and_changes_nothing() {
     assert!(answers_at_once(&daemon.netns, inner(right)));
 }
 
+/// A layer that the running pair has is not given up for want of a privilege or a limit.
+#[test]
+fn an_upgrade_that_would_lose_a_layer_of_the_sandbox_is_refused_with_its_name() {
+    require!(Wgsep);
+    let tunnel = tunnel_with(&["--user", "games"]);
+    let daemon = &tunnel.left.daemon;
+    let before = pair(daemon);
+    let claims =
+        fs::read_to_string(format!("/run/wireguard/{}.sandbox", daemon.interface)).unwrap();
+    let cases = [
+        ("setpriv", &["--bounding-set=-all,+net_admin", "--inh-caps=-all"][..], "user"),
+        ("prlimit", &["--memlock=0:0"], "secret-memory"),
+    ];
+    for (program, arguments, layer) in cases {
+        if !claims.contains(&format!(" {layer}=applied")) {
+            skip(&format!("{layer} is not in force here"));
+            continue;
+        }
+        let mut weaker = daemon.netns.command(program);
+        let wgsep = wgsep_program("wgsep");
+        let line = refused(&output(
+            weaker.args(arguments).arg(wgsep).args(["upgrade", &daemon.interface]),
+        ));
+        assert!(
+            line.contains("would lose") && line.contains(&format!("{layer} degraded")),
+            "{arguments:?}: {line}"
+        );
+        assert_eq!(pair(daemon), before, "the pair is the same");
+    }
+    assert!(answers_at_once(&daemon.netns, inner(&tunnel.right)));
+    upgrade(daemon);
+    assert!(answers_at_once(&daemon.netns, inner(&tunnel.right)));
+}
+
 /// Lets every user execute what is in a directory.
 fn run_public(scratch: &Scratch) {
     wgsep_tests::process::run(Command::new("chmod").arg("755").arg(&**scratch));

@@ -324,7 +324,7 @@ fn options(
     let log_file = matches.get_one("log-file").cloned();
     let addresses = match matches.get_many("listen-address") {
         Some(addresses) => addresses.cloned().collect(),
-        None => words_of(variable("WGSEP_LISTEN_ADDRESS")),
+        None => addresses_from(variable("WGSEP_LISTEN_ADDRESS"))?,
     };
     let device = text("bind-device").or_else(|| words_of(variable("WGSEP_BIND_DEVICE")).pop());
     Ok(Options {
@@ -372,6 +372,17 @@ fn words_of(value: Option<OsString>) -> Vec<String> {
     let value = value.unwrap_or_default().to_string_lossy().into_owned();
     let words = value.split([',', ' ']).filter(|word| !word.is_empty());
     words.map(str::to_owned).collect()
+}
+
+/// The addresses of WGSEP_LISTEN_ADDRESS. Separators alone are what a script leaves whose variables are empty.
+fn addresses_from(value: Option<OsString>) -> Result<Vec<String>, String> {
+    let is_set = value.as_ref().is_some_and(|value| !value.is_empty());
+    let addresses = words_of(value);
+    if is_set && addresses.is_empty() {
+        return Err("WGSEP_LISTEN_ADDRESS has no address; name one, or unset it to listen on all"
+            .to_owned());
+    }
+    Ok(addresses)
 }
 
 /// Where the UDP sockets listen.
@@ -684,6 +695,12 @@ mod tests {
             assert_eq!(parsed(line, variables).unwrap().listen.device(), Some("vrf-blue".as_ref()));
         }
         assert!(parsed(&["wg0"], &[]).unwrap().listen.is_everywhere());
+        assert!(parsed(&["wg0"], &[("WGSEP_LISTEN_ADDRESS", "")]).unwrap().listen.is_everywhere());
+        // Of `$A,$B`, neither of which is set.
+        for separators in [",", " ", " , "] {
+            let refused = parsed(&["wg0"], &[("WGSEP_LISTEN_ADDRESS", separators)]).unwrap_err();
+            assert!(refused.contains("has no address"), "{refused}");
+        }
         let both = parsed(&["--listen-address", "192.0.2.1", "wg0"], &variables).unwrap();
         assert_eq!(both.listen.addresses, [Some(first), None, None, None], "the option counts");
     }

@@ -225,6 +225,17 @@ pub fn handled_signals() -> SigSet {
     SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD])
 }
 
+/// Signals that would end the tunnel and mean nothing here, as what rotates logs sends, or an inherited timer.
+const IGNORED: [Signal; 7] = [
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    Signal::SIGIO,
+    Signal::SIGPWR,
+];
+
 /// The same, without SIGHUP where the launcher ignores it for a daemon in the foreground: nohup(1) promises that a
 /// terminal that is closed changes nothing. What is handled is blocked, and reaches the descriptor though it is
 /// ignored.
@@ -234,6 +245,9 @@ pub fn handled_signals() -> SigSet {
 pub fn signals_to_handle(foreground: bool) -> Result<SigSet> {
     let mut handled = handled_signals();
     let before = sys::set_action(Signal::SIGHUP, SigHandler::SigIgn).step("ignore SIGHUP")?;
+    for signal in IGNORED {
+        sys::set_action(signal, SigHandler::SigIgn).step("ignore a signal")?;
+    }
     if foreground && matches!(before, SigHandler::SigIgn) {
         handled.remove(Signal::SIGHUP);
     }

@@ -51,7 +51,9 @@ pub fn await_successor(interface: &str, settings: Welcome) -> Result<(Successors
     // The UAPI socket of this name is this process's, so no other daemon has this one.
     let _seldom_there = remove_file(&path);
     let address = UnixAddr::new(&*path).step(&path)?;
-    uapi_socket::with_umask(0o177, || bind(socket.as_raw_fd(), &address)).step(&path)?;
+    let in_the_way = format!("{path} is a directory; move it away");
+    uapi_socket::with_umask(0o177, || bind(socket.as_raw_fd(), &address))
+        .advise(&path, &[(&[Errno::EADDRINUSE], &in_the_way)])?;
     let file = own_file(interface).inspect_err(|_| drop(remove_file(&path))).step(&path)?;
     let (channel, _closed) = channel_pair()?;
     Ok((Successors::new(socket, channel, settings), file))
@@ -336,6 +338,7 @@ pub fn start(
         made_socket,
         waits: welcome.waiter == Waiter::ThisHelper,
         earlier,
+        claims: read_to_string(format!("{DIRECTORY}/{interface}.sandbox")).unwrap_or_default(),
         report,
         beside: own_file(interface).ok().into_iter().chain(files.into_iter().flatten()).collect(),
         handed_over: None,

@@ -143,6 +143,10 @@ impl Unconfined {
             report.refuse_degraded(Confined::Dataplane)?;
             helper_report.refuse_degraded(Confined::Helper)?;
         }
+        if let Some(predecessor) = &predecessor {
+            report.refuse_lost(Confined::Dataplane, &predecessor.claims)?;
+            helper_report.refuse_lost(Confined::Helper, &predecessor.claims)?;
+        }
 
         let sandboxes = Sandboxes { dataplane: report, helper: helper_report };
         let claims = format!("helper: {helper_report}\ndataplane: {report}\n");

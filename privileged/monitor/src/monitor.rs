@@ -184,6 +184,9 @@ impl Monitor {
                 let what = "the dataplane was killed by SIGSYS, for a system call that its filter forbids; it may be under attack, see SECURITY.md";
                 return End::Failed(BREACH, self.with_reason(what));
             }
+            Some((_, libc::SIGXCPU)) => {
+                "the dataplane was killed by SIGXCPU: it had the processor time of its limit; raise that (ulimit -t, LimitCPU= of a unit)".to_owned()
+            }
             Some((_, number)) => Signal::try_from(number).map_or_else(
                 |_| format!("the dataplane was killed by real-time signal {number}"),
                 |signal| format!("the dataplane was killed by {signal}"),

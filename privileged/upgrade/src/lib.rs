@@ -249,6 +249,8 @@ pub struct Predecessor {
     pub waits: bool,
     /// The channel to an earlier helper, which does.
     pub earlier: Option<Channel>,
+    /// What the sandbox's report says of that pair; empty where there is none.
+    pub claims: String,
     /// The sandbox's report, to be written anew.
     pub report: io::Result<(File, OwnFile)>,
     /// The files of the other sockets: of the status, for preshared keys, and that to which the next helper announces
