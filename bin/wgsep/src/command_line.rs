@@ -698,7 +698,7 @@ mod tests {
         assert!(parsed(&["wg0"], &[("WGSEP_LISTEN_ADDRESS", "")]).unwrap().listen.is_everywhere());
         // Of `$A,$B`, neither of which is set.
         for separators in [",", " ", " , "] {
-            let refused = parsed(&["wg0"], &[("WGSEP_LISTEN_ADDRESS", separators)]).unwrap_err();
+            let refused = parsed(&["wg0"], &[("WGSEP_LISTEN_ADDRESS", separators)]).err().unwrap();
             assert!(refused.contains("has no address"), "{refused}");
         }
         let both = parsed(&["--listen-address", "192.0.2.1", "wg0"], &variables).unwrap();
