@@ -647,7 +647,7 @@ fn a_scheduling_policy_that_forbids_to_fork_is_named_and_its_remedy_works() {
 fn what_is_in_the_place_of_the_report_or_the_upgrade_socket_is_named_and_left_alone() {
     require!(Wgsep);
     let report = "sandbox is a directory; move it away; until";
-    let socket = "upgrade: Address already in use (EADDRINUSE); end or move away what has it";
+    let socket = "upgrade is a directory; move it away; without it";
     for (file, reason) in [("sandbox", report), ("upgrade", socket)] {
         let script = format!("for name; do :; done; mkdir -p /run/wireguard/$name.{file}");
         let host = Host::new(&script, &["env"]).started();
