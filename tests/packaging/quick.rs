@@ -863,6 +863,29 @@ fn a_handshake_of_the_future_is_no_recent_one() {
     named.0.must("down");
 }
 
+/// The timer's run may have begun when the unit of the tunnel is stopped.
+#[test]
+fn a_tunnel_that_is_stopped_while_its_names_are_resolved_is_no_failure_of_the_timer() {
+    require!(Wgsep);
+    for setting in ["endpoints", "transfer", "fwmark"] {
+        let named = Named::up(NOWHERE);
+        let interface = &named.0.interface;
+        let socket = format!("/run/wireguard/{interface}.sock");
+        named.0.write_wrapper(
+            "wg",
+            &format!(
+                "case \"$*\" in *' {setting}') ip link delete dev {interface}; \
+                 while [ -e {socket} ]; do sleep 0.02; done ;; esac"
+            ),
+        );
+        let done = output(named.command("resolve").env("INVOCATION_ID", "0"));
+        assert!(done.status.success() && done.stderr.is_empty(), "{setting}: {done:?}");
+        assert!(fs::metadata(socket).is_err(), "{setting} was asked for");
+        let said = named.0.refusal(&mut named.command("resolve"));
+        assert_eq!(said.len(), 1, "{said:?}");
+    }
+}
+
 #[test]
 fn a_name_without_an_address_to_send_to_is_said_and_the_endpoint_stays() {
     require!(Wgsep);
