@@ -1,5 +1,5 @@
-//! Loads and stores of vectors, each within a slice or an array that the type bounds, and the zeroing of registers: the
-//! only unsafe code.
+//! Loads and stores of vectors, each within a slice or an array that the type bounds, and what keeps keys from being left in
+//! registers and on the stack: the only unsafe code but for the calls in `mod.rs`.
 
 use core::arch::x86_64::{
     __m128i, __m256i, __m512i, __mmask64, _mm_loadu_si128, _mm256_loadu_si256, _mm512_loadu_si512,
@@ -82,6 +82,32 @@ pub(super) fn erase(rows: &mut [__m512i]) {
         unsafe { core::ptr::from_mut(row).cast::<[u64; 8]>().write_volatile([0; 8]) };
     }
 }
+
+/// Reads a row from memory even if the compiler has its value already: the read is volatile.
+#[inline]
+pub(super) fn reread(row: &__m512i) -> __m512i {
+    // SAFETY: a reference can be read.
+    unsafe { core::ptr::from_ref(row).read_volatile() }
+}
+
+/// Computes a row here. If the compiler computed it later, it would store what it is computed from until then.
+#[cfg(not(miri))]
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn evaluate(row: &mut __m512i) {
+    let value = *row;
+    // SAFETY: there is no instruction, only a comment.
+    unsafe {
+        core::arch::asm!(
+            "/* {0} */",
+            inout(zmm_reg) value => *row,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+}
+
+#[cfg(miri)]
+pub(super) const fn evaluate(_: &mut __m512i) {}
 
 /// The first 64 bytes of `bytes`, or fewer followed by zeros.
 #[inline]

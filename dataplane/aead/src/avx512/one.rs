@@ -8,6 +8,7 @@ use super::rows::{Initial, MOST};
 use super::{memory, scalar};
 use crate::{KEY_LEN, TAG_LEN};
 use core::arch::x86_64::{__m512i, _mm512_xor_si512};
+use core::hint::black_box;
 
 /// Texts up to this length, in bytes, are authenticated in scalar registers: there, no powers need to be computed.
 const SHORT: usize = 160;
@@ -53,14 +54,15 @@ fn crypt_long<const SEAL: bool>(initial: &Initial, text: &mut [u8]) -> [u8; TAG_
     });
     let Some(mut message) = message else { return [0; TAG_LEN] };
     let mut block = 1 + FIRST / memory::LEN;
+    // `black_box`, so that each pass reads the rows again: see `Initial::sets`.
     while rest.len() > MOST * memory::LEN {
         (part, rest) = rest.split_at_mut(MOST * memory::LEN);
-        initial.blocks(block as u32, MOST, |blocks| {
+        black_box(initial).blocks(block as u32, MOST, |blocks| {
             authenticate::<SEAL, _>(part, blocks, |part| message.update(part));
         });
         block += MOST;
     }
-    initial.blocks(block as u32, rest.len().div_ceil(memory::LEN), |blocks| {
+    black_box(initial).blocks(block as u32, rest.len().div_ceil(memory::LEN), |blocks| {
         authenticate::<SEAL, _>(rest, blocks, |rest| message.finish(rest))
     })
 }

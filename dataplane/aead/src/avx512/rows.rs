@@ -42,16 +42,6 @@ impl Initial {
         ])
     }
 
-    /// The initial state of four blocks.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn set(&self, first: u32) -> [__m512i; 4] {
-        let [a, b, c, d] = self.0;
-        let [i, j, k, l] = [0, 1, 2, 3].map(|i| first.wrapping_add(i).cast_signed());
-        let counters = _mm512_setr_epi32(i, 0, 0, 0, j, 0, 0, 0, k, 0, 0, 0, l, 0, 0, 0);
-        [a, b, c, _mm512_add_epi32(d, counters)]
-    }
-
     /// Calls `with` with `count` blocks from `first` on, and some more that cost nothing; with [`MOST`] if it is more.
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -74,7 +64,7 @@ impl Initial {
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn sets<const N: usize>(&self, first: u32) -> [[__m512i; SET]; N] {
-        let initial = |i: usize| self.set(first.wrapping_add((SET * i) as u32));
+        let initial = |i: usize| at_block(self.0, first.wrapping_add((SET * i) as u32));
         let mut sets: [_; N] = core::array::from_fn(initial);
         for _ in 0..DOUBLE_ROUNDS {
             quarter_rounds(&mut sets);
@@ -91,11 +81,17 @@ impl Initial {
                 *c = _mm512_shuffle_epi32::<0x93>(*c);
             }
         }
+        // Read again, so that the compiler keeps no copies on the stack, which would not be erased.
+        let again = self.0.each_ref().map(memory::reread);
         for (i, set) in sets.iter_mut().enumerate() {
-            for (row, initial) in set.iter_mut().zip(initial(i)) {
+            let initial = at_block(again, first.wrapping_add((SET * i) as u32));
+            for (row, initial) in set.iter_mut().zip(initial) {
                 *row = _mm512_add_epi32(*row, initial);
             }
             *set = poly1305::transpose_parts(*set);
+            for row in set {
+                memory::evaluate(row);
+            }
         }
         sets
     }
@@ -126,4 +122,13 @@ fn step<const A: usize, const B: usize, const D: usize, const BITS: i32, const N
     for set in sets {
         set[D] = _mm512_rol_epi32::<BITS>(set[D]);
     }
+}
+
+/// The initial state of four blocks from `first` on.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn at_block([a, b, c, d]: [__m512i; 4], first: u32) -> [__m512i; 4] {
+    let [i, j, k, l] = [0, 1, 2, 3].map(|i| first.wrapping_add(i).cast_signed());
+    let counters = _mm512_setr_epi32(i, 0, 0, 0, j, 0, 0, 0, k, 0, 0, 0, l, 0, 0, 0);
+    [a, b, c, _mm512_add_epi32(d, counters)]
 }

@@ -1,0 +1,99 @@
+//! What a call leaves on the stack has no part of a key. Other compilers and other options may store more there, so a
+//! program that cares wipes its stack all the same.
+#![cfg(target_arch = "x86_64")]
+#![allow(clippy::print_stdout)]
+
+mod dice;
+
+use core::hint::black_box;
+use dice::Dice;
+use std::collections::BTreeMap;
+use wgsep_aead::{KEY_LEN, Key, NONCE_LEN, Packet, TAG_LEN, open_batch, seal_batch, uses_vectors};
+
+/// More than a call takes of the stack, in bytes.
+const DEPTH: usize = 32 << 10;
+/// So many bytes of a key that follow each other are not there by chance.
+const PART: usize = 8;
+
+type Process = for<'k> fn(&mut Vec<Packet<'k>>);
+
+/// How packets are processed. A build with debug assertions tries the first two only: in it, the compiler copies rows of a
+/// batch to where nothing erases them.
+const WAYS: [(&str, Process); 4] = [
+    ("seal", |packets| packets.drain(..).for_each(wgsep_aead::seal)),
+    ("open", |packets| packets.drain(..).for_each(wgsep_aead::open)),
+    ("seal_batch", |packets| seal_batch(packets.drain(..))),
+    ("open_batch", |packets| open_batch(packets.drain(..))),
+];
+
+/// Fills the stack below the caller, so that nothing of an earlier call is found there.
+#[inline(never)]
+fn fill_stack() {
+    black_box(&mut [0x5a_u8; 2 * DEPTH]);
+}
+
+/// Copies what is on the stack below this function.
+#[inline(always)]
+fn copy_stack(copy: &mut [u8; DEPTH]) {
+    // SAFETY: reads as many bytes below the stack pointer as the array has, which `fill_stack` wrote, and writes them to the
+    // array.
+    unsafe {
+        core::arch::asm!(
+            "lea rsi, [rsp - {depth}]",
+            "rep movsb",
+            depth = const DEPTH,
+            inout("rcx") DEPTH => _,
+            out("rsi") _,
+            inout("rdi") copy.as_mut_ptr() => _,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// The parts of the keys that are on the stack after a call.
+#[inline(never)]
+fn parts_left(
+    process: Process,
+    packets: &mut Vec<Packet<'_>>,
+    keys: &[Key],
+    copy: &mut [u8; DEPTH],
+) -> usize {
+    fill_stack();
+    process(packets);
+    copy_stack(copy);
+    let parts = keys.iter().flat_map(|key| key.as_bytes().windows(PART).step_by(4));
+    parts.filter(|part| copy.windows(PART).any(|bytes| bytes == *part)).count()
+}
+
+#[test]
+fn no_part_of_a_key_is_left_on_the_stack() {
+    if !uses_vectors() {
+        println!("skipped: this processor has no AVX-512 IFMA");
+        return;
+    }
+    let mut dice = Dice(1);
+    let mut copy = Box::new([0; DEPTH]);
+    let mut left = BTreeMap::new();
+    for len in (0..=1600).step_by(32).chain((1600..5000).step_by(64)) {
+        for count in [1, 3, 8] {
+            for (way, process) in &WAYS[..if cfg!(debug_assertions) { 2 } else { 4 }] {
+                let keys: Vec<_> = (0..count).map(|_| Key::new(&dice.bytes::<KEY_LEN>())).collect();
+                let mut texts = vec![vec![7; len]; count];
+                let mut tags = vec![[0; TAG_LEN]; count];
+                let mut done = vec![false; count];
+                let parts = keys.iter().zip(&mut texts).zip(&mut tags).zip(&mut done);
+                let mut packets: Vec<_> = parts
+                    .map(|(((key, text), tag), done)| {
+                        let text: &mut Vec<u8> = text;
+                        Packet { key, nonce: [1; NONCE_LEN], text, tag, done }
+                    })
+                    .collect();
+                let parts = parts_left(*process, &mut packets, &keys, &mut copy);
+                if parts != 0 {
+                    left.insert((*way, count, len), parts);
+                }
+            }
+        }
+    }
+    assert!(left.is_empty(), "{left:?}");
+}
