@@ -268,7 +268,7 @@ fn nothing_beyond_a_packet_is_accessed() {
     // SAFETY: the middle page can be read and written, and nothing else refers to it.
     let memory = unsafe { core::slice::from_raw_parts_mut(first.as_ptr(), page) };
     let mut dice = Dice(6);
-    for len in (0..300).chain([1424, page]) {
+    for len in (0..300).chain([1424, 1500, page]) {
         for start in [0, page - len] {
             let samples: Vec<_> = (0..8).map(|_| Sample::new(&mut dice, len)).collect();
             let keys: Vec<_> = samples.iter().map(|sample| Key::new(&sample.key)).collect();
@@ -300,6 +300,11 @@ fn nothing_beyond_a_packet_is_accessed() {
                 packets.insert(i, packet);
                 way.seal(packets);
                 assert!(done && tag == expected_tag && memory[start..start + len] == expected);
+
+                let text = &mut memory[start..start + len];
+                let (key, nonce) = (&keys[i], sample.nonce);
+                way.open(vec![Packet { key, nonce, text, tag: &mut tag, done: &mut done }]);
+                assert!(done && memory[start..start + len] == sample.text);
             }
         }
     }

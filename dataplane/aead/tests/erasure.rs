@@ -1,4 +1,4 @@
-//! What a call leaves on the stack has no part of a key. Other compilers and other options may store more there, so a
+//! Keys are erased, and what a call leaves on the stack has no part of a key. Other compilers and other options may store more there, so a
 //! program that cares wipes its stack all the same.
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::print_stdout)]
@@ -6,6 +6,7 @@
 mod dice;
 
 use core::hint::black_box;
+use core::mem::ManuallyDrop;
 use dice::Dice;
 use std::collections::BTreeMap;
 use wgsep_aead::{KEY_LEN, Key, NONCE_LEN, Packet, TAG_LEN, open_batch, seal_batch, uses_vectors};
@@ -96,4 +97,15 @@ fn no_part_of_a_key_is_left_on_the_stack() {
         }
     }
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_key_is_erased_when_it_is_dropped() {
+    let mut key = ManuallyDrop::new(Key::new(&[7; KEY_LEN]));
+    let bytes = core::ptr::from_ref(key.as_bytes());
+    // SAFETY: it is dropped once, and not used afterwards.
+    unsafe { ManuallyDrop::drop(&mut key) };
+    // SAFETY: the memory is that of `key`, which is still there; any bytes are an array.
+    let left = unsafe { bytes.read_volatile() };
+    assert_eq!(left, [0; KEY_LEN]);
 }

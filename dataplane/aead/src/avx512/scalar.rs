@@ -90,3 +90,35 @@ pub(super) fn finish([h0, h1, h2]: [u64; 3], [s0, s1]: [u64; 2]) -> [u8; TAG_LEN
     let exceeds = top.wrapping_add(u64::from(carry)) >> 2;
     low.wrapping_add(u128::from(exceeds.wrapping_mul(5))).wrapping_add(join(s0, s1)).to_le_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::finish;
+
+    /// As [`finish`], by subtracting 2^130 - 5.
+    fn expected(mut low: u128, mut top: u64, s: u128) -> [u8; 16] {
+        const MODULUS: (u64, u128) = (3, u128::MAX - 4);
+        while (top, low) >= MODULUS {
+            let (difference, borrow) = low.overflowing_sub(MODULUS.1);
+            (low, top) = (difference, top - MODULUS.0 - u64::from(borrow));
+        }
+        low.wrapping_add(s).to_le_bytes()
+    }
+
+    #[test]
+    fn each_sum_is_reduced_completely() {
+        for top in 0..8 {
+            for edge in [0, 1 << 64, u128::MAX] {
+                for distance in 0..64u128 {
+                    for low in [edge.wrapping_add(distance), edge.wrapping_sub(distance)] {
+                        let words = [low as u64, (low >> 64) as u64, top];
+                        for s in [0, u128::MAX, 1 << 63] {
+                            let tag = finish(words, [s as u64, (s >> 64) as u64]);
+                            assert_eq!(tag, expected(low, top, s), "{top} {low:x} {s:x}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
