@@ -6,8 +6,11 @@
 //! `ring` through chacha20poly1305, and adjacent packets of one key share its expansion.
 //!
 //! The vector code is constant in time by construction: no branch, index or shift depends on keys, plaintext or tags.
-//! The lengths of packets are public. [`Key`] is erased on drop. What a call leaves on the stack, as expanded
-//! keys, is not: a program that cares wipes the stack once a key is no longer used.
+//! The lengths of packets are public.
+//!
+//! [`Key`] is erased on drop. The vector code zeroes the vector registers and erases the rows that have the key; not what is
+//! left in general registers, and of one-time keys and keystream on the stack. Through ring and chacha20poly1305, a call
+//! may leave the key itself there. A program that cares wipes the stack once a key is no longer used.
 
 #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
 mod avx512;
@@ -212,7 +215,7 @@ fn lanes<'g>(group: &'g mut [Packet<'_>]) -> [Lane<'g>; PACKETS] {
     })
 }
 
-/// Whether batches go through vectors: 0 until it is known, and then one of the two others.
+/// Whether packets go through vectors: 0 until it is known, and then one of the two others.
 static USE: AtomicU8 = AtomicU8::new(0);
 const WITHOUT: u8 = 1;
 const WITH: u8 = 2;
@@ -222,7 +225,7 @@ pub fn disable_vectors() {
     USE.store(WITHOUT, Ordering::Relaxed);
 }
 
-/// True if batches are sealed and opened with vectors.
+/// True if packets are sealed and opened with vectors.
 #[must_use]
 pub fn uses_vectors() -> bool {
     vectors().is_some()

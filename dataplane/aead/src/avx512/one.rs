@@ -28,8 +28,7 @@ pub(super) fn crypt<const SEAL: bool>(
         return crypt_long::<SEAL>(&initial, text);
     }
     initial.blocks(0, count, |blocks| {
-        // The first block has the one-time key, in its first half.
-        let Some((first, keystream)) = blocks.split_first() else { return [0; TAG_LEN] };
+        let (first, keystream) = split_first(blocks);
         if len <= SHORT {
             let [r0, r1, s0, s1, ..] = memory::to_u64(*first);
             let key = scalar::Key::new([r0, r1], [s0, s1]);
@@ -46,13 +45,12 @@ pub(super) fn crypt<const SEAL: bool>(
 fn crypt_long<const SEAL: bool>(initial: &Initial, text: &mut [u8]) -> [u8; TAG_LEN] {
     let len = text.len();
     let (mut part, mut rest) = text.split_at_mut(FIRST);
-    let message = initial.blocks(0, MOST, |blocks| {
-        let (first, keystream) = blocks.split_first()?;
+    let mut message = initial.blocks(0, MOST, |blocks| {
+        let (first, keystream) = split_first(blocks);
         let mut message = Message::new(*first, len);
         authenticate::<SEAL, _>(part, keystream, |part| message.update(part));
-        Some(message)
+        message
     });
-    let Some(mut message) = message else { return [0; TAG_LEN] };
     let mut block = 1 + FIRST / memory::LEN;
     // `black_box`, so that each pass reads the rows again: see `Initial::sets`.
     while rest.len() > MOST * memory::LEN {
@@ -65,6 +63,13 @@ fn crypt_long<const SEAL: bool>(initial: &Initial, text: &mut [u8]) -> [u8; TAG_
     black_box(initial).blocks(block as u32, rest.len().div_ceil(memory::LEN), |blocks| {
         authenticate::<SEAL, _>(rest, blocks, |rest| message.finish(rest))
     })
+}
+
+/// The first block of a packet, which has the one-time key in its first half, and the keystream.
+#[inline]
+fn split_first(blocks: &[__m512i]) -> (&__m512i, &[__m512i]) {
+    let Some(split) = blocks.split_first() else { unreachable!("a set has four blocks") };
+    split
 }
 
 /// Calls `poly1305` with the ciphertext: after encryption, or before decryption.
@@ -88,6 +93,7 @@ fn authenticate<const SEAL: bool, T>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn xor(text: &mut [u8], keystream: &[__m512i]) {
+    debug_assert!(text.len() <= memory::LEN * keystream.len(), "text without keystream");
     for (text, keystream) in text.chunks_mut(memory::LEN).zip(keystream) {
         let output = _mm512_xor_si512(memory::load(text), *keystream);
         memory::store(text, output);

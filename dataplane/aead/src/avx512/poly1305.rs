@@ -84,7 +84,7 @@ impl Products {
         Self { low: [zero; 3], high: [zero; 3] }
     }
 
-    /// Adds a product. The limbs of `factor` are below 2^45, 2^45 and 2^43, those of the multiplier below 2^45 and
+    /// Adds a product. The limbs of `factor` are below 2^45, 2^45 + 2^8 and 2^43, those of the multiplier below 2^45 and
     /// times 20 below 2^50: each is below 2^52, and the sum of four products below 2^56.
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma")]

@@ -126,7 +126,8 @@ struct Products {
 }
 
 impl Products {
-    /// The limbs of `factor` are below 2^45, 2^45 and 2^43, as those of the multiplier.
+    /// The limbs of `factor` are below 2^45 + 2^9, 2^45 + 2^8 and 2^43, those of the multiplier below
+    /// 2^45, 2^45 and 2^43.
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma")]
     fn new(factor: Limbs, multiplier: &Multiplier) -> Self {
