@@ -41,14 +41,13 @@ impl Queued {
 /// The datagrams that a batch sealed last, where they lie in the memory that it was given. They are counted as sent.
 pub(super) fn sealed(outbound: &OutboundBatch<Whole>) -> impl Iterator<Item = Queued> {
     outbound.sealed_runs().flat_map(|SealedRun { peer, endpoint, datagrams }| {
-        datagrams.iter().map(move |datagram| {
-            peer.add_tx(datagram.bytes.len() as u64, 1);
-            Queued {
-                endpoint: *endpoint,
-                traffic_class: datagram.ecn.encapsulated().bits(),
-                bytes: datagram.bytes.clone(),
-                peer: Some(peer.id()),
-            }
+        let bytes = datagrams.iter().map(|datagram| datagram.bytes.len() as u64).sum();
+        peer.add_tx(bytes, datagrams.len() as u64);
+        datagrams.iter().map(move |datagram| Queued {
+            endpoint: *endpoint,
+            traffic_class: datagram.ecn.encapsulated().bits(),
+            bytes: datagram.bytes.clone(),
+            peer: Some(peer.id()),
         })
     })
 }

@@ -11,7 +11,7 @@ use crate::wire::messages::{
 };
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Messages after which the initiator starts a new handshake.
 pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
@@ -220,18 +220,17 @@ impl Keypair {
         counter < REJECT_AFTER_MESSAGES && !self.is_older_than(REJECT_AFTER_TIME, now)
     }
 
-    /// True, once, for each fresh authenticated counter.
-    pub fn validate_counter(&self, counter: u64) -> bool {
-        self.replay.lock().unwrap_or_else(PoisonError::into_inner).validate(counter)
+    /// The window that authenticated counters are to be passed to.
+    pub(crate) fn replay_window(&self) -> MutexGuard<'_, ReplayWindow> {
+        self.replay.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The keypair for another process, which may send with it only once this one no longer does.
     #[cfg(feature = "internals")]
     pub(crate) fn save(&self) -> saved::Keypair {
-        let Self { sending, receiving, sending_counter, sending_valid, replay, .. } = self;
+        let Self { sending, receiving, sending_counter, sending_valid, .. } = self;
         let Self { created, initiator, sender_index, receiver_index, .. } = self;
-        let (replay_next, replay_seen) =
-            replay.lock().unwrap_or_else(PoisonError::into_inner).save();
+        let (replay_next, replay_seen) = self.replay_window().save();
         saved::Keypair {
             sending: Secret::new(*sending.as_bytes()),
             receiving: Secret::new(*receiving.as_bytes()),

@@ -1,10 +1,12 @@
 //! Packets in memory of the caller, one and many at a time.
 
+use crate::dice::Dice;
 use crate::network::{Pair, address, at, packet, sent, tunnel};
 use crate::state::{connect, packet_of, server};
 use std::ops::Range;
 use wgsep_proto::{
-    BatchError, DropCause, EncapsulateError, MAX_OVERHEAD, Receive, ReceivedPacket, SessionState,
+    BatchError, Device, DropCause, Ecn, EncapsulateError, Endpoint, MAX_OVERHEAD, Receive,
+    ReceivedPacket, SessionState,
 };
 
 /// Packets of these lengths, one behind the other, and where they are.
@@ -156,4 +158,107 @@ fn a_batch_may_hold_a_handshake_and_packets_of_many_peers() {
     assert_eq!(response.endpoint.destination, address(2));
     second.decapsulate(address(99), response.datagram, at(0)).unwrap();
     assert_eq!(second.report(at(0).instant).state, SessionState::Established);
+}
+
+/// A datagram, from where it comes, and the ECN bits of its outer header.
+struct Arrival {
+    source: Endpoint,
+    ecn: Ecn,
+    datagram: Vec<u8>,
+}
+
+/// A device, and what arrives there from two peers, of which the second begins to use another keypair in the middle:
+/// packets, keepalives, sources of others, bytes that changed, replays, and peers that move.
+fn disorder(seed: u64) -> (Device, Vec<Arrival>) {
+    let mut dice = Dice::new(seed);
+    let mut device = server(&[1, 2]);
+    let mut clients = [1, 2].map(|number| tunnel(number, 99, Some(address(99))));
+    for (client, number) in clients.iter_mut().zip(1..) {
+        connect(&mut device, client, number);
+    }
+    let [_, second] = &mut clients;
+    let (mut from, mut datagrams): (u8, Vec<Vec<u8>>) = (1, Vec::new());
+    let mut buffer = [0; 2000];
+    let mut arrivals = Vec::new();
+    let new_keypair = dice.below(40);
+    second.start_handshake(at(6000)).unwrap();
+    let (_, mut initiation) = sent(second).pop_front().unwrap();
+    let received =
+        device.decapsulate(address(2).into(), Ecn::NOT_CAPABLE, &mut initiation, at(6000));
+    assert_eq!(received, Ok(None));
+    let mut response = device.poll_transmit().unwrap().datagram.to_vec();
+    for number in 0..=dice.below(40) {
+        if dice.chance(200) {
+            from = 3 - from;
+        }
+        let client = &mut clients[usize::from(from) - 1];
+        let len = 20 + dice.below(1400) as usize;
+        let inner = packet_of(if dice.chance(100) { 3 - from } else { from }, len);
+        let sealed = client.encapsulate_into(&inner, &mut buffer, at(6000)).unwrap().unwrap();
+        let mut datagram = sealed.datagram.to_vec();
+        if number == new_keypair {
+            // The answer is a keepalive, with the new keypair.
+            from = 2;
+            let client = &mut clients[1];
+            client.decapsulate(address(99), &mut response, at(6000)).unwrap();
+            (_, datagram) = sent(client).pop_front().unwrap();
+        }
+        match dice.below(10) {
+            0 => {
+                let at = dice.below(datagram.len() as u64) as usize;
+                datagram[at] ^= 1 << dice.below(8);
+            }
+            1 if !datagrams.is_empty() => {
+                datagram = datagrams[dice.below(datagrams.len() as u64) as usize].clone();
+            }
+            _ => {}
+        }
+        datagrams.push(datagram.clone());
+        let host = if dice.chance(100) { 10 + from } else { from };
+        let ecn = Ecn::of_traffic_class(dice.below(4) as u8);
+        arrivals.push(Arrival { source: address(host).into(), ecn, datagram });
+    }
+    (device, arrivals)
+}
+
+/// All that can be seen of a device, but for the order of its events: a batch tells of all moves at once.
+fn state(device: &mut Device) -> String {
+    let events = std::iter::from_fn(|| device.poll_event());
+    let mut events: Vec<_> = events.map(|event| format!("{event:?}")).collect();
+    events.sort();
+    let mut transmits = Vec::new();
+    while let Some(transmit) = device.poll_transmit() {
+        transmits.push(format!("{transmit:?}"));
+    }
+    let drops: Vec<_> = device.drops().counts().collect();
+    let reports: Vec<_> = device.reports(at(6000).instant).collect();
+    format!("{events:?} {transmits:?} {drops:?} {reports:?} {:?}", device.next_timeout())
+}
+
+#[test]
+fn a_batch_has_the_effects_of_its_datagrams_one_by_one() {
+    let mut replayed = 0;
+    for seed in 0..300 {
+        let ((mut device, arrivals), (mut twin, _)) = (disorder(seed), disorder(seed));
+        let mut one_by_one = Vec::new();
+        for Arrival { source, ecn, datagram } in &arrivals {
+            let mut datagram = datagram.clone();
+            let received = twin.decapsulate(*source, *ecn, &mut datagram, at(6000));
+            let received = received.ok().flatten();
+            one_by_one.extend(received.map(|one| (one.peer, one.packet.to_vec())));
+        }
+        let (mut memory, mut receives) = (Vec::new(), Vec::new());
+        for Arrival { source, ecn, datagram } in &arrivals {
+            let bytes = memory.len()..memory.len() + datagram.len();
+            let receive = Receive::new(bytes, source.destination);
+            receives.push(Receive { ecn: *ecn, ..receive });
+            memory.extend(datagram);
+        }
+        let received = device.decapsulate_batch(&mut memory, &receives, at(6000)).unwrap();
+        let received: Vec<_> = received.map(|one| (one.peer, one.packet.to_vec())).collect();
+        assert_eq!(received, one_by_one, "seed {seed}");
+        replayed += device.drops().count(DropCause::Replayed);
+        assert_eq!(state(&mut device), state(&mut twin), "seed {seed}");
+    }
+    assert!(replayed > 150, "{replayed}");
 }

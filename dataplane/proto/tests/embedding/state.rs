@@ -115,6 +115,29 @@ fn what_was_not_authentic_moves_no_endpoint_and_says_why_it_was_dropped() {
 }
 
 #[test]
+fn a_responder_has_a_session_only_once_a_message_of_it_is_authentic() {
+    let mut pair = Pair::new();
+    pair.a.start_handshake(pair.now()).unwrap();
+    let (_, mut initiation) = sent(&mut pair.a).pop_front().unwrap();
+    let now = pair.now();
+    pair.b.decapsulate(address(1), &mut initiation, now).unwrap();
+    let (_, mut response) = sent(&mut pair.b).pop_front().unwrap();
+    pair.a.decapsulate(address(2), &mut response, now).unwrap();
+    let (_, keepalive) = sent(&mut pair.a).pop_front().unwrap();
+    for changed in 16..keepalive.len() {
+        let mut forged = keepalive.clone();
+        forged[changed] ^= 1;
+        let received = pair.b.decapsulate(address(1), &mut forged, now);
+        assert_eq!(received, Err(DropCause::Unauthentic));
+    }
+    assert_eq!(events(&mut pair.b), []);
+    assert_eq!(pair.b.report(now.instant).state, SessionState::Handshaking);
+    assert_eq!(pair.b.decapsulate(address(1), &mut keepalive.clone(), now), Ok(None));
+    assert_eq!(events(&mut pair.b).len(), 1);
+    assert_eq!(pair.b.report(now.instant).state, SessionState::Established);
+}
+
+#[test]
 fn a_packet_that_cannot_be_sent_says_why() {
     let mut pair = Pair::new();
     let now = pair.now();

@@ -3,8 +3,8 @@
 use super::{InboundBatch, Origin, ReceivingKeypair, TransportMessage};
 use crate::path::data_path::{AllowedIpTable, DataPath, DropCause};
 use crate::session::keypair::Keypair;
-use crate::session::peer::{Endpoint, Peer, PeerId, dirty};
-use crate::session::timers::RECEIVE_REKEY_AGE;
+use crate::session::peer::{Peer, PeerId, dirty};
+use crate::session::timers::{NeedsReschedule, RECEIVE_REKEY_AGE};
 use crate::time::Instant;
 use crate::wire::ip::{Ecn, InnerPacket, propagate_ecn};
 use crate::wire::messages::{TAG_LEN, TRANSPORT_OVERHEAD};
@@ -24,22 +24,14 @@ impl InboundBatch {
         now: Instant,
     ) {
         let Self { origins, messages, keypairs, .. } = self;
-        for message in messages.iter_mut().filter(|message| message.is_authentic) {
-            let Some(received) = message.received(origins, keypairs) else { continue };
-            let Range { start, end } = message.sealed;
-            let text = end.checked_sub(TAG_LEN).and_then(|end| memory.get_mut(start..end));
-            let Some(plaintext) = text else { continue };
-            let Accepted { has_moved, packet } =
-                data_path.accept_message(&received, allowed_ips, plaintext, now);
-            message.has_moved = has_moved;
-            match packet {
-                Ok(packet) => {
-                    message.packet = packet.map(|packet| start..start.saturating_add(packet.len()));
-                }
-                Err(cause) => {
-                    data_path.drops.add(cause, 1);
-                    message.dropped = Some(cause);
-                }
+        for messages in messages.chunk_by_mut(|one, next| one.keypair == next.keypair) {
+            let keypair = messages.first().and_then(|message| keypairs.get(message.keypair));
+            let Some(ReceivingKeypair { peer, keypair, .. }) = keypair else { continue };
+            let mut run = Run { peer, keypair, messages };
+            run.drop_replays(data_path);
+            if run.kept().next().is_some() {
+                run.update_peer_state(data_path, origins, now);
+                run.find_packets(data_path, origins, allowed_ips, memory, now);
             }
         }
     }
@@ -72,133 +64,127 @@ impl InboundBatch {
 }
 
 impl TransportMessage {
-    fn received<'a>(
-        &self,
-        origins: &[Origin],
-        keypairs: &'a [ReceivingKeypair],
-    ) -> Option<Received<'a>> {
-        let Origin { endpoint, ecn } = *origins.get(self.origin)?;
-        let ReceivingKeypair { peer, keypair, .. } = keypairs.get(self.keypair)?;
-        Some(Received { peer, keypair, counter: self.counter, endpoint, ecn })
+    fn drop_for(&mut self, cause: DropCause, data_path: &DataPath) {
+        data_path.drops.add(cause, 1);
+        self.dropped = Some(cause);
     }
 }
 
-/// An authenticated transport message.
-struct Received<'a> {
-    peer: &'a Arc<Peer>,
-    keypair: &'a Arc<Keypair>,
-    counter: u64,
-    endpoint: Endpoint,
-    ecn: Ecn,
+/// Consecutive messages of one keypair, so that each lock is taken once for all of them.
+struct Run<'b> {
+    peer: &'b Arc<Peer>,
+    keypair: &'b Arc<Keypair>,
+    messages: &'b mut [TransportMessage],
 }
 
-/// The outcome of an authenticated message.
-struct Accepted<'p> {
-    /// Its peer was at another address before.
-    has_moved: bool,
-    /// The packet inside, trimmed; `None` for a keepalive.
-    packet: Result<Option<&'p mut [u8]>, DropCause>,
-}
+impl Run<'_> {
+    /// The messages that opened and have not been dropped since.
+    fn kept(&mut self) -> impl Iterator<Item = &mut TransportMessage> {
+        self.messages.iter_mut().filter(|message| message.is_authentic && message.dropped.is_none())
+    }
 
-impl DataPath {
-    /// Accepts an authenticated message: updates its peer's state and finds the packet inside, unless that must not
-    /// reach the TUN device.
-    fn accept_message<'p>(
-        &self,
-        received: &Received<'_>,
-        allowed_ips: &AllowedIpTable,
-        plaintext: &'p mut [u8],
-        now: Instant,
-    ) -> Accepted<'p> {
-        let dropped = |cause| Accepted { has_moved: false, packet: Err(cause) };
-        if !received.keypair.validate_counter(received.counter) {
-            return dropped(DropCause::Replayed);
-        }
-        match self.update_peer_state(received, now) {
-            None => dropped(DropCause::UnknownIndex),
-            Some(has_moved) => {
-                let packet = self.accept_packet(received, allowed_ips, plaintext, now);
-                Accepted { has_moved, packet }
+    fn drop_replays(&mut self, data_path: &DataPath) {
+        let mut window = self.keypair.replay_window();
+        for message in self.kept() {
+            if !window.validate(message.counter) {
+                message.drop_for(DropCause::Replayed, data_path);
             }
         }
     }
 
-    /// Counts the message, updates the timers, and finds the packet inside.
-    fn accept_packet<'p>(
-        &self,
-        received: &Received<'_>,
-        allowed_ips: &AllowedIpTable,
-        plaintext: &'p mut [u8],
-        now: Instant,
-    ) -> Result<Option<&'p mut [u8]>, DropCause> {
-        let peer = received.peer;
-        let timers = &peer.timers;
-        timers.any_authenticated_packet_received();
-        let mut examination = timers.any_authenticated_packet_traversal(now);
-        let message_len =
-            u64::try_from(plaintext.len().saturating_add(TRANSPORT_OVERHEAD)).unwrap_or(0);
-        if plaintext.is_empty() {
-            self.mark_timer(peer, examination);
-            peer.add_rx_bytes(message_len);
-            return Ok(None);
-        }
-        examination = examination | timers.data_received(now);
-        self.mark_timer(peer, examination);
-        let packet = Self::check_inner(received, allowed_ips, plaintext)?;
-        peer.add_rx_bytes(message_len);
-        Ok(Some(packet))
-    }
-
-    /// Updates the peer's endpoint and keypair slots from this message, and returns whether the endpoint is another now.
-    /// `None` if the peer was removed after the lookup.
-    fn update_peer_state(&self, received: &Received<'_>, now: Instant) -> Option<bool> {
-        let Received { peer, keypair, .. } = received;
-        let (has_moved, confirmed, current_is_old) = {
+    /// Updates the peer's endpoint and keypair slots from these messages, and notes which moved the endpoint. They are
+    /// dropped if the peer was removed after the lookup.
+    fn update_peer_state(&mut self, data_path: &DataPath, origins: &[Origin], now: Instant) {
+        let Self { peer, keypair, .. } = *self;
+        let (confirmed, current_is_old) = {
             let mut state = peer.state();
             if !peer.is_alive() {
-                return None;
+                drop(state);
+                self.kept()
+                    .for_each(|message| message.drop_for(DropCause::UnknownIndex, data_path));
+                return;
             }
-            let has_moved = peer.store_endpoint(&mut state, received.endpoint);
-            state.received(now);
+            for message in self.kept() {
+                let origin = origins.get(message.origin);
+                message.has_moved =
+                    origin.is_some_and(|origin| peer.store_endpoint(&mut state, origin.endpoint));
+                state.received(now);
+            }
             let confirmed = state.keypairs.received_with_keypair(keypair);
-            // The current keypair, which need not be the one of this message.
+            // The current keypair, which need not be the one of these messages.
             let current = state.keypairs.current.as_ref();
             (
-                has_moved,
                 confirmed,
                 current.is_some_and(|c| c.wants_rekey_after_receive(RECEIVE_REKEY_AGE, now)),
             )
         };
         if let Some(displaced) = confirmed {
             for keypair in displaced.iter().flatten() {
-                self.index_table.release(keypair.sender_index());
+                data_path.index_table.release(keypair.sender_index());
             }
             peer.timers.handshake_complete();
-            self.mark(peer, dirty::CONFIRMED);
+            data_path.mark(peer, dirty::CONFIRMED);
         }
         if current_is_old && peer.timers.take_lastminute_handshake() {
-            self.initiate_rekey(peer, now);
+            data_path.initiate_rekey(peer, now);
         }
-        Some(has_moved)
     }
 
-    /// Returns the inner packet, unless it is malformed, has a source that is not the peer's, or must not reach the
-    /// kernel.
-    fn check_inner<'p>(
-        received: &Received<'_>,
+    /// Updates the timers, and finds the packets inside, which are counted for the peer unless they must not reach the
+    /// TUN device.
+    fn find_packets(
+        &mut self,
+        data_path: &DataPath,
+        origins: &[Origin],
         allowed_ips: &AllowedIpTable,
-        plaintext: &'p mut [u8],
-    ) -> Result<&'p mut [u8], DropCause> {
-        let inner = InnerPacket::parse(plaintext).ok_or(DropCause::InnerMalformed)?;
-        let owner = allowed_ips.lookup(inner.source);
-        if !owner.is_some_and(|owner| Arc::ptr_eq(&owner.peer, received.peer)) {
-            return Err(DropCause::WrongSource);
+        memory: &mut [u8],
+        now: Instant,
+    ) {
+        let peer = self.peer;
+        let timers = &peer.timers;
+        let (mut examination, mut rx_bytes) = (NeedsReschedule::NONE, 0u64);
+        for message in self.kept() {
+            timers.any_authenticated_packet_received();
+            examination = examination | timers.any_authenticated_packet_traversal(now);
+            let Range { start, end } = message.sealed;
+            let plaintext = end.checked_sub(TAG_LEN).and_then(|end| memory.get_mut(start..end));
+            let Some(plaintext) = plaintext else { continue };
+            let message_len = plaintext.len().saturating_add(TRANSPORT_OVERHEAD);
+            if !plaintext.is_empty() {
+                examination = examination | timers.data_received(now);
+                let ecn = origins.get(message.origin).map_or(Ecn::NOT_CAPABLE, |origin| origin.ecn);
+                match check_inner(peer, ecn, allowed_ips, plaintext) {
+                    Ok(len) => message.packet = Some(start..start.saturating_add(len)),
+                    Err(cause) => {
+                        message.drop_for(cause, data_path);
+                        continue;
+                    }
+                }
+            }
+            rx_bytes = rx_bytes.saturating_add(u64::try_from(message_len).unwrap_or(0));
         }
-        let packet = plaintext.get_mut(..inner.len).ok_or(DropCause::InnerMalformed)?;
-        if ndisc::is_router_advertisement(packet) {
-            return Err(DropCause::RouterAdvertisement);
-        }
-        propagate_ecn(packet, received.ecn);
-        Ok(packet)
+        data_path.mark_timer(peer, examination);
+        peer.add_rx_bytes(rx_bytes);
     }
+}
+
+/// Returns the length of the inner packet, unless that is malformed, has a source that is not the peer's, or must not
+/// reach the kernel.
+fn check_inner(
+    peer: &Arc<Peer>,
+    outer_ecn: Ecn,
+    allowed_ips: &AllowedIpTable,
+    plaintext: &mut [u8],
+) -> Result<usize, DropCause> {
+    let inner = InnerPacket::parse(plaintext).ok_or(DropCause::InnerMalformed)?;
+    let owner = allowed_ips.lookup(inner.source);
+    if !owner.is_some_and(|owner| Arc::ptr_eq(&owner.peer, peer)) {
+        return Err(DropCause::WrongSource);
+    }
+    let packet = plaintext.get_mut(..inner.len).ok_or(DropCause::InnerMalformed)?;
+    if ndisc::is_router_advertisement(packet) {
+        return Err(DropCause::RouterAdvertisement);
+    }
+    propagate_ecn(packet, outer_ecn);
+    Ok(packet.len())
 }

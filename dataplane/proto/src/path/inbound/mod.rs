@@ -9,7 +9,8 @@
 //! 4. `accept`, [`InboundBatch::accept`]: drop replays; move endpoint, keypair slots and timers; trim to the inner
 //!    length. The inner source must be an allowed IP of this peer. Router advertisements, which would change the
 //!    kernel's configuration, are dropped. (in the order of arrival; the locks of the replay window and of the peer, one
-//!    after the other, and where a keypair is confirmed those of the indices and of the dirty peers)
+//!    after the other, once for consecutive messages of a keypair, and where a keypair is confirmed those of the indices and
+//!    of the dirty peers)
 //!
 //! Stage 5, *write*, is the caller's: it takes the packets of [`InboundBatch::accepted`] in that order.
 #![deny(
