@@ -465,7 +465,7 @@ fn with_an_ambient_capability_descriptors_of_the_caller_are_taken() {
     let mut launch = Launch::new(Programs::new(), &around, &[], "");
     launch.command.env("WG_UAPI_FD", "77");
     let said = launch.refused();
-    assert!(said.contains("WG_UAPI_FD is not an open descriptor"), "{said}");
+    assert!(said.contains("WG_UAPI_FD must be the number of an open descriptor"), "{said}");
 }
 
 #[test]

@@ -371,9 +371,9 @@ fn descriptors_by_numbers_that_cannot_be_right_are_an_error() {
         assert!(error.contains(&expected), "{error}");
     }
     let error = refusal(&[null(), null()], &[QUEUE; 3], &[]);
-    assert!(error.contains("5 of LISTEN_FDS is not an open descriptor"), "{error}");
+    assert!(error.contains("5 of LISTEN_FDS must be the number of an open descriptor"), "{error}");
     let error = refusal(&[null()], &[QUEUE; 9000], &[]);
-    assert!(error.contains("4 of LISTEN_FDS is not an open descriptor"), "{error}");
+    assert!(error.contains("4 of LISTEN_FDS must be the number of an open descriptor"), "{error}");
     for variable in ["WG_TUN_FD", "WG_UAPI_FD"] {
         let error = refusal(&[null(), null()], &["other", QUEUE], &[(variable, "4")]);
         assert!(error.contains("named wgsep-tun by LISTEN_FDNAMES"), "{error}");

@@ -292,6 +292,8 @@ fn options(
     variable: &dyn Fn(&str) -> Option<OsString>,
 ) -> Result<Options, String> {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
+    // Empty is unset, as a service's Environment=WG_THREADS= means it.
+    let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
     let interface = text("interface").unwrap_or_default();
     check_name(&interface).map_err(|error| error.to_string())?;
     let foreground = matches.get_flag("foreground") || is_on(variable("WG_PROCESS_FOREGROUND"));
@@ -324,9 +326,12 @@ fn options(
     let log_file = matches.get_one("log-file").cloned();
     let addresses = match matches.get_many("listen-address") {
         Some(addresses) => addresses.cloned().collect(),
-        None => addresses_from(variable("WGSEP_LISTEN_ADDRESS"))?,
+        None => words_from("WGSEP_LISTEN_ADDRESS", variable("WGSEP_LISTEN_ADDRESS"))?,
     };
-    let device = text("bind-device").or_else(|| words_of(variable("WGSEP_BIND_DEVICE")).pop());
+    let one = |option: &str, name| {
+        text(option).map_or_else(|| word_from(name, variable(name)), |text| Ok(Some(text)))
+    };
+    let device = one("bind-device", "WGSEP_BIND_DEVICE")?;
     Ok(Options {
         version: VERSION,
         interface,
@@ -359,30 +364,27 @@ fn options(
             group: text("status-group"),
             mode: matches.get_one("status-mode").copied(),
         },
-        psk: Access {
-            group: text("psk-group").or_else(|| words_of(variable("WGSEP_PSK_GROUP")).pop()),
-            mode: None,
-        },
+        psk: Access { group: one("psk-group", "WGSEP_PSK_GROUP")?, mode: None },
         log_file: log_file.or_else(|| variable("WG_LOG_FILE").map(PathBuf::from)),
     })
 }
 
-/// The words of a variable, with commas or blanks between them.
-fn words_of(value: Option<OsString>) -> Vec<String> {
-    let value = value.unwrap_or_default().to_string_lossy().into_owned();
-    let words = value.split([',', ' ']).filter(|word| !word.is_empty());
-    words.map(str::to_owned).collect()
+/// The words of a variable, with commas or blanks between them. Separators alone are what a script leaves whose own
+/// variables are empty.
+fn words_from(name: &str, value: Option<OsString>) -> Result<Vec<String>, String> {
+    let Some(value) = value else { return Ok(Vec::new()) };
+    let value = value.to_string_lossy();
+    let words = value.split([',', ' ']).filter(|word| !word.is_empty()).map(str::to_owned);
+    let words = Some(words.collect::<Vec<_>>()).filter(|words| !words.is_empty());
+    words.ok_or_else(|| format!("{name} is {value:?}, which names nothing; unset it"))
 }
 
-/// The addresses of WGSEP_LISTEN_ADDRESS. Separators alone are what a script leaves whose variables are empty.
-fn addresses_from(value: Option<OsString>) -> Result<Vec<String>, String> {
-    let is_set = value.as_ref().is_some_and(|value| !value.is_empty());
-    let addresses = words_of(value);
-    if is_set && addresses.is_empty() {
-        return Err("WGSEP_LISTEN_ADDRESS has no address; name one, or unset it to listen on all"
-            .to_owned());
-    }
-    Ok(addresses)
+/// The word of a variable that takes one.
+fn word_from(name: &str, value: Option<OsString>) -> Result<Option<String>, String> {
+    let mut words = words_from(name, value)?;
+    let word = words.pop();
+    let is_one = words.is_empty().then_some(word);
+    is_one.ok_or_else(|| format!("{name} names more than one; set it to one, or unset it"))
 }
 
 /// Where the UDP sockets listen.
@@ -556,6 +558,31 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_empty_variable_is_as_one_that_is_not_set() {
+        let empty = [
+            "LOG_LEVEL",
+            "WG_LOG_FILE",
+            "WG_THREADS",
+            "WG_PROCESS_FOREGROUND",
+            "WG_SUDO",
+            "WGSEP_ALLOW_LOW_PORTS",
+            "WGSEP_LISTEN_ADDRESS",
+            "WGSEP_BIND_DEVICE",
+            "WGSEP_PSK_GROUP",
+        ];
+        let mut variables = vec![("WG_LOG_LEVEL", "trace")];
+        variables.extend(empty.map(|name| (name, "")));
+        let Options { log_level, log_file, workers, foreground, listen, psk, grants, .. } =
+            parsed(&["wg0"], &variables).unwrap();
+        let unset = parsed(&["wg0"], &[]).unwrap();
+        assert_eq!((log_level, log_file), (LogLevel::Debug, None));
+        assert_eq!((workers, foreground), (unset.workers, false));
+        assert!(listen.is_everywhere() && listen.device().is_none());
+        assert!(psk.group.is_none() && !grants.low_ports);
+        assert_eq!(parsed(&["wg0"], &[("WG_LOG_LEVEL", "")]).unwrap().log_level, LogLevel::Info);
+    }
+
     /// Every option of boringtun-cli and gotatun-cli.
     #[test]
     fn the_options_of_the_others_mean_the_same_or_change_nothing_or_say_what_to_do() {
@@ -695,11 +722,18 @@ mod tests {
             assert_eq!(parsed(line, variables).unwrap().listen.device(), Some("vrf-blue".as_ref()));
         }
         assert!(parsed(&["wg0"], &[]).unwrap().listen.is_everywhere());
-        assert!(parsed(&["wg0"], &[("WGSEP_LISTEN_ADDRESS", "")]).unwrap().listen.is_everywhere());
         // Of `$A,$B`, neither of which is set.
         for separators in [",", " ", " , "] {
             let refused = parsed(&["wg0"], &[("WGSEP_LISTEN_ADDRESS", separators)]).err().unwrap();
-            assert!(refused.contains("has no address"), "{refused}");
+            assert!(refused.contains("names nothing"), "{refused}");
+        }
+        for variable in ["WGSEP_BIND_DEVICE", "WGSEP_PSK_GROUP"] {
+            for (words, why) in
+                [(",", "nothing"), (" ", "nothing"), ("a,b", "more than one"), ("a b", "more")]
+            {
+                let refused = parsed(&["wg0"], &[(variable, words)]).err().unwrap();
+                assert!(refused.contains(variable) && refused.contains(why), "{refused}");
+            }
         }
         let both = parsed(&["--listen-address", "192.0.2.1", "wg0"], &variables).unwrap();
         assert_eq!(both.listen.addresses, [Some(first), None, None, None], "the option counts");

@@ -114,9 +114,8 @@ pub fn clean_process() -> Result<Inherited> {
     let kept: Vec<_> = named.iter().chain(&stored).map(|number| number.cast_unsigned()).collect();
     wgsep_policy::close_inherited_descriptors(&kept).step("close inherited descriptors")?;
     // Before anything is opened, which would get a number that is not.
-    let take = |name: &str, number| {
-        sys::take_descriptor(number).step(&format!("{name} is not an open descriptor"))
-    };
+    let take =
+        |name: &str, number| sys::take_descriptor(number).map_err(|_| not_a_descriptor(name));
     let tun = tun.map(|number| take("WG_TUN_FD", number)).transpose()?;
     let uapi = uapi.map(|number| take("WG_UAPI_FD", number)).transpose()?;
     let stored = stored.into_iter().map(|number| take(&format!("{number} of LISTEN_FDS"), number));
@@ -175,11 +174,13 @@ fn descriptor_variable(name: &str, is_file_capable: bool) -> Result<Option<RawFd
         return Err(refused_of_a_user(name));
     }
     let number = value.to_str().and_then(|value| value.parse().ok()).filter(|number| *number > 2);
-    number.map(Some).ok_or_else(|| {
-        Error::new(format!(
-            "{name} must be the number of an open descriptor above 2; unset it, or set it to one"
-        ))
-    })
+    number.map(Some).ok_or_else(|| not_a_descriptor(name))
+}
+
+fn not_a_descriptor(name: &str) -> Error {
+    Error::new(format!(
+        "{name} must be the number of an open descriptor above 2; unset it, or set it to one"
+    ))
 }
 
 /// The numbers of the TUN queues that the service manager has stored (sd_listen_fds(3)). Others are ignored, as are all
