@@ -23,8 +23,8 @@ use crate::cpu::Meter;
 use crate::quantity::Quantity::{HandshakeRate, Handshakes};
 use crate::round::{Context, Measured};
 
-/// Each may begin 50 handshakes a second, more than comes to each here.
-const CLIENTS: usize = 250;
+/// Each may begin 50 handshakes a second, which is 50,000 of all.
+const CLIENTS: usize = 1000;
 /// Under way at once.
 const WINDOW: u32 = 32;
 /// An answer that takes longer is given up, in ms.
