@@ -2,13 +2,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::Write;
 use std::net::UdpSocket;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -505,4 +508,78 @@ fn stats_can_be_repeated_and_watch_ends_with_the_daemon() {
     let line = String::from_utf8_lossy(&none.stderr);
     assert_eq!(none.status.code(), Some(2), "{none:?}");
     assert!(line.contains("no daemon serves") && line.lines().count() == 1, "{line}");
+}
+
+/// Serves the status socket of an interface until it is dropped, for each connection as `serve` does, and counts them.
+struct OtherProgram {
+    path: PathBuf,
+    connections: Arc<AtomicUsize>,
+}
+
+impl OtherProgram {
+    fn serve(interface: &str, serve: fn(UnixStream)) -> Self {
+        fs::create_dir_all(SOCKETS).unwrap();
+        let path = status_path(interface);
+        let listener = UnixListener::bind(&path).unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
+        // It ends with the test's process.
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                count.fetch_add(1, Ordering::Relaxed);
+                serve(client);
+            }
+        });
+        Self { path, connections }
+    }
+}
+
+impl Drop for OtherProgram {
+    fn drop(&mut self) {
+        let _gone = fs::remove_file(&self.path);
+    }
+}
+
+#[test]
+fn watch_gives_up_what_is_no_daemon_and_connects_seldom() {
+    const MOST: usize = 100;
+    let drips = |mut client: UnixStream| {
+        while client.write_all(b"=").is_ok() {
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let floods = |mut client: UnixStream| while client.write_all(&[b'='; 4096]).is_ok() {};
+    let watched: [(fn(UnixStream), _); 3] = [
+        (drop, "is served by another program, or by another version of wgsep"),
+        (drips, "does not answer within 5 s"),
+        (floods, "does not answer"),
+    ];
+    let watched = watched.map(|(serve, why)| {
+        let interface = unique_interface();
+        let other = OtherProgram::serve(&interface, serve);
+        let mut command = Command::new(wgsep_program("wgsep"));
+        command.args(["watch", &interface]);
+        (Process::spawn(command, "wgsep watch"), other, why)
+    });
+    for (mut watching, other, why) in watched {
+        assert_eq!(watching.exit_within(LIMIT).code(), Some(2));
+        let said = watching.log();
+        assert!(said.contains(why) && said.lines().count() == 1, "{said}");
+        let connections = other.connections.load(Ordering::Relaxed);
+        assert!((1..MOST).contains(&connections), "{connections}");
+    }
+
+    // One that begins as a daemon does.
+    let begins = |mut client: UnixStream| {
+        let _gone = client.write_all(b"event=watching\ntime_sec=1\ntime_nsec=0\npeers=0\n\n");
+    };
+    let interface = unique_interface();
+    let other = OtherProgram::serve(&interface, begins);
+    let mut command = Command::new(wgsep_program("wgsep"));
+    command.args(["watch", &interface]);
+    let start = Instant::now();
+    let watching = Process::spawn(command, "wgsep watch");
+    wait::until("it connects again", LIMIT, || other.connections.load(Ordering::Relaxed) > 5);
+    let (lines, tenths) = (watching.log().lines().count(), start.elapsed().as_millis() / 100);
+    assert!(lines as u128 <= tenths + 2, "{lines} lines in {tenths} tenths of a second");
 }

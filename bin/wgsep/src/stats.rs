@@ -176,11 +176,7 @@ impl Asked<'_> {
             *daemon = Daemon::connect(interface, deadline);
         };
         let answer = answer.map_err(|error| status::no_answer(interface, &error))?;
-        parse(&answer).ok_or_else(|| {
-            format!(
-                "{interface} is served by another program, or by another version of wgsep; use `wg show`, or restart wgsep"
-            )
-        })
+        parse(&answer).ok_or_else(|| status::other_program(interface))
     }
 }
 

@@ -112,11 +112,18 @@ pub fn no_answer(interface: &str, error: &io::Error) -> String {
     }
 }
 
+/// The line for what serves the interface and is no wgsep of this version.
+pub fn other_program(interface: &str) -> String {
+    format!(
+        "{interface} is served by another program, or by another version of wgsep; use `wg show`, or restart wgsep"
+    )
+}
+
 /// How long there is until a deadline.
 ///
 /// # Errors
 /// If it has passed.
-fn remaining(deadline: Instant) -> io::Result<Duration> {
+pub fn remaining(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
 }

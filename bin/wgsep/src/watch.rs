@@ -6,7 +6,7 @@ use crate::stats::{keep_only, key_as_base64};
 use crate::status;
 use nix::errno::Errno;
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::thread::sleep;
@@ -15,7 +15,7 @@ use wgsep_policy::Capability;
 
 /// Most bytes of an event.
 const MAX_EVENT: usize = 4096;
-/// How often a daemon that has ended is looked for.
+/// How often a daemon that has ended is looked for, and one connected to at most.
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// An event: its lines, of which each value is of its form.
@@ -40,21 +40,26 @@ pub fn watch(question: &Question, mut write: impl FnMut(&str) -> bool) -> Result
     let interface = &question.interface;
     // The socket may be that of the user who started the daemon.
     keep_only(&[Capability::CAP_DAC_OVERRIDE])?;
-    let mut daemon = status::connect(interface, Instant::now() + status::PATIENCE)
-        .map_err(|errno| status::refusal(interface, errno))?;
+    let mut deadline = Instant::now() + status::PATIENCE;
+    let mut daemon =
+        status::connect(interface, deadline).map_err(|errno| status::refusal(interface, errno))?;
     keep_only(&[])?;
     loop {
-        let is_wanted = follow(daemon, interface, question.json, &mut write)?;
-        if !is_wanted {
-            return Ok(());
+        let start = Instant::now();
+        match follow(daemon, deadline, interface, question.json, &mut write)? {
+            End::Unwanted => return Ok(()),
+            End::Watched => deadline = Instant::now() + status::PATIENCE,
+            // One that is being replaced takes connections until it ends.
+            End::Silent if Instant::now() < deadline => {}
+            End::Silent => return Err(status::other_program(interface)),
         }
-        daemon = successor(interface)?;
+        sleep(AGAIN.saturating_sub(start.elapsed()));
+        daemon = successor(interface, deadline)?;
     }
 }
 
 /// The daemon that has taken the place of another.
-fn successor(interface: &str) -> Result<UnixStream, String> {
-    let deadline = Instant::now() + status::PATIENCE;
+fn successor(interface: &str, deadline: Instant) -> Result<UnixStream, String> {
     loop {
         match status::connect(interface, deadline) {
             Ok(daemon) => return Ok(daemon),
@@ -68,23 +73,50 @@ fn successor(interface: &str) -> Result<UnixStream, String> {
     }
 }
 
-/// Writes the events of one daemon to its end; false if no more are wanted.
+/// How it ended that a daemon was watched.
+enum End {
+    /// No more events are wanted.
+    Unwanted,
+    /// The daemon closed the connection.
+    Watched,
+    /// So it did before the first event, which says that it is watched.
+    Silent,
+}
+
+/// A daemon that is read from, the first event until a deadline: from then on there is something to read only when
+/// something happens.
+struct Daemon {
+    stream: UnixStream,
+    deadline: Option<Instant>,
+}
+
+impl Read for Daemon {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let left = self.deadline.map(status::remaining).transpose()?;
+        self.stream.set_read_timeout(left)?;
+        self.stream.read(buffer)
+    }
+}
+
+/// Writes the events of one daemon to its end.
 fn follow(
-    mut daemon: UnixStream,
+    mut stream: UnixStream,
+    deadline: Instant,
     interface: &str,
     json: bool,
     write: &mut impl FnMut(&str) -> bool,
-) -> Result<bool, String> {
+) -> Result<End, String> {
     let failed = |error: std::io::Error| status::no_answer(interface, &error);
-    daemon.set_nonblocking(false).map_err(failed)?;
-    daemon.set_read_timeout(Some(status::PATIENCE)).map_err(failed)?;
-    if daemon.write_all(b"watch=1\n\n").is_err() {
-        return Ok(true);
+    stream.set_nonblocking(false).map_err(failed)?;
+    if stream.write_all(b"watch=1\n\n").is_err() {
+        return Ok(End::Silent);
     }
-    let mut lines = BufReader::new(daemon);
-    let mut is_first = true;
+    let mut lines = BufReader::new(Daemon { stream, deadline: Some(deadline) });
     loop {
-        let Some(event) = read_event(&mut lines).map_err(failed)? else { return Ok(true) };
+        let Some(event) = read_event(&mut lines).map_err(failed)? else {
+            let is_first = lines.get_ref().deadline.is_some();
+            return Ok(if is_first { End::Silent } else { End::Watched });
+        };
         if event == "errno=16\n" {
             return Err(format!(
                 "the daemon of {interface} is watched by as many programs as it allows; end one of them"
@@ -93,23 +125,20 @@ fn follow(
         let event = parse(&event).ok_or_else(|| {
             format!("{interface} is served by another version of wgsep; restart it")
         })?;
-        if core::mem::take(&mut is_first) {
-            // From now on there is something to read only when something happens.
-            lines.get_ref().set_read_timeout(None).map_err(failed)?;
-        }
+        lines.get_mut().deadline = None;
         let line = if json { event.as_json(interface) } else { event.as_line() };
         if !write(&line) {
-            return Ok(false);
+            return Ok(End::Unwanted);
         }
     }
 }
 
 /// The lines of the next event; `None` at the end.
-fn read_event(lines: &mut BufReader<UnixStream>) -> std::io::Result<Option<String>> {
+fn read_event(lines: &mut impl BufRead) -> std::io::Result<Option<String>> {
     let mut event = String::new();
     loop {
         let mut line = String::new();
-        match lines.read_line(&mut line) {
+        match lines.take(MAX_EVENT as u64).read_line(&mut line) {
             Ok(0) => return Ok(None),
             Ok(_) if line == "\n" => return Ok(Some(event)),
             Ok(_) => event.push_str(&line),
@@ -117,7 +146,7 @@ fn read_event(lines: &mut BufReader<UnixStream>) -> std::io::Result<Option<Strin
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
             Err(error) => return Err(error),
         }
-        if event.len() > MAX_EVENT {
+        if event.len() >= MAX_EVENT {
             return Err(ErrorKind::InvalidData.into());
         }
     }
