@@ -935,7 +935,6 @@ fn no_program_that_fails_silently_ends_the_script_without_a_line() {
         ("sed", "*/default*"),
         ("awk", "*device=*"),
         ("ip", "*link?show"),
-        ("wg", "*fwmark"),
     ] {
         let stubs = Scratch::new();
         let text = format!(

@@ -1118,6 +1118,68 @@ fn a_failed_start_also_runs_the_hooks_for_down_once_one_for_up_was_run() {
     assert_eq!(host.notes(), ["preup", "predown", "postdown", "preup", "predown", "postdown"]);
 }
 
+#[test]
+fn a_hook_that_deletes_the_interface_fails_the_start_and_leaves_nothing() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    host.write(&host.client().replace("PostUp =", "PostUp = ip link del %i\nPostUp ="));
+    for _ in 0..2 {
+        let said = host.refused("up");
+        assert!(said.len() == 1 && said[0].contains("correct a PostUp that ends it"), "{said:?}");
+        host.is_as(&before);
+    }
+}
+
+#[test]
+fn a_zero_byte_is_refused_and_can_be_removed_as_the_line_says() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    host.write(&host.plain_server().replace("[Peer]", "\0\n[Peer]"));
+    let said = host.refused("up");
+    assert!(said.len() == 1 && said[0].contains("there is a zero byte"), "{said:?}");
+    host.is_as(&before);
+    let (_, remedy) = said[0].split_once("remove it: ").unwrap();
+    run(host
+        .netns
+        .command("sh")
+        .args(["-c", &remedy.replace("/etc/wireguard", &host.files.display().to_string())]));
+    assert!(!host.text().contains('\0'));
+    host.must("up");
+    host.must("down");
+}
+
+#[test]
+fn what_a_peer_does_not_get_is_said() {
+    require!(Wgsep);
+    let host = Host::new();
+    let (ours, theirs) = (&host.key.public, Side::Right.inner(Family::V4));
+    let third = KeyPair::generate().public;
+    let peer =
+        |key: &str, prefixes: &str| format!("[Peer]\nAllowedIPs = {prefixes}\nPublicKey = {key}\n");
+    let said = |peers: String| {
+        host.write(&format!("{}{peers}", host.plain_server()));
+        let said = host.must("up");
+        host.must("down");
+        let of_ours = said.lines().filter_map(|line| line.strip_prefix("wgsep-quick: "));
+        of_ours.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let warned = said(peer(ours, "10.1.0.1/32") + &peer(&third, &format!("10.1.0.2, {theirs}")));
+    let [own, taken] = &warned[..] else { panic!("{warned:?}") };
+    assert!(own.contains("line 12: the PublicKey is that of the interface itself"), "{own}");
+    let expected = format!("line 14: AllowedIPs = {theirs}/32 is another peer's too (line 9)");
+    assert!(taken.contains(&expected) && taken.ends_with("one of the two"), "{taken}");
+    let taken = said(
+        peer(&third, &format!("{theirs}/32, 10.1.0.0/24, 10.1.0.0/24"))
+            + &peer(ours, "10.1.0.0/24"),
+    );
+    assert!(taken[1].ends_with("one of the two; and 1 more like it"), "{taken:?}");
+    // Of one peer, also in two sections, it is no mistake.
+    let none = said(peer(&third, "10.1.0.0/24") + &peer(&third, "10.1.0.0/24, 10.1.0.1/32"));
+    assert_eq!(none, <[String; 0]>::default());
+}
+
 /// A file in the directory of the states, which keeps other tests from removing it: a mount over it goes with it, in every
 /// mount namespace.
 struct Kept(PathBuf);
