@@ -1132,6 +1132,24 @@ fn a_hook_that_deletes_the_interface_fails_the_start_and_leaves_nothing() {
 }
 
 #[test]
+fn a_unit_whose_daemon_ended_in_good_order_leaves_nothing_whatever_else_failed() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    host.write(&host.client());
+    for result in ["success", "signal", "exit-code", "timeout"] {
+        let mut daemon = host.serve(None);
+        host.must("apply");
+        daemon.signal(Signal::SIGTERM);
+        assert_eq!(daemon.exit_within(LIMIT).code(), Some(0));
+        let mut ended = host.command("ended", &[]);
+        let of_main = [("SERVICE_RESULT", result), ("EXIT_CODE", "exited"), ("EXIT_STATUS", "0")];
+        run(ended.envs(of_main));
+        host.is_as(&before);
+    }
+}
+
+#[test]
 fn a_zero_byte_is_refused_and_can_be_removed_as_the_line_says() {
     require!(Wgsep);
     let host = Host::new();
