@@ -180,8 +180,7 @@ impl Host {
         let refused = output(command);
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(!refused.status.success(), "{said}");
-        let of_ours = said.lines().filter_map(|line| line.strip_prefix("wgsep-quick: "));
-        of_ours.map(str::to_owned).collect()
+        lines_of_ours(&said)
     }
 
     /// The daemon of the unit, with the queue of an interface that remains, if there is one.
@@ -337,6 +336,12 @@ impl Drop for Host {
             let _ = fs::remove_file(format!("/run/wgsep-quick/{}.{left}", self.interface));
         }
     }
+}
+
+/// What the script itself says.
+fn lines_of_ours(said: &str) -> Vec<String> {
+    let of_ours = said.lines().filter_map(|line| line.strip_prefix("wgsep-quick: "));
+    of_ours.map(str::to_owned).collect()
 }
 
 fn script() -> PathBuf {
@@ -1162,8 +1167,7 @@ fn what_a_peer_does_not_get_is_said() {
         host.write(&format!("{}{peers}", host.plain_server()));
         let said = host.must("up");
         host.must("down");
-        let of_ours = said.lines().filter_map(|line| line.strip_prefix("wgsep-quick: "));
-        of_ours.map(str::to_owned).collect::<Vec<_>>()
+        lines_of_ours(&said)
     };
     let warned = said(peer(ours, "10.1.0.1/32") + &peer(&third, &format!("10.1.0.2, {theirs}")));
     let [own, taken] = &warned[..] else { panic!("{warned:?}") };
