@@ -46,7 +46,7 @@ pub fn watch(question: &Question, mut write: impl FnMut(&str) -> bool) -> Result
     keep_only(&[])?;
     loop {
         let start = Instant::now();
-        match follow(daemon, deadline, interface, question.json, &mut write)? {
+        match follow(daemon, interface, question.json, &mut write)? {
             End::Unwanted => return Ok(()),
             End::Watched => deadline = Instant::now() + status::PATIENCE,
             // One that is being replaced takes connections until it ends.
@@ -101,12 +101,12 @@ impl Read for Daemon {
 /// Writes the events of one daemon to its end.
 fn follow(
     mut stream: UnixStream,
-    deadline: Instant,
     interface: &str,
     json: bool,
     write: &mut impl FnMut(&str) -> bool,
 ) -> Result<End, String> {
     let failed = |error: std::io::Error| status::no_answer(interface, &error);
+    let deadline = Instant::now() + status::PATIENCE;
     stream.set_nonblocking(false).map_err(failed)?;
     if stream.write_all(b"watch=1\n\n").is_err() {
         return Ok(End::Silent);
