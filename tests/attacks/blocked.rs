@@ -13,7 +13,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule,
 };
-use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
+use wgsep_tests::daemon::{Daemon, remove_files, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{self, Family, Side};
@@ -520,9 +520,7 @@ fn attack_13_whichever_call_is_refused_it_serves_or_names_the_failed_step_in_one
             if ended.is_none() {
                 let falls_back = (*call, errno) == (libc::SYS_clone3, libc::ENOSYS);
                 assert!(falls_back || matches!(expected, Outcome::Serves), "{what} serves: {log}");
-                let _killed_with_its_socket = std::fs::remove_file(socket_path(&interface));
-                let report = socket_path(&interface).with_extension("sandbox");
-                let _killed_with_its_report = std::fs::remove_file(report);
+                remove_files(&interface);
                 continue;
             }
             assert_nothing_left(&netns, &interface, &format!("{what}: {log}"));
@@ -562,8 +560,7 @@ fn every_call_of_a_start_is_in_the_table() {
     let process = Process::spawn(command, "wgsep under strace");
     wait::until("it has started", LIMIT, || process.log().contains("started: "));
     drop(process);
-    let _killed_with_its_socket = std::fs::remove_file(socket_path(&interface));
-    let _and_report = std::fs::remove_file(socket_path(&interface).with_extension("sandbox"));
+    remove_files(&interface);
     let is_known = |made: &&str| {
         // Numbers stand for calls that are younger than strace(1).
         let is = |(name, number, _): &(&str, i64, Outcome)| {

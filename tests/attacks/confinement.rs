@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use wgsep_tests::daemon::{Daemon, SOCKETS, socket_path, unique_interface};
+use wgsep_tests::daemon::{Daemon, SOCKETS, remove_files, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::launched_as::LaunchedAs;
@@ -265,7 +265,7 @@ fn attack_05_a_descriptor_leaked_by_the_launcher_reaches_neither_process() {
             open.values().find(|target| ["/etc/passwd", "/dev/full"].contains(&&***target));
         assert_eq!(leaked, None, "{pid} has {open:?}");
     }
-    let _ = fs::remove_file(socket_path(&name));
+    remove_files(&name);
 }
 
 /// A start takes a few milliseconds between exec and lock-down, so the child is stopped for each look,
@@ -294,7 +294,7 @@ fn nothing_of_the_network_is_held_before_the_lockdown() {
             kill(child, Signal::SIGCONT).unwrap();
         }
         wait::until("it answers", Duration::from_secs(10), || uapi::is_answering(&name));
-        let _ = fs::remove_file(socket_path(&name));
+        remove_files(&name);
     }
 }
 

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use wgsep_hostile::{Attack, HURRIED_REQUESTS};
-use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
+use wgsep_tests::daemon::{Daemon, remove_files, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::launched_as::LaunchedAs;
@@ -81,7 +81,7 @@ impl Attacked {
 
 impl Drop for Attacked {
     fn drop(&mut self) {
-        let _ = fs::remove_file(socket_path(&self.interface));
+        remove_files(&self.interface);
     }
 }
 

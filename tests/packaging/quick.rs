@@ -13,7 +13,7 @@ use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
-use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
+use wgsep_tests::daemon::{Daemon, remove_files, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{self, DEVICE, Family, Side};
@@ -331,7 +331,7 @@ impl Drop for Host {
             return;
         }
         // What a failed test has left.
-        let _ = fs::remove_file(socket_path(&self.interface));
+        remove_files(&self.interface);
         for left in ["conf", "conf.lock", "endpoints", "reached"] {
             let _ = fs::remove_file(format!("/run/wgsep-quick/{}.{left}", self.interface));
         }

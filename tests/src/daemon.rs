@@ -32,7 +32,14 @@ pub fn socket_path(interface: &str) -> PathBuf {
     Path::new(SOCKETS).join(format!("{interface}.sock"))
 }
 
-/// A daemon in the foreground; killed, and its socket removed, when dropped.
+/// Removes what a killed daemon cannot: its sockets and its report. One that still runs does not mind.
+pub fn remove_files(interface: &str) {
+    for extension in ["sock", "sandbox", "status", "psk", "upgrade"] {
+        let _ = fs::remove_file(socket_path(interface).with_extension(extension));
+    }
+}
+
+/// A daemon in the foreground; killed, and its files removed, when dropped.
 #[derive(Debug)]
 pub struct Daemon {
     /// The program started, in wgsep's case the helper.
@@ -141,12 +148,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // The process is killed after this, as a field; a killed daemon cannot remove its files,
-        // and one that still runs does not mind.
-        let socket = socket_path(&self.interface);
-        for extension in ["sandbox", "status", "psk"] {
-            let _ = fs::remove_file(socket.with_extension(extension));
-        }
-        let _ = fs::remove_file(socket);
+        // The process is killed after this, as a field.
+        remove_files(&self.interface);
     }
 }

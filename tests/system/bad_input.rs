@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
+use wgsep_tests::daemon::{Daemon, remove_files, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::netns::Netns;
@@ -292,8 +292,7 @@ fn an_interface_that_is_being_removed_is_waited_for() {
     netns.run(format!("ip link del {name}"));
     wait::until("the daemon answers", Duration::from_secs(10), || is_answering(&name));
     drop(again);
-    let _killed_with_its_socket = fs::remove_file(socket_path(&name));
-    let _and_report = fs::remove_file(socket_path(&name).with_extension("sandbox"));
+    remove_files(&name);
 }
 
 #[test]

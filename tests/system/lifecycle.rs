@@ -13,7 +13,7 @@ use std::{fs, io, thread};
 
 use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::unistd::{Pid, getsid};
-use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
+use wgsep_tests::daemon::{Daemon, remove_files, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::Family;
@@ -338,8 +338,8 @@ impl Background {
 
 impl Drop for Background {
     fn drop(&mut self) {
-        // The helper dies with the namespace; its socket would stay.
-        let _ = std::fs::remove_file(socket_path(&self.interface));
+        // The helper dies with the namespace.
+        remove_files(&self.interface);
     }
 }
 

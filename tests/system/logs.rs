@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
-use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
+use wgsep_tests::daemon::{Daemon, remove_files, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::Wgsep;
 use wgsep_tests::implementation::wgsep_program;
 use wgsep_tests::link::{self, Family, Side};
@@ -114,7 +114,7 @@ struct Background {
 
 impl Drop for Background {
     fn drop(&mut self) {
-        let _ = fs::remove_file(socket_path(&self.interface));
+        remove_files(&self.interface);
     }
 }
 

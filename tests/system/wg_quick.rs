@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 
-use wgsep_tests::daemon::{Daemon, socket_path, unique_interface};
+use wgsep_tests::daemon::{Daemon, remove_files, socket_path, unique_interface};
 use wgsep_tests::implementation::Implementation::{self, Wgsep, WireguardGo};
 use wgsep_tests::link::{self, Family, Side};
 use wgsep_tests::netns::Netns;
@@ -330,6 +330,6 @@ impl Quick {
 impl Drop for Quick {
     fn drop(&mut self) {
         // Ends a daemon that a failed test has left.
-        let _ = fs::remove_file(socket_path(&self.interface));
+        remove_files(&self.interface);
     }
 }
