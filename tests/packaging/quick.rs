@@ -1603,6 +1603,28 @@ fn a_missing_program_is_named_with_its_package_before_anything_else() {
     }
 }
 
+#[test]
+fn a_reload_of_a_file_without_content_is_refused_and_keeps_the_tunnel() {
+    require!(Wgsep);
+    let host = Host::new();
+    let text = host.plain_server();
+    host.write(&text);
+    host.must("up");
+    host.carries_traffic();
+    let (before, notes) = (host.state(), host.notes());
+    for cut in ["", "\n \n", "# mine\n"] {
+        host.write(cut);
+        let refused = host.quick("reload");
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains("has no [Interface]") && said.lines().count() == 1, "{said}");
+        host.carries_traffic();
+        assert_eq!((host.state(), host.notes()), (before.clone(), notes.clone()));
+    }
+    host.write(&text);
+    host.must("down");
+}
+
 /// Peers that are idle send to the port that they know; a mark and a key may be a hook's.
 #[test]
 fn a_reload_keeps_port_mark_and_key_that_the_file_does_not_mention() {
