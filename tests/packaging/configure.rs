@@ -583,8 +583,8 @@ fn a_file_that_cannot_be_read_is_named_with_its_owner_and_the_command_that_mends
             "mkdir -p /etc/wireguard /run/wgsep-quick && mount -t tmpfs none /run/wgsep-quick
             mount -t tmpfs -o mode=0700 none /etc/wireguard
             chmod 755 /etc/wireguard && umask 077 && printf %s \"$1\" >/etc/wireguard/$2.conf
-            file=/etc/wireguard/$2.conf; eval \"$4\"
             configure() { setpriv --bounding-set -dac_override,-dac_read_search \"$@\"; }
+            file=/etc/wireguard/$2.conf; eval \"$4\"
             configure $3 apply $2 && exit 9
             eval \"$5\" && configure $3 apply $2";
         let mut command = host.netns.command("unshare");
@@ -628,6 +628,11 @@ fn a_file_that_cannot_be_read_is_named_with_its_owner_and_the_command_that_mends
     }
     let said = configure("mv $file $file.old", "mv $file.old $file");
     assert!(said.contains("there is no /etc/wireguard/"), "{said}");
+    // A drop-in with User= or DynamicUser=, which no chown(1) mends.
+    let as_user = "configure() { setpriv --reuid 33 --clear-groups bash /dev/fd/9 serve $3 true 9<$1; }";
+    let said = configure(as_user, "configure() { \"$@\"; }");
+    assert!(said.contains("the unit runs as user www-data; take out User="), "{said}");
+    assert!(!said.contains("chown"), "{said}");
     host.must("up", &file("", &[]));
 }
 

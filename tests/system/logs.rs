@@ -593,7 +593,7 @@ fn a_firewall_of_this_machine_is_logged() {
     until_reported(
         &left.daemon,
         Some(&right.key),
-        &["a firewall of this machine", "nft list ruleset"],
+        &["a firewall of this machine", "nft list ruleset", "IPAddressDeny="],
     );
 }
 

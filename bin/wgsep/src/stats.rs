@@ -44,7 +44,7 @@ const CAUSES: &[(&str, &str)] = &[
     ),
     (
         "send_forbidden",
-        "out: a firewall of this machine or an IPsec policy refused it; see `nft list ruleset`, `ip xfrm policy`",
+        "out: a firewall of this machine, a setting of the unit or an IPsec policy refused it; see `nft list ruleset`, IPAddressDeny= and RestrictNetworkInterfaces=, `ip xfrm policy`",
     ),
     (
         "send_too_long",

@@ -276,7 +276,7 @@ fn unsent_line(&Unsent { peer, to, mark, missing }: &Unsent, error: &io::Error) 
             )
         }
         Cause::Local(LocalCause::SendForbidden) => format!(
-            "{peer}: a firewall of this machine, or an IPsec policy, refuses what goes to {to}; see: nft list ruleset, ip xfrm policy"
+            "{peer}: a firewall of this machine, a setting of the unit or an IPsec policy refuses what goes to {to}; see: nft list ruleset, IPAddressDeny= and RestrictNetworkInterfaces=, ip xfrm policy"
         ),
         Cause::Local(LocalCause::SendNoBuffer) => format!(
             "{peer}: cannot send to {to}: {error}; the socket or the queue of the link is full, see: tc -s qdisc"

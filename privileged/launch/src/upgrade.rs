@@ -189,7 +189,7 @@ fn refuse_another_owner(listener: &OwnedFd, interface: &str) -> Result<()> {
     let is_below = numbers.is_some_and(|numbers| numbers.split_whitespace().count() > 1);
     let clocks = |process: &str| read_link(format!("/proc/{process}/ns/time")).ok();
     let has_others = clocks(&pid.to_string()).is_some_and(|theirs| Some(theirs) != clocks("self"));
-    let elsewhere = "in another PID namespace or time namespace, as in a container";
+    let elsewhere = "in another PID namespace or time namespace, as in a container or by PrivatePIDs= of a unit";
     let (why, how) = match pid {
         0 => (elsewhere, "there: docker exec CONTAINER".to_owned()),
         _ if is_below || has_others => {
