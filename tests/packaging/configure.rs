@@ -629,7 +629,8 @@ fn a_file_that_cannot_be_read_is_named_with_its_owner_and_the_command_that_mends
     let said = configure("mv $file $file.old", "mv $file.old $file");
     assert!(said.contains("there is no /etc/wireguard/"), "{said}");
     // A drop-in with User= or DynamicUser=, which no chown(1) mends.
-    let as_user = "configure() { setpriv --reuid 33 --clear-groups bash /dev/fd/9 serve $3 true 9<$1; }";
+    let as_user =
+        "configure() { setpriv --reuid 33 --clear-groups bash /dev/fd/9 serve $3 true 9<$1; }";
     let said = configure(as_user, "configure() { \"$@\"; }");
     assert!(said.contains("the unit runs as user www-data; take out User="), "{said}");
     assert!(!said.contains("chown"), "{said}");
