@@ -21,6 +21,7 @@
 # a pair without any library, or another of rustc's. What they make is then in target/TARGET.
 # make test-targets  the protocol's library for all the targets that its README names, with unit tests by emulators
 # make test-libraries  the facts of the table in the library's README, by the other libraries themselves
+# make semver     the libraries' interfaces, compared with those of the last release
 # make c-header  the header of dataplane/proto/c, from its source
 # make test-aarch64  the unit tests of ipc, policy and the protocol, by an emulator of that processor
 
@@ -105,7 +106,7 @@ PLACED = sed -e 's|@SBINDIR@|$(SBINDIR)|g; s|@LIBEXECDIR@|$(LIBEXECDIR)|g' \
 DEBDIR ?= $(TARGET_DIR)
 
 .PHONY: build bench bench-readme bench-steps install deb source-package reproducible demo test attacks print-attacks-on-a-daemon soak hostile deps system-packages clean miri \
-	target-compiler other-targets filters test-aarch64 unit-tests c-header test-targets test-libraries
+	target-compiler other-targets filters test-aarch64 unit-tests c-header test-targets test-libraries semver
 
 build: $(addsuffix -compiler,$(if $(TARGET),target))
 	@bin/dist/check-tools $(or $(filter deb,$(MAKECMDGOALS)),build)
@@ -263,6 +264,18 @@ deps: system-packages
 	tests/deps.sh rosenpass
 	tests/deps.sh kubernetes
 	tests/deps.sh cbindgen
+
+# A release is the last tag that begins as a version. What the feature `internals` shows is promised to nobody.
+RELEASE ?= $(shell git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null)
+
+semver:
+ifeq ($(RELEASE),)
+	@echo 'skipped: no release is tagged: there is nothing to compare with'
+else
+	tests/deps.sh semver
+	PATH="$$(tests/deps.sh where cargo-semver-checks)/bin:$$PATH" \
+		$(CARGO) semver-checks --default-features --baseline-rev $(RELEASE) -p wgsep-aead -p wgsep-proto -p wgsep-tokio
+endif
 
 # The header of the protocol's library for C.
 c-header:

@@ -12,8 +12,9 @@
 #   deps.sh kubernetes  kubernetes-validate, which knows what a recipe for Kubernetes may say
 #   deps.sh deny        cargo-deny
 #   deps.sh cbindgen    cbindgen, which writes the header for C
+#   deps.sh semver      cargo-semver-checks, which compares the libraries with the last release
 #   deps.sh where NAME  the cache entry of that name: boringtun-cli, gotatun-cli, wireguard-go, cargo-deny, cbindgen,
-#                       kernel, arm64, debian, debian-13, prometheus, rosenpass, kubernetes-validate
+#                       cargo-semver-checks, kernel, arm64, debian, debian-13, prometheus, rosenpass, kubernetes-validate
 set -eu
 
 packages="gcc libc6-dev make binutils git ca-certificates iproute2 iputils-ping iperf3 ethtool nftables
@@ -79,8 +80,8 @@ install_rust() {
 # INPUTS one of what the recipe says it depends on. The symbolic link NAME-RECIPE, which is what
 # `deps.sh where` prints, leads to the current one. So a change of a recipe, of a version in it or of an
 # input makes a new entry, and trees with different recipes share a cache without a clash.
-entries="boringtun-cli gotatun-cli wireguard-go cargo-deny cbindgen kernel arm64 debian debian-13 prometheus
-	rosenpass kubernetes-validate"
+entries="boringtun-cli gotatun-cli wireguard-go cargo-deny cbindgen cargo-semver-checks kernel arm64 debian debian-13
+	prometheus rosenpass kubernetes-validate"
 
 recipe_of() {
 	case "$1" in
@@ -89,6 +90,7 @@ recipe_of() {
 	cargo-deny) echo crate cargo-deny 0.20.2 ;;
 	wireguard-go | kernel | arm64 | prometheus | kubernetes-validate) echo "$1" ;;
 	cbindgen) echo crate cbindgen 0.29.4 ;;
+	cargo-semver-checks) echo crate cargo-semver-checks 0.51.0 ;;
 	debian) echo debian bookworm ;;
 	rosenpass) echo rosenpass 0.2.3 ;;
 	# needrestart is not in the other: it is one of many programs that a Debian may have.
@@ -260,10 +262,13 @@ deny)
 cbindgen)
 	obtain cbindgen || say "cbindgen cannot be built here"
 	;;
+semver)
+	obtain cargo-semver-checks
+	;;
 where)
 	where "${2:-}"
 	;;
 *)
-	fail "usage: deps.sh system|peers|kernel|arm64|debian|prometheus|rosenpass|kubernetes|deny|cbindgen|emulator|target TARGET|targets|where NAME"
+	fail "usage: deps.sh system|peers|kernel|arm64|debian|prometheus|rosenpass|kubernetes|deny|cbindgen|semver|emulator|target TARGET|targets|where NAME"
 	;;
 esac
