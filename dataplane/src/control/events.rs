@@ -382,7 +382,12 @@ mod tests {
             (nix::libc::EINVAL, 0, "192.0.2.1:0", "check the port of its endpoint"),
             (nix::libc::EADDRNOTAVAIL, 0, v6, "sysctl net.ipv6.conf.all.disable_ipv6"),
             (nix::libc::ENETUNREACH, 0, "[fe80::1%2]:51820", "the interface's name behind %"),
-            (nix::libc::EPERM, 7, v4, "see: nft list ruleset, ip xfrm policy"),
+            (
+                nix::libc::EPERM,
+                7,
+                v4,
+                "see: nft list ruleset, IPAddressDeny= and RestrictNetworkInterfaces=, ip xfrm policy",
+            ),
             (nix::libc::ENOBUFS, 7, v4, "tc -s qdisc"),
             (nix::libc::EAGAIN, 7, v4, "tc -s qdisc"),
             (nix::libc::EMSGSIZE, 7, v4, "see the MTU in: ip route get 192.0.2.1"),
