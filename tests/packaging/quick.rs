@@ -1701,6 +1701,69 @@ fn a_reload_keeps_port_mark_and_key_that_the_file_does_not_mention() {
     host.must("down");
 }
 
+/// As `wg syncconf` of older wireguard-tools, whatever version is installed.
+#[test]
+fn a_preshared_key_that_is_taken_out_of_the_file_stays_and_is_named() {
+    require!(Wgsep);
+    let host = Host::new();
+    let interface = &host.interface;
+    let shown = || host.netns.run(format!("wg show {interface} preshared-keys"));
+    let (peer, preshared) = (&host.other.key.public, KeyPair::generate().private);
+    let expected = format!("{peer}\t{preshared}\n");
+    let plain = host.plain_server();
+    let file = host.bin.join("preshared");
+    fs::write(&file, &preshared).unwrap();
+    let hook = format!("PostUp = wg set %i peer {peer} preshared-key {}", file.display());
+    let of_hook = plain.replace("Address", &format!("{hook}\nAddress"));
+    host.write(&format!("{plain}PresharedKey = {preshared}\n"));
+    host.must("up");
+    assert_eq!(host.must("reload"), "");
+    // The peer once more: the key in one of its sections is that of the file.
+    let twice = format!("\n[Peer]\nPublicKey = {peer}\nAllowedIPs = 192.0.2.9/32\n");
+    host.write(&format!("{plain}PresharedKey = {preshared}\n{twice}"));
+    assert_eq!(host.must("reload"), "");
+    assert_eq!(shown(), expected);
+    host.write(&plain);
+    for _ in 0..2 {
+        let said = host.must("reload");
+        let way = format!("wg set {interface} peer {peer} preshared-key /dev/null");
+        assert!(said.contains(&format!("peer {peer} has no PresharedKey here")), "{said}");
+        assert!(said.ends_with(&format!("{way}\n")) && said.lines().count() == 1, "{said}");
+        assert!(!said.contains(&preshared), "{said}");
+        assert_eq!(shown(), expected);
+    }
+    host.netns.run(format!("wg set {interface} peer {peer} preshared-key /dev/null"));
+    assert_eq!(host.must("reload"), "");
+    assert_eq!(shown(), format!("{peer}\t(none)\n"));
+    host.must("down");
+
+    host.write(&of_hook);
+    host.must("up");
+    assert_eq!((host.must("reload"), shown()), (String::new(), expected));
+    host.must("down");
+}
+
+/// In a unit SIGPIPE is ignored, and wg(8) ends before it has read all.
+#[test]
+fn a_reload_that_is_refused_is_one_line_where_broken_pipes_are_no_signal() {
+    require!(Wgsep);
+    let host = Host::new();
+    let plain = host.plain_server();
+    host.write(&plain);
+    host.must("up");
+    host.carries_traffic();
+    let comments = "# a comment that is longer than a few words, as many are\n".repeat(5000);
+    let keyless = plain.replace(&format!("ListenPort = {PORT}\n"), "");
+    host.write(&format!("{}{comments}", keyless.replace("PublicKey = ", "PublicKey = x")));
+    let mut command = host.command_with("trap '' PIPE;", "reload", &[]);
+    let refused = output(&mut command);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("wg syncconf refuses it") && said.lines().count() == 1, "{said}");
+    host.carries_traffic();
+    host.must("down");
+}
+
 /// Of timeout(1), which prints a warning: LimitSIGPENDING= of a service is inherited.
 #[test]
 fn a_warning_beside_an_answer_is_no_part_of_it() {
