@@ -191,7 +191,10 @@ const SUCCESSOR: &[&[Argument]] = &[&[
     Argument { number: 1, test: Test::Successor },
     is(2, libc::O_CLOEXEC),
 ]];
-const PEER: &[&[Argument]] = &[&[is(1, libc::SOL_SOCKET), is(2, libc::SO_PEERCRED)]];
+const OTHER_END: &[&[Argument]] = &[
+    &[is(1, libc::SOL_SOCKET), is(2, libc::SO_PEERCRED)],
+    &[is(1, libc::SOL_SOCKET), is(2, libc::SO_MEMINFO)],
+];
 
 /// The helper, from the moment the dataplane is verified.
 pub const HELPER: &[Allowed] = &[
@@ -203,7 +206,7 @@ pub const HELPER: &[Allowed] = &[
         SUCCESSOR,
         "the channel to a helper that replaces this one, under a number known before"
     ),
-    only!(SYS_getsockopt, PEER, "whose process that helper is"),
+    only!(SYS_getsockopt, OTHER_END, "whose process that helper is; what the manager has not read"),
     any!(SYS_listen, "the UAPI socket names this process, once it has replaced another helper"),
     only!(
         SYS_read,

@@ -225,7 +225,7 @@ impl Sandbox {
         required("protect relocated memory", musl::protect_relocated())?;
         required("take signal handlers away", sys::take_signal_handlers())?;
         required("set the death signal", sys::set_death_signal())?;
-        if sys::parent() != helper {
+        if nix::unistd::getppid() != helper {
             let reason = "started by someone else, or the helper is already gone".to_owned();
             return Err(Refused { step: "find the helper", reason });
         }

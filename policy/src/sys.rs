@@ -5,7 +5,6 @@ use core::ptr::null_mut;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::unistd::Pid;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::CStr;
 use std::ops::Range;
@@ -104,11 +103,6 @@ pub(crate) fn landlock_version() -> nix::Result<libc::c_long> {
         libc::syscall(libc::SYS_landlock_create_ruleset, none, 0 as libc::size_t, VERSION)
     };
     Errno::result(version)
-}
-
-/// The process that made this end of a socketpair.
-pub(crate) fn parent() -> Pid {
-    nix::unistd::getppid()
 }
 
 /// Takes away the handlers of SIGSEGV and SIGBUS that std has for its line about a stack overflow, and the

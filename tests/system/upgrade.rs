@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{IoSlice, Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -691,7 +691,7 @@ fn what_another_user_or_nonsense_asks_of_the_upgrade_socket_changes_nothing() {
         refused(&output(&mut command))
     };
     assert!(as_another().contains("no permission to reach"));
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
     assert!(as_another().contains("does not answer"));
 
     let socket = UnixDatagram::unbound().unwrap();
@@ -918,4 +918,46 @@ fn no_nonce_is_used_twice_and_no_tunnel_is_left_half_whichever_process_is_killed
 fn pair_other_than(daemon: &Daemon, old: [Pid; 2]) -> Option<[Pid; 2]> {
     let helpers = processes(daemon).into_iter().filter(|pid| *pid != old[0]);
     helpers.into_iter().find_map(|helper| Some([helper, *children(helper).first()?]))
+}
+
+/// systemd makes no process that has ended the main one: a manager that is busy must find the ones alive that it is told of.
+#[test]
+fn a_replaced_helper_stays_until_the_service_manager_has_received_who_replaced_it() {
+    require!(Wgsep);
+    let (scratch, netns) = (Scratch::new(), Netns::new());
+    let path = scratch.join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o777)).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let daemon = Daemon::start_with(Wgsep, &netns, |command| {
+        command.env("NOTIFY_SOCKET", &path);
+    });
+    let received = || {
+        let mut message = [0; 256];
+        let len = socket.recv(&mut message).unwrap();
+        String::from_utf8_lossy(&message[..len]).into_owned()
+    };
+    let next_main_process = || loop {
+        if let Some(pid) = received().strip_prefix("MAINPID=") {
+            return Pid::from_raw(pid.parse().unwrap());
+        }
+    };
+    let mut helpers = vec![daemon.process.pid()];
+    for _ in 0..3 {
+        upgrade(&daemon);
+        let newest = wait::poll(LIMIT, || {
+            let newest = pairs(&daemon).into_iter().map(|[helper, _]| helper);
+            newest.into_iter().find(|helper| !helpers.contains(helper))
+        });
+        helpers.push(newest.unwrap());
+    }
+    for (before, helper) in helpers.iter().zip(&helpers[1..]) {
+        assert!(is_running(*before) && is_running(*helper));
+        assert_eq!(next_main_process(), *helper);
+    }
+    wait::until("those that were replaced end", LIMIT, || {
+        while socket.set_nonblocking(true).is_ok() && socket.recv(&mut [0; 256]).is_ok() {}
+        processes(&daemon).len() == 2
+    });
+    assert!(is_running(helpers[3]));
 }

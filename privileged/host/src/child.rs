@@ -1,4 +1,4 @@
-//! How a child ended. All the unsafe code of this crate is here.
+//! How a child ended. The unsafe code of this crate is here and in `unread`.
 
 use nix::errno::Errno;
 use nix::libc::{self, c_int};

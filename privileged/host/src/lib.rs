@@ -8,9 +8,11 @@ mod error;
 mod generation;
 mod poll;
 mod socket_file;
+mod unread;
 
 pub use child::{Ended, ended_child};
 pub use error::{BREACH, Error, FAILURE, Result, Step};
 pub use generation::{Generation, kernel_log_number};
 pub use poll::poll;
 pub use socket_file::{Change, DIRECTORY, OwnFile, SocketFile, objection};
+pub use unread::is_unread;

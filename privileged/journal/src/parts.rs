@@ -36,8 +36,9 @@ impl ServiceManager {
         self.socket().map(|socket| (socket, watchdog))
     }
 
-    /// Notifies that another process is the daemon from now on.
-    pub fn main_process(&self, pid: i32) {
-        self.send(&format!("MAINPID={pid}"));
+    /// Notifies that another process is the daemon from now on; false if the manager has no space for that at present.
+    #[must_use]
+    pub fn main_process(&self, pid: i32) -> bool {
+        self.send(&format!("MAINPID={pid}"))
     }
 }

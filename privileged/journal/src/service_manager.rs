@@ -2,6 +2,7 @@
 //!
 //! The socket is opened before the helper is locked down; from then on it is only written to.
 
+use nix::errno::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
@@ -40,13 +41,13 @@ impl ServiceManager {
 
     /// Has it close the TUN queues that it stores, so that the interface ends with the daemon.
     pub fn remove_queues(&self) {
-        self.send(&format!("FDSTOREREMOVE=1\nFDNAME={STORED_QUEUE}"));
+        let _lost = self.send(&format!("FDSTOREREMOVE=1\nFDNAME={STORED_QUEUE}"));
     }
 
     /// Notifies that the interface exists and is served.
     pub fn ready(&mut self, status: &str) {
         status.clone_into(&mut self.serving);
-        self.send(&format!("READY=1\nSTATUS={status}"));
+        let _lost = self.send(&format!("READY=1\nSTATUS={status}"));
     }
 
     /// Notifies of trouble while serving, or of its end; sends only changes.
@@ -56,12 +57,12 @@ impl ServiceManager {
         }
         self.trouble = trouble;
         let but = self.trouble.as_ref().map_or(String::new(), |trouble| format!(", but {trouble}"));
-        self.send(&format!("STATUS={}{but}", self.serving));
+        let _lost = self.send(&format!("STATUS={}{but}", self.serving));
     }
 
     /// Notifies that the daemon ends, and why.
     pub fn stopping(&self, status: &str) {
-        self.send(&format!("STOPPING=1\nSTATUS={status}"));
+        let _lost = self.send(&format!("STOPPING=1\nSTATUS={status}"));
     }
 
     /// Whether it is time to ask the dataplane whether it runs, which [`Self::alive`] passes on; and how
@@ -78,13 +79,13 @@ impl ServiceManager {
 
     /// Says that the daemon is alive.
     pub fn alive(&self) {
-        self.send("WATCHDOG=1");
+        let _lost = self.send("WATCHDOG=1");
     }
 
-    /// Sends without blocking; what a manager that does not read has no space for is lost.
-    pub(crate) fn send(&self, message: &str) {
+    /// Sends without blocking; what a manager that does not read has no space for is lost, and the result is false.
+    pub(crate) fn send(&self, message: &str) -> bool {
         let write = |socket: &UnixDatagram| nix::unistd::write(socket, message.as_bytes());
-        let _lost = self.socket.as_ref().map(write);
+        self.socket.as_ref().map(write) != Some(Err(Errno::EAGAIN))
     }
 }
 

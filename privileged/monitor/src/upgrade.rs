@@ -8,7 +8,9 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use wgsep_host::{Error, FAILURE, Result};
 use wgsep_ipc::upgrade::{FromSuccessor, OpenUdp};
-use wgsep_upgrade::{Have, Predecessor, Successors, TIMEOUT, UNLIMITED, passed_on, stand_in};
+use wgsep_upgrade::{
+    Have, Predecessor, Successors, TIMEOUT, UNLIMITED, passed_on, stand_in, tell_manager,
+};
 
 impl Monitor {
     // ------------------------------------------------------------ the helper that is replaced
@@ -63,7 +65,7 @@ impl Monitor {
             return stand_in(&channel, &self.signals, || self.reap_orphans());
         }
         if self.waiter.is_none() {
-            self.manager.main_process(pid);
+            tell_manager(&self.manager, pid);
         }
         0
     }

@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
-use wgsep_host::{FAILURE, OwnFile, SocketFile, poll};
+use wgsep_host::{FAILURE, OwnFile, SocketFile, is_unread, poll};
 use wgsep_ipc::upgrade::{FromPredecessor, FromSuccessor, LogSink, OpenUdp, Waiter, Welcome};
 use wgsep_ipc::{Channel, Error, Received};
 use wgsep_journal::{Format, Log, ServiceManager, Sink};
@@ -199,6 +199,21 @@ impl Successors {
     pub fn retire(self) -> (i32, Option<Channel>) {
         let pid = self.current.map_or(0, |current| current.pid);
         (pid, (self.settings.waiter == Waiter::ThisHelper).then_some(self.channel))
+    }
+}
+
+/// Notifies the service manager of the new helper, and stays until it has received that, or for 15 s. systemd makes no process
+/// that has ended the main one, and the message that makes this one so may still be unread; then the end of the one
+/// before would be the unit's.
+pub fn tell_manager(manager: &ServiceManager, pid: i32) {
+    let Some(socket) = manager.socket() else { return };
+    let mut is_sent = false;
+    for _ in 0..TIMEOUT.as_millis() / 5 {
+        is_sent = is_sent || manager.main_process(pid);
+        if is_sent && !is_unread(socket).unwrap_or(false) {
+            return;
+        }
+        let _waited = poll([], Duration::from_millis(5));
     }
 }
 
