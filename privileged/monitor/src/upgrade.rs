@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use wgsep_host::{Error, FAILURE, Result};
 use wgsep_ipc::upgrade::{FromSuccessor, OpenUdp};
 use wgsep_upgrade::{
-    Have, Predecessor, Successors, TIMEOUT, UNLIMITED, passed_on, stand_in, tell_manager,
+    Have, Predecessor, Successors, TIMEOUT, UNLIMITED, passed_on, stand_in, wait_for_manager,
 };
 
 impl Monitor {
@@ -49,7 +49,9 @@ impl Monitor {
 
     /// Ends after everything was handed over, or stays if the parent of this process waits for its end; the exit status.
     pub(crate) fn retire(mut self) -> u8 {
+        let mut is_announced = false;
         if let Some(successors) = &self.successors {
+            is_announced = self.waiter.is_some() || successors.announce(&self.manager);
             let udp = self.requests.sockets.take();
             let descriptors: Vec<_> = udp.iter().flat_map(UdpSockets::descriptors).collect();
             let state = udp.as_ref().map(|udp| (udp.port, udp.mark, udp.joins));
@@ -65,7 +67,7 @@ impl Monitor {
             return stand_in(&channel, &self.signals, || self.reap_orphans());
         }
         if self.waiter.is_none() {
-            tell_manager(&self.manager, pid);
+            wait_for_manager(&self.manager, pid, is_announced);
         }
         0
     }

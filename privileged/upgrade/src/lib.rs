@@ -193,6 +193,15 @@ impl Successors {
         let _gone = self.channel.send_to_successor(&FromPredecessor::HandedOver(udp), sockets);
     }
 
+    /// Notifies the service manager of the new helper; false if it has no space for that at present. To be called before
+    /// [`Self::hand_over`]: from then on the other may be replaced, too, and would be told of first.
+    #[must_use]
+    pub fn announce(&self, manager: &ServiceManager) -> bool {
+        let waits = self.settings.waiter == Waiter::ThisHelper;
+        let pid = self.current.as_ref().filter(|_| !waits).map(|current| current.pid);
+        pid.is_none_or(|pid| manager.main_process(pid))
+    }
+
     /// Everything belongs to another pair: its helper's process, and the channel to it if this process stays for a parent
     /// that waits for its end.
     #[must_use]
@@ -202,15 +211,14 @@ impl Successors {
     }
 }
 
-/// Notifies the service manager of the new helper, and stays until it has received that, or for 15 s. systemd makes no process
-/// that has ended the main one, and the message that makes this one so may still be unread; then the end of the one
-/// before would be the unit's.
-pub fn tell_manager(manager: &ServiceManager, pid: i32) {
+/// Waits until the service manager has received everything, for 15 s at most, and notifies it of the new helper if that is
+/// still to be done. systemd makes no process that has ended the main one, and the message that makes this one so may be
+/// unread; then the end of the one before would be the unit's.
+pub fn wait_for_manager(manager: &ServiceManager, pid: i32, mut is_announced: bool) {
     let Some(socket) = manager.socket() else { return };
-    let mut is_sent = false;
     for _ in 0..TIMEOUT.as_millis() / 5 {
-        is_sent = is_sent || manager.main_process(pid);
-        if is_sent && !is_unread(socket).unwrap_or(false) {
+        is_announced = is_announced || manager.main_process(pid);
+        if is_announced && !is_unread(socket).unwrap_or(false) {
             return;
         }
         let _waited = poll([], Duration::from_millis(5));
