@@ -1212,8 +1212,12 @@ fn a_signal_to_the_script_alone_while_a_hook_runs_takes_down_what_was_set_up() {
     require!(Wgsep);
     let host = Host::new();
     let before = host.state();
-    let go_on = host.bin.join("go-on");
-    let waits = format!("until [ -e {} ]; do sleep 0.02; done; ", go_on.display());
+    let [go_on, runs] = ["go-on", "runs"].map(|name| host.bin.join(name));
+    let waits = format!(
+        "touch {}; until [ -e {} ]; do sleep 0.02; done; ",
+        runs.display(),
+        go_on.display()
+    );
     host.write(&host.client().replace("PostUp = ", &format!("PostUp = {waits}")));
     // The second has no place for its state.
     let _kept = Kept::new();
@@ -1221,17 +1225,16 @@ fn a_signal_to_the_script_alone_while_a_hook_runs_takes_down_what_was_set_up() {
     for before_up in ["", read_only] {
         for (signal, status) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
             let mut up = Process::spawn(host.command_with(before_up, "up", &[]), "up");
-            wait::until("the hook runs", LIMIT, || {
-                host.has_interface() && host.netns.output("ip rule").stdout.len() > 150
-            });
+            wait::until("the hook runs", LIMIT, || runs.exists());
             up.signal(signal);
             fs::write(&go_on, "").unwrap();
             assert_eq!(up.exit_within(LIMIT).code(), Some(status), "{}", up.log());
             assert!(up.log().contains("interrupted by a signal"), "{}", up.log());
             assert_eq!(host.notes(), ["postup", "predown"]);
             host.is_as(&before);
-            fs::remove_file(&go_on).unwrap();
-            fs::remove_file(host.bin.join("notes")).unwrap();
+            for done in [&go_on, &runs, &host.bin.join("notes")] {
+                fs::remove_file(done).unwrap();
+            }
         }
     }
 }
@@ -1762,6 +1765,59 @@ fn a_reload_that_is_refused_is_one_line_where_broken_pipes_are_no_signal() {
     assert!(said.contains("wg syncconf refuses it") && said.lines().count() == 1, "{said}");
     host.carries_traffic();
     host.must("down");
+}
+
+/// As at boot. Two with one mark would take down the rules of both.
+#[test]
+fn two_default_routes_that_are_set_up_at_once_have_a_table_each_and_come_down_at_once() {
+    require!(Wgsep);
+    let host = Host::new();
+    let second = Host {
+        netns: Arc::clone(&host.netns),
+        other: End::new(Side::Right, Daemon::start(Wgsep, &host.other.daemon.netns)),
+        key: KeyPair::generate(),
+        interface: unique_interface(),
+        files: Scratch::new(),
+        bin: Scratch::new(),
+    };
+    fs::write(second.bin.join("rules"), "").unwrap();
+    let before = host.state();
+    for (one, other) in
+        [("0.0.0.0/0", "0.0.0.0/0"), ("0.0.0.0/0", "::/0"), ("::/0", "0.0.0.0/0, ::/0")]
+    {
+        for (number, (host, prefixes)) in [(&host, one), (&second, other)].into_iter().enumerate() {
+            host.write(&format!(
+                "[Interface]\nPrivateKey = {}\nAddress = 10.77.{number}.1/24, fd77:{number}::1/64\n\n\
+                 [Peer]\nPublicKey = {}\nAllowedIPs = {prefixes}\n",
+                host.key.private, host.other.key.public
+            ));
+        }
+        let both = |verb: &str| {
+            let run = |host: &Host| Process::spawn(host.command(verb, &[]), verb);
+            for mut running in [run(&host), run(&second)] {
+                let status = running.exit_within(LIMIT);
+                assert!(status.success(), "{verb}: {}", running.log());
+            }
+        };
+        both("up");
+        let marks = [&host, &second].map(|host| {
+            let shown = host.netns.run(format!("wg show {} fwmark", host.interface));
+            u32::from_str_radix(shown.trim().trim_start_matches("0x"), 16).unwrap()
+        });
+        assert_ne!(marks[0], marks[1]);
+        for ((host, mark), prefixes) in [&host, &second].into_iter().zip(marks).zip([one, other]) {
+            for prefix in prefixes.split(", ") {
+                let family = if prefix == "::/0" { "-6" } else { "-4" };
+                let rules = host.netns.run(format!("ip {family} rule"));
+                assert!(rules.contains(&format!("lookup {mark}")), "{prefix}: {rules}");
+                let routes = host.netns.run(format!("ip {family} route show table {mark}"));
+                assert!(routes.contains(&format!("default dev {}", host.interface)), "{routes}");
+            }
+        }
+        both("down");
+        host.is_as(&before);
+        second.is_as(&before);
+    }
 }
 
 /// Of timeout(1), which prints a warning: LimitSIGPENDING= of a service is inherited.

@@ -112,6 +112,15 @@ fn interrupts_no_tunnel(debian: Debian) {
     wait::until("it is started again", LIMIT, || unit.show("NRestarts") == "1");
     until_ping(netns, unit.theirs());
     assert_eq!(unit.state(), before);
+
+    // A service manager that is busy reads of the first when the second has long been there.
+    for _ in 0..3 {
+        machine.run(
+            "systemctl daemon-reload & for number in 1 2 3; do wgsep upgrade wg0 || exit; done; wait",
+        );
+    }
+    until_ping(netns, unit.theirs());
+    assert_eq!((unit.show("ActiveState"), unit.show("NRestarts")), ("active".into(), "1".into()));
     machine.run("systemctl stop wgsep@wg0");
     assert!(!unit.has_interface());
     assert_eq!(machine.run("ls /run/wireguard").trim(), "");
