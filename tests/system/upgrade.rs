@@ -920,7 +920,7 @@ fn pair_other_than(daemon: &Daemon, old: [Pid; 2]) -> Option<[Pid; 2]> {
     helpers.into_iter().find_map(|helper| Some([helper, *children(helper).first()?]))
 }
 
-/// systemd makes no process that has ended the main one: a manager that is busy must find the ones alive that it is told of.
+/// systemd makes no process that has ended the main one: each that a notification names must be alive when a busy manager receives it.
 #[test]
 fn a_replaced_helper_stays_until_the_service_manager_has_received_who_replaced_it() {
     require!(Wgsep);

@@ -194,7 +194,7 @@ impl Successors {
     }
 
     /// Notifies the service manager of the new helper; false if it has no space for that at present. To be called before
-    /// [`Self::hand_over`]: from then on the other may be replaced, too, and would be told of first.
+    /// [`Self::hand_over`]: from then on the new helper may be replaced, too, and the manager would be notified of that first.
     #[must_use]
     pub fn announce(&self, manager: &ServiceManager) -> bool {
         let waits = self.settings.waiter == Waiter::ThisHelper;
