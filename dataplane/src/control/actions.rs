@@ -369,7 +369,9 @@ impl Control {
             (false, false) => Binding::Device,
         };
         self.source_check.bound(&addresses, binding, clock::instant());
-        self.device_had_name = false;
+        // Here, because the next change that is read may be that of the name.
+        self.device_had_name =
+            sockets.bound().first().is_some_and(|one| self.is_named_as_bound(&one.socket));
         self.retiring = self.shared.sockets.reader().value().until_closed();
         if let Err(errno) = self.shared.replace_sockets(sockets) {
             tracing::error!(

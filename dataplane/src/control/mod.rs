@@ -635,6 +635,11 @@ impl Control {
         }
     }
 
+    /// Whether the interface that a socket is bound to has the name in --bind-device.
+    fn is_named_as_bound(&self, socket: &OwnedFd) -> bool {
+        getsockopt(socket, sockopt::BindToDevice).is_ok_and(|name| name == *self.bind_device)
+    }
+
     /// Logs that the interface of the sockets has another name now. One that it never had may be an alternative name.
     fn report_renamed(&mut self, name: &OsStr) {
         if core::mem::take(&mut self.device_had_name) {
