@@ -287,9 +287,14 @@ impl Control {
 
     /// Schedules another try to open the UDP port, and logs the refusal.
     fn port_refused(&mut self, errno: i32) {
+        let now = clock::instant();
+        if errno == libc::EADDRINUSE && self.predecessor_ends.is_some_and(|limit| now < limit) {
+            self.port_retry.is_being_closed(now);
+            return;
+        }
         let port = self.device.listen_port();
         let line = self.port_refusal(port, errno);
-        let is_news = self.port_retry.refused(errno, clock::instant());
+        let is_news = self.port_retry.refused(errno, now);
         if errno == port::TOO_EARLY {
             if is_news {
                 tracing::info!(

@@ -13,9 +13,11 @@
 //! used twice, whichever process is killed when.
 
 use super::{Action, Control, End};
+use crate::clock;
 use nix::errno::Errno;
 use nix::unistd::{read, write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 use wgsep_policy::described;
 use wgsep_proto::device::control_plane::Restore;
 use wgsep_proto::saved::{self, MAX_RECORD_LEN, Refused};
@@ -27,6 +29,9 @@ const YOURS: &[u8] = b"yours";
 
 /// Rounds of handshake messages that are consumed before; the rest is dropped, as in a flood.
 const LAST_ROUNDS: usize = 16;
+
+/// Time that the processes of the old pair have to end after they have given everything away.
+const PREDECESSOR_ENDS: Duration = Duration::from_secs(5);
 
 /// Why a hand-over failed, before anything was given away.
 struct Failed(String);
@@ -137,6 +142,7 @@ impl Control {
         }
         // As it was; the kernel's answer to the first query says what has changed.
         self.link_state.up = self.device.is_up();
+        self.predecessor_ends = Some(clock::instant().after(PREDECESSOR_ENDS));
         if self.link_state.up {
             self.awaits_sockets = true;
             self.actions.push_back(Action::OpenPort);

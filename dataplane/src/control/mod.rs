@@ -201,6 +201,8 @@ pub(crate) struct Control {
     awaiting: Option<Awaiting>,
     /// It has the state of another dataplane, and is about to get its sockets. Nothing is sent until then.
     awaits_sockets: bool,
+    /// When the processes of the pair that this one has replaced, which have its sockets open until they end, have ended.
+    predecessor_ends: Option<Instant>,
     /// What clients connect to meanwhile, who are answered when the sockets are there.
     listeners: Option<Listeners>,
     end: Option<End>,
@@ -282,6 +284,7 @@ impl Control {
             retiring: Weak::new(),
             awaiting: None,
             awaits_sockets: false,
+            predecessor_ends: None,
             listeners: None,
             end: None,
             reporter: Reporter::default(),

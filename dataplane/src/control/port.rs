@@ -11,6 +11,9 @@ use wgsep_proto::Instant;
 /// that may be opened only later.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
+/// Time between tries to open a port while the daemon that this one has replaced may not have closed it yet.
+const NEXT_LOOK: Duration = Duration::from_millis(10);
+
 /// The longest time between two tries. An address or interface to listen on is missing for as long as it is being
 /// configured; a port may be another program's for good.
 const fn last_retry(errno: i32) -> Duration {
@@ -52,6 +55,12 @@ impl PortRetry {
         };
         self.0 = Some(Refused { errno, interval, due: Some(now.after(interval)) });
         is_news
+    }
+
+    /// Records that another process is about to close the port. This is no refusal.
+    pub(super) fn is_being_closed(&mut self, now: Instant) {
+        let due = Some(now.after(NEXT_LOOK));
+        self.0 = Some(Refused { errno: TOO_EARLY, interval: FIRST_RETRY, due });
     }
 
     /// Records that the port is open or the interface is down; true if the port was refused before, for another reason
@@ -192,6 +201,20 @@ mod tests {
         assert_eq!(retry.next_timeout(), Some(now.after(FIRST_RETRY)), "its first refusal");
         retry.refused(TOO_EARLY, now);
         assert!(!retry.clear(), "it was not refused");
+    }
+
+    #[test]
+    fn a_port_that_is_being_closed_is_tried_again_soon_and_is_refused_only_later() {
+        let (mut retry, mut now) = (PortRetry::default(), Instant::from_nanos(1));
+        for _ in 0..3 {
+            retry.is_being_closed(now);
+            now = now.after(NEXT_LOOK);
+            assert!(retry.take_due(now));
+        }
+        assert!(!retry.clear(), "it was not refused");
+        retry.is_being_closed(now);
+        assert!(retry.refused(libc::EADDRINUSE, now), "this is news");
+        assert_eq!(retry.next_timeout(), Some(now.after(FIRST_RETRY)), "its first refusal");
     }
 
     #[test]
