@@ -1,4 +1,4 @@
-//! Control groups that limit the memory, or the processor time, of what runs in them.
+//! Control groups that limit the memory, or the processor time, of what runs in them, or in which a machine has its own.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -6,6 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+
+use nix::unistd::Pid;
 
 use crate::daemon::unique_interface;
 use crate::wait;
@@ -20,6 +22,68 @@ const CONTROLLERS: [[&str; 3]; 2] = [
 /// version 2.
 const CPU_CONTROLLERS: [[&str; 2]; 2] =
     [["/sys/fs/cgroup/cpu", "cpu.cfs_quota_us"], ["/sys/fs/cgroup", "cpu.max"]];
+
+/// Where the hierarchy of version 2 may be: on its own, beside those of version 1.
+const UNIFIED: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+/// That of version 1 which has no controller. systemd-nspawn makes the same groups there.
+const NAMED: &str = "/sys/fs/cgroup/systemd";
+
+/// A control group for a machine, which makes others in it; all are removed when dropped.
+#[derive(Debug)]
+pub struct MachineCgroup {
+    path: PathBuf,
+    twin: PathBuf,
+}
+
+impl MachineCgroup {
+    /// Makes an empty group.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no hierarchy of version 2 that may be written: why.
+    pub fn new() -> Result<Self, String> {
+        let name = format!("wgsep-tests-{}", unique_interface());
+        let is_unified = |root: &&&str| Path::new(**root).join("cgroup.procs").exists();
+        let Some(root) = UNIFIED.iter().find(is_unified) else {
+            return Err("no control groups of version 2".to_owned());
+        };
+        let (path, twin) = (Path::new(root).join(&name), Path::new(NAMED).join(&name));
+        match fs::create_dir(&path) {
+            Ok(()) => Ok(Self { path, twin }),
+            Err(error) => Err(format!("cannot make {}: {error}", path.display())),
+        }
+    }
+
+    /// Lets a command run in the group.
+    ///
+    /// # Panics
+    ///
+    /// When the group's list of processes cannot be opened.
+    #[track_caller]
+    pub fn enter(&self, command: &mut Command) {
+        enter(&self.path, command);
+    }
+
+    /// Whether a process is in the group, or in one below it.
+    #[must_use]
+    pub fn has_in_it(&self, pid: Pid) -> bool {
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let name = self.path.file_name().unwrap_or_default();
+        groups
+            .lines()
+            .filter_map(|line| line.strip_prefix("0::"))
+            .any(|path| Path::new(path).components().any(|part| part.as_os_str() == name))
+    }
+}
+
+impl Drop for MachineCgroup {
+    fn drop(&mut self) {
+        remove_tree(&self.path);
+        if self.twin.exists() {
+            remove_tree(&self.twin);
+        }
+    }
+}
 
 /// A control group of a test's own that limits processor time, removed when dropped.
 #[derive(Debug)]
@@ -148,6 +212,15 @@ fn enter(cgroup: &Path, command: &mut Command) {
     unsafe {
         command.pre_exec(move || (&processes).write_all(b"0"));
     }
+}
+
+fn remove_tree(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path());
+        }
+    }
+    remove(cgroup);
 }
 
 fn remove(cgroup: &Path) {

@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cache;
+use crate::cgroup::MachineCgroup;
 use crate::implementation::wgsep_program;
 use crate::netns::Netns;
 use crate::process::{self, Process};
@@ -101,6 +102,9 @@ impl Debian {
 pub struct Machine {
     container: Process,
     init: Pid,
+    /// Otherwise all machines would be in one, and the systemd of each would remove the groups of units, and kill the
+    /// processes in them, that another has as well.
+    cgroup: MachineCgroup,
 }
 
 impl Machine {
@@ -132,8 +136,7 @@ impl Machine {
     #[must_use]
     pub fn boot(image: &Path, netns: &Netns, files: &[(&Path, &str)]) -> Self {
         let mut command = Command::new("systemd-nspawn");
-        // As Debian boots, whatever this machine has: with the other hierarchies, systemd 257 removes a unit's control
-        // group now and then before it runs ExecStopPost= there.
+        // As Debian boots, whatever this machine has.
         command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1");
         // It would withhold system calls that it does not know from what the machine starts, and a real machine has them.
         command.env("SYSTEMD_SECCOMP", "0");
@@ -145,6 +148,11 @@ impl Machine {
         for (file, seen_as) in files {
             command.arg(format!("--bind={}:{seen_as}", file.display()));
         }
+        let cgroup = match MachineCgroup::new() {
+            Ok(cgroup) => cgroup,
+            Err(why) => panic!("{why}"),
+        };
+        cgroup.enter(&mut command);
         let mut container = Process::spawn(command, "systemd-nspawn");
         let init = wait::poll(BOOT_LIMIT, || {
             let ended = container.try_exit();
@@ -157,7 +165,8 @@ impl Machine {
             procfs::children(container.pid()).into_iter().find(is_systemd)
         });
         let Some(init) = init else { panic!("systemd-nspawn starts no machine") };
-        let machine = Self { container, init };
+        let machine = Self { container, init, cgroup };
+        assert!(machine.cgroup.has_in_it(init), "the machine is in the control group of others");
         wait::until("the machine has booted", BOOT_LIMIT, || {
             let state = machine.output("systemctl is-system-running").stdout;
             matches!(String::from_utf8_lossy(&state).trim(), "running" | "degraded")
