@@ -54,6 +54,13 @@ echo
 awk -v skipped="$(wc -l <"$WGSEP_SKIP_FILE")" '/^test result:/ { passed += $4; failed += $6 }
 	END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped }' "$output"
 
+# Again, because each may be thousands of lines above: which tests failed, and the beginning of what each said.
+if [ "$failed" = 1 ]; then
+	awk '/^---- .* stdout ----$/ { print ""; lines = 40 }
+		/^failures:$/ { lines = 0 }
+		lines > 0 { print; lines-- }' "$output"
+fi
+
 # In CI a skip must be one that is known and accepted; anywhere else it is only printed.
 while IFS= read -r skip; do
 	echo "skipped: $skip"

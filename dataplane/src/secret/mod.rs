@@ -142,9 +142,10 @@ fn page() -> usize {
 pub(crate) mod tests {
     use super::*;
     use crate::uapi::SecretText;
+    use std::cell::Cell;
     use std::hint::black_box;
-    use std::panic::{AssertUnwindSafe, catch_unwind};
-    use std::sync::{Arc, Mutex, OnceLock, mpsc};
+    use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+    use std::sync::{Arc, Mutex, Once, OnceLock, mpsc};
     use wgsep_proto::noise::cookie::{CookieChecker, CookieGenerator};
     use wgsep_proto::noise::handshake::{Handshake, StaticIdentity};
     use wgsep_proto::noise::symmetric::SymmetricState;
@@ -158,6 +159,24 @@ pub(crate) mod tests {
     const STACK: usize = 256 * 1024;
     const THREADS: usize = 100;
 
+    thread_local! {
+        /// A panic of this thread is a result, which is not printed.
+        static PANICS_QUIETLY: Cell<bool> = const { Cell::new(false) };
+    }
+
+    fn panic_quietly() {
+        static HOOK: Once = Once::new();
+        HOOK.call_once(|| {
+            let print = take_hook();
+            set_hook(Box::new(move |info| {
+                if !PANICS_QUIETLY.get() {
+                    print(info);
+                }
+            }));
+        });
+        PANICS_QUIETLY.set(true);
+    }
+
     /// Starts a thread on a stack of the arena, as the program does. What `body` returns, or the message of its
     /// panic, is sent to the receiver.
     pub(crate) fn start<T: Send + 'static>(
@@ -170,6 +189,7 @@ pub(crate) mod tests {
         let stack = stacks.lock().unwrap().take(STACK).unwrap();
         let (sender, receiver) = mpsc::channel();
         let body = move || {
+            panic_quietly();
             let outcome = catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
                 panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "panic".to_owned())
             });
