@@ -142,10 +142,12 @@ impl Host {
         self.command_with("", verb, more)
     }
 
-    /// wgsep-quick, after a line of shell in private mounts.
+    /// wgsep-quick, after a line of shell in private mounts. It cannot trap a signal that is ignored when it starts, as SIGINT is
+    /// where these tests run in the background of a shell.
     fn command_with(&self, before: &str, verb: &str, more: &[&str]) -> Command {
         let line = format!(
-            "mkdir -p /etc/wireguard && mount --bind {} /etc/wireguard && {{ {before} true; }} && exec \"$@\"",
+            "mkdir -p /etc/wireguard && mount --bind {} /etc/wireguard && {{ {before} true; }} && \
+             exec env --default-signal=INT \"$@\"",
             self.files.display()
         );
         let mut command = self.netns.command("unshare");

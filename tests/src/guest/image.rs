@@ -13,8 +13,8 @@ use crate::scratch::Scratch;
 use super::Plan;
 
 /// The guest's first and only process besides what it runs: a line at a time from the port
-/// for it, and after what the line printed one with its status. Each line comes with its
-/// length, because a guest on a busy machine can lose characters of it.
+/// for it, and after what the line printed one with its status. Each line comes twice, with a tab between, because a guest
+/// on a busy machine can lose characters of it, or get others.
 ///
 /// The kernel's first root cannot be exchanged for another (pivot_root(2)), unlike that of a machine with a
 /// disk, so all of it moves to one that can.
@@ -40,8 +40,8 @@ port=$(cat /port)
 exec <"$port" >"$port"
 stty raw -echo
 echo ready
-while read -r length line; do
-	if [ "${#line}" != "$length" ]; then
+while IFS='	' read -r line copy; do
+	if [ "$line" != "$copy" ]; then
 		printf '\ngarbled\n'
 		continue
 	fi
