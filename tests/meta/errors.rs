@@ -39,14 +39,10 @@ const BREACH: &str = "helper's `the dataplane broke the contract and was killed:
 const AUDIT: &str = "the audit's table, where a finding has a remedy of its own";
 
 /// What stands in a line of another place, which has the remedy; and where that is.
-const PARTS: [(&str, &str); 44] = [
+const PARTS: [(&str, &str); 43] = [
     ("--listen-address {address} {wrong}", "each of the reasons that stand for `wrong`"),
     (
         "receive from the other dataplane: {}",
-        "why a hand-over failed, before `; going on with it` or `; the old daemon goes on …`",
-    ),
-    (
-        "its state is of another version",
         "why a hand-over failed, before `; going on with it` or `; the old daemon goes on …`",
     ),
     (

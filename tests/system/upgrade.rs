@@ -692,7 +692,9 @@ fn what_another_user_or_nonsense_asks_of_the_upgrade_socket_changes_nothing() {
     };
     assert!(as_another().contains("no permission to reach"));
     fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
-    assert!(as_another().contains("does not answer"));
+    assert!(
+        as_another().contains("cannot be replaced by this one: it is of another version or user")
+    );
 
     let socket = UnixDatagram::unbound().unwrap();
     socket.connect(&path).unwrap();
@@ -710,6 +712,17 @@ fn what_another_user_or_nonsense_asks_of_the_upgrade_socket_changes_nothing() {
             send(bytes, descriptors);
         }
     }
+    // A helper of another version is not left to wait: its end of the channel is closed.
+    let mut later = *hello;
+    later[7] += 1;
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(LIMIT)).unwrap();
+    let both = [theirs.as_raw_fd(), null.as_raw_fd()];
+    let (bytes, rights) = ([IoSlice::new(&later)], [ControlMessage::ScmRights(&both)]);
+    sendmsg::<UnixAddr>(socket.as_raw_fd(), &bytes, &rights, MsgFlags::empty(), None).unwrap();
+    drop(theirs);
+    assert_eq!(ours.read(&mut [0; 1]).unwrap(), 0);
+
     assert_eq!(pair(&left.daemon), before);
     assert!(answers_at_once(&left.daemon.netns, inner(right)));
     upgrade(&left.daemon);

@@ -157,7 +157,7 @@ impl Control {
     fn restore(&mut self, socket: BorrowedFd<'_>) -> Result<(), Failed> {
         let mut buffer = vec![0; MAX_RECORD_LEN + 1];
         if receive(socket, &mut buffer)? != saved::VERSION.to_le_bytes() {
-            return Err(Failed("its state is of another version".to_owned()));
+            return Err(Failed("its state is of another version; restart that daemon".to_owned()));
         }
         let mut restore = Restore::new(&mut self.device);
         while !restore.add_record(saved::decode(receive(socket, &mut buffer)?)?)? {}

@@ -171,10 +171,11 @@ fn announce(interface: &str) -> Result<Given> {
         Ok(Received::Message(FromPredecessor::Welcome(welcome), descriptors)) => {
             Ok(Given { channel, state, welcome, descriptors })
         }
-        Ok(_) => Err(busy()),
-        Err(_) => Err(Error::new(format!(
-            "the wgsep that serves {interface} speaks another version of the upgrade; restart it"
+        // It closes the channel of one whose first message it does not understand.
+        Ok(Received::Closed) | Err(_) => Err(Error::new(format!(
+            "the wgsep that serves {interface} cannot be replaced by this one: it is of another version or user, or about to end; restart it"
         ))),
+        Ok(_) => Err(busy()),
     }
 }
 
