@@ -1290,6 +1290,64 @@ fn a_hook_for_down_that_fails_keeps_the_tunnel_by_hand_and_nothing_in_the_unit()
     host.is_as(&before);
 }
 
+/// As when systemd waits no longer for a hook, or the file of SaveConfig cannot be written. No hook is run twice.
+#[test]
+fn a_stop_that_is_ended_in_its_midst_takes_down_the_rest() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    let [runs, note] = ["runs", "notes"].map(|name| host.bin.join(name));
+    let hangs = format!("touch {}; exec sleep 1000", runs.display());
+    let after = |hook: &str| {
+        let note = note.display();
+        format!("PostDown = echo one >>{note}{hook}\nPostDown = echo two >>{note}\nPreDown = ")
+    };
+    let (in_pre_down, in_post_down) =
+        (format!("{}{hangs}; ", after("")), after(&format!("; {hangs}")));
+    // As systemd does, to each process of the stop.
+    let until_hook_hangs = |stop: &mut Process, signal: Signal| {
+        wait::until("the hook runs", LIMIT, || runs.exists());
+        for pid in [vec![stop.pid()], procfs::descendants(stop.pid())].concat() {
+            let _has_ended = kill(pid, signal);
+        }
+        fs::remove_file(&runs).unwrap();
+        stop.exit_within(LIMIT).code()
+    };
+    let all = ["postup", "predown", "one", "two"];
+    let without_pre_down = ["postup", "one", "two"];
+    for (hooks, expected) in [(&in_pre_down, &without_pre_down[..]), (&in_post_down, &all)] {
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            host.write(&host.client().replace("PreDown = ", hooks));
+            let mut daemon = host.serve(None);
+            host.must("apply");
+            let mut stop = Process::spawn(host.command("stop", &[]), "stop");
+            let status = until_hook_hangs(&mut stop, signal);
+            if signal == Signal::SIGTERM {
+                assert_eq!(status, Some(143), "{}", stop.log());
+                assert!(stop.log().contains("the rest is taken down"), "{}", stop.log());
+            } else {
+                let mut ended = host.command("ended", &[]);
+                let ended = output(ended.env("SERVICE_RESULT", "timeout"));
+                assert!(ended.status.success(), "{ended:?}");
+            }
+            daemon.exit_within(LIMIT);
+            assert_eq!(host.notes(), expected, "{signal}");
+            host.is_as(&before);
+            fs::remove_file(&note).unwrap();
+        }
+    }
+
+    host.write(&host.client().replace("ListenPort", "SaveConfig = true\nListenPort"));
+    let mut daemon = host.serve(None);
+    host.must("apply");
+    let read_only = "mount -o remount,bind,ro /etc/wireguard &&";
+    let said = host.refusal(&mut host.command_with(read_only, "stop", &[]));
+    assert!(said.iter().any(|line| line.contains("the rest is taken down")), "{said:?}");
+    daemon.exit_within(LIMIT);
+    assert_eq!(host.notes(), ["postup", "predown"]);
+    host.is_as(&before);
+}
+
 /// The line that says so is followed, in each way that it names.
 #[test]
 fn a_hook_for_down_that_failed_is_run_as_it_was_corrected_in_the_file() {

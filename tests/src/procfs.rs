@@ -161,6 +161,19 @@ pub fn children(parent: Pid) -> Vec<Pid> {
     processes().into_iter().filter(is_child).collect()
 }
 
+/// The children of a process, theirs, and so on, each after its parent.
+#[must_use]
+pub fn descendants(ancestor: Pid) -> Vec<Pid> {
+    let mut found = vec![ancestor];
+    let mut next = 0;
+    while let Some(&parent) = found.get(next) {
+        found.extend(children(parent));
+        next += 1;
+    }
+    found.remove(0);
+    found
+}
+
 /// Every running process that was started with `argument` among its arguments.
 #[must_use]
 pub fn with_argument(argument: &str) -> Vec<Pid> {
