@@ -226,6 +226,17 @@ fn with_the_package_ends_every_tunnel_with_its_rules_and_what_its_hooks_did() {
         assert!(removed.status.success() && !said.contains("wgsep: cannot"), "{said}");
         assert!(!said.contains("warning"), "{said}");
     };
+    // The tunnels of the machine are not those of a chroot, though it has the same /run.
+    let all = || format!("{}{}", state(), machine.run("pgrep -l wgsep; ls /run/wireguard"));
+    let with_chroot = all();
+    machine.run(
+        "mkdir /var/chroot; mount -t tmpfs none /var/chroot; cd /var/chroot; mkdir upper work root; \
+         mount -t overlay -o lowerdir=/,upperdir=upper,workdir=work none root; \
+         for part in proc sys dev run; do mount --rbind /$part root/$part; mount --make-rslave root/$part; done",
+    );
+    machine.run("chroot /var/chroot/root dpkg --remove wgsep");
+    assert_eq!(all(), with_chroot);
+    machine.run("umount --recursive /var/chroot/root; umount /var/chroot; rmdir /var/chroot");
     dpkg("remove");
     assert_eq!(state(), before);
     assert_eq!(
