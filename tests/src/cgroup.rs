@@ -25,14 +25,58 @@ const CPU_CONTROLLERS: [[&str; 2]; 2] =
 
 /// Where the hierarchy of version 2 may be: on its own, beside those of version 1.
 const UNIFIED: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
-/// That of version 1 which has no controller. systemd-nspawn makes the same groups there.
+/// The hierarchy of version 1 that has no controller. systemd-nspawn makes the same groups there.
 const NAMED: &str = "/sys/fs/cgroup/systemd";
 
-/// A control group for a machine, which makes others in it; all are removed when dropped.
+/// A group of a test's own; it and those in it are removed when dropped.
+#[derive(Debug)]
+struct Group(PathBuf);
+
+impl Group {
+    /// Makes a group in a hierarchy whose groups have a file of this name.
+    fn new(hierarchy: &str, file: &str) -> Option<Self> {
+        let path = Path::new(hierarchy).join(format!("wgsep-tests-{}", unique_interface()));
+        fs::create_dir(&path).ok()?;
+        let group = Self(path);
+        group.0.join(file).exists().then_some(group)
+    }
+
+    /// Lets a command run in the group.
+    #[track_caller]
+    fn enter(&self, command: &mut Command) {
+        let path = self.0.join("cgroup.procs");
+        let processes = match OpenOptions::new().write(true).open(&path) {
+            Ok(processes) => processes,
+            Err(error) => panic!("cannot open {}: {error}", path.display()),
+        };
+        // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are
+        // allowed: it writes to a descriptor that it owns.
+        unsafe {
+            command.pre_exec(move || (&processes).write_all(b"0"));
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
+}
+
+fn remove(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path());
+        }
+    }
+    // Who was killed is in it until reaped.
+    wait::poll(Duration::from_secs(10), || fs::remove_dir(group).ok());
+}
+
+/// A control group for a machine, which makes others in it.
 #[derive(Debug)]
 pub struct MachineCgroup {
-    path: PathBuf,
-    twin: PathBuf,
+    group: Group,
 }
 
 impl MachineCgroup {
@@ -42,16 +86,9 @@ impl MachineCgroup {
     ///
     /// Where there is no hierarchy of version 2 that may be written: why.
     pub fn new() -> Result<Self, String> {
-        let name = format!("wgsep-tests-{}", unique_interface());
-        let is_unified = |root: &&&str| Path::new(**root).join("cgroup.procs").exists();
-        let Some(root) = UNIFIED.iter().find(is_unified) else {
-            return Err("no control groups of version 2".to_owned());
-        };
-        let (path, twin) = (Path::new(root).join(&name), Path::new(NAMED).join(&name));
-        match fs::create_dir(&path) {
-            Ok(()) => Ok(Self { path, twin }),
-            Err(error) => Err(format!("cannot make {}: {error}", path.display())),
-        }
+        let group = UNIFIED.iter().find_map(|root| Group::new(root, "cgroup.controllers"));
+        let none = || "no control groups of version 2 that may be written".to_owned();
+        Ok(Self { group: group.ok_or_else(none)? })
     }
 
     /// Lets a command run in the group.
@@ -61,14 +98,14 @@ impl MachineCgroup {
     /// When the group's list of processes cannot be opened.
     #[track_caller]
     pub fn enter(&self, command: &mut Command) {
-        enter(&self.path, command);
+        self.group.enter(command);
     }
 
     /// Whether a process is in the group, or in one below it.
     #[must_use]
     pub fn has_in_it(&self, pid: Pid) -> bool {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        let name = self.path.file_name().unwrap_or_default();
+        let name = self.group.0.file_name().unwrap_or_default();
         groups
             .lines()
             .filter_map(|line| line.strip_prefix("0::"))
@@ -78,17 +115,17 @@ impl MachineCgroup {
 
 impl Drop for MachineCgroup {
     fn drop(&mut self) {
-        remove_tree(&self.path);
-        if self.twin.exists() {
-            remove_tree(&self.twin);
+        let twin = self.group.0.file_name().map(|name| Path::new(NAMED).join(name));
+        if let Some(twin) = twin.filter(|twin| twin.exists()) {
+            remove(&twin);
         }
     }
 }
 
-/// A control group of a test's own that limits processor time, removed when dropped.
+/// A control group that limits processor time.
 #[derive(Debug)]
 pub struct CpuCgroup {
-    path: PathBuf,
+    group: Group,
     limit: PathBuf,
 }
 
@@ -99,18 +136,15 @@ impl CpuCgroup {
     ///
     /// Where no processor controller may be written: why.
     pub fn new() -> Result<Self, String> {
-        let name = format!("wgsep-tests-{}", unique_interface());
-        for [root, limit] in CPU_CONTROLLERS {
-            let path = PathBuf::from(root).join(&name);
-            if fs::create_dir(&path).is_err() {
-                continue;
-            }
-            let cgroup = Self { limit: path.join(limit), path };
-            if cgroup.limit.exists() {
-                return Ok(cgroup);
-            }
-        }
-        Err("no processor controller of control groups that may be written".to_owned())
+        CPU_CONTROLLERS
+            .into_iter()
+            .find_map(|[root, limit]| {
+                let group = Group::new(root, limit)?;
+                Some(Self { limit: group.0.join(limit), group })
+            })
+            .ok_or_else(|| {
+                "no processor controller of control groups that may be written".to_owned()
+            })
     }
 
     /// Lets a command run in the group.
@@ -120,7 +154,7 @@ impl CpuCgroup {
     /// When the group's list of processes cannot be opened.
     #[track_caller]
     pub fn enter(&self, command: &mut Command) {
-        enter(&self.path, command);
+        self.group.enter(command);
     }
 
     /// Lets the group use so many percent of one processor.
@@ -135,16 +169,10 @@ impl CpuCgroup {
     }
 }
 
-impl Drop for CpuCgroup {
-    fn drop(&mut self) {
-        remove(&self.path);
-    }
-}
-
-/// A control group of a test's own that limits memory, removed when dropped.
+/// A control group that limits memory.
 #[derive(Debug)]
 pub struct Cgroup {
-    path: PathBuf,
+    group: Group,
     limit: PathBuf,
     usage: PathBuf,
 }
@@ -156,18 +184,13 @@ impl Cgroup {
     ///
     /// Where no memory controller may be written: why.
     pub fn new() -> Result<Self, String> {
-        let name = format!("wgsep-tests-{}", unique_interface());
-        for [root, limit, usage] in CONTROLLERS {
-            let path = PathBuf::from(root).join(&name);
-            if fs::create_dir(&path).is_err() {
-                continue;
-            }
-            let cgroup = Self { limit: path.join(limit), usage: path.join(usage), path };
-            if cgroup.limit.exists() {
-                return Ok(cgroup);
-            }
-        }
-        Err("no memory controller of control groups that may be written".to_owned())
+        CONTROLLERS
+            .into_iter()
+            .find_map(|[root, limit, usage]| {
+                let group = Group::new(root, limit)?;
+                Some(Self { limit: group.0.join(limit), usage: group.0.join(usage), group })
+            })
+            .ok_or_else(|| "no memory controller of control groups that may be written".to_owned())
     }
 
     /// Lets a command run in the group.
@@ -177,7 +200,7 @@ impl Cgroup {
     /// When the group's list of processes cannot be opened.
     #[track_caller]
     pub fn enter(&self, command: &mut Command) {
-        enter(&self.path, command);
+        self.group.enter(command);
     }
 
     /// Lets the group use so many bytes more than it does now. Who asks for more is killed.
@@ -192,38 +215,4 @@ impl Cgroup {
         let set = fs::write(&self.limit, (used + bytes).to_string());
         assert!(set.is_ok(), "cannot write {}: {set:?}", self.limit.display());
     }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        remove(&self.path);
-    }
-}
-
-#[track_caller]
-fn enter(cgroup: &Path, command: &mut Command) {
-    let path = cgroup.join("cgroup.procs");
-    let processes = match OpenOptions::new().write(true).open(&path) {
-        Ok(processes) => processes,
-        Err(error) => panic!("cannot open {}: {error}", path.display()),
-    };
-    // SAFETY: the closure runs between fork and exec, where only async-signal-safe calls are
-    // allowed: it writes to a descriptor that it owns.
-    unsafe {
-        command.pre_exec(move || (&processes).write_all(b"0"));
-    }
-}
-
-fn remove_tree(cgroup: &Path) {
-    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path());
-        }
-    }
-    remove(cgroup);
-}
-
-fn remove(cgroup: &Path) {
-    // Who was killed is in it until reaped.
-    wait::poll(Duration::from_secs(10), || fs::remove_dir(cgroup).ok());
 }
