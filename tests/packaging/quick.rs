@@ -1348,6 +1348,32 @@ fn a_stop_that_is_ended_in_its_midst_takes_down_the_rest() {
     host.is_as(&before);
 }
 
+/// As by the kernel where memory is short. No hook was run, so none for down is.
+#[test]
+fn steps_of_an_up_that_are_killed_are_taken_down() {
+    require!(Wgsep);
+    let host = Host::new();
+    host.write(&host.client());
+    let before = host.state();
+    let runs = host.bin.join("runs");
+    let hangs = RESOLVCONF.replacen(
+        '\n',
+        &format!("\n[ $1 != -a ] || {{ touch {}; exec sleep 1000; }}\n", runs.display()),
+        1,
+    );
+    host.bin.write_script("resolvconf", &hangs);
+    let mut up = Process::spawn(host.command("up", &[]), "up");
+    wait::until("it runs", LIMIT, || runs.exists());
+    let (mut steps, daemons) = (procfs::descendants(up.pid()), host.daemons());
+    steps.retain(|pid| !daemons.contains(pid));
+    for pid in steps {
+        let _has_ended = kill(pid, Signal::SIGKILL);
+    }
+    assert_eq!(up.exit_within(LIMIT).code(), Some(137), "{}", up.log());
+    assert_eq!(host.notes(), <[String; 0]>::default());
+    host.is_as(&before);
+}
+
 /// The line that says so is followed, in each way that it names.
 #[test]
 fn a_hook_for_down_that_failed_is_run_as_it_was_corrected_in_the_file() {
