@@ -1,6 +1,6 @@
 //! An update, and a removal, of the package beside tunnels that cannot follow.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wgsep_tests::machine::{Debian, Machine, package};
 use wgsep_tests::netns::Netns;
@@ -75,6 +75,66 @@ fn a_tunnel_that_does_not_restart_or_stop_is_named_and_leaves_no_package_half_do
     );
     assert!(named[1].contains("run: systemctl daemon-reload"), "{named:?}");
     assert!(!machine.output("test -e /usr/sbin/wgsep").status.success());
+}
+
+/// A unit that waits for a name takes half a minute, and a reload that the administrator asks for meanwhile is one of the file.
+#[test]
+fn an_update_waits_for_no_unit_that_starts_skips_no_other_reload_and_obeys_the_machine_s_policy() {
+    let Some(image) = Machine::image_or_skips() else { return };
+    let (scratch, netns) = (Scratch::new(), Netns::new());
+    let deb = package(&scratch);
+    let machine = Machine::boot(&image, &netns, &[(&deb, "/mnt/wgsep.deb")]);
+    machine.run("dpkg --install /mnt/wgsep.deb");
+    let shown = |what: &str, interface: &str| {
+        let line = format!("systemctl show --value --property {what} wgsep@{interface}");
+        machine.run(&line).trim().to_owned()
+    };
+    let pid = |interface: &str| shown("MainPID", interface);
+    let add_peer = |interface: &str, more: &str| {
+        format!(
+            "printf '[Peer]\\nPublicKey = %s\\n{more}' $(wg genkey | wg pubkey) >>/etc/wireguard/{interface}.conf"
+        )
+    };
+    for interface in ["wg0", "wg1", "wg2"] {
+        machine.write_configuration_with_a_key(interface);
+    }
+    machine.run(&add_peer("wg2", "Endpoint = name.invalid:51820\\n"));
+    machine.run("systemctl start wgsep@wg0 wgsep@wg1; systemctl --no-block start wgsep@wg2");
+    let starts = || shown("SubState", "wg2") == "start-post";
+    wait::until("the unit waits for the name", Duration::from_secs(10), starts);
+    // In the midst of the update, the administrator has wg1 read its file.
+    machine.run(&format!(
+        "mkdir /run/stub; cat >/run/stub/systemctl <<'E'\n#!/bin/sh\n\
+         [ \"$*\" != 'reload wgsep@wg0.service' ] || {{ {}; /usr/bin/systemctl reload wgsep@wg1; }}\n\
+         exec /usr/bin/systemctl \"$@\"\nE\nchmod 755 /run/stub/systemctl",
+        add_peer("wg1", "")
+    ));
+    let dpkg = |what: &str| {
+        let done = machine.output(&format!("PATH=/run/stub:$PATH dpkg {what} 2>&1"));
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert!(done.status.success(), "{said}");
+        said
+    };
+    let (before, began) = (["wg0", "wg1", "wg2"].map(pid), Instant::now());
+    let said = dpkg("--install /mnt/wgsep.deb");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(!said.contains("wgsep: "), "{said}");
+    assert_eq!(machine.run("wg show wg1 peers").lines().count(), 1);
+    let runs_anew = || {
+        let now = ["wg0", "wg1", "wg2"].map(pid);
+        now.iter().zip(&before).all(|(now, before)| now != "0" && now != before)
+    };
+    wait::until("each runs the new program", Duration::from_secs(10), runs_anew);
+
+    let before = pid("wg0");
+    machine.run(
+        "printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d",
+    );
+    dpkg("--install /mnt/wgsep.deb");
+    let said = dpkg("--remove wgsep");
+    assert!(said.contains("policy-rc.d forbids"), "{said}");
+    assert_eq!(pid("wg0"), before);
+    machine.run("wg show wg0");
 }
 
 #[test]
