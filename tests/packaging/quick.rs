@@ -145,12 +145,16 @@ impl Host {
     /// wgsep-quick, after a line of shell in private mounts. It cannot trap a signal that is ignored when it starts, as SIGINT is
     /// where these tests run in the background of a shell.
     fn command_with(&self, before: &str, verb: &str, more: &[&str]) -> Command {
+        self.command_in(&self.netns, before, verb, more)
+    }
+
+    fn command_in(&self, netns: &Netns, before: &str, verb: &str, more: &[&str]) -> Command {
         let line = format!(
             "mkdir -p /etc/wireguard && mount --bind {} /etc/wireguard && {{ {before} true; }} && \
              exec env --default-signal=INT \"$@\"",
             self.files.display()
         );
-        let mut command = self.netns.command("unshare");
+        let mut command = netns.command("unshare");
         command.args(["--mount", "sh", "-c", &line, "sh"]).arg(script());
         command.args([verb, &self.interface]).args(more);
         let programs = wgsep_program("wgsep").parent().unwrap().display().to_string();
@@ -1371,6 +1375,53 @@ fn steps_of_an_up_that_are_killed_are_taken_down() {
     assert_eq!(up.exit_within(LIMIT).code(), Some(137), "{}", up.log());
     assert_eq!(host.notes(), <[String; 0]>::default());
     host.is_as(&before);
+}
+
+/// Rules with the same mark, and a firewall of the same name, are another tunnel's elsewhere.
+#[test]
+fn what_a_crash_left_in_another_network_namespace_is_taken_down_there_or_is_gone_with_it() {
+    require!(Wgsep);
+    let host = Host::new();
+    host.write(&host.client());
+    let before = host.state();
+    let elsewhere = Netns::new();
+    for family in ["-4", "-6"] {
+        elsewhere.run(format!("ip {family} rule add not fwmark 51820 table 51820"));
+        elsewhere.run(format!("ip {family} rule add table main suppress_prefixlength 0"));
+    }
+    elsewhere.run(format!("nft add table ip wg-quick-{}", host.interface));
+    let rules = || ["ip rule", "ip -6 rule", "nft list ruleset"].map(|line| elsewhere.run(line));
+    let theirs = rules();
+    let must = |netns: &Netns, verb: &str| {
+        let done = output(&mut host.command_in(netns, "", verb, &[]));
+        assert!(done.status.success(), "{verb}: {done:?}");
+    };
+    for verb in ["down", "stop", "ended"] {
+        host.must("up");
+        host.crash();
+        must(&elsewhere, verb);
+        host.is_as(&before);
+        assert_eq!(rules(), theirs, "{verb}");
+        assert_eq!(host.notes(), ["postup", "predown"]);
+        fs::remove_file(host.bin.join("notes")).unwrap();
+    }
+    host.must("up");
+    host.crash();
+    host.write(&host.plain_server());
+    let third = Netns::new();
+    must(&third, "up");
+    assert_eq!(host.notes(), ["postup", "predown"]);
+    must(&third, "down");
+    host.is_as(&before);
+
+    host.write(&host.client());
+    let gone = Netns::new();
+    must(&gone, "up");
+    host.crash();
+    drop(gone);
+    must(&elsewhere, "down");
+    host.is_as(&before);
+    assert_eq!(rules(), theirs);
 }
 
 /// The line that says so is followed, in each way that it names.
