@@ -178,6 +178,18 @@ fn datagrams_leave_and_arrive_by_the_bound_device_only() {
     );
     netns.run("ip link del second");
     until_logged(&left.daemon, "there is no interface of the name in --bind-device");
+    // What is not sent meanwhile is laid to no route.
+    let peer = format!("peer {}", right.key.public);
+    left.daemon.wg_set(format!("{peer} remove"));
+    left.daemon
+        .wg_set(format!("{peer} endpoint 10.78.0.2:{PORT} allowed-ips {}/32", inner(&right)));
+    let stats = format!("{} stats {}", wgsep_program("wgsep").display(), left.daemon.interface);
+    wait::until("an initiation is not sent", LIMIT, || {
+        let _no_answer = netns.output(format!("ping -c 1 -W 1 {}", inner(&right)));
+        netns.run(&stats).contains("out: the UDP port was closed, or no route")
+    });
+    let log = left.daemon.process.log();
+    assert!(!log.contains("no route to") && !log.contains("cannot send"), "{log}");
     netns.run(&made_anew);
     until_served(&left, &right);
     netns.run("ip link del second");

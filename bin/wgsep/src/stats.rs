@@ -40,7 +40,7 @@ const CAUSES: &[(&str, &str)] = &[
     ),
     (
         "send_no_route",
-        "out: no route to the peer's endpoint, or it is no host's address or port; see `ip route get ADDRESS mark MARK` (0 if none is set; Invalid argument: a blackhole, or port 0)",
+        "out: the UDP port was closed, or no route to the peer's endpoint, or it is no host's address or port; see `ip route get ADDRESS mark MARK` (0 if none is set; Invalid argument: a blackhole, or port 0)",
     ),
     (
         "send_forbidden",

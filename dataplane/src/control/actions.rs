@@ -297,8 +297,12 @@ impl Control {
         let is_news = self.port_retry.refused(errno, now);
         if errno == port::TOO_EARLY {
             if is_news {
+                let which = match port {
+                    0 => "a UDP port".to_owned(),
+                    port => format!("UDP port {port}"),
+                };
                 tracing::info!(
-                    "interface up; UDP port {port} is opened later: of new ports, four are opened at once and then one in ten seconds"
+                    "interface up; {which} is opened later: of new ports, four are opened at once and then one in ten seconds"
                 );
             }
         } else if is_news {

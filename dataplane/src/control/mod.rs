@@ -525,7 +525,9 @@ impl Control {
                     // The helper has replaced these sockets, and the descriptors of the new ones are on their
                     // way.
                     let is_replaced = error.kind() == ErrorKind::BrokenPipe;
-                    let peer = transmit.peer.filter(|_| !is_replaced);
+                    // Without any, the line about the port has said why.
+                    let is_closed = self.lacks_port();
+                    let peer = transmit.peer.filter(|_| !is_replaced && !is_closed);
                     if let Some(peer) = peer.and_then(|id| self.device.public_key(id)) {
                         let to = endpoint.destination;
                         let mark = self.device.fwmark();
