@@ -1230,8 +1230,15 @@ fn a_signal_to_the_script_alone_while_a_hook_runs_takes_down_what_was_set_up() {
     let read_only = "mount -t tmpfs -o ro none /run/wgsep-quick &&";
     for before_up in ["", read_only] {
         for (signal, status) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
-            let mut up = Process::spawn(host.command_with(before_up, "up", &[]), "up");
+            let before_up = format!("ulimit -c unlimited && {before_up}");
+            let mut up = Process::spawn(host.command_with(&before_up, "up", &[]), "up");
             wait::until("the hook runs", LIMIT, || runs.exists());
+            // It has the private key in its memory.
+            for pid in [vec![up.pid()], procfs::descendants(up.pid())].concat() {
+                let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
+                let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size"));
+                assert!(core.is_none_or(|core| core.trim().starts_with("0 ")), "{limits}");
+            }
             up.signal(signal);
             fs::write(&go_on, "").unwrap();
             assert_eq!(up.exit_within(LIMIT).code(), Some(status), "{}", up.log());
@@ -1374,6 +1381,23 @@ fn steps_of_an_up_that_are_killed_are_taken_down() {
     }
     assert_eq!(up.exit_within(LIMIT).code(), Some(137), "{}", up.log());
     assert_eq!(host.notes(), <[String; 0]>::default());
+    host.is_as(&before);
+}
+
+#[test]
+fn a_reload_that_takes_out_the_default_route_says_that_it_stays() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    host.write(&host.client());
+    host.must("up");
+    assert_eq!(lines_of_ours(&host.must("reload")), <[String; 0]>::default());
+    host.write(&host.client().replace("0.0.0.0/0, ::/0", "198.51.100.0/24"));
+    let said = lines_of_ours(&host.must("reload"));
+    let [line] = &said[..] else { panic!("{said:?}") };
+    let stays = format!("no default route any more, and that of {} stays until: ", host.interface);
+    assert!(line.contains(&stays), "{line}");
+    host.must("down");
     host.is_as(&before);
 }
 
