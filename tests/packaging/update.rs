@@ -60,6 +60,15 @@ fn a_tunnel_that_does_not_restart_or_stop_is_named_and_leaves_no_package_half_do
     assert_ne!(indices(), before, "it was not restarted");
     machine.run("systemctl is-active wgsep@wg0");
 
+    // As where /run is full.
+    machine.run("mv /run/wgsep-quick /run/kept; touch /run/wgsep-quick");
+    let before = pid();
+    let named = dpkg("dpkg --install /mnt/wgsep.deb");
+    let full = "wgsep@wg0.service goes on as before the update: cannot write to /run/wgsep-quick";
+    assert!(named.iter().any(|line| line.contains(full)), "{named:?}");
+    assert_eq!((state().as_str(), pid()), ("install ok installed", before));
+    machine.run("rm /run/wgsep-quick; mv /run/kept /run/wgsep-quick");
+
     // Where systemd refuses.
     machine.run(
         "mkdir /run/stub; printf '#!/bin/sh\\ncase $1 in stop | daemon-reload) exit 1 ;; esac\\n\
