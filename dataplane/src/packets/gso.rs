@@ -138,6 +138,19 @@ impl Gso {
         let is_of_path = refusal.path == path_of(endpoint);
         let is_counting = refusal.filtered().is_some();
         if is_of_path && !is_counting && segment_len <= usize::from(refusal.longest) {
+            // The routes may have changed, and so may the MTU for which the segments were longer. It is kept as expired, so that
+            // it is no news if longer ones are refused again.
+            if refusal.epoch != self.epoch.load(Ordering::Relaxed)
+                && refusal.is_recent(endpoint, now)
+            {
+                let expired = PathRefusal { until: seconds(now) as u16, ..refusal };
+                let _another_send_was_refused = peer.path_cache().compare_exchange(
+                    bits,
+                    expired.pack(),
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                );
+            }
             return;
         }
         let cleared =
@@ -385,6 +398,11 @@ mod tests {
         );
         bench.gso.forget_paths();
         assert_eq!(bench.in_use(START), (false, 1), "nothing was sent since");
+        bench.gso.accepted(&bench.peer, &a, 1451, START);
+        assert_eq!(bench.in_use(START), (true, 0), "longer ones may not come any more");
+        assert!(bench.tries(&a, 1452, START));
+        bench.refuse(&a, 1452, libc::EMSGSIZE, START);
+        assert_eq!(bench.in_use(START), (false, 1));
         bench.gso.accepted(&bench.peer, &a, 1452, START);
         assert_eq!(bench.in_use(START), (true, 0));
         bench.refuse(&a, 1452, libc::EMSGSIZE, START);
