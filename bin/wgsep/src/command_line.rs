@@ -334,6 +334,7 @@ fn options(
     let device = one("bind-device", "WGSEP_BIND_DEVICE")?;
     Ok(Options {
         version: VERSION,
+        listen: listen(&addresses, device.as_deref(), &interface)?,
         interface,
         foreground,
         user: text("user"),
@@ -345,7 +346,6 @@ fn options(
             // Known once the sockets' network namespace is.
             first_unprivileged: None,
         },
-        listen: listen(&addresses, device.as_deref())?,
         socket_netns: text("socket-netns"),
         tun_netns: text("tun-netns"),
         without: matches
@@ -388,10 +388,10 @@ fn word_from(name: &str, value: Option<OsString>) -> Result<Option<String>, Stri
 }
 
 /// Where the UDP sockets listen.
-fn listen(addresses: &[String], device: Option<&str>) -> Result<Listen, String> {
+fn listen(addresses: &[String], device: Option<&str>, ours: &str) -> Result<Listen, String> {
     let mut listen = Listen::default();
     if let Some(device) = device {
-        check_device(device)?;
+        check_device(device, ours)?;
         listen.device.iter_mut().zip(device.bytes()).for_each(|(to, byte)| *to = byte);
     }
     let given = addresses.iter().map(|address| {
@@ -432,15 +432,15 @@ fn listen(addresses: &[String], device: Option<&str>) -> Result<Listen, String> 
     Ok(listen)
 }
 
-/// The name of an existing interface, or of one that is created later.
-fn check_device(name: &str) -> Result<(), String> {
-    let is_name = (1..16).contains(&name.len())
-        && !name.contains(['/', ':'])
-        && !name.contains(char::is_whitespace);
-    if is_name {
+/// The name of an existing interface, or of one that is created later, but not that of the tunnel.
+fn check_device(name: &str, ours: &str) -> Result<(), String> {
+    let is_wrong = |letter: char| letter.is_whitespace() || "/:".contains(letter);
+    if (1..16).contains(&name.len()) && !name.contains(is_wrong) && name != ours {
         Ok(())
     } else {
-        Err(format!("--bind-device {name:?} is no name of an interface; write one of: ip link"))
+        Err(format!(
+            "--bind-device {name:?} is no name of another interface; write one of: ip link"
+        ))
     }
 }
 
@@ -756,7 +756,7 @@ mod tests {
             let said = parsed(&["--listen-address", addresses, "wg0"], &[]).err().unwrap();
             assert!(said.contains(meant) && !said.contains('\n'), "{said}");
         }
-        for device in ["", "sixteen-letters-", "a/b", "eth 0"] {
+        for device in ["", "sixteen-letters-", "a/b", "eth 0", "wg0"] {
             let said = parsed(&["--bind-device", device, "wg0"], &[]).err().unwrap();
             assert!(said.contains("ip link"), "{said}");
         }

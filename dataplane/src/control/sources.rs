@@ -428,7 +428,7 @@ impl SourceCheck {
             (false, true) => {
                 self.lines.write(now, || {
                     tracing::warn!(
-                        "no interface has {address} of --listen-address any more: nothing is received at it until one has; add it: ip address"
+                        "no interface has {address} of --listen-address: nothing is received at it until one has; add it: ip address"
                     );
                 });
             }
