@@ -1401,6 +1401,20 @@ fn a_reload_that_takes_out_the_default_route_says_that_it_stays() {
     host.is_as(&before);
 }
 
+#[test]
+fn a_daemon_that_dies_while_it_is_set_up_is_named_as_the_reason() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    let dies = "PreUp = pkill -9 -f -- '--interface %i '; while wg show %i >/dev/null 2>&1; do sleep 0.05; done\nPostUp = ";
+    host.write(&host.client().replace("PostUp = ", dies));
+    let mut daemon = host.serve(None);
+    let said = host.refused("apply");
+    assert!(said.iter().any(|line| line.contains("its daemon has ended")), "{said:?}");
+    daemon.exit_within(LIMIT);
+    host.is_as(&before);
+}
+
 /// Rules with the same mark, and a firewall of the same name, are another tunnel's elsewhere.
 #[test]
 fn what_a_crash_left_in_another_network_namespace_is_taken_down_there_or_is_gone_with_it() {

@@ -135,6 +135,13 @@ fn an_update_waits_for_no_unit_that_starts_skips_no_other_reload_and_obeys_the_m
     };
     wait::until("each runs the new program", Duration::from_secs(10), runs_anew);
 
+    // What an update that was killed left says nothing of another process that has its number.
+    machine.run(&format!(
+        "mkdir -p /run/wgsep-quick; echo 1 >/run/wgsep-quick/wg1.updating; {}; systemctl reload wgsep@wg1",
+        add_peer("wg1", "")
+    ));
+    assert_eq!(machine.run("wg show wg1 peers").lines().count(), 2);
+
     let before = pid("wg0");
     machine.run(
         "printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d",
