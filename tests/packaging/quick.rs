@@ -1234,7 +1234,7 @@ fn a_signal_to_the_script_alone_while_a_hook_runs_takes_down_what_was_set_up() {
             let mut up = Process::spawn(host.command_with(&before_up, "up", &[]), "up");
             wait::until("the hook runs", LIMIT, || runs.exists());
             // It has the private key in its memory.
-            for pid in [vec![up.pid()], procfs::descendants(up.pid())].concat() {
+            for pid in procfs::tree(up.pid()) {
                 let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
                 let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size"));
                 assert!(core.is_none_or(|core| core.trim().starts_with("0 ")), "{limits}");
@@ -1318,7 +1318,7 @@ fn a_stop_that_is_ended_in_its_midst_takes_down_the_rest() {
     // As systemd does, to each process of the stop.
     let until_hook_hangs = |stop: &mut Process, signal: Signal| {
         wait::until("the hook runs", LIMIT, || runs.exists());
-        for pid in [vec![stop.pid()], procfs::descendants(stop.pid())].concat() {
+        for pid in procfs::tree(stop.pid()) {
             let _has_ended = kill(pid, signal);
         }
         fs::remove_file(&runs).unwrap();
@@ -1376,7 +1376,7 @@ fn steps_of_an_up_that_are_killed_are_taken_down() {
     let mut up = Process::spawn(host.command("up", &[]), "up");
     wait::until("it runs", LIMIT, || runs.exists());
     // The daemon has another parent by now.
-    for pid in procfs::descendants(up.pid()) {
+    for pid in procfs::tree(up.pid()).into_iter().skip(1) {
         let _has_ended = kill(pid, Signal::SIGKILL);
     }
     assert_eq!(up.exit_within(LIMIT).code(), Some(137), "{}", up.log());
@@ -1460,6 +1460,22 @@ fn what_a_crash_left_in_another_network_namespace_is_taken_down_there_or_is_gone
     must(&elsewhere, "down");
     host.is_as(&before);
     assert_eq!(rules(), theirs);
+
+    // The interface of the next one has the same number, and nothing else of the one before.
+    let (gone, next) = (Netns::new(), Netns::new());
+    must(&gone, "up");
+    host.crash();
+    drop(gone);
+    let program = wgsep_program("wgsep").display().to_string();
+    let serve = host.command_in(&next, "", "serve", &[&program, "--foreground"]);
+    let mut daemon = Process::spawn(serve, "serve");
+    wait::until("the daemon answers", LIMIT, || uapi::is_answering(&host.interface));
+    must(&next, "apply");
+    assert!(next.run("ip rule").contains("lookup 51820"));
+    must(&next, "stop");
+    assert!(!next.run("ip rule").contains("lookup 51820"));
+    daemon.exit_within(LIMIT);
+    host.is_as(&before);
 }
 
 /// The line that says so is followed, in each way that it names.

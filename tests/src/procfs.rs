@@ -161,16 +161,15 @@ pub fn children(parent: Pid) -> Vec<Pid> {
     processes().into_iter().filter(is_child).collect()
 }
 
-/// The children of a process, theirs, and so on, each after its parent.
+/// A process, its children, theirs, and so on, each after its parent.
 #[must_use]
-pub fn descendants(ancestor: Pid) -> Vec<Pid> {
-    let mut found = vec![ancestor];
+pub fn tree(root: Pid) -> Vec<Pid> {
+    let mut found = vec![root];
     let mut next = 0;
     while let Some(&parent) = found.get(next) {
         found.extend(children(parent));
         next += 1;
     }
-    found.remove(0);
     found
 }
 
