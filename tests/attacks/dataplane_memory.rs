@@ -235,7 +235,7 @@ fn send_keepalive(socket: &UdpSocket, session: &Keypair, counter: u64) {
     let mut keepalive = [0; 32];
     let mut is_sealed = false;
     let datagram = &mut keepalive;
-    seal_batch([SealJob { keypair: session, counter, datagram, is_sealed: &mut is_sealed }]);
+    seal_batch(None, [SealJob { keypair: session, counter, datagram, is_sealed: &mut is_sealed }]);
     assert!(is_sealed);
     // Refused where the daemon has ended.
     let _lost = socket.send(&keepalive);

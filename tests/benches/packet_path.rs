@@ -41,12 +41,15 @@ fn crypto(criterion: &mut Criterion) {
         group.throughput(Throughput::Bytes(len as u64));
         let mut datagram = vec![7; len + 32];
         let mut seal = || {
-            seal_batch([SealJob {
-                keypair: &reservation.keypair,
-                counter: reservation.first_counter,
-                datagram: &mut datagram,
-                is_sealed: &mut false,
-            }]);
+            seal_batch(
+                None,
+                [SealJob {
+                    keypair: &reservation.keypair,
+                    counter: reservation.first_counter,
+                    datagram: &mut datagram,
+                    is_sealed: &mut false,
+                }],
+            );
         };
         // Also where only other benchmarks were asked for.
         seal();
@@ -62,12 +65,15 @@ fn crypto(criterion: &mut Criterion) {
             bencher.iter(|| {
                 arrived.copy_from_slice(&datagram);
                 let sealed = &mut arrived[TRANSPORT_HEADER_LEN..];
-                open_batch([OpenJob {
-                    keypair: &keypair,
-                    counter: reservation.first_counter,
-                    sealed,
-                    is_authentic: &mut false,
-                }]);
+                open_batch(
+                    None,
+                    [OpenJob {
+                        keypair: &keypair,
+                        counter: reservation.first_counter,
+                        sealed,
+                        is_authentic: &mut false,
+                    }],
+                );
             });
         });
         group.finish();

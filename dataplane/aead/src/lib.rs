@@ -5,10 +5,12 @@
 //! blocks of a packet side by side. On other processors all packets go one by one through ring, or without the feature
 //! `ring` through chacha20poly1305, and adjacent packets of one key share its expansion.
 //!
+//! A sender or a receiver of single packets has [`KeystreamCache`], which computes the keystream of the packets that come next.
+//!
 //! The vector code is constant in time by construction: no branch, index or shift depends on keys, plaintext or tags.
 //! The lengths of packets are public.
 //!
-//! [`Key`] is erased on drop. The vector code zeroes the vector registers and erases the rows that have the key; not what is
+//! [`Key`] and [`KeystreamCache`] are erased on drop. The vector code zeroes the vector registers and erases the rows that have the key; not what is
 //! left in general registers, and of one-time keys and keystream on the stack. Through ring and chacha20poly1305, a call
 //! may leave the key itself there. A program that cares wipes the stack once a key is no longer used.
 
@@ -20,7 +22,7 @@ mod avx512;
 mod single;
 
 use arrayvec::ArrayVec;
-use avx512::Vectors;
+use avx512::{Keystream, Vectors};
 use core::sync::atomic::{AtomicU8, Ordering};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -82,18 +84,67 @@ impl Packet<'_> {
 /// Encrypts a packet and writes its tag.
 #[inline]
 pub fn seal(mut packet: Packet<'_>) {
-    single::seal(vectors(), &mut packet);
+    single::seal(vectors(), None, &mut packet);
 }
 
 /// Decrypts a packet and verifies its tag. A text that is not authentic is zeroed.
 #[inline]
 pub fn open(mut packet: Packet<'_>) {
-    single::open(vectors(), &mut packet);
+    single::open(vectors(), None, &mut packet);
 }
 
 /// Encrypts the packets and writes their tags.
 #[inline]
 pub fn seal_batch<'p>(packets: impl IntoIterator<Item = Packet<'p>>) {
+    seal_each(packets, |vectors, packet| single::seal(vectors, None, packet));
+}
+
+/// Decrypts the packets and verifies their tags. The text of a packet that is not authentic is zeroed.
+#[inline]
+pub fn open_batch<'p>(packets: impl IntoIterator<Item = Packet<'p>>) {
+    open_each(packets, |vectors, packet| single::open(vectors, None, packet));
+}
+
+/// Keystream that is computed ahead, for a sender or a receiver of single packets: with vectors, that of several short packets
+/// takes little longer than that of one.
+///
+/// It is computed once a packet follows the one before it: with the same key, and a nonce whose last eight bytes, little-endian, are
+/// greater by one. It is that of as many packets as have room in 1,536 bytes, each rounded up to 64 bytes and with 64 more for
+/// its one-time key: of 12 packets of up to 64 bytes, or of two of up to 704. All other packets, and those that are longer, take as long
+/// as by [`seal`] and [`open`]. So does every packet without vectors.
+///
+/// What is computed, and when, depends on nonces and lengths alone. The cache is as secret as the key, of which it has a copy. It
+/// is erased on drop, and by [`Zeroize::zeroize`] when a key is no longer used.
+#[derive(Default, Zeroize, ZeroizeOnDrop)]
+pub struct KeystreamCache(Keystream);
+
+impl KeystreamCache {
+    /// As [`seal_batch`]: single packets are sealed with the keystream that was computed ahead.
+    #[inline]
+    pub fn seal_batch<'p>(&mut self, packets: impl IntoIterator<Item = Packet<'p>>) {
+        seal_each(packets, |vectors, packet| single::seal(vectors, Some(&mut self.0), packet));
+    }
+
+    /// As [`open_batch`]: single packets are opened with the keystream that was computed ahead.
+    #[inline]
+    pub fn open_batch<'p>(&mut self, packets: impl IntoIterator<Item = Packet<'p>>) {
+        open_each(packets, |vectors, packet| single::open(vectors, Some(&mut self.0), packet));
+    }
+
+    /// True if it has neither a key nor keystream: before the first single packet, after [`Zeroize::zeroize`], and without
+    /// vectors always.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Seals packets in groups, and those that are too few for one by `single`.
+#[inline]
+fn seal_each<'p>(
+    packets: impl IntoIterator<Item = Packet<'p>>,
+    single: impl FnMut(Option<Vectors>, &mut Packet<'p>),
+) {
     let seal_group = |vectors: Vectors, group: &mut [Packet<'_>]| {
         let tags = vectors.seal(&mut lanes(group));
         for (packet, tag) in group.iter_mut().zip(tags) {
@@ -101,25 +152,30 @@ pub fn seal_batch<'p>(packets: impl IntoIterator<Item = Packet<'p>>) {
             *packet.done = true;
         }
     };
-    each_group(packets, seal_group, single::seal, single::seal_without_vectors);
+    each_group(packets, seal_group, single, single::seal_without_vectors);
 }
 
-/// Decrypts the packets and verifies their tags. The text of a packet that is not authentic is zeroed.
+/// Opens packets in groups, and those that are too few for one by `single`.
 #[inline]
-pub fn open_batch<'p>(packets: impl IntoIterator<Item = Packet<'p>>) {
+fn open_each<'p>(
+    packets: impl IntoIterator<Item = Packet<'p>>,
+    single: impl FnMut(Option<Vectors>, &mut Packet<'p>),
+) {
     let open_group = |vectors: Vectors, group: &mut [Packet<'_>]| {
         let tags = vectors.open(&mut lanes(group));
         for (packet, tag) in group.iter_mut().zip(tags) {
-            packet.set_opened(equal(*packet.tag, tag));
+            packet.set_opened(equal(packet.tag, &tag));
         }
     };
-    each_group(packets, open_group, single::open, single::open_without_vectors);
+    each_group(packets, open_group, single, single::open_without_vectors);
 }
 
-/// Compares two tags in constant time.
-fn equal(a: [u8; TAG_LEN], b: [u8; TAG_LEN]) -> bool {
-    let differences = u128::from_ne_bytes(a) ^ u128::from_ne_bytes(b);
-    core::hint::black_box(differences) == 0
+/// Compares two tags, or two keys, in constant time.
+fn equal<const LEN: usize>(a: &[u8; LEN], b: &[u8; LEN]) -> bool {
+    const { assert!(LEN.is_multiple_of(16)) };
+    let (a, b) = (a.as_chunks().0.iter(), b.as_chunks().0.iter());
+    let differences = a.zip(b).map(|(a, b)| u128::from_ne_bytes(*a) ^ u128::from_ne_bytes(*b));
+    core::hint::black_box(differences.fold(0, core::ops::BitOr::bitor)) == 0
 }
 
 /// Has a single packet processed at once, and more in groups.
@@ -127,7 +183,7 @@ fn equal(a: [u8; TAG_LEN], b: [u8; TAG_LEN]) -> bool {
 fn each_group<'p>(
     packets: impl IntoIterator<Item = Packet<'p>>,
     group: impl FnMut(Vectors, &mut [Packet<'p>]),
-    single: impl Fn(Option<Vectors>, &mut Packet<'p>),
+    mut single: impl FnMut(Option<Vectors>, &mut Packet<'p>),
     without_vectors: impl Fn(&mut [Packet<'p>]),
 ) {
     let mut packets = packets.into_iter();
@@ -145,7 +201,7 @@ fn each_of_several<'p>(
     second: Packet<'p>,
     mut packets: impl Iterator<Item = Packet<'p>>,
     mut group: impl FnMut(Vectors, &mut [Packet<'p>]),
-    single: impl Fn(Option<Vectors>, &mut Packet<'p>),
+    mut single: impl FnMut(Option<Vectors>, &mut Packet<'p>),
     without_vectors: impl Fn(&mut [Packet<'p>]),
 ) {
     let vectors = vectors();

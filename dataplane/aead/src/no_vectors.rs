@@ -1,6 +1,7 @@
 //! In place of `avx512` where that is not built.
 
 use crate::{KEY_LEN, Lane, PACKETS, TAG_LEN, Tags};
+use zeroize::Zeroize;
 
 /// Instructions that this program has no code for.
 #[derive(Clone, Copy)]
@@ -19,11 +20,33 @@ impl Vectors {
         match self {}
     }
 
-    pub(crate) fn seal_one(self, _: &[u8; KEY_LEN], _: (u32, u64), _: &mut [u8]) -> [u8; TAG_LEN] {
+    pub(crate) fn seal_one(
+        self,
+        _: Option<&mut Keystream>,
+        _: &[u8; KEY_LEN],
+        _: (u32, u64),
+        _: &mut [u8],
+    ) -> [u8; TAG_LEN] {
         match self {}
     }
 
-    pub(crate) fn open_one(self, _: &[u8; KEY_LEN], _: (u32, u64), _: &mut [u8]) -> [u8; TAG_LEN] {
+    pub(crate) fn open_one(
+        self,
+        _: Option<&mut Keystream>,
+        _: &[u8; KEY_LEN],
+        _: (u32, u64),
+        _: &mut [u8],
+    ) -> [u8; TAG_LEN] {
         match self {}
+    }
+}
+
+/// Nothing is computed ahead.
+#[derive(Default, Zeroize)]
+pub(crate) struct Keystream;
+
+impl Keystream {
+    pub(crate) const fn is_empty(&self) -> bool {
+        true
     }
 }

@@ -1,32 +1,41 @@
 //! Packets one by one: vectors where the processor has them; otherwise ring by default, and the pure-Rust chacha20poly1305 without
 //! it and on WebAssembly.
 
-use crate::avx512::Vectors;
+use crate::avx512::{Keystream, Vectors};
 use crate::{LONGEST, NONCE_LEN, Packet, equal};
 use backend::Cipher;
 use core::ptr;
 
-/// Encrypts a packet and writes its tag.
+/// Encrypts a packet and writes its tag. With vectors, `keystream` has what was computed ahead.
 #[inline]
-pub(crate) fn seal(vectors: Option<Vectors>, packet: &mut Packet<'_>) {
+pub(crate) fn seal(
+    vectors: Option<Vectors>,
+    keystream: Option<&mut Keystream>,
+    packet: &mut Packet<'_>,
+) {
     match vectors {
         Some(vectors) if packet.text.len() <= LONGEST => {
             let Packet { key, nonce, text, tag, done } = packet;
-            **tag = vectors.seal_one(&key.0, nonce_words(nonce), text);
+            **tag = vectors.seal_one(keystream, &key.0, nonce_words(nonce), text);
             **done = true;
         }
         _ => seal_without_vectors(&mut [copied(packet)]),
     }
 }
 
-/// Decrypts a packet and verifies its tag. The text of a packet that is not authentic is zeroed.
+/// Decrypts a packet and verifies its tag. The text of a packet that is not authentic is zeroed. With vectors, `keystream` has
+/// what was computed ahead.
 #[inline]
-pub(crate) fn open(vectors: Option<Vectors>, packet: &mut Packet<'_>) {
+pub(crate) fn open(
+    vectors: Option<Vectors>,
+    keystream: Option<&mut Keystream>,
+    packet: &mut Packet<'_>,
+) {
     match vectors {
         Some(vectors) if packet.text.len() <= LONGEST => {
-            let Packet { key, nonce, text, tag, .. } = packet;
-            let is_authentic = equal(**tag, vectors.open_one(&key.0, nonce_words(nonce), text));
-            packet.set_opened(is_authentic);
+            let Packet { key, nonce, text, .. } = packet;
+            let expected = vectors.open_one(keystream, &key.0, nonce_words(nonce), text);
+            packet.set_opened(equal(packet.tag, &expected));
         }
         _ => open_without_vectors(&mut [copied(packet)]),
     }

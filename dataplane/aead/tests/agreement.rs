@@ -14,7 +14,9 @@ use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use std::num::NonZeroUsize;
-use wgsep_aead::{KEY_LEN, Key, NONCE_LEN, Packet, TAG_LEN, open_batch, seal_batch};
+use wgsep_aead::{
+    KEY_LEN, Key, KeystreamCache, NONCE_LEN, Packet, TAG_LEN, open_batch, seal_batch,
+};
 
 /// Of how many cases one is tried: the interpreter is some thousand times as slow as the processor.
 const STEP: usize = if cfg!(miri) { 500 } else { 1 };
@@ -206,6 +208,108 @@ fn a_change_fails_its_packet_alone() {
                     assert_eq!(&sample.text, expected);
                 }
             }
+        }
+    }
+}
+
+/// Has each sample processed by itself.
+fn each(samples: &mut [Sample], mut process: impl FnMut(Packet<'_>)) {
+    samples.iter_mut().for_each(|sample| {
+        run(core::slice::from_mut(sample), |packets| packets.into_iter().for_each(&mut process));
+    });
+}
+
+/// Seals and opens the samples one by one through a cache each, and compares. Returns the caches.
+#[track_caller]
+fn assert_cached_agreement(samples: &[Sample]) -> [KeystreamCache; 2] {
+    let mut caches = [KeystreamCache::default(), KeystreamCache::default()];
+    let mut ours = samples.to_vec();
+    each(&mut ours, |packet| caches[0].seal_batch([packet]));
+    for (number, (ours, plain)) in ours.iter().zip(samples).enumerate() {
+        let len = plain.text.len();
+        let is_same = (ours.text.clone(), ours.tag) == plain.expected();
+        assert!(ours.done && is_same, "packet {number}, length {len}");
+    }
+    each(&mut ours, |packet| caches[1].open_batch([packet]));
+    for (number, (ours, plain)) in ours.iter().zip(samples).enumerate() {
+        let len = plain.text.len();
+        assert!(ours.done && ours.text == plain.text, "packet {number}, length {len}");
+    }
+    caches
+}
+
+/// Packets of one key whose nonces count up.
+fn sequence(dice: &mut Dice, lengths: impl IntoIterator<Item = usize>) -> Vec<Sample> {
+    let (key, fixed, counter) = (dice.bytes(), dice.bytes::<4>(), dice.roll());
+    let mut samples: Vec<_> = lengths.into_iter().map(|len| Sample::new(dice, len)).collect();
+    for (number, sample) in (0..).zip(&mut samples) {
+        sample.key = key;
+        sample.nonce[..4].copy_from_slice(&fixed);
+        sample.nonce[4..].copy_from_slice(&counter.wrapping_add(number).to_le_bytes());
+    }
+    samples
+}
+
+/// Enough packets of each length for keystream to be computed ahead twice.
+#[test]
+fn every_length_agrees_through_a_cache() {
+    let mut dice = Dice(8);
+    for len in (0..=800).step_by(STEP) {
+        let samples = sequence(&mut dice, [len; 27]);
+        let caches = assert_cached_agreement(&samples);
+        assert!(caches.iter().all(|cache| cache.is_empty() != wgsep_aead::uses_vectors()));
+    }
+}
+
+/// Lengths, keys and the fixed part of nonces that change between packets, and counters that repeat, jump and overflow.
+#[test]
+fn every_order_of_nonces_agrees_through_a_cache() {
+    let mut dice = Dice(9);
+    for _ in (0..300).step_by(STEP) {
+        let longest = [64, 65, 300, 710, 1500][below(&mut dice, 5)];
+        let count = if cfg!(miri) { 8 } else { 60 };
+        let lengths: Vec<_> = (0..count).map(|_| below(&mut dice, longest + 1)).collect();
+        let mut samples = sequence(&mut dice, lengths);
+        let (keys, fixed): ([_; 2], [[u8; 4]; 2]) =
+            ([dice.bytes(), dice.bytes()], [dice.bytes(), dice.bytes()]);
+        let (mut key, mut part) = (0, 0);
+        let mut counter = u64::MAX - below(&mut dice, 40) as u64;
+        for sample in &mut samples {
+            match below(&mut dice, 40) {
+                0 => key = 1 - key,
+                1 => part = 1 - part,
+                2 | 3 => counter = counter.wrapping_sub(below(&mut dice, 15) as u64),
+                4 | 5 => counter = counter.wrapping_add(below(&mut dice, 15) as u64),
+                6 => counter = dice.roll(),
+                _ => counter = counter.wrapping_add(1),
+            }
+            sample.key = keys[key];
+            sample.nonce[..4].copy_from_slice(&fixed[part]);
+            sample.nonce[4..].copy_from_slice(&counter.to_le_bytes());
+        }
+        let _caches = assert_cached_agreement(&samples);
+    }
+}
+
+/// A packet that is forged takes no keystream from the one whose nonce it has.
+#[test]
+#[cfg_attr(miri, ignore = "too slow")]
+fn a_forged_packet_fails_through_a_cache_and_the_others_open() {
+    let mut dice = Dice(10);
+    for len in [0, 1, 64, 160, 161, 512, 704, 705] {
+        let plain = sequence(&mut dice, [len; 30]);
+        let mut sealed = plain.clone();
+        each(&mut sealed, wgsep_aead::seal);
+        let mut cache = KeystreamCache::default();
+        for (sealed, plain) in sealed.into_iter().zip(&plain) {
+            let mut copies = [sealed.clone(), sealed];
+            let forged = &mut copies[0];
+            let at = below(&mut dice, len + TAG_LEN);
+            *forged.tag.iter_mut().chain(&mut forged.text).nth(at).unwrap() ^= 1;
+            each(&mut copies, |packet| cache.open_batch([packet]));
+            let [forged, genuine] = copies;
+            assert!(!forged.done && forged.text == vec![0; len], "length {len}");
+            assert!(genuine.done && genuine.text == plain.text, "length {len}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Neither the instructions that are executed for a batch or a single packet nor their time depend on keys, texts or tags.
+//! Neither the instructions that are executed for a batch, a single packet or several whose keystream is computed ahead nor their
+//! time depend on keys, texts or tags.
 #![cfg(target_arch = "x86_64")]
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -12,14 +13,40 @@ use nix::sys::signal::{Signal, raise};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 use std::time::Instant;
-use wgsep_aead::{KEY_LEN, Key, Packet, TAG_LEN, open_batch, seal_batch, uses_vectors};
-
-/// Lengths of the packets of a group, and those of single packets: for Poly1305 in scalar registers and in lanes, and for
-/// two and for four passes.
-const LENGTHS: [&[usize]; 5] =
-    [&[0, 1, 64, 100, 128, 300, 300, 320], &[72], &[520], &[1500], &[4700]];
+use wgsep_aead::{
+    KEY_LEN, Key, KeystreamCache, Packet, TAG_LEN, open_batch, seal_batch, uses_vectors,
+};
 
 type Batch = fn(&mut Vec<Packet<'_>>);
+
+/// How packets of these lengths are sealed and opened.
+struct Way {
+    lengths: &'static [usize],
+    seal: Batch,
+    open: Batch,
+}
+
+impl Way {
+    const fn batch(lengths: &'static [usize]) -> Self {
+        Self { lengths, seal, open }
+    }
+
+    const fn ahead(lengths: &'static [usize]) -> Self {
+        Self { lengths, seal: seal_ahead, open: open_ahead }
+    }
+}
+
+/// A group; single packets, for Poly1305 in scalar registers and in lanes, and for two and for four passes; and packets of one
+/// key, some with keystream that was computed ahead.
+const WAYS: [Way; 7] = [
+    Way::batch(&[0, 1, 64, 100, 128, 300, 300, 320]),
+    Way::batch(&[72]),
+    Way::batch(&[520]),
+    Way::batch(&[1500]),
+    Way::batch(&[4700]),
+    Way::ahead(&[72; 4]),
+    Way::ahead(&[520; 4]),
+];
 
 fn seal(packets: &mut Vec<Packet<'_>>) {
     seal_batch(packets.drain(..));
@@ -29,7 +56,17 @@ fn open(packets: &mut Vec<Packet<'_>>) {
     open_batch(packets.drain(..));
 }
 
-/// A group of packets, which all batch functions take alike.
+fn seal_ahead(packets: &mut Vec<Packet<'_>>) {
+    let mut cache = KeystreamCache::default();
+    packets.drain(..).for_each(|packet| cache.seal_batch([packet]));
+}
+
+fn open_ahead(packets: &mut Vec<Packet<'_>>) {
+    let mut cache = KeystreamCache::default();
+    packets.drain(..).for_each(|packet| cache.open_batch([packet]));
+}
+
+/// Packets with nonces that count up, which all batch functions take alike. If their lengths are the same, so are their keys.
 #[derive(Clone)]
 struct Group {
     lengths: &'static [usize],
@@ -43,6 +80,10 @@ impl Group {
     fn new(lengths: &'static [usize], dice: &mut Dice) -> Self {
         let mut group = Self::zero(lengths);
         group.keys.iter_mut().for_each(|key| *key = dice.bytes());
+        if lengths.iter().all(|len| *len == lengths[0]) {
+            let first = group.keys[0];
+            group.keys.fill(first);
+        }
         group.texts.iter_mut().flatten().for_each(|byte| *byte = dice.roll() as u8);
         group
     }
@@ -86,10 +127,12 @@ impl Group {
 
     fn packets<'p>(&'p mut self, keys: &'p [Key]) -> Vec<Packet<'p>> {
         let Self { texts, tags, done, .. } = self;
-        let parts = keys.iter().zip(texts).zip(tags).zip(done);
-        let packet = |(((key, text), tag), done)| {
+        let parts = keys.iter().zip(texts).zip(tags).zip(done).enumerate();
+        let packet = |(number, (((key, text), tag), done))| {
             let text: &mut Vec<u8> = text;
-            Packet { key, nonce: [7; 12], text, tag, done }
+            let mut nonce = [7; 12];
+            nonce[4] += number as u8;
+            Packet { key, nonce, text, tag, done }
         };
         parts.map(packet).collect()
     }
@@ -144,7 +187,7 @@ fn the_instructions_executed_are_the_same_for_all_secrets() {
     if !can_run() {
         return;
     }
-    for lengths in LENGTHS {
+    for Way { lengths, seal, open } in WAYS {
         let mut dice = Dice(1);
         let expected = trace(Group::zero(lengths), seal);
         assert!(expected.len() > 500, "{lengths:?}");
@@ -165,7 +208,7 @@ fn the_instructions_executed_are_the_same_for_all_wrong_tags() {
     if !can_run() {
         return;
     }
-    for lengths in LENGTHS {
+    for Way { lengths, open, .. } in WAYS {
         let with_wrong = |bit: usize| {
             let mut group = Group::new(lengths, &mut Dice(2)).sealed();
             group.tags.iter_mut().for_each(|tag| tag[bit / 8] ^= 1 << (bit % 8));
@@ -229,7 +272,7 @@ fn the_time_is_the_same_for_all_secrets_and_wrong_tags() {
     if !can_run() {
         return;
     }
-    for lengths in LENGTHS {
+    for Way { lengths, seal, open } in WAYS {
         let classes = [Group::zero(lengths), Group::new(lengths, &mut Dice(4))];
         assert_same_time(classes.each_ref(), seal);
         let sealed = classes.map(Group::sealed);

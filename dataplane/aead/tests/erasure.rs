@@ -9,7 +9,10 @@ use core::hint::black_box;
 use core::mem::ManuallyDrop;
 use dice::Dice;
 use std::collections::BTreeMap;
-use wgsep_aead::{KEY_LEN, Key, NONCE_LEN, Packet, TAG_LEN, open_batch, seal_batch, uses_vectors};
+use wgsep_aead::{
+    KEY_LEN, Key, KeystreamCache, NONCE_LEN, Packet, TAG_LEN, open_batch, seal_batch, uses_vectors,
+};
+use zeroize::Zeroize;
 
 /// More than a call takes of the stack, in bytes.
 const DEPTH: usize = 32 << 10;
@@ -62,8 +65,14 @@ fn words_left(
     fill_stack();
     process(packets);
     copy_stack(copy);
-    let words = keys.iter().flat_map(|key| key.as_bytes().chunks(WORD));
-    words.filter(|word| copy.windows(WORD).any(|bytes| bytes == *word)).count()
+    words_in(copy, keys.iter().flat_map(Key::as_bytes))
+}
+
+/// The number of words of a secret that are among other bytes.
+fn words_in<'s>(bytes: &[u8], secret: impl Iterator<Item = &'s u8>) -> usize {
+    let secret: Vec<_> = secret.copied().collect();
+    let is_found = |word: &&[u8]| bytes.windows(WORD).any(|bytes| bytes == *word);
+    secret.chunks(WORD).filter(is_found).count()
 }
 
 #[test]
@@ -99,6 +108,85 @@ fn no_part_of_a_key_is_left_on_the_stack() {
         }
     }
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// Seals a packet of zeros, which becomes its keystream.
+fn keystream(key: &Key, counter: u8, len: usize, seal: impl FnOnce(Packet<'_>)) -> Vec<u8> {
+    let (mut text, mut nonce) = (vec![0; len], [1; NONCE_LEN]);
+    nonce[4] = counter;
+    let (text, tag, done) = (&mut text, &mut [0; TAG_LEN], &mut false);
+    seal(Packet { key, nonce, text, tag, done });
+    core::mem::take(text)
+}
+
+/// Neither of the key nor of the keystream of packets that are still to come.
+#[test]
+fn what_is_computed_ahead_is_in_the_cache_alone() {
+    #[inline(never)]
+    fn seal(cache: &mut KeystreamCache, key: &Key, len: usize, copy: &mut [u8; DEPTH]) {
+        keystream(key, 1, len, |packet| cache.seal_batch([packet]));
+        fill_stack();
+        keystream(key, 2, len, |packet| cache.seal_batch([packet]));
+        copy_stack(copy);
+    }
+    if !uses_vectors() || cfg!(debug_assertions) {
+        println!("skipped: it takes AVX-512 IFMA and an optimised build");
+        return;
+    }
+    let (mut dice, mut copy) = (Dice(2), Box::new([0; DEPTH]));
+    for len in (16..=704).step_by(16) {
+        let left = [(); 2].map(|()| {
+            let key = Key::new(&dice.bytes());
+            let mut cache = Box::<KeystreamCache>::default();
+            seal(&mut cache, &key, len, &mut copy);
+            let next = keystream(&key, 3, len, wgsep_aead::seal);
+            assert_eq!(words_in(&bytes_of(&cache), next.iter()), len / WORD);
+            assert_eq!(words_in(&bytes_of(&cache), key.as_bytes().iter()), KEY_LEN / WORD);
+            words_in(&copy[..], next.iter().chain(key.as_bytes()))
+        });
+        assert!(left.contains(&0), "length {len}: {left:?}");
+    }
+}
+
+/// Copies the memory of a cache, gaps between its fields included.
+fn bytes_of(cache: &KeystreamCache) -> Vec<u8> {
+    let len = size_of_val(cache);
+    let mut copy = vec![0; len];
+    // SAFETY: reads the memory of a reference and writes as many bytes to the vector.
+    unsafe {
+        core::arch::asm!(
+            "rep movsb",
+            inout("rcx") len => _,
+            inout("rsi") core::ptr::from_ref(cache) => _,
+            inout("rdi") copy.as_mut_ptr() => _,
+            options(nostack, preserves_flags)
+        );
+    }
+    copy
+}
+
+#[test]
+fn keystream_is_erased_at_will_and_when_it_is_dropped() {
+    let mut dice = Dice(3);
+    let mut cache = Box::new(ManuallyDrop::new(KeystreamCache::default()));
+    let mut fill = |cache: &mut KeystreamCache| {
+        let key = Key::new(&dice.bytes());
+        for counter in [1, 2] {
+            keystream(&key, counter, 100, |packet| cache.seal_batch([packet]));
+        }
+        let secret = [key.as_bytes().to_vec(), keystream(&key, 3, 100, wgsep_aead::seal)].concat();
+        let filled = if uses_vectors() { secret.len() / WORD } else { 0 };
+        assert_eq!(words_in(&bytes_of(cache), secret.iter()), filled);
+        secret
+    };
+    let secret = fill(&mut cache);
+    cache.zeroize();
+    assert!(cache.is_empty());
+    assert_eq!(words_in(&bytes_of(&cache), secret.iter()), 0);
+    let secret = fill(&mut cache);
+    // SAFETY: it is dropped once, and only its memory, which is still there, is read afterwards.
+    unsafe { ManuallyDrop::drop(&mut cache) };
+    assert_eq!(words_in(&bytes_of(&cache), secret.iter()), 0);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! A process that does without vectors.
 
 use wgsep_aead::{
-    Key, Packet, TAG_LEN, disable_vectors, open, open_batch, seal_batch, uses_vectors,
+    Key, KeystreamCache, Packet, TAG_LEN, disable_vectors, open, open_batch, seal_batch,
+    uses_vectors,
 };
 
 /// Packets of one key are adjacent in places, as those of a batch of several peers are.
@@ -33,8 +34,15 @@ fn batches_are_the_same_without_vectors() {
     assert_eq!(run(&mut without, &mut tags_without, |packets| seal_batch(packets)), [true; 8]);
     assert_eq!((without, tags_without), (with, tags));
 
-    let ways: [fn(Vec<Packet<'_>>); 2] =
-        [|packets| open_batch(packets), |packets| packets.into_iter().for_each(open)];
+    let ways: [fn(Vec<Packet<'_>>); 3] = [
+        |packets| open_batch(packets),
+        |packets| packets.into_iter().for_each(open),
+        |packets| {
+            let mut cache = KeystreamCache::default();
+            packets.into_iter().for_each(|packet| cache.open_batch([packet]));
+            assert!(cache.is_empty());
+        },
+    ];
     for process in ways {
         let (mut texts, mut changed) = (with, tags);
         changed[3][0] ^= 1;

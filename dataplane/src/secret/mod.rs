@@ -272,7 +272,7 @@ pub(crate) mod tests {
             let identity = black_box(StaticIdentity::new(&private_key()));
             drop(identity);
             let (datagram, is_sealed) = (&mut [0; 48], &mut false);
-            seal_batch([SealJob { keypair: &keypair, counter: 1, datagram, is_sealed }]);
+            seal_batch(None, [SealJob { keypair: &keypair, counter: 1, datagram, is_sealed }]);
             *is_sealed
         };
         assert_eq!(start(Allocates::Packets, body).recv().unwrap(), Ok(true));

@@ -9,6 +9,10 @@ use core::arch::x86_64::{
 /// Bytes in a vector, and in a block of ChaCha20.
 pub(super) const LEN: usize = 64;
 
+/// A vector of zeros.
+// SAFETY: any bytes are a vector, which is as long as the array.
+pub(super) const ZERO: __m512i = unsafe { core::mem::transmute::<[u64; 8], __m512i>([0; 8]) };
+
 /// Zeroes the vector registers. What a function leaves in them, the next one may store wherever the language leaves bytes
 /// undefined, as in an `Option` that is `None`.
 #[cfg(not(miri))]
@@ -176,7 +180,7 @@ pub(super) fn to_u64(vector: __m512i) -> [u64; 8] {
 #[cfg(all(test, not(miri)))]
 #[allow(clippy::print_stdout)]
 mod tests {
-    use crate::avx512::Vectors;
+    use crate::avx512::{Keystream, Vectors};
     use crate::{Key, Lane};
 
     /// The vector registers, before anything else changes them.
@@ -236,7 +240,11 @@ mod tests {
         let mut texts = [[7; 1600]; crate::PACKETS];
         let mut registers = [1; 2048];
         for len in [20, 200, 700, 1400, 1600] {
-            for call in 0..4 {
+            for call in 0..6 {
+                let mut keystream = Keystream::default();
+                let mut seal_ahead = |counter, text: &mut [u8]| {
+                    vectors.seal_one(Some(&mut keystream), key, (0, counter), text)
+                };
                 {
                     let mut texts = texts.iter_mut();
                     let mut lanes = core::array::from_fn(|_| match texts.next() {
@@ -246,8 +254,14 @@ mod tests {
                     match call {
                         0 => drop(vectors.seal(&mut lanes)),
                         1 => drop(vectors.open(&mut lanes)),
-                        2 => drop(vectors.seal_one(key, (0, 1), lanes[0].text)),
-                        _ => drop(vectors.open_one(key, (0, 1), lanes[0].text)),
+                        2 => drop(vectors.seal_one(None, key, (0, 1), lanes[0].text)),
+                        3 => drop(vectors.open_one(None, key, (0, 1), lanes[0].text)),
+                        // Computes keystream ahead with the second packet, and uses it with the third.
+                        _ => {
+                            for counter in 1..call - 1 {
+                                let _tag = seal_ahead(counter, lanes[0].text);
+                            }
+                        }
                     }
                     read_registers(&mut registers);
                 }

@@ -6,12 +6,15 @@
 //! on keys, plaintext or tags; lengths are public.
 
 mod chacha20;
+mod keystream;
 mod memory;
 mod multiply;
 mod one;
 mod poly1305;
 mod rows;
 mod scalar;
+
+pub(crate) use keystream::Keystream;
 
 use crate::{KEY_LEN, Lane, PACKETS, TAG_LEN, Tags};
 use chacha20::{BLOCKS, COUNTER, DOUBLE_ROUNDS, Rows};
@@ -65,12 +68,13 @@ impl Vectors {
     /// Encrypts one packet, and returns its tag.
     pub(crate) fn seal_one(
         self,
+        keystream: Option<&mut Keystream>,
         key: &[u8; KEY_LEN],
         nonce: (u32, u64),
         text: &mut [u8],
     ) -> [u8; TAG_LEN] {
         // SAFETY: a value exists only where the processor has these extensions.
-        let tag = unsafe { one::crypt::<true>(key, nonce, text) };
+        let tag = unsafe { crypt_one::<true>(keystream, key, nonce, text) };
         self.clear_registers();
         tag
     }
@@ -78,14 +82,28 @@ impl Vectors {
     /// Decrypts one packet, and returns what its tag must be.
     pub(crate) fn open_one(
         self,
+        keystream: Option<&mut Keystream>,
         key: &[u8; KEY_LEN],
         nonce: (u32, u64),
         text: &mut [u8],
     ) -> [u8; TAG_LEN] {
         // SAFETY: a value exists only where the processor has these extensions.
-        let tag = unsafe { one::crypt::<false>(key, nonce, text) };
+        let tag = unsafe { crypt_one::<false>(keystream, key, nonce, text) };
         self.clear_registers();
         tag
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+fn crypt_one<const SEAL: bool>(
+    keystream: Option<&mut Keystream>,
+    key: &[u8; KEY_LEN],
+    nonce: (u32, u64),
+    text: &mut [u8],
+) -> [u8; TAG_LEN] {
+    match keystream {
+        Some(keystream) => keystream.crypt::<SEAL>(key, nonce, text),
+        None => one::crypt::<SEAL>(key, nonce, text),
     }
 }
 

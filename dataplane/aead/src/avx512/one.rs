@@ -27,17 +27,26 @@ pub(super) fn crypt<const SEAL: bool>(
     if count > MOST {
         return crypt_long::<SEAL>(&initial, text);
     }
-    initial.blocks(0, count, |blocks| {
-        let (first, keystream) = split_first(blocks);
-        if len <= SHORT {
-            let [r0, r1, s0, s1, ..] = memory::to_u64(*first);
-            let key = scalar::Key::new([r0, r1], [s0, s1]);
-            authenticate::<SEAL, _>(text, keystream, |text| scalar::tag(&key, text))
-        } else {
-            let mut message = Message::new(*first, len);
-            authenticate::<SEAL, _>(text, keystream, |text| message.finish(text))
-        }
-    })
+    initial.blocks(0, count, |blocks| crypt_with_blocks::<SEAL>(blocks, text))
+}
+
+/// As [`crypt`], with the blocks of ChaCha20 that it takes: one more than those of the text.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+pub(super) fn crypt_with_blocks<const SEAL: bool>(
+    blocks: &[__m512i],
+    text: &mut [u8],
+) -> [u8; TAG_LEN] {
+    let len = text.len();
+    let (first, keystream) = split_first(blocks);
+    if len <= SHORT {
+        let [r0, r1, s0, s1, ..] = memory::to_u64(*first);
+        let key = scalar::Key::new([r0, r1], [s0, s1]);
+        authenticate::<SEAL, _>(text, keystream, |text| scalar::tag(&key, text))
+    } else {
+        let mut message = Message::new(*first, len);
+        authenticate::<SEAL, _>(text, keystream, |text| message.finish(text))
+    }
 }
 
 /// As [`crypt`], where a text takes more blocks than are computed at once.

@@ -1,18 +1,18 @@
-//! ChaCha20 (RFC 8439, section 2.3) for consecutive blocks of one key and nonce: four in the parts of 128 bits of
-//! four vectors, which are the rows of the state, and up to six such sets side by side.
+//! ChaCha20 (RFC 8439, section 2.3) for consecutive blocks of one key, of one packet or of several: four in the parts of 128
+//! bits of four vectors, which are the rows of the state, and up to six such sets side by side.
 
 use super::chacha20::{CONSTANTS, DOUBLE_ROUNDS};
 use super::{memory, poly1305};
 use crate::KEY_LEN;
 use core::arch::x86_64::{
-    __m512i, _mm_set_epi64x, _mm512_add_epi32, _mm512_broadcast_i32x4, _mm512_rol_epi32,
-    _mm512_setr_epi32, _mm512_shuffle_epi32, _mm512_xor_si512,
+    __m512i, _mm_set_epi64x, _mm512_add_epi32, _mm512_add_epi64, _mm512_broadcast_i32x4,
+    _mm512_rol_epi32, _mm512_setr_epi32, _mm512_setr_epi64, _mm512_shuffle_epi32, _mm512_xor_si512,
 };
 
 /// Blocks of a set.
-const SET: usize = 4;
+pub(super) const SET: usize = 4;
 /// Most sets that are computed at once: the registers have no room for more.
-const SETS: usize = 6;
+pub(super) const SETS: usize = 6;
 /// Most blocks that are computed at once.
 pub(super) const MOST: usize = SET * SETS;
 
@@ -52,20 +52,52 @@ impl Initial {
         with: impl FnOnce(&[__m512i]) -> T,
     ) -> T {
         match count.div_ceil(SET) {
-            0 | 1 => with(self.sets::<1>(first).as_flattened()),
-            2 => with(self.sets::<2>(first).as_flattened()),
-            3 => with(self.sets::<3>(first).as_flattened()),
-            4 => with(self.sets::<4>(first).as_flattened()),
-            5 => with(self.sets::<5>(first).as_flattened()),
-            _ => with(self.sets::<6>(first).as_flattened()),
+            0 | 1 => with(self.consecutive::<1>(first).as_flattened()),
+            2 => with(self.consecutive::<2>(first).as_flattened()),
+            3 => with(self.consecutive::<3>(first).as_flattened()),
+            4 => with(self.consecutive::<4>(first).as_flattened()),
+            5 => with(self.consecutive::<5>(first).as_flattened()),
+            _ => with(self.consecutive::<6>(first).as_flattened()),
         }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn sets<const N: usize>(&self, first: u32) -> [[__m512i; SET]; N] {
-        let initial = |i: usize| at_block(self.0, first.wrapping_add((SET * i) as u32));
-        let mut sets: [_; N] = core::array::from_fn(initial);
+    fn consecutive<const N: usize>(&self, first: u32) -> [[__m512i; SET]; N] {
+        let mut sets = [[memory::ZERO; SET]; N];
+        let offsets = |i: usize| consecutive(first.wrapping_add((SET * i) as u32));
+        self.sets::<N>(offsets, |i, set| sets[i] = set);
+        sets
+    }
+
+    /// Writes the blocks that are so far from block 0, all or as many as `count`: of each set, for each block, what is added to the
+    /// block counter and to the counter of the packet.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn write_blocks(
+        &self,
+        offsets: &[[u64; 2 * SET]; SETS],
+        count: usize,
+        blocks: &mut [[__m512i; SET]; SETS],
+    ) {
+        let offsets = |i: usize| memory::from_u64(&offsets[i]);
+        let write = |i: usize, set| blocks[i] = set;
+        if count > SET * (SETS - 1) {
+            self.sets::<SETS>(offsets, write);
+        } else {
+            self.sets::<{ SETS - 1 }>(offsets, write);
+        }
+    }
+
+    /// Computes `N` sets, and calls `finished` with each as soon as it has its blocks.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn sets<const N: usize>(
+        &self,
+        offsets: impl Fn(usize) -> __m512i,
+        mut finished: impl FnMut(usize, [__m512i; SET]),
+    ) {
+        let mut sets: [_; N] = core::array::from_fn(|i| at(self.0, offsets(i)));
         for _ in 0..DOUBLE_ROUNDS {
             quarter_rounds(&mut sets);
             for [a, _, c, d] in &mut sets {
@@ -83,17 +115,16 @@ impl Initial {
         }
         // Read again, so that the compiler keeps no copies on the stack, which would not be erased.
         let again = self.0.each_ref().map(memory::reread);
-        for (i, set) in sets.iter_mut().enumerate() {
-            let initial = at_block(again, first.wrapping_add((SET * i) as u32));
-            for (row, initial) in set.iter_mut().zip(initial) {
+        for (i, mut set) in sets.into_iter().enumerate() {
+            for (row, initial) in set.iter_mut().zip(at(again, offsets(i))) {
                 *row = _mm512_add_epi32(*row, initial);
             }
-            *set = poly1305::transpose_parts(*set);
-            for row in set {
+            let mut set = poly1305::transpose_parts(set);
+            for row in &mut set {
                 memory::evaluate(row);
             }
+            finished(i, set);
         }
-        sets
     }
 }
 
@@ -124,11 +155,17 @@ fn step<const A: usize, const B: usize, const D: usize, const BITS: i32, const N
     }
 }
 
-/// The initial state of four blocks from `first` on.
+/// The initial state of four blocks at these offsets.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn at_block([a, b, c, d]: [__m512i; 4], first: u32) -> [__m512i; 4] {
-    let [i, j, k, l] = [0, 1, 2, 3].map(|i| first.wrapping_add(i).cast_signed());
-    let counters = _mm512_setr_epi32(i, 0, 0, 0, j, 0, 0, 0, k, 0, 0, 0, l, 0, 0, 0);
-    [a, b, c, _mm512_add_epi32(d, counters)]
+fn at([a, b, c, d]: [__m512i; 4], offsets: __m512i) -> [__m512i; 4] {
+    [a, b, c, _mm512_add_epi64(d, offsets)]
+}
+
+/// The offsets of four blocks of a packet, from `first` on.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn consecutive(first: u32) -> __m512i {
+    let [a, b, c, d] = [0, 1, 2, 3].map(|i| i64::from(first.wrapping_add(i)));
+    _mm512_setr_epi64(a, 0, b, 0, c, 0, d, 0)
 }

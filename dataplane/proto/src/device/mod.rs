@@ -118,8 +118,10 @@ impl Device {
         Self {
             allowed_ips: control.data_path().allowed_ips.reader(),
             control,
-            outbound: OutboundBatch::with_capacity(1, DATAGRAMS).without_limit(),
-            inbound: InboundBatch::with_capacity(1, 1),
+            outbound: OutboundBatch::with_capacity(1, DATAGRAMS)
+                .without_limit()
+                .with_keystream_cache(),
+            inbound: InboundBatch::with_capacity(1, 1).with_keystream_cache(),
             datagrams: vec![0; DATAGRAMS_LEN].into_boxed_slice(),
             transmits: TransmitQueue::default(),
             sealed: Vec::new(),
@@ -358,15 +360,18 @@ mod tests {
         }
     }
 
-    /// Sends a packet from one end to the other; returns the keypairs with which it was sealed and opened.
+    /// Sends packets from one end to the other; returns the keypairs with which they were sealed and opened.
     fn carry(ends: &mut [Tunnel; 2], now: Now) -> [Weak<Keypair>; 2] {
         let mut packet = [0; 20];
         (packet[0], packet[3]) = (0x45, 20);
         let [a, b] = ends;
         let mut datagram = [0; 20 + MAX_OVERHEAD];
-        let transmit = a.encapsulate_into(&packet, &mut datagram, now).unwrap().unwrap();
-        let index = u32::from_le_bytes(*transmit.datagram[4..].first_chunk().unwrap());
-        b.decapsulate(([192, 0, 2, 0], 7).into(), transmit.datagram, now).unwrap().unwrap();
+        let mut index = 0;
+        for _ in 0..3 {
+            let transmit = a.encapsulate_into(&packet, &mut datagram, now).unwrap().unwrap();
+            index = u32::from_le_bytes(*transmit.datagram[4..].first_chunk().unwrap());
+            b.decapsulate(([192, 0, 2, 0], 7).into(), transmit.datagram, now).unwrap().unwrap();
+        }
         let (_, opening) =
             b.device().control.data_path().index_table.lookup_keypair(index).unwrap();
         let own = opening.receiver_index();
@@ -390,7 +395,13 @@ mod tests {
         ends
     }
 
-    /// A device keeps the keypairs of its latest packets, but not longer than they are in use.
+    /// Whether there is keystream to seal at one end, and to open at the other.
+    fn has_keystream(ends: &[Tunnel; 2]) -> [bool; 2] {
+        let [a, b] = ends.each_ref().map(Tunnel::device);
+        [a.outbound.has_keystream(), b.inbound.has_keystream()]
+    }
+
+    /// A device keeps the keypairs of its latest packets, and keystream of the next, but not longer than they are in use.
     #[test]
     fn no_keypair_of_the_latest_packets_outlives_its_release() {
         let is_erased =
@@ -398,6 +409,7 @@ mod tests {
         let mut ends = established();
         let displaced = carry(&mut ends, at(2));
         assert_eq!(is_erased(displaced.clone()), [false; 2]);
+        assert_eq!(has_keystream(&ends), [wgsep_aead::uses_vectors(); 2]);
         for seconds in [100, 200] {
             ends[0].start_handshake(at(seconds)).unwrap();
             exchange(&mut ends, at(seconds));
@@ -406,10 +418,10 @@ mod tests {
         let expired = carry(&mut ends, at(201));
         let late = at(201 + ZERO_KEY_MATERIAL_TIME.as_secs());
         ends.iter_mut().for_each(|end| end.handle_timeout(late));
-        assert_eq!(is_erased(expired), [true; 2]);
+        assert_eq!((is_erased(expired), has_keystream(&ends)), ([true; 2], [false; 2]));
         let mut ends = established();
         let cloned = carry(&mut ends, at(2));
         ends.iter_mut().for_each(|end| end.vm_notification(at(3)));
-        assert_eq!(is_erased(cloned), [true; 2]);
+        assert_eq!((is_erased(cloned), has_keystream(&ends)), ([true; 2], [false; 2]));
     }
 }

@@ -12,6 +12,7 @@ use crate::wire::messages::{
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use wgsep_aead::KeystreamCache;
 
 /// Messages after which the initiator starts a new handshake.
 pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
@@ -64,9 +65,16 @@ pub struct SealJob<'b> {
     pub is_sealed: &'b mut bool,
 }
 
-/// Seals datagrams, of any keypairs and lengths, and writes their headers.
-pub fn seal_batch<'b>(jobs: impl IntoIterator<Item = SealJob<'b>>) {
-    wgsep_aead::seal_batch(jobs.into_iter().filter_map(SealJob::packet));
+/// Seals datagrams, of any keypairs and lengths, and writes their headers. With a cache, single ones are sealed by way of it.
+pub fn seal_batch<'b>(
+    cache: Option<&mut KeystreamCache>,
+    jobs: impl IntoIterator<Item = SealJob<'b>>,
+) {
+    let packets = jobs.into_iter().filter_map(SealJob::packet);
+    match cache {
+        Some(cache) => cache.seal_batch(packets),
+        None => wgsep_aead::seal_batch(packets),
+    }
 }
 
 impl<'b> SealJob<'b> {
@@ -99,9 +107,16 @@ pub struct OpenJob<'b> {
     pub is_authentic: &'b mut bool,
 }
 
-/// Opens messages, of any keypairs and lengths.
-pub fn open_batch<'b>(jobs: impl IntoIterator<Item = OpenJob<'b>>) {
-    wgsep_aead::open_batch(jobs.into_iter().filter_map(OpenJob::packet));
+/// Opens messages, of any keypairs and lengths. With a cache, single ones are opened by way of it.
+pub fn open_batch<'b>(
+    cache: Option<&mut KeystreamCache>,
+    jobs: impl IntoIterator<Item = OpenJob<'b>>,
+) {
+    let packets = jobs.into_iter().filter_map(OpenJob::packet);
+    match cache {
+        Some(cache) => cache.open_batch(packets),
+        None => wgsep_aead::open_batch(packets),
+    }
 }
 
 impl<'b> OpenJob<'b> {
@@ -427,7 +442,7 @@ pub(crate) mod tests {
                 datagram: &mut datagram,
                 is_sealed: &mut is_sealed,
             };
-            seal_batch([job]);
+            seal_batch(None, [job]);
             assert!(is_sealed);
             let header = TransportHeader { receiver_index: 0, counter: 5 };
             assert_eq!(datagram[..TRANSPORT_HEADER_LEN], header.to_bytes());
@@ -440,7 +455,7 @@ pub(crate) mod tests {
                     sealed: &mut sealed,
                     is_authentic: &mut is_authentic,
                 };
-                open_batch([job]);
+                open_batch(None, [job]);
                 assert_eq!(is_authentic, counter == 5);
                 let expected = if is_authentic { 7 } else { 0 };
                 assert!(sealed[..len].iter().all(|byte| *byte == expected));
@@ -460,17 +475,15 @@ pub(crate) mod tests {
                 datagram: &mut datagram,
                 is_sealed: &mut is_sealed,
             };
-            seal_batch([job]);
+            seal_batch(None, [job]);
             assert_eq!((is_sealed, datagram), (false, vec![0; len]), "no plaintext is left");
         }
         let mut is_authentic = true;
         let sealed = &mut [0; TAG_LEN - 1];
-        open_batch([OpenJob {
-            keypair: &keypair,
-            counter: 5,
-            sealed,
-            is_authentic: &mut is_authentic,
-        }]);
+        open_batch(
+            None,
+            [OpenJob { keypair: &keypair, counter: 5, sealed, is_authentic: &mut is_authentic }],
+        );
         assert!(!is_authentic);
     }
 

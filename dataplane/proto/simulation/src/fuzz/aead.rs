@@ -1,8 +1,10 @@
-//! Batches of packets, and the same packets singly, against ring.
+//! Batches of packets, and the same packets singly, with and without keystream that is computed ahead, against ring.
 
 use super::Input;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use wgsep_aead::{KEY_LEN, Key, NONCE_LEN, Packet, TAG_LEN, open_batch, seal_batch};
+use wgsep_aead::{
+    KEY_LEN, Key, KeystreamCache, NONCE_LEN, Packet, TAG_LEN, open_batch, seal_batch,
+};
 
 /// Most packets of a batch, and bytes of a packet.
 const MAX_PACKETS: u8 = 24;
@@ -32,9 +34,14 @@ impl Sample {
             .byte()
             .is_multiple_of(4)
             .then(|| (usize::from(input.word()) % (len + TAG_LEN), input.byte()));
+        let [low, high] = nonce.to_le_bytes();
         Self {
             key: [key % 4; KEY_LEN].map(|byte| byte.wrapping_mul(0x55)),
-            nonce: core::array::from_fn(|i| nonce.to_le_bytes()[i % 2]),
+            // One of few counters, so that one follows another, or of two bytes.
+            nonce: match high {
+                ..128 => [high % 2, 0, 0, 0, low % 32, 0, 0, 0, 0, 0, 0, 0],
+                _ => core::array::from_fn(|i| [low, high][i % 2]),
+            },
             text: plain.clone(),
             plain,
             tag: [0; TAG_LEN],
@@ -57,7 +64,7 @@ fn run(samples: &mut [Sample], process: fn(Vec<Packet<'_>>)) {
     process(packets.collect());
 }
 
-/// Seals a batch as ring does, and opens what was not changed, and nothing else; and the same packets singly.
+/// Seals a batch as ring does, and opens what was not changed, and nothing else; and the same packets singly in both ways.
 ///
 /// # Panics
 /// If a packet differs.
@@ -67,9 +74,20 @@ pub fn aead(bytes: &[u8]) {
     let samples: Vec<_> = (0..count).map(|_| Sample::new(&mut input)).collect();
     check(samples.clone(), |packets| seal_batch(packets), |packets| open_batch(packets));
     check(
-        samples,
+        samples.clone(),
         |packets| packets.into_iter().for_each(wgsep_aead::seal),
         |packets| packets.into_iter().for_each(wgsep_aead::open),
+    );
+    check(
+        samples,
+        |packets| {
+            let mut cache = KeystreamCache::default();
+            packets.into_iter().for_each(|packet| cache.seal_batch([packet]));
+        },
+        |packets| {
+            let mut cache = KeystreamCache::default();
+            packets.into_iter().for_each(|packet| cache.open_batch([packet]));
+        },
     );
 }
 

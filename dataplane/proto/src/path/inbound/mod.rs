@@ -27,6 +27,7 @@ mod parse;
 pub(crate) use parse::Parsed;
 
 use crate::path::data_path::DropCause;
+use crate::secret::Secret;
 use crate::session::index_table::IndexTable;
 use crate::session::keypair::Keypair;
 use crate::session::peer::{Endpoint, Peer};
@@ -35,6 +36,8 @@ use crate::wire::messages::ReceiverIndex;
 use core::net::SocketAddr;
 use core::ops::Range;
 use std::sync::Arc;
+use wgsep_aead::KeystreamCache;
+use zeroize::Zeroize;
 
 /// What one read of a socket returned: one datagram, or several that the kernel coalesced.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +68,7 @@ pub struct InboundBatch {
     keypairs: Vec<ReceivingKeypair>,
     /// [`IndexTable::releases`] when the keypairs were looked up.
     releases: u64,
+    keystream: Option<Box<Secret<KeystreamCache>>>,
 }
 
 /// From where the datagrams of one read came.
@@ -108,7 +112,15 @@ impl InboundBatch {
             messages: Vec::with_capacity(datagrams),
             keypairs: Vec::with_capacity(reads),
             releases: 0,
+            keystream: None,
         }
+    }
+
+    /// The batch, with keystream that is computed ahead for messages that are opened singly, which the caller has in memory for secrets.
+    /// [`Self::forget_released`] must be called after whatever may release a keypair.
+    pub(crate) fn with_keystream_cache(mut self) -> Self {
+        self.keystream = Some(Box::default());
+        self
     }
 
     /// Empties the batch but for its latest keypairs, which the next one need not look up. Until then
@@ -120,13 +132,22 @@ impl InboundBatch {
         self.keypairs.drain(..old);
     }
 
-    /// Drops the keypairs if one was released since they were looked up.
+    /// Drops the keypairs, and erases keystream, if one was released since they were looked up.
     pub(crate) fn forget_released(&mut self, index_table: &IndexTable) {
         let releases = index_table.releases();
         if self.releases != releases {
             self.releases = releases;
             self.keypairs.clear();
+            if let Some(keystream) = &mut self.keystream {
+                keystream.zeroize();
+            }
         }
+    }
+
+    /// Whether there is any that was computed ahead.
+    #[cfg(test)]
+    pub(crate) fn has_keystream(&self) -> bool {
+        self.keystream.as_ref().is_some_and(|keystream| !keystream.is_empty())
     }
 
     /// Empties the batch.

@@ -24,6 +24,7 @@ mod seal;
 pub use reserve::NonceReservation;
 pub use seal::{SealedDatagram, SealedRun, datagram_len};
 
+use crate::secret::Secret;
 use crate::session::index_table::IndexTable;
 use crate::session::keypair::Keypair;
 use crate::session::peer::Peer;
@@ -31,6 +32,8 @@ use crate::wire::ip::Ecn;
 use core::ops::Range;
 use seal::Position;
 use std::sync::Arc;
+use wgsep_aead::KeystreamCache;
+use zeroize::Zeroize;
 
 /// How a packet of the caller is written into its datagrams: a super-packet is split while it is copied.
 pub trait Segmentation {
@@ -83,6 +86,7 @@ pub struct OutboundBatch<S> {
     keypair: Option<Arc<Keypair>>,
     /// [`IndexTable::releases`] when they were in use.
     releases: u64,
+    keystream: Option<Box<Secret<KeystreamCache>>>,
 }
 
 /// A packet or super-packet in the caller's memory.
@@ -122,7 +126,15 @@ impl<S: Segmentation> OutboundBatch<S> {
             peer: None,
             keypair: None,
             releases: 0,
+            keystream: None,
         }
+    }
+
+    /// The batch, with keystream that is computed ahead for datagrams that are sealed singly, which the caller has in memory for secrets.
+    /// [`Self::forget_released`] must be called after whatever may release a keypair.
+    pub(crate) fn with_keystream_cache(mut self) -> Self {
+        self.keystream = Some(Box::default());
+        self
     }
 
     /// The batch, with as many datagrams sealed at once as the memory for them holds.
@@ -155,13 +167,22 @@ impl<S: Segmentation> OutboundBatch<S> {
         self.clear();
     }
 
-    /// Drops these references if a keypair was released since.
+    /// Drops these references, and erases keystream, if a keypair was released since.
     pub(crate) fn forget_released(&mut self, index_table: &IndexTable) {
         let releases = index_table.releases();
         if self.releases != releases {
             self.releases = releases;
             (self.peer, self.keypair) = (None, None);
+            if let Some(keystream) = &mut self.keystream {
+                keystream.zeroize();
+            }
         }
+    }
+
+    /// Whether there is any that was computed ahead.
+    #[cfg(test)]
+    pub(crate) fn has_keystream(&self) -> bool {
+        self.keystream.as_ref().is_some_and(|keystream| !keystream.is_empty())
     }
 
     /// Empties the batch.

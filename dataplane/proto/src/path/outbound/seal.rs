@@ -55,18 +55,19 @@ impl<S: Segmentation> OutboundBatch<S> {
         loop {
             let before = self.datagrams.len();
             self.write_datagrams(data_path, memory, datagrams, &mut used);
-            let Self { runs, datagrams: written, .. } = self;
+            let Self { runs, datagrams: written, keystream, .. } = self;
             let (_, written) = written.split_at_mut_checked(before).unwrap_or_default();
             if written.is_empty() {
                 return before > 0;
             }
             let mut parts = Parts::new(datagrams);
-            seal_batch(written.iter_mut().filter_map(|datagram| {
+            let jobs = written.iter_mut().filter_map(|datagram| {
                 let reservation = runs.get(datagram.run)?.reservation.as_ref()?;
                 let SealedDatagram { bytes, counter, is_sealed, .. } = datagram;
                 let (keypair, datagram) = (&*reservation.keypair, parts.take(bytes.clone())?);
                 Some(SealJob { keypair, counter: *counter, datagram, is_sealed })
-            }));
+            });
+            seal_batch(keystream.as_mut().map(|cache| &mut ***cache), jobs);
             // What is not sealed is plaintext, and must not be sent.
             let unsealed = written.iter().position(|datagram| !datagram.is_sealed);
             debug_assert_eq!(unsealed, None, "lengths are checked, and ranges ascend");

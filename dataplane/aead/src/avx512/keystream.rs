@@ -1,0 +1,106 @@
+//! The keystream of the packets that come next, for short packets one by one: six sets of blocks take little longer than one.
+
+use super::rows::{Initial, MOST, SET, SETS};
+use super::{memory, one};
+use crate::{KEY_LEN, TAG_LEN, equal};
+use core::arch::x86_64::__m512i;
+use zeroize::Zeroize;
+
+/// Most blocks of a packet whose keystream is computed ahead, so that there is room for two.
+const MOST_OF_ONE: usize = MOST / 2;
+
+/// The blocks of consecutive packets of one key. Which they are depends on nonces and lengths alone.
+pub(crate) struct Keystream {
+    blocks: [[__m512i; SET]; SETS],
+    key: [u8; KEY_LEN],
+    /// The first four bytes of the nonces; `None` while there is no key.
+    fixed: Option<u32>,
+    /// Counter of the first packet that has blocks, and how many packets have some.
+    first: u64,
+    packets: usize,
+    /// Blocks of each.
+    count: usize,
+    /// Counter of the packet that is expected next.
+    next: u64,
+}
+
+impl Default for Keystream {
+    fn default() -> Self {
+        Self {
+            blocks: [[memory::ZERO; SET]; SETS],
+            key: [0; KEY_LEN],
+            fixed: None,
+            first: 0,
+            packets: 0,
+            count: 0,
+            next: 0,
+        }
+    }
+}
+
+impl Zeroize for Keystream {
+    fn zeroize(&mut self) {
+        memory::erase(self.blocks.as_flattened_mut());
+        self.key.zeroize();
+        (self.fixed, self.packets) = (None, 0);
+    }
+}
+
+impl Keystream {
+    /// Encrypts or decrypts one packet, and returns its tag.
+    #[target_feature(enable = "avx512f,avx512bw,avx512ifma,avx512vbmi2,bmi2")]
+    pub(super) fn crypt<const SEAL: bool>(
+        &mut self,
+        key: &[u8; KEY_LEN],
+        nonce: (u32, u64),
+        text: &mut [u8],
+    ) -> [u8; TAG_LEN] {
+        let (fixed, counter) = nonce;
+        let is_same_key = self.fixed == Some(fixed) && equal(key, &self.key);
+        let is_expected = is_same_key && counter == self.next;
+        if !is_same_key {
+            (self.key, self.fixed, self.packets) = (*key, Some(fixed), 0);
+        }
+        self.next = counter.wrapping_add(1);
+        let count = 1 + text.len().div_ceil(memory::LEN);
+        if self.blocks(counter, count).is_none() && is_expected && count <= MOST_OF_ONE {
+            self.compute(fixed, counter, count);
+        }
+        match self.blocks(counter, count) {
+            Some(blocks) => one::crypt_with_blocks::<SEAL>(blocks, text),
+            None => one::crypt::<SEAL>(key, nonce, text),
+        }
+    }
+
+    /// True if there is neither a key nor keystream.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.fixed.is_none()
+    }
+
+    /// The blocks of a packet, if it has as many.
+    #[inline]
+    fn blocks(&self, counter: u64, count: usize) -> Option<&[__m512i]> {
+        let ahead = usize::try_from(counter.wrapping_sub(self.first)).ok()?;
+        if ahead >= self.packets || count > self.count {
+            return None;
+        }
+        let start = ahead * self.count;
+        self.blocks.as_flattened().get(start..start + self.count)
+    }
+
+    /// Computes as many blocks for the packet with this counter and those that follow it, for as many as there is room.
+    #[inline(never)]
+    #[target_feature(enable = "avx512f")]
+    fn compute(&mut self, fixed: u32, counter: u64, count: usize) {
+        (self.first, self.count, self.packets) = (counter, count, MOST / count);
+        let mut offsets = [[0; 2 * SET]; SETS];
+        let mut next = [0, 0];
+        for offset in offsets.as_flattened_mut().as_chunks_mut().0 {
+            *offset = next;
+            let [block, packet] = next;
+            next = if block + 1 < count as u64 { [block + 1, packet] } else { [0, packet + 1] };
+        }
+        let initial = Initial::new(&self.key, (fixed, counter));
+        initial.write_blocks(&offsets, self.packets * count, &mut self.blocks);
+    }
+}
