@@ -9,6 +9,22 @@ use zeroize::Zeroize;
 /// Most blocks of a packet whose keystream is computed ahead, so that there is room for two.
 const MOST_OF_ONE: usize = MOST / 2;
 
+/// For packets of so many blocks each, the blocks of each set: how far its counter and that of its packet are above the first.
+static OFFSETS: [[[u64; 2 * SET]; SETS]; MOST_OF_ONE + 1] = {
+    let mut offsets = [[[0; 2 * SET]; SETS]; MOST_OF_ONE + 1];
+    let mut count = 1;
+    while count <= MOST_OF_ONE {
+        let mut i = 0;
+        while i < MOST {
+            offsets[count][i / SET][2 * (i % SET)] = (i % count) as u64;
+            offsets[count][i / SET][2 * (i % SET) + 1] = (i / count) as u64;
+            i += 1;
+        }
+        count += 1;
+    }
+    offsets
+};
+
 /// The blocks of consecutive packets of one key. Which they are depends on nonces and lengths alone.
 pub(crate) struct Keystream {
     blocks: [[__m512i; SET]; SETS],
@@ -93,14 +109,7 @@ impl Keystream {
     #[target_feature(enable = "avx512f")]
     fn compute(&mut self, fixed: u32, counter: u64, count: usize) {
         (self.first, self.count, self.packets) = (counter, count, MOST / count);
-        let mut offsets = [[0; 2 * SET]; SETS];
-        let mut next = [0, 0];
-        for offset in offsets.as_flattened_mut().as_chunks_mut().0 {
-            *offset = next;
-            let [block, packet] = next;
-            next = if block + 1 < count as u64 { [block + 1, packet] } else { [0, packet + 1] };
-        }
         let initial = Initial::new(&self.key, (fixed, counter));
-        initial.write_blocks(&offsets, self.packets * count, &mut self.blocks);
+        initial.write_blocks(&OFFSETS[count], self.packets * count, &mut self.blocks);
     }
 }

@@ -64,9 +64,13 @@ impl Initial {
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn consecutive<const N: usize>(&self, first: u32) -> [[__m512i; SET]; N] {
-        let mut sets = [[memory::ZERO; SET]; N];
         let offsets = |i: usize| consecutive(first.wrapping_add((SET * i) as u32));
-        self.sets::<N>(offsets, |i, set| sets[i] = set);
+        let mut sets = self.rounds(offsets);
+        // Read again, so that the compiler keeps no copies on the stack, which would not be erased.
+        let again = self.0.each_ref().map(memory::reread);
+        for (i, set) in sets.iter_mut().enumerate() {
+            *set = blocks(*set, at(again, offsets(i)));
+        }
         sets
     }
 
@@ -78,26 +82,25 @@ impl Initial {
         &self,
         offsets: &[[u64; 2 * SET]; SETS],
         count: usize,
-        blocks: &mut [[__m512i; SET]; SETS],
+        written: &mut [[__m512i; SET]; SETS],
     ) {
         let offsets = |i: usize| memory::from_u64(&offsets[i]);
-        let write = |i: usize, set| blocks[i] = set;
-        if count > SET * (SETS - 1) {
-            self.sets::<SETS>(offsets, write);
-        } else {
-            self.sets::<{ SETS - 1 }>(offsets, write);
+        match written {
+            [written @ .., _] if count <= SET * (SETS - 1) => *written = self.rounds(offsets),
+            _ => *written = self.rounds(offsets),
+        }
+        // From memory to memory: the compiler would store some of all sets on the stack, where nothing erases them.
+        for (i, set) in written.iter_mut().take(count.div_ceil(SET)).enumerate() {
+            let initial = at(self.0.each_ref().map(memory::reread), offsets(i));
+            *set = blocks(set.each_ref().map(memory::reread), initial);
         }
     }
 
-    /// Computes `N` sets, and calls `finished` with each as soon as it has its blocks.
+    /// The state of `N` sets after all rounds.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn sets<const N: usize>(
-        &self,
-        offsets: impl Fn(usize) -> __m512i,
-        mut finished: impl FnMut(usize, [__m512i; SET]),
-    ) {
-        let mut sets: [_; N] = core::array::from_fn(|i| at(self.0, offsets(i)));
+    fn rounds<const N: usize>(&self, offsets: impl Fn(usize) -> __m512i) -> [[__m512i; SET]; N] {
+        let mut sets = core::array::from_fn(|i| at(self.0, offsets(i)));
         for _ in 0..DOUBLE_ROUNDS {
             quarter_rounds(&mut sets);
             for [a, _, c, d] in &mut sets {
@@ -113,19 +116,22 @@ impl Initial {
                 *c = _mm512_shuffle_epi32::<0x93>(*c);
             }
         }
-        // Read again, so that the compiler keeps no copies on the stack, which would not be erased.
-        let again = self.0.each_ref().map(memory::reread);
-        for (i, mut set) in sets.into_iter().enumerate() {
-            for (row, initial) in set.iter_mut().zip(at(again, offsets(i))) {
-                *row = _mm512_add_epi32(*row, initial);
-            }
-            let mut set = poly1305::transpose_parts(set);
-            for row in &mut set {
-                memory::evaluate(row);
-            }
-            finished(i, set);
-        }
+        sets
     }
+}
+
+/// The blocks of a set, from its state after all rounds and the initial one.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn blocks(mut set: [__m512i; SET], initial: [__m512i; SET]) -> [__m512i; SET] {
+    for (row, initial) in set.iter_mut().zip(initial) {
+        *row = _mm512_add_epi32(*row, initial);
+    }
+    let mut blocks = poly1305::transpose_parts(set);
+    for block in &mut blocks {
+        memory::evaluate(block);
+    }
+    blocks
 }
 
 /// A round of columns in each set, step by step, so that the short dependencies of one fill those of another.
