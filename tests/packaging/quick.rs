@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, open};
 use nix::libc;
@@ -136,6 +136,15 @@ impl Host {
             self.other.endpoint(Family::V4),
             note = self.bin.join("notes").display(),
         )
+    }
+
+    /// Another interface in the same network namespace.
+    fn second(&self) -> Self {
+        let bin = Scratch::new();
+        fs::write(bin.join("rules"), "").unwrap();
+        let other = End::new(Side::Right, Daemon::start(Wgsep, &self.other.daemon.netns));
+        let (key, interface, files) = (KeyPair::generate(), unique_interface(), Scratch::new());
+        Self { netns: Arc::clone(&self.netns), other, key, interface, files, bin }
     }
 
     fn command(&self, verb: &str, more: &[&str]) -> Command {
@@ -650,6 +659,36 @@ fn a_shell_that_is_to_keep_to_posix_and_a_path_of_large_packets_change_nothing()
     host.must("down");
 }
 
+#[test]
+fn options_of_the_caller_s_shell_change_nothing() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    host.write(&host.client());
+    for (key, value) in [("BASHOPTS", "failglob:nocasematch"), ("SHELLOPTS", "noclobber:nounset")] {
+        for verb in ["up", "down"] {
+            let done = output(host.command(verb, &[]).env(key, value));
+            assert!(done.status.success(), "{key}={value} {verb}: {done:?}");
+        }
+        host.is_as(&before);
+    }
+}
+
+/// As with wg-quick(8), which sets no DNS then.
+#[test]
+fn search_domains_without_an_address_need_no_program() {
+    require!(Wgsep);
+    let host = Host::new();
+    host.write(&host.client().replace("DNS = 10.9.0.53, corp.example", "DNS = corp.example"));
+    let no_resolvconf = "mount --bind /dev/null $(command -v resolvconf) &&";
+    let up = output(&mut host.command_with(no_resolvconf, "up", &[]));
+    assert!(up.status.success(), "{up:?}");
+    host.must("down");
+    host.write(&host.client().replace("10.9.0.53, corp.example", "corp.example, 10.9.0.53"));
+    let said = host.refusal(&mut host.command_with(no_resolvconf, "up", &[]));
+    assert!(said[0].ends_with("PostUp = resolvectl dns %i 10.9.0.53"), "{said:?}");
+}
+
 /// `vpn.example` in place of the address of the other end.
 struct Named(Host);
 
@@ -1134,6 +1173,12 @@ fn a_hook_that_deletes_the_interface_fails_the_start_and_leaves_nothing() {
     require!(Wgsep);
     let host = Host::new();
     let before = host.state();
+    host.write(&host.client().replace("PostUp =", "PreUp = ip link del %i\nPostUp ="));
+    let mut daemon = host.serve(None);
+    let said = host.refused("apply");
+    assert!(said.iter().any(|line| line.contains("if a PreUp deletes")), "{said:?}");
+    daemon.exit_within(LIMIT);
+    host.is_as(&before);
     host.write(&host.client().replace("PostUp =", "PostUp = ip link del %i\nPostUp ="));
     for _ in 0..2 {
         let said = host.refused("up");
@@ -1359,6 +1404,88 @@ fn a_stop_that_is_ended_in_its_midst_takes_down_the_rest() {
     host.is_as(&before);
 }
 
+/// After a crash, until the file is applied again, and before it is applied at all.
+#[test]
+fn saveconfig_does_not_take_keys_out_of_the_file_that_the_daemon_does_not_have() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    let text = host.client().replace("ListenPort", "SaveConfig = true\nListenPort");
+    let is_kept = || assert_eq!(host.text(), text);
+    host.write(&text);
+    let mut daemon = host.serve(None);
+    for verb in ["save", "down"] {
+        let said = host.refused(verb);
+        assert!(
+            said.iter().any(|line| line.contains("its keys are not saved")),
+            "{verb}: {said:?}"
+        );
+        is_kept();
+    }
+    host.must("apply");
+    daemon.signal(Signal::SIGKILL);
+    daemon.exit_within(LIMIT);
+    let mut daemon = host.serve(None);
+    let said = host.refused("save");
+    assert!(said.iter().any(|line| line.contains("its keys are not saved")), "{said:?}");
+    is_kept();
+    let said = host.must("down");
+    assert!(said.contains("it stays as it is"), "{said}");
+    daemon.exit_within(LIMIT);
+    is_kept();
+    host.is_as(&before);
+}
+
+#[test]
+fn a_stop_without_a_record_takes_down_what_the_file_says() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    host.write(&host.client());
+    let _kept = Kept::new();
+    let read_only = "mount -t tmpfs -o ro none /run/wgsep-quick &&";
+    for before_stop in ["", read_only] {
+        let mut daemon = host.serve(None);
+        if before_stop.is_empty() {
+            host.must("apply");
+            fs::remove_file(host.state_file()).unwrap();
+        } else {
+            let apply = output(&mut host.command_with(read_only, "apply", &[]));
+            let said = String::from_utf8_lossy(&apply.stderr).into_owned();
+            assert!(
+                apply.status.success() && said.contains("cannot write to /run/wgsep-quick"),
+                "{said}"
+            );
+        }
+        let stop = output(&mut host.command_with(before_stop, "stop", &[]));
+        assert!(stop.status.success(), "{stop:?}");
+        daemon.exit_within(LIMIT);
+        host.is_as(&before);
+    }
+    assert_eq!(host.notes(), ["postup", "predown", "postup", "predown"]);
+}
+
+/// It would wait for the lock of the run that waits for the hook. What it saves is what wg-quick(8) would.
+#[test]
+fn a_hook_that_runs_wgsep_quick_on_its_own_interface_is_no_deadlock() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    let of_hook = |verb: &str| {
+        let hook = format!("PostUp = {} {verb} %i\nPostUp =", script().display());
+        host.write(&host.client().replace("PostUp =", &hook));
+    };
+    of_hook("down");
+    let started = Instant::now();
+    let said = host.refused("up");
+    assert!(said[0].contains("waits for the hook") && started.elapsed() < LIMIT, "{said:?}");
+    host.is_as(&before);
+    of_hook("save");
+    host.must("up");
+    host.must("down");
+    host.is_as(&before);
+}
+
 /// As by the kernel where memory is short. No hook was run, so none for down is.
 #[test]
 fn steps_of_an_up_that_are_killed_are_taken_down() {
@@ -1551,6 +1678,12 @@ fn names_and_files_that_cannot_be_used_are_refused_with_a_remedy() {
     for (before, verb, name, expected) in [
         ("", "up", "nowhere", "there is no /etc/wireguard"),
         ("", "up", "/nowhere/wg0.conf", "there is no /nowhere"),
+        (
+            "mount -t tmpfs none /tmp && ln -s /nowhere /tmp/keys &&",
+            "up",
+            "/tmp/keys/wg0.conf",
+            "/tmp/keys is a symbolic link to /nowhere, which does not exist or is hidden",
+        ),
         ("", "up", "/etc/passwd", "its name must be that of the interface, followed by .conf"),
         (
             "",
@@ -1962,15 +2095,7 @@ fn a_reload_that_is_refused_is_one_line_where_broken_pipes_are_no_signal() {
 fn two_default_routes_that_are_set_up_at_once_have_a_table_each_and_come_down_at_once() {
     require!(Wgsep);
     let host = Host::new();
-    let second = Host {
-        netns: Arc::clone(&host.netns),
-        other: End::new(Side::Right, Daemon::start(Wgsep, &host.other.daemon.netns)),
-        key: KeyPair::generate(),
-        interface: unique_interface(),
-        files: Scratch::new(),
-        bin: Scratch::new(),
-    };
-    fs::write(second.bin.join("rules"), "").unwrap();
+    let second = host.second();
     let before = host.state();
     for (one, other) in
         [("0.0.0.0/0", "0.0.0.0/0"), ("0.0.0.0/0", "::/0"), ("::/0", "0.0.0.0/0, ::/0")]
@@ -2008,6 +2133,45 @@ fn two_default_routes_that_are_set_up_at_once_have_a_table_each_and_come_down_at
         host.is_as(&before);
         second.is_as(&before);
     }
+}
+
+/// wg-quick(8) takes away the rules of both when the second fails, and the first one's packets leave outside of its tunnel.
+#[test]
+fn a_default_route_with_the_mark_of_another_is_refused_and_the_other_stays() {
+    require!(Wgsep);
+    let host = Host::new();
+    let second = host.second();
+    let file = |host: &Host, number: u8, prefixes: &str, mark: &str| {
+        host.write(&format!(
+            "[Interface]\nPrivateKey = {}\nAddress = 10.77.{number}.1/24\n{mark}\n[Peer]\nPublicKey = {}\nAllowedIPs = {prefixes}\n",
+            host.key.private, host.other.key.public
+        ));
+    };
+    for (one, other) in [("0.0.0.0/0, ::/0", "0.0.0.0/0"), ("::/0", "0.0.0.0/0")] {
+        file(&host, 1, one, "FwMark = 0xca6d");
+        host.must("up");
+        let before = host.state();
+        file(&second, 2, other, "FwMark = 51821");
+        let said = second.refused("up");
+        let named = format!(
+            "line 4: FwMark = 51821 is the routing table 51821, in which {} has",
+            host.interface
+        );
+        assert!(said.len() == 1 && said[0].contains(&named), "{said:?}");
+        assert_eq!(host.state(), before);
+        file(&second, 2, other, "");
+        second.must("up");
+        second.must("down");
+        assert!(host.state().contains("not from all fwmark 0xca6d lookup 51821"));
+        host.must("down");
+    }
+    // Of a program that leaves no record here.
+    host.netns.run("ip route add default dev veth0 table 51821");
+    let before = host.state();
+    file(&host, 1, "0.0.0.0/0", "FwMark = 51821");
+    let said = host.refused("up");
+    assert!(said.len() == 1 && said[0].contains("in which veth0 has a default route"), "{said:?}");
+    host.is_as(&before);
 }
 
 /// Of timeout(1), which prints a warning: LimitSIGPENDING= of a service is inherited.
