@@ -782,6 +782,32 @@ fn a_name_that_leads_elsewhere_by_now_is_followed_where_its_peer_is_not_reached(
     named.0.must("down");
 }
 
+/// A here-document that is longer than a pipe is a file there.
+#[test]
+fn names_among_many_peers_are_resolved_where_tmp_is_full() {
+    require!(Wgsep);
+    let host = Host::new();
+    let name = format!("{}Endpoint = vpn.example:{PORT}\n", host.plain_server());
+    let peers = (0..1200).map(|number: u32| {
+        let key = KeyPair::generate().public;
+        let [high, low] = [number / 250, number % 250];
+        format!("[Peer]\nPublicKey = {key}\nAllowedIPs = 10.200.{high}.{low}/32\nEndpoint = 127.0.0.1:9\n")
+    });
+    host.write(&(name + &peers.collect::<String>()));
+    let named = Named(host);
+    named.leads_to(NOWHERE);
+    assert!(named.run("up").status.success());
+    named.leads_to("10.77.0.9");
+    let hosts = named.0.bin.join("hosts").display().to_string();
+    let full = format!(
+        "mount --bind {hosts} /etc/hosts && mount -t tmpfs -o size=4k none /tmp && {{ cp /bin/true /tmp/full 2>/dev/null; true; }} &&"
+    );
+    let resolved = output(&mut named.0.command_with(&full, "resolve", &[]));
+    assert!(resolved.status.success(), "{resolved:?}");
+    let shown = named.0.netns.run(format!("wg show {} endpoints", named.0.interface));
+    assert!(shown.contains(&format!("10.77.0.9:{PORT}")), "{shown}");
+}
+
 #[test]
 fn addresses_of_both_families_are_tried_in_turn_while_packets_go_unanswered() {
     require!(Wgsep);
