@@ -1061,6 +1061,12 @@ fn saveconfig_writes_the_file_at_save_at_down_and_at_the_stop_of_the_unit() {
     for line in ["SaveConfig = true", "PostUp = echo", "DNS = 10.9.0.53"].iter().chain(&added) {
         assert!(text.contains(line), "no {line}: {text}");
     }
+    // Two tunnels whose files had the mark that was chosen for each could not be up at the same time.
+    assert!(!text.contains("FwMark"), "{text}");
+    host.write(&text.replace("SaveConfig", "FwMark = 0xca77\nSaveConfig"));
+    host.must("up");
+    host.must("down");
+    assert!(host.text().contains("FwMark = 0xca77"), "{}", host.text());
     assert_eq!(
         fs::metadata(host.files.join(format!("{}.conf", host.interface)))
             .unwrap()
