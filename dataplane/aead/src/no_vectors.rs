@@ -20,17 +20,7 @@ impl Vectors {
         match self {}
     }
 
-    pub(crate) fn seal_one(
-        self,
-        _: Option<&mut Keystream>,
-        _: &[u8; KEY_LEN],
-        _: (u32, u64),
-        _: &mut [u8],
-    ) -> [u8; TAG_LEN] {
-        match self {}
-    }
-
-    pub(crate) fn open_one(
+    pub(crate) fn crypt_one<const SEAL: bool>(
         self,
         _: Option<&mut Keystream>,
         _: &[u8; KEY_LEN],

@@ -243,7 +243,7 @@ mod tests {
             for call in 0..6 {
                 let mut keystream = Keystream::default();
                 let mut seal_ahead = |counter, text: &mut [u8]| {
-                    vectors.seal_one(Some(&mut keystream), key, (0, counter), text)
+                    vectors.crypt_one::<true>(Some(&mut keystream), key, (0, counter), text)
                 };
                 {
                     let mut texts = texts.iter_mut();
@@ -254,8 +254,8 @@ mod tests {
                     match call {
                         0 => drop(vectors.seal(&mut lanes)),
                         1 => drop(vectors.open(&mut lanes)),
-                        2 => drop(vectors.seal_one(None, key, (0, 1), lanes[0].text)),
-                        3 => drop(vectors.open_one(None, key, (0, 1), lanes[0].text)),
+                        2 => drop(vectors.crypt_one::<true>(None, key, (0, 1), lanes[0].text)),
+                        3 => drop(vectors.crypt_one::<false>(None, key, (0, 1), lanes[0].text)),
                         // Computes keystream ahead with the second packet, and uses it with the third.
                         _ => {
                             for counter in 1..call - 1 {

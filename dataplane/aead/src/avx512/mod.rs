@@ -65,8 +65,9 @@ impl Vectors {
         tags
     }
 
-    /// Encrypts one packet, and returns its tag.
-    pub(crate) fn seal_one(
+    /// Encrypts one packet and returns its tag, or decrypts it and returns what its tag must be. `keystream` has what was computed
+    /// ahead.
+    pub(crate) fn crypt_one<const SEAL: bool>(
         self,
         keystream: Option<&mut Keystream>,
         key: &[u8; KEY_LEN],
@@ -74,21 +75,7 @@ impl Vectors {
         text: &mut [u8],
     ) -> [u8; TAG_LEN] {
         // SAFETY: a value exists only where the processor has these extensions.
-        let tag = unsafe { crypt_one::<true>(keystream, key, nonce, text) };
-        self.clear_registers();
-        tag
-    }
-
-    /// Decrypts one packet, and returns what its tag must be.
-    pub(crate) fn open_one(
-        self,
-        keystream: Option<&mut Keystream>,
-        key: &[u8; KEY_LEN],
-        nonce: (u32, u64),
-        text: &mut [u8],
-    ) -> [u8; TAG_LEN] {
-        // SAFETY: a value exists only where the processor has these extensions.
-        let tag = unsafe { crypt_one::<false>(keystream, key, nonce, text) };
+        let tag = unsafe { crypt_one::<SEAL>(keystream, key, nonce, text) };
         self.clear_registers();
         tag
     }
