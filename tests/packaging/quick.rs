@@ -1474,6 +1474,16 @@ fn saveconfig_does_not_take_keys_out_of_the_file_that_the_daemon_does_not_have()
     daemon.exit_within(LIMIT);
     is_kept();
     host.is_as(&before);
+    // Nor is a daemon asked twice that does not answer.
+    let mut daemon = host.serve(None);
+    host.must("apply");
+    let asked = "case $1 in showconf) exit 1 ;; esac";
+    host.write_wrapper("wg", asked);
+    let said = host.must("stop");
+    assert!(said.contains("it stays as it is") && said.contains("does not answer"), "{said}");
+    daemon.exit_within(LIMIT);
+    is_kept();
+    host.is_as(&before);
 }
 
 #[test]
