@@ -2197,6 +2197,7 @@ fn a_default_route_with_the_mark_of_another_is_refused_and_the_other_stays() {
             host.key.private, host.other.key.public
         ));
     };
+    let without = host.state();
     for (one, other) in [("0.0.0.0/0, ::/0", "0.0.0.0/0"), ("::/0", "0.0.0.0/0")] {
         file(&host, 1, one, "FwMark = 0xca6d");
         host.must("up");
@@ -2212,8 +2213,18 @@ fn a_default_route_with_the_mark_of_another_is_refused_and_the_other_stays() {
         file(&second, 2, other, "");
         second.must("up");
         second.must("down");
-        assert!(host.state().contains("not from all fwmark 0xca6d lookup 51821"));
+        assert_eq!(host.state(), before);
+        second.must("up");
         host.must("down");
+        // The rule for the other routes of the main table comes before the one for all that is not the tunnel's own.
+        let rules = host.netns.run("ip rule");
+        let rules: Vec<_> = rules.lines().filter_map(|line| line.split_once(":\t")).collect();
+        let own =
+            rules.iter().position(|(_, rule)| rule.starts_with("not from all fwmark")).unwrap();
+        assert!(rules[own - 1].1.trim_end().ends_with("suppress_prefixlength 0"), "{rules:?}");
+        second.must("down");
+        host.is_as(&without);
+        second.is_as(&without);
     }
     // Of a program that leaves no record here.
     host.netns.run("ip route add default dev veth0 table 51821");
