@@ -2235,6 +2235,60 @@ fn a_default_route_with_the_mark_of_another_is_refused_and_the_other_stays() {
     host.is_as(&before);
 }
 
+/// One is the beginning of the other, for wg-quick(8) the same; and 010 is ten, as for wg(8).
+#[test]
+fn marks_that_begin_alike_are_taken_down_apart() {
+    require!(Wgsep);
+    let host = Host::new();
+    let second = host.second();
+    let before = host.state();
+    for (host, mark) in [(&host, "010"), (&second, "1")] {
+        let text = host.client().replace("DNS", "# DNS");
+        host.write(&text.replace("ListenPort =", &format!("FwMark = {mark}\n#")));
+    }
+    host.must("up");
+    let rules = host.netns.run("ip rule");
+    assert!(rules.contains("not from all fwmark 0xa lookup 10"), "{rules}");
+    let with_one = host.state();
+    second.must("up");
+    second.must("down");
+    assert_eq!(host.state(), with_one);
+    second.must("up");
+    host.must("down");
+    assert!(host.netns.run("ip -6 rule").contains("not from all fwmark 0x1 lookup 1"));
+    second.must("down");
+    host.is_as(&before);
+    second.is_as(&before);
+}
+
+/// Its own datagrams would go into the tunnel.
+#[test]
+fn a_reload_keeps_the_mark_of_a_default_route_until_a_restart() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    let marked = |mark: u32| {
+        let text = host.client().replace("ListenPort", &format!("FwMark = {mark}\nListenPort"));
+        host.write(&text);
+    };
+    host.write(&host.client());
+    host.must("up");
+    let up = host.state();
+    marked(51821);
+    let said = host.must("reload");
+    assert!(said.contains("FwMark = 51821 takes effect by:"), "{said}");
+    assert_eq!(host.netns.run(format!("wg show {} fwmark", host.interface)).trim(), "0xca6c");
+    assert_eq!(host.state(), up);
+    // Of the file, though the same was chosen at the start.
+    marked(51820);
+    let said = host.must("reload");
+    assert!(!said.contains("takes effect"), "{said}");
+    host.must("save");
+    assert!(host.text().contains("FwMark = 0xca6c"), "{}", host.text());
+    host.must("down");
+    host.is_as(&before);
+}
+
 /// Of timeout(1), which prints a warning: LimitSIGPENDING= of a service is inherited.
 #[test]
 fn a_warning_beside_an_answer_is_no_part_of_it() {
