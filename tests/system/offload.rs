@@ -54,8 +54,10 @@ fn byte_at(place: usize) -> u8 {
 /// Sends a stream from one end to the other and looks at each byte.
 #[track_caller]
 fn assert_stream_arrives(from: &End, to: &End, family: Family) {
-    let address = SocketAddr::new(to.side.inner(family), 7000);
-    let listener = to.daemon.netns.inside(|| TcpListener::bind(address)).unwrap();
+    let inner = to.side.inner(family);
+    // Any port: the child of another test has the listener of the call before until it executes its program.
+    let listener = to.daemon.netns.inside(|| TcpListener::bind((inner, 0))).unwrap();
+    let address = listener.local_addr().unwrap();
     let mut sender =
         from.daemon.netns.inside(|| TcpStream::connect_timeout(&address, LIMIT)).unwrap();
     let (mut receiver, _) = listener.accept().unwrap();

@@ -187,8 +187,9 @@ impl Hub {
 
 #[track_caller]
 fn send_stream(from: &Netns, to: &Node) {
-    let address = SocketAddr::new(to.inner, 7000);
-    let listener = to.daemon.netns.inside(|| TcpListener::bind(address)).unwrap();
+    // Any port: the child of another test has the listener of the call before until it executes its program.
+    let listener = to.daemon.netns.inside(|| TcpListener::bind((to.inner, 0))).unwrap();
+    let address = listener.local_addr().unwrap();
     let mut sender = from.inside(|| TcpStream::connect_timeout(&address, LIMIT)).unwrap();
     let (mut receiver, _) = listener.accept().unwrap();
     receiver.set_read_timeout(Some(LIMIT)).unwrap();
