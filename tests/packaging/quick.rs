@@ -1479,6 +1479,8 @@ fn saveconfig_does_not_take_keys_out_of_the_file_that_the_daemon_does_not_have()
     host.must("apply");
     let asked = "case $1 in showconf) exit 1 ;; esac";
     host.write_wrapper("wg", asked);
+    let said = host.refused("down");
+    assert!(said.len() == 1 && said[0].contains("ip link delete dev"), "{said:?}");
     let said = host.must("stop");
     assert!(said.contains("it stays as it is") && said.contains("does not answer"), "{said}");
     daemon.exit_within(LIMIT);
@@ -1513,6 +1515,31 @@ fn a_stop_without_a_record_takes_down_what_the_file_says() {
         host.is_as(&before);
     }
     assert_eq!(host.notes(), ["postup", "predown", "postup", "predown"]);
+}
+
+/// A daemon that resolvconf(8) starts would have the lock.
+#[test]
+fn what_a_step_leaves_running_does_not_keep_the_next_run_waiting() {
+    require!(Wgsep);
+    let host = Host::new();
+    let before = host.state();
+    host.write(&host.client());
+    let own = fs::read_to_string(host.bin.join("resolvconf")).unwrap();
+    let leaves = own.replacen(
+        '\n',
+        "\nsleep 60 </dev/null >/dev/null 2>&1 & echo $! >>\"${0%/*}/left\"\n",
+        1,
+    );
+    fs::write(host.bin.join("resolvconf"), leaves).unwrap();
+    host.must("up");
+    let started = Instant::now();
+    host.must("reload");
+    host.must("down");
+    assert!(started.elapsed() < LIMIT, "{:?}", started.elapsed());
+    for pid in fs::read_to_string(host.bin.join("left")).unwrap().lines() {
+        let _has_ended = kill(nix::unistd::Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
+    }
+    host.is_as(&before);
 }
 
 /// It would wait for the lock of the run that waits for the hook. What it saves is what wg-quick(8) would.
@@ -2241,11 +2268,13 @@ fn marks_that_begin_alike_are_taken_down_apart() {
     require!(Wgsep);
     let host = Host::new();
     let second = host.second();
-    let before = host.state();
     for (host, mark) in [(&host, "010"), (&second, "1")] {
         let text = host.client().replace("DNS", "# DNS");
         host.write(&text.replace("ListenPort =", &format!("FwMark = {mark}\n#")));
     }
+    // A rule of another program that has no rule for the main table beside it.
+    host.netns.run("ip rule add not fwmark 5 table 100");
+    let before = host.state();
     host.must("up");
     let rules = host.netns.run("ip rule");
     assert!(rules.contains("not from all fwmark 0xa lookup 10"), "{rules}");
