@@ -1045,7 +1045,9 @@ fn a_newer_wg_quick_is_answered_as_well() {
 fn saveconfig_writes_the_file_at_save_at_down_and_at_the_stop_of_the_unit() {
     require!(Wgsep);
     let host = Host::new();
-    host.write(&host.client().replace("DNS", "SaveConfig = true\nDNS"));
+    // Which bash 5.2 replaces by what it has matched.
+    let hook = "PreDown = true && echo 'a&b' | sed 's/./[&]/' >/dev/null";
+    host.write(&host.client().replace("DNS", &format!("SaveConfig = true\n{hook}\nDNS")));
     let added = ["192.0.2.11", "192.0.2.12", "192.0.2.13"];
     let add = |address: &str| {
         let key = KeyPair::generate().public;
@@ -1066,7 +1068,8 @@ fn saveconfig_writes_the_file_at_save_at_down_and_at_the_stop_of_the_unit() {
     host.must("stop");
     daemon.exit_within(LIMIT);
     let text = host.text();
-    for line in ["SaveConfig = true", "PostUp = echo", "DNS = 10.9.0.53"].iter().chain(&added) {
+    for line in ["SaveConfig = true", "PostUp = echo", hook, "DNS = 10.9.0.53"].iter().chain(&added)
+    {
         assert!(text.contains(line), "no {line}: {text}");
     }
     // Two tunnels whose files had the mark that was chosen for each could not be up at the same time.
