@@ -1,6 +1,6 @@
 //! In place of `avx512` where that is not built.
 
-use crate::{KEY_LEN, Lane, PACKETS, TAG_LEN, Tags};
+use crate::{KEY_LEN, Lane, PACKETS, Packet, TAG_LEN, Tags};
 use zeroize::Zeroize;
 
 /// Instructions that this program has no code for.
@@ -36,6 +36,14 @@ impl Vectors {
 pub(crate) struct Keystream;
 
 impl Keystream {
+    pub(crate) const fn follow(&mut self, _: &[u8; KEY_LEN], _: (u32, u64)) -> bool {
+        false
+    }
+
+    pub(crate) const fn is_ahead_of(&self, _: &[Packet<'_>]) -> bool {
+        false
+    }
+
     pub(crate) const fn is_empty(&self) -> bool {
         true
     }

@@ -87,7 +87,7 @@ const fn copied<'r>(packet: &'r mut Packet<'_>) -> Packet<'r> {
 /// The first four bytes of a nonce, and the other eight: a nonce of WireGuard is written in these two parts, and reading it
 /// in others would wait until both writes have reached the cache.
 #[inline]
-fn nonce_words([a, b, c, d, counter @ ..]: &[u8; NONCE_LEN]) -> (u32, u64) {
+pub(crate) fn nonce_words([a, b, c, d, counter @ ..]: &[u8; NONCE_LEN]) -> (u32, u64) {
     (u32::from_le_bytes([*a, *b, *c, *d]), u64::from_le_bytes(*counter))
 }
 

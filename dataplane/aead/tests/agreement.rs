@@ -291,6 +291,40 @@ fn every_order_of_nonces_agrees_through_a_cache() {
     }
 }
 
+/// In batches of one to nine of a sequence, of which a few are processed singly.
+#[test]
+#[cfg_attr(miri, ignore = "too slow")]
+fn batches_of_every_number_agree_through_a_cache() {
+    let mut dice = Dice(11);
+    for longest in [32, 64, 300, 704, 1500] {
+        for _ in 0..40 {
+            let lengths: Vec<_> = (0..80).map(|_| below(&mut dice, longest + 1)).collect();
+            let mut plain = sequence(&mut dice, lengths);
+            if below(&mut dice, 4) == 0 {
+                let at = below(&mut dice, 80);
+                plain.swap(0, at);
+            }
+            let mut caches = [KeystreamCache::default(), KeystreamCache::default()];
+            let mut ours = plain.clone();
+            let mut rest = &mut ours[..];
+            while !rest.is_empty() {
+                let count = (1 + below(&mut dice, 9)).min(rest.len());
+                let (batch, others) = rest.split_at_mut(count);
+                run(batch, |packets| caches[0].seal_batch(packets));
+                for (sample, number) in batch.iter().zip(80 - others.len() - count..) {
+                    let (text, tag) = plain[number].expected();
+                    assert!(sample.done && sample.text == text && sample.tag == tag, "{number}");
+                }
+                run(batch, |packets| caches[1].open_batch(packets));
+                rest = others;
+            }
+            for (ours, plain) in ours.iter().zip(&plain) {
+                assert!(ours.done && ours.text == plain.text);
+            }
+        }
+    }
+}
+
 /// A packet that is forged takes no keystream from the one whose nonce it has.
 #[test]
 #[cfg_attr(miri, ignore = "too slow")]

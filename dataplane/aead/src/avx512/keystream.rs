@@ -2,7 +2,8 @@
 
 use super::rows::{Initial, MOST, SET, SETS};
 use super::{memory, one};
-use crate::{KEY_LEN, TAG_LEN, equal};
+use crate::single::nonce_words;
+use crate::{KEY_LEN, Packet, TAG_LEN, equal};
 use core::arch::x86_64::__m512i;
 use zeroize::Zeroize;
 
@@ -24,6 +25,11 @@ static OFFSETS: [[[u64; 2 * SET]; SETS]; MOST_OF_ONE + 1] = {
     }
     offsets
 };
+
+/// Blocks that a packet takes: one more than those of its text.
+const fn blocks_of(text: &[u8]) -> usize {
+    1 + text.len().div_ceil(memory::LEN)
+}
 
 /// The blocks of consecutive packets of one key. Which they are depends on nonces and lengths alone.
 pub(crate) struct Keystream {
@@ -72,13 +78,8 @@ impl Keystream {
         text: &mut [u8],
     ) -> [u8; TAG_LEN] {
         let (fixed, counter) = nonce;
-        let is_same_key = self.fixed == Some(fixed) && equal(key, &self.key);
-        let is_expected = is_same_key && counter == self.next;
-        if !is_same_key {
-            (self.key, self.fixed, self.packets) = (*key, Some(fixed), 0);
-        }
-        self.next = counter.wrapping_add(1);
-        let count = 1 + text.len().div_ceil(memory::LEN);
+        let is_expected = self.follow(key, nonce);
+        let count = blocks_of(text);
         if self.blocks(counter, count).is_none() && is_expected && count <= MOST_OF_ONE {
             self.compute(fixed, counter, count);
         }
@@ -86,6 +87,30 @@ impl Keystream {
             Some(blocks) => one::crypt_with_blocks::<SEAL>(blocks, text),
             None => one::crypt::<SEAL>(key, nonce, text),
         }
+    }
+
+    /// Takes a packet as the latest one; returns whether it follows the one before it.
+    pub(crate) fn follow(&mut self, key: &[u8; KEY_LEN], (fixed, counter): (u32, u64)) -> bool {
+        let is_same_key = self.fixed == Some(fixed) && equal(key, &self.key);
+        let is_expected = is_same_key && counter == self.next;
+        if !is_same_key {
+            if self.packets > 0 {
+                self.zeroize();
+            }
+            (self.key, self.fixed) = (*key, Some(fixed));
+        }
+        self.next = counter.wrapping_add(1);
+        is_expected
+    }
+
+    /// Whether packets follow the latest one, one after the other, and are short enough for keystream to be computed ahead.
+    pub(crate) fn is_ahead_of(&self, packets: &[Packet<'_>]) -> bool {
+        (0..).zip(packets).all(|(number, packet)| {
+            let (fixed, counter) = nonce_words(&packet.nonce);
+            (Some(fixed), counter) == (self.fixed, self.next.wrapping_add(number))
+                && blocks_of(packet.text) <= MOST_OF_ONE
+                && equal(&packet.key.0, &self.key)
+        })
     }
 
     /// True if there is neither a key nor keystream.
