@@ -181,7 +181,7 @@ pub(super) fn to_u64(vector: __m512i) -> [u64; 8] {
 #[allow(clippy::print_stdout)]
 mod tests {
     use crate::avx512::{Keystream, Vectors};
-    use crate::{Key, Lane};
+    use crate::{Key, KeystreamCache, Lane, Packet};
 
     /// The vector registers, before anything else changes them.
     #[inline(always)]
@@ -268,6 +268,32 @@ mod tests {
                 let left = registers.iter().position(|byte| *byte != 0).map(|at| at / 64);
                 assert_eq!(left, None, "a register after call {call}, length {len}");
             }
+        }
+    }
+
+    /// The cache copies the key once the group has cleared them.
+    #[test]
+    fn no_key_is_left_in_the_vector_registers_after_a_group_through_a_cache() {
+        let key = Key::new(&core::array::from_fn(|i| 0xa5 ^ (37 * i) as u8));
+        for len in [20, 64, 700, 1400] {
+            let (mut texts, mut tags, mut done) = ([[7; 1600]; 8], [[0; 16]; 8], [false; 8]);
+            let mut cache = Box::<KeystreamCache>::default();
+            let mut registers = [1; 2048];
+            if Vectors::detect().is_none() {
+                println!("skipped: this processor has no AVX-512 IFMA");
+                return;
+            }
+            let parts = texts.iter_mut().zip(&mut tags).zip(&mut done);
+            cache.seal_batch(parts.map(|((text, tag), done)| Packet {
+                key: &key,
+                nonce: [0; 12],
+                text: &mut text[..len],
+                tag,
+                done,
+            }));
+            read_registers(&mut registers);
+            let is_left = |word: &[u8]| registers.windows(8).any(|bytes| bytes == word);
+            assert!(!key.as_bytes().chunks(8).any(is_left), "length {len}");
         }
     }
 }

@@ -65,6 +65,12 @@ impl Vectors {
         tags
     }
 
+    /// Takes a packet of a group as the latest one of a sequence.
+    pub(crate) fn follow(self, keystream: &mut Keystream, key: &[u8; KEY_LEN], nonce: (u32, u64)) {
+        keystream.follow(key, nonce);
+        self.clear_registers();
+    }
+
     /// Encrypts one packet and returns its tag, or decrypts it and returns what its tag must be. `keystream` has what was computed
     /// ahead.
     pub(crate) fn crypt_one<const SEAL: bool>(

@@ -61,7 +61,7 @@ fn crypt_long<const SEAL: bool>(initial: &Initial, text: &mut [u8]) -> [u8; TAG_
         message
     });
     let mut block = 1 + FIRST / memory::LEN;
-    // `black_box`, so that each pass reads the rows again: see `Initial::sets`.
+    // `black_box`, so that each pass reads the rows again: see `Initial::blocks`.
     while rest.len() > MOST * memory::LEN {
         (part, rest) = rest.split_at_mut(MOST * memory::LEN);
         black_box(initial).blocks(block as u32, MOST, |blocks| {
