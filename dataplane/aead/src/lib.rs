@@ -5,7 +5,7 @@
 //! blocks of a packet side by side. On other processors all packets go one by one through ring, or without the feature
 //! `ring` through chacha20poly1305, and adjacent packets of one key share its expansion.
 //!
-//! A sender or a receiver of single packets has [`KeystreamCache`], which computes the keystream of the packets that come next.
+//! A sender or a receiver of single packets can use [`KeystreamCache`], which computes the keystream of the packets that come next.
 //!
 //! The vector code is constant in time by construction: no branch, index or shift depends on keys, plaintext or tags.
 //! The lengths of packets are public.

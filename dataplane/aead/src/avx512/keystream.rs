@@ -118,7 +118,7 @@ impl Keystream {
         self.fixed.is_none()
     }
 
-    /// The blocks of a packet, if it has as many.
+    /// The blocks of a packet, if at least `count` of them were computed.
     #[inline]
     fn blocks(&self, counter: u64, count: usize) -> Option<&[__m512i]> {
         let ahead = usize::try_from(counter.wrapping_sub(self.first)).ok()?;

@@ -65,7 +65,7 @@ pub struct SealJob<'b> {
     pub is_sealed: &'b mut bool,
 }
 
-/// Seals datagrams, of any keypairs and lengths, and writes their headers. With a cache, single ones are sealed by way of it.
+/// Seals datagrams, of any keypairs and lengths, and writes their headers. With a cache, single ones are sealed through it.
 pub fn seal_batch<'b>(
     cache: Option<&mut KeystreamCache>,
     jobs: impl IntoIterator<Item = SealJob<'b>>,
@@ -107,7 +107,7 @@ pub struct OpenJob<'b> {
     pub is_authentic: &'b mut bool,
 }
 
-/// Opens messages, of any keypairs and lengths. With a cache, single ones are opened by way of it.
+/// Opens messages, of any keypairs and lengths. With a cache, single ones are opened through it.
 pub fn open_batch<'b>(
     cache: Option<&mut KeystreamCache>,
     jobs: impl IntoIterator<Item = OpenJob<'b>>,

@@ -130,7 +130,7 @@ impl<S: Segmentation> OutboundBatch<S> {
         }
     }
 
-    /// The batch, with keystream that is computed ahead for datagrams that are sealed singly, which the caller has in memory for secrets.
+    /// The batch, with keystream that is computed ahead for datagrams that are sealed singly, which the caller must keep in memory for secrets.
     /// [`Self::forget_released`] must be called after whatever may release a keypair.
     pub(crate) fn with_keystream_cache(mut self) -> Self {
         self.keystream = Some(Box::default());
@@ -179,7 +179,7 @@ impl<S: Segmentation> OutboundBatch<S> {
         }
     }
 
-    /// Whether there is any that was computed ahead.
+    /// Whether its cache has a key or keystream.
     #[cfg(test)]
     pub(crate) fn has_keystream(&self) -> bool {
         self.keystream.as_ref().is_some_and(|keystream| !keystream.is_empty())
